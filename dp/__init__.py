@@ -1,0 +1,3 @@
+"""Differentially private optimisation for PyTorch."""
+
+__all__ = ()

@@ -1,0 +1,59 @@
+"""One-line argument checks, so that every bad value is refused in one form.
+
+Each check takes one keyword argument, whose name is the name in the message:
+``positive(max_grad_norm=c)`` raises ``max_grad_norm must be > 0 and finite, got -1``.
+"""
+
+import math
+import operator
+from typing import SupportsIndex
+
+
+__all__ = ("count", "non_negative", "open_unit", "positive", "probability")
+
+
+def positive(**named: float) -> float:
+    """Return the value if it is a finite number above 0."""
+    ((name, value),) = named.items()
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    return float(value)
+
+
+def non_negative(**named: float) -> float:
+    """Return the value if it is a finite number of at least 0."""
+    ((name, value),) = named.items()
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
+    return float(value)
+
+
+def probability(**named: float) -> float:
+    """Return the value if it lies in ``(0, 1]``."""
+    ((name, value),) = named.items()
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+    return float(value)
+
+
+def open_unit(**named: float) -> float:
+    """Return the value if it lies strictly between 0 and 1."""
+    ((name, value),) = named.items()
+    if not _is_number(value) or not 0 < value < 1:
+        raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def count(**named: SupportsIndex) -> int:
+    """Return the value if it is a whole number of at least 1."""
+    ((name, value),) = named.items()
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,8 @@
+"""Names shared by the stages: aliases and literals, no behaviour."""
+
+from typing import Literal
+
+
+__all__ = ("NeighboringRelation",)
+
+NeighboringRelation = Literal["add_or_remove_one", "replace_one", "zero_out"]

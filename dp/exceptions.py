@@ -1,0 +1,34 @@
+"""Errors raised by :mod:`dp`; every one is a :class:`PrivacyError`."""
+
+__all__ = (
+    "BudgetExhaustedError",
+    "LedgerError",
+    "PrivacyError",
+    "SampleMixingError",
+    "SamplingMismatchError",
+    "UnsupportedOperationError",
+)
+
+
+class PrivacyError(Exception):
+    """A privacy guarantee cannot be kept, so the operation was refused."""
+
+
+class SampleMixingError(PrivacyError, ValueError):
+    """One example's loss depends on another example of the batch."""
+
+
+class SamplingMismatchError(PrivacyError, RuntimeError):
+    """A step does not match the batch that the sampling scheme drew for it."""
+
+
+class BudgetExhaustedError(PrivacyError, RuntimeError):
+    """The next step would spend more than the plan allows; it was not taken."""
+
+
+class LedgerError(PrivacyError, ValueError):
+    """A ledger is missing, damaged, or belongs to another run."""
+
+
+class UnsupportedOperationError(PrivacyError, TypeError):
+    """No per-sample gradient can be had for an operation, model or optimizer."""
