@@ -1,0 +1,218 @@
+"""The state of one private run, and the two things that happen to it.
+
+:class:`Mechanism` owns everything that decides what is released: the plan, the
+clipping rule, the noise, the ledger, the loader whose tickets are spent, and the
+clipped sums of the batch at hand. It knows parameters, not optimizers; which
+update is made from the released gradient is :mod:`dp.optimizer`'s business.
+
+Shapes: ``B`` examples in a batch, ``G`` clipping groups.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dp.clipping import Clipping
+from dp.exceptions import PrivacyError, SamplingMismatchError
+from dp.ledger import Ledger
+from dp.noise import GaussianNoise
+from dp.per_sample import Engine
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader, Unamplified
+
+
+__all__ = ("Mechanism", "Pending")
+
+
+@final
+@dataclass(slots=True)
+class Pending:
+    """Clipped sums of the batch at hand: not yet noised, never shown to anyone."""
+
+    parameters: tuple[Tensor, ...]
+    sums: list[Tensor]
+    serial: int
+    num_samples: int = 0
+    num_backwards: int = 0
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Mechanism:
+    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016)."""
+
+    plan: PrivacyPlan
+    clipping: Clipping
+    noise: GaussianNoise
+    ledger: Ledger
+    loader: PoissonLoader | None
+    engine: Engine = field(default_factory=Engine)
+    pending: Pending | None = None
+    last_serial: int = -1
+
+    def accumulate(self, losses_B: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Add the clipped gradient of every example to the sums of its batch.
+
+        Raises:
+            SamplingMismatchError: If the batch at hand was not drawn by the loader,
+                was already released, or holds fewer examples than ``losses_B``.
+        """
+        pending = self._pending_for(parameters)
+        self._admit(pending, num_samples=len(losses_B))
+        if len(losses_B):
+            gradients = self.engine.gradients(losses_B, pending.parameters)
+            groups = self.clipping.group_of(pending.parameters)
+            factors_GB = self.clipping.factors(gradients.squared_norms(groups).sqrt())
+            self.pending = None  # A failure half-way must not leave half a sum.
+            gradients.add_weighted_sum(factors_GB, pending.sums)
+        pending.num_samples += len(losses_B)
+        pending.num_backwards += 1
+        self.pending = pending
+
+    def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Charge the ledger, then return the noised sums of the batch.
+
+        Guarantees:
+            * Nothing changes if the batch does not match its ticket, or if the
+              budget does not allow the release.
+            * Every parameter gets noise, also one that no example reached.
+        """
+        pending = self._pending_for(parameters)
+        self._check_complete(pending)
+        stddev = self.plan.noise_multiplier * self.sensitivity
+        self.ledger.reserve(
+            sampling_probability=self.plan.sampling_probability,
+            noise_multiplier=self.plan.noise_multiplier,
+            max_grad_norm=self.sensitivity,
+        )
+        self.pending = None
+        self.last_serial = pending.serial
+        used = self.noise.add_(pending.sums, stddev=stddev)
+        if used != stddev:
+            raise PrivacyError(
+                f"the noise stage used a standard deviation of {used!r} where"
+                f" {stddev!r} was charged; nothing was released"
+            )
+        return pending.sums
+
+    def attach(self, loader: PoissonLoader) -> None:
+        """Take tickets from *loader* from now on."""
+        self.pending = None
+        self.loader = loader
+
+    def discard(self) -> None:
+        """Forget the batch at hand; its ticket stays valid until it is spent."""
+        self.pending = None
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 norm that one example can add to a clipped sum."""
+        return self.clipping.sensitivity("add_or_remove_one")
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
+        # The batch at hand is secret, the loader's data is not ours to copy.
+        return Mechanism(
+            plan=self.plan,
+            clipping=self.clipping,
+            noise=deepcopy(self.noise, memo),
+            ledger=deepcopy(self.ledger, memo),
+            loader=self.loader,
+            last_serial=self.last_serial,
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process has other loaders: attach one there.
+        return _unpickled, (self.plan, self.clipping, self.noise, self.ledger)
+
+    def _pending_for(self, parameters: Sequence[Tensor]) -> Pending:
+        serial = self._current_serial()
+        pending = self.pending
+        if pending is None or pending.serial != serial:
+            # Sums of a batch that was broken off are dropped: its ticket is void.
+            sums = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
+            return Pending(tuple(parameters), sums, serial)
+        if not _same(pending.parameters, parameters):
+            raise PrivacyError(
+                "the optimizer's trainable parameters changed between backward and"
+                " step; call zero_grad() and run the batch again"
+            )
+        return pending
+
+    def _current_serial(self) -> int:
+        if isinstance(self.plan.sampling, Unamplified):
+            return self.last_serial + 1
+        if self.loader is None:
+            raise SamplingMismatchError(
+                "the plan claims amplification by sampling, but no loader is attached;"
+                " call optimizer.attach(plan.loader(dataset))"
+            )
+        ticket = self.loader.ticket
+        if ticket is None:
+            raise SamplingMismatchError(
+                "no batch has been drawn from the loader; iterate over the loader that"
+                " was given to DPOptimizer"
+            )
+        if ticket.serial <= self.last_serial:
+            raise SamplingMismatchError(
+                "this batch was already used for a step; draw the next one from the"
+                " loader"
+            )
+        return ticket.serial
+
+    def _admit(self, pending: Pending, *, num_samples: int) -> None:
+        if isinstance(self.plan.sampling, Unamplified):
+            limit = self.plan.sampling.backwards_per_step
+            if pending.num_backwards >= limit:
+                raise SamplingMismatchError(
+                    f"backward was called more than {limit} time(s) before step; one"
+                    " example could count twice. Declare"
+                    " Unamplified(backwards_per_step=...) if the calls of one step"
+                    " never share an example"
+                )
+        elif pending.num_samples + num_samples > self._drawn():
+            raise SamplingMismatchError(
+                "more losses than the loader drew examples for this batch; pass one"
+                " loss per example, and each example to backward once"
+            )
+
+    def _check_complete(self, pending: Pending) -> None:
+        if isinstance(self.plan.sampling, Unamplified):
+            if pending.num_backwards == 0:
+                raise SamplingMismatchError(
+                    "step was called without gradients; call"
+                    " optimizer.backward(losses) first"
+                )
+        elif pending.num_samples != self._drawn():
+            raise SamplingMismatchError(
+                "backward has not seen every example that the loader drew for this"
+                " batch; pass the per-example losses of the whole batch to"
+                " optimizer.backward before step"
+            )
+
+    def _drawn(self) -> int:
+        assert self.loader is not None
+        assert self.loader.ticket is not None
+        return self.loader.ticket.num_samples
+
+
+def _unpickled(
+    plan: PrivacyPlan, clipping: Clipping, noise: GaussianNoise, ledger: Ledger
+) -> Mechanism:
+    return Mechanism(
+        plan=plan, clipping=clipping, noise=noise, ledger=ledger, loader=None
+    )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums and noise: never below float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a is b for a, b in zip(left, right, strict=True)
+    )
