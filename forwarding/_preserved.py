@@ -1,0 +1,66 @@
+"""Keep a base ``__init__`` from overwriting what the target owns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from forwarding._record import forwarded_attributes
+
+
+__all__ = ("preserved",)
+
+_MISSING: Any = object()
+
+
+@contextmanager
+def preserved(wrapper: object, /) -> Iterator[None]:
+    """Put the values of all forwarded data back when the block ends.
+
+    For a base whose ``__init__`` assigns names that are forwarded: the
+    assignments reach the target, which must keep its own values.
+
+    >>> from forwarding import Wrapper, Forwarded
+    >>> class Base:
+    ...     def __init__(self):
+    ...         self.lr = 0.0
+    >>> class Tuned(Wrapper, Base):
+    ...     lr = Forwarded("__wrapped__")
+    ...     def __init__(self, wrapped):
+    ...         self.__wrapped__ = wrapped
+    ...         with preserved(self):
+    ...             Base.__init__(self)
+    >>> inner = Base(); inner.lr = 0.5
+    >>> Tuned(inner).lr
+    0.5
+
+    Raises:
+        AttributeError: The target is not bound yet; bind it before the block.
+    """
+    before = [
+        (owner, name, getattr(owner, name, _MISSING))
+        for owner, name in _owned(wrapper)
+    ]
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            _put_back(owner, name, value)
+
+
+def _owned(wrapper: object) -> Iterator[tuple[object, str]]:
+    for spec in forwarded_attributes(type(wrapper)).values():
+        if spec.kind == "data" and spec.set:
+            owner = wrapper
+            for part in spec.path[:-1]:
+                owner = getattr(owner, part)
+            yield owner, spec.name
+
+
+def _put_back(owner: object, name: str, value: Any) -> None:
+    current = getattr(owner, name, _MISSING)
+    if current is value:
+        return
+    if value is _MISSING:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
