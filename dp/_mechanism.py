@@ -22,7 +22,7 @@ from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import Engine
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling import PoissonLoader, Ticket, Unamplified
 
 
 __all__ = ("Mechanism", "Pending")
@@ -35,7 +35,7 @@ class Pending:
 
     parameters: tuple[Tensor, ...]
     sums: list[Tensor]
-    serial: int
+    ticket: Ticket | None
     num_samples: int = 0
     num_backwards: int = 0
 
@@ -82,7 +82,7 @@ class Mechanism:
             * Every parameter gets noise, also one that no example reached.
         """
         pending = self._pending_for(parameters)
-        self._check_complete(pending)
+        _check_complete(pending)
         stddev = self.plan.noise_multiplier * self.sensitivity
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
@@ -90,7 +90,8 @@ class Mechanism:
             max_grad_norm=self.sensitivity,
         )
         self.pending = None
-        self.last_serial = pending.serial
+        if pending.ticket is not None:
+            self.last_serial = pending.ticket.serial
         used = self.noise.add_(pending.sums, stddev=stddev)
         if used != stddev:
             raise PrivacyError(
@@ -129,12 +130,12 @@ class Mechanism:
         return _unpickled, (self.plan, self.clipping, self.noise, self.ledger)
 
     def _pending_for(self, parameters: Sequence[Tensor]) -> Pending:
-        serial = self._current_serial()
+        ticket = self._current_ticket()
         pending = self.pending
-        if pending is None or pending.serial != serial:
+        if pending is None or pending.ticket is not ticket:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             sums = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
-            return Pending(tuple(parameters), sums, serial)
+            return Pending(tuple(parameters), sums, ticket)
         if not _same(pending.parameters, parameters):
             raise PrivacyError(
                 "the optimizer's trainable parameters changed between backward and"
@@ -142,9 +143,9 @@ class Mechanism:
             )
         return pending
 
-    def _current_serial(self) -> int:
+    def _current_ticket(self) -> Ticket | None:
         if isinstance(self.plan.sampling, Unamplified):
-            return self.last_serial + 1
+            return None
         if self.loader is None:
             raise SamplingMismatchError(
                 "the plan claims amplification by sampling, but no loader is attached;"
@@ -161,7 +162,7 @@ class Mechanism:
                 "this batch was already used for a step; draw the next one from the"
                 " loader"
             )
-        return ticket.serial
+        return ticket
 
     def _admit(self, pending: Pending, *, num_samples: int) -> None:
         if isinstance(self.plan.sampling, Unamplified):
@@ -173,30 +174,28 @@ class Mechanism:
                     " Unamplified(backwards_per_step=...) if the calls of one step"
                     " never share an example"
                 )
-        elif pending.num_samples + num_samples > self._drawn():
+        elif pending.num_samples + num_samples > _drawn(pending):
             raise SamplingMismatchError(
                 "more losses than the loader drew examples for this batch; pass one"
                 " loss per example, and each example to backward once"
             )
 
-    def _check_complete(self, pending: Pending) -> None:
-        if isinstance(self.plan.sampling, Unamplified):
-            if pending.num_backwards == 0:
-                raise SamplingMismatchError(
-                    "step was called without gradients; call"
-                    " optimizer.backward(losses) first"
-                )
-        elif pending.num_samples != self._drawn():
-            raise SamplingMismatchError(
-                "backward has not seen every example that the loader drew for this"
-                " batch; pass the per-example losses of the whole batch to"
-                " optimizer.backward before step"
-            )
 
-    def _drawn(self) -> int:
-        assert self.loader is not None
-        assert self.loader.ticket is not None
-        return self.loader.ticket.num_samples
+def _check_complete(pending: Pending) -> None:
+    if pending.ticket is None and pending.num_backwards == 0:
+        raise SamplingMismatchError(
+            "step was called without gradients; call optimizer.backward(losses) first"
+        )
+    if pending.num_samples < _drawn(pending):
+        raise SamplingMismatchError(
+            "backward has not seen every example that the loader drew for this batch;"
+            " pass the losses of the whole batch to optimizer.backward before step"
+        )
+
+
+def _drawn(pending: Pending) -> int:
+    """How many examples the loader drew for this batch; a private number."""
+    return 0 if pending.ticket is None else pending.ticket.num_samples
 
 
 def _unpickled(

@@ -9,7 +9,6 @@ is patched from outside (``optimizer.step = ...``, as learning-rate schedulers d
 stays on the layer it was set on: forwarded, it would call itself for ever.
 """
 
-from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -57,9 +56,11 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
         self._warned_capturable_if_run_uncaptured = True
         self._patch_step_function()
 
-    @abstractmethod
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step."""
+    def step(  # type: ignore[override]  # torch overloads by closure; one form serves
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """Take one step; a subclass says how."""
+        raise NotImplementedError(f"{type(self).__name__} does not define step")
 
     def _patch_step_function(self) -> None:
         # torch would wrap `step` of the class so that global hooks fire; the wrapped

@@ -301,7 +301,7 @@ def _check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
             )
         return
     if not isinstance(loader, PoissonLoader):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
             f"the plan claims amplification by {plan.sampling!r}, which only"
             f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
             " loader, or plan with Unamplified()"

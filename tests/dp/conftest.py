@@ -1,0 +1,65 @@
+"""A small private run that the optimizer's tests build on."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+
+
+@dataclass
+class Run:
+    """A model, its private optimizer, and the loader of its batches."""
+
+    model: nn.Module
+    optimizer: DPOptimizer
+    loader: PoissonLoader
+
+    @property
+    def inner(self):
+        return self.optimizer.original_optimizer
+
+    def losses(self, batch):
+        x, y = batch
+        return (self.model(x).squeeze(1) - y).square()
+
+    def train(self, num_steps):
+        for batch, _ in zip(self.loader, range(num_steps), strict=False):
+            self.optimizer.backward(self.losses(batch))
+            self.optimizer.step()
+
+
+@pytest.fixture
+def make_plan():
+    """Build a plan from the defaults of these tests."""
+
+    def make(**changes):
+        numbers = {
+            "sampling": PoissonSampling(sampling_probability=0.5),
+            "noise_multiplier": 1.0,
+            "max_grad_norm": 1.0,
+            "expected_batch_size": 10.0,
+            "steps": 20,
+            "target_delta": 1e-5,
+        }
+        return PrivacyPlan(**{**numbers, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_run(make_plan):
+    """Build a run: a linear model on 20 examples, as the plan's changes say."""
+
+    def make(optimizer=torch.optim.SGD, *, lr=0.1, num_examples=20, **changes):
+        model = nn.Linear(3, 1)
+        data = TensorDataset(torch.randn(num_examples, 3), torch.randn(num_examples))
+        plan = make_plan(**changes)
+        loader = plan.loader(data)
+        inner = optimizer(model.parameters(), lr=lr)
+        return Run(model, DPOptimizer(inner, plan=plan, loader=loader), loader)
+
+    return make
