@@ -487,7 +487,7 @@ def test_a_plan_with_amplification_needs_its_loader(make_run, make_plan):
 
     with pytest.raises(ValueError, match="plan claims amplification"):
         DPOptimizer(inner, plan=make_plan())
-    with pytest.raises(ValueError, match="samples with probability 0.5"):
+    with pytest.raises(ValueError, match=r"samples with probability 0.5"):
         DPOptimizer(inner, plan=other, loader=run.loader)
     with pytest.raises(ValueError, match="claims no amplification"):
         DPOptimizer(inner, plan=make_plan(sampling=Unamplified()), loader=run.loader)
@@ -497,7 +497,7 @@ def test_a_clipping_rule_must_bound_what_the_plan_says(make_run, make_plan):
     """The noise is for the plan's sensitivity, so another one is refused."""
     run = make_run()
 
-    with pytest.raises(ValueError, match="clipping has sensitivity 2.0"):
+    with pytest.raises(ValueError, match=r"clipping has sensitivity 2.0"):
         DPOptimizer(
             torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
             plan=make_plan(),
