@@ -7,6 +7,7 @@ from forwarding._mixin import Forwarding
 from forwarding._preserved import preserved
 from forwarding._record import Spec, forwarded_attributes
 from forwarding._targets import target
+from forwarding._verify import verify
 from forwarding._wrapper import Wrapper
 from forwarding.exceptions import ForwardingError
 
@@ -26,4 +27,5 @@ __all__ = (
     "preserved",
     "target",
     "unwrap",
+    "verify",
 )

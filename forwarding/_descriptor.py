@@ -1,23 +1,11 @@
 """The :class:`Forwarded` declaration, which replaces itself by generated code."""
 
 import keyword
-import typing
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    NoReturn,
-    Self,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, overload
 
-from forwarding._generate import generated
-from forwarding._kind import attribute_type, kind_of, static_attribute
-from forwarding._record import Kind, Spec, record_of
-from forwarding._specials import refusal
-from forwarding._targets import Path, recorded, targets_of
+from forwarding._install import install
+from forwarding._record import Kind, record_of
+from forwarding._targets import Path
 from forwarding.exceptions import ForwardingError
 
 
@@ -25,14 +13,15 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     T = TypeVar("T", default=Any)
-    _Base = object
+
+    class _Base: ...
 else:
     from typing import TypeVar
 
     T = TypeVar("T")
     _Base = property  # Enum makes no member of a property, pydantic no field.
 
-__all__ = ("Forwarded", "forwarded", "install")
+__all__ = ("Forwarded", "forwarded")
 
 
 class Forwarded(_Base, Generic[T]):
@@ -79,7 +68,9 @@ class Forwarded(_Base, Generic[T]):
         kind: Kind | None = None,
     ) -> None:
         parts = tuple(path.split(".")) if path else ()
-        if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+        if not all(
+            part.isidentifier() and not keyword.iskeyword(part) for part in parts
+        ):
             raise ForwardingError(
                 f"Forwarded({path!r}): a path is attribute names joined by dots"
             )
@@ -87,7 +78,7 @@ class Forwarded(_Base, Generic[T]):
         self.set = set
         self.delete = delete
         self.doc = doc
-        self.kind = kind
+        self.kind: Kind | None = kind
 
     def __set_name__(self, owner: type, name: str) -> None:
         if vars(owner).get(name) is not self:
@@ -106,7 +97,7 @@ class Forwarded(_Base, Generic[T]):
     def __get__(self, wrapper: object, owner: type | None = None, /) -> Self | T:
         if wrapper is None:
             return self
-        self._refuse(wrapper)
+        return self._refuse(wrapper)
 
     def __set__(self, wrapper: object, value: T, /) -> None:
         self._refuse(wrapper)
@@ -160,76 +151,3 @@ def forwarded(
     declaration = Forwarded[T](set=set, delete=delete, doc=doc, kind=kind)
     declaration.path = attribute
     return cast("T", declaration)
-
-
-def install(cls: type, name: str, declaration: Forwarded[Any]) -> None:
-    """Replace ``cls.name`` by the code that forwards it."""
-    path = _path(cls, name, declaration.path)
-    _check(cls, name, path)
-    owner = _owner_type(targets_of(cls).get(path[0]), path[1:-1])
-    model = None if owner is None else static_attribute(owner, path[-1])
-    spec = _spec(cls, name, path, declaration, model)
-    attribute = generated(cls, name, spec)
-    _document(attribute, declaration, model, spec)
-    type.__setattr__(cls, name, attribute)
-    if isinstance(attribute, property):
-        attribute.__set_name__(cls, name)  # type: ignore[attr-defined]
-    record_of(cls).specs[name] = spec
-
-
-def _path(cls: type, name: str, path: Path | tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(path, Path):
-        return recorded(path)
-    if not path:
-        targets = tuple(targets_of(cls))
-        if len(targets) != 1:
-            raise ForwardingError(
-                f"{cls.__name__}.{name} names no target, and {cls.__name__} has "
-                f"{', '.join(targets) or 'none'}; say which, as in Forwarded('inner')"
-            )
-        return (*targets, name)
-    root, *rest = path
-    if root.startswith("__") and not root.endswith("__"):
-        root = f"_{cls.__name__.lstrip('_')}{root}"  # As in the class body.
-    return (root, *(rest or (name,)))
-
-
-def _check(cls: type, name: str, path: tuple[str, ...]) -> None:
-    spelled = ".".join(path)
-    if path[0] == name:
-        raise ForwardingError(
-            f"{cls.__name__}.{name} is forwarded to {spelled!r}, "
-            "which starts at the attribute itself"
-        )
-    reason = refusal(name)
-    if reason is not None:
-        raise ForwardingError(f"{cls.__name__}.{name} cannot be forwarded: {reason}")
-
-
-def _owner_type(cls: type | None, path: tuple[str, ...]) -> type | None:
-    for name in path:
-        if cls is None:
-            return None
-        cls = attribute_type(cls, name)
-    return cls
-
-
-def _spec(
-    cls: type, name: str, path: tuple[str, ...], declaration: Forwarded[Any], model: Any
-) -> Spec:
-    special = name.startswith("__") and name.endswith("__")
-    default: Kind = "method" if special else "data"
-    kind = declaration.kind or (default if model is None else kind_of(model))
-    if kind == "data":
-        return Spec(path, kind, declaration.set, declaration.delete)
-    if not (declaration.set and declaration.delete):
-        raise ForwardingError(
-            f"{cls.__name__}.{name} is a method, which is set and deleted on "
-            f"{cls.__name__} itself; set= and delete= are for data"
-        )
-    return Spec(path, kind, set=False, delete=False)
-
-
-def _document(attribute: Any, declaration: Forwarded[Any], model: Any, spec: Spec) -> None:
-    doc = declaration.doc or getattr(model, "__doc__", None)
-    attribute.__doc__ = doc or f"Forwarded to ``{spec}``."

@@ -5,7 +5,6 @@ at full speed only if it is an exact ``property`` whose getter was made by
 running a ``def``; one put together from code objects is slower on 3.13.
 """
 
-import functools
 import linecache
 from types import FunctionType
 from typing import Any
@@ -53,16 +52,17 @@ def generated(cls: type, name: str, spec: Spec) -> property | FunctionType:
     namespace: dict[str, Any] = {"__name__": cls.__module__}
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102
     attribute: property | FunctionType = namespace[name]
-    functions = (
-        (attribute.fget, attribute.fset, attribute.fdel)
-        if isinstance(attribute, property)
-        else (attribute,)
-    )
-    for function in functions:
-        if function is not None:
-            function.__qualname__ = f"{cls.__qualname__}.{name}"
-            function.__forwarded__ = spec  # type: ignore[attr-defined]
+    for function in _functions(attribute):
+        function.__qualname__ = f"{cls.__qualname__}.{name}"
+        vars(function)["__forwarded__"] = spec
     return attribute
+
+
+def _functions(attribute: property | FunctionType) -> list[FunctionType]:
+    if isinstance(attribute, FunctionType):
+        return [attribute]
+    found = (attribute.fget, attribute.fset, attribute.fdel)
+    return [function for function in found if isinstance(function, FunctionType)]
 
 
 def _source(spec: Spec) -> str:

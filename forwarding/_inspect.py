@@ -1,7 +1,8 @@
 """Follow forwarding through the layers of a wrapped object."""
 
+from forwarding._kind import static_attribute
 from forwarding._record import forwarded_attributes
-from forwarding._targets import targets_of
+from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
 
 
@@ -69,9 +70,7 @@ def owner_of(wrapper: object, name: str, /) -> tuple[object, str]:
                 f"{type(wrapper).__name__}.{name} is forwarded in a circle"
             )
         seen.add((id(owner), name))
-        for part in spec.path[:-1]:
-            owner = getattr(owner, part)
-        name = spec.name
+        owner, name = spec.find_owner(owner), spec.name
     return owner, name
 
 
@@ -86,11 +85,15 @@ def _layers(wrapper: object) -> tuple[tuple[object, ...], bool]:
 
 
 def _root(cls: type) -> str | None:
-    paths = (spec.path[0] for spec in forwarded_attributes(cls).values())
-    roots = dict.fromkeys((*targets_of(cls), *paths))
-    if len(roots) > 1:
+    """Return the attribute that holds what a class wraps, None if it wraps nothing."""
+    specs = forwarded_attributes(cls)
+    roots = dict.fromkeys((*target_names(cls), *(s.path[0] for s in specs.values())))
+    if not roots and static_attribute(cls, "__wrapped__") is not None:
+        return "__wrapped__"  # A wrapt proxy keeps it in a descriptor.
+    direct = [root for root in roots if root not in specs]
+    if len(direct) > 1:
         raise ForwardingError(
-            f"{cls.__name__} forwards to {', '.join(roots)}; follow one attribute "
-            "with owner_of"
+            f"{cls.__name__} forwards to {' and '.join(direct)}, so it has no single "
+            "next layer; follow one attribute with owner_of"
         )
-    return next(iter(roots), None)
+    return next(iter(direct), None)

@@ -1,38 +1,59 @@
 """The names that a bulk declaration stands for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeAlias
 
 from forwarding._specials import refusal
 
 
-__all__ = ("Names", "names_of")
+__all__ = ("Names", "members", "spelled")
 
 Names: TypeAlias = str | type | Iterable[str | type]
-_NOT_INTERFACE = (object, Generic, Protocol)
+"""Names in one string, an interface, or several of these."""
+
+_NOT_INTERFACES: tuple[Any, ...] = (object, Generic, Protocol)
 
 
-def names_of(names: Names) -> dict[str, Any]:
-    """Return each name, with the class attribute that it has in an interface.
+def spelled(names: Names) -> tuple[str, ...]:
+    """Return the names that are spelled out.
 
-    >>> names_of("step zero_grad")
-    {'step': None, 'zero_grad': None}
+    >>> spelled("step zero_grad")
+    ('step', 'zero_grad')
     """
-    if isinstance(names, str):
-        return dict.fromkeys(names.replace(",", " ").split())
-    if isinstance(names, type):
-        return _members(names)
+    parts = [part for part in _parts(names) if isinstance(part, str)]
+    return tuple(" ".join(parts).replace(",", " ").split())
+
+
+def members(names: Names) -> dict[str, Any]:
+    """Return the members of the interfaces, with their class attribute or None.
+
+    An interface is any class. Its members are its public names, annotated ones
+    too, and its special methods; but not what every object has (``__eq__``,
+    ``__repr__``), nor what cannot be forwarded.
+
+    >>> from collections.abc import Sized
+    >>> list(members(Sized))
+    ['__len__']
+    """
     found: dict[str, Any] = {}
-    for part in names:
-        found |= names_of(part)
+    for part in _parts(names):
+        if isinstance(part, type):
+            found |= _members(part)
     return found
+
+
+def _parts(names: Names) -> Iterator[str | type]:
+    if isinstance(names, str | type):
+        yield names
+    else:
+        yield from names
 
 
 def _members(interface: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(interface.__mro__):
-        if base not in _NOT_INTERFACE:
-            found |= dict.fromkeys(base.__dict__.get("__annotations__", ()))
+        if base not in _NOT_INTERFACES:
+            found |= dict.fromkeys(getattr(base, "__annotations__", ()))
             found |= vars(base)
     return {name: model for name, model in found.items() if _is_member(name, model)}
 
@@ -40,5 +61,6 @@ def _members(interface: type) -> dict[str, Any]:
 def _is_member(name: str, model: Any) -> bool:
     if not name.startswith("_"):
         return True
-    special = name.startswith("__") and name.endswith("__")
-    return special and callable(model) and name not in vars(object) and not refusal(name)
+    is_special = name.startswith("__") and name.endswith("__")
+    is_common = name in vars(object) or refusal(name) is not None
+    return is_special and callable(model) and not is_common

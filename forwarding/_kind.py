@@ -1,16 +1,17 @@
-"""What the class of a target tells about its attributes."""
+"""What the class of a target tells about its attributes, without an instance."""
 
+import sys
 import typing
-from types import FunctionType
+from functools import partialmethod, singledispatchmethod
+from types import SimpleNamespace
 from typing import Any
 
 from forwarding._record import Kind
 
 
-__all__ = ("attribute_type", "kind_of", "static_attribute")
+__all__ = ("annotation_of", "attribute_type", "kind_of", "static_attribute")
 
-_MISSING = object()
-_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing inspect costs 10 ms.
+_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing inspect takes 10 ms.
 
 
 def kind_of(attribute: object) -> Kind:
@@ -21,13 +22,20 @@ def kind_of(attribute: object) -> Kind:
     """
     binds = hasattr(type(attribute), "__get__")
     stores = hasattr(type(attribute), "__set__")
-    function = getattr(attribute, "__func__", attribute)
-    named_later = getattr(attribute, "func", None)  # partialmethod
-    if not binds or stores or not (callable(function) or callable(named_later)):
+    function = _function(attribute)
+    if not binds or stores or not callable(function):
         return "data"
     code = getattr(function, "__code__", None)
     is_async = code is not None and code.co_flags & _CO_COROUTINE
     return "async method" if is_async else "method"
+
+
+def _function(attribute: object) -> object:
+    if isinstance(attribute, classmethod | staticmethod):
+        return attribute.__func__
+    if isinstance(attribute, partialmethod | singledispatchmethod):
+        return attribute.func
+    return attribute
 
 
 def static_attribute(cls: type, name: str) -> Any:
@@ -38,14 +46,36 @@ def static_attribute(cls: type, name: str) -> Any:
     return None
 
 
+def annotation_of(cls: type, name: str) -> Any:
+    """Return the annotation of ``cls.name``, or of what its property returns.
+
+    As it is written, so it may be a string; None if there is none.
+    """
+    return _annotation(cls, name)[0]
+
+
 def attribute_type(cls: type, name: str) -> type | None:
     """Return the class that ``cls`` annotates its attribute ``name`` with, if any."""
-    attribute = static_attribute(cls, name)
-    source: Any = cls
-    if isinstance(attribute, property) and isinstance(attribute.fget, FunctionType):
-        source, name = attribute.fget, "return"
+    annotation, module = _annotation(cls, name)
+    if isinstance(annotation, str):
+        annotation = _evaluated(annotation, module)
+    found = typing.get_origin(annotation) or annotation
+    return found if isinstance(found, type) else None
+
+
+def _annotation(cls: type, name: str) -> tuple[Any, str]:
+    for base in cls.__mro__:
+        fget = getattr(vars(base).get(name), "fget", None)
+        source, key = (base, name) if fget is None else (fget, "return")
+        annotations = getattr(source, "__annotations__", {})
+        if key in annotations:
+            return annotations[key], base.__module__
+    return None, ""
+
+
+def _evaluated(annotation: str, module: str) -> Any:
+    holder = SimpleNamespace(__annotations__={"it": annotation})
     try:
-        annotation = typing.get_type_hints(source).get(name)
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return None  # Annotations that name nothing at run time.
-    return annotation if isinstance(annotation, type) else None
+        return typing.get_type_hints(holder, vars(sys.modules[module]))["it"]
+    except Exception:  # noqa: BLE001 -- Evaluating it can raise anything.
+        return None

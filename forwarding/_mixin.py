@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from forwarding._descriptor import Forwarded, install
-from forwarding._interface import Names, names_of
-from forwarding._record import Record, Spec, forwarded_attributes, record_of, spec_of
+from forwarding._descriptor import Forwarded
+from forwarding._install import install
+from forwarding._interface import Names, members, spelled
+from forwarding._record import forwarded_attributes, record_of, spec_of
 from forwarding.exceptions import ForwardingError
 
 
-__all__ = ("Forwarding", "hides")
+__all__ = ("Forwarding", "hidden", "hides")
 
 
 class Forwarding:
@@ -22,10 +23,16 @@ class Forwarding:
     ...         self.engine = engine
 
     Class keywords:
-        to: Path to the object to forward to.
-        forward: Names in one string; or a class, Protocol or ABC, whose public
-            names and special methods are forwarded; or several of these.
-        but: Names not to forward, in the same forms.
+
+    ``to``
+        Path to the object to forward to; by default the only target of the
+        class.
+    ``forward``
+        Names in one string; or a class, Protocol or ABC, whose public names and
+        special methods are meant, except those that the class body defines
+        itself; or several of these.
+    ``but``
+        Names not to forward, in the same forms.
 
     Raises:
         ForwardingError: A declaration is wrong, two bases forward one name to
@@ -43,23 +50,36 @@ class Forwarding:
         error = record_of(cls).error
         if error is not None:
             raise error
-        _forward_all(cls, to, forward, but)
+        _forward(cls, to, forward, but)
         _check_hidden(cls)
         _check_conflicts(cls)
 
 
-def _forward_all(cls: type, to: str, forward: Names, but: Names) -> None:
-    excepted = names_of(but)
-    spelled = names_of(forward)
-    for name in spelled:
-        if name in excepted:
-            continue
+def _forward(cls: type, to: str, forward: Names, but: Names) -> None:
+    excepted = {*spelled(but), *members(but)}
+    names, interface = spelled(forward), members(forward)
+    _check_keywords(cls, to, {*names, *interface}, excepted)
+    for name in names:
         if name in vars(cls):
             raise ForwardingError(
                 f"{cls.__name__}.{name} is defined in the class body "
                 f"and also forwarded to {to!r}; remove one of them"
             )
-        install(cls, name, Forwarded(f"{to}.{name}"))
+        if name not in excepted:
+            install(cls, name, Forwarded(f"{to}.{name}" if to else ""))
+    for name, model in interface.items():
+        if name not in vars(cls) and name not in excepted:
+            install(cls, name, Forwarded(f"{to}.{name}" if to else ""), model)
+
+
+def _check_keywords(cls: type, to: str, names: set[str], excepted: set[str]) -> None:
+    if to and not names:
+        raise ForwardingError(f"{cls.__name__}: to={to!r} needs forward=, the names")
+    unknown = ", ".join(sorted(excepted - names))
+    if unknown:
+        raise ForwardingError(
+            f"{cls.__name__}: but= excepts {unknown}, which forward= does not name"
+        )
 
 
 def _check_hidden(cls: type) -> None:
@@ -76,9 +96,7 @@ def hides(value: object) -> bool:
 
 def hidden(cls: type, name: str, value: object) -> ForwardingError:
     """Return the error for a class attribute that hides a forwarded name."""
-    declarer = next(
-        base.__name__ for base in cls.__mro__ if spec_of(vars(base).get(name))
-    )
+    declarer = next(b.__name__ for b in cls.__mro__ if spec_of(vars(b).get(name)))
     return ForwardingError(
         f"{cls.__name__}.{name} = {value!r} would hide the forwarding of {name!r} "
         f"declared in {declarer}; use a property, or set it on an instance"
@@ -86,15 +104,21 @@ def hidden(cls: type, name: str, value: object) -> ForwardingError:
 
 
 def _check_conflicts(cls: type) -> None:
-    for name in forwarded_attributes(cls):
-        if name in vars(cls):
-            continue
-        declared = [(b, spec_of(vars(b)[name])) for b in cls.__mro__ if name in vars(b)]
-        first, spec = declared[0]
-        for other, another in declared[1:]:
-            if another and another != spec and not issubclass(first, other):
+    bases = [base for base in cls.__bases__ if forwarded_attributes(base)]
+    if len(bases) < 2:  # noqa: PLR2004
+        return
+    for name, spec in forwarded_attributes(cls).items():
+        winner = _declarer(cls, name)
+        for base in bases:
+            other = _declarer(base, name)
+            another = spec_of(vars(other).get(name))
+            if another and another.path != spec.path and not issubclass(winner, other):
                 raise ForwardingError(
                     f"{cls.__name__}.{name} is forwarded to {str(spec)!r} by "
-                    f"{first.__name__} and to {str(another)!r} by {other.__name__}; "
+                    f"{winner.__name__} and to {str(another)!r} by {other.__name__}; "
                     f"define {cls.__name__}.{name} to choose"
                 )
+
+
+def _declarer(cls: type, name: str) -> type:
+    return next((base for base in cls.__mro__ if name in vars(base)), cls)

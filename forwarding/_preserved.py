@@ -37,8 +37,10 @@ def preserved(wrapper: object, /) -> Iterator[None]:
         AttributeError: The target is not bound yet; bind it before the block.
     """
     before = [
-        (owner, name, getattr(owner, name, _MISSING))
-        for owner, name in _owned(wrapper)
+        (owner, spec.name, getattr(owner, spec.name, _MISSING))
+        for spec in forwarded_attributes(type(wrapper)).values()
+        if spec.kind == "data" and spec.set
+        for owner in [spec.find_owner(wrapper)]
     ]
     try:
         yield
@@ -47,18 +49,8 @@ def preserved(wrapper: object, /) -> Iterator[None]:
             _put_back(owner, name, value)
 
 
-def _owned(wrapper: object) -> Iterator[tuple[object, str]]:
-    for spec in forwarded_attributes(type(wrapper)).values():
-        if spec.kind == "data" and spec.set:
-            owner = wrapper
-            for part in spec.path[:-1]:
-                owner = getattr(owner, part)
-            yield owner, spec.name
-
-
 def _put_back(owner: object, name: str, value: Any) -> None:
-    current = getattr(owner, name, _MISSING)
-    if current is value:
+    if getattr(owner, name, _MISSING) is value:
         return
     if value is _MISSING:
         delattr(owner, name)

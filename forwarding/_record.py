@@ -5,9 +5,10 @@ were generated from them, in ``__forwarded__``. A registry keyed by class would
 lose them when ``dataclass(slots=True)`` or attrs makes the class anew.
 """
 
+import functools
 from collections.abc import Mapping
 from types import FunctionType, MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 
 __all__ = ("Kind", "Record", "Spec", "forwarded_attributes", "record_of", "spec_of")
@@ -41,6 +42,14 @@ class Spec(NamedTuple):
     def name(self) -> str:
         """Name of the attribute on its owner."""
         return self.path[-1]
+
+    def find_owner(self, wrapper: object) -> Any:
+        """Follow the path from an instance to the object that owns the attribute.
+
+        Raises:
+            AttributeError: An object on the way is missing.
+        """
+        return functools.reduce(getattr, self.path[:-1], wrapper)
 
     def __str__(self) -> str:
         return ".".join(self.path)
