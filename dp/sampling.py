@@ -1,0 +1,381 @@
+"""Which examples take part in a step, and the proof that nothing else decided it.
+
+:class:`PoissonLoader` draws every batch by independent coin flips and issues one
+:class:`Ticket` with each batch; a private step may claim amplification by sampling
+only for a batch that has one. The coins come from the operating system, never from
+the generators of torch, numpy or random, so no seed has an effect on them.
+
+Not done here: spending tickets (:mod:`dp.optimizer`) and what a draw costs
+(:mod:`dp.accounting`). Empty batches are built in :mod:`dp._empty_batch`.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import count as counter
+from typing import Any, Final, Never, final
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from dp import _checks
+from dp._empty_batch import empty_batch_of
+from dp._keystream import Keystream
+from dp.exceptions import SamplingMismatchError
+
+
+__all__ = (
+    "PoissonLoader",
+    "PoissonSampling",
+    "Ticket",
+    "Unamplified",
+    "poisson_sample",
+)
+
+_CHOICE: Final = "each batch is drawn by sampling_probability"
+_REFUSED: Final = {
+    "batch_sampler": _CHOICE,
+    "batch_size": f"{_CHOICE}; its mean size is sampling_probability * len(dataset)",
+    "drop_last": f"{_CHOICE}, and no batch is ever dropped",
+    "generator": "the operating system draws, and it cannot be seeded",
+    "in_order": "a ticket must belong to its batch",
+    "sampler": _CHOICE,
+    "shuffle": f"{_CHOICE}; a shuffled pass has another, larger epsilon",
+}
+
+# One count for the whole process: a ticket of one loader never passes for another's.
+_serials: Final = counter()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoissonSampling:
+    """Every example joins every batch with one public probability, independently.
+
+    Args:
+        sampling_probability: The probability, in ``(0, 1]``.
+
+    Raises:
+        ValueError: If the probability is outside ``(0, 1]``.
+    """
+
+    sampling_probability: float
+
+    def __post_init__(self) -> None:
+        _checks.probability(sampling_probability=self.sampling_probability)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unamplified:
+    """The user's own loader: each step is accounted as a release on all the data.
+
+    Args:
+        backwards_per_step: How many backward calls make up one step. Without tickets
+            nobody can tell whether two calls share an example, so more than one call
+            is a promise by the user that they do not.
+
+    Raises:
+        ValueError: If *backwards_per_step* is not a whole number of at least 1.
+    """
+
+    backwards_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        _checks.count(backwards_per_step=self.backwards_per_step)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """The right to make one private step with one batch.
+
+    Attributes:
+        serial: Strictly increasing over all loaders of the process.
+        num_samples: How many examples were drawn. Private: it is not shown.
+    """
+
+    serial: int
+    num_samples: int = field(repr=False)
+
+
+def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[int]:
+    """Return the indices that independent coin flips select, in ascending order.
+
+    >>> poisson_sample(3, sampling_probability=1.0)
+    [0, 1, 2]
+
+    Guarantees:
+        * Each index is selected independently, with a probability of at most
+          *sampling_probability* and less than ``2**-64`` below it.
+        * The coins are a keystream under a fresh 256-bit key of the OS.
+        * The order is that of the dataset, so it tells nothing beyond the selection.
+    """
+    if sampling_probability == 1:
+        return list(range(num_examples))
+    threshold = np.uint64(int(sampling_probability * 2.0**64))  # Exact, then floor.
+    coins = np.empty(num_examples, dtype=np.uint64)
+    Keystream().fill(coins)
+    selected: list[int] = np.flatnonzero(coins < threshold).tolist()
+    return selected
+
+
+class PoissonLoader(DataLoader[Any]):
+    """Yield Poisson batches of a map-style dataset, each with a ticket.
+
+    A pass has *steps* batches; a batch may hold any number of examples, also none.
+    Works as :class:`torch.utils.data.DataLoader` does, except that the batches are
+    not the caller's to choose: ``batch_size``, ``shuffle``, ``sampler``,
+    ``batch_sampler``, ``drop_last``, ``generator`` and ``in_order`` are refused.
+
+    Args:
+        dataset: Anything with ``__len__`` and ``__getitem__``.
+        sampling_probability: The probability of each example to join a batch.
+        steps: Batches in one pass: a public number, ``len(loader)``.
+        collate_fn: Makes a batch of a list of examples.
+        empty_batch: The batch of no examples. If None, it is found by collating the
+            first example once and twice and emptying what grew.
+        num_workers: Processes that load examples; see torch.
+        pin_memory: Copy batches to page-locked memory; see torch.
+        timeout: Seconds to wait for a worker; see torch.
+        worker_init_fn: Called in each worker; see torch.
+        multiprocessing_context: How to start workers; see torch.
+        prefetch_factor: Batches that each worker loads ahead; see torch.
+        persistent_workers: Keep workers between passes; see torch.
+
+    Raises:
+        TypeError: If the dataset is not map-style, if an argument would take the
+            choice of batches away from the loader, or if the empty batch cannot be
+            found.
+        ValueError: If a number is out of range, or if the dataset holds no example
+            and *empty_batch* is not given.
+
+    Guarantees:
+        * Neither the number of batches nor anything else public depends on
+          ``len(dataset)`` or on what was drawn.
+        * :attr:`ticket` belongs to the batch yielded last, whatever was loaded ahead.
+        * One pass is live at a time: starting another one ends it, and its ticket.
+
+    References:
+        Abadi et al. 2016, section 3.1; Chua et al. 2024, "How Private are DP-SGD
+        Implementations?", on why a shuffled loader may not claim this epsilon.
+        https://arxiv.org/abs/2403.17673
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any] | Sequence[Any],
+        *,
+        sampling_probability: float,
+        steps: int,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        empty_batch: Any = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        **refused: Never,
+    ) -> None:
+        _refuse(refused)
+        _check_map_style(dataset)
+        self._sampling = PoissonSampling(sampling_probability=sampling_probability)
+        collate_fn = default_collate if collate_fn is None else collate_fn
+        self._empty_batch = (
+            empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
+        )
+        self._desk = _Desk()
+        self._draws = _ServedDraws(_checks.count(steps=steps))
+        super().__init__(
+            dataset,  # type: ignore[arg-type]  # A Sequence serves as a Dataset.
+            batch_sampler=self._draws,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            timeout=timeout,
+            worker_init_fn=worker_init_fn,
+            multiprocessing_context=multiprocessing_context,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+        )
+
+    @property
+    def sampling_probability(self) -> float:
+        """The probability of each example to join a batch."""
+        return self._sampling.sampling_probability
+
+    @property
+    def ticket(self) -> Ticket | None:
+        """The ticket of the batch yielded last, or None before the first of a pass."""
+        return self._desk.ticket
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Not torch's own.
+        draws = _Draws(self._draw, num_draws=len(self))
+        number = self._desk.open()
+        with self._draws.serving(draws):
+            batches = super().__iter__()
+        return _Pass(batches, draws.sizes, self._desk, number, self._empty_batch)
+
+    def _draw(self) -> list[int]:
+        return poisson_sample(
+            len(self.dataset),  # type: ignore[arg-type]  # Checked: it has a length.
+            sampling_probability=self.sampling_probability,
+        )
+
+
+@final
+class _Draws(Iterator[list[int]]):
+    """The draws of one pass that hold an example; ``sizes`` has those of all."""
+
+    def __init__(self, draw: Callable[[], list[int]], *, num_draws: int) -> None:
+        self.sizes: deque[int] = deque()
+        self._draw = draw
+        self._num_left = num_draws
+
+    def __next__(self) -> list[int]:
+        while self._num_left:
+            self._num_left -= 1
+            indices = self._draw()
+            self.sizes.append(len(indices))
+            if indices:
+                return indices
+        raise StopIteration
+
+
+@final
+class _ServedDraws:
+    """The batch sampler that torch sees: it has draws only while a pass is set up.
+
+    Whoever else takes it, as accelerate's ``prepare`` does to rebuild the loader,
+    would get batches without tickets.
+    """
+
+    def __init__(self, num_draws: int) -> None:
+        self._num_draws = num_draws
+        self._served: _Draws | None = None
+
+    def __len__(self) -> int:
+        return self._num_draws
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._served is None:
+            raise SamplingMismatchError(
+                "the batch sampler of a PoissonLoader was taken out of it, so its"
+                " batches would have no tickets; iterate over the PoissonLoader"
+                " itself, and do not pass it to accelerator.prepare or anything else"
+                " that rebuilds data loaders"
+            )
+        return self._served
+
+    @contextmanager
+    def serving(self, draws: _Draws) -> Iterator[None]:
+        self._served = draws
+        try:
+            yield
+        finally:
+            self._served = None
+
+
+@final
+@dataclass(slots=True)
+class _Desk:
+    """Issues the tickets of the one live pass of a loader."""
+
+    ticket: Ticket | None = None
+    _pass: tuple[int, int] = (0, 0)  # Process and number.
+
+    def open(self) -> tuple[int, int]:
+        """End the live pass, and its ticket, for a new one."""
+        self.ticket = None
+        self._pass = (os.getpid(), self._pass[1] + 1)
+        return self._pass
+
+    def check(self, number: tuple[int, int]) -> None:
+        if number != self._pass:
+            raise SamplingMismatchError(
+                "another iteration over this loader has begun, which ended this one;"
+                " use one iterator at a time, or a loader for each"
+            )
+        if number[0] != os.getpid():
+            raise SamplingMismatchError(
+                "this iteration was begun before the process forked, so two processes"
+                " would use the same draws; iterate over the loader anew"
+            )
+
+    def issue(self, num_samples: int) -> None:
+        self.ticket = Ticket(serial=next(_serials), num_samples=num_samples)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Desk, ()  # A copied loader has yielded nothing yet.
+
+
+_NOTHING: Final = object()
+
+
+@final
+class _Pass(Iterator[Any]):
+    """One pass over a loader: torch's batches, with the empty ones put back."""
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        sizes: deque[int],
+        desk: _Desk,
+        number: tuple[int, int],
+        empty_batch: Any,
+    ) -> None:
+        self._batches = batches
+        self._sizes = sizes
+        self._desk = desk
+        self._number = number
+        self._empty_batch = empty_batch
+        self._loaded: Any = _NOTHING
+
+    def __next__(self) -> Any:
+        self._desk.check(self._number)
+        if self._loaded is _NOTHING and not (self._sizes and self._sizes[0] == 0):
+            self._load()
+        if not self._sizes:
+            raise StopIteration
+        size = self._sizes.popleft()
+        batch = self._take() if size else deepcopy(self._empty_batch)
+        self._desk.issue(size)
+        return batch
+
+    def _load(self) -> None:
+        try:
+            self._loaded = next(self._batches, _NOTHING)  # Draws, also empty ones.
+        except BaseException:
+            # Which draw failed is unknown: as with a generator, the pass is over.
+            self._batches = iter(())
+            self._sizes.clear()
+            raise
+
+    def _take(self) -> Any:
+        batch, self._loaded = self._loaded, _NOTHING
+        return batch
+
+
+def _refuse(arguments: Mapping[str, object]) -> None:
+    for name, value in arguments.items():
+        if name in _REFUSED:
+            raise TypeError(
+                f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
+            )
+        raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
+
+
+def _check_map_style(dataset: object) -> None:
+    if isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, whose examples cannot be drawn"
+            " independently; pass one with __len__ and __getitem__, such as"
+            " list(dataset)"
+        )
