@@ -1,0 +1,31 @@
+"""Judge any wrapper class, ours or foreign, by the laws of forwarding.
+
+:func:`check` is for a test: it raises at the first law that is broken, with the
+shortest program that breaks it. :func:`judge` reports on all laws.
+:func:`machine_for` builds a hypothesis state machine that mixes all operations.
+
+Only this package needs hypothesis: ``pip install forwarding[testing]``.
+"""
+
+try:
+    from forwarding.testing._judge import Report, Verdict, check, judge
+    from forwarding.testing._law import Law, LawBrokenError
+    from forwarding.testing._laws import LAWS
+    from forwarding.testing._machine import WrapperMachine, machine_for
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"forwarding.testing needs {error.name}: pip install 'forwarding[testing]'"
+    ) from error
+
+
+__all__ = (
+    "LAWS",
+    "Law",
+    "LawBrokenError",
+    "Report",
+    "Verdict",
+    "WrapperMachine",
+    "check",
+    "judge",
+    "machine_for",
+)

@@ -1,0 +1,185 @@
+"""The laws of behaviour: calls, exceptions, absence, threads."""
+
+from forwarding.testing._law import Law
+
+
+__all__ = ("BEHAVIOUR",)
+
+
+BEHAVIOUR = (
+    Law(
+        name="augmented assignment",
+        on="settable",
+        values=1,
+        statement="w.a += v does to t.a what t.a += v does.",
+        why=(
+            "w.a += v is one get and one put. If they reach different places, the "
+            "target's list grows while the wrapper keeps a result of its own."
+        ),
+        script="""
+            item = copy.deepcopy(value)
+            expected = added(item)
+            target.NAME = value
+            wrapper.NAME += copy.deepcopy(value)
+            assert alike(target.NAME, expected)
+            assert (target.NAME is value) == (expected is item)
+        """,
+    ),
+    Law(
+        name="exceptions",
+        on="settable",
+        values=1,
+        statement="What t.a raises at a get or a put comes through as the same object.",
+        why=(
+            "A validator's message is for the user who set the value. Exceptions that "
+            "are replaced or swallowed on the way hide it, and except clauses written "
+            "for the target stop matching."
+        ),
+        script="""
+            error = RuntimeError("raised by the target")
+            override(target, NAME=raising(error))
+            assert attempt(getattr, wrapper, "NAME") is error
+            assert attempt(setattr, wrapper, "NAME", value) is error
+        """,
+    ),
+    Law(
+        name="AttributeError in the target",
+        on="data",
+        statement="An AttributeError raised inside t.a comes through as it is.",
+        why=(
+            "A wrapper with __getattr__ answers \"no attribute 'a'\" although a "
+            "exists and something inside it failed: hours are lost looking in the "
+            "wrong place (wrapt #101, pytorch #83884)."
+        ),
+        script="""
+            error = AttributeError("raised inside the target")
+            override(target, NAME=raising(error))
+            assert attempt(getattr, wrapper, "NAME") is error
+        """,
+    ),
+    Law(
+        name="AttributeError in the wrapper",
+        on="wrapper",
+        statement="An AttributeError raised inside the wrapper's own property is not masked.",
+        why=(
+            "With __getattr__ a typo in the wrapper's own property is reported as a "
+            "missing attribute of the target (pytorch #53176, #152308)."
+        ),
+        script="""
+            error = AttributeError("raised inside the wrapper")
+            child = derive(FACTORY, BELOW, own_property=raising(error))
+            assert attempt(getattr, child, "own_property") is error
+        """,
+    ),
+    Law(
+        name="missing",
+        on="deletable",
+        statement="Where t has no a, w.a raises what t.a raises.",
+        why=(
+            "The message names the object that lacks the attribute. fastcore's "
+            "GetAttr raises AttributeError('a') and the trail ends there."
+        ),
+        script="""
+            del target.NAME
+            error = attempt(getattr, wrapper, "NAME")
+            assert isinstance(error, AttributeError)
+            assert str(error) == str(attempt(getattr, target, "NAME"))
+        """,
+    ),
+    Law(
+        name="hasattr",
+        on="deletable",
+        values=1,
+        statement="hasattr and getattr's default answer for w as for t.",
+        why=(
+            "Frameworks probe: GradScaler asks getattr(optimizer, 'grad_scale', None), "
+            "accelerate hasattr(optimizer, 'train'). A wrong answer takes the wrong "
+            "branch without an error."
+        ),
+        script="""
+            assert hasattr(wrapper, "NAME")
+            del target.NAME
+            assert not hasattr(wrapper, "NAME")
+            assert getattr(wrapper, "NAME", value) is value
+        """,
+    ),
+    Law(
+        name="method",
+        on="method",
+        statement="w.m(...) runs t.m once, with t as self and the same arguments.",
+        why=(
+            "Forwarding is a call on the wrapped object. A method copied into the "
+            "wrapper's class runs with the wrapper as self and changes the wrong "
+            "object; a frozen signature refuses what the target takes (SQLAlchemy "
+            "#6285, step of Opacus 1.6)."
+        ),
+        script="""
+            calls, result = [], object()
+            override(target, NAME=recorder(result, calls, target.NAME))
+            assert finish(wrapper.NAME(*args, **keywords)) is result
+            assert len(calls) == 1
+            assert calls[0][0] is target
+            assert calls[0][1:] == (args, keywords)
+        """,
+    ),
+    Law(
+        name="method exceptions",
+        on="method",
+        statement="What t.m raises comes through as the same object.",
+        why=(
+            "A retry or an out-of-memory handler written for the target's exception "
+            "must go on matching when the target is wrapped."
+        ),
+        script="""
+            error = RuntimeError("raised by the target")
+            override(target, NAME=failing(error, target.NAME))
+            assert attempt(lambda: finish(wrapper.NAME(*args, **keywords))) is error
+        """,
+    ),
+    Law(
+        name="async",
+        on="method",
+        statement="w.m is a coroutine function if t.m is one.",
+        why=(
+            "Web frameworks and test runners ask iscoroutinefunction to decide "
+            "whether to await; a plain def around a coroutine is called and never run."
+        ),
+        script="""
+            expected = inspect.iscoroutinefunction(target.NAME)
+            assert inspect.iscoroutinefunction(wrapper.NAME) == expected
+        """,
+    ),
+    Law(
+        name="once",
+        on="settable",
+        values=1,
+        statement="One get of w.a is one get of t.a; one put is one put and no get.",
+        why=(
+            "A property may compute, lock, count or do I/O. A wrapper that asks "
+            "hasattr first runs it twice."
+        ),
+        script="""
+            log = []
+            override(target, NAME=counting(log))
+            wrapper.NAME
+            wrapper.NAME = value
+            assert log == ["get", "set"]
+        """,
+    ),
+    Law(
+        name="threads",
+        on="data",
+        statement="A get that waits inside t.a neither blocks nor changes another get.",
+        why=(
+            "A wrapper that parks the value in an attribute of its own while it "
+            "works, or holds a lock meanwhile, mixes up or stops the threads of a "
+            "data loader (wrapt #347 crashed on shared state)."
+        ),
+        script="""
+            answers = []
+            call_during_get(target, "NAME", lambda: answers.append(wrapper.NAME))
+            answers.append(wrapper.NAME)
+            assert answers == ["get 2", "get 1"]
+        """,
+    ),
+)
