@@ -1,0 +1,328 @@
+"""Transparent proxies: special methods, ``isinstance`` and unknown names pass too.
+
+Built on `wrapt <https://wrapt.readthedocs.io>`_, and alike with and without its
+C extension. A :class:`TransparentProxy` passes everything that it does not
+keep; a :class:`forwarding.Wrapper` passes what it declares, is faster, and is
+what to use for an optimizer.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    overload,
+)
+
+from wrapt import BaseObjectProxy, CallableObjectProxy
+
+from forwarding._descriptor import Forwarded
+from forwarding._mixin import Forwarding
+from forwarding._record import record_of
+from forwarding._specials import SPECIALS
+from forwarding.exceptions import ForwardingError
+
+
+__all__ = ("TransparentProxy", "around")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+# Special methods that make a class callable, iterable or awaitable by their
+# mere presence, so that wrapt leaves them to those who know the target.
+_BY_TARGET = tuple(
+    name
+    for name, special in SPECIALS.items()
+    if special.standing == "forwarded" and name not in dir(BaseObjectProxy)
+)
+# What wrapt keeps on a proxy about its target.
+_KEPT_BY_WRAPT = {
+    "__wrapped__",
+    "__init_called__",
+    "__qualname__",
+    "__annotations__",
+    "__annotate__",
+    "__module__",
+    "__doc__",
+}
+
+
+class TransparentProxy(Forwarding, BaseObjectProxy[T]):
+    """Pass everything to the target, except what the class keeps or changes.
+
+    Special methods work if they work on the target, ``isinstance`` sees the
+    target's class, and a name that the class does not know is got, set and
+    deleted on the target. On the proxy itself live only names that its class
+    has, by a definition, a value or a bare annotation.
+
+    >>> class Labelled(TransparentProxy[list[int]]):
+    ...     label: str
+    ...     size = Forwarded("__wrapped__.__len__")
+    >>> labelled = Labelled([1, 2])
+    >>> labelled.label = "mine"
+    >>> labelled.append(3)
+    >>> isinstance(labelled, list), labelled + [4], labelled.label, labelled.size()
+    (True, [1, 2, 3, 4], 'mine', 3)
+
+    Args:
+        wrapped: The target.
+
+    Raises:
+        ForwardingError: A subclass declares ``__slots__``, or declares wrongly
+            what :class:`forwarding.Forwarding` checks.
+
+    Guarantees:
+        * A copy, a deep copy and an unpickled proxy are proxies of the same
+          class: a copy shares the target, the others have their own.
+        * ``callable``, ``iter`` and ``await`` work exactly if they do on the
+          target. For that, ``type(proxy)`` may be a subclass, of the same name.
+        * An AttributeError raised by the proxy's own property is not taken for
+          a missing attribute.
+    """
+
+    _self_variants: ClassVar[dict[tuple[str, ...], Any]] = {}
+    _self_variant_of: ClassVar[Any] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if vars(cls).get("__slots__"):
+            raise ForwardingError(
+                f"{cls.__name__} declares __slots__; annotate the names instead, "
+                "so that copies and pickles of the proxy keep them"
+            )
+        cls._self_variants = {}
+        for name in vars(cls).get("__annotations__", ()):
+            if name not in vars(cls) and not name.startswith(("__", "_self_")):
+                setattr(cls, name, _Own(name))
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, wrapped: T, /) -> None:
+        super().__init__(wrapped)
+        self.__wrapped_setattr_fixups__()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__wrapped__!r})"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(self.__wrapped__), *dir(type(self)), *self.__self_dict__})
+
+    # wrapt's C code turns each failed look-up into an exception, which costs more
+    # than all the rest; object's does not from Python 3.12 on.
+    __getattribute__ = object.__getattribute__
+
+    def __getattr__(self, name: str) -> Any:
+        cls = type(self)
+        if name == "__wrapped__" or (hasattr(cls, name) and _defines(cls, name)):
+            return object.__getattribute__(self, name)  # Its own error, once more.
+        return getattr(self.__wrapped__, name)
+
+    def __wrapped_setattr_fixups__(self) -> None:
+        """Adapt to the target; wrapt calls it whenever there is a new one."""
+        own, wrapped = self.__self_dict__, self.__wrapped__
+        for name in ("__doc__", "__module__"):
+            own[name] = getattr(wrapped, name, None)
+        variant = _variant(_public(type(self)), type(wrapped))
+        if type(self) is not variant:
+            _set_class(self, variant)
+
+    @property
+    def __object_proxy__(self) -> Any:
+        """What wraps the result of an operation such as ``+=``."""
+        return functools.partial(_around_another, self)
+
+    def __copy__(self) -> Self:
+        return _restored(_half_built(_public(type(self))), _state(self))
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Self:
+        clone = memo[id(self)] = _half_built(_public(type(self)))
+        return _restored(clone, copy.deepcopy(_state(self), memo))
+
+    def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
+        cls = _public(type(self))
+        return _half_built, (cls,), _state(self), None, None, _restored
+
+
+record_of(TransparentProxy).targets["__wrapped__"] = None  # Known from its argument.
+_Proxy = TypeVar("_Proxy", bound=TransparentProxy[Any])
+_set_class = vars(object)["__class__"].__set__  # That of the proxy, not the target.
+
+
+class _Own:
+    """A name that lives on the proxy; without it, wrapt sets it on the target."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, proxy: object, owner: type) -> Self:
+        if proxy is None:
+            return self
+        raise AttributeError(
+            f"{owner.__name__!r} object has no attribute {self._name!r}",
+            name=self._name,
+            obj=proxy,
+        )
+
+
+def _defines(cls: type, name: str) -> bool:
+    return any(name in vars(base) for base in cls.__mro__)
+
+
+def _public(cls: type[_Proxy]) -> type[_Proxy]:
+    public: type[_Proxy] = vars(cls).get("_self_variant_of") or cls
+    return public
+
+
+def _variant(cls: type[_Proxy], target: type) -> type[_Proxy]:
+    """Return the class that also has those special methods which ``target`` has."""
+    names = tuple(
+        name
+        for name in _BY_TARGET
+        if hasattr(target, name) and _defines(target, name) > _defines(cls, name)
+    )
+    if not names:
+        return cls
+    if names not in cls._self_variants:
+        namespace: dict[str, Any] = {name: Forwarded() for name in names}
+        namespace |= {"_self_variant_of": cls, "__doc__": cls.__doc__}
+        namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        metaclass: Any = type(cls)
+        variant = metaclass(cls.__name__, (cls,), namespace)
+        cls._self_variants.setdefault(names, variant)
+    found: type[_Proxy] = cls._self_variants[names]
+    return found
+
+
+def _half_built(cls: type[_Proxy]) -> _Proxy:
+    return BaseObjectProxy.__new__(cls)
+
+
+def _state(proxy: TransparentProxy[Any]) -> dict[str, Any]:
+    own = proxy.__self_dict__.items()
+    state = {name: value for name, value in own if name not in _KEPT_BY_WRAPT}
+    if hasattr(proxy, "__wrapped__"):
+        state["__wrapped__"] = proxy.__wrapped__
+    return state
+
+
+def _restored(proxy: _Proxy, state: dict[str, Any]) -> _Proxy:
+    own = dict(state)
+    if "__wrapped__" in own:
+        TransparentProxy.__init__(proxy, own.pop("__wrapped__"))
+    proxy.__self_dict__.update(own)
+    return proxy
+
+
+def _around_another(proxy: _Proxy, wrapped: object) -> _Proxy:
+    state = _state(proxy) | {"__wrapped__": wrapped}
+    return _restored(_half_built(_public(type(proxy))), state)
+
+
+def around(
+    path: str = "",
+) -> Callable[[Callable[Concatenate[Any, Callable[..., Any], P], R]], "_Around[P, R]"]:
+    """Let a method advise the method that it stands for on the target.
+
+    It is called with ``proceed``, the target's method, before the arguments of
+    the call. To callers it looks like the target's method: name, docstring,
+    signature, and whether it is to be awaited.
+
+    >>> class Counted(TransparentProxy[list[int]]):
+    ...     calls = 0
+    ...     @around()
+    ...     def append(self, proceed, /, *args):
+    ...         self.calls += 1
+    ...         return proceed(*args)
+    >>> counted = Counted([])
+    >>> counted.append(7)
+    >>> counted, counted.calls, inspect.signature(counted.append)
+    (Counted([7]), 1, <Signature (object, /)>)
+
+    Warning:
+        Not for what must happen, such as the noise of an optimizer's ``step``:
+        who follows ``__wrapped__`` reaches the target's method without the
+        advice. Write a plain ``def step`` there.
+
+    Args:
+        path: Where the target's method is, as for :class:`forwarding.Forwarded`.
+
+    Raises:
+        ForwardingError: The path or the name cannot be forwarded.
+    """
+    return functools.partial(_Around, path)
+
+
+class _Around(Generic[P, R]):
+    """Descriptor of one advice; not a data descriptor, so that patches stay here."""
+
+    def __init__(
+        self, path: str, advice: Callable[Concatenate[Any, Callable[..., Any], P], R]
+    ) -> None:
+        self._path = path
+        self.advice = advice
+        self.__doc__ = advice.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        declaration = Forwarded[Any](self._path, kind="data")
+        type.__setattr__(owner, name, declaration)
+        declaration.__set_name__(owner, name)
+        attribute: Any = vars(owner)[name]
+        self.proceed: Callable[[Any], Callable[..., Any]] = attribute.fget
+        record_of(owner).specs.pop(name, None)  # The class says what it does itself.
+        type.__setattr__(owner, name, self)
+
+    @overload
+    def __get__(self, layer: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self, layer: object, owner: type, /) -> Callable[P, R]: ...
+    def __get__(self, layer: object, owner: type, /) -> Any:
+        return self if layer is None else _Advised(self, layer)
+
+
+class _Advised(CallableObjectProxy[Callable[..., Any]]):
+    """A bound method of the target, which runs the advice of one layer."""
+
+    def __init__(self, around: _Around[..., Any], layer: object) -> None:
+        super().__init__(around.proceed(layer))
+        self._self_around = around
+        self._self_layer = layer
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        around = self._self_around
+        return around.advice(self._self_layer, self.__wrapped__, *args, **kwargs)
+
+    @property
+    def __self__(self) -> object:
+        return self._self_layer
+
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        """The function that rebinding, as by LR schedulers, takes for the method."""
+        method: Any = self.__wrapped__
+        around, function = self._self_around, method.__func__
+
+        @functools.wraps(function)
+        def advised(layer: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return _Advised(around, layer)(*args, **kwargs)
+
+        @functools.wraps(function)
+        async def advised_async(layer: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return await _Advised(around, layer)(*args, **kwargs)
+
+        return advised_async if inspect.iscoroutinefunction(function) else advised
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Any:
+        return getattr(copy.deepcopy(self._self_layer, memo), self._self_around.name)
+
+    def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
+        return getattr, (self._self_layer, self._self_around.name)
