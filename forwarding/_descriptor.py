@@ -1,7 +1,7 @@
 """The :class:`Forwarded` declaration, which replaces itself by generated code."""
 
 import keyword
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, get_args, overload
 
 from forwarding._install import install
 from forwarding._record import Kind, record_of
@@ -68,11 +68,13 @@ class Forwarded(_Base, Generic[T]):
         kind: Kind | None = None,
     ) -> None:
         parts = tuple(path.split(".")) if path else ()
-        if not all(
-            part.isidentifier() and not keyword.iskeyword(part) for part in parts
-        ):
+        if not all(map(_is_name, parts)):
             raise ForwardingError(
                 f"Forwarded({path!r}): a path is attribute names joined by dots"
+            )
+        if kind not in (None, *get_args(Kind)):
+            raise ForwardingError(
+                f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}"
             )
         self.path: Path | tuple[str, ...] = parts
         self.set = set
@@ -112,6 +114,10 @@ class Forwarded(_Base, Generic[T]):
         )
 
 
+def _is_name(part: str) -> bool:
+    return part.isidentifier() and not keyword.iskeyword(part)
+
+
 def forwarded(
     attribute: T,
     /,
@@ -148,6 +154,6 @@ def forwarded(
             "forwarded() takes an attribute of a target, as in forwarded(inner.x), "
             f"got {attribute!r}; spell a path as Forwarded('inner.x')"
         )
-    declaration = Forwarded[T](set=set, delete=delete, doc=doc, kind=kind)
+    declaration = Forwarded(set=set, delete=delete, doc=doc, kind=kind)
     declaration.path = attribute
     return cast("T", declaration)

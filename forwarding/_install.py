@@ -123,8 +123,7 @@ def _annotation(cls: type, name: str, declaration: "Forwarded[Any]") -> Any:
     """Return the annotation of a declaration, which must not become a field."""
     argument = typing.get_args(getattr(declaration, "__orig_class__", None))
     annotations = getattr(cls, "__annotations__", {})
-    if name not in annotations:
-        return argument[0] if argument else None
-    annotation = annotations[name]
-    annotations[name] = ClassVar[annotation]
+    annotation = annotations.get(name)
+    if annotation is not None and "ClassVar" not in str(annotation):
+        annotations[name] = ClassVar[annotation]
     return argument[0] if argument else annotation

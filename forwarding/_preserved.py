@@ -1,8 +1,6 @@
 """Keep a base ``__init__`` from overwriting what the target owns."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 from forwarding._record import forwarded_attributes
 
@@ -12,8 +10,8 @@ __all__ = ("preserved",)
 _MISSING: Any = object()
 
 
-@contextmanager
-def preserved(wrapper: object, /) -> Iterator[None]:
+@final
+class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
     """Put the values of all forwarded data back when the block ends.
 
     For a base whose ``__init__`` assigns names that are forwarded: the
@@ -33,19 +31,34 @@ def preserved(wrapper: object, /) -> Iterator[None]:
     >>> Tuned(inner).lr
     0.5
 
+    Args:
+        wrapper: Its target must be bound already.
+
     Raises:
-        AttributeError: The target is not bound yet; bind it before the block.
+        AttributeError: On entering, the target is not bound yet.
+
+    Guarantees:
+        The same objects are put back on the same owners, also when the block
+        raises or binds another target. A name that an owner did not have is
+        deleted again.
     """
-    before = [
-        (owner, spec.name, getattr(owner, spec.name, _MISSING))
-        for spec in forwarded_attributes(type(wrapper)).values()
-        if spec.kind == "data" and spec.set
-        for owner in [spec.find_owner(wrapper)]
-    ]
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
+
+    __slots__ = ("_before", "_wrapper")
+
+    def __init__(self, wrapper: object, /) -> None:
+        self._wrapper = wrapper
+        self._before: list[tuple[object, str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._before = [
+            (owner, spec.name, getattr(owner, spec.name, _MISSING))
+            for spec in forwarded_attributes(type(self._wrapper)).values()
+            if spec.kind == "data" and spec.set
+            for owner in [spec.find_owner(self._wrapper)]
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, value in self._before:
             _put_back(owner, name, value)
 
 
