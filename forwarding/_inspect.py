@@ -12,14 +12,16 @@ __all__ = ("chain", "owner_of", "unwrap")
 def chain(wrapper: object, /) -> tuple[object, ...]:
     """Return the wrapper, what it wraps, what that wraps, and so on.
 
-    Each object is listed once, so the answer is finite even for a cycle.
+    Of several targets, a class wraps the one that it declares first with
+    :func:`target`. Each object is listed once, so the answer is finite even for
+    a cycle.
 
     >>> from forwarding import Wrapper
     >>> len(chain(Wrapper(Wrapper([]))))
     3
 
     Raises:
-        ForwardingError: An object on the way forwards to several targets.
+        ForwardingError: An object on the way has several targets, none declared.
         AttributeError: An object on the way has no target yet.
     """
     layers, _ = _layers(wrapper)
@@ -34,7 +36,8 @@ def unwrap(wrapper: object, /) -> object:
     []
 
     Raises:
-        ForwardingError: The wrappers form a cycle, or one has several targets.
+        ForwardingError: The wrappers form a cycle, or one has several targets,
+            none declared.
         AttributeError: An object on the way has no target yet.
     """
     layers, is_cycle = _layers(wrapper)
@@ -86,14 +89,17 @@ def _layers(wrapper: object) -> tuple[tuple[object, ...], bool]:
 
 def _root(cls: type) -> str | None:
     """Return the attribute that holds what a class wraps, None if it wraps nothing."""
+    declared = target_names(cls)
+    if declared:
+        return declared[0]
     specs = forwarded_attributes(cls)
-    roots = dict.fromkeys((*target_names(cls), *(s.path[0] for s in specs.values())))
+    roots = {s.path[0]: None for s in specs.values() if s.path[0] not in specs}
     if not roots and static_attribute(cls, "__wrapped__") is not None:
         return "__wrapped__"  # A wrapt proxy keeps it in a descriptor.
-    direct = [root for root in roots if root not in specs]
-    if len(direct) > 1:
+    if len(roots) > 1:
         raise ForwardingError(
-            f"{cls.__name__} forwards to {' and '.join(direct)}, so it has no single "
-            "next layer; follow one attribute with owner_of"
+            f"{cls.__name__} forwards to {' and '.join(roots)}, so it has no single "
+            "next layer; declare the one it wraps with target(), or follow one "
+            "attribute with owner_of()"
         )
-    return next(iter(direct), None)
+    return next(iter(roots), None)

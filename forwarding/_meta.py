@@ -8,7 +8,7 @@ from forwarding._record import forwarded_attributes
 
 
 if TYPE_CHECKING:
-    from abc import ABCMeta as _Base
+    from typing import _ProtocolMeta as _Base
 else:
     _Base = type(Protocol)  # Goes with ABCs and Protocols alike.
 
