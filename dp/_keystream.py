@@ -41,13 +41,14 @@ class Keystream:
             AES256(os.urandom(KEY_BITS // 8)), CTR(bytes(16))
         ).encryptor()
 
-    def fill(self, words: NDArray[Any]) -> None:
-        """Overwrite a C-contiguous array of integers with the next bytes."""
-        assert words.flags.c_contiguous, "a copy would be filled instead"
-        buffer = words.reshape(-1).view(np.uint8)
+    def integers(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return *count* integers, uniform over all values of *dtype*."""
+        words = np.empty(count, dtype=dtype)
+        buffer = words.view(np.uint8).data
         for start in range(0, len(buffer), len(_ZEROS)):
             part = buffer[start : start + len(_ZEROS)]
-            self._cipher.update_into(_ZEROS[: len(part)], part.data)
+            self._cipher.update_into(_ZEROS[: len(part)], part)
+        return words
 
     def __reduce__(self) -> str:
         raise TypeError("a keystream cannot be copied or pickled; make a new one")

@@ -117,8 +117,7 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
     if sampling_probability == 1:
         return list(range(num_examples))
     threshold = np.uint64(int(sampling_probability * 2.0**64))  # Exact, then floor.
-    coins = np.empty(num_examples, dtype=np.uint64)
-    Keystream().fill(coins)
+    coins = Keystream().integers(num_examples, np.dtype(np.uint64))
     selected: list[int] = np.flatnonzero(coins < threshold).tolist()
     return selected
 
