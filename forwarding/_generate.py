@@ -52,9 +52,10 @@ def generated(cls: type, name: str, spec: Spec) -> property | FunctionType:
     """
     filename = f"<forwarded {cls.__qualname__}.{name} -> {spec}>"
     _show(_source(name, spec), filename)
-    shape = _shape((name, *spec.path))
-    template = _template(shape[0], spec._replace(path=shape[1:]))
-    names = dict(zip(shape, (name, *spec.path), strict=True))
+    placeholders = _placeholders(name, *spec.path)
+    path = tuple(placeholders[part] for part in spec.path)
+    template = _template(placeholders[name], spec._replace(path=path))
+    names = {placeholder: real for real, placeholder in placeholders.items()}
     namespace: dict[str, Any] = {"__name__": cls.__module__}
     exec(_renamed(template, names, filename), namespace)  # noqa: S102
     attribute: property | FunctionType = namespace[name]
@@ -80,12 +81,14 @@ def _show(source: str, filename: str) -> None:
     linecache.cache[filename] = (len(source), None, lines, filename)
 
 
-def _shape(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return one placeholder for each name, as long as it is in UTF-8."""
-    letters = string.ascii_uppercase[: len(names)]
-    return tuple(
-        letter * len(name.encode()) for letter, name in zip(letters, names, strict=True)
-    )
+def _placeholders(*names: str) -> dict[str, str]:
+    """Return for each different name another one of its length in UTF-8."""
+    different = dict.fromkeys(names)
+    letters = string.ascii_letters[: len(different)]
+    return {
+        name: letter * len(name.encode())
+        for name, letter in zip(different, letters, strict=True)
+    }
 
 
 @functools.lru_cache(maxsize=256)

@@ -116,7 +116,7 @@ def _spec(
 def _kind(name: str, model: Any) -> Kind:
     if model is not None:
         return kind_of(model)
-    return "method" if name in SPECIALS and name != "__name__" else "data"
+    return "method" if name in SPECIALS else "data"
 
 
 def _annotation(cls: type, name: str, declaration: "Forwarded[Any]") -> Any:
