@@ -1,5 +1,6 @@
 """The :class:`Wrapper` base: one target, held as ``__wrapped__``."""
 
+from reprlib import recursive_repr
 from typing import Generic, TypeVar
 
 from forwarding._mixin import Forwarding
@@ -26,8 +27,12 @@ class Wrapper(Forwarding, Generic[T]):
     def __init__(self, wrapped: T, /) -> None:
         self.__wrapped__ = wrapped
 
+    @recursive_repr()
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.__wrapped__!r})"
+        has_target = hasattr(self, "__wrapped__")
+        inside = repr(self.__wrapped__) if has_target else "<nothing yet>"
+        return f"{type(self).__name__}({inside})"
 
 
-record_of(Wrapper).targets["__wrapped__"] = None  # Known from Wrapper[T].
+# Its class is known from Wrapper[T].
+record_of(Wrapper).targets["__wrapped__"] = None
