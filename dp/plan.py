@@ -1,0 +1,190 @@
+"""The public numbers of a private run, decided before it starts.
+
+A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, no
+realised batch size, no random state. Whatever is derived from it is public too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final, get_args
+
+from torch.utils.data import Dataset
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.accounting import Guarantee, Release, calibrate_noise_multiplier, epsilon
+from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+
+
+__all__ = ("PrivacyPlan", "plan_for")
+
+_UNIT = "one training example"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What a private run will do, in public numbers only.
+
+    Args:
+        sampling: How batches are drawn.
+        noise_multiplier: Standard deviation of the noise over ``max_grad_norm``
+            (sigma). At 0 nothing is private, and every epsilon is infinite.
+        max_grad_norm: L2 norm to which each example's gradient is clipped (C).
+        expected_batch_size: What noisy sums are divided by: a constant that the user
+            declares, not the size of any batch.
+        steps: How many steps the run may take (T).
+        target_delta: The delta at which epsilon is stated.
+        target_epsilon: The epsilon that must not be exceeded; None if the steps alone
+            bound the run.
+        neighboring_relation: What two neighbouring datasets are.
+        unit_of_privacy: Whose data one example holds, in words.
+
+    Raises:
+        ValueError: If a number is out of range or the relation is unknown.
+    """
+
+    sampling: PoissonSampling | Unamplified
+    noise_multiplier: float
+    max_grad_norm: float
+    expected_batch_size: float
+    steps: int
+    target_delta: float
+    target_epsilon: float | None = None
+    neighboring_relation: NeighboringRelation = "add_or_remove_one"
+    unit_of_privacy: str = _UNIT
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sampling, PoissonSampling | Unamplified):
+            raise TypeError(
+                "sampling must be PoissonSampling(...) or Unamplified(), got"
+                f" {self.sampling!r}"
+            )
+        _checks.non_negative(noise_multiplier=self.noise_multiplier)
+        _checks.positive(max_grad_norm=self.max_grad_norm)
+        _checks.positive(expected_batch_size=self.expected_batch_size)
+        _checks.count(steps=self.steps)
+        _checks.open_unit(target_delta=self.target_delta)
+        if self.target_epsilon is not None:
+            _checks.positive(target_epsilon=self.target_epsilon)
+        if self.neighboring_relation not in get_args(NeighboringRelation):
+            known = ", ".join(map(repr, get_args(NeighboringRelation)))
+            raise ValueError(
+                f"neighboring_relation must be one of {known}, got"
+                f" {self.neighboring_relation!r}"
+            )
+        if not self.unit_of_privacy.strip():
+            raise ValueError("unit_of_privacy must say whose data one example holds")
+
+    @property
+    def sampling_probability(self) -> float:
+        """Probability that an example is in a batch; 1 claims no amplification."""
+        if isinstance(self.sampling, PoissonSampling):
+            return self.sampling.sampling_probability
+        return 1.0
+
+    def releases(self, num_steps: int) -> tuple[Release, ...]:
+        """Return what the first *num_steps* steps of the plan release."""
+        if num_steps == 0:
+            return ()
+        return (
+            Release(
+                sampling_probability=self.sampling_probability,
+                noise_multiplier=self.noise_multiplier,
+                count=num_steps,
+            ),
+        )
+
+    def guarantee(self) -> Guarantee:
+        """Return the (epsilon, delta) after all steps of the plan."""
+        return epsilon(
+            self.releases(self.steps),
+            delta=self.target_delta,
+            neighboring_relation=self.neighboring_relation,
+        )
+
+    def loader(
+        self,
+        dataset: Dataset[Any] | Sequence[Any],
+        *,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        empty_batch: Any = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> PoissonLoader:
+        """Return the loader of the plan's batches; one pass is the whole run.
+
+        Build a :class:`PoissonLoader` for torch's rarer options, or for shorter passes.
+
+        Raises:
+            TypeError: If the plan claims no amplification, so that any loader serves.
+        """
+        if not isinstance(self.sampling, PoissonSampling):
+            raise TypeError(
+                "the plan is Unamplified, so its batches are the caller's: use any"
+                " torch DataLoader"
+            )
+        return PoissonLoader(
+            dataset,
+            sampling_probability=self.sampling.sampling_probability,
+            steps=self.steps,
+            collate_fn=collate_fn,
+            empty_batch=empty_batch,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+
+def plan_for(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    steps: int,
+    max_grad_norm: float,
+    expected_batch_size: float,
+    sampling_probability: float | None = None,
+    neighboring_relation: NeighboringRelation = "add_or_remove_one",
+    unit_of_privacy: str = _UNIT,
+) -> PrivacyPlan:
+    """Return the plan with the least noise that keeps the target.
+
+    Args:
+        target_epsilon: The epsilon that *steps* steps may cost at most.
+        target_delta: The delta it is for; well below one over the number of examples.
+        steps: How many steps the run takes.
+        max_grad_norm: L2 norm to which each example's gradient is clipped.
+        expected_batch_size: What noisy sums are divided by.
+        sampling_probability: Probability that an example is in a batch. None plans
+            for one's own loader, which claims no amplification.
+        neighboring_relation: What two neighbouring datasets are.
+        unit_of_privacy: Whose data one example holds, in words.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Guarantees:
+        * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
+    """
+    sampling = (
+        Unamplified()
+        if sampling_probability is None
+        else PoissonSampling(sampling_probability=sampling_probability)
+    )
+    noise_multiplier = calibrate_noise_multiplier(
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        sampling_probability=sampling_probability or 1.0,
+        steps=steps,
+        neighboring_relation=neighboring_relation,
+    )
+    return PrivacyPlan(
+        sampling=sampling,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=expected_batch_size,
+        steps=steps,
+        target_delta=target_delta,
+        target_epsilon=target_epsilon,
+        neighboring_relation=neighboring_relation,
+        unit_of_privacy=unit_of_privacy,
+    )
