@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ("as_vector", "in_chunks")
 
-_CPU_CHUNK: Final = 1 << 16  # Stays in cache.
+_CPU_CHUNK: Final = 1 << 17  # Stays in cache.
 _DEVICE_CHUNK: Final = 1 << 22  # Worth the launches.
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dp import _checks
 from dp._keystream import KEY_BITS, Keystream
 from dp.noise._chunks import as_vector, in_chunks
-from dp.noise._rounding import TOTAL_VARIATION, add_and_round_, granularity
+from dp.noise._rounding import TOTAL_VARIATION, RoundedGaussian, granularity
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -105,11 +105,11 @@ class GaussianNoise:
             _check_tensor(tensor, stddev)
         if stddev == 0:
             return stddev
-        keystream = Keystream()
+        rounded = RoundedGaussian(stddev=stddev, keystream=Keystream())
         for parts in in_chunks(sums):
             with as_vector(parts) as x:
                 if self._rng == "os":
-                    add_and_round_(x, stddev=stddev, keystream=keystream)
+                    rounded.add_(x)
                 else:
                     noise = torch.empty_like(x)
                     noise.normal_(generator=self._generators.on(x.device))

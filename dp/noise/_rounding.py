@@ -1,6 +1,6 @@
 r"""The exact sum of a number and a Gaussian, rounded to a lattice.
 
-:func:`add_and_round_` replaces ``x`` by ``g * round((x + s * Z) / g)``, where ``Z`` is
+:class:`RoundedGaussian` replaces ``x`` by ``g * round((x + s * Z) / g)``, where ``Z`` is
 standard normal, ``g`` is a power of two near ``s / 2**LATTICE_BITS`` and all of it
 happens in the real numbers. Such a result says about ``x`` what the ideal Gaussian
 mechanism says, rounded: the holes and uneven spacing of floating-point noise, by which
@@ -9,7 +9,7 @@ Mironov told two inputs apart, cannot show.
 How real numbers are rounded correctly in floating point: ``Z`` is given by uniform
 bits without end (Box-Muller takes a pair ``U, V`` to ``r cos(pi V), r sin(pi V)`` with
 ``r = sqrt(-2 log U)``), of which float32 sees the first 31 or 32. The value it computes
-is within ``_TOLERANCE`` of the real one; unless it is that close to the midpoint of two
+is within ``2**-11`` of the real one; unless it is that close to the midpoint of two
 lattice points, both round alike. The few pairs that are too close, or for which the
 error bound does not hold, are decided with more bits and digits (Ziv's strategy) by
 :mod:`dp.noise._refinement`, which draws the next bits of the same ``U, V``.
@@ -17,36 +17,40 @@ error bound does not hold, are decided with more bits and digits (Ziv's strategy
 The error bound, in units of the last place ``e = 2**-24`` of float32, if log, sin and
 cos err by at most 4 of their ulps (torch documents 1 to 2):
 
-==================================  =============================================
-``U``, first 31 bits, at least      relative ``2**-17 + 2 e``; at the other end
-``2**-15`` (else refined)           ``2 e``, where ``r >= 2**-5`` (else refined)
-``r``, at most 4.6                  ``2**-17.8``
-``cos(pi V)``                       ``3 pi e + 2**-28 + 2**-21 <= 2**-19.8``
-``Z``                               ``2**-17.8 + 4.6 * 2**-19.8 + 2**-21 <= 2**-16.6``
-times ``s / g < 2**5``, plus x      ``2**-11.6 + 2**-15 + 2**-17 <= 2**-11``
-==================================  =============================================
+=======================  ====================================================
+``U``                    relative ``2**-17 + 2 e`` at ``r = 4.5``, where the bits
+                         end; ``2 e`` at ``r = 2**-5``; refined beyond either
+``r``                    ``2**-17.8``
+``cos(pi V)``            ``3 pi e + 2**-29 + 2**-21 <= 2**-19.8``
+``Z``                    ``2**-17.8 + 4.5 * 2**-19.8 + 2**-21 <= 2**-16.6``
+times ``s / g < 2**5``   ``2**-11.6``
+plus the fraction of x   ``2**-11.6 + 2**-15.8 + 2**-17 <= 2**-11``
+=======================  ====================================================
+
+Shapes: ``P`` pairs of elements; in a vector, pair ``i`` is ``i`` and ``i + P``.
 """
 
 import math
-from typing import Any, Final
+from typing import Final, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dp._keystream import Keystream
-from dp.noise._refinement import Undecided, decide
+from dp.noise._refinement import RADIUS_MASK, decide
 
 
-__all__ = ("TOTAL_VARIATION", "add_and_round_", "granularity")
+__all__ = ("TOTAL_VARIATION", "RoundedGaussian", "granularity")
 
 TOTAL_VARIATION: Final = 2.0**-128
 _INT32: Final = np.dtype(np.int32)
 _LATTICE_BITS: Final = 4
-_TOLERANCE: Final = 2.0**-11
-_MIN_BITS: Final = 1 << 16
-_MIN_RADIUS: Final = 2.0**-5
+# Float32 is trusted if it is this far from an integer, or further; see above.
+_SAFE_DISTANCE: Final = 0.5 - 2.0**-11
+# Radii for which the error bound holds, with a margin: from 2**-5 to 4.5.
+_MIDDLE: Final = (4.5 + 2.0**-5) / 2
+_REACH: Final = (4.5 - 2.0**-5) / 2
 
 
 def granularity(stddev: float) -> float:
@@ -55,49 +59,85 @@ def granularity(stddev: float) -> float:
     return math.ldexp(1.0, exponent - 1 - _LATTICE_BITS)
 
 
-def add_and_round_(x: Tensor, *, stddev: float, keystream: Keystream) -> None:
-    """Add N(0, stddev**2) to a contiguous vector of even length, and round it.
+@final
+class RoundedGaussian:
+    """The noise of one call: N(0, stddev**2), added to vectors and rounded.
 
     Args:
-        x: Numbers in float32 or float64, on any device.
-        stddev: Standard deviation, in the unit of *x*.
+        stddev: Standard deviation, in the unit of the vectors.
         keystream: Where the uniform bits come from.
     """
-    spacing = granularity(stddev)
-    half = len(x) // 2
-    bits = torch.from_numpy(keystream.integers(len(x), _INT32)).to(x.device)
-    radius_bits, angle_bits = bits[:half] & 0x7FFFFFFF, bits[half:]
 
-    radius = radius_bits.float().add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
-    angle = angle_bits.float().mul_(math.pi * 2.0**-31)
-    noise = torch.empty(len(x), device=x.device)
-    torch.cos(angle, out=noise[:half]).mul_(radius)
-    torch.sin(angle, out=noise[half:]).mul_(radius)
+    def __init__(self, *, stddev: float, keystream: Keystream) -> None:
+        self._spacing = granularity(stddev)
+        self._scale = stddev / self._spacing
+        self._keystream = keystream
+        self._buffers: dict[str, Tensor] = {}
 
-    whole = x.mul(1 / spacing)
-    fraction = whole.clone()
-    fraction.sub_(whole.round_())  # Exact: of the same magnitude, or whole is 0.
-    noise.mul_(stddev / spacing).add_(fraction)
-    steps = noise.round()
-    unsure = noise.sub_(steps).abs_() > 0.5 - _TOLERANCE
-    unsure = unsure[:half] | unsure[half:]
-    unsure |= (radius < _MIN_RADIUS) | (radius_bits < _MIN_BITS)
-    (cosines,) = unsure.nonzero(as_tuple=True)
-    if len(cosines):
-        sines = cosines + half
-        pairs = Undecided(
-            radius_bits=_on_host(radius_bits[cosines].long()),
-            angle_bits=_on_host(angle_bits[cosines].long()),
-            cos_fractions=_on_host(fraction[cosines].double()),
-            sin_fractions=_on_host(fraction[sines].double()),
-            scale=stddev / spacing,
-        )
-        cos_steps, sin_steps = decide(pairs, keystream)
-        steps[cosines] = torch.from_numpy(cos_steps).to(steps)
-        steps[sines] = torch.from_numpy(sin_steps).to(steps)
-    torch.mul(whole.add_(steps), spacing, out=x)
+    def add_(self, x: Tensor) -> None:
+        """Add noise to a contiguous vector of even length, on any device."""
+        x_2P = x.view(2, -1)
+        bits_2P = torch.from_numpy(self._keystream.integers(len(x), _INT32))
+        bits_2P = bits_2P.to(x.device).view(2, -1)
+        noise_2P, radius_P = self._normals(bits_2P)
+        whole_2P = self._buffer("whole", x_2P)
+        fraction_2P = self._buffer("fraction", x_2P)
+        torch.mul(x_2P, 1 / self._spacing, out=fraction_2P)
+        torch.round(fraction_2P, out=whole_2P)
+        fraction_2P.sub_(whole_2P)  # Exact: magnitudes are alike, or whole is 0.
+
+        noise_2P.mul_(self._scale).add_(fraction_2P)
+        steps_2P = torch.round(noise_2P, out=self._buffer("steps", noise_2P))
+        pairs = _unsure(noise_2P.sub_(steps_2P), radius_P)
+        if len(pairs):
+            decided = decide(
+                bits_2P.index_select(1, pairs).cpu().numpy(),
+                fraction_2P.index_select(1, pairs).cpu().double().numpy(),
+                scale=self._scale,
+                keystream=self._keystream,
+            )
+            steps_2P.index_copy_(1, pairs, torch.from_numpy(decided).to(steps_2P))
+        torch.mul(whole_2P.add_(steps_2P), self._spacing, out=x_2P)
+
+    def _normals(self, bits_2P: Tensor) -> tuple[Tensor, Tensor]:
+        """Box-Muller in float32; also returns the radii."""
+        integers_P = self._buffer("integers", bits_2P[0])
+        torch.bitwise_and(bits_2P[0], RADIUS_MASK, out=integers_P)
+        radius_P = self._buffer("radius", integers_P, torch.float32)
+        radius_P.copy_(integers_P).add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
+        angle_P = self._buffer("angle", integers_P, torch.float32)
+        angle_P.copy_(bits_2P[1]).mul_(math.pi * 2.0**-31)
+        noise_2P = self._buffer("noise", bits_2P, torch.float32)
+        torch.cos(angle_P, out=noise_2P[0])
+        torch.sin(angle_P, out=noise_2P[1])
+        return noise_2P.mul_(radius_P), radius_P
+
+    def _buffer(
+        self, name: str, like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """An uninitialised tensor, the same one again while chunks are alike.
+
+        Fresh memory for every chunk would cost as much as the arithmetic.
+        """
+        dtype = like.dtype if dtype is None else dtype
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (
+            like.shape,
+            dtype,
+            like.device,
+        ):
+            buffer = self._buffers[name] = torch.empty_like(like, dtype=dtype)
+        return buffer
 
 
-def _on_host(values: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.cpu().numpy()
-    return array
+def _unsure(distance_2P: Tensor, radius_P: Tensor) -> Tensor:
+    """The pairs that float32 cannot be trusted to have rounded; uses up its inputs."""
+    distance_2P.abs_()
+    risk_P = torch.maximum(distance_2P[0], distance_2P[1], out=distance_2P[0])
+    # One comparison for three: a radius at an end of its range counts as a midpoint.
+    radius_P.sub_(_MIDDLE).abs_().mul_(_SAFE_DISTANCE / _REACH)
+    return (
+        (torch.maximum(risk_P, radius_P, out=risk_P) > _SAFE_DISTANCE)
+        .nonzero()
+        .squeeze(1)
+    )
