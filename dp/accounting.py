@@ -20,7 +20,7 @@ from dp._typing import NeighboringRelation
 
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 __all__ = (
     "Guarantee",
@@ -241,6 +241,8 @@ def _bounded(
     relation: NeighboringRelation,
     interval: float,
 ) -> Guarantee:
+    pld: float
+    rdp: float | None
     if not releases:
         pld = rdp = 0.0
         accountant = "none"
@@ -266,22 +268,24 @@ def _bounds(
     relation: NeighboringRelation,
     interval: float,
 ) -> tuple[float, float | None]:
-    import dp_accounting  # noqa: PLC0415 -- it costs a second
-    from dp_accounting import pld, rdp  # noqa: PLC0415
+    from dp_accounting.dp_event import ComposedDpEvent  # noqa: PLC0415 -- a second
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant  # noqa: PLC0415
+    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors  # noqa: PLC0415
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # noqa: PLC0415
 
     neighbors = {
-        "add_or_remove_one": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
-        "zero_out": dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
+        "add_or_remove_one": Neighbors.ADD_OR_REMOVE_ONE,
+        "replace_one": Neighbors.REPLACE_ONE,
+        "zero_out": Neighbors.REPLACE_SPECIAL,
     }[relation]
-    event = dp_accounting.ComposedDpEvent([_event(release) for release in releases])
-    by_pld = pld.PLDAccountant(neighbors, value_discretization_interval=interval)
+    event = ComposedDpEvent([_event(release) for release in releases])
+    by_pld = PLDAccountant(neighbors, value_discretization_interval=interval)
     bound = max(0.0, float(by_pld.compose(event).get_epsilon(delta)))
     if relation == "replace_one":
         # RDP has no sampled Gaussian for it, and would not double the sensitivity of
         # an unsampled one as PLD does: its bound would be too low.
         return bound, None
-    by_rdp = rdp.RdpAccountant(neighboring_relation=neighbors)
+    by_rdp = RdpAccountant(neighboring_relation=neighbors)
     with _without_advice():
         return bound, max(0.0, float(by_rdp.compose(event).get_epsilon(delta)))
 
@@ -300,12 +304,10 @@ def _without_advice() -> Iterator[None]:
 
 
 def _event(release: Release) -> "DpEvent":
-    import dp_accounting  # noqa: PLC0415 -- it costs a second
+    from dp_accounting import dp_event  # noqa: PLC0415 -- a second
 
-    gaussian = dp_accounting.GaussianDpEvent(release.noise_multiplier)
+    gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
     event: DpEvent = gaussian
     if release.sampling_probability < 1:
-        event = dp_accounting.PoissonSampledDpEvent(
-            release.sampling_probability, gaussian
-        )
-    return dp_accounting.SelfComposedDpEvent(event, release.count)
+        event = dp_event.PoissonSampledDpEvent(release.sampling_probability, gaussian)
+    return dp_event.SelfComposedDpEvent(event, release.count)
