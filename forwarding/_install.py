@@ -1,7 +1,7 @@
 """Turn a declaration into the attribute it stands for."""
 
 import typing
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from forwarding._describe import describe
 from forwarding._generate import generated
@@ -120,10 +120,16 @@ def _kind(name: str, model: Any) -> Kind:
 
 
 def _annotation(cls: type, name: str, declaration: "Forwarded[Any]") -> Any:
-    """Return the annotation of a declaration, which must not become a field."""
-    argument = typing.get_args(getattr(declaration, "__orig_class__", None))
+    """Return the type of a declaration, and take its annotation from the class.
+
+    It would make a field of it, in a dataclass, an attrs class or a pydantic
+    model. An annotation as a ClassVar makes none, and stays.
+    """
     annotations = getattr(cls, "__annotations__", {})
     annotation = annotations.get(name)
     if annotation is not None and "ClassVar" not in str(annotation):
-        annotations[name] = ClassVar[annotation]
+        del annotations[name]
+    argument = typing.get_args(getattr(declaration, "__orig_class__", None))
+    if typing.get_origin(annotation) is type(declaration):
+        argument = typing.get_args(annotation)
     return argument[0] if argument else annotation
