@@ -1,5 +1,7 @@
-"""The metaclasses: one that leaves after declaring, one that stays and guards."""
+"""Two ways to make a class: one leaves no metaclass behind, one stays and guards."""
 
+import types
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forwarding._interface import Names
@@ -15,28 +17,24 @@ else:
 __all__ = ("ForwardingABCMeta", "ForwardingMeta")
 
 
-def _with_mixin(bases: tuple[type, ...]) -> tuple[type, ...]:
-    if any(issubclass(base, Forwarding) for base in bases):
-        return bases
-    return (Forwarding, *(base for base in bases if base is not object))
-
-
 class ForwardingABCMeta(_Base):
     """Metaclass that stays on the class, and guards its declarations.
 
-    As :class:`ForwardingMeta`, and assigning a plain value to a forwarded name
-    on the class is refused: it would cut the forwarding for every instance.
-    Descriptors may be assigned. Use it where a class is patched by others, and
-    where its price is no matter: ``isinstance(x, cls)`` is that of an ABC, and
-    a subclass cannot have a base with a metaclass of another family (Enum,
-    pydantic, traits).
+    As :func:`ForwardingMeta`; besides, assigning a plain value to a forwarded
+    name on the class is refused, because it would cut the forwarding for every
+    instance. Descriptors may be assigned.
+
+    What stays has a price: ``isinstance(x, cls)`` takes as long as for an ABC,
+    and a subclass may have ABCs and Protocols beside it, but no base whose
+    metaclass is of another family (Enum, pydantic, traits, the Protocols of
+    typing_extensions before Python 3.13).
 
     >>> class Car(metaclass=ForwardingABCMeta, to="engine", forward="rpm"):
     ...     def __init__(self, engine):
     ...         self.engine = engine
     >>> Car.rpm = 900
     Traceback (most recent call last):
-    forwarding.exceptions.ForwardingError: Car.rpm = 900 would hide the forwarding ...
+    forwarding.exceptions.ForwardingError: Car.rpm = 900 would hide the forwarding of 'rpm' declared in Car; use a property, or set it on an instance
     """
 
     def __new__(
@@ -62,29 +60,59 @@ class ForwardingABCMeta(_Base):
         super().__setattr__(name, value)
 
 
-class ForwardingMeta(ForwardingABCMeta):
-    """Metaclass that declares and leaves: the class keeps its bases' metaclass.
+if TYPE_CHECKING:
 
-    The class is made by the metaclass that its bases have anyway, usually
-    ``type``, from these bases and :class:`Forwarding`, which carries the checks
-    on to subclasses. So the class can be a base together with any ABC, Protocol
-    or Generic, and ``isinstance`` costs nothing. What leaves cannot guard:
-    ``Car.rpm = 900`` on the class is found by :func:`verify` only; see
-    :class:`ForwardingABCMeta`. Keywords are those of :class:`Forwarding`.
+    class ForwardingMeta(ForwardingABCMeta):
+        """What type checkers see of :func:`ForwardingMeta`, which is no class."""
 
-    >>> class Car(metaclass=ForwardingMeta, to="engine", forward="rpm"):
-    ...     def __init__(self, engine):
-    ...         self.engine = engine
-    >>> type(Car)
-    <class 'type'>
-    """
+else:
 
-    def __new__(
-        cls,
+    def ForwardingMeta(  # noqa: N802 -- Read as what it is used for, a metaclass.
         name: str,
         bases: tuple[type, ...],
-        namespace: dict[str, Any],
+        namespace: MutableMapping[str, Any],
         /,
         **kwargs: Any,
-    ) -> Any:
-        return type(name, _with_mixin(bases), namespace, **kwargs)
+    ) -> type:
+        """Make a class that declares, and leave no metaclass on it.
+
+        For ``metaclass=``. The class is made by the metaclass that its bases
+        have anyway, usually ``type``, from these bases and :class:`Forwarding`,
+        which carries the checks on to subclasses. So it goes with every base,
+        so do its subclasses, and ``isinstance`` costs nothing.
+
+        What leaves cannot guard: ``Car.rpm = 900`` on the class is found by
+        :func:`verify` only; see :class:`ForwardingABCMeta`.
+
+        >>> class Car(metaclass=ForwardingMeta, to="engine", forward="rpm"):
+        ...     def __init__(self, engine):
+        ...         self.engine = engine
+        >>> type(Car)
+        <class 'type'>
+
+        Args:
+            name: Name of the class.
+            bases: Its bases.
+            namespace: Its body.
+            kwargs: Those of :class:`Forwarding`, and those of the bases.
+
+        Raises:
+            ForwardingError: As :class:`Forwarding`.
+        """
+        bases = _with_mixin(bases)
+        metaclass, _, kwargs = types.prepare_class(name, bases, kwargs)
+        return metaclass(name, bases, namespace, **kwargs)
+
+    def _prepare(
+        name: str, bases: tuple[type, ...], /, **kwargs: Any
+    ) -> MutableMapping[str, Any]:
+        return types.prepare_class(name, _with_mixin(bases), kwargs)[1]
+
+    # It is no class so that Python does not look for a conflict before the call.
+    ForwardingMeta.__prepare__ = _prepare
+
+
+def _with_mixin(bases: tuple[type, ...]) -> tuple[type, ...]:
+    if any(issubclass(base, Forwarding) for base in bases):
+        return bases
+    return (Forwarding, *(base for base in bases if base is not object))

@@ -11,6 +11,7 @@ import pytest
 from forwarding import (
     Forwarded,
     Forwarding,
+    ForwardingABCMeta,
     ForwardingMeta,
     forwarded_attributes,
     verify,
@@ -158,23 +159,45 @@ def test_declarations_are_no_pydantic_fields():
         made.note = "roar"
 
 
-def test_the_metaclasses_do_not_go_with_another_family():
-    """Pydantic, Enum and traits have metaclasses of their own: use the mixin."""
+def test_the_leaving_metaclass_goes_with_every_family():
+    """Pydantic and Enum have metaclasses of their own, which make the class."""
     pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")
 
-    for base in (pydantic.BaseModel, enum.Enum):
+    class Model(
+        pydantic.BaseModel, metaclass=ForwardingMeta, to="engine", forward="rpm"
+    ):
+        model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+        engine: Engine
+
+    class Level(enum.Enum, metaclass=ForwardingMeta, to="value", forward="real"):
+        LOW = 1
+        HIGH = enum.auto()
+
+    assert type(Model) is type(pydantic.BaseModel)
+    assert Model(engine=Engine()).rpm == 900
+    assert [level.real for level in Level] == [1, 2]
+
+
+def test_the_guarding_metaclass_does_not():
+    """It stays, so Python finds a conflict with another family."""
+    for base in (enum.Enum, Traited):
         with pytest.raises(TypeError, match="metaclass conflict"):
 
-            class Model(base, metaclass=ForwardingMeta):
+            class Both(base, metaclass=ForwardingABCMeta):
                 pass
 
 
+class Traited(metaclass=type("MetaTraited", (type,), {})):
+    """A class of a family of its own, whose metaclass takes no keywords."""
+
+
 def test_declarations_are_no_traits():
-    """HasTraits has a metaclass of its own, so the mixin is the way."""
+    """Its metaclass takes no class keywords, so names are declared singly."""
     traits = pytest.importorskip("traits.api", reason="traits is not installed")
 
-    class Traited(Forwarding, traits.HasTraits, to="engine", forward="rpm"):
+    class Traited(traits.HasTraits, metaclass=ForwardingMeta):
         size = traits.Int(3)
+        rpm = Forwarded("engine")
 
         def __init__(self, engine):
             super().__init__()
