@@ -72,7 +72,7 @@ class RoundedGaussian:
         self._spacing = granularity(stddev)
         self._scale = stddev / self._spacing
         self._keystream = keystream
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def add_(self, x: Tensor) -> None:
         """Add noise to a contiguous vector of even length, on any device."""
@@ -119,14 +119,10 @@ class RoundedGaussian:
 
         Fresh memory for every chunk would cost as much as the arithmetic.
         """
-        dtype = like.dtype if dtype is None else dtype
-        buffer = self._buffers.get(name)
-        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (
-            like.shape,
-            dtype,
-            like.device,
-        ):
-            buffer = self._buffers[name] = torch.empty_like(like, dtype=dtype)
+        key = (name, like.device, dtype or like.dtype)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != like.shape:
+            buffer = self._buffers[key] = torch.empty_like(like, dtype=dtype)
         return buffer
 
 
@@ -136,8 +132,5 @@ def _unsure(distance_2P: Tensor, radius_P: Tensor) -> Tensor:
     risk_P = torch.maximum(distance_2P[0], distance_2P[1], out=distance_2P[0])
     # One comparison for three: a radius at an end of its range counts as a midpoint.
     radius_P.sub_(_MIDDLE).abs_().mul_(_SAFE_DISTANCE / _REACH)
-    return (
-        (torch.maximum(risk_P, radius_P, out=risk_P) > _SAFE_DISTANCE)
-        .nonzero()
-        .squeeze(1)
-    )
+    torch.maximum(risk_P, radius_P, out=risk_P)
+    return (risk_P > _SAFE_DISTANCE).nonzero().squeeze(1)

@@ -1,0 +1,156 @@
+"""That the noise is Gaussian, of the stated scale, and independent.
+
+Every test rejects correct noise with probability 1e-9 at most; each has a twin that
+shows a wrong distribution to be rejected. The noise is keyed by the OS, so there is
+no seed to make a bad draw repeat.
+"""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dp.noise import GaussianNoise
+
+
+pytestmark = pytest.mark.statistical
+
+FALSE_ALARM = 1e-9
+STDDEV = 1.7
+COUNT = 1 << 20
+RNGS = ("os", "fast")
+
+
+def noise_of(stage, *, stddev=STDDEV, count=COUNT, dtype=torch.float32):
+    sums = torch.zeros(count, dtype=dtype)
+    stage.add_([sums], stddev=stddev)
+    return sums.double().numpy()
+
+
+def rejects_variance(noise, *, spacing):
+    """Chi-squared test of the variance: N = 2**20 sees 1.2 % with power 0.999.
+
+    Rounding to the lattice adds spacing**2 / 12, up to exp(-5000) for our spacings.
+    """
+    variance = STDDEV**2 + spacing**2 / 12
+    chi2 = stats.chi2(len(noise))
+    p = 2 * min(chi2.cdf(s := noise @ noise / variance), chi2.sf(s))
+    return p < FALSE_ALARM
+
+
+def rejects_shape(noise, *, spacing):
+    """Chi-squared test against the normal distribution function, cell by cell.
+
+    At N = 2**20 it sees the excess kurtosis -0.1 of 12 summed uniforms, for which
+    the statistic is expected at 550 where the limit is about 250.
+    """
+    step = spacing or STDDEV / 16
+    edges = (np.arange(-79, 80) + 0.5) * step
+    edges = edges[np.abs(edges) < 4.2 * STDDEV]
+    observed = np.diff([0, *np.searchsorted(np.sort(noise), edges), len(noise)])
+    cdf = stats.norm(scale=STDDEV).cdf(edges)
+    expected = np.diff([0, *cdf, 1]) * len(noise)
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return stats.chi2(len(expected) - 1).sf(statistic) < FALSE_ALARM
+
+
+def rejects_tails(noise):
+    """Exact binomial test of the mass beyond 3.8 stddevs: sees a third missing."""
+    mass = 2 * stats.norm.sf(3.8)
+    beyond = int((np.abs(noise) > 3.8 * STDDEV).sum())
+    return stats.binomtest(beyond, len(noise), mass).pvalue < FALSE_ALARM
+
+
+def rejects_independence(left, right):
+    """Normal tests of the correlations of values and of squares: see 0.007."""
+    limit = stats.norm.isf(FALSE_ALARM / 4)
+    correlations = (
+        left @ right / STDDEV**2,
+        (left**2 - STDDEV**2) @ (right**2 - STDDEV**2) / (2 * STDDEV**4),
+    )
+    return any(abs(c) > limit * math.sqrt(len(left)) for c in correlations)
+
+
+def spacing_of(rng):
+    return GaussianNoise(rng=rng).granularity(stddev=STDDEV)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rng", RNGS)
+def test_noise_has_the_stated_scale_and_shape(rng, dtype):
+    """Variance, cells and tails are those of N(0, stddev**2)."""
+    noise = noise_of(GaussianNoise(rng=rng), dtype=dtype)
+
+    assert not rejects_variance(noise, spacing=spacing_of(rng))
+    assert not rejects_shape(noise, spacing=spacing_of(rng))
+    assert not rejects_tails(noise - (np.sign(noise) * spacing_of(rng) / 2))
+
+
+@pytest.mark.parametrize("factor", [0.95, 1.05])
+@pytest.mark.parametrize("rng", RNGS)
+def test_noise_that_is_five_percent_off_is_rejected(rng, factor):
+    """Twin: a wrong scale fails the tests of variance and of shape."""
+    noise = noise_of(GaussianNoise(rng=rng), stddev=factor * STDDEV)
+
+    assert rejects_variance(noise, spacing=spacing_of(rng))
+    assert rejects_shape(noise, spacing=spacing_of(rng))
+
+
+def test_sums_of_twelve_uniforms_are_rejected():
+    """Twin: a popular approximation of the right variance fails shape and tails."""
+    uniforms = np.random.default_rng().random((12, COUNT))
+    noise = (uniforms.sum(axis=0) - 6) * STDDEV
+
+    assert not rejects_variance(noise, spacing=0.0)
+    assert rejects_shape(noise, spacing=0.0)
+    assert rejects_tails(noise)
+
+
+@pytest.mark.parametrize("rng", RNGS)
+def test_noise_is_independent_wherever_it_goes(rng):
+    """Tensors, calls, instances, copies and neighbouring elements are unrelated."""
+    stage = GaussianNoise(rng=rng)
+    tensors = [torch.zeros(COUNT), torch.zeros(COUNT)]
+    stage.add_(tensors, stddev=STDDEV)
+    first, second = (tensor.double().numpy() for tensor in tensors)
+    pickled = pickle.loads(pickle.dumps(stage))  # noqa: S301
+    others = [stage, GaussianNoise(rng=rng), copy.deepcopy(stage), pickled]
+
+    assert not rejects_independence(first, second)
+    assert not rejects_independence(first[:-1], first[1:])
+    for other in others:
+        assert not rejects_independence(first, noise_of(other))
+
+
+@pytest.mark.parametrize("distance", [1 << 15, 1 << 16, 1 << 17])
+def test_normals_of_one_pair_and_of_two_chunks_are_independent(distance):
+    """Sine and cosine share a radius: that must not show, nor must a chunk repeat."""
+    noise = noise_of(GaussianNoise())
+
+    assert not rejects_independence(noise[:-distance], noise[distance:])
+
+
+def test_a_repeated_stream_is_rejected():
+    """Twin: equal, negated and partly equal noise fails the test of independence."""
+    stage = GaussianNoise()
+    noise, fresh = noise_of(stage), noise_of(stage)
+
+    assert rejects_independence(noise, noise)
+    assert rejects_independence(noise, -noise)
+    assert rejects_independence(noise, np.where(np.arange(COUNT) % 50, fresh, noise))
+    assert rejects_independence(noise, np.abs(noise) * np.sign(fresh))
+
+
+def test_noise_around_any_sum_is_alike():
+    """The scale does not depend on what it is added to, on or off the lattice."""
+    for offset in (0.0, 0.0123, -7.77, 1e4 / 3):
+        sums = torch.full((COUNT,), offset, dtype=torch.float64)
+        GaussianNoise().add_([sums], stddev=STDDEV)
+        noise = sums.numpy() - offset
+
+        assert not rejects_variance(noise, spacing=spacing_of("os"))
+        assert abs(noise.mean()) < stats.norm.isf(5e-10) * STDDEV / math.sqrt(COUNT)
