@@ -67,7 +67,7 @@ def _in_float64(
     by ``2**-48.7``; ``Z`` by ``2**-41.6``; in lattice units by less than ``2**-36``.
     """
     uniform_P, angle_P = bits_2P + more_2P * 2.0**-64
-    radius_P = np.sqrt(-2 * np.log(uniform_P * 2.0**-31))
+    radius_P = np.sqrt(-2 * np.log(np.maximum(uniform_P, _MIN_UNIFORM) * 2.0**-31))
     angle_P *= math.pi * 2.0**-31
     normal_2P = radius_P * np.stack((np.cos(angle_P), np.sin(angle_P)))
     sum_2P = fraction_2P + scale * normal_2P

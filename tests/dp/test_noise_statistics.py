@@ -46,22 +46,25 @@ def rejects_shape(noise, *, spacing):
     """Chi-squared test against the normal distribution function, cell by cell.
 
     At N = 2**20 it sees the excess kurtosis -0.1 of 12 summed uniforms, for which
-    the statistic is expected at 550 where the limit is about 250.
+    the statistic is expected near 500 where the limit is about 255. Cells hold 50
+    counts or more; a tenth of the false-alarm rate covers what that is not enough for.
     """
     step = spacing or STDDEV / 16
     edges = (np.arange(-79, 80) + 0.5) * step
-    edges = edges[np.abs(edges) < 4.2 * STDDEV]
+    edges = edges[np.abs(edges) < 3.5 * STDDEV]
     observed = np.diff([0, *np.searchsorted(np.sort(noise), edges), len(noise)])
     cdf = stats.norm(scale=STDDEV).cdf(edges)
     expected = np.diff([0, *cdf, 1]) * len(noise)
     statistic = ((observed - expected) ** 2 / expected).sum()
-    return stats.chi2(len(expected) - 1).sf(statistic) < FALSE_ALARM
+    return stats.chi2(len(expected) - 1).sf(statistic) < FALSE_ALARM / 10
 
 
-def rejects_tails(noise):
-    """Exact binomial test of the mass beyond 3.8 stddevs: sees a third missing."""
-    mass = 2 * stats.norm.sf(3.8)
-    beyond = int((np.abs(noise) > 3.8 * STDDEV).sum())
+def rejects_tails(noise, *, spacing):
+    """Exact binomial test of the mass beyond 3.8 stddevs: sees half of it missing."""
+    step = spacing or STDDEV / 16
+    edge = (round(3.8 * STDDEV / step) + 0.5) * step
+    beyond = int((np.abs(noise) > edge).sum())
+    mass = 2 * stats.norm(scale=STDDEV).sf(edge)
     return stats.binomtest(beyond, len(noise), mass).pvalue < FALSE_ALARM
 
 
@@ -87,7 +90,7 @@ def test_noise_has_the_stated_scale_and_shape(rng, dtype):
 
     assert not rejects_variance(noise, spacing=spacing_of(rng))
     assert not rejects_shape(noise, spacing=spacing_of(rng))
-    assert not rejects_tails(noise - (np.sign(noise) * spacing_of(rng) / 2))
+    assert not rejects_tails(noise, spacing=spacing_of(rng))
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
@@ -107,7 +110,7 @@ def test_sums_of_twelve_uniforms_are_rejected():
 
     assert not rejects_variance(noise, spacing=0.0)
     assert rejects_shape(noise, spacing=0.0)
-    assert rejects_tails(noise)
+    assert rejects_tails(noise, spacing=0.0)
 
 
 @pytest.mark.parametrize("rng", RNGS)
