@@ -67,10 +67,11 @@ class Forwarded(_Base, Generic[T]):
         doc: str | None = None,
         kind: Kind | None = None,
     ) -> None:
-        parts = tuple(path.split(".")) if path else ()
+        parts = () if path == "" else tuple(str(path).split("."))
         if not all(map(_is_name, parts)):
             raise ForwardingError(
-                f"Forwarded({path!r}): a path is attribute names joined by dots"
+                f"Forwarded({path!r}): a path is attribute names joined by dots; "
+                "a recorded one is declared by forwarded(inner.x)"
             )
         if kind not in (None, *get_args(Kind)):
             raise ForwardingError(

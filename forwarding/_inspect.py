@@ -94,8 +94,8 @@ def _root(cls: type) -> str | None:
         return declared[0]
     specs = forwarded_attributes(cls)
     roots = {s.path[0]: None for s in specs.values() if s.path[0] not in specs}
-    if not roots and static_attribute(cls, "__wrapped__") is not None:
-        return "__wrapped__"  # A wrapt proxy keeps it in a descriptor.
+    if not roots and static_attribute(cls, "__self_setattr__") is not None:
+        return "__wrapped__"  # A wrapt proxy, with its C extension or without.
     if len(roots) > 1:
         raise ForwardingError(
             f"{cls.__name__} forwards to {' and '.join(roots)}, so it has no single "

@@ -73,6 +73,8 @@ def _only_target(cls: type, name: str) -> str:
 
 
 def _check(cls: type, name: str, path: tuple[str, ...]) -> None:
+    if not name.isidentifier():
+        raise ForwardingError(f"{cls.__name__} cannot forward {name!r}: it is no name")
     root: str | None = path[0]
     while root is not None:
         if root == name:

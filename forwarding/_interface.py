@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeAlias
 
 from forwarding._specials import refusal
+from forwarding.exceptions import ForwardingError
 
 
 __all__ = ("Names", "members", "spelled")
@@ -43,10 +44,10 @@ def members(names: Names) -> dict[str, Any]:
 
 
 def _parts(names: Names) -> Iterator[str | type]:
-    if isinstance(names, str | type):
-        yield names
-    else:
-        yield from names
+    for part in (names,) if isinstance(names, str | type) else names:
+        if not isinstance(part, str | type):
+            raise ForwardingError(f"forward= takes names and classes, got {part!r}")
+        yield part
 
 
 def _members(interface: type) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def _cut(cls: type) -> Iterator[str]:
 
 def _shadowed(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     own = getattr(wrapper, "__dict__", {})
+    if own is getattr(getattr(wrapper, "__wrapped__", None), "__dict__", None):
+        return  # A transparent proxy shows its target's.
     for name, spec in specs.items():
         if name in own and spec.kind == "data":
             yield f"{name!r} is also in the wrapper's __dict__, where nothing reads it"

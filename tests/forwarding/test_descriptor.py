@@ -17,6 +17,7 @@ from forwarding import (
     Spec,
     Wrapper,
     forwarded_attributes,
+    target,
 )
 
 
@@ -196,7 +197,9 @@ def test_read_only_and_undeletable_attributes_refuse_by_name():
     assert car.serial == 7
     with pytest.raises(AttributeError, match=r"property 'serial' of .*Car.* no setter"):
         car.serial = 8
-    with pytest.raises(AttributeError, match=r"property 'serial' of .*Car.* no deleter"):
+    with pytest.raises(
+        AttributeError, match=r"property 'serial' of .*Car.* no deleter"
+    ):
         del car.serial
     assert car.engine.serial == 7
 
@@ -528,10 +531,23 @@ def test_an_alias_is_forwarded_too():
     assert str(forwarded_attributes(Aliased)["y"]) == "inner.x"
 
 
-BAD_PATHS = ["a b", "a..b", ".a", "a.", "1", "class", "a.import.b", "a[0]", "f()"]
+BAD_PATHS = [
+    None,
+    3,
+    target(Owner),
+    "a b",
+    "a..b",
+    ".a",
+    "a.",
+    "1",
+    "class",
+    "a.import.b",
+    "a[0]",
+    "f()",
+]
 
 
-@pytest.mark.parametrize("path", BAD_PATHS)
+@pytest.mark.parametrize("path", BAD_PATHS, ids=repr)
 def test_a_path_that_is_none_is_refused(path):
     """Paths are attribute names, checked before any code is generated."""
     with pytest.raises(ForwardingError, match="attribute names joined by dots"):

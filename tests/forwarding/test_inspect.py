@@ -204,7 +204,7 @@ def test_the_chain_ends_in_what_forwards_nothing():
 
 
 def test_a_wrapt_proxy_is_a_layer():
-    """Its target is in a descriptor of its class."""
+    """So is any wrapt proxy; a function that was wrapped is none."""
     engine = Engine()
     proxy = wrapt.BaseObjectProxy(engine)
     layers = chain(Wrapper(proxy))
@@ -397,3 +397,17 @@ def test_verify_needs_no_instance_dict():
     slotted.inner.inner.x = 1
 
     verify(slotted)
+
+
+class Transparent(wrapt.BaseObjectProxy):
+    rpm = Forwarded("__wrapped__")
+
+
+def test_verify_takes_no_proxys_target_for_its_own_dict():
+    """A wrapt proxy shows its target's ``__dict__``; nothing is shadowed there."""
+    engine = Engine()
+    engine.rpm = 5
+    proxy = Transparent(engine)
+
+    assert vars(proxy) is vars(engine)
+    verify(proxy)

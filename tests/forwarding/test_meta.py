@@ -476,6 +476,16 @@ def unknown_exception():
         pass
 
 
+def no_name():
+    class Car(Wrapper, forward="rpm b-c"):
+        pass
+
+
+def no_names():
+    class Car(Forwarding, to="engine", forward=("rpm", 3)):
+        pass
+
+
 def by_metaclass():
     class Car(metaclass=ForwardingMeta):
         __del__ = Forwarded("engine")
@@ -506,6 +516,8 @@ REFUSED = {
     "say which, as in Forwarded('inner')",
     to_without_names: "Car: to='engine' needs forward=, the names",
     unknown_exception: "Car: but= excepts rpn, start, which forward= does not name",
+    no_name: "Car cannot forward 'b-c': it is no name",
+    no_names: "forward= takes names and classes, got 3",
     by_metaclass: "Car.__del__ cannot be forwarded: the wrapper's end would "
     "finalize a target that others still use",
     by_guard: "Car.__class__ cannot be forwarded: isinstance() would believe it and "
