@@ -7,7 +7,7 @@ batch axis is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -35,7 +35,16 @@ def empty_batch_of(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
             "dataset holds no example to tell the shape of an empty batch from; pass"
             " empty_batch="
         )
-    return _emptied(collate_fn([dataset[0]]), collate_fn([dataset[0], dataset[0]]))
+    first = _fetched(dataset, [0])
+    twice = first * 2 if isinstance(first, list) else _fetched(dataset, [0, 0])
+    return _emptied(collate_fn(deepcopy(first)), collate_fn(twice))
+
+
+def _fetched(dataset: Any, indices: list[int]) -> Any:
+    """Read examples as torch's loader does."""
+    if getattr(dataset, "__getitems__", None):
+        return dataset.__getitems__(indices)
+    return [dataset[i] for i in indices]
 
 
 def _emptied(one: Any, two: Any) -> Any:

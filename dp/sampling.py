@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import count as counter
-from typing import Any, Final, Never, final
+from typing import Any, ClassVar, Final, Never, final
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -113,7 +113,11 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
           *sampling_probability* and less than ``2**-64`` below it.
         * The coins are a keystream under a fresh 256-bit key of the OS.
         * The order is that of the dataset, so it tells nothing beyond the selection.
+
+    Raises:
+        ValueError: If the probability is outside ``(0, 1]``.
     """
+    _checks.probability(sampling_probability=sampling_probability)
     if sampling_probability == 1:
         return list(range(num_examples))
     threshold = np.uint64(int(sampling_probability * 2.0**64))  # Exact, then floor.
@@ -163,6 +167,10 @@ class PoissonLoader(DataLoader[Any]):
         Implementations?", on why a shuffled loader may not claim this epsilon.
         https://arxiv.org/abs/2403.17673
     """
+
+    # accelerate's mark: its prepare() passes the loader on, where it would otherwise
+    # rebuild it without tickets. Moving batches to a device is left to the caller.
+    _is_accelerate_prepared: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -214,32 +222,40 @@ class PoissonLoader(DataLoader[Any]):
         return self._desk.ticket
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Not torch's own.
-        draws = _Draws(self._draw, num_draws=len(self))
+        if not self.in_order:
+            raise SamplingMismatchError(
+                "in_order is False, so a ticket could belong to another batch; set it"
+                " to True"
+            )
+        draws = _Draws(self.dataset, self._sampling, num_draws=len(self))
         number = self._desk.open()
         with self._draws.serving(draws):
             batches = super().__iter__()
         return _Pass(batches, draws.sizes, self._desk, number, self._empty_batch)
 
-    def _draw(self) -> list[int]:
-        return poisson_sample(
-            len(self.dataset),  # type: ignore[arg-type]  # Checked: it has a length.
-            sampling_probability=self.sampling_probability,
-        )
-
 
 @final
 class _Draws(Iterator[list[int]]):
-    """The draws of one pass that hold an example; ``sizes`` has those of all."""
+    """The draws of one pass that hold an example; ``sizes`` has those of all.
 
-    def __init__(self, draw: Callable[[], list[int]], *, num_draws: int) -> None:
+    It knows the loader's dataset and not the loader: torch's iterator keeps it, and
+    workers of an iterator in a reference cycle are stopped late.
+    """
+
+    def __init__(
+        self, dataset: Any, scheme: PoissonSampling, *, num_draws: int
+    ) -> None:
         self.sizes: deque[int] = deque()
-        self._draw = draw
+        self._dataset = dataset
+        self._probability = scheme.sampling_probability
         self._num_left = num_draws
 
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            indices = self._draw()
+            indices = poisson_sample(
+                len(self._dataset), sampling_probability=self._probability
+            )
             self.sizes.append(len(indices))
             if indices:
                 return indices
@@ -250,7 +266,7 @@ class _Draws(Iterator[list[int]]):
 class _ServedDraws:
     """The batch sampler that torch sees: it has draws only while a pass is set up.
 
-    Whoever else takes it, as accelerate's ``prepare`` does to rebuild the loader,
+    Whoever else takes it, as those do who rebuild a loader to shard or to resume it,
     would get batches without tickets.
     """
 
@@ -266,8 +282,7 @@ class _ServedDraws:
             raise SamplingMismatchError(
                 "the batch sampler of a PoissonLoader was taken out of it, so its"
                 " batches would have no tickets; iterate over the PoissonLoader"
-                " itself, and do not pass it to accelerator.prepare or anything else"
-                " that rebuilds data loaders"
+                " itself, and pass it to nothing that rebuilds data loaders"
             )
         return self._served
 
