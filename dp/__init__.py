@@ -1,3 +1,63 @@
-"""Differentially private optimisation for PyTorch."""
+"""Differentially private optimisation for PyTorch.
 
-__all__ = ()
+Plan a run from public numbers, draw its batches, and wrap the optimizer:
+
+>>> import torch
+>>> import dp
+>>> model = torch.nn.Linear(3, 1)
+>>> dataset = torch.utils.data.TensorDataset(torch.randn(50, 3), torch.randn(50))
+>>> plan = dp.plan_for(
+...     target_epsilon=3.0,
+...     target_delta=1e-5,
+...     sampling_probability=0.2,
+...     steps=10,
+...     expected_batch_size=10,
+...     max_grad_norm=1.0,
+... )
+>>> loader = plan.loader(dataset)
+>>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
+>>> for x, y in loader:
+...     optimizer.backward((model(x).squeeze(1) - y).square())
+...     optimizer.step()
+>>> optimizer.spent().epsilon <= 3.0
+True
+"""
+
+from dp.accounting import Guarantee, Release
+from dp.certificate import Certificate, verify
+from dp.clipping import FlatClipping
+from dp.exceptions import (
+    BudgetExhaustedError,
+    LedgerError,
+    PrivacyError,
+    SampleMixingError,
+    SamplingMismatchError,
+    UnsupportedOperationError,
+)
+from dp.noise import GaussianNoise
+from dp.optimizer import DPOptimizer
+from dp.plan import PrivacyPlan, plan_for
+from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+
+
+__all__ = (
+    "BudgetExhaustedError",
+    "Certificate",
+    "DPOptimizer",
+    "FlatClipping",
+    "GaussianNoise",
+    "Guarantee",
+    "LedgerError",
+    "PoissonLoader",
+    "PoissonSampling",
+    "PrivacyError",
+    "PrivacyPlan",
+    "Release",
+    "SampleMixingError",
+    "SamplingMismatchError",
+    "Unamplified",
+    "UnsupportedOperationError",
+    "plan_for",
+    "verify",
+)

