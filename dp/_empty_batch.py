@@ -35,9 +35,13 @@ def empty_batch_of(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
             "dataset holds no example to tell the shape of an empty batch from; pass"
             " empty_batch="
         )
-    first = _fetched(dataset, [0])
-    twice = first * 2 if isinstance(first, list) else _fetched(dataset, [0, 0])
-    return _emptied(collate_fn(deepcopy(first)), collate_fn(twice))
+    first = deepcopy(_fetched(dataset, [0]))  # Collating may use up what it is given.
+    if isinstance(first, list):  # And reading twice may not give the same.
+        twice = first + deepcopy(first)
+        first = deepcopy(first)
+    else:
+        twice = _fetched(dataset, [0, 0])
+    return _emptied(collate_fn(first), collate_fn(twice))
 
 
 def _fetched(dataset: Any, indices: list[int]) -> Any:

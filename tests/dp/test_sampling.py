@@ -177,6 +177,15 @@ def test_the_length_is_the_number_of_steps_whatever_the_data():
     assert len(small) == len(large) == len(list(small)) == len(list(large)) == 12
 
 
+def test_the_probability_can_be_read_and_not_set():
+    """What the optimizer compares with its plan is what the loader draws with."""
+    loader = make_loader()
+    assert loader.sampling_probability == 0.1
+
+    with pytest.raises(AttributeError):
+        loader.sampling_probability = 0.01
+
+
 def test_everyone_is_in_every_batch_at_probability_one():
     """A full batch is the limit of Poisson sampling, and an honest one."""
     for indices, _values in make_loader(sampling_probability=1, steps=3):
