@@ -136,10 +136,14 @@ class DPOptimizer(TransparentOptimizer):
         expected batch size, once, in :meth:`step`.
         """
         anchor = losses_B.detach().mean().requires_grad_()
-        loss: Tensor = _Gate.apply(anchor, lambda: self.backward(losses_B))
+        loss: Tensor = _Gate.apply(  # type: ignore[no-untyped-call]  # torch has no types
+            anchor, lambda: self.backward(losses_B)
+        )
         return loss
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch overloads by closure; one form serves
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Release a private gradient and let the wrapped optimizer apply it.
 
         Args:

@@ -26,7 +26,7 @@ class Special(NamedTuple):
 
 
 _FORWARDED = {
-    "__repr__ __str__ __bytes__ __format__ __fspath__ __name__": (
+    "__repr__ __str__ __bytes__ __format__ __fspath__": (
         "describes the target; the wrapper becomes invisible in output"
     ),
     "__eq__ __ne__ __lt__ __le__ __gt__ __ge__": (
@@ -72,7 +72,8 @@ _OWN = {
     "__dict__ __slots__ __weakref__ __static_attributes__ __firstlineno__": (
         "it is where the wrapper keeps its own attributes"
     ),
-    "__module__ __qualname__ __doc__ __annotations__ __match_args__ __annotate__": (
+    "__name__ __qualname__ __module__ __doc__ __annotations__ __annotate__ "
+    "__match_args__": (
         "help(), pickle and match read it from the class of the wrapper"
     ),
     "__sizeof__": "it measures the memory of the wrapper",

@@ -39,9 +39,10 @@ class Layout:
         moved = tensor.movedim(self.axis, 0)
         if moved.shape[0] == num_samples:
             return moved
+        shape = moved.shape[1:]
         if self.time_major:
-            return moved.unflatten(0, (-1, num_samples)).transpose(0, 1)
-        return moved.unflatten(0, (num_samples, -1))
+            return moved.reshape(-1, num_samples, *shape).transpose(0, 1)
+        return moved.reshape(num_samples, -1, *shape)
 
 
 def find_layout(probes: Sequence[tuple[Tensor, Tensor]]) -> Layout | None:

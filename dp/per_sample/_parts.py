@@ -10,6 +10,7 @@ of a linear map, ``D`` embedding dimensions, ``P`` elements of a parameter.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from typing import Final, final
 
 import torch
@@ -50,7 +51,8 @@ def squared_norms(grads_BP: Tensor) -> Tensor:
         rows_BP[:, :whole].unflatten(1, (-1, _ROW)), dim=2
     )
     rest_B = torch.linalg.vector_norm(rows_BP[:, whole:], dim=1)
-    return norms_BN.square().sum(1) + rest_B.square()
+    total_B: Tensor = norms_BN.square().sum(1) + rest_B.square()
+    return total_B
 
 
 class Part(ABC):
@@ -266,12 +268,11 @@ def joint_squared_norms(parts: Sequence[Part], num_samples: int, size: int) -> T
 
 
 def _chunked_norms(parts: Sequence[Part], num_samples: int, size: int) -> Tensor:
-    return torch.cat(
-        [
-            squared_norms(sum(part.gradients(examples) for part in parts))
-            for examples in _chunks(num_samples, 4 * size)
-        ]
-    )
+    norms = []
+    for examples in _chunks(num_samples, 4 * size):
+        gradients = [part.gradients(examples) for part in parts]
+        norms.append(squared_norms(reduce(torch.add, gradients)))
+    return torch.cat(norms)
 
 
 def _chunks(num_samples: int, bytes_each: int) -> list[slice]:

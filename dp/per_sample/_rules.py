@@ -93,13 +93,14 @@ def _linear(site: Site, weight: int, inputs: Tensor, grad: Tensor) -> Parts:
 
 def _convolution(site: Site, grad: Tensor) -> Parts:
     saved, parts = site.saved, Parts()
-    if 2 in site.parameters:
-        parts[2] = Kept(grad.flatten(2).sum(2))
-    if 1 in site.parameters:
+    weight, bias = 1, 2
+    if bias in site.parameters:
+        parts[bias] = Kept(grad.flatten(2).sum(2))
+    if weight in site.parameters:
         part = Convolution(
             saved["input"],
             grad,
-            site.parameters[1][0],
+            site.parameters[weight][0],
             stride=saved["stride"],
             padding=saved["padding"],
             dilation=saved["dilation"],
@@ -107,7 +108,7 @@ def _convolution(site: Site, grad: Tensor) -> Parts:
         )
         activations = grad[0].numel() + saved["input"][0].numel()
         small = part.kernel.numel() <= activations
-        parts[1] = Kept(part.gradients(slice(None))) if small else part
+        parts[weight] = Kept(part.gradients(slice(None))) if small else part
     return parts
 
 

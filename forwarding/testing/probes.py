@@ -33,6 +33,7 @@ __all__ = (
     "finish",
     "half_built",
     "inspect",
+    "keeps",
     "link",
     "linked",
     "mock",
@@ -322,6 +323,18 @@ def pickled(wrapper: object) -> Any:
     _ByReference(file, classes).dump(wrapper)
     file.seek(0)
     return _FromReference(file, classes).load()
+
+
+def keeps(
+    how: Callable[[Any], Any], wrapper: object, target: object, name: str
+) -> bool:
+    """Tell whether a copied wrapper keeps a value that a copied target keeps."""
+    value = getattr(target, name)
+    if attempt(lambda: how(target)) is not None or not alike(
+        getattr(how(target), name, None), value
+    ):
+        return True
+    return alike(getattr(how(wrapper), name), value)
 
 
 def link(target: Any, wrapper: object) -> None:
