@@ -9,7 +9,7 @@ is patched from outside (``optimizer.step = ...``, as learning-rate schedulers d
 stays on the layer it was set on: forwarded, it would call itself for ever.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -39,10 +39,10 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
     """Base class of optimizers that wrap another one as ``original_optimizer``."""
 
     # Forwarded: the wrapped optimizer's own data, at any depth.
-    original_optimizer = target(Optimizer)
-    param_groups = forwarded(original_optimizer.param_groups)
-    state = forwarded(original_optimizer.state)
-    defaults = forwarded(original_optimizer.defaults)
+    original_optimizer: Optimizer = target(Optimizer)
+    param_groups: list[dict[str, Any]] = forwarded(original_optimizer.param_groups)
+    state: defaultdict[Tensor, Any] = forwarded(original_optimizer.state)
+    defaults: dict[str, Any] = forwarded(original_optimizer.defaults)
 
     # Own: hooks (they see this object, once a step), patches, and the marks above.
     # Composed: zero_grad, add_param_group, state_dict, load_state_dict, and step.

@@ -71,9 +71,9 @@ class DPOptimizer(TransparentOptimizer):
     """
 
     # Own, in one object that copies and proxies of this optimizer share.
-    mechanism = target(Mechanism)
-    plan = forwarded(mechanism.plan)
-    ledger = forwarded(mechanism.ledger)
+    mechanism: Mechanism = target(Mechanism)
+    plan: PrivacyPlan = forwarded(mechanism.plan, set=False, delete=False)
+    ledger: Ledger = forwarded(mechanism.ledger, set=False, delete=False)
 
     # Own: GradScaler asks for it, so that it leaves gradients alone and calls `step`.
     _step_supports_amp_scaling = True

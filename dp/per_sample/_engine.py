@@ -46,7 +46,7 @@ class PerSampleGradients:
         self._parts = parts
         self._parameters = parameters
         self._norms_like_B = like_B
-        self.num_samples = len(like_B)
+        self.num_samples: int = len(like_B)
 
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
