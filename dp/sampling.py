@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import count as counter
-from typing import Any, ClassVar, Final, Never, final
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -187,7 +187,7 @@ class PoissonLoader(DataLoader[Any]):
         multiprocessing_context: Any = None,
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
-        **refused: Never,
+        **refused: Any,
     ) -> None:
         _refuse(refused)
         _check_map_style(dataset)
