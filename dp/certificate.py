@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 import torch
 
@@ -86,7 +86,7 @@ class Certificate:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, ledger: Ledger, *, noise: str, assumptions: Sequence[str] = ()) -> Self:
+    def of(cls, ledger: Ledger, *, noise: str, assumptions: Sequence[str] = ()) -> "Certificate":
         """Return the certificate of everything *ledger* was charged.
 
         Args:
@@ -133,7 +133,7 @@ class Certificate:
         return json.dumps(_encoded(body), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Certificate":
         """Return the certificate that :meth:`to_json` wrote.
 
         Raises:
