@@ -86,7 +86,9 @@ class Certificate:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, ledger: Ledger, *, noise: str, assumptions: Sequence[str] = ()) -> "Certificate":
+    def of(
+        cls, ledger: Ledger, *, noise: str, assumptions: Sequence[str] = ()
+    ) -> "Certificate":
         """Return the certificate of everything *ledger* was charged.
 
         Args:

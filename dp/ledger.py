@@ -79,12 +79,12 @@ class Ledger:
 
     @property
     def steps(self) -> int:
-        """How many releases were charged, in every segment."""
+        """The number of releases that were charged, in every segment."""
         return sum(charge.count for charge in self.charges())
 
     @property
     def num_segments(self) -> int:
-        """How many processes charged: one, and one more for every resume or fork."""
+        """The number of processes that charged, resumes and forks included."""
         return len(self._segments)
 
     def charges(self) -> tuple[Charge, ...]:

@@ -114,7 +114,7 @@ class PrivacyPlan:
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one pass is the whole run.
 
-        Build a :class:`PoissonLoader` for torch's rarer options, or for shorter passes.
+        Build a :class:`dp.sampling.PoissonLoader` for torch's rarer options, or for shorter passes.
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.

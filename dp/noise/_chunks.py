@@ -36,14 +36,20 @@ def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def as_vector(parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """One contiguous vector of even length; on exit it is written to the *parts*."""
+def as_vector(parts: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """One contiguous vector of even length on *device*; on exit, *parts* have it."""
     num_elements = _num_elements(parts)
-    if len(parts) == 1 and parts[0].is_contiguous() and num_elements % 2 == 0:
-        yield parts[0].view(-1)
+    first = parts[0].detach()
+    if (
+        len(parts) == 1
+        and num_elements % 2 == 0
+        and first.is_contiguous()
+        and first.device == device
+    ):
+        yield first.view(-1)
         return
-    padding = parts[0].new_zeros(num_elements % 2)
-    vector = torch.cat([*(part.reshape(-1) for part in parts), padding])
+    padding = first.new_zeros(num_elements % 2)
+    vector = torch.cat([*(part.reshape(-1) for part in parts), padding]).to(device)
     yield vector
     start = 0
     for part in parts:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, final
 
 import torch
@@ -31,6 +32,9 @@ _DESCRIPTIONS: Final = {
 # Standard deviations that keep a lattice inside the normal numbers of the dtype.
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
+_HOST: Final = torch.device("cpu")
+_CHUNKS_WORTH_A_THREAD: Final = 4
+
 
 @final
 class GaussianNoise:
@@ -38,16 +42,17 @@ class GaussianNoise:
 
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
-            of the operating system, and rounds exactly. ``"fast"`` draws from torch's
-            generator, seeded by the operating system, and adds in floating point:
-            whoever guesses the seed subtracts the noise.
+            of the operating system, and rounds exactly; it works on the host, and
+            tensors elsewhere are copied there and back by chunks. ``"fast"`` draws from torch's
+            generator on the tensor's device, seeded by the operating system, and adds
+            in floating point: whoever guesses the seed subtracts the noise.
 
     Raises:
         ValueError: If *rng* is neither.
 
     Guarantees:
         * No seed, state or checkpoint has an effect on the noise. With ``"os"`` a key
-          lives for one call; with ``"fast"`` every object, thread, device and forked
+          lives for one thread's part of one call; with ``"fast"`` every object, thread, device and forked
           process has a generator of its own. Copies and pickles carry neither.
         * With ``"os"`` the result is ``round(x + N)`` for the real number ``x + N``,
           where ``round`` goes to the nearest multiple of :meth:`granularity`. It is
@@ -105,16 +110,21 @@ class GaussianNoise:
             _check_tensor(tensor, stddev)
         if stddev == 0:
             return stddev
-        rounded = RoundedGaussian(stddev=stddev, keystream=Keystream())
-        for parts in in_chunks(sums):
-            with as_vector(parts) as x:
-                if self._rng == "os":
-                    rounded.add_(x)
-                else:
-                    noise = torch.empty_like(x)
-                    noise.normal_(generator=self._generators.on(x.device))
-                    x.add_(noise, alpha=stddev)
+        chunks = list(in_chunks(sums))
+        if self._rng == "os":
+            _add_rounded(chunks, stddev)
+        else:
+            self._add_fast(chunks, stddev)
         return stddev
+
+    def _add_fast(self, chunks: Sequence[Sequence[Tensor]], stddev: float) -> None:
+        for parts in chunks:
+            device = parts[0].device
+            with as_vector(parts, device) as x:
+                noise = torch.empty_like(x).normal_(
+                    generator=self._generators.on(device)
+                )
+                x.add_(noise, alpha=stddev)
 
     def granularity(self, *, stddev: float) -> float:
         """Return the spacing of the lattice that results lie on; 0 if there is none.
@@ -145,6 +155,27 @@ class GaussianNoise:
 
 def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
     return GaussianNoise(rng=rng)
+
+
+def _add_rounded(chunks: Sequence[Sequence[Tensor]], stddev: float) -> None:
+    """Add noise drawn on the host, on as many threads as torch may use."""
+
+    @torch.no_grad()
+    def add(share: Sequence[Sequence[Tensor]]) -> None:
+        noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
+        for parts in share:
+            with as_vector(parts, _HOST) as x:
+                noise.add_(x.numpy())
+
+    num_threads = min(torch.get_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
+    if num_threads <= 1:
+        add(chunks)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        for done in [
+            pool.submit(add, chunks[i::num_threads]) for i in range(num_threads)
+        ]:
+            done.result()
 
 
 def _check_tensor(tensor: Tensor, stddev: float) -> None:
