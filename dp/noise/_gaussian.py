@@ -43,17 +43,19 @@ class GaussianNoise:
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
             of the operating system, and rounds exactly; it works on the host, and
-            tensors elsewhere are copied there and back by chunks. ``"fast"`` draws from torch's
-            generator on the tensor's device, seeded by the operating system, and adds
-            in floating point: whoever guesses the seed subtracts the noise.
+            tensors elsewhere are copied there and back by chunks. ``"fast"`` draws
+            from torch's generator on the tensor's device, seeded by the operating
+            system, and adds in floating point: whoever guesses the seed subtracts
+            the noise.
 
     Raises:
         ValueError: If *rng* is neither.
 
     Guarantees:
         * No seed, state or checkpoint has an effect on the noise. With ``"os"`` a key
-          lives for one thread's part of one call; with ``"fast"`` every object, thread, device and forked
-          process has a generator of its own. Copies and pickles carry neither.
+          lives for one thread's part of one call; with ``"fast"`` every object,
+          thread, device and forked process has a generator of its own. Copies and
+          pickles carry neither.
         * With ``"os"`` the result is ``round(x + N)`` for the real number ``x + N``,
           where ``round`` goes to the nearest multiple of :meth:`granularity`. It is
           post-processing of the ideal Gaussian mechanism on the tensor as it stands,

@@ -293,7 +293,7 @@ def test_chunks_cover_every_element_once(layouts, chunk):
         patch.setattr("dp.noise._chunks._CPU_CHUNK", chunk)
         for parts in in_chunks(tensors):
             assert sum(part.numel() for part in parts) <= chunk
-            with as_vector(parts) as vector:
+            with as_vector(parts, torch.device("cpu")) as vector:
                 assert vector.is_contiguous()
                 assert len(vector) % 2 == 0
                 vector.add_(1)
@@ -306,9 +306,24 @@ def test_large_tensors_are_chunked_in_place():
     large = torch.zeros(1000, 1000)
 
     for parts in in_chunks([large]):
-        with as_vector(parts) as vector:
+        with as_vector(parts, torch.device("cpu")) as vector:
             assert len(parts) == 1
             assert vector.data_ptr() == parts[0].data_ptr()
+
+
+def test_threads_share_the_work_and_no_key(monkeypatch):
+    """Every element gets noise of its own, drawn under one key for each thread."""
+    keys = []
+    urandom = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
+    monkeypatch.setattr("dp.noise._chunks._CPU_CHUNK", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    sums = torch.zeros(20, 1000)
+    GaussianNoise().add_([sums], stddev=1.0)
+
+    assert len(set(keys)) == 3
+    assert len({tuple(row) for row in sums.tolist()}) == 20
+    assert sums.std().item() == pytest.approx(1, abs=0.03)
 
 
 def test_a_keystream_is_aes_in_counter_mode(monkeypatch):
