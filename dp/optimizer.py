@@ -7,7 +7,7 @@ outside, except that ``step`` applies a private gradient. How it stays transpare
 Shapes: ``B`` examples in a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -250,9 +250,17 @@ class DPOptimizer(TransparentOptimizer):
         """Return the (epsilon, delta) of every release so far, at the plan's delta."""
         return self.ledger.spent()
 
-    def certificate(self) -> Certificate:
-        """Return the document that says what was released and what it cost."""
-        return Certificate.of(self.ledger, noise=self.mechanism.noise.description)
+    def certificate(self, *, assumptions: Sequence[str] = ()) -> Certificate:
+        """Return the document that says what was released and what it cost.
+
+        Args:
+            assumptions: What else must hold for it to be true, one sentence each.
+        """
+        return Certificate.of(
+            self.ledger,
+            noise=self.mechanism.noise.description,
+            assumptions=assumptions,
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,0 +1,7 @@
+"""``python -m dp``."""
+
+from dp.cli import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The options of the commands: what each means, and what values it takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.cli import _input
+from dp.cli._errors import InputError
+
+
+__all__ = (
+    "BatchSize",
+    "CertificatePath",
+    "Data",
+    "Delta",
+    "Epsilon",
+    "LearningRate",
+    "MaxGradNorm",
+    "NoiseMultiplier",
+    "OptimizerName",
+    "Probability",
+    "Ranges",
+    "Relation",
+    "Report",
+    "Steps",
+    "Target",
+    "check",
+)
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help=f"What to train on: {', '.join(_input.BUILT_IN)}, or a CSV file of"
+        " numbers with a header.",
+        metavar="NAME|PATH.csv",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="CSV only: the column that holds the class of each row.", metavar="COLUMN"
+    ),
+]
+Ranges = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV only: a file of column,low,high with the public range of every"
+        " feature. Without it features are scaled by asinh, which knows nothing of"
+        " the data.",
+        metavar="PATH.csv",
+    ),
+]
+Epsilon = Annotated[
+    float,
+    typer.Option(
+        "--epsilon", help="Privacy loss that must not be exceeded.", metavar="> 0"
+    ),
+]
+Delta = Annotated[
+    float,
+    typer.Option(
+        help="Probability with which epsilon may fail; well below one over the rows.",
+        metavar="0..1",
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Number of training steps.", metavar=">= 1")]
+BatchSize = Annotated[
+    float | None,
+    typer.Option(
+        help="Expected number of rows in a batch; by default a quarter of the rows."
+        " Batches are drawn by coin flips, so their size varies.",
+        metavar="> 0",
+    ),
+]
+MaxGradNorm = Annotated[
+    float,
+    typer.Option(help="Norm to which every row's gradient is clipped.", metavar="> 0"),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate; by default 0.25 for sgd, and torch's for the others.",
+        metavar="> 0",
+    ),
+]
+OptimizerName = Annotated[
+    str,
+    typer.Option(
+        help="Any optimizer of torch.optim by its name, such as sgd (with momentum"
+        " 0.9), adam or rmsprop.",
+        metavar="NAME",
+    ),
+]
+Report = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for certificate.json, certificate.txt and training.png; earlier"
+        " ones are replaced.",
+        metavar="FOLDER",
+    ),
+]
+NoiseMultiplier = Annotated[
+    float,
+    typer.Option(
+        help="Standard deviation of the noise over the clipping norm.", metavar=">= 0"
+    ),
+]
+Probability = Annotated[
+    float,
+    typer.Option(
+        help="Probability that a row is in a batch; 1 claims no amplification.",
+        metavar="0..1",
+    ),
+]
+Relation = Annotated[
+    NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
+]
+CertificatePath = Annotated[
+    Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")
+]
+
+
+def check(**rules: dict[str, float | None]) -> None:
+    """Apply the checks of :mod:`dp._checks` to options, under the options' names.
+
+    Raises:
+        InputError: If a value is out of range; None is not checked.
+    """
+    for rule, options in rules.items():
+        for option, value in options.items():
+            if value is not None:
+                _apply(rule, option, value)
+
+
+def _apply(rule: str, option: str, value: float) -> None:
+    try:
+        getattr(_checks, rule)(**{option: value})
+    except ValueError as error:
+        raise InputError(str(error)) from error
