@@ -43,7 +43,6 @@ __all__ = ("main",)
 
 _REFUTED: Final = 1
 _USAGE_ERROR: Final = 2
-_INTERRUPTED: Final = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -63,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if str(message):  # Empty if there was no command at all: help was shown.
             print("Error:", *str(message).split(), file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE_ERROR)
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(_INTERRUPTED)
     sys.exit(code)
 
 

@@ -192,7 +192,8 @@ def _numbers(column: _Column, path: Path) -> _Floats:
 def _first_text(column: _Column) -> int:
     import pandas as pd  # noqa: PLC0415 -- an optional dependency
 
-    return int(np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())[0])
+    numbers: _Column = pd.to_numeric(column, errors="coerce")
+    return int(np.flatnonzero(numbers.isna())[0])
 
 
 def _labels(column: _Column, *, where: str) -> NDArray[np.int64]:
@@ -201,7 +202,7 @@ def _labels(column: _Column, *, where: str) -> NDArray[np.int64]:
         raise InputError(f"{where} has no class in row {empty[0] + 1}")
     classes, labels = np.unique(column.to_numpy().astype(str), return_inverse=True)
     if len(classes) < 2:  # noqa: PLR2004 -- the least that can be told apart
-        raise InputError(f"{where} has one class only, {classes[0]!r}")
+        raise InputError(f"{where} has one class only, '{classes[0]}'")
     if len(classes) > _LARGEST_SHARE_OF_CLASSES * len(column):
         raise InputError(
             f"{where} has {len(classes)} different values in {len(column)} rows: that"
