@@ -26,6 +26,9 @@ __all__ = ("Clipping", "FlatClipping")
 # The norm is rounded, and so are the factor and every product with it. Their relative
 # errors add up to less than this many units, so the bound holds in exact arithmetic.
 _MARGIN_EPS: Final = 16
+# Beyond these, the square of a norm near the bound underflows or overflows in float32.
+_SMALLEST: Final = 1e-18
+_LARGEST: Final = 1e18
 
 
 class Clipping(ABC):
@@ -61,7 +64,7 @@ class FlatClipping(Clipping):
         max_grad_norm: The clipping norm C, in the unit of gradients.
 
     Raises:
-        ValueError: If *max_grad_norm* is not positive and finite.
+        ValueError: If *max_grad_norm* is not in [1e-18, 1e18].
 
     Guarantees:
         * ``norm * factor <= max_grad_norm``, also before rounding.
@@ -76,6 +79,11 @@ class FlatClipping(Clipping):
 
     def __post_init__(self) -> None:
         _checks.positive(max_grad_norm=self.max_grad_norm)
+        if not _SMALLEST <= self.max_grad_norm <= _LARGEST:
+            raise ValueError(
+                f"max_grad_norm must be in [{_SMALLEST:g}, {_LARGEST:g}], where squares"
+                f" are float32 numbers, got {self.max_grad_norm!r}; scale the loss"
+            )
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return one group for every parameter."""
@@ -86,7 +94,11 @@ class FlatClipping(Clipping):
         margin = _MARGIN_EPS * torch.finfo(norms_GB.dtype).eps
         bound = self.max_grad_norm * (1 - margin)
         factors_GB = (bound / norms_GB).clamp(max=1.0)
-        return torch.where(norms_GB.isfinite(), factors_GB, 0.0)
+        # Below the normal numbers a factor may be rounded up by half of itself.
+        usable_GB = norms_GB.isfinite() & (
+            factors_GB >= torch.finfo(norms_GB.dtype).tiny
+        )
+        return torch.where(usable_GB, factors_GB, 0.0)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
         """Return C, or 2 C where one example may be replaced by another."""

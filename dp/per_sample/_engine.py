@@ -9,7 +9,7 @@ Shapes: ``B`` examples, ``G`` groups of parameters.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, final
 
 import torch
@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.exceptions import SampleMixingError
-from dp.per_sample._layout import Layout, find_layout
+from dp.exceptions import UnsupportedOperationError
+from dp.per_sample._layout import Layout
 from dp.per_sample._parts import Kept, Part, joint_squared_norms, wide
+from dp.per_sample._probe import probed
 from dp.per_sample._rules import RULES, Site
-from dp.per_sample._walk import Use, find_uses, saved
+from dp.per_sample._walk import Graph, Use, saved, walked
 
 
 __all__ = ("Engine", "PerSampleGradients")
@@ -41,21 +42,22 @@ class PerSampleGradients:
         self,
         parts: Mapping[int, list[Part]],
         parameters: Sequence[Tensor],
-        like_B: Tensor,
+        start_B: Tensor,
     ) -> None:
         self._parts = parts
         self._parameters = parameters
-        self._norms_like_B = like_B
-        self.num_samples: int = len(like_B)
+        self._start_B = start_B
+        self.num_samples: int = len(start_B)
 
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
 
+        It is infinite for an example whose loss is not finite.
+
         Args:
             group_of: The group of each parameter: 0, 1, ... without a gap.
         """
-        zeros_B = self._norms_like_B
-        norms = [zeros_B.clone() for _ in range(max(group_of, default=0) + 1)]
+        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
         for index, parts in self._parts.items():
             size = self._parameters[index].numel()
             added = joint_squared_norms(parts, self.num_samples, size)
@@ -102,7 +104,7 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[object, ...], tuple[Layout, ...]] = {}
+        self._layouts_of: dict[Hashable, Sequence[Layout | None]] = {}
         self._warned: set[str] = set()
 
     def gradients(
@@ -116,12 +118,16 @@ class Engine:
 
         Raises:
             SampleMixingError: If a loss depends on another example.
+            UnsupportedOperationError: If an example is not finite where an operation
+                without a rule would spread that to the others.
         """
         zeros_B = wide(losses_B.detach().new_zeros(len(losses_B)))
-        if losses_B.grad_fn is None or not len(losses_B):
-            return PerSampleGradients({}, parameters, zeros_B)
-        uses = find_uses(losses_B.grad_fn, parameters)
-        sites = self._sites(losses_B, uses, self._layouts(losses_B, uses))
+        # By an example's own loss alone, so that no other one can change it.
+        start_B = zeros_B.masked_fill(~losses_B.detach().isfinite(), torch.inf)
+        if losses_B.grad_fn is None or bool(start_B.isinf().all()):
+            return PerSampleGradients({}, parameters, start_B)
+        graph = walked(losses_B.grad_fn, parameters, num_samples=len(losses_B))
+        sites = self._sites(losses_B, graph.uses, self._layouts(losses_B, graph))
         served = [(use, site) for use, site in sites if site is not None]
         slow = {id(p): p for use, site in sites if site is None for p in use.parameters}
         parts = _by_backward(losses_B, list(slow.values())) if slow else {}
@@ -143,34 +149,33 @@ class Engine:
                         parts.setdefault(id(parameter), []).append(part)
         index_of = {id(p): i for i, p in enumerate(parameters)}
         by_index = {index_of[key]: found for key, found in parts.items()}
-        return PerSampleGradients(by_index, parameters, zeros_B)
+        return PerSampleGradients(by_index, parameters, start_B)
 
     def _sites(
-        self, losses_B: Tensor, uses: Sequence[Use], layouts: Sequence[Layout]
+        self, losses_B: Tensor, uses: Sequence[Use], layouts: Sequence[Layout | None]
     ) -> list[tuple[Use, Site | None]]:
         """Return what the rules need of every use; None where none applies."""
-        sites = []
+        sites: list[tuple[Use, Site | None]] = []
         for use, layout in zip(uses, layouts, strict=True):
-            rule = RULES.get(use.operation)
-            site = None
-            if rule is not None and not use.derived:
-                kept = {name: saved(use.node, name) for name in rule.reads}
-                site = Site(kept, use.direct, layout, len(losses_B))
-                site = site if rule.applies(site) else None
+            if layout is None:  # Not known, of this batch: nothing to warn of.
+                sites.append((use, None))
+                continue
+            site = _site(use, layout, len(losses_B))
             if site is None:
                 self._warn_of(use)
             sites.append((use, site))
         return sites
 
-    def _layouts(self, losses_B: Tensor, uses: Sequence[Use]) -> Sequence[Layout]:
+    def _layouts(self, losses_B: Tensor, graph: Graph) -> Sequence[Layout | None]:
+        """Return the layout of every use; None where this batch does not show it."""
         if len(losses_B) == 1:
-            return [Layout(-1)] * len(uses)  # Everything is the one example's.
-        key = tuple((use.operation, *map(id, use.parameters)) for use in uses)
-        layouts = self._plans.get(key)
-        if layouts is None:
-            layouts, clean = _probed(losses_B, uses)
-            if clean:
-                self._plans[key] = layouts
+            return [Layout(-1)] * len(graph.uses)  # Everything is the one example's.
+        known = self._layouts_of.get(graph.shape)
+        if known is not None:
+            return known
+        layouts, certain = probed(losses_B, graph.uses)
+        if certain:
+            self._layouts_of[graph.shape] = layouts
         return layouts
 
     def _warn_of(self, use: Use) -> None:
@@ -184,6 +189,16 @@ class Engine:
             )
 
 
+def _site(use: Use, layout: Layout, num_samples: int) -> Site | None:
+    """Return what a rule needs of a use, or None if none serves it."""
+    rule = RULES.get(use.operation)
+    if rule is None or use.derived:
+        return None
+    kept = {name: saved(use.node, name) for name in rule.reads}
+    site = Site(kept, use.direct, layout, num_samples)
+    return site if rule.applies(site) else None
+
+
 def _parts(use: Use, site: Site, grad: Tensor | None) -> Mapping[int, Part]:
     if grad is None:
         return {}
@@ -194,11 +209,37 @@ def _by_backward(
     losses_B: Tensor, parameters: Sequence[Tensor]
 ) -> dict[int, list[Part]]:
     """Return whole gradients by one backward pass an example, several at a time."""
+    _check_separable(losses_B, parameters)
     try:
         rows = _rows(losses_B, parameters, batched=True)
     except RuntimeError:  # An operation that torch.vmap cannot batch.
         rows = _rows(losses_B, parameters, batched=False)
     return {id(p): [Kept(grads)] for p, grads in zip(parameters, rows, strict=True)}
+
+
+def _check_separable(losses_B: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise if 0 times what the graph holds is not 0.
+
+    A backward pass for one example sends 0 to the others. Where one of them holds
+    NaN or infinity, 0 times it is NaN, and that would be counted as the first one's.
+    """
+    found = torch.autograd.grad(
+        losses_B,
+        parameters,
+        torch.zeros_like(losses_B),
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    for parameter, grad in zip(parameters, found, strict=True):
+        if len(losses_B) > 1 and not bool(grad.isfinite().all()):
+            raise UnsupportedOperationError(
+                f"NaN or infinity meets a parameter of shape {tuple(parameter.shape)}"
+                " in an operation without a rule, or in every example,"
+                " so that the other examples' gradients cannot be told from its own;"
+                " clean the data before the forward pass, as by torch.nan_to_num,"
+                " or use operations that have rules"
+            )
 
 
 def _rows(
@@ -218,57 +259,3 @@ def _rows(
         )
         chunks.append([g if batched else g[None] for g in found])
     return [torch.cat(column) for column in zip(*chunks, strict=True)]
-
-
-def _probed(losses_B: Tensor, uses: Sequence[Use]) -> tuple[tuple[Layout, ...], bool]:
-    """Send NaN back from some examples' losses, and see whose rows it reaches.
-
-    Returns:
-        The layout of every use, and whether no NaN was there before.
-    """
-    seeded_B = _scattered(len(losses_B), losses_B.device)
-    nobody_B = torch.zeros_like(seeded_B)
-    reached = [
-        _nan_where(losses_B, uses, seeds_B)
-        for seeds_B in (nobody_B, seeded_B, ~seeded_B)
-    ]
-    layouts = []
-    for use, before, *after in zip(uses, *reached, strict=True):
-        probes = [
-            (a & ~before, s) for a, s in zip(after, (seeded_B, ~seeded_B), strict=True)
-        ]
-        layout = find_layout(probes)
-        if layout is None:
-            raise _mixing(use)
-        layouts.append(layout)
-    return tuple(layouts), not any(before.any() for before in reached[0])
-
-
-def _nan_where(losses_B: Tensor, uses: Sequence[Use], seeded_B: Tensor) -> list[Tensor]:
-    grads = torch.autograd.grad(
-        losses_B,
-        [GradientEdge(use.node, 0) for use in uses],
-        torch.zeros_like(losses_B).masked_fill(seeded_B, torch.nan),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return [grad.isnan() for grad in grads]
-
-
-def _scattered(num_samples: int, device: torch.device) -> Tensor:
-    """Return about every other example, without a period and without a generator."""
-    index_B = torch.arange(num_samples, device=device)
-    seeded_B = (index_B * 2654435761 >> 7) & 1 == 1  # Knuth's multiplicative hash.
-    seeded_B[0], seeded_B[-1] = True, False
-    return seeded_B
-
-
-def _mixing(use: Use) -> SampleMixingError:
-    shapes = ", ".join(str(tuple(p.shape)) for p in use.parameters)
-    return SampleMixingError(
-        f"examples are mixed on the way from the losses to {use.operation} with"
-        f" parameters of shape {shapes}: one example's loss depends on another's data."
-        " Use GroupNorm or LayerNorm for BatchNorm, and losses with reduction='none'"
-        " that are not divided by anything of the whole batch"
-    )

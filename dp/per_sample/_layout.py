@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ("Layout", "find_layout")
+__all__ = ("Layout", "find_layouts")
 
 
 @final
@@ -45,14 +45,18 @@ class Layout:
         return moved.reshape(num_samples, -1, *shape)
 
 
-def find_layout(probes: Sequence[tuple[Tensor, Tensor]]) -> Layout | None:
-    """Return the layout by which NaN stayed with its examples, or None.
+def find_layouts(probes: Sequence[tuple[Tensor, Tensor]]) -> list[Layout]:
+    """Return every layout by which NaN stayed with its examples.
+
+    None means that examples are mixed. More than one means that the probes do not
+    tell them apart, as where no gradient flows.
 
     Args:
         probes: Pairs of where a gradient is NaN and which examples may have put it
             there.
     """
     shape, num_samples = probes[0][0].shape, len(probes[0][1])
+    found = []
     for layout in _candidates(shape, num_samples):
         strays = [
             layout.examples_first(is_nan, num_samples).reshape(num_samples, -1).any(1)
@@ -60,8 +64,8 @@ def find_layout(probes: Sequence[tuple[Tensor, Tensor]]) -> Layout | None:
             for is_nan, seeded_B in probes
         ]
         if not torch.stack(strays).any():
-            return layout
-    return None
+            found.append(layout)
+    return found
 
 
 def _candidates(shape: Sequence[int], num_samples: int) -> Iterator[Layout]:

@@ -45,7 +45,7 @@ def squared_norms(grads_BP: Tensor) -> Tensor:
     Long rows are reduced in two stages: a single float32 reduction over 12.8 million
     elements was measured 5e-4 too small, which would break the clipping bound.
     """
-    rows_BP = wide(grads_BP).flatten(1)
+    rows_BP = wide(grads_BP).reshape(len(grads_BP), -1)
     whole = rows_BP.shape[1] // _ROW * _ROW
     norms_BN = torch.linalg.vector_norm(
         rows_BP[:, :whole].unflatten(1, (-1, _ROW)), dim=2
@@ -89,7 +89,7 @@ class Kept(Part):
         return wide(self.grads_BP[examples])
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor) -> None:
-        grads_BP = self.grads_BP.flatten(1).to(total.dtype)
+        grads_BP = self.grads_BP.reshape(len(self.grads_BP), -1).to(total.dtype)
         total.view(-1).addmv_(grads_BP.T, factors_B.to(total.dtype))
 
     def without(self, bad_B: Tensor) -> Part:

@@ -122,12 +122,16 @@ def _embedding(site: Site, grad: Tensor) -> Parts:
 
 def _layer_norm(site: Site, grad: Tensor) -> Parts:
     saved, shape = site.saved, tuple(site.saved["normalized_shape"])
-    outer, size = grad.shape[: grad.dim() - len(shape)], math.prod(shape)
-    g_BTD = site.rows(grad.reshape(*outer, size))
-    input_BTD = site.rows(saved["input"].reshape(*outer, size))
-    mean_BT1 = site.rows(saved["result1"].reshape(*outer, 1))
-    rstd_BT1 = site.rows(saved["result2"].reshape(*outer, 1))
-    normed_BTD = (input_BTD - mean_BT1) * rstd_BT1
+
+    def blocks(tensor: Tensor) -> Tensor:
+        """Return [B, T, D] for [..., *shape], or [B, T, 1] for what was computed of it."""
+        size = math.prod(tensor.shape[tensor.dim() - len(shape) :])
+        moved = site.layout.examples_first(tensor, site.num_samples)
+        return moved.reshape(site.num_samples, -1, size)
+
+    g_BTD = blocks(grad)
+    mean_BT1, rstd_BT1 = blocks(saved["result1"]), blocks(saved["result2"])
+    normed_BTD = (blocks(saved["input"]) - mean_BT1) * rstd_BT1
     found = {1: (g_BTD * normed_BTD).sum(1), 2: g_BTD.sum(1)}
     return {i: Kept(found[i].reshape(-1, *shape)) for i in site.parameters}
 
@@ -155,6 +159,11 @@ def _group_norm(site: Site, grad: Tensor) -> Parts:
 
 def _add(site: Site, grad: Tensor) -> Parts:
     scales = {0: 1, 1: site.saved["alpha"]}
+    return {i: _broadcast(site, i, grad * scales[i]) for i in site.parameters}
+
+
+def _sub(site: Site, grad: Tensor) -> Parts:
+    scales = {0: 1, 1: -site.saved["alpha"]}
     return {i: _broadcast(site, i, grad * scales[i]) for i in site.parameters}
 
 
@@ -221,4 +230,5 @@ RULES: Final[Mapping[str, Rule]] = {
     "NativeLayerNormBackward0": Rule(
         _layer_norm, ("input", "result1", "result2", "normalized_shape")
     ),
+    "SubBackward0": Rule(_sub, ("alpha",), _is_spread_over_examples),
 }

@@ -5,14 +5,14 @@ computed from parameters alone. What lies between a parameter and its use is a c
 a direct one only transposes or casts, so that a rule can see the parameter through it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from torch import Tensor
 
 
-__all__ = ("Use", "find_uses", "saved")
+__all__ = ("Graph", "Use", "output_shape", "saved", "walked")
 
 Node = Any  # torch.autograd.graph.Node has no types for its attributes.
 
@@ -52,31 +52,72 @@ class Use:
         return type(self.node).__name__
 
 
-def find_uses(root: Node, parameters: Iterable[Tensor]) -> list[Use]:
-    """Return every use of *parameters* in the graph below *root*."""
+@final
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What a walk over a graph found.
+
+    Attributes:
+        uses: Every use of the parameters.
+        shape: Equal for graphs of the same operations on the same parameters, with
+            the batch on the same axes; sizes of other axes make no difference.
+    """
+
+    uses: Sequence[Use]
+    shape: Hashable
+
+
+def walked(root: Node, parameters: Iterable[Tensor], *, num_samples: int) -> Graph:
+    """Find every use of *parameters* in the graph below *root*."""
     chains = _Chains({id(p): p for p in parameters})
     uses: list[Use] = []
+    shape: list[Hashable] = []
     seen: set[Node] = {root}
     pending = [root]
     while pending:
         node = pending.pop()
-        direct: dict[int, tuple[Tensor, bool]] = {}
-        derived: dict[int, Tensor] = {}
-        for position, (child, _) in enumerate(node.next_functions):
-            if child is None:
-                continue
-            found = chains.direct(child)
-            behind = chains.parameters(child)
-            if found is not None:
-                direct[position] = found
-            elif behind:
-                derived.update((id(p), p) for p in behind)
-            elif child not in seen:
-                seen.add(child)
-                pending.append(child)
-        if direct or derived:
-            uses.append(Use(node, direct, tuple(derived.values())))
-    return uses
+        use, others = _divided(node, chains)
+        shape.append((type(node).__name__, _batch_axes(node, num_samples)))
+        if use is not None:
+            uses.append(use)
+            shape.append(tuple(map(id, use.parameters)))
+        unseen = [child for child in others if child not in seen]
+        seen.update(unseen)
+        pending.extend(unseen)
+    return Graph(uses, tuple(shape))
+
+
+def _divided(node: Node, chains: "_Chains") -> tuple[Use | None, list[Node]]:
+    """Return what a node takes of parameters, and its other inputs."""
+    direct: dict[int, tuple[Tensor, bool]] = {}
+    derived: dict[int, Tensor] = {}
+    others: list[Node] = []
+    for position, (child, _) in enumerate(node.next_functions):
+        if child is None:
+            continue
+        found = chains.direct(child)
+        behind = chains.parameters(child)
+        if found is not None:
+            direct[position] = found
+        elif behind:
+            derived.update((id(p), p) for p in behind)
+        else:
+            others.append(child)
+    used = bool(direct or derived)
+    return Use(node, direct, tuple(derived.values())) if used else None, others
+
+
+def _batch_axes(node: Node, num_samples: int) -> Hashable:
+    """Which axes of a node's outputs may hold the examples, alone or with positions."""
+    return tuple(
+        tuple(
+            (size >= num_samples) + (size == num_samples)
+            if size % num_samples == 0
+            else 0
+            for size in metadata.shape
+        )
+        for metadata in _outputs(node)
+    )
 
 
 def _transposes(node: Node) -> bool:
@@ -113,8 +154,6 @@ class _Chains:
             elif name not in _SAME_SHAPE:
                 return None
             node = node.next_functions[0][0]
-            if node is None:
-                return None
 
     def parameters(self, node: Node) -> Sequence[Tensor]:
         """Return the parameters that *node* is computed from, if from nothing else."""
@@ -156,6 +195,15 @@ def _meets_data(node: Node) -> bool:
         return True
     factors = (saved(node, "self"), saved(node, "other"))
     return all(factor is None or factor.numel() > 1 for factor in factors)
+
+
+def output_shape(node: Node) -> Sequence[int]:
+    """Return the shape of a node's first output."""
+    return tuple(_outputs(node)[0].shape)
+
+
+def _outputs(node: Node) -> Any:
+    return node._input_metadata  # noqa: SLF001 -- torch has no public name for it
 
 
 def saved(node: Node, name: str) -> Any:

@@ -1,0 +1,314 @@
+"""What cannot be told apart is refused, and what looks like it is not.
+
+Shapes: ``B`` examples.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample import Engine
+
+
+B = 6
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def cross_entropy(logits, labels, **options):
+    return F.cross_entropy(logits, labels, **options) * torch.ones(len(logits))
+
+
+def labels():
+    return torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def batch_norm(m, x):
+    return m(nn.BatchNorm1d(3, affine=False)(m(x))).sum(1)
+
+
+def batch_mean(m, x):
+    return (m(x) - m(x).mean(0)).square().sum(1)
+
+
+def batch_softmax(m, x):
+    return m(x).softmax(0)[:, 0]
+
+
+def running_sum(m, x):
+    return m(x).cumsum(0)[:, 0]
+
+
+def mean_loss(m, x):
+    return m(x).square().sum(1).mean().expand(B) * 1
+
+
+def weighted_mean_loss(m, x):
+    return cross_entropy(m(x), labels(), weight=torch.tensor([1.0, 2.0, 3.0]))
+
+
+def mean_over_known_labels(m, x):
+    known = labels().masked_fill(torch.arange(B) == 3, -100)
+    return cross_entropy(m(x), known, ignore_index=-100)
+
+
+def mean_over_tokens(m, x):
+    losses_BT = m(x[:, None].expand(B, 4, 3)).square().sum(2)
+    return losses_BT.sum(1) / losses_BT.sum()
+
+
+def contrastive(m, x):
+    z = F.normalize(m(x), dim=1)
+    return F.cross_entropy(z @ z.T, torch.arange(B), reduction="none")
+
+
+def hardest_negative(m, x):
+    z = m(x)
+    return torch.cdist(z, z).amax(1)
+
+
+def with_capacity(m, x):
+    gate = m(x)[:, 0]
+    chosen = gate.topk(2).values.sum()
+    return gate.square() + chosen
+
+
+def neighbours(m, x):
+    return (m(x) - m(x).roll(1, 0)).square().sum(1)
+
+
+def attention_over_examples(m, x):
+    z = m(x)[None]
+    return F.scaled_dot_product_attention(z, z, z)[0].square().sum(1)
+
+
+def spectral(m, x):
+    return torch.linalg.svd(m(x), full_matrices=False).U.sum(1)
+
+
+BAD = [
+    batch_norm,
+    batch_mean,
+    batch_softmax,
+    running_sum,
+    mean_loss,
+    weighted_mean_loss,
+    mean_over_known_labels,
+    mean_over_tokens,
+    contrastive,
+    hardest_negative,
+    with_capacity,
+    neighbours,
+    attention_over_examples,
+    spectral,
+]
+
+
+@pytest.mark.parametrize("losses", BAD, ids=lambda f: f.__name__)
+def test_losses_that_mix_examples_are_refused(losses):
+    """The error names the operation, the parameters and the remedy."""
+    model = nn.Linear(3, 3)
+    losses_B = losses(model, torch.randn(B, 3))
+
+    told = r"mixed on the way .* to \w+Backward0 with parameters of shape \(3,"
+    with pytest.raises(SampleMixingError, match=told) as refused:
+        Engine().gradients(losses_B, list(model.parameters()))
+    assert "reduction='none'" in str(refused.value)
+
+
+def test_a_refusal_leaves_the_graph_as_it_was():
+    """The user may look at what was refused: nothing was freed or written."""
+    model = nn.Linear(3, 3)
+    losses_B = batch_mean(model, torch.randn(B, 3))
+    with pytest.raises(SampleMixingError):
+        Engine().gradients(losses_B, list(model.parameters()))
+
+    losses_B.sum().backward()
+    assert model.weight.grad is not None
+
+
+def one_loss_for_all(m, x):
+    """Not mixing: the batch has one example."""
+    return m(x).square().mean()[None]
+
+
+def constant_of_the_batch(m, x):
+    """Not mixing: the divisor is a number of the plan, not of the batch."""
+    return m(x).square().sum(1) / 10
+
+
+def detached_statistics_of_an_example(m, x):
+    """Not mixing: each example is standardised by itself."""
+    z = m(x)
+    return ((z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)).square().sum(1)
+
+
+def permuted_within_examples(m, x):
+    """Not mixing: positions trade places, examples do not."""
+    return m(x.view(B, 1, 3)).flip(2).roll(1, 2).square().sum((1, 2))
+
+
+def sorted_within_examples(m, x):
+    """Not mixing: every example sorts its own outputs."""
+    return m(x).sort(1).values[:, 0]
+
+
+def reversed_twice(m, x):
+    """Not mixing: examples are reordered and come back."""
+    return m(x.flip(0)).flip(0).square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        constant_of_the_batch,
+        detached_statistics_of_an_example,
+        permuted_within_examples,
+        sorted_within_examples,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_losses_of_one_example_each_are_no_mixing(losses):
+    """Twin of the refusals: no false alarm."""
+    model = nn.Linear(3, 3)
+    parameters = list(model.parameters())
+    losses_B = losses(model, torch.randn(B, 3))
+    rows = [
+        torch.autograd.grad(loss, model.weight, retain_graph=True) for loss in losses_B
+    ]
+    sums = [torch.zeros_like(p) for p in parameters]
+    Engine().gradients(losses_B, parameters).add_weighted_sum(
+        torch.ones(1, B), [0, 0], sums
+    )
+
+    torch.testing.assert_close(sums[0], sum(row for (row,) in rows))
+
+
+def test_one_example_cannot_mix_with_itself():
+    """A mean over a batch of one is that example's own."""
+    model = nn.Linear(3, 3)
+    loss = one_loss_for_all(model, torch.randn(1, 3))
+
+    assert Engine().gradients(loss, list(model.parameters())).num_samples == 1
+
+
+def test_examples_in_another_order_are_refused():
+    """Their rows are not where their losses are; nothing is guessed about it."""
+    model = nn.Linear(3, 3)
+
+    with pytest.raises(SampleMixingError):
+        Engine().gradients(
+            reversed_twice(model, torch.randn(B, 3)), list(model.parameters())
+        )
+
+
+class Stopped(torch.autograd.Function):
+    """The identity, whose backward says that there is no gradient."""
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx, _grad):
+        return None
+
+
+class Scaled(torch.autograd.Function):
+    """A product whose backward looks at numbers, which torch.vmap cannot batch."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        if math.isnan(grad.sum().item()):
+            return grad * w, (grad * x).sum(0)
+        return grad * w, (grad * x).sum(0)
+
+
+def test_a_path_without_gradient_adds_nothing():
+    """Custom functions may answer None."""
+    model = nn.Linear(3, 3)
+    parameters = list(model.parameters())
+    losses_B = Stopped.apply(model(torch.randn(B, 3))).sum(1)
+
+    gradients = Engine().gradients(losses_B, parameters)
+    assert not gradients.squared_norms([0, 0]).any()
+
+
+def test_what_cannot_be_batched_is_computed_one_by_one():
+    """The slowest path is right as well."""
+    w = nn.Parameter(torch.randn(3))
+    x = torch.randn(B, 3)
+    total = torch.zeros(3)
+    with pytest.warns(UserWarning, match="no rule serves ScaledBackward"):
+        gradients = Engine().gradients(Scaled.apply(x, w).sum(1), [w])
+    gradients.add_weighted_sum(torch.ones(1, B), [0], [total])
+
+    torch.testing.assert_close(total, x.sum(0))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv1d(3, 2, 1)], ids=repr)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parameter_alone_is_served(layer, name):
+    """The other one may be frozen, or another optimizer's."""
+    parameter = getattr(layer, name)
+    x = torch.randn(B, 3, 1) if isinstance(layer, nn.Conv1d) else torch.randn(B, 3)
+    losses_B = layer(x).flatten(1).square().sum(1)
+    (expected,) = torch.autograd.grad(losses_B.sum(), parameter, retain_graph=True)
+    total = torch.zeros_like(parameter)
+    Engine().gradients(losses_B, [parameter]).add_weighted_sum(
+        torch.ones(1, B), [0], [total]
+    )
+
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_losses_may_be_made_of_parameters_alone():
+    """Each example then has an entry of its own."""
+    a, b = (nn.Parameter(torch.randn(B)) for _ in range(2))
+    gradients = Engine().gradients(a + b, [a, b])
+
+    assert gradients.squared_norms([0, 1]).tolist() == [[1.0] * B] * 2
+
+
+@pytest.mark.parametrize("num_samples", [1, B])
+def test_a_transposed_parameter_is_served_by_any_operation(num_samples):
+    """Sums and products see a parameter through its transpose, too."""
+    w = nn.Parameter(torch.randn(3, 2))
+    x = torch.randn(num_samples, 2, 3)
+    losses_B = ((x + w.T) * w.T).square().sum((1, 2))
+    (expected,) = torch.autograd.grad(losses_B.sum(), w, retain_graph=True)
+    total = torch.zeros(3, 2)
+    Engine().gradients(losses_B, [w]).add_weighted_sum(
+        torch.ones(1, num_samples), [0], [total]
+    )
+
+    torch.testing.assert_close(total, expected)
+
+
+def test_few_clean_examples_may_not_be_enough():
+    """Where the probes leave two layouts, the slower path decides, or refuses."""
+    w = nn.Parameter(torch.randn(2))
+    x = torch.randn(2, 2, 2)
+    hidden = x * w
+    losses_B = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
+    losses_B = losses_B.sum((1, 2))  # Row i of example i: either axis could be it.
+    expected = torch.stack([x[0, 0], x[1, 1]])
+    gradients = Engine().gradients(losses_B, [w])
+
+    torch.testing.assert_close(
+        gradients.squared_norms([0])[0], expected.square().sum(1)
+    )
