@@ -1,0 +1,261 @@
+"""That every epsilon is true: against closed forms, published numbers and limits."""
+
+import math
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import optimize, stats
+
+from dp import accounting
+from dp.accounting import (
+    Release,
+    calibrate_noise_multiplier,
+    epsilon,
+    epsilon_curve,
+    merged,
+)
+
+
+RELATIONS = ("add_or_remove_one", "zero_out", "replace_one")
+
+
+def cost(*releases, delta=1e-5, relation="add_or_remove_one"):
+    """Epsilon of (q, sigma, count) triples."""
+    return epsilon(
+        [
+            Release(sampling_probability=q, noise_multiplier=sigma, count=count)
+            for q, sigma, count in releases
+        ],
+        delta=delta,
+        neighboring_relation=relation,
+    )
+
+
+def gaussian_epsilon(sigma, delta):
+    """The exact epsilon of one Gaussian release of sensitivity 1.
+
+    Balle and Wang, 2018, Theorem 8: https://arxiv.org/abs/1805.06530
+    """
+
+    def excess(eps):
+        at = 1 / (2 * sigma)
+        spread = eps * sigma
+        return (
+            stats.norm.cdf(at - spread)
+            - math.exp(eps) * stats.norm.cdf(-at - spread)
+            - delta
+        )
+
+    return optimize.brentq(excess, 0, 200, xtol=1e-12)
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "zero_out"])
+@pytest.mark.parametrize(("sigma", "count"), [(1.0, 1), (4.0, 16), (0.5, 1), (20.0, 3)])
+def test_gaussian_releases_cost_what_the_closed_form_says(sigma, count, relation):
+    """T releases at sigma are one at sigma / sqrt(T); the bound is a hair above."""
+    exact = gaussian_epsilon(sigma / math.sqrt(count), 1e-5)
+    claimed = cost((1.0, sigma, count), relation=relation).epsilon
+
+    assert exact <= claimed <= exact * 1.01 + 1e-3
+
+
+@pytest.mark.parametrize(("sigma", "count"), [(2.0, 1), (8.0, 16)])
+def test_replacing_an_example_doubles_the_sensitivity(sigma, count):
+    """Noise of sigma C is only sigma / 2 of the distance between such neighbours."""
+    exact = gaussian_epsilon(sigma / 2 / math.sqrt(count), 1e-5)
+    claimed = cost((1.0, sigma, count), relation="replace_one").epsilon
+
+    assert exact <= claimed <= exact * 1.01 + 1e-3
+
+
+# Sampling probability, noise multiplier, steps, delta, epsilon as published.
+PUBLISHED = {
+    # Abadi et al. 2016, section 3.2; later conversions from RDP are a bit tighter.
+    "abadi 2016": (0.01, 4.0, 10_000, 1e-5, 1.26),
+    # TensorFlow Privacy's tutorial on MNIST: 60 epochs of 60000 examples, batch 250.
+    "tensorflow privacy": (250 / 60_000, 1.3, 15 * 240, 1e-5, 1.18),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_bounds_are_met(name):
+    """The smaller of two bounds is no more than what older accountants printed."""
+    q, sigma, steps, delta, published = PUBLISHED[name]
+    guarantee = cost((q, sigma, steps), delta=delta)
+
+    assert 0.6 * published < guarantee.epsilon <= published
+    assert 0.75 * published < guarantee.epsilon_rdp <= published
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_nothing_released_costs_nothing(relation):
+    """Epsilon is 0 before the first step, by no accountant."""
+    guarantee = cost(relation=relation)
+
+    assert guarantee.epsilon == guarantee.epsilon_pld == guarantee.epsilon_rdp == 0
+    assert guarantee.accountant == "none"
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_release_without_noise_guarantees_nothing(relation):
+    """However much noise the others had."""
+    guarantee = cost((0.1, 5.0, 10), (0.1, 0.0, 1), relation=relation)
+
+    assert guarantee.epsilon == math.inf
+    assert guarantee.accountant == "no noise"
+
+
+def test_the_smaller_bound_is_reported_and_named():
+    """PLD where it is tight; both are in the guarantee."""
+    guarantee = cost((0.25, 4.5, 160))
+
+    assert guarantee.epsilon == min(guarantee.epsilon_pld, guarantee.epsilon_rdp)
+    assert guarantee.accountant == "PLD"
+    assert guarantee.epsilon_pld < guarantee.epsilon_rdp
+
+
+def test_the_other_bound_is_reported_where_it_is_smaller(monkeypatch):
+    """Nothing but the numbers decides which one it is."""
+    monkeypatch.setattr("dp.accounting._bounds", lambda *_: (2.0, 1.0))
+    guarantee = cost((0.25, 4.5, 160))
+
+    assert guarantee.epsilon == 1.0
+    assert guarantee.accountant == "RDP"
+
+
+def test_replacement_has_no_renyi_bound():
+    """RDP of dp_accounting would not double the sensitivity, so it is not asked."""
+    guarantee = cost((0.25, 4.5, 160), relation="replace_one")
+
+    assert guarantee.epsilon_rdp is None
+    assert guarantee.accountant == "PLD"
+
+
+@pytest.mark.parametrize(("q", "sigma", "count"), [(0.1, 1.0, 10), (1.0, 3.0, 2)])
+def test_stronger_relations_cost_more(q, sigma, count):
+    """Replacing costs at least what adding or removing does; zeroing out the same."""
+    add, zero, replace = (
+        cost((q, sigma, count), relation=relation).epsilon
+        for relation in ("add_or_remove_one", "zero_out", "replace_one")
+    )
+
+    assert zero == pytest.approx(add, rel=1e-3)
+    assert replace > add
+
+
+@settings(max_examples=3)
+@given(
+    st.floats(0.05, 0.9), st.floats(0.8, 4.0), st.integers(1, 20), st.floats(1e-8, 1e-3)
+)
+def test_epsilon_is_monotonic(q, sigma, count, delta):
+    """More sampling, less noise, more steps or a smaller delta cost more."""
+    base = cost((q, sigma, count), delta=delta).epsilon
+    slack = base * 1e-3 + 1e-4
+
+    assert cost((min(1.0, q * 1.2), sigma, count), delta=delta).epsilon >= base - slack
+    assert cost((q, sigma / 1.2, count), delta=delta).epsilon >= base - slack
+    assert cost((q, sigma, count + 5), delta=delta).epsilon >= base - slack
+    assert cost((q, sigma, count), delta=delta / 2).epsilon >= base - slack
+
+
+def test_order_and_grouping_make_no_difference():
+    """Equal releases are counted together, and composition has no order."""
+    one = cost((0.1, 1.0, 3), (0.2, 2.0, 4), (0.1, 1.0, 5))
+    other = cost((0.2, 2.0, 4), (0.1, 1.0, 8))
+
+    assert one.epsilon == pytest.approx(other.epsilon, rel=1e-9)
+
+
+def test_equal_releases_are_merged():
+    """One entry a kind, its counts added up."""
+    release = Release(sampling_probability=0.5, noise_multiplier=1.0, count=2)
+    other = Release(sampling_probability=0.5, noise_multiplier=2.0, count=1)
+
+    assert merged([release, other, release]) == (
+        Release(sampling_probability=0.5, noise_multiplier=1.0, count=4),
+        other,
+    )
+
+
+def test_the_curve_bounds_every_point():
+    """Between computed points it is the next one's; the end is the claim itself."""
+    release = Release(sampling_probability=0.25, noise_multiplier=4.5, count=50)
+    curve = epsilon_curve(release, delta=1e-5, neighboring_relation="zero_out")
+
+    assert len(curve) == 51
+    assert curve[0] == 0
+    assert list(curve) == sorted(curve)
+    for count in (1, 17, 50):
+        true = cost((0.25, 4.5, count), relation="zero_out").epsilon
+        assert true <= curve[count] * (1 + 1e-3)
+    assert curve[50] == cost((0.25, 4.5, 50), relation="zero_out").epsilon
+
+
+@pytest.mark.parametrize(
+    ("target", "q", "steps", "relation"),
+    [
+        (3.0, 0.25, 160, "add_or_remove_one"),
+        (4.0, 0.02, 60, "add_or_remove_one"),  # Below sigma = 1.
+        (0.05, 1.0, 4, "zero_out"),
+        (2.0, 0.5, 8, "replace_one"),
+    ],
+)
+def test_calibration_never_overshoots_and_wastes_little(target, q, steps, relation):
+    """The epsilon of the noise is at most the target, and within 1 % of it."""
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=target,
+        target_delta=1e-5,
+        sampling_probability=q,
+        steps=steps,
+        neighboring_relation=relation,
+    )
+
+    assert 0.99 * target <= cost((q, sigma, steps), relation=relation).epsilon <= target
+
+
+def test_a_search_that_ended_too_low_is_mended(monkeypatch):
+    """What was found is checked once more by the accountant that will claim it."""
+    rounded_up, factors = accounting._rounded_up, iter([1 - 5e-5])
+    monkeypatch.setattr(
+        accounting, "_rounded_up", lambda value: rounded_up(value * next(factors, 1.0))
+    )
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=3.0,
+        target_delta=1e-5,
+        sampling_probability=0.25,
+        steps=160,
+        neighboring_relation="zero_out",
+    )
+
+    assert 2.99 < cost((0.25, sigma, 160), relation="zero_out").epsilon <= 3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sampling_probability": 0.0}, r"sampling_probability must be in \(0, 1\]"),
+        ({"sampling_probability": 1.1}, r"got 1\.1"),
+        ({"noise_multiplier": -1.0}, r"noise_multiplier must be >= 0 and finite"),
+        ({"noise_multiplier": math.nan}, r"got nan"),
+        ({"count": 0}, r"count must be a whole number >= 1, got 0"),
+        ({"count": 1.5}, r"count must be a whole number >= 1, got 1\.5"),
+    ],
+)
+def test_a_release_that_is_none_is_refused(change, told):
+    """The message names the number and its value."""
+    good = {"sampling_probability": 0.5, "noise_multiplier": 1.0, "count": 1}
+    with pytest.raises(ValueError, match=told):
+        Release(**{**good, **change})
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_a_delta_that_is_none_is_refused(delta):
+    """Strictly between 0 and 1."""
+    with pytest.raises(ValueError, match="delta must be strictly between 0 and 1"):
+        cost((0.5, 1.0, 1), delta=delta)
+
+
+def test_a_relation_that_is_none_is_refused():
+    """The message lists those there are."""
+    with pytest.raises(ValueError, match="neighboring_relation must be one of 'add_or"):
+        cost((0.5, 1.0, 1), relation="replace")
