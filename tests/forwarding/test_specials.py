@@ -36,7 +36,8 @@ MODULES = (
     weakref,
 )
 # Named like special methods, but data of functions, frames, modules and errors, C
-# layout, or names that only ``operator`` and single classes of the library have.
+# layout, what copyreg caches on a class, or names that only ``operator`` and single
+# classes of the library have.
 NOT_SPECIAL = """
     __alloc__ __args__ __basicsize__ __callback__ __cause__ __closure__ __code__
     __context__ __defaults__ __dictoffset__ __flags__ __func__ __getformat__
@@ -44,7 +45,7 @@ NOT_SPECIAL = """
     __self_class__ __suppress_context__ __text_signature__ __thisclass__
     __traceback__ __typing_unpacked_tuple_args__ __unpacked__ __vectorcalloffset__
     __weakrefoffset__ __concat__ __iconcat__ __inv__ __not__ __all__ __cached__
-    __file__ __loader__ __package__ __spec__ __signature__
+    __file__ __loader__ __package__ __spec__ __signature__ __slotnames__
 """
 FORWARDED = [n for n, special in SPECIALS.items() if special.standing == "forwarded"]
 OTHERS = [n for n, special in SPECIALS.items() if special.standing != "forwarded"]
