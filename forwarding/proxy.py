@@ -82,8 +82,8 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
     Guarantees:
         * A copy, a deep copy and an unpickled proxy are proxies of the same
           class: a copy shares the target, the others have their own.
-        * ``callable``, ``iter`` and ``await`` work exactly if they do on the
-          target. For that, ``type(proxy)`` may be a subclass, of the same name.
+        * Calling, iterating and awaiting work exactly if they do on the target.
+          For that, ``type(proxy)`` may be a subclass, of the same name.
         * An AttributeError raised by the proxy's own property is not taken for
           a missing attribute.
     """
@@ -115,7 +115,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
 
     # wrapt's C code turns each failed look-up into an exception, which costs more
     # than all the rest; object's does not from Python 3.12 on.
-    __getattribute__ = object.__getattribute__
+    __getattribute__: ClassVar[Callable[[Any, str], Any]] = object.__getattribute__
 
     def __getattr__(self, name: str) -> Any:
         cls = type(self)
@@ -181,11 +181,7 @@ def _public(cls: type[_Proxy]) -> type[_Proxy]:
 
 def _variant(cls: type[_Proxy], target: type) -> type[_Proxy]:
     """Return the class that also has those special methods which ``target`` has."""
-    names = tuple(
-        name
-        for name in _BY_TARGET
-        if hasattr(target, name) and _defines(target, name) > _defines(cls, name)
-    )
+    names = _lacking(cls, target)
     if not names:
         return cls
     if names not in cls._self_variants:
@@ -197,6 +193,19 @@ def _variant(cls: type[_Proxy], target: type) -> type[_Proxy]:
         cls._self_variants.setdefault(names, variant)
     found: type[_Proxy] = cls._self_variants[names]
     return found
+
+
+def _lacking(cls: type[_Proxy], target: type) -> tuple[str, ...]:
+    names = tuple(
+        name
+        for name in _BY_TARGET
+        if _defines(target, name) > _defines(cls, name)
+        and getattr(target, name) is not None  # What says that it cannot.
+    )
+    by_index = hasattr(target, "__getitem__") and not hasattr(target, "__iter__")
+    if by_index and cls.__getitem__ is BaseObjectProxy.__getitem__:
+        return (*names, "__getitem__")  # Written in Python, it lets iter() count.
+    return names
 
 
 def _half_built(cls: type[_Proxy]) -> _Proxy:
@@ -255,6 +264,7 @@ def around(
     Raises:
         ForwardingError: The path or the name cannot be forwarded.
     """
+    Forwarded[Any](path)  # Raises what is wrong with the path, here and now.
     return functools.partial(_Around, path)
 
 

@@ -12,10 +12,10 @@ try:
     from forwarding.testing._law import Law, LawBrokenError
     from forwarding.testing._laws import LAWS
     from forwarding.testing._machine import WrapperMachine, machine_for
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ImportError(
-        f"forwarding.testing needs {error.name}: pip install 'forwarding[testing]'"
-    ) from error
+        f"forwarding.testing needs {_error.name}: pip install 'forwarding[testing]'"
+    ) from _error
 
 
 __all__ = (
