@@ -202,9 +202,10 @@ def _lacking(cls: type[_Proxy], target: type) -> tuple[str, ...]:
         if _defines(target, name) > _defines(cls, name)
         and getattr(target, name) is not None  # What says that it cannot.
     )
-    by_index = hasattr(target, "__getitem__") and not hasattr(target, "__iter__")
-    if by_index and cls.__getitem__ is BaseObjectProxy.__getitem__:
-        return (*names, "__getitem__")  # Written in Python, it lets iter() count.
+    wrapts: Any = BaseObjectProxy.__getitem__  # In C, where iter() does not see it.
+    by_index = getattr(target, "__getitem__", wrapts) is not wrapts
+    if by_index and not hasattr(target, "__iter__") and cls.__getitem__ is wrapts:
+        return (*names, "__getitem__")
     return names
 
 
