@@ -49,10 +49,10 @@ class Plain(TransparentProxy):
 
 
 class Labelled(TransparentProxy[Any]):
-    """A proxy with names of its own: bare, with a value, and computed."""
+    """A proxy with names of its own: annotated, with a value, and computed."""
 
     label: str
-    count = 0
+    count: int = 0
     rpm = Forwarded()
 
     @property

@@ -31,7 +31,7 @@ class Labelled(TransparentProxy[Any]):
     """A proxy with names of its own, bare and with a value."""
 
     label: str
-    count = 0
+    count: int = 0
     rpm = Forwarded()
 
 
