@@ -150,6 +150,7 @@ def test_an_in_place_operator_leaves_a_proxy_and_no_trace(left, right, operation
     assert (before, after) == (left, operation(left, right))
     assert type(after) is Labelled
     assert after.label == "mine"
+    assert after.__doc__ == unwrap(after).__doc__
     assert unwrap(before) == left
 
 
@@ -269,6 +270,16 @@ def test_a_special_method_of_the_class_wins():
 
     assert [*Twice([1, 2])] == [2, 4]
     assert [*Twice([1, 2])] == [*map(Twice(ByIndex()).__getitem__, [1, 2])]
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    """Each has a class of its own for the targets that it meets."""
+
+    class Sub(Labelled):
+        pass
+
+    assert not isinstance(Labelled([]), Sub)
+    assert isinstance(Sub([]), Sub)
 
 
 @each_depth

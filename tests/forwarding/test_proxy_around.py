@@ -19,6 +19,7 @@ from forwarding import (
     chain,
     forwarded_attributes,
     unwrap,
+    verify,
 )
 from forwarding.proxy import TransparentProxy, around
 
@@ -276,6 +277,8 @@ def test_a_class_of_any_kind_can_advise_any_path():
 @each_kind
 def test_advice_is_the_classs_own_business(kind):
     """It is no forwarded attribute, and is found on the class with its docstring."""
+    verify(kind(Engine()))
+
     assert "start" not in forwarded_attributes(kind)
     assert kind.start is vars(kind)["start"]
     assert kind.start.advice is noted
