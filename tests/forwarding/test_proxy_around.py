@@ -298,6 +298,7 @@ def test_a_subclass_may_override_and_call_the_advised_method(kind):
 
     assert layer.start("key") == ("overridden", (unwrap(layer), "key", 1, False))
     assert len(layer.calls) == 1
+    verify(metaclass("Without", (kind,), {"start": None})(Engine()))
 
 
 @each_depth
