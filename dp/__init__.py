@@ -26,6 +26,7 @@ True
 
 from dp.accounting import Guarantee, Release
 from dp.certificate import Certificate, verify
+from dp.checking import CheckReport, check
 from dp.clipping import FlatClipping
 from dp.exceptions import (
     BudgetExhaustedError,
@@ -44,6 +45,7 @@ from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
 __all__ = (
     "BudgetExhaustedError",
     "Certificate",
+    "CheckReport",
     "DPOptimizer",
     "FlatClipping",
     "GaussianNoise",
@@ -58,6 +60,7 @@ __all__ = (
     "SamplingMismatchError",
     "Unamplified",
     "UnsupportedOperationError",
+    "check",
     "plan_for",
     "verify",
 )

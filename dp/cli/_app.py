@@ -16,6 +16,7 @@ from dp.accounting import Release, calibrate_noise_multiplier, epsilon
 from dp.certificate import verify
 from dp.cli import _input, _report, _training
 from dp.cli._errors import InputError
+from dp.cli._examine import check_command
 from dp.cli._models import model_for
 from dp.cli._options import (
     BatchSize,
@@ -201,3 +202,6 @@ def show_verification(certificate: CertificatePath) -> None:
         typer.echo(f"{verdict}  {finding.claim}: {finding.detail}")
     typer.echo("The certificate holds." if verification.ok else "It does NOT hold.")
     raise typer.Exit(0 if verification.ok else _REFUTED)
+
+
+app.command("check")(check_command)
