@@ -17,12 +17,14 @@ BEHAVIOUR = (
             "target's list grows while the wrapper keeps a result of its own."
         ),
         script="""
-            item = copy.deepcopy(value)
-            expected = added(item)
+            addable(value)
+            twin, item = MAKE_TARGET(), copy.deepcopy(value)
+            twin.NAME = item
+            twin.NAME += copy.deepcopy(value)
             target.NAME = value
             wrapper.NAME += copy.deepcopy(value)
-            assert alike(target.NAME, expected)
-            assert (target.NAME is value) == (expected is item)
+            assert alike(target.NAME, twin.NAME)
+            assert (target.NAME is value) == (twin.NAME is item)
         """,
     ),
     Law(

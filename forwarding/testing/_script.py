@@ -67,13 +67,13 @@ class _Action(NamedTuple):
 
 
 class _Alike(ast.NodeTransformer):
-    """Read ``is`` as ``alike``, for attributes that are a new object at every get."""
+    """Read ``w.a is v`` as ``alike(w.a, v)``, where every get makes a new object."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
-        if not isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+        if not (isinstance(node.left, ast.Attribute) and type(node.ops[0]) is ast.Is):
             return node
-        same = ast.Call(ast.Name("alike"), [node.left, *node.comparators], [])
-        return same if isinstance(node.ops[0], ast.Is) else ast.UnaryOp(ast.Not(), same)
+        alike = ast.Name("alike", ast.Load())
+        return ast.Call(alike, [node.left, *node.comparators], [])
 
 
 def _expression(node: ast.expr) -> CodeType:

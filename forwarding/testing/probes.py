@@ -21,7 +21,7 @@ from unittest import mock
 
 __all__ = (
     "NotApplicableError",
-    "added",
+    "addable",
     "alike",
     "attempt",
     "call_during_get",
@@ -44,6 +44,7 @@ __all__ = (
     "raising",
     "recorder",
     "shadowed",
+    "touched",
     "types",
     "weakly",
 )
@@ -79,17 +80,38 @@ def alike(left: object, right: object) -> bool:
     return equal or _shown(left) == _shown(right)
 
 
-def added(value: Any) -> Any:
-    """Return ``value`` after ``value += value``, if it can be added.
+def addable(value: Any) -> None:
+    """Require that ``value`` can be added to itself.
 
-    >>> added([1])
-    [1, 1]
+    >>> addable([1])
     """
+    item = copy.deepcopy(value)
     try:
-        value += copy.deepcopy(value)
+        item += copy.deepcopy(value)
     except TypeError as error:
         raise NotApplicableError("no value drawn can be added to itself") from error
-    return value
+
+
+def touched(
+    target: object, names: list[str], action: Callable[[], object]
+) -> list[str]:
+    """Return those of ``names`` that ``action`` gives another value on ``target``.
+
+    >>> point = types.SimpleNamespace(x=1, y=2)
+    >>> touched(point, ["x", "y"], lambda: setattr(point, "x", 7))
+    ['x']
+    """
+    before = {name: getattr(target, name) for name in names}
+    new = [name for name in names if getattr(target, name) is not before[name]]
+    action()
+
+    def is_same(name: str) -> bool:
+        if attempt(getattr, target, name) is not None:
+            return False
+        value = getattr(target, name)
+        return value is before[name] or (name in new and alike(value, before[name]))
+
+    return [name for name in names if not is_same(name)]
 
 
 def attempt(action: Callable[..., object], *args: Any) -> Exception | None:

@@ -10,7 +10,7 @@ from forwarding.testing import LAWS, judge
 
 
 NAMES = ["a", "b", "serial", "m", "co"]
-FEW = settings(max_examples=12, derandomize=True)
+FEW = settings(max_examples=6, derandomize=True)
 
 
 class Groups(list[int]):

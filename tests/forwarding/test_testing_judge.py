@@ -1,0 +1,264 @@
+"""What the law kit reports about a wrapper, and what it says of a broken law."""
+
+import importlib
+import sys
+
+import pytest
+from hypothesis import settings, strategies as st
+
+from forwarding import Forwarded, Wrapper
+from forwarding.testing import LAWS, LawBrokenError, check, judge
+
+
+FEW = settings(max_examples=8, derandomize=True)
+
+
+class Engine:
+    def __init__(self):
+        self.rpm = 900
+        self.note = [1]
+
+    @property
+    def serial(self):
+        return "M-7"
+
+    @property
+    def snapshot(self):
+        return list(self.note)
+
+    @snapshot.setter
+    def snapshot(self, value):
+        self.note = list(value)
+
+    def start(self, key, /, *rest, speed=1, **options):
+        return key, rest, speed, options
+
+
+class Car(Wrapper):
+    rpm = Forwarded()
+    note = Forwarded()
+    serial = Forwarded()
+    snapshot = Forwarded()
+    start = Forwarded(kind="method")
+
+
+class Copied:
+    """The wrapper that everybody writes first."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.rpm = inner.rpm
+
+
+class NoDelete:
+    def __init__(self, inner):
+        self.inner = inner
+
+    @property
+    def rpm(self):
+        return self.inner.rpm
+
+    @rpm.setter
+    def rpm(self, value):
+        self.inner.rpm = value
+
+
+def of_rpm(wrapper, **options):
+    return judge(wrapper, Engine, ["rpm"], depth=1, settings=FEW, **options)
+
+
+def test_a_wrapper_that_keeps_every_law_passes():
+    """Data, what is derived from it, what is read-only, and any signature."""
+    check(
+        Car,
+        Engine,
+        ["rpm", "note", "serial", "snapshot", "start"],
+        values={"snapshot": st.lists(st.integers(), max_size=2)},
+        depth=2,
+        settings=FEW,
+    )
+
+
+def test_a_law_about_data_that_is_new_at_each_get_can_be_broken():
+    """Where identity says nothing, equality does."""
+
+    class Stale(Car):
+        def __init__(self, wrapped):
+            super().__init__(wrapped)
+            self.taken = wrapped.snapshot
+
+        @property
+        def snapshot(self):
+            return list(self.taken)
+
+    values = st.lists(st.integers(), max_size=2)
+    report = judge(Stale, Engine, ["snapshot"], values=values, settings=FEW)
+
+    assert report["get"].status == "holds"
+    assert report["re-target"].status == "broken"
+
+
+def test_a_broken_law_is_told_with_its_counterexample_and_why_it_matters():
+    """All that is needed to understand it, to reproduce it, and to waive it."""
+    with pytest.raises(LawBrokenError) as caught:
+        check(Copied, Engine, ["rpm"], depth=1, settings=FEW)
+
+    assert caught.value.law is LAWS["put-get"]
+    assert caught.value.counterexample == (
+        "value = None\n"
+        "target = Engine()\n"
+        "wrapper = Copied(target)\n"
+        "wrapper.rpm = value\n"
+        "assert target.rpm is value  # fails: 900 is None"
+    )
+    message = str(caught.value)
+    head, *_ = message.splitlines()
+    assert head == (
+        "Copied breaks the law 'put-get': After w.a = v, t.a is v and w.a is v."
+    )
+    assert "    assert target.rpm is value  # fails: 900 is None" in message
+    assert "Why it matters: A value that stops at the wrapper is lost" in message
+    assert "If it need not hold, pass waive={'put-get'}." in message
+    assert "Also broken: put-put, no stale read, delete" in message
+
+
+def test_the_only_broken_law_is_told_without_others():
+    """Nothing is said that is not so."""
+
+    class Hidden(Car):
+        def __dir__(self):
+            return []
+
+    with pytest.raises(LawBrokenError) as caught:
+        check(Hidden, Engine, ["rpm"], depth=1, settings=FEW)
+
+    assert caught.value.law.name == "dir"
+    assert "Also broken" not in str(caught.value)
+
+
+def test_a_counterexample_runs_as_it_is_printed():
+    """It fails in the same way outside the kit, with the probes imported."""
+    detail = of_rpm(Copied)["deepcopy"].detail
+    namespace = {"Engine": Engine, "Copied": Copied}
+    exec("from forwarding.testing.probes import *", namespace)  # noqa: S102
+
+    with pytest.raises(AssertionError):
+        exec(detail, namespace)  # noqa: S102
+
+
+def test_what_is_waived_is_not_held_against_a_wrapper():
+    """Nor is a law that cannot hold without it."""
+    report = of_rpm(NoDelete, waive={"delete"})
+
+    assert report.named("broken") == ()
+    assert report["delete"].status == "waived"
+    assert report["patch"].summary == "not applicable: needs 'delete', which is waived"
+
+
+def test_a_needless_waiver_is_an_error_if_the_check_is_strict():
+    """So a waiver goes when its reason goes."""
+    with pytest.raises(
+        AssertionError, match="NoDelete keeps 'get', 'dir': remove the needless waiver"
+    ):
+        check(
+            NoDelete,
+            Engine,
+            ["rpm"],
+            depth=1,
+            waive={"delete", "dir", "get"},
+            strict=True,
+            settings=FEW,
+        )
+
+
+def test_a_waiver_that_is_needed_passes_a_strict_check():
+    """The check above finds only the needless ones."""
+    check(
+        NoDelete,
+        Engine,
+        ["rpm"],
+        depth=1,
+        waive={"delete"},
+        strict=True,
+        settings=FEW,
+    )
+
+
+def test_a_report_reads_as_a_table():
+    """One line for each law, with what was found, and the reason of what was not."""
+    lines = str(of_rpm(NoDelete, waive={"dir"})).splitlines()
+
+    assert lines[0] == "NoDelete"
+    assert len(lines) == 1 + len(LAWS)
+    assert "get                            holds" in lines
+    assert "delete                         broken" in lines
+    assert "dir                            waived" in lines
+    assert "frame                          not applicable: there is only one name" in (
+        lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "law", "reason"),
+    [
+        (["rpm"], "method", "no method among the names"),
+        (["start"], "get", "no data attribute among the names"),
+        (["serial"], "put-get", "no settable attribute among the names"),
+    ],
+)
+def test_a_law_about_nothing_that_is_named_says_so(names, law, reason):
+    """It is not counted as kept."""
+    verdict = judge(Car, Engine, names, depth=1, settings=FEW)[law]
+
+    assert verdict.summary == f"not applicable: {reason}"
+
+
+def test_a_law_that_cannot_be_tried_on_the_target_says_why():
+    """A number takes no weak references; that proves nothing about the wrapper."""
+
+    class Number(int):
+        pass
+
+    class Counter(Wrapper):
+        real = Forwarded()
+
+    report = judge(Counter, lambda: Number(3), ["real"], depth=1, settings=FEW)
+
+    assert report["freed"].summary == (
+        "not applicable: the target takes no weak references"
+    )
+
+
+def test_a_target_that_stores_nothing_that_is_tried_asks_for_values():
+    """Otherwise every law on it would hold, for want of an example."""
+
+    class Picky:
+        @property
+        def mode(self):
+            return "eco"
+
+        @mode.setter
+        def mode(self, value):
+            if value != "eco":
+                raise ValueError(value)
+
+    class Driver(Wrapper):
+        mode = Forwarded()
+
+    with pytest.raises(
+        ValueError, match="Driver: the target stores none of the values"
+    ):
+        judge(Driver, Picky, ["mode"], depth=1, settings=FEW)
+
+    eco = judge(Driver, Picky, ["mode"], values=st.just("eco"), depth=1, settings=FEW)
+    assert eco["put-get"].status == "holds"
+
+
+def test_the_kit_names_what_it_needs(monkeypatch):
+    """Hypothesis is an extra of its own."""
+    for name in [name for name in sys.modules if name.startswith("forwarding.testing")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+
+    with pytest.raises(ImportError, match=r"needs hypothesis: pip install 'forwarding"):
+        importlib.import_module("forwarding.testing")

@@ -1,0 +1,177 @@
+"""What the law kit refuses to judge, and how it finds out about a target."""
+
+import functools
+
+import pytest
+from hypothesis import settings, strategies as st
+
+from forwarding import Forwarded, Wrapper
+from forwarding.testing import judge, machine_for
+
+
+FEW = settings(max_examples=8, derandomize=True)
+
+
+class Engine:
+    def __init__(self):
+        self.rpm = 900
+        self.note = [1]
+
+
+class Car(Wrapper):
+    rpm = Forwarded()
+    note = Forwarded()
+
+
+@pytest.mark.parametrize("entry", [judge, machine_for])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": "rpm"}, "names must be a non-empty collection, got 'rpm'"),
+        ({"names": []}, r"names must be a non-empty collection, got \[\]"),
+        ({"names": ["rpm", "gear"]}, "Engine has no gear"),
+        ({"read_only": ["note"]}, r"read_only names \['note'\], which names does not"),
+        ({"values": {"note": st.none()}}, r"values are given for \['note'\], which"),
+        ({"depth": 0}, "depth must be >= 1, got 0"),
+        ({"waive": "dir"}, "waive must be a collection of names, got 'dir'"),
+        ({"waive": ["typo"]}, r"waive names \['typo'\]; the laws are get, put-get"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(entry, arguments, message):
+    """A law that is never tried for a typo would seem to hold."""
+    options = {"names": ["rpm"], **arguments}
+
+    with pytest.raises(ValueError, match=message):
+        entry(Car, Engine, **options)
+
+
+def test_a_factory_that_cannot_wrap_its_own_result_says_how_deep_it_goes():
+    """A wrapper that takes one class of target only is judged at depth 1."""
+
+    def choosy(target):
+        if not isinstance(target, Engine):
+            raise TypeError(target)
+        return Car(target)
+
+    with pytest.raises(ValueError, match="at depth 2; pass depth=1"):
+        judge(choosy, Engine, ["rpm"])
+
+    report = judge(choosy, Engine, ["rpm"], depth=1, settings=FEW)
+    assert report.named("broken") == ()
+    assert report.label == "choosy"
+
+
+def test_a_function_without_a_usable_name_is_called_factory():
+    """The counterexample must be a program."""
+    nameless = functools.partial(Car)
+
+    report = judge(nameless, Engine, ["rpm"], depth=1, settings=FEW)
+
+    assert report.label == "factory"
+
+
+def test_where_the_target_is_kept_can_be_told():
+    """If it does not show, the laws that exchange it need to be told the name."""
+
+    class Secret:
+        def __init__(self, engine):
+            self._hold = [engine]
+
+        @property
+        def engine(self):
+            return self._hold[0]
+
+        @engine.setter
+        def engine(self, engine):
+            self._hold = [engine]
+
+        @property
+        def rpm(self):
+            return self.engine.rpm
+
+        @rpm.setter
+        def rpm(self, value):
+            self.engine.rpm = value
+
+        @rpm.deleter
+        def rpm(self):
+            del self.engine.rpm
+
+    untold = judge(Secret, Engine, ["rpm"], depth=1, settings=FEW)
+    told = judge(Secret, Engine, ["rpm"], target="engine", depth=1, settings=FEW)
+
+    assert "pass target=" in untold["re-target"].summary
+    assert told["re-target"].status == "holds"
+
+
+def test_a_target_in_a_slot_is_found():
+    """No wrapper needs a dictionary."""
+
+    class Slotted:
+        __slots__ = ("engine", "unbound")
+        rpm = Forwarded("engine")
+
+        def __init__(self, engine):
+            self.engine = engine
+
+    report = judge(Slotted, Engine, ["rpm"], depth=1, settings=FEW)
+
+    assert report["re-target"].status == "holds"
+    assert report["patched method"].status == "not applicable"
+
+
+def test_what_the_target_refuses_from_anyone_is_not_asked_of_the_wrapper():
+    """A setter that raises something else than AttributeError has nothing to store."""
+
+    class Frozen(Engine):
+        @property
+        def gear(self):
+            return 1
+
+        @gear.setter
+        def gear(self, value):
+            raise ValueError(value)
+
+    class Driver(Wrapper):
+        gear = Forwarded()
+
+    report = judge(Driver, Frozen, ["gear"], depth=1, settings=FEW)
+
+    assert report["get"].status == "holds"
+    assert report["put-get"].status == report["read-only"].status == "not applicable"
+
+
+def test_a_method_that_tells_no_signature_is_called_without_arguments():
+    """As many in C do not."""
+
+    class Library:
+        least = staticmethod(min)
+
+    class Front(Wrapper):
+        least = Forwarded(kind="method")
+
+    report = judge(Front, Library, ["least"], depth=1, settings=FEW)
+
+    assert report["method"].status == "holds"
+
+
+def test_methods_are_patched_only_where_they_can_be():
+    """A wrapper with slots takes no patch, so nothing is said of one."""
+
+    class Starter:
+        def start(self):
+            return self
+
+    class Slotted:
+        __slots__ = ("inner",)
+        start = Forwarded("inner", kind="method")
+
+        def __init__(self, inner):
+            self.inner = inner
+
+    report = judge(Slotted, Starter, ["start"], depth=1, settings=FEW)
+
+    assert report["method"].status == "holds"
+    assert report["patched method"].summary == (
+        "not applicable: an instance has no dictionary to patch"
+    )
