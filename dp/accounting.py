@@ -12,7 +12,8 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final, get_args
 
 from dp import _checks
@@ -21,6 +22,8 @@ from dp._typing import NeighboringRelation
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors
 
 __all__ = (
     "Guarantee",
@@ -29,6 +32,7 @@ __all__ = (
     "epsilon",
     "epsilon_curve",
     "merged",
+    "to_dp_event",
 )
 
 _CLAIM_INTERVAL: Final = 1e-4
@@ -87,7 +91,7 @@ class Guarantee:
 
 
 def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
-    """Return the same releases with equal ones counted together.
+    """Return the same releases with equal ones counted together, in a fixed order.
 
     Composition does not depend on order, so neither does any epsilon.
     """
@@ -97,8 +101,15 @@ def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
         counts[kind] = counts.get(kind, 0) + release.count
     return tuple(
         Release(sampling_probability=q, noise_multiplier=sigma, count=count)
-        for (q, sigma), count in counts.items()
+        for (q, sigma), count in sorted(counts.items())
     )
+
+
+def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
+    """Return the releases as an event of ``dp_accounting``, for any accountant."""
+    from dp_accounting.dp_event import ComposedDpEvent  # noqa: PLC0415 -- a second
+
+    return ComposedDpEvent([_event(release) for release in releases])
 
 
 def epsilon(
@@ -147,7 +158,7 @@ def epsilon_curve(
     curve: list[float] = []
     for point in points:
         interval = _CLAIM_INTERVAL if point == release.count else _SEARCH_INTERVAL
-        part = (_with_count(release, point),) if point else ()
+        part = (replace(release, count=point),) if point else ()
         bound = _bounded(part, delta, neighboring_relation, interval).epsilon
         curve.extend([bound] * (point + 1 - len(curve)))
     return tuple(curve)
@@ -219,14 +230,6 @@ def _rounded_up(value: float) -> float:
     return float(f"{math.ceil(value / unit) * unit:.{_DIGITS}g}")
 
 
-def _with_count(release: Release, count: int) -> Release:
-    return Release(
-        sampling_probability=release.sampling_probability,
-        noise_multiplier=release.noise_multiplier,
-        count=count,
-    )
-
-
 def _check_relation(relation: str) -> None:
     if relation not in get_args(NeighboringRelation):
         known = ", ".join(map(repr, get_args(NeighboringRelation)))
@@ -262,32 +265,69 @@ def _bounded(
     )
 
 
+@lru_cache(maxsize=256)
 def _bounds(
     releases: tuple[Release, ...],
     delta: float,
     relation: NeighboringRelation,
     interval: float,
 ) -> tuple[float, float | None]:
-    from dp_accounting.dp_event import ComposedDpEvent  # noqa: PLC0415 -- a second
-    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant  # noqa: PLC0415
-    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors  # noqa: PLC0415
+    by_pld = _composed(releases, relation, interval).get_epsilon_for_delta(delta)
+    pld = max(0.0, float(by_pld))
+    if relation == "replace_one":
+        # RDP has no sampled Gaussian for it, and would not double the sensitivity of
+        # an unsampled one as PLD does: its bound would be too low.
+        return pld, None
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # noqa: PLC0415
 
-    neighbors = {
+    by_rdp = RdpAccountant(neighboring_relation=_neighbors(relation))
+    with _without_advice():
+        by_rdp.compose(to_dp_event(releases))
+        return pld, max(0.0, float(by_rdp.get_epsilon(delta)))
+
+
+def _composed(
+    releases: tuple[Release, ...], relation: NeighboringRelation, interval: float
+) -> "PrivacyLossDistribution":
+    """Return what ``PLDAccountant`` would compose, term by term."""
+    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+
+    composed = pld.identity(value_discretization_interval=interval)
+    for release in releases:
+        q, sigma = release.sampling_probability, release.noise_multiplier
+        if q < 1:
+            one = _loss_distribution(q, sigma, relation, interval)
+            part = one.self_compose(release.count)
+        else:
+            sigma /= math.sqrt(release.count)
+            part = _loss_distribution(q, sigma, relation, interval)
+        composed = composed.compose(part)
+    return composed
+
+
+@lru_cache(maxsize=32)
+def _loss_distribution(
+    q: float, sigma: float, relation: NeighboringRelation, interval: float
+) -> "PrivacyLossDistribution":
+    """One release; most of the work, and the same for every count and delta."""
+    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+
+    return pld.from_gaussian_mechanism(
+        standard_deviation=sigma,
+        value_discretization_interval=interval,
+        sampling_prob=q,
+        neighboring_relation=_neighbors(relation),
+    )
+
+
+def _neighbors(relation: NeighboringRelation) -> "Neighbors":
+    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors  # noqa: PLC0415
+
+    return {
         "add_or_remove_one": Neighbors.ADD_OR_REMOVE_ONE,
         "replace_one": Neighbors.REPLACE_ONE,
         "zero_out": Neighbors.REPLACE_SPECIAL,
     }[relation]
-    event = ComposedDpEvent([_event(release) for release in releases])
-    by_pld = PLDAccountant(neighbors, value_discretization_interval=interval)
-    bound = max(0.0, float(by_pld.compose(event).get_epsilon(delta)))
-    if relation == "replace_one":
-        # RDP has no sampled Gaussian for it, and would not double the sensitivity of
-        # an unsampled one as PLD does: its bound would be too low.
-        return bound, None
-    by_rdp = RdpAccountant(neighboring_relation=neighbors)
-    with _without_advice():
-        return bound, max(0.0, float(by_rdp.compose(event).get_epsilon(delta)))
 
 
 @contextmanager

@@ -4,12 +4,15 @@ A charge goes in before noise is drawn, so a crash can lose a release but never 
 charge. Each process that charges writes under a random id of its own; a checkpoint
 that is loaded brings the ids it knows. Two runs that go on from one checkpoint
 therefore add up when their ledgers meet, and loading one's own state adds nothing.
+
+Nothing here is remembered that a crash could leave out of date: what is spent is
+computed from the charges, and every change of them is one assignment.
 """
 
+import os
 import secrets
-from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from dp import _checks
@@ -67,10 +70,10 @@ class Ledger:
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
-        self._segments: dict[str, list[Charge]] = {}
-        self._id = secrets.token_hex(16)
-        self._affordable: int | None = None
-        self._spent: Guarantee | None = None
+        self._segments: dict[str, tuple[Charge, ...]] = {}
+        self._writer = _Writer()
+        self._found = _Found()
+        self._steps_within_target: int | None = None
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -97,9 +100,7 @@ class Ledger:
 
     def spent(self) -> Guarantee:
         """Return the guarantee of everything charged, at the plan's delta."""
-        if self._spent is None:
-            self._spent = self._cost(self.releases())
-        return self._spent
+        return self._cost(self.releases())
 
     def reserve(
         self,
@@ -119,16 +120,15 @@ class Ledger:
             max_grad_norm=max_grad_norm,
             count=1,
         )
-        affordable = self._still_affordable(charge.to_release())
-        if affordable < 1:
+        if not self._allows(charge.to_release()):
             raise BudgetExhaustedError(
                 f"the plan's budget is spent: {self.steps} of {self._plan.steps} steps"
                 f" were taken, target_epsilon={self._plan.target_epsilon!r}; the step"
                 " was not taken. Make a new plan to go on: its cost adds to this one's"
             )
-        _append(self._segments.setdefault(self._id, []), charge)
-        self._affordable = affordable - 1
-        self._spent = None
+        key = self._writer.key()
+        longer = _appended(self._segments.get(key, ()), charge)
+        self._segments = {**self._segments, key: longer}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
@@ -150,14 +150,13 @@ class Ledger:
         loaded = _parsed(state_dict)
         merged_segments = dict(self._segments)
         for key, segment in loaded.items():
-            merged_segments[key] = _longer(self._segments.get(key, []), segment, key)
+            merged_segments[key] = _longer(self._segments.get(key, ()), segment, key)
+        self._writer = _Writer()  # What follows is a fork of that state.
         self._segments = merged_segments
-        self._id = secrets.token_hex(16)  # What follows is a fork of that state.
-        self._affordable = self._spent = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
-        fork._segments = deepcopy(self._segments, memo)
+        fork._segments = self._segments  # Replaced as a whole, never written to.
         return fork
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -170,36 +169,84 @@ class Ledger:
             neighboring_relation=self._plan.neighboring_relation,
         )
 
-    def _still_affordable(self, release: Release) -> int:
-        """How many more releases the plan allows, if all are like *release*."""
-        (planned,) = self._plan.releases(1)
-        by_steps = self._plan.steps - self.steps
-        if release != planned:
-            return min(by_steps, self._affordable_by_epsilon(release, most=1))
-        if self._affordable is None:
-            as_planned = self.releases() in ((), self._plan.releases(self.steps))
-            if as_planned and self._plan.target_epsilon is None:
-                self._affordable = by_steps
-            else:
-                self._affordable = self._affordable_by_epsilon(release, most=by_steps)
-        return self._affordable
+    def _allows(self, release: Release) -> bool:
+        """Whether the plan allows one more release."""
+        after = merged((*self.releases(), release))
+        num_steps = self.steps + 1
+        if num_steps > self._plan.steps:
+            return False
+        if after == merged(self._plan.releases(num_steps)):
+            return num_steps <= self._affordable_as_planned()
+        kind = replace(release, count=1)
+        others = tuple(r for r in after if replace(r, count=1) != kind)
+        count = num_steps - sum(r.count for r in others)
+        if self._found.allows(others, kind, count):
+            return True
+        most = self._plan.steps - num_steps + count
+        # Twice as far as last time, so that a run of equal steps asks rarely.
+        for goal in (min(most, count + self._found.stride(others, kind)), count):
+            if self._within_target((*others, replace(release, count=goal))):
+                self._found = _Found(others, kind, goal, goal - count + 1)
+                return True
+        return False
 
-    def _affordable_by_epsilon(self, release: Release, *, most: int) -> int:
+    def _affordable_as_planned(self) -> int:
+        """How many steps of the plan keep its target."""
+        if self._steps_within_target is None:
+            self._steps_within_target = self._most_steps_within_target()
+        return self._steps_within_target
+
+    def _most_steps_within_target(self) -> int:
+        steps = self._plan.steps
+        if self._plan.target_epsilon is None:
+            return steps
+        if self._within_target(self._plan.releases(steps)):
+            return steps
+        low, high = 0, steps  # `low` is within, or no step is; `high` is not.
+        while high - low > 1:
+            middle = (low + high) // 2
+            within = self._within_target(self._plan.releases(middle))
+            low, high = (middle, high) if within else (low, middle)
+        return low
+
+    def _within_target(self, releases: tuple[Release, ...]) -> bool:
         limit = self._plan.target_epsilon
         if limit is None:
             limit = self._cost(self._plan.releases(self._plan.steps)).epsilon
-        known = self.releases()
+        return self._cost(releases).epsilon <= limit
 
-        def fits(count: int) -> bool:
-            return self._cost((*known, _like(release, count))).epsilon <= limit
 
-        if most < 1 or fits(most):
-            return most
-        low, high = 0, most  # `low` fits, or is none at all; `high` does not.
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+@final
+class _Writer:
+    """The id under which one process charges; a forked child gets one of its own."""
+
+    def __init__(self) -> None:
+        self._key, self._process = secrets.token_hex(16), os.getpid()
+
+    def key(self) -> str:
+        if self._process != os.getpid():
+            self._key, self._process = secrets.token_hex(16), os.getpid()
+        return self._key
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the accountant was asked already; true of the plan, whatever is charged.
+
+    Beside the releases *others*, up to *count* of the kind *kind* keep the target.
+    """
+
+    others: tuple[Release, ...] = ()
+    kind: Release | None = None
+    count: int = 0
+    reach: int = 0
+
+    def allows(self, others: tuple[Release, ...], kind: Release, count: int) -> bool:
+        return (others, kind) == (self.others, self.kind) and count <= self.count
+
+    def stride(self, others: tuple[Release, ...], kind: Release) -> int:
+        return 2 * self.reach if (others, kind) == (self.others, self.kind) else 0
 
 
 def _unpickled(plan: PrivacyPlan, state_dict: dict[str, Any]) -> Ledger:
@@ -208,37 +255,26 @@ def _unpickled(plan: PrivacyPlan, state_dict: dict[str, Any]) -> Ledger:
     return ledger
 
 
-def _like(release: Release, count: int) -> Release:
-    return Release(
-        sampling_probability=release.sampling_probability,
-        noise_multiplier=release.noise_multiplier,
-        count=count,
-    )
-
-
-def _append(segment: list[Charge], charge: Charge) -> None:
+def _appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
     if segment and _kind(segment[-1]) == _kind(charge):
-        charge = Charge(**_kind(charge), count=segment[-1].count + charge.count)
-        segment[-1] = charge
-    else:
-        segment.append(charge)
+        count = segment[-1].count + charge.count
+        return (*segment[:-1], replace(charge, count=count))
+    return (*segment, charge)
 
 
-def _kind(charge: Charge) -> dict[str, float]:
-    return {
-        "sampling_probability": charge.sampling_probability,
-        "noise_multiplier": charge.noise_multiplier,
-        "max_grad_norm": charge.max_grad_norm,
-    }
+def _kind(charge: Charge) -> Charge:
+    return replace(charge, count=1)
 
 
-def _longer(ours: list[Charge], theirs: list[Charge], key: str) -> list[Charge]:
+def _longer(
+    ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str
+) -> tuple[Charge, ...]:
     """Of two states of one segment, one continues the other: return that one."""
     short, long = sorted(
         (ours, theirs), key=lambda s: (len(s), sum(c.count for c in s))
     )
     if short:
-        *before, last = short
+        before, last = short[:-1], short[-1]
         end = long[len(before)]
         if (
             before != long[: len(before)]
@@ -252,7 +288,7 @@ def _longer(ours: list[Charge], theirs: list[Charge], key: str) -> list[Charge]:
     return long
 
 
-def _parsed(state_dict: Mapping[str, Any]) -> dict[str, list[Charge]]:
+def _parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     if not isinstance(state_dict, Mapping) or state_dict.get("version") != _VERSION:
         raise LedgerError(
             f"the ledger is not of version {_VERSION}: it is damaged, or another"
@@ -261,7 +297,13 @@ def _parsed(state_dict: Mapping[str, Any]) -> dict[str, list[Charge]]:
     segments = state_dict.get("segments")
     if not isinstance(segments, Mapping):
         raise LedgerError("the ledger has no segments: it is damaged")
-    return {str(key): [_charge(row) for row in rows] for key, rows in segments.items()}
+    return {str(key): _segment(rows) for key, rows in segments.items()}
+
+
+def _segment(rows: object) -> tuple[Charge, ...]:
+    if not isinstance(rows, Sequence):
+        raise LedgerError("the ledger holds a segment without charges: it is damaged")
+    return tuple(map(_charge, rows))
 
 
 def _charge(row: Mapping[str, Any]) -> Charge:

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import types
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from dp import (
     BudgetExhaustedError,
     DPOptimizer,
     FlatClipping,
+    GaussianNoise,
     LedgerError,
     PoissonSampling,
     PrivacyError,
@@ -296,13 +299,82 @@ def test_another_optimizer_cannot_step_private_parameters(make_run):
 
 def test_optimizers_of_other_parameters_step_freely(make_run):
     """The guard is about private parameters, not about optimizers."""
-    make_run()
+    run = make_run()
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
 
     torch.optim.SGD([weight], lr=0.5).step()
 
     assert weight.item() == 0.5
+    assert run.optimizer.ledger.steps == 0
+
+
+def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
+    """Importing dp changes no other training."""
+    monkeypatch.setattr("dp._guard._private", weakref.WeakSet())
+    monkeypatch.setattr("dp._guard._parameter_ids", None)
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+
+    torch.optim.SGD([weight], lr=0.5).step()
+
+    assert weight.item() == 0.5
+
+
+def test_several_processes_are_refused(make_run, monkeypatch):
+    """Each would release its own sum, where one is accounted."""
+    world = types.SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True
+    )
+    monkeypatch.setattr("dp.optimizer.distributed", world)
+    world.get_world_size = lambda: 1
+    make_run().train(1)
+    world.get_world_size = lambda: 2
+
+    with pytest.raises(UnsupportedOperationError, match="one of 2"):
+        make_run()
+
+
+class Around(torch.optim.Optimizer):
+    """An optimizer that steps another one, as Lookahead does, and knows itself."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+        self.myself = self
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_around_the_private_one_may_step(make_run):
+    """It reaches the parameters through the private step, and only through it."""
+    run = make_run()
+    around = Around(Around(run.optimizer))
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    around.step()
+
+    assert run.optimizer.ledger.steps == 1
+    with pytest.raises(PrivacyError, match=r"Around\.step\(\) would update"):
+        Around(run.inner).step()
+
+
+def test_noise_of_another_size_than_was_charged_is_never_released(
+    make_run, monkeypatch
+):
+    """The noise stage says what it used; if it used less, nobody sees the sums."""
+    run = make_run()
+    before = weights(run.model)
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    monkeypatch.setattr(
+        GaussianNoise, "add_", lambda _self, _sums, *, stddev: stddev / 2
+    )
+
+    with pytest.raises(PrivacyError, match=r"used a standard deviation of 0\.5"):
+        run.optimizer.step()
+    assert torch.equal(weights(run.model), before)
+    assert [p.grad for p in run.model.parameters()] == [None, None]
+    assert run.optimizer.ledger.steps == 1
 
 
 def test_private_loss_is_backward_for_trainers_that_call_it_themselves(make_run):

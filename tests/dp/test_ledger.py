@@ -1,0 +1,441 @@
+"""That no release is ever missing from the ledger."""
+
+import copy
+import io
+import json
+import math
+import os
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from dp.accounting import Guarantee, Release, epsilon
+from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.ledger import Charge, Ledger
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonSampling
+
+
+PLANNED = {"sampling_probability": 0.5, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
+
+
+def plan(**changes):
+    numbers = {
+        "sampling": PoissonSampling(sampling_probability=0.5),
+        "noise_multiplier": 1.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": 10.0,
+        "steps": 20,
+        "target_delta": 1e-5,
+    }
+    return PrivacyPlan(**{**numbers, **changes})
+
+
+def charged(count, **changes):
+    ledger = Ledger(plan(**changes))
+    for _ in range(count):
+        ledger.reserve(**PLANNED)
+    return ledger
+
+
+def cheap_cost(releases, *, delta, neighboring_relation):
+    """As the accountant, but a formula: what a ledger does with it is the same."""
+    spent = sum(
+        math.inf
+        if r.noise_multiplier == 0
+        else r.count * (r.sampling_probability / r.noise_multiplier) ** 2
+        for r in releases
+    )
+    return Guarantee(
+        epsilon=spent,
+        delta=delta,
+        neighboring_relation=neighboring_relation,
+        accountant="PLD",
+        epsilon_pld=spent,
+        epsilon_rdp=None,
+    )
+
+
+by_formula = pytest.mark.usefixtures("accountant")
+
+
+@pytest.fixture
+def accountant(monkeypatch):
+    """Put the formula in the accountant's place; the list of what it was asked."""
+    asked = []
+
+    def cost(releases, **about):
+        asked.append(tuple(releases))
+        return cheap_cost(releases, **about)
+
+    monkeypatch.setattr("dp.ledger.epsilon", cost)
+    return asked
+
+
+def test_a_new_ledger_is_empty():
+    """Nothing was charged, so nothing was spent."""
+    ledger = Ledger(plan())
+
+    assert ledger.charges() == ledger.releases() == ()
+    assert ledger.steps == ledger.num_segments == 0
+    assert ledger.spent().epsilon == 0
+
+
+@by_formula
+def test_equal_charges_are_counted():
+    """A long run is one line, and another kind of release begins another."""
+    ledger = charged(3)
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 2.0})
+    ledger.reserve(**PLANNED)
+
+    assert [charge.count for charge in ledger.charges()] == [3, 1, 1]
+    assert {release.count for release in ledger.releases()} == {4, 1}
+    assert ledger.steps == 5
+
+
+def test_what_is_spent_is_what_the_releases_cost():
+    """The real accountant's word on what was charged."""
+    ledger = charged(2)
+    by_hand = epsilon(
+        [Release(sampling_probability=0.5, noise_multiplier=1.0, count=2)],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    )
+
+    assert ledger.spent() == by_hand
+
+
+def test_the_number_of_steps_is_a_budget():
+    """The step beyond raises, and changes nothing."""
+    ledger = charged(20)
+    before = ledger.state_dict()
+
+    with pytest.raises(BudgetExhaustedError, match="20 of 20 steps were taken"):
+        ledger.reserve(**PLANNED)
+    assert ledger.state_dict() == before
+
+
+def test_a_plan_that_is_followed_needs_no_accountant(accountant):
+    """Its steps were counted out before; nothing is computed while it runs."""
+    charged(20)
+
+    assert accountant == []
+
+
+def test_a_plan_within_its_target_asks_the_accountant_once(accountant):
+    """All its steps together keep the target, so each of them does."""
+    charged(20, target_epsilon=5.0)
+
+    assert len(accountant) == 1
+
+
+@by_formula
+def test_epsilon_is_a_budget():
+    """Forks that add up beyond the target stop before they exceed it."""
+    ledger = charged(5, target_epsilon=9 / 4)
+    other = copy.deepcopy(ledger)
+    for fork in (ledger, other):
+        for _ in range(2):
+            fork.reserve(**PLANNED)
+    ledger.load_state_dict(other.state_dict())  # 9 releases in all.
+    before = ledger.state_dict()
+
+    assert ledger.steps == 9
+    assert ledger.spent().epsilon == 9 / 4
+    with pytest.raises(BudgetExhaustedError, match="target_epsilon="):
+        ledger.reserve(**PLANNED)
+    assert ledger.state_dict() == before
+
+
+@given(st.lists(st.sampled_from([0.25, 1.0, 2.0, 4.0])), st.floats(0.1, 20.0))
+def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
+    """A release is charged if, and only if, it keeps the target."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dp.ledger.epsilon", cheap_cost)
+        ledger = Ledger(plan(target_epsilon=target, steps=30))
+        for noise_multiplier in noise_multipliers:
+            kind = {**PLANNED, "noise_multiplier": noise_multiplier}
+            after = ledger.spent().epsilon + (0.5 / noise_multiplier) ** 2
+            keeps = after <= target and ledger.steps < 30
+            try:
+                ledger.reserve(**kind)
+            except BudgetExhaustedError:
+                assert not keeps
+            else:
+                assert keeps
+
+
+def test_equal_releases_ask_the_accountant_rarely(accountant):
+    """How many more are allowed is found once for twice as many each time."""
+    ledger = Ledger(plan(steps=1000))
+    for _ in range(1000):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 1.5})
+
+    assert ledger.steps == 1000
+    assert len(accountant) < 60
+
+
+@by_formula
+def test_a_target_below_the_plans_cost_ends_it_early():
+    """The last step that fits is taken, the next is not."""
+    limit = 6 / 4
+    ledger = charged(6, target_epsilon=limit, steps=9)
+
+    with pytest.raises(BudgetExhaustedError):
+        ledger.reserve(**PLANNED)
+    assert ledger.steps == 6
+    assert ledger.spent().epsilon == limit
+    assert ledger.plan.steps == 9
+
+
+@by_formula
+@pytest.mark.parametrize("target", [None, 2.0])
+def test_a_release_that_was_not_planned_is_held_against_the_epsilon(target):
+    """Less noise than planned is charged as what it is, or refused."""
+    ledger = Ledger(plan(noise_multiplier=4.0, steps=4, target_epsilon=target))
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 5.0})
+
+    assert ledger.charges()[0].noise_multiplier == 5.0
+    with pytest.raises(BudgetExhaustedError):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 0.3})
+    with pytest.raises(BudgetExhaustedError):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 0.0})
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 4.0})
+    assert ledger.steps == 2
+
+
+def test_state_is_plain():
+    """``torch.load`` reads it with ``weights_only=True``."""
+    ledger = charged(3)
+    file = io.BytesIO()
+    torch.save(ledger.state_dict(), file)
+    file.seek(0)
+    other = Ledger(plan())
+    other.load_state_dict(torch.load(file, weights_only=True))
+
+    assert other.releases() == ledger.releases()
+
+
+def test_loading_ones_own_state_adds_nothing():
+    """A checkpoint of oneself is known already."""
+    ledger = charged(3)
+    ledger.load_state_dict(ledger.state_dict())
+
+    assert ledger.steps == 3
+
+
+def test_a_resume_goes_on_in_a_segment_of_its_own():
+    """Two that resume from one checkpoint add up when they meet."""
+    checkpoint = charged(3).state_dict()
+    one, other = Ledger(plan()), Ledger(plan())
+    for resumed in (one, other):
+        resumed.load_state_dict(checkpoint)
+        resumed.reserve(**PLANNED)
+    one.load_state_dict(other.state_dict())
+
+    assert one.num_segments == 3
+    assert one.steps == 5
+
+
+def test_going_back_to_an_older_checkpoint_forgets_nothing():
+    """What was released after it was released all the same."""
+    ledger = charged(2)
+    checkpoint = ledger.state_dict()
+    for _ in range(3):
+        ledger.reserve(**PLANNED)
+    ledger.load_state_dict(checkpoint)
+
+    assert ledger.steps == 5
+
+
+def pickled(ledger):
+    return pickle.loads(pickle.dumps(ledger))  # noqa: S301 -- its own
+
+
+COPIES = (copy.deepcopy, pickled)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_is_a_fork(copied):
+    """Both may go on, and both count."""
+    ledger = charged(2)
+    fork = copied(ledger)
+    ledger.reserve(**PLANNED)
+    fork.reserve(**PLANNED)
+    fork.reserve(**PLANNED)
+
+    assert ledger.steps == 3
+    assert fork.steps == 4
+    ledger.load_state_dict(fork.state_dict())
+    assert ledger.steps == 5
+
+
+def test_another_process_id_is_another_segment(monkeypatch):
+    """A ledger that finds itself in a child stops writing under its parent's id."""
+    ledger = charged(2)
+    monkeypatch.setattr("dp.ledger.os.getpid", lambda: -1)
+    ledger.reserve(**PLANNED)
+    ledger.reserve(**PLANNED)
+
+    assert [charge.count for charge in ledger.charges()] == [2, 2]
+    assert ledger.num_segments == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_charges_under_an_id_of_its_own():
+    """Parent and child go on from one ledger, and both count when they meet."""
+    ledger = charged(2)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover -- another process
+        ledger.reserve(**PLANNED)
+        os.write(writing, json.dumps(ledger.state_dict()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    ledger.reserve(**PLANNED)
+    ledger.load_state_dict(json.loads(os.read(reading, 1 << 16)))
+    os.close(reading)
+    os.close(writing)
+
+    assert ledger.steps == 4
+
+
+def damaged(**changes):
+    row = {**PLANNED, "count": 1, **changes}
+    return {"version": 1, "segments": {"a": [row]}}
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({}, "not of version 1"),
+        ([], "not of version 1"),
+        ({"version": 2, "segments": {}}, "not of version 1"),
+        ({"version": 1}, "has no segments"),
+        ({"version": 1, "segments": []}, "has no segments"),
+        ({"version": 1, "segments": {"a": 7}}, "segment without charges"),
+        ({"version": 1, "segments": {"a": [{}]}}, "damaged charge"),
+        ({"version": 1, "segments": {"a": [7]}}, "damaged charge"),
+        (damaged(count=0), "count must be a whole number >= 1, got 0"),
+        (damaged(noise_multiplier=-1.0), "noise_multiplier must be >= 0"),
+        (damaged(max_grad_norm=math.nan), "max_grad_norm must be > 0"),
+    ],
+)
+def test_a_damaged_state_is_refused(state, told):
+    """Nothing of it is loaded, and nothing is lost."""
+    ledger = charged(2)
+    before = ledger.state_dict()
+
+    with pytest.raises(LedgerError, match=told):
+        ledger.load_state_dict(state)
+    assert ledger.state_dict() == before
+
+
+@by_formula
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda rows: rows[0].update(noise_multiplier=9.0),
+        lambda rows: rows[1].update(count=1, max_grad_norm=3.0),
+        lambda rows: rows[0].update(count=3),
+    ],
+    ids=["another noise", "another norm", "more of the first"],
+)
+def test_a_state_that_contradicts_what_is_known_is_refused(alter):
+    """Two states of one segment: one must continue the other."""
+    ledger = charged(2)
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 2.0})
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 2.0})
+    state = ledger.state_dict()
+    (rows,) = state["segments"].values()
+    alter(rows)
+
+    with pytest.raises(LedgerError, match="contradicts what this ledger knows"):
+        ledger.load_state_dict(state)
+
+
+def test_a_charge_knows_its_release():
+    """The clipping norm is for people; the accountant needs the multiplier."""
+    charge = Charge(**PLANNED, count=4)
+
+    assert charge.to_release().count == 4
+    assert charge.to_release().noise_multiplier == 1.0
+
+
+class Life(RuleBasedStateMachine):
+    """Runs that train, save, crash, resume, fork and meet.
+
+    The model is the set of everything that ever left a process: each release as
+    ``(run, number)``. A ledger must know at least those that its state was built on.
+    """
+
+    ledgers = Bundle("ledgers")
+    checkpoints = Bundle("checkpoints")
+
+    def __init__(self):
+        super().__init__()
+        self.known = {}  # The releases behind each ledger.
+        self.num_released = 0
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("dp.ledger.epsilon", cheap_cost)
+
+    def teardown(self):
+        self.patch.undo()
+
+    def remember(self, ledger, releases):
+        self.known[id(ledger)] = (ledger, frozenset(releases))
+        return ledger
+
+    def releases_of(self, ledger):
+        return self.known[id(ledger)][1]
+
+    @rule(target=ledgers)
+    def begin(self):
+        return self.remember(Ledger(plan(steps=10_000)), ())
+
+    @rule(ledger=ledgers, crash=st.booleans(), noise=st.sampled_from([1.0, 2.0]))
+    def step(self, ledger, crash, noise):
+        """A crash after the charge loses the release, never the charge."""
+        if len(self.releases_of(ledger)) > 20:
+            return
+        ledger.reserve(**{**PLANNED, "noise_multiplier": noise})
+        if not crash:
+            self.num_released += 1
+            self.remember(ledger, self.releases_of(ledger) | {self.num_released})
+
+    @rule(target=checkpoints, ledger=ledgers)
+    def save(self, ledger):
+        return copy.deepcopy(ledger.state_dict()), self.releases_of(ledger)
+
+    @rule(target=ledgers, checkpoint=checkpoints)
+    def resume(self, checkpoint):
+        state, releases = checkpoint
+        ledger = Ledger(plan(steps=10_000))
+        ledger.load_state_dict(state)
+        return self.remember(ledger, releases)
+
+    @rule(ledger=ledgers, checkpoint=checkpoints)
+    def meet(self, ledger, checkpoint):
+        state, releases = checkpoint
+        ledger.load_state_dict(state)
+        self.remember(ledger, self.releases_of(ledger) | releases)
+
+    @rule(target=ledgers, ledger=ledgers, copied=st.sampled_from(COPIES))
+    def fork(self, ledger, copied):
+        return self.remember(copied(ledger), self.releases_of(ledger))
+
+    @invariant()
+    def nothing_is_missing(self):
+        """A ledger has charged at least every release that led to its state."""
+        for ledger, releases in self.known.values():
+            assert ledger.steps >= len(releases)
+
+
+Life.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None
+)
+test_no_release_is_ever_missing = Life.TestCase
