@@ -16,7 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dp._agreement import Agreement
 from dp.clipping import Clipping
+from dp.distributed import Exchange, gathered, sharding_of
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
@@ -51,6 +53,7 @@ class Mechanism:
     ledger: Ledger
     loader: PoissonLoader | None
     engine: Engine = field(default_factory=Engine)
+    agreement: Agreement = field(default_factory=Agreement)
     pending: Pending | None = None
     last_serial: int = -1
 
@@ -63,12 +66,14 @@ class Mechanism:
         """
         pending = self._pending_for(parameters)
         self._admit(pending, num_samples=len(losses_B))
-        if len(losses_B):
-            gradients = self.engine.gradients(losses_B, pending.parameters)
-            groups = self.clipping.group_of(pending.parameters)
-            factors_GB = self.clipping.factors(gradients.squared_norms(groups).sqrt())
-            self.pending = None  # A failure half-way must not leave half a sum.
-            gradients.add_weighted_sum(factors_GB, groups, pending.sums)
+        with gathered(pending.parameters) as leaves:
+            if len(losses_B):
+                gradients = self.engine.gradients(losses_B, leaves)
+                groups = self.clipping.group_of(pending.parameters)
+                norms_GB = gradients.squared_norms(groups).sqrt()
+                factors_GB = self.clipping.factors(norms_GB)
+                self.pending = None  # A failure half-way must not leave half a sum.
+                gradients.add_weighted_sum(factors_GB, groups, pending.sums)
         pending.num_samples += len(losses_B)
         pending.num_backwards += 1
         self.pending = pending
@@ -76,13 +81,25 @@ class Mechanism:
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the noised sums of the batch.
 
+        Of several ranks, each gets the noised total of all ranks' sums, or its shard
+        of it where the parameter is a shard.
+
         Guarantees:
-            * Nothing changes if the batch does not match its ticket, or if the
-              budget does not allow the release.
-            * Every parameter gets noise, also one that no example reached.
+            * Nothing changes if the batch does not match its ticket, if the budget
+              does not allow the release, or if the ranks do not agree.
+            * Every parameter gets noise, also one that no example reached, and gets
+              it once, whatever the number of ranks is.
         """
-        pending = self._pending_for(parameters)
-        _check_complete(pending)
+        shardings = [sharding_of(p) for p in parameters]
+        world, pending = self.agreement.reached(
+            lambda: self._complete(parameters),
+            plan=self.plan,
+            clipping=self.clipping,
+            noise=self.noise,
+            ledger=self.ledger,
+            loader=self.loader,
+            parameters=parameters,
+        )
         stddev = self.plan.noise_multiplier * self.sensitivity
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
@@ -92,13 +109,24 @@ class Mechanism:
         self.pending = None
         if pending.ticket is not None:
             self.last_serial = pending.ticket.serial
-        used = self.noise.add_(pending.sums, stddev=stddev)
+        exchange = Exchange(world, pending.sums, shardings)
+        for share in exchange:  # Of the total over all ranks.
+            self._add_noise(share, stddev)  # Private from here on.
+            exchange.publish()
+        return exchange.results()
+
+    def _complete(self, parameters: Sequence[Tensor]) -> Pending:
+        pending = self._pending_for(parameters)
+        _check_complete(pending)
+        return pending
+
+    def _add_noise(self, sums: Sequence[Tensor], stddev: float) -> None:
+        used = self.noise.add_(sums, stddev=stddev)
         if used != stddev:
             raise PrivacyError(
                 f"the noise stage used a standard deviation of {used!r} where"
                 f" {stddev!r} was charged; nothing was released"
             )
-        return pending.sums
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on."""
@@ -134,7 +162,10 @@ class Mechanism:
         pending = self.pending
         if pending is None or pending.ticket is not ticket:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            sums = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
+            sums = [
+                torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device)
+                for p in parameters
+            ]
             return Pending(tuple(parameters), sums, ticket)
         if not _same(pending.parameters, parameters):
             raise PrivacyError(

@@ -4,6 +4,8 @@ __all__ = (
     "BudgetExhaustedError",
     "LedgerError",
     "PrivacyError",
+    "RankFailedError",
+    "RanksDivergedError",
     "SampleMixingError",
     "SamplingMismatchError",
     "UnsupportedOperationError",
@@ -32,3 +34,11 @@ class LedgerError(PrivacyError, ValueError):
 
 class UnsupportedOperationError(PrivacyError, TypeError):
     """No per-sample gradient can be had for an operation, model or optimizer."""
+
+
+class RanksDivergedError(PrivacyError, RuntimeError):
+    """Processes that train together differ in something that must be equal."""
+
+
+class RankFailedError(PrivacyError, RuntimeError):
+    """Another process raised, died, or did not come to a step in time."""

@@ -90,6 +90,18 @@ class Ledger:
         """The number of processes that charged, resumes and forks included."""
         return len(self._segments)
 
+    @property
+    def segment(self) -> str:
+        """The id under which this process charges."""
+        return self._id
+
+    def charge_as(self, segment: str | None) -> None:
+        """Charge under an id that the processes of one run share; None makes a new one.
+
+        Whoever shares it must charge the same: it counts once where ledgers meet.
+        """
+        self._id = secrets.token_hex(16) if segment is None else segment
+
     def charges(self) -> tuple[Charge, ...]:
         """Return every charge, in the order in which each segment made them."""
         return tuple(c for segment in self._segments.values() for c in segment)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dp._guard import permit, protect
@@ -20,6 +20,7 @@ from dp._transparent import TransparentOptimizer
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping, FlatClipping
+from dp.distributed import sharding_of
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
@@ -94,7 +95,9 @@ class DPOptimizer(TransparentOptimizer):
     ) -> None:
         _check_optimizer(original_optimizer)
         _check_loader(plan, loader)
-        _check_one_process()
+        for group in original_optimizer.param_groups:
+            for parameter in group["params"]:
+                sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
         self.mechanism = Mechanism(
             plan=plan,
@@ -156,8 +159,9 @@ class DPOptimizer(TransparentOptimizer):
         Raises:
             BudgetExhaustedError: If the plan does not allow another step.
             SamplingMismatchError: If the batch does not match its ticket.
-            UnsupportedOperationError: If a gradient scaler or several processes take
-                part in the step.
+            UnsupportedOperationError: If a gradient scaler takes part in the step.
+            RankFailedError: If another process raised, died, or did not come in time.
+            RanksDivergedError: If processes that train together do not agree.
         """
         args = () if closure is None else (closure,)
         return self._with_step_hooks(lambda: self._private_step(closure), args)
@@ -176,7 +180,6 @@ class DPOptimizer(TransparentOptimizer):
         return loss
 
     def _set_private_gradients(self) -> None:
-        _check_one_process()
         self._refuse_gradient_scaler()
         parameters = self._trainable()
         noisy_sums = self.mechanism.release(parameters)  # Private from here on.
@@ -336,13 +339,3 @@ def _clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
             f" max_grad_norm={plan.max_grad_norm!r}; make them equal"
         )
     return clipping
-
-
-def _check_one_process() -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        world_size = distributed.get_world_size()
-        if world_size > 1:
-            raise UnsupportedOperationError(
-                f"this process is one of {world_size}; DPOptimizer does not yet reduce"
-                " clipped sums over processes, and each would release its own"
-            )

@@ -109,11 +109,13 @@ class PrivacyPlan:
         *,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         empty_batch: Any = None,
+        sharded: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one pass is the whole run.
 
+        Of several processes, each gets its share of every batch.
         Build a :class:`dp.sampling.PoissonLoader` for torch's rarer options, or for shorter passes.
 
         Raises:
@@ -130,6 +132,7 @@ class PrivacyPlan:
             steps=self.steps,
             collate_fn=collate_fn,
             empty_batch=empty_batch,
+            sharded=sharded,
             num_workers=num_workers,
             pin_memory=pin_memory,
         )

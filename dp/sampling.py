@@ -11,7 +11,7 @@ Not done here: spending tickets (:mod:`dp.optimizer`) and what a draw costs
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,11 +19,13 @@ from itertools import count as counter
 from typing import Any, ClassVar, Final, final
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dp import _checks
 from dp._empty_batch import empty_batch_of
 from dp._keystream import Keystream
+from dp._loader_arguments import check_map_style, refuse
+from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError
 
 
@@ -34,17 +36,6 @@ __all__ = (
     "Unamplified",
     "poisson_sample",
 )
-
-_CHOICE: Final = "each batch is drawn by sampling_probability"
-_REFUSED: Final = {
-    "batch_sampler": _CHOICE,
-    "batch_size": f"{_CHOICE}; its mean size is sampling_probability * len(dataset)",
-    "drop_last": f"{_CHOICE}, and no batch is ever dropped",
-    "generator": "the operating system draws, and it cannot be seeded",
-    "in_order": "a ticket must belong to its batch",
-    "sampler": _CHOICE,
-    "shuffle": f"{_CHOICE}; a shuffled pass has another, larger epsilon",
-}
 
 # One count for the whole process: a ticket of one loader never passes for another's.
 _serials: Final = counter()
@@ -96,10 +87,12 @@ class Ticket:
     Attributes:
         serial: Strictly increasing over all loaders of the process.
         num_samples: How many examples were drawn. Private: it is not shown.
+        ordinal: How many tickets the loader issued before.
     """
 
     serial: int
     num_samples: int = field(repr=False)
+    ordinal: int = field(default=0, repr=False)
 
 
 def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[int]:
@@ -141,6 +134,9 @@ class PoissonLoader(DataLoader[Any]):
         collate_fn: Makes a batch of a list of examples.
         empty_batch: The batch of no examples. If None, it is found by collating the
             first example once and twice and emptying what grew.
+        sharded: Whether *dataset* holds this process's examples only, none of which
+            another process has. If not, all processes of torch's default group have
+            the same dataset, and each draws from every n-th example of it.
         num_workers: Processes that load examples; see torch.
         pin_memory: Copy batches to page-locked memory; see torch.
         timeout: Seconds to wait for a worker; see torch.
@@ -180,6 +176,7 @@ class PoissonLoader(DataLoader[Any]):
         steps: int,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         empty_batch: Any = None,
+        sharded: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
         timeout: float = 0,
@@ -189,13 +186,14 @@ class PoissonLoader(DataLoader[Any]):
         persistent_workers: bool = False,
         **refused: Any,
     ) -> None:
-        _refuse(refused)
-        _check_map_style(dataset)
+        refuse(refused)
+        check_map_style(dataset)
         self._sampling = PoissonSampling(sampling_probability=sampling_probability)
         collate_fn = default_collate if collate_fn is None else collate_fn
         self._empty_batch = (
             empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
         )
+        self._sharded = sharded
         self._desk = _Desk()
         self._draws = _ServedDraws(_checks.count(steps=steps))
         super().__init__(
@@ -217,6 +215,11 @@ class PoissonLoader(DataLoader[Any]):
         return self._sampling.sampling_probability
 
     @property
+    def sharded(self) -> bool:
+        """Whether the dataset holds this process's examples only."""
+        return self._sharded
+
+    @property
     def ticket(self) -> Ticket | None:
         """The ticket of the batch yielded last, or None before the first of a pass."""
         return self._desk.ticket
@@ -227,7 +230,8 @@ class PoissonLoader(DataLoader[Any]):
                 "in_order is False, so a ticket could belong to another batch; set it"
                 " to True"
             )
-        draws = _Draws(self.dataset, self._sampling, num_draws=len(self))
+        share = (0, 1) if self._sharded else rank_and_size()
+        draws = _Draws(self.dataset, self._sampling, share, num_draws=len(self))
         number = self._desk.open()
         with self._draws.serving(draws):
             batches = super().__iter__()
@@ -243,22 +247,27 @@ class _Draws(Iterator[list[int]]):
     """
 
     def __init__(
-        self, dataset: Any, scheme: PoissonSampling, *, num_draws: int
+        self,
+        dataset: Any,
+        scheme: PoissonSampling,
+        share: tuple[int, int],
+        *,
+        num_draws: int,
     ) -> None:
         self.sizes: deque[int] = deque()
         self._dataset = dataset
         self._probability = scheme.sampling_probability
+        self._first, self._step = share
         self._num_left = num_draws
 
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            indices = poisson_sample(
-                len(self._dataset), sampling_probability=self._probability
-            )
-            self.sizes.append(len(indices))
-            if indices:
-                return indices
+            share = range(self._first, len(self._dataset), self._step)
+            drawn = poisson_sample(len(share), sampling_probability=self._probability)
+            self.sizes.append(len(drawn))
+            if drawn:
+                return [share[i] for i in drawn]
         raise StopIteration
 
 
@@ -302,6 +311,7 @@ class _Desk:
 
     ticket: Ticket | None = None
     _pass: tuple[int, int] = (0, 0)  # Process and number.
+    _num_issued: int = 0
 
     def open(self) -> tuple[int, int]:
         """End the live pass, and its ticket, for a new one."""
@@ -322,7 +332,10 @@ class _Desk:
             )
 
     def issue(self, num_samples: int) -> None:
-        self.ticket = Ticket(serial=next(_serials), num_samples=num_samples)
+        self.ticket = Ticket(
+            serial=next(_serials), num_samples=num_samples, ordinal=self._num_issued
+        )
+        self._num_issued += 1
 
     def __reduce__(self) -> tuple[object, ...]:
         return _Desk, ()  # A copied loader has yielded nothing yet.
@@ -373,23 +386,3 @@ class _Pass(Iterator[Any]):
     def _take(self) -> Any:
         batch, self._loaded = self._loaded, _NOTHING
         return batch
-
-
-def _refuse(arguments: Mapping[str, object]) -> None:
-    for name, value in arguments.items():
-        if name in _REFUSED:
-            raise TypeError(
-                f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
-            )
-        raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
-
-
-def _check_map_style(dataset: object) -> None:
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    ):
-        raise TypeError(
-            f"dataset is a {type(dataset).__name__}, whose examples cannot be drawn"
-            " independently; pass one with __len__ and __getitem__, such as"
-            " list(dataset)"
-        )

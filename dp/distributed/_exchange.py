@@ -1,0 +1,219 @@
+"""Add up the ranks' sums, a share of the total on each, and gather the noisy shares.
+
+Sums are packed into buckets. A bucket is a matrix with a row for every rank; the
+ranks trade rows, and each adds up its own. For sums that every rank needs whole, the
+rows are cut from the flat bucket, and gathered again afterwards: together as many
+bytes as one all-reduce. For sums that stay sharded, a row holds a rank's shards.
+
+Shapes: ``W`` ranks, ``R`` elements in a row of a bucket.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, distributed
+from torch.nn.functional import pad
+
+from dp.distributed._fsdp import Sharding
+from dp.distributed._world import World, naming_failures
+
+
+__all__ = ("Exchange",)
+
+_BUCKET_BYTES: Final = 32 << 20
+
+
+@final
+class Exchange:
+    """One exchange of sums over the ranks of a world.
+
+    Iterating yields, bucket after bucket, this rank's share of the totals, to be
+    noised in place; the next bucket is under way meanwhile. :meth:`publish` sends the
+    share out, and :meth:`results` returns what every rank ends up with.
+
+    >>> exchange = Exchange(World(), [torch.ones(2)], [None])
+    >>> for (share,) in exchange:
+    ...     _ = share.add_(1)
+    ...     exchange.publish()
+    >>> exchange.results()
+    [tensor([2., 2.])]
+
+    Args:
+        world: The ranks.
+        sums: This rank's sums, alike in shape and dtype on all ranks. They are used
+            up.
+        shardings: How the result of each sum is spread over the ranks; None if every
+            rank needs the whole.
+
+    Guarantees:
+        * Every element of a total is in the share of exactly one rank.
+        * An element is added up in the order of the ranks on CPU, so the total is the
+          same in every run; gathered, it is the same on every rank.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        sums: Sequence[Tensor],
+        shardings: Sequence[Sharding | None],
+    ) -> None:
+        self._world = world
+        self._results = list(sums)
+        self._shardings = shardings
+        self._buckets = (
+            [_Bucket(world, packed, shardings) for packed in _packed(sums, shardings)]
+            if world.size > 1
+            else []
+        )
+        self._num_published = 0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        """Yield this rank's shares.
+
+        Raises:
+            RankFailedError: If a rank is gone, or does not come within the timeout.
+        """
+        if self._world.size == 1:
+            yield self._results
+        for i, bucket in enumerate(self._buckets):
+            for due in self._buckets[i : i + 2]:
+                due.start(self._results)
+            yield [bucket.total()]
+
+    def publish(self) -> None:
+        """Send out the share that was yielded last, noised by now."""
+        if self._world.size > 1:
+            self._buckets[self._num_published].publish()
+            self._num_published += 1
+
+    def results(self) -> list[Tensor]:
+        """Return every result, whole or this rank's shard, once all were published.
+
+        Raises:
+            RankFailedError: If a rank is gone, or does not come within the timeout.
+        """
+        for bucket in self._buckets:
+            bucket.fill(self._results)
+        return [
+            sharding.shard_of(result) if sharding and sharding.axis is None else result
+            for result, sharding in zip(self._results, self._shardings, strict=True)
+        ]
+
+
+@final
+class _Bucket:
+    """Sums that travel together."""
+
+    def __init__(
+        self, world: World, indices: Sequence[int], shardings: Sequence[Sharding | None]
+    ) -> None:
+        self._world = world
+        self._indices = indices
+        self._shardings = shardings
+        self._shapes: list[torch.Size] = []
+        self._rows_WR = self._total_R = torch.empty(0)
+        self._work: Any = None
+
+    def start(self, sums: list[Tensor]) -> None:
+        """Send every rank its row, once."""
+        if self._work is not None:
+            return
+        mine = [sums[i] for i in self._indices]
+        self._shapes = [tensor.shape for tensor in mine]
+        sent_WR = self._matrix(mine)
+        self._total_R = sent_WR.new_empty(sent_WR.shape[1])
+        with naming_failures():
+            if sent_WR.device.type == "cpu":
+                # gloo's own reduce-scatter sends twice as much.
+                self._rows_WR = torch.empty_like(sent_WR)
+                self._work = distributed.all_to_all_single(
+                    self._rows_WR, sent_WR, async_op=True
+                )
+            else:
+                self._work = distributed.reduce_scatter_single(
+                    self._total_R, sent_WR.view(-1), async_op=True
+                )
+
+    def total(self) -> Tensor:
+        """Wait for this rank's row of all ranks, and return their sum."""
+        with naming_failures():
+            self._work.wait()
+        if self._rows_WR.numel():
+            torch.sum(self._rows_WR, dim=0, out=self._total_R)
+            self._rows_WR = self._rows_WR.new_empty(0)
+        return self._total_R
+
+    def publish(self) -> None:
+        """Give this rank's row to all, unless it is a shard and stays here."""
+        if self._is_sharded:
+            return
+        self._rows_WR = self._total_R.new_empty(self._world.size, len(self._total_R))
+        with naming_failures():
+            self._work = distributed.all_gather_single(
+                self._rows_WR.view(-1), self._total_R, async_op=True
+            )
+
+    def fill(self, results: list[Tensor]) -> None:
+        """Put what this rank needs into *results*."""
+        with naming_failures():
+            self._work.wait()
+        if self._is_sharded:
+            found = self._shards()
+        else:
+            sizes = [shape.numel() for shape in self._shapes]
+            flat = self._rows_WR.view(-1)[: sum(sizes)]
+            found = [
+                part.view(shape)
+                for part, shape in zip(flat.split(sizes), self._shapes, strict=True)
+            ]
+        for index, result in zip(self._indices, found, strict=True):
+            results[index] = result
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._cuts[0] is not None
+
+    @property
+    def _cuts(self) -> list[Sharding | None]:
+        return [_cut(self._shardings[i]) for i in self._indices]
+
+    def _matrix(self, mine: Sequence[Tensor]) -> Tensor:
+        """Pack the sums into rows, padded to one length."""
+        W = self._world.size
+        if self._is_sharded:
+            rows = [
+                cut.rows(tensor, W)
+                for cut, tensor in zip(self._cuts, mine, strict=True)
+                if cut is not None
+            ]
+            return torch.cat(rows, dim=1)
+        flat = torch.cat([tensor.reshape(-1) for tensor in mine])
+        return pad(flat, (0, -len(flat) % W)).view(W, -1)
+
+    def _shards(self) -> list[Tensor]:
+        cuts = [cut for cut in self._cuts if cut is not None]
+        widths = [cut.width(self._world.size) for cut in cuts]
+        parts = self._total_R.split(widths)
+        return [cut.shard(part) for cut, part in zip(cuts, parts, strict=True)]
+
+
+def _cut(sharding: Sharding | None) -> Sharding | None:
+    """The sharding, if a rank's shard is what it would be given of a cut."""
+    return None if sharding is None or sharding.axis is None else sharding
+
+
+def _packed(
+    sums: Sequence[Tensor], shardings: Sequence[Sharding | None]
+) -> Iterator[list[int]]:
+    """Yield which sums travel together: alike in kind, and at most a bucketful."""
+    waiting: dict[object, list[int]] = {}
+    for i, (tensor, sharding) in enumerate(zip(sums, shardings, strict=True)):
+        kind = (tensor.dtype, tensor.device, _cut(sharding) is None)
+        bucket = waiting.setdefault(kind, [])
+        size = sum(sums[j].nbytes for j in bucket)
+        if bucket and size + tensor.nbytes > _BUCKET_BYTES:
+            yield bucket
+            bucket = waiting[kind] = []
+        bucket.append(i)
+    yield from waiting.values()

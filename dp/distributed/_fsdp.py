@@ -1,0 +1,182 @@
+"""Parameters that FSDP2 (``fully_shard``) keeps in shards.
+
+A forward pass of such a model runs on parameters that FSDP gathered; those are what
+the autograd graph knows. The optimizer's parameters are this rank's shards of them.
+This module is the one place that knows what torch keeps where, and it refuses every
+other way of spreading a parameter over ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dp._ranks import rank_and_size
+from dp.exceptions import UnsupportedOperationError
+
+
+__all__ = ("Sharding", "gathered", "sharding_of")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How one parameter is spread over the ranks.
+
+    Attributes:
+        parameter: This rank's shard: a ``DTensor``.
+        axis: The axis that is cut, or None if the ranks' shards are no simple cut of
+            the parameter over all ranks in order, as where they are also replicated.
+    """
+
+    parameter: Any
+    axis: int | None
+
+    def rows(self, whole: Tensor, num_ranks: int) -> Tensor:
+        """Return the shards of *whole*, padded to one size: a row for every rank."""
+        cut = whole.movedim(self._cut_axis, 0)
+        size = -(-len(cut) // num_ranks)
+        missing = num_ranks * size - len(cut)
+        padded = pad(cut, (0, 0) * (cut.dim() - 1) + (0, missing))
+        return padded.reshape(num_ranks, -1)
+
+    def width(self, num_ranks: int) -> int:
+        """Return how many elements a row has."""
+        shape = self.parameter.shape
+        size = shape[self._cut_axis]
+        return int(shape.numel() // max(1, size) * -(-size // num_ranks))
+
+    def shard(self, row: Tensor) -> Any:
+        """Return the ``DTensor`` whose shard on this rank is a padded row."""
+        local = self.parameter.to_local()
+        cut = local.movedim(self._cut_axis, 0)
+        shard = row[: cut.numel()].view(cut.shape).movedim(0, self._cut_axis)
+        return self._dtensor(shard.contiguous())
+
+    def shard_of(self, whole: Tensor) -> Any:
+        """Return the ``DTensor`` of this rank's part of *whole*."""
+        mesh = self.parameter.device_mesh
+        coordinates = mesh.get_coordinate()
+        for size, place, at in zip(
+            mesh.shape, self.parameter.placements, coordinates, strict=True
+        ):
+            if place.is_shard():
+                step = -(-whole.shape[place.dim] // size)
+                end = min((at + 1) * step, whole.shape[place.dim])
+                start = min(at * step, end)
+                whole = whole.narrow(place.dim, start, end - start)
+        return self._dtensor(whole.contiguous())
+
+    @property
+    def _cut_axis(self) -> int:
+        return 0 if self.axis is None else self.axis
+
+    def _dtensor(self, local: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415 -- it takes a second
+
+        return DTensor.from_local(
+            local,
+            self.parameter.device_mesh,
+            self.parameter.placements,
+            run_check=False,
+            shape=self.parameter.shape,
+            stride=self.parameter.stride(),
+        )
+
+
+def sharding_of(parameter: Tensor) -> Sharding | None:
+    """Return how FSDP2 shards *parameter*, or None if every rank has all of it.
+
+    Raises:
+        UnsupportedOperationError: If it is spread over ranks in another way.
+    """
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise UnsupportedOperationError(
+            f"a parameter of shape {tuple(parameter.shape)} is managed by"
+            " FullyShardedDataParallel (FSDP1), which replaces it by a view that the"
+            " autograd graph cannot be matched with; use"
+            " torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
+    shard: Any = parameter
+    if not hasattr(shard, "placements"):
+        return None
+    mesh = shard.device_mesh
+    _, num_ranks = rank_and_size()
+    managed = _managed([parameter]).get(id(parameter))
+    if managed is None or managed.fsdp_param.is_dtensor or mesh.size() != num_ranks:
+        raise UnsupportedOperationError(
+            f"a parameter of shape {tuple(parameter.shape)} is a DTensor with"
+            f" placements {shard.placements} on a mesh of {mesh.size()} of"
+            f" {num_ranks} ranks that fully_shard alone did not make; tensor,"
+            " sequence and pipeline parallelism are not supported, as ranks would"
+            " hold parts of one example. Use fully_shard over all ranks"
+        )
+    in_order = mesh.mesh.tolist() == list(range(num_ranks))
+    (place, *others) = shard.placements
+    simple = in_order and not others and place.is_shard()
+    return Sharding(shard, place.dim if simple else None)
+
+
+@contextmanager
+def gathered(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Give the tensors that the graph knows *parameters* by, whole while in use.
+
+    Every rank must enter, also one without examples: shards are gathered from all.
+    Meanwhile backward passes, of which ranks may need different numbers, gather
+    nothing.
+    """
+    managed = _managed(parameters)
+    with ExitStack() as stack:
+        for module in dict.fromkeys(found.module for found in managed.values()):
+            stack.enter_context(_whole(module))
+        yield [
+            managed[id(p)].fsdp_param.unsharded_param if id(p) in managed else p
+            for p in parameters
+        ]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Managed:
+    """The FSDP module that holds a parameter, and what it knows of it."""
+
+    module: Any
+    fsdp_param: Any
+
+
+def _managed(parameters: Sequence[Tensor]) -> dict[int, _Managed]:
+    """Return who manages the parameters that are sharded, in their order."""
+    sharded = {id(p) for p in parameters if hasattr(p, "placements")}
+    if not sharded:
+        return {}
+    # torch keeps no way back from a parameter to its FSDP module; this is where its
+    # own fully_shard looks modules up.
+    from torch.distributed._composable_state import (  # noqa: PLC0415 -- as above
+        _module_state_mapping,
+    )
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415
+
+    found = {
+        id(fsdp_param.sharded_param): _Managed(module, fsdp_param)
+        for module in list(_module_state_mapping)
+        if isinstance(module, FSDPModule)
+        for group in module._get_fsdp_state()._fsdp_param_groups  # noqa: SLF001
+        for fsdp_param in group.fsdp_params
+    }
+    return {id(p): found[id(p)] for p in parameters if id(p) in found}
+
+
+@contextmanager
+def _whole(module: Any) -> Iterator[None]:
+    groups = module._get_fsdp_state()._fsdp_param_groups  # noqa: SLF001 -- no getter
+    (reshards,) = {group.reshard_after_backward for group in groups}
+    module.unshard()
+    module.set_reshard_after_backward(False, recurse=False)
+    try:
+        yield
+    finally:
+        module.set_reshard_after_backward(reshards, recurse=False)
+        module.reshard()

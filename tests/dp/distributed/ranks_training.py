@@ -1,0 +1,148 @@
+"""Small private runs on every rank. Examples carry their index, so draws can be told."""
+
+
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+import dp
+from dp import DPOptimizer, PoissonSampling, PrivacyPlan
+
+
+NUM_EXAMPLES = 23  # A prime: no number of ranks divides it.
+
+
+def plan_of(**changes):
+    numbers = {
+        "sampling": PoissonSampling(sampling_probability=0.4),
+        "noise_multiplier": 0.0,
+        "max_grad_norm": 0.7,
+        "expected_batch_size": 9.0,
+        "steps": 20,
+        "target_delta": 1e-5,
+    }
+    return PrivacyPlan(**{**numbers, **changes})
+
+
+def dataset_of(num_examples=NUM_EXAMPLES, *, poison=None):
+    """Examples of five features, a target, and their own index."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num_examples, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(num_examples, generator=generator, dtype=torch.float64)
+    if poison is not None:
+        x[poison] = torch.nan
+    return TensorDataset(x, y, torch.arange(num_examples))
+
+
+class Net(nn.Module):
+    """A linear layer, a convolution over features, a norm, and a tied use."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 6)
+        self.norm = nn.LayerNorm(6)
+        self.conv = nn.Conv1d(1, 3, 3, padding=1)
+        self.last = nn.Linear(18, 1)
+        self.scale = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.first(x)))
+        h = self.conv(h[:, None]) * self.scale
+        return self.last(torch.relu(h).flatten(1))
+
+
+def model_of(kind="plain"):
+    """Return the model as *kind* wraps it; every rank makes the same."""
+    torch.manual_seed(0)
+    net = Net().double()
+    if kind == "plain":
+        return net
+    if kind == "fsdp":
+        for layer in (net.first, net.conv, net.last):
+            fully_shard(layer)
+        return fully_shard(net)
+    options = {
+        "ddp": {},
+        "ddp_unused": {"find_unused_parameters": True},
+        "ddp_views": {"gradient_as_bucket_view": True},
+    }[kind]
+    return DistributedDataParallel(net, **options)
+
+
+def losses_of(model, batch):
+    x, y, _ = batch
+    return (model(x).squeeze(1) - y).square()
+
+
+def weights_of(model):
+    """All parameters as one list of numbers, whole."""
+    whole = [
+        p.full_tensor() if hasattr(p, "full_tensor") else p
+        for p in parameters_of(model)
+    ]
+    return torch.cat([p.detach().flatten() for p in whole]).tolist()
+
+
+def parameters_of(model):
+    return list(model.parameters())
+
+
+def run_of(
+    kind="plain",
+    *,
+    optimizer=torch.optim.SGD,
+    lr=0.5,
+    dataset=None,
+    **plan,
+):
+    model = model_of(kind)
+    plan = plan_of(**plan)
+    loader = plan.loader(dataset_of() if dataset is None else dataset)
+    private = DPOptimizer(
+        optimizer(model.parameters(), lr=lr), plan=plan, loader=loader
+    )
+    return model, private, loader
+
+
+def train(
+    kind="plain",
+    *,
+    num_steps=4,
+    num_parts=None,
+    poison=None,
+    num_examples=NUM_EXAMPLES,
+    **changes,
+):
+    """Train; return the weights, the examples of every step, and what was charged."""
+    dataset = dataset_of(num_examples, poison=poison)
+    model, optimizer, loader = run_of(kind, dataset=dataset, **changes)
+    drawn = []
+    for batch, _ in zip(loader, range(num_steps), strict=False):
+        drawn.append(batch[2].tolist())
+        parts = 1 if num_parts is None else num_parts[distributed.get_rank()]
+        for part in zip(*(t.tensor_split(parts) for t in batch), strict=True):
+            optimizer.backward(losses_of(model, part))
+        assert all(p.grad is None for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return {
+        "weights": weights_of(model),
+        "drawn": drawn,
+        "ledger": optimizer.ledger.state_dict(),
+        "segment": optimizer.ledger.segment,
+        "epsilon": optimizer.spent().epsilon,
+    }
+
+
+def train_alone(drawn, *, poison=None, **changes):
+    """Train in one process on given batches; return the weights."""
+    columns = dataset_of(poison=poison).tensors
+    model = model_of()
+    plan = plan_of(sampling=dp.Unamplified(), **changes)
+    optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), plan=plan)
+    for indices in drawn:
+        optimizer.backward(losses_of(model, [column[indices] for column in columns]))
+        optimizer.step()
+    return weights_of(model)

@@ -1,0 +1,67 @@
+"""One rank: joins the process group, then answers calls until it is told to stop."""
+
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import Client
+from pathlib import Path
+
+
+def function_of(name):
+    """Return the function that ``file:function`` names, from this folder."""
+    file, function = name.split(":")
+    if file not in sys.modules:
+        path = Path(__file__).parent / f"{file}.py"
+        spec = importlib.util.spec_from_file_location(file, path)
+        sys.modules[file] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[file])
+    return getattr(sys.modules[file], function)
+
+
+def main():
+    from torch import distributed  # noqa: PLC0415 -- after coverage has begun
+
+    warnings.simplefilter("error")
+    distributed.init_process_group(
+        "gloo", timeout=timedelta(seconds=float(os.environ["DP_TEST_TIMEOUT"]))
+    )
+    sys.path.insert(0, str(Path(__file__).parent))
+    key = os.environ["DP_TEST_KEY"].encode()
+    with Client(os.environ["DP_TEST_CALLS"], authkey=key) as calls:
+        calls.send(distributed.get_rank())
+        while (call := calls.recv()) is not None:
+            name, arguments = call
+            try:
+                answer = True, function_of(name)(**arguments)
+            except BaseException:  # noqa: BLE001 -- whatever it is, the test is told
+                answer = False, traceback.format_exc()
+            calls.send(answer)
+    distributed.destroy_process_group()
+
+
+@contextmanager
+def measured():
+    """Measure coverage into a file of its own, if the tests are measured."""
+    if "DP_TEST_COVERAGE" not in os.environ:
+        yield
+        return
+    import coverage  # noqa: PLC0415 -- only here is it needed
+
+    coverage = coverage.Coverage(
+        data_file=os.environ["DP_TEST_COVERAGE"], data_suffix=True
+    )
+    coverage.start()
+    try:
+        yield
+    finally:
+        coverage.stop()
+        coverage.save()
+
+
+if __name__ == "__main__":
+    with measured():
+        main()
