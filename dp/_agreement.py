@@ -6,6 +6,7 @@ also agree on the id under which their ledgers charge, so that the ledgers stay 
 and one run is not counted once a rank.
 """
 
+import json
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar, final
 
@@ -72,7 +73,7 @@ class Agreement:
             ready,
             facts=lambda pending: {
                 "the batch": None if pending.ticket is None else pending.ticket.ordinal,
-                "the ledger": ledger.state_dict(),
+                "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
                 "the clipping norm": clipping.sensitivity("add_or_remove_one"),
                 "the noise": plan.noise_multiplier,
             },

@@ -93,14 +93,14 @@ class Ledger:
     @property
     def segment(self) -> str:
         """The id under which this process charges."""
-        return self._id
+        return self._writer.key()
 
     def charge_as(self, segment: str | None) -> None:
         """Charge under an id that the processes of one run share; None makes a new one.
 
         Whoever shares it must charge the same: it counts once where ledgers meet.
         """
-        self._id = secrets.token_hex(16) if segment is None else segment
+        self._writer = _Writer(segment)
 
     def charges(self) -> tuple[Charge, ...]:
         """Return every charge, in the order in which each segment made them."""
@@ -232,8 +232,9 @@ class Ledger:
 class _Writer:
     """The id under which one process charges; a forked child gets one of its own."""
 
-    def __init__(self) -> None:
-        self._key, self._process = secrets.token_hex(16), os.getpid()
+    def __init__(self, key: str | None = None) -> None:
+        self._key = secrets.token_hex(16) if key is None else key
+        self._process = os.getpid()
 
     def key(self) -> str:
         if self._process != os.getpid():

@@ -1,6 +1,5 @@
 """Small private runs on every rank. Examples carry their index, so draws can be told."""
 
-
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
