@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import types
 import weakref
 
 import pytest
@@ -319,20 +318,6 @@ def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
     torch.optim.SGD([weight], lr=0.5).step()
 
     assert weight.item() == 0.5
-
-
-def test_several_processes_are_refused(make_run, monkeypatch):
-    """Each would release its own sum, where one is accounted."""
-    world = types.SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True
-    )
-    monkeypatch.setattr("dp.optimizer.distributed", world)
-    world.get_world_size = lambda: 1
-    make_run().train(1)
-    world.get_world_size = lambda: 2
-
-    with pytest.raises(UnsupportedOperationError, match="one of 2"):
-        make_run()
 
 
 class Around(torch.optim.Optimizer):
