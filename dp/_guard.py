@@ -1,4 +1,4 @@
-"""Stop every other optimizer from stepping parameters that are under privacy.
+"""Refuse what would go around privacy: other optimizers, and what cannot be private.
 
 An optimizer that reaches such parameters without passing through its
 :class:`~dp.DPOptimizer` would apply whatever gradient it finds and charge nothing.
@@ -6,19 +6,26 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 ``param_groups``, and a wrapped optimizer still has a ``step`` of its own.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dp.exceptions import PrivacyError
+from dp.exceptions import PrivacyError, UnsupportedOperationError
 
 
-__all__ = ("permit", "protect")
+__all__ = ("check_subclass", "check_wrappable", "permit", "protect")
+
+# Optimizers whose update cannot be made from one private gradient a step.
+_REFUSED: Final = {
+    "LBFGS": "its line search evaluates the loss many times within one step",
+    "SparseAdam": "it needs sparse gradients, and private noise is dense",
+}
 
 _private: WeakSet[Optimizer] = WeakSet()
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
@@ -44,7 +51,7 @@ def permit() -> Iterator[None]:
 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    if _permitted.get():
+    if _permitted.get() or optimizer in _private:
         return
     owners = [owner for owner in _private if owner is not optimizer]
     if not owners:
@@ -59,6 +66,48 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
                 f" under differential privacy without clipping, noise or accounting;"
                 f" call step() of the {type(owner).__name__} that wraps them"
             )
+
+
+def check_wrappable(optimizer: object) -> None:
+    """Raise unless *optimizer* makes its update from one gradient a step.
+
+    Raises:
+        TypeError: If it is not an optimizer.
+        UnsupportedOperationError: If it needs more than that, with the reason.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "original_optimizer must be a torch.optim.Optimizer, got"
+            f" {type(optimizer).__name__}; construct it first, then wrap it"
+        )
+    for kind in type(optimizer).__mro__:
+        if kind.__module__.startswith("torch.") and kind.__name__ in _REFUSED:
+            raise UnsupportedOperationError(
+                f"{kind.__name__} cannot be made private: {_REFUSED[kind.__name__]}"
+            )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UnsupportedOperationError(
+            f"{type(optimizer).__name__} cannot be made private: its step requires a"
+            " closure, so it evaluates the loss itself, where one release was charged"
+        )
+
+
+def check_subclass(cls: type) -> None:
+    """Raise if *cls* was made to rebuild a private optimizer from its groups.
+
+    Horovod's ``DistributedOptimizer`` and its like give a new class the name of the
+    optimizer's and the body of their own, whose ``__init__`` takes parameter groups.
+    """
+    init = vars(cls).get("__init__")
+    body, _, _ = getattr(init, "__qualname__", cls.__qualname__).rpartition(".")
+    named_as_a_base = any(base.__name__ == cls.__name__ for base in cls.__bases__)
+    if init is not None and named_as_a_base and body != cls.__qualname__:
+        raise TypeError(
+            f"{cls.__name__} cannot be rebuilt by {body}: it would reduce gradients"
+            " over processes before they are private. Train the DPOptimizer itself"
+            " under torch.distributed, or wrap what is built around the optimizer"
+        )
 
 
 def _parameter_ids(optimizer: Optimizer) -> set[int]:

@@ -57,8 +57,19 @@ class Mechanism:
     pending: Pending | None = None
     last_serial: int = -1
 
-    def accumulate(self, losses_B: Tensor, parameters: Sequence[Tensor]) -> None:
+    def accumulate(
+        self, losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float = 1.0
+    ) -> bool:
         """Add the clipped gradient of every example to the sums of its batch.
+
+        Args:
+            losses_B: One loss an example.
+            parameters: What the release is about; the same for all of a batch.
+            loss_scale: A power of two that losses are multiplied with for the
+                backward pass, and gradients divided by before they are clipped.
+
+        Returns:
+            Whether these are the first losses of their batch.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
@@ -68,15 +79,17 @@ class Mechanism:
         self._admit(pending, num_samples=len(losses_B))
         with gathered(pending.parameters) as leaves:
             if len(losses_B):
-                gradients = self.engine.gradients(losses_B, leaves)
+                scaled_B = losses_B if loss_scale == 1 else losses_B * loss_scale
+                gradients = self.engine.gradients(scaled_B, leaves)
                 groups = self.clipping.group_of(pending.parameters)
-                norms_GB = gradients.squared_norms(groups).sqrt()
-                factors_GB = self.clipping.factors(norms_GB)
+                norms_GB = gradients.squared_norms(groups).sqrt() / loss_scale
+                factors_GB = self.clipping.factors(norms_GB) / loss_scale
                 self.pending = None  # A failure half-way must not leave half a sum.
                 gradients.add_weighted_sum(factors_GB, groups, pending.sums)
         pending.num_samples += len(losses_B)
         pending.num_backwards += 1
         self.pending = pending
+        return pending.num_backwards == 1
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the noised sums of the batch.

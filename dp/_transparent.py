@@ -2,7 +2,7 @@
 
 :class:`TransparentOptimizer` is everything about wrapping a
 :class:`torch.optim.Optimizer` that has nothing to do with privacy: whose data is
-whose, which layer's hooks fire, and what a copy contains. A subclass adds ``step``.
+whose, which layer's hooks fire, and what a copy contains. A subclass adds to ``step``.
 
 Data that the wrapped optimizer has is read, written and deleted there. A method that
 is patched from outside (``optimizer.step = ...``, as learning-rate schedulers do)
@@ -10,12 +10,14 @@ stays on the layer it was set on: forwarded, it would call itself for ever.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
+from dp._step_hooks import hooked, step_of_wrapped
 from forwarding import ForwardingMeta, forwarded, target
 
 
@@ -45,9 +47,10 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
     defaults: dict[str, Any] = forwarded(original_optimizer.defaults)
 
     # Own: hooks (they see this object, once a step), patches, and the marks above.
-    # Composed: zero_grad, add_param_group, state_dict, load_state_dict, and step.
+    # Composed: step, zero_grad, add_param_group, state_dict, load_state_dict.
     # Not run: Optimizer.__init__ and __setstate__, which overwrite the forwarded
     # names and, through _patch_step_function, rewrite step on the class.
+    # Every name with its reason: dp._surface.
 
     def __init__(self, original_optimizer: Optimizer) -> None:
         self.original_optimizer = original_optimizer
@@ -56,31 +59,25 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
         self._warned_capturable_if_run_uncaptured = True
         self._patch_step_function()
 
-    def step(  # type: ignore[override]  # torch overloads by closure; one form serves
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
-        """Take one step; a subclass says how."""
-        raise NotImplementedError(f"{type(self).__name__} does not define step")
+    @hooked
+    def step(self, closure: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Let the wrapped optimizer take its step."""
+        if closure is not None or args:
+            args = (closure, *args)
+        return self._update(*args, **kwargs)
+
+    def _update(self, *args: Any, **kwargs: Any) -> Any:
+        return step_of_wrapped(self.original_optimizer, args, kwargs)
 
     def _patch_step_function(self) -> None:
-        # torch would wrap `step` of the class so that global hooks fire; the wrapped
-        # optimizer's step fires them already, and they must fire once.
+        # torch would wrap `step` of the class; it was hooked when the class was made.
         name = type(self).__name__
         self._zero_grad_profile_name = f"Optimizer.zero_grad#{name}.zero_grad"
 
-    def _with_step_hooks(
-        self, step: Callable[[], float | None], args: tuple[Any, ...]
-    ) -> float | None:
-        for pre_hook in tuple(self._optimizer_step_pre_hooks.values()):
-            pre_hook(self, args, {})
-        loss = step()
-        for post_hook in tuple(self._optimizer_step_post_hooks.values()):
-            post_hook(self, args, {})
-        return loss
-
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
         """Reset the gradients as the wrapped optimizer does."""
-        self.original_optimizer.zero_grad(set_to_none=set_to_none)
+        with record_function(self._zero_grad_profile_name):
+            self.original_optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer."""

@@ -8,14 +8,16 @@ Shapes: ``B`` examples in a batch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dp._guard import permit, protect
+from dp._gate import LossScale, Placeholder, private_loss
+from dp._guard import check_subclass, check_wrappable, permit, protect
 from dp._mechanism import Mechanism
+from dp._step_hooks import hooked
 from dp._transparent import TransparentOptimizer
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
@@ -30,12 +32,6 @@ from forwarding import forwarded, target
 
 
 __all__ = ("DPOptimizer",)
-
-# Optimizers whose update cannot be made from one private gradient a step.
-_REFUSED = {
-    "LBFGS": "its line search evaluates the loss many times within one step",
-    "SparseAdam": "it needs sparse gradients, and private noise is dense",
-}
 
 
 class DPOptimizer(TransparentOptimizer):
@@ -82,7 +78,7 @@ class DPOptimizer(TransparentOptimizer):
     # Composed: step and zero_grad (the batch at hand), state_dict and
     # load_state_dict (the ledger).
     # Refused: a step of the wrapped optimizer, or of any other, that goes around
-    # this one; see dp._guard.
+    # this one; optimizers and subclasses that need other gradients; see dp._guard.
 
     def __init__(
         self,
@@ -93,7 +89,12 @@ class DPOptimizer(TransparentOptimizer):
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
     ) -> None:
-        _check_optimizer(original_optimizer)
+        check_wrappable(original_optimizer)
+        if isinstance(original_optimizer, DPOptimizer):
+            raise TypeError(
+                "original_optimizer is a DPOptimizer already; wrapping it twice would"
+                " add noise twice and charge two ledgers"
+            )
         _check_loader(plan, loader)
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
@@ -106,7 +107,13 @@ class DPOptimizer(TransparentOptimizer):
             ledger=Ledger(plan),
             loader=loader,
         )
+        self._loss_scale = LossScale()
+        self._placeholder = Placeholder()
         protect(self)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_subclass(cls)
 
     def backward(self, losses_B: Tensor) -> None:
         """Add the clipped gradient of every example's loss to the sums of this step.
@@ -122,65 +129,74 @@ class DPOptimizer(TransparentOptimizer):
             SampleMixingError: If one example's loss depends on another example.
             SamplingMismatchError: If the losses do not fit the batch that was drawn.
         """
-        if losses_B.dim() != 1 or not losses_B.is_floating_point():
-            raise ValueError(
-                "losses must be a floating-point vector, one loss an example, got"
-                f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-                " reduction='none', and reduce over each example's own terms only"
-            )
-        self.mechanism.accumulate(losses_B, self._trainable())
+        self._backward(losses_B, arrived=None)
 
     def private_loss(self, losses_B: Tensor) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
 
-        For trainers that call ``loss.backward()`` themselves. The gradient that
-        reaches the scalar (a loss scale, a division by the number of micro-batches)
-        is not applied: the sum of clipped gradients is divided by the plan's
-        expected batch size, once, in :meth:`step`.
-        """
-        anchor = losses_B.detach().mean().requires_grad_()
-        loss: Tensor = _Gate.apply(  # type: ignore[no-untyped-call]  # torch has no types
-            anchor, lambda: self.backward(losses_B)
-        )
-        return loss
+        For trainers that call ``loss.backward()`` themselves. What they multiply the
+        scalar with (a gradient scaler's loss scale, a division by the number of
+        micro-batches) is divided out of every example's gradient before it is clipped:
+        the sum of clipped gradients is divided by the plan's expected batch size,
+        once, in :meth:`step`. Weigh the losses themselves instead.
 
-    def step(  # type: ignore[override]  # torch overloads by closure; one form serves
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
+        Raises:
+            ValueError: If *losses_B* is not a vector of floating-point losses; from
+                ``backward()``, if it was multiplied with 0 or less.
+        """
+        _check_losses(losses_B)
+        return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
+
+    def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
+        _check_losses(losses_B)
+        self._drop_cleared()
+        parameters = self._trainable()
+        scale = self._loss_scale.admitted(
+            arrived, expected_batch_size=self.plan.expected_batch_size
+        )
+        is_first = self.mechanism.accumulate(losses_B, parameters, loss_scale=scale)
+        self._loss_scale.was_always_given = arrived is not None and (
+            is_first or self._loss_scale.was_always_given
+        )
+        if arrived is None:
+            self._placeholder.clear(parameters)
+        else:
+            back_off = torch.inf if self._loss_scale.has_grown(arrived) else 0.0
+            self._placeholder.put(parameters, value=back_off)
+
+    @hooked
+    def step(
+        self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Release a private gradient and let the wrapped optimizer apply it.
 
         Args:
             closure: Computes losses, calls :meth:`backward` and returns a loss. It is
                 evaluated once, with gradients enabled, before the release.
+            *args: For the wrapped optimizer's step, after its closure.
+            **kwargs: As *args*. Neither may depend on private data.
 
         Returns:
-            What *closure* returned.
+            What *closure* returned; without one, what the wrapped optimizer returned.
 
         Raises:
             BudgetExhaustedError: If the plan does not allow another step.
             SamplingMismatchError: If the batch does not match its ticket.
-            UnsupportedOperationError: If a gradient scaler takes part in the step.
+            UnsupportedOperationError: If losses under a gradient scaler did not pass
+                through :meth:`private_loss`.
             RankFailedError: If another process raised, died, or did not come in time.
             RanksDivergedError: If processes that train together do not agree.
         """
-        args = () if closure is None else (closure,)
-        return self._with_step_hooks(lambda: self._private_step(closure), args)
-
-    step.hooked = True  # type: ignore[attr-defined]  # torch's mark: leave it as it is
-
-    def _private_step(self, closure: Callable[[], float] | None) -> float | None:
-        loss: float | None = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _evaluated(closure)
         if not self._only_initialises_state():
             self._set_private_gradients()
         with permit():
-            self.original_optimizer.step()
-        return loss
+            result = self._update(*((None, *args) if args else ()), **kwargs)
+        return result if closure is None else loss
 
     def _set_private_gradients(self) -> None:
-        self._refuse_gradient_scaler()
+        self._drop_cleared()
+        self._check_scaled()
         parameters = self._trainable()
         noisy_sums = self.mechanism.release(parameters)  # Private from here on.
         scale = 1 / self.plan.expected_batch_size  # A public constant.
@@ -188,27 +204,37 @@ class DPOptimizer(TransparentOptimizer):
             parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
             parameter.grad = noisy_sum.mul_(scale).to(parameter.dtype)
+        self._placeholder.wrote(parameters)
 
     def _only_initialises_state(self) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
 
-        ``torch.distributed.checkpoint`` sets every gradient to zero and every
-        learning rate to 0 and calls ``step``: nothing private takes part.
+        ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
+        sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
-        gradients = [p.grad for p in self._trainable()]
+        parameters = self._trainable()
         return (
-            self.mechanism.pending is None
-            and bool(gradients)
+            not self.state
             and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
-            and not any(g is None or bool(g.any()) for g in gradients)
+            and self._placeholder.is_foreign(parameters)
+            and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
         )
 
-    def _refuse_gradient_scaler(self) -> None:
-        if "grad_scale" in vars(self):
+    def _drop_cleared(self) -> None:
+        """Drop the batch at hand if its gradients were set to None on the model."""
+        if self._placeholder.is_gone():
+            self._discard()
+
+    def _discard(self) -> None:
+        self.mechanism.discard()
+        self._placeholder.remove()
+
+    def _check_scaled(self) -> None:
+        if "grad_scale" in vars(self) and not self._loss_scale.was_always_given:
             raise UnsupportedOperationError(
-                "GradScaler cannot step a DPOptimizer yet: gradients were clipped"
-                " before they could be unscaled; train in bfloat16 or float32, which"
-                " need no loss scale"
+                "a gradient scaler takes part in this step, but the losses were given to"
+                " backward(), which clips them as they are; call"
+                " scaler.scale(optimizer.private_loss(losses)).backward() instead"
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
@@ -216,7 +242,7 @@ class DPOptimizer(TransparentOptimizer):
 
         A batch that was dropped may be computed again before its step.
         """
-        self.mechanism.discard()
+        self._discard()
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +255,7 @@ class DPOptimizer(TransparentOptimizer):
                 " save state_dict() of the DPOptimizer, or call"
                 " load_state_dict_without_ledger if no private data was used for it"
             )
-        self.mechanism.discard()
+        self._discard()
         self.ledger.load_state_dict(state_dict["ledger"])
         return {k: v for k, v in state_dict.items() if k != "ledger"}
 
@@ -273,38 +299,25 @@ class DPOptimizer(TransparentOptimizer):
         return [p for p in self._all_parameters() if p.requires_grad]
 
 
-@final
-class _Gate(torch.autograd.Function):
-    """Run the private backward when autograd reaches the scalar loss."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, backward: Callable[[], None]) -> Tensor:
-        ctx.backward_losses = backward
-        return anchor.detach().clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_gradients: Tensor) -> tuple[None, None]:
-        with torch.enable_grad():
-            ctx.backward_losses()
-        return None, None
-
-
-def _check_optimizer(optimizer: object) -> None:
-    if not isinstance(optimizer, Optimizer):
+def _evaluated(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    if not callable(closure):
         raise TypeError(
-            "original_optimizer must be a torch.optim.Optimizer, got"
-            f" {type(optimizer).__name__}; construct it first, then wrap it"
+            f"the first argument of step is a closure, or None, got {closure!r}; pass"
+            " arguments of the wrapped optimizer's step by name"
         )
-    if isinstance(optimizer, DPOptimizer):
-        raise TypeError(
-            "original_optimizer is a DPOptimizer already; wrapping it twice would add"
-            " noise twice and charge two ledgers"
+    with torch.enable_grad():
+        return closure()
+
+
+def _check_losses(losses_B: Tensor) -> None:
+    if losses_B.dim() != 1 or not losses_B.is_floating_point():
+        raise ValueError(
+            "losses must be a floating-point vector, one loss an example, got"
+            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
+            " reduction='none', and reduce over each example's own terms only"
         )
-    for kind in type(optimizer).__mro__:
-        if kind.__module__.startswith("torch.") and kind.__name__ in _REFUSED:
-            raise UnsupportedOperationError(
-                f"{kind.__name__} cannot be made private: {_REFUSED[kind.__name__]}"
-            )
 
 
 def _check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:

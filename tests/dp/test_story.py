@@ -38,9 +38,6 @@ class ReferenceCopies(Optimizer):
 class Forwards(TransparentOptimizer):
     """What every DPOptimizer is, before privacy."""
 
-    def step(self, closure=None):
-        return self.original_optimizer.step(closure)
-
 
 def stack(wrapper, depth):
     weight = torch.nn.Parameter(torch.zeros(1))

@@ -26,11 +26,6 @@ from dp._transparent import TransparentOptimizer
 class Layer(TransparentOptimizer):
     """The least that a transparent optimizer can be."""
 
-    def step(self, closure=None):  # noqa: ARG002 -- torch's signature
-        return self._with_step_hooks(self.original_optimizer.step, ())
-
-    step.hooked = True
-
 
 class Knobbed(SGD):
     """An optimizer with data and methods that torch knows nothing of."""
@@ -298,9 +293,3 @@ def test_it_composes_with_protocols_and_abstract_classes(make_run):
         twin = kind(run.inner, plan=run.optimizer.plan, loader=run.loader)
         assert twin.param_groups is run.inner.param_groups
         assert isinstance(twin, torch.optim.Optimizer)
-
-
-def test_the_least_layer_is_abstract():
-    """``step`` is what a subclass must say."""
-    with pytest.raises(NotImplementedError, match="step"):
-        TransparentOptimizer(SGD([nn.Parameter(torch.zeros(1))], lr=0.1)).step()
