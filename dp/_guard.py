@@ -51,10 +51,10 @@ def permit() -> Iterator[None]:
 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    if _permitted.get() or optimizer in _private:
-        return
-    owners = [owner for owner in _private if owner is not optimizer]
-    if not owners:
+    owners = list(_private)
+    # A private step is its own business, also that of a proxy made of one's class.
+    is_private = any(isinstance(optimizer, type(owner)) for owner in owners)
+    if _permitted.get() or is_private or not owners:
         return
     stepped = _parameter_ids(optimizer)
     for owner in owners:
