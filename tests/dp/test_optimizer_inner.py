@@ -78,8 +78,8 @@ def test_the_update_is_the_wrapped_optimizers_own(make_plan, name, variant):
         bare.step()
         assert optimizer.ledger.steps == steps
 
+    assert any(parameter.grad.any() for parameter in model.parameters())
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
-        assert parameter.grad.any()
         torch.testing.assert_close(parameter, other, rtol=0.0, atol=0.0)
 
 
