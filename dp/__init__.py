@@ -42,6 +42,7 @@ from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+from dp.schedule import Schedule
 
 
 __all__ = (
@@ -62,6 +63,7 @@ __all__ = (
     "Release",
     "SampleMixingError",
     "SamplingMismatchError",
+    "Schedule",
     "Unamplified",
     "UnsupportedOperationError",
     "check",

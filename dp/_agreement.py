@@ -13,11 +13,10 @@ from typing import Protocol, TypeVar, final
 from torch import Tensor
 
 from dp._fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
+from dp._settings import Settings
 from dp.clipping import Clipping
 from dp.distributed import World
-from dp.ledger import Ledger
 from dp.noise import GaussianNoise
-from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Ticket
 
 
@@ -46,10 +45,9 @@ class Agreement:
         self,
         ready: Callable[[], _ReadyT],
         *,
-        plan: PrivacyPlan,
+        settings: Settings,
         clipping: Clipping,
         noise: GaussianNoise,
-        ledger: Ledger,
         loader: PoissonLoader | None,
         parameters: Sequence[Tensor],
     ) -> tuple[World, _ReadyT]:
@@ -59,7 +57,7 @@ class Agreement:
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks differ in something.
         """
-        world = World.current()
+        world, ledger = World.current(), settings.ledger
 
         def identity() -> Hashable:
             return world, ledger.segment, id(loader), tuple(map(id, parameters))
@@ -74,15 +72,15 @@ class Agreement:
             facts=lambda pending: {
                 "the batch": None if pending.ticket is None else pending.ticket.ordinal,
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
-                "the clipping norm": clipping.sensitivity("add_or_remove_one"),
-                "the noise": plan.noise_multiplier,
+                "the clipping norm": settings.max_grad_norm,
+                "the noise": settings.noise_multiplier,
             },
             agreed=self._settled == identity(),
         )
         if not settled:
             whole = [p for p in parameters if not hasattr(p, "placements")]
             facts = {
-                "the plan": plan,
+                "the plan": settings.plan,
                 "the clipping rule": clipping,
                 "the source of noise": noise,
                 "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],

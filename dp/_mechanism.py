@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dp._agreement import Agreement
+from dp._settings import ScheduledClipping, Settings
 from dp.clipping import Clipping
 from dp.distributed import Exchange, gathered, sharding_of
 from dp.exceptions import PrivacyError, SamplingMismatchError
@@ -38,6 +39,7 @@ class Pending:
     parameters: tuple[Tensor, ...]
     sums: list[Tensor]
     ticket: Ticket | None
+    max_grad_norm: float
     num_samples: int = 0
     num_backwards: int = 0
 
@@ -45,7 +47,11 @@ class Pending:
 @final
 @dataclass(slots=True, kw_only=True)
 class Mechanism:
-    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016)."""
+    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016).
+
+    ``noise_multiplier`` and ``max_grad_norm`` are those of the next release: the
+    plan's for its step, unless assigned. Deleting one returns to the plan.
+    """
 
     plan: PrivacyPlan
     clipping: Clipping
@@ -56,6 +62,42 @@ class Mechanism:
     agreement: Agreement = field(default_factory=Agreement)
     pending: Pending | None = None
     last_serial: int = -1
+    assigned: dict[str, float] = field(default_factory=dict)
+    settings: Settings = field(init=False)
+    rule: Clipping = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(
+            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+        )
+        self.rule = self.clipping
+        self.clipping = ScheduledClipping(self.rule, self.settings)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the next noise over ``max_grad_norm``."""
+        return self.settings.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        self.settings.assign("noise_multiplier", value)
+
+    @noise_multiplier.deleter
+    def noise_multiplier(self) -> None:
+        self.settings.withdraw("noise_multiplier")
+
+    @property
+    def max_grad_norm(self) -> float:
+        """L2 norm to which each gradient of the next batch is clipped."""
+        return self.settings.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        self.settings.assign("max_grad_norm", value)
+
+    @max_grad_norm.deleter
+    def max_grad_norm(self) -> None:
+        self.settings.withdraw("max_grad_norm")
 
     def accumulate(
         self, losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float = 1.0
@@ -106,18 +148,18 @@ class Mechanism:
         shardings = [sharding_of(p) for p in parameters]
         world, pending = self.agreement.reached(
             lambda: self._complete(parameters),
-            plan=self.plan,
-            clipping=self.clipping,
+            settings=self.settings,
+            clipping=self.rule,
             noise=self.noise,
-            ledger=self.ledger,
             loader=self.loader,
             parameters=parameters,
         )
-        stddev = self.plan.noise_multiplier * self.sensitivity
+        noise_multiplier = self.noise_multiplier
+        stddev = noise_multiplier * pending.max_grad_norm
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
-            noise_multiplier=self.plan.noise_multiplier,
-            max_grad_norm=self.sensitivity,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=pending.max_grad_norm,
         )
         self.pending = None
         if pending.ticket is not None:
@@ -150,25 +192,22 @@ class Mechanism:
         """Forget the batch at hand; its ticket stays valid until it is spent."""
         self.pending = None
 
-    @property
-    def sensitivity(self) -> float:
-        """L2 norm that one example can add to a clipped sum."""
-        return self.clipping.sensitivity("add_or_remove_one")
-
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, the loader's data is not ours to copy.
         return Mechanism(
             plan=self.plan,
-            clipping=self.clipping,
+            clipping=deepcopy(self.rule, memo),
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             last_serial=self.last_serial,
+            assigned=dict(self.assigned),
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process has other loaders: attach one there.
-        return _unpickled, (self.plan, self.clipping, self.noise, self.ledger)
+        parts = (self.plan, self.rule, self.noise, self.ledger, self.assigned)
+        return _unpickled, parts
 
     def _pending_for(self, parameters: Sequence[Tensor]) -> Pending:
         ticket = self._current_ticket()
@@ -179,7 +218,13 @@ class Mechanism:
                 torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device)
                 for p in parameters
             ]
-            return Pending(tuple(parameters), sums, ticket)
+            return Pending(tuple(parameters), sums, ticket, self.max_grad_norm)
+        if pending.max_grad_norm != self.max_grad_norm:
+            raise PrivacyError(
+                f"max_grad_norm changed from {pending.max_grad_norm!r} to"
+                f" {self.max_grad_norm!r} between backward and step; call zero_grad()"
+                " and run the batch again"
+            )
         if not _same(pending.parameters, parameters):
             raise PrivacyError(
                 "the optimizer's trainable parameters changed between backward and"
@@ -243,10 +288,19 @@ def _drawn(pending: Pending) -> int:
 
 
 def _unpickled(
-    plan: PrivacyPlan, clipping: Clipping, noise: GaussianNoise, ledger: Ledger
+    plan: PrivacyPlan,
+    clipping: Clipping,
+    noise: GaussianNoise,
+    ledger: Ledger,
+    assigned: dict[str, float],
 ) -> Mechanism:
     return Mechanism(
-        plan=plan, clipping=clipping, noise=noise, ledger=ledger, loader=None
+        plan=plan,
+        clipping=clipping,
+        noise=noise,
+        ledger=ledger,
+        loader=None,
+        assigned=assigned,
     )
 
 

@@ -10,7 +10,7 @@ really released is :mod:`dp.ledger`'s business.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,19 +26,18 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors
 
 __all__ = (
+    "CLAIMED",
     "Guarantee",
     "Release",
-    "calibrate_noise_multiplier",
     "epsilon",
     "epsilon_curve",
     "merged",
     "to_dp_event",
 )
 
-_CLAIM_INTERVAL: Final = 1e-4
-_SEARCH_INTERVAL: Final = 1e-3
-_FINE_BELOW: Final = 0.3  # Searches for a smaller epsilon use the claim's interval.
-_DIGITS: Final = 5  # Significant digits of a calibrated sigma, rounded up.
+CLAIMED: Final = 1e-4
+"""Width of the buckets of losses, of every epsilon that is claimed."""
+_COARSE: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
 
 
 @final
@@ -117,6 +116,7 @@ def epsilon(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
+    interval: float = CLAIMED,
 ) -> Guarantee:
     """Return the guarantee of all the releases together.
 
@@ -128,6 +128,8 @@ def epsilon(
         releases: What was released, in any order.
         delta: The delta of the guarantee, in (0, 1).
         neighboring_relation: What two neighbouring datasets are.
+        interval: Width of the buckets into which PLD rounds losses, always up. Wider
+            ones give a larger bound sooner.
 
     Raises:
         ValueError: If *delta* or the relation is not one.
@@ -139,13 +141,16 @@ def epsilon(
     """
     _checks.open_unit(delta=delta)
     _check_relation(neighboring_relation)
-    return _bounded(merged(releases), delta, neighboring_relation, _CLAIM_INTERVAL)
+    return _bounded(merged(releases), delta, neighboring_relation, interval)
 
 
 def epsilon_curve(
-    release: Release, *, delta: float, neighboring_relation: NeighboringRelation
+    releases: Iterable[Release],
+    *,
+    delta: float,
+    neighboring_relation: NeighboringRelation,
 ) -> tuple[float, ...]:
-    """Return an upper bound on epsilon after 0, 1, ..., ``release.count`` releases.
+    """Return an upper bound on epsilon after 0, 1, ... of the releases, in their order.
 
     At most some twenty points are computed, so a plot or a progress bar can afford it.
 
@@ -154,80 +159,26 @@ def epsilon_curve(
           it is that of the next one.
         * The last value is what :func:`epsilon` returns.
     """
-    points = sorted({math.ceil(release.count * i / 20) for i in range(21)})
+    releases = tuple(releases)
+    num_steps = sum(release.count for release in releases)
+    points = sorted({math.ceil(num_steps * i / 20) for i in range(21)})
     curve: list[float] = []
     for point in points:
-        interval = _CLAIM_INTERVAL if point == release.count else _SEARCH_INTERVAL
-        part = (replace(release, count=point),) if point else ()
-        bound = _bounded(part, delta, neighboring_relation, interval).epsilon
+        bound = epsilon(
+            _first(point, releases),
+            delta=delta,
+            neighboring_relation=neighboring_relation,
+            interval=CLAIMED if point == num_steps else _COARSE,
+        ).epsilon
         curve.extend([bound] * (point + 1 - len(curve)))
     return tuple(curve)
 
 
-def calibrate_noise_multiplier(
-    *,
-    target_epsilon: float,
-    target_delta: float,
-    sampling_probability: float,
-    steps: int,
-    neighboring_relation: NeighboringRelation,
-) -> float:
-    """Return the smallest noise multiplier found that keeps the target.
-
-    Guarantees:
-        * The epsilon of *steps* releases with it, as :func:`epsilon` computes it, is
-          at most *target_epsilon*.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-    _checks.positive(target_epsilon=target_epsilon)
-    _checks.open_unit(delta=target_delta)
-    _check_relation(neighboring_relation)
-
-    def bound(sigma: float, interval: float) -> float:
-        release = Release(
-            sampling_probability=sampling_probability,
-            noise_multiplier=sigma,
-            count=steps,
-        )
-        return _bounded(
-            (release,), target_delta, neighboring_relation, interval
-        ).epsilon
-
-    fine = target_epsilon < _FINE_BELOW
-    interval = _CLAIM_INTERVAL if fine else _SEARCH_INTERVAL
-    low, high = _bracket(lambda sigma: bound(sigma, interval) <= target_epsilon)
-    while high / low > 1 + 10.0**-_DIGITS * 10:
-        middle = math.sqrt(low * high)
-        if bound(middle, interval) <= target_epsilon:
-            high = middle
-        else:
-            low = middle
-    sigma = _rounded_up(high)
-    while bound(sigma, _CLAIM_INTERVAL) > target_epsilon:
-        sigma = _rounded_up(sigma * (1 + 10.0**-_DIGITS))
-    return sigma
-
-
-def _bracket(keeps_target: Callable[[float], bool]) -> tuple[float, float]:
-    """Return sigmas a factor of two apart, of which only the larger keeps the target.
-
-    The search starts at 1: sigmas near 0 have losses too wide to compute with.
-    """
-    sigma = 1.0
-    if keeps_target(sigma):
-        while keeps_target(sigma / 2):
-            sigma /= 2
-        return sigma / 2, sigma
-    while not keeps_target(2 * sigma):
-        sigma *= 2
-    return sigma, 2 * sigma
-
-
-def _rounded_up(value: float) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
-    return float(f"{math.ceil(value / unit) * unit:.{_DIGITS}g}")
+def _first(num_steps: int, releases: tuple[Release, ...]) -> Iterator[Release]:
+    for release in releases:
+        if num_steps > 0:
+            yield replace(release, count=min(release.count, num_steps))
+        num_steps -= release.count
 
 
 def _check_relation(relation: str) -> None:

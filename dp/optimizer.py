@@ -71,6 +71,8 @@ class DPOptimizer(TransparentOptimizer):
     mechanism: Mechanism = target(Mechanism)
     plan: PrivacyPlan = forwarded(mechanism.plan, set=False, delete=False)
     ledger: Ledger = forwarded(mechanism.ledger, set=False, delete=False)
+    noise_multiplier: float = forwarded(mechanism.noise_multiplier)
+    max_grad_norm: float = forwarded(mechanism.max_grad_norm)
 
     # Own: GradScaler asks for it, so that it leaves gradients alone and calls `step`.
     _step_supports_amp_scaling = True
@@ -344,11 +346,11 @@ def _check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
 
 def _clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
     if clipping is None:
-        return FlatClipping(max_grad_norm=plan.max_grad_norm)
+        return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
     sensitivity = clipping.sensitivity("add_or_remove_one")
-    if sensitivity != plan.max_grad_norm:
+    if sensitivity != plan.max_grad_norm_at(0):
         raise ValueError(
             f"clipping has sensitivity {sensitivity!r}, but the plan's noise is for"
-            f" max_grad_norm={plan.max_grad_norm!r}; make them equal"
+            f" max_grad_norm={plan.max_grad_norm_at(0)!r}; make them equal"
         )
     return clipping

@@ -4,16 +4,22 @@ A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, 
 realised batch size, no random state. Whatever is derived from it is public too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final, get_args
+from typing import Any, Literal, final, get_args
 
 from torch.utils.data import Dataset
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Release, calibrate_noise_multiplier, epsilon
+from dp.accounting import Guarantee, Release, epsilon
+from dp.calibration import (
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
 from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+from dp.schedule import Schedule
 
 
 __all__ = ("PrivacyPlan", "plan_for")
@@ -29,8 +35,10 @@ class PrivacyPlan:
     Args:
         sampling: How batches are drawn.
         noise_multiplier: Standard deviation of the noise over ``max_grad_norm``
-            (sigma). At 0 nothing is private, and every epsilon is infinite.
-        max_grad_norm: L2 norm to which each example's gradient is clipped (C).
+            (sigma), or a schedule of it. At 0 nothing is private, and every epsilon
+            is infinite.
+        max_grad_norm: L2 norm to which each example's gradient is clipped (C), or a
+            schedule of it. It scales the noise, and does not affect epsilon.
         expected_batch_size: What noisy sums are divided by: a constant that the user
             declares, not the size of any batch.
         steps: How many steps the run may take (T).
@@ -45,8 +53,8 @@ class PrivacyPlan:
     """
 
     sampling: PoissonSampling | Unamplified
-    noise_multiplier: float
-    max_grad_norm: float
+    noise_multiplier: float | Schedule
+    max_grad_norm: float | Schedule
     expected_batch_size: float
     steps: int
     target_delta: float
@@ -60,8 +68,10 @@ class PrivacyPlan:
                 "sampling must be PoissonSampling(...) or Unamplified(), got"
                 f" {self.sampling!r}"
             )
-        _checks.non_negative(noise_multiplier=self.noise_multiplier)
-        _checks.positive(max_grad_norm=self.max_grad_norm)
+        for value in _values(self.noise_multiplier):
+            _checks.non_negative(noise_multiplier=value)
+        for value in _values(self.max_grad_norm):
+            _checks.positive(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
         _checks.open_unit(target_delta=self.target_delta)
@@ -83,16 +93,23 @@ class PrivacyPlan:
             return self.sampling.sampling_probability
         return 1.0
 
+    def noise_multiplier_at(self, step: int) -> float:
+        """Return the noise multiplier of a step, which counts from 0."""
+        return _value_at(self.noise_multiplier, step)
+
+    def max_grad_norm_at(self, step: int) -> float:
+        """Return the clipping norm of a step, which counts from 0."""
+        return _value_at(self.max_grad_norm, step)
+
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release."""
-        if num_steps == 0:
-            return ()
-        return (
+        return tuple(
             Release(
                 sampling_probability=self.sampling_probability,
-                noise_multiplier=self.noise_multiplier,
-                count=num_steps,
-            ),
+                noise_multiplier=noise_multiplier,
+                count=count,
+            )
+            for count, noise_multiplier in _runs(self.noise_multiplier, num_steps)
         )
 
     def guarantee(self) -> Guarantee:
@@ -138,51 +155,75 @@ class PrivacyPlan:
         )
 
 
+def _values(number: float | Schedule) -> Sequence[float]:
+    if isinstance(number, Schedule):
+        return [value for _steps, value in number.phases]
+    return [number]
+
+
+def _value_at(number: float | Schedule, step: int) -> float:
+    return number(step) if isinstance(number, Schedule) else number
+
+
+def _runs(number: float | Schedule, num_steps: int) -> Iterable[tuple[int, float]]:
+    if isinstance(number, Schedule):
+        return number.runs(num_steps)
+    return [(num_steps, number)] if num_steps else []
+
+
 def plan_for(
     *,
     target_epsilon: float,
     target_delta: float,
-    steps: int,
-    max_grad_norm: float,
+    max_grad_norm: float | Schedule,
     expected_batch_size: float,
-    sampling_probability: float | None = None,
+    steps: int | None = None,
+    sampling_probability: float | Literal["largest"] | None = None,
+    noise_multiplier: float | Schedule | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     unit_of_privacy: str = _UNIT,
 ) -> PrivacyPlan:
-    """Return the plan with the least noise that keeps the target.
+    """Return the plan that makes the most of a target epsilon.
+
+    One number is left out and found: ``noise_multiplier`` (the least noise), ``steps``
+    (the most), or ``sampling_probability="largest"``.
 
     Args:
-        target_epsilon: The epsilon that *steps* steps may cost at most.
+        target_epsilon: The epsilon that all steps may cost at most.
         target_delta: The delta it is for; well below one over the number of examples.
-        steps: How many steps the run takes.
         max_grad_norm: L2 norm to which each example's gradient is clipped.
         expected_batch_size: What noisy sums are divided by.
+        steps: How many steps the run takes; None finds how many it may take.
         sampling_probability: Probability that an example is in a batch. None plans
             for one's own loader, which claims no amplification.
+        noise_multiplier: Standard deviation of the noise over the clipping norm; None
+            finds the least. A schedule, where *steps* is given too, is a shape: it is
+            multiplied by the least factor.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, if not exactly one is left out, or if
+            nothing keeps the target.
 
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
-    sampling = (
-        Unamplified()
-        if sampling_probability is None
-        else PoissonSampling(sampling_probability=sampling_probability)
-    )
-    noise_multiplier = calibrate_noise_multiplier(
-        target_epsilon=target_epsilon,
-        target_delta=target_delta,
-        sampling_probability=sampling_probability or 1.0,
-        steps=steps,
-        neighboring_relation=neighboring_relation,
+    sigma, steps, q = _complete(
+        {
+            "target_epsilon": target_epsilon,
+            "target_delta": target_delta,
+            "neighboring_relation": neighboring_relation,
+        },
+        noise_multiplier,
+        steps,
+        1.0 if sampling_probability is None else sampling_probability,
     )
     return PrivacyPlan(
-        sampling=sampling,
-        noise_multiplier=noise_multiplier,
+        sampling=Unamplified()
+        if sampling_probability is None
+        else PoissonSampling(sampling_probability=q),
+        noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
         steps=steps,
@@ -190,4 +231,34 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+    )
+
+
+def _complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Find the one number that is missing; return all three."""
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
     )

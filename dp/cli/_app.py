@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from dp.accounting import Release, calibrate_noise_multiplier, epsilon
+from dp.accounting import Release, epsilon
+from dp.calibration import calibrate_noise_multiplier
 from dp.certificate import verify
 from dp.cli import _input, _report, _training
 from dp.cli._errors import InputError
@@ -120,7 +121,7 @@ def _train_both(
         plan = _training.plan_of(settings, table)
     console.print(
         f"{table.name}: {len(table.train)} rows, {plan.expected_batch_size:g} a batch,"
-        f" noise multiplier {plan.noise_multiplier:.4g}"
+        f" noise multiplier {plan.noise_multiplier_at(0):.4g}"
     )
     with progress_of(console, plan.steps) as show:
         private, certificate = _training.train_privately(

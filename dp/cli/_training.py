@@ -131,9 +131,8 @@ def train_privately(
         optimizer.backward(F.cross_entropy(model(x), y_B, reduction="none"))
         optimizer.step()
 
-    (release,) = plan.releases(plan.steps)
     curve = epsilon_curve(
-        release,
+        plan.releases(plan.steps),
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
     )

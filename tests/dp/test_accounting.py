@@ -3,16 +3,17 @@
 import math
 
 import pytest
+from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, stats
 
 from dp import accounting
 from dp.accounting import (
     Release,
-    calibrate_noise_multiplier,
     epsilon,
     epsilon_curve,
     merged,
+    to_dp_event,
 )
 
 
@@ -169,9 +170,7 @@ def test_epsilon_is_monotonic(q, sigma, count, delta):
     def bound(kind, delta):
         q, sigma, count = kind
         release = Release(sampling_probability=q, noise_multiplier=sigma, count=count)
-        return accounting._bounded(
-            (release,), delta, "add_or_remove_one", accounting._SEARCH_INTERVAL
-        ).epsilon
+        return accounting._bounded((release,), delta, "add_or_remove_one", 1e-3).epsilon
 
     check_monotonicity(bound, q, sigma, count, delta)
 
@@ -208,7 +207,7 @@ def test_equal_releases_are_merged():
 def test_the_curve_bounds_every_point():
     """Between computed points it is the next one's; the end is the claim itself."""
     release = Release(sampling_probability=0.25, noise_multiplier=4.5, count=50)
-    curve = epsilon_curve(release, delta=1e-5, neighboring_relation="zero_out")
+    curve = epsilon_curve([release], delta=1e-5, neighboring_relation="zero_out")
 
     assert len(curve) == 51
     assert curve[0] == 0
@@ -219,50 +218,45 @@ def test_the_curve_bounds_every_point():
     assert curve[50] == cost((0.25, 4.5, 50), relation="zero_out").epsilon
 
 
-@pytest.mark.parametrize(
-    ("target", "q", "steps", "relation"),
-    [
-        (3.0, 0.25, 160, "add_or_remove_one"),
-        (0.05, 1.0, 4, "zero_out"),
-        (2.0, 0.5, 8, "replace_one"),
-    ],
-)
-def test_calibration_never_overshoots_and_wastes_little(target, q, steps, relation):
-    """The epsilon of the noise is at most the target, and within 1 % of it."""
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=target,
-        target_delta=1e-5,
-        sampling_probability=q,
-        steps=steps,
-        neighboring_relation=relation,
+def test_the_curve_follows_the_order_of_releases():
+    """What was released first is on the curve first."""
+    releases = [
+        Release(sampling_probability=1.0, noise_multiplier=sigma, count=2)
+        for sigma in (20.0, 4.0)
+    ]
+    curve = epsilon_curve(releases, delta=1e-5, neighboring_relation="zero_out")
+
+    assert curve[2] == pytest.approx(
+        cost((1.0, 20.0, 2), relation="zero_out").epsilon, rel=0.02
+    )
+    assert curve[4] == cost((1.0, 20.0, 2), (1.0, 4.0, 2), relation="zero_out").epsilon
+
+
+def test_a_coarser_interval_is_a_larger_bound():
+    """As valid, and sooner."""
+    release = Release(sampling_probability=0.1, noise_multiplier=2.0, count=10)
+    fine, coarse = (
+        epsilon(
+            [release], delta=1e-5, neighboring_relation="zero_out", interval=interval
+        ).epsilon_pld
+        for interval in (1e-4, 1e-2)
     )
 
-    assert 0.99 * target <= cost((q, sigma, steps), relation=relation).epsilon <= target
+    assert fine < coarse < fine * 1.2
 
 
-@given(st.floats(1e-3, 1e3))
-def test_the_search_begins_with_a_factor_of_two(least):
-    """Of two sigmas, only the larger keeps the target."""
-    low, high = accounting._bracket(lambda sigma: sigma >= least)
-
-    assert low < least <= high == 2 * low
-
-
-def test_a_search_that_ended_too_low_is_mended(monkeypatch):
-    """What was found is checked once more by the accountant that will claim it."""
-    rounded_up, factors = accounting._rounded_up, iter([1 - 3e-4])
-    monkeypatch.setattr(
-        accounting, "_rounded_up", lambda value: rounded_up(value * next(factors, 1.0))
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_epsilon_is_that_of_dp_accountings_own_accountant(relation):
+    """Composing term by term changes nothing, to the last bit."""
+    releases = (
+        Release(sampling_probability=0.1, noise_multiplier=2.0, count=10),
+        Release(sampling_probability=1.0, noise_multiplier=8.0, count=3),
     )
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=3.0,
-        target_delta=1e-5,
-        sampling_probability=0.25,
-        steps=160,
-        neighboring_relation="zero_out",
-    )
+    accountant = PLDAccountant(accounting._neighbors(relation))
+    accountant.compose(to_dp_event(releases))
+    ours = epsilon(releases, delta=1e-6, neighboring_relation=relation)
 
-    assert 2.99 < cost((0.25, sigma, 160), relation="zero_out").epsilon <= 3.0
+    assert ours.epsilon_pld == accountant.get_epsilon(1e-6)
 
 
 @pytest.mark.parametrize(

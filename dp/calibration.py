@@ -1,0 +1,235 @@
+"""The least noise, the most steps or the largest batches that keep a target epsilon.
+
+Searches use a coarse bound, which is as valid and ten times as fast; what they find is
+checked by the bound that will be claimed, and moved to the safe side until it holds.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.accounting import CLAIMED, Release, epsilon
+from dp.schedule import Schedule
+
+
+__all__ = (
+    "calibrate_noise_multiplier",
+    "calibrate_sampling_probability",
+    "calibrate_steps",
+)
+
+_COARSE: Final = 1e-3
+_FINE_BELOW: Final = 0.3  # Searches for a smaller epsilon use the claim's interval.
+_DIGITS: Final = 5  # Significant digits of what is found.
+_RELATIVE: Final = 10.0**-_DIGITS
+_MOST_STEPS: Final = 10**9
+
+_Bound = Callable[[float, float], float]
+"""Epsilon, by a number that is searched for and an interval of discretisation."""
+
+
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sampling_probability: float,
+    steps: int,
+    neighboring_relation: NeighboringRelation,
+    shape: Schedule | None = None,
+) -> float:
+    """Return the smallest noise multiplier found that keeps the target.
+
+    Guarantees:
+        * The epsilon of *steps* releases with it, as :func:`dp.accounting.epsilon`
+          computes it, is at most *target_epsilon*.
+
+    Args:
+        target_epsilon: What all steps may cost.
+        target_delta: The delta it is for.
+        sampling_probability: Probability that an example is in a batch.
+        steps: How many releases.
+        neighboring_relation: What two neighbouring datasets are.
+        shape: A schedule that what is returned is multiplied with, step by step.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    _check_target(target_epsilon, target_delta)
+    phases = list((shape or Schedule(((1, 1.0),))).runs(_checks.count(steps=steps)))
+
+    def bound(sigma: float, interval: float) -> float:
+        releases = [
+            Release(
+                sampling_probability=sampling_probability,
+                noise_multiplier=sigma * relative,
+                count=count,
+            )
+            for count, relative in phases
+        ]
+        return epsilon(
+            releases,
+            delta=target_delta,
+            neighboring_relation=neighboring_relation,
+            interval=interval,
+        ).epsilon
+
+    if bound(1.0, _COARSE) == math.inf:
+        raise ValueError(f"shape must be above 0 at every step, got {shape!r}")
+    return _smallest(bound, target_epsilon)
+
+
+def calibrate_sampling_probability(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    noise_multiplier: float,
+    steps: int,
+    neighboring_relation: NeighboringRelation,
+) -> float:
+    """Return the largest sampling probability found that keeps the target.
+
+    Guarantees:
+        * As of :func:`calibrate_noise_multiplier`.
+
+    Args:
+        target_epsilon: What all steps may cost.
+        target_delta: The delta it is for.
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        steps: How many releases.
+        neighboring_relation: What two neighbouring datasets are.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    _check_target(target_epsilon, target_delta)
+    _checks.positive(noise_multiplier=noise_multiplier)
+
+    def bound(one_over_q: float, interval: float) -> float:
+        return epsilon(
+            [
+                Release(
+                    sampling_probability=1 / one_over_q,
+                    noise_multiplier=noise_multiplier,
+                    count=steps,
+                )
+            ],
+            delta=target_delta,
+            neighboring_relation=neighboring_relation,
+            interval=interval,
+        ).epsilon
+
+    if bound(1.0, CLAIMED) <= target_epsilon:
+        return 1.0
+    return 1 / _smallest(bound, target_epsilon)
+
+
+def calibrate_steps(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    noise_multiplier: float,
+    sampling_probability: float,
+    neighboring_relation: NeighboringRelation,
+) -> int:
+    """Return the largest number of steps found that keeps the target, up to 10**9.
+
+    Guarantees:
+        * As of :func:`calibrate_noise_multiplier`.
+
+    Args:
+        target_epsilon: What all steps may cost.
+        target_delta: The delta it is for.
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        sampling_probability: Probability that an example is in a batch.
+        neighboring_relation: What two neighbouring datasets are.
+
+    Raises:
+        ValueError: If a number is out of range, or if one step costs more already.
+    """
+    _check_target(target_epsilon, target_delta)
+    _checks.positive(noise_multiplier=noise_multiplier)
+
+    def keeps(count: int, interval: float) -> bool:
+        spent = epsilon(
+            [
+                Release(
+                    sampling_probability=sampling_probability,
+                    noise_multiplier=noise_multiplier,
+                    count=count,
+                )
+            ],
+            delta=target_delta,
+            neighboring_relation=neighboring_relation,
+            interval=interval,
+        )
+        return spent.epsilon <= target_epsilon
+
+    if not keeps(1, CLAIMED):
+        raise ValueError(
+            f"target_epsilon={target_epsilon!r} does not allow one step at"
+            f" noise_multiplier={noise_multiplier!r}; add noise"
+        )
+    interval = _interval(target_epsilon)
+    low, high = 1, 2
+    while high < _MOST_STEPS and keeps(high, interval):
+        low, high = high, 2 * high
+    high = min(high, _MOST_STEPS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(middle, interval) else (low, middle)
+    while not keeps(low, CLAIMED):
+        low -= math.ceil(low * _RELATIVE)
+    return low
+
+
+def _check_target(target_epsilon: float, target_delta: float) -> None:
+    _checks.positive(target_epsilon=target_epsilon)
+    _checks.open_unit(target_delta=target_delta)
+
+
+def _interval(target_epsilon: float) -> float:
+    return CLAIMED if target_epsilon < _FINE_BELOW else _COARSE
+
+
+def _smallest(bound: _Bound, target: float) -> float:
+    """Return nearly the smallest number whose bound is at most *target*, never less.
+
+    Bounds fall with the number, in the logarithms of both nearly in a line.
+    """
+    from scipy.optimize import root_scalar  # noqa: PLC0415 -- half a second
+
+    interval = _interval(target)
+
+    def excess(log_number: float) -> float:
+        spent = bound(math.exp(log_number), interval)
+        return math.log(max(spent, 1e-12) / target)
+
+    low, high = _bracket(lambda number: bound(number, interval) <= target)
+    ends = (math.log(low), math.log(high))
+    found = root_scalar(excess, bracket=ends, method="brentq", xtol=_RELATIVE)
+    number = _rounded_up(math.exp(found.root))
+    while (spent := bound(number, CLAIMED)) > target:
+        number = _rounded_up(number * max(1 + _RELATIVE, math.sqrt(spent / target)))
+    return number
+
+
+def _bracket(keeps_target: Callable[[float], bool]) -> tuple[float, float]:
+    """Return numbers a factor of two apart, of which only the larger keeps the target.
+
+    The search starts at 1: noise near 0 has losses too wide to compute with.
+    """
+    number = 1.0
+    if keeps_target(number):
+        while keeps_target(number / 2):
+            number /= 2
+        return number / 2, number
+    while not keeps_target(2 * number):
+        number *= 2
+    return number, 2 * number
+
+
+def _rounded_up(value: float) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
+    return float(f"{math.ceil(value / unit) * unit:.{_DIGITS}g}")

@@ -1,0 +1,175 @@
+"""That what is calibrated keeps the target, and wastes little of it."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dp import calibration
+from dp.accounting import Release, epsilon
+from dp.calibration import (
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
+from dp.schedule import Schedule
+
+
+def spent(q, sigma, steps, relation="add_or_remove_one"):
+    release = Release(sampling_probability=q, noise_multiplier=sigma, count=steps)
+    return epsilon([release], delta=1e-5, neighboring_relation=relation).epsilon
+
+
+def target(epsilon, relation="add_or_remove_one"):
+    return {
+        "target_epsilon": epsilon,
+        "target_delta": 1e-5,
+        "neighboring_relation": relation,
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "q", "steps", "relation"),
+    [
+        (3.0, 0.25, 160, "add_or_remove_one"),
+        (0.05, 1.0, 4, "zero_out"),
+        (2.0, 0.5, 8, "replace_one"),
+    ],
+)
+def test_the_least_noise_never_overshoots_and_wastes_little(limit, q, steps, relation):
+    """The epsilon of the noise is at most the target, and within 1 % of it."""
+    sigma = calibrate_noise_multiplier(
+        **target(limit, relation), sampling_probability=q, steps=steps
+    )
+
+    assert 0.99 * limit <= spent(q, sigma, steps, relation) <= limit
+
+
+def test_a_shape_is_scaled_as_a_whole():
+    """The least factor, by which every step's noise is multiplied."""
+    shape = Schedule(((2, 2.0), (2, 1.0)))
+    factor = calibrate_noise_multiplier(
+        **target(4.0), sampling_probability=1.0, steps=3, shape=shape
+    )
+    releases = [
+        Release(sampling_probability=1.0, noise_multiplier=2 * factor, count=2),
+        Release(sampling_probability=1.0, noise_multiplier=factor, count=1),
+    ]
+    cost = epsilon(releases, delta=1e-5, neighboring_relation="add_or_remove_one")
+
+    assert 0.99 * 4 <= cost.epsilon <= 4
+
+
+def test_a_shape_that_reaches_zero_cannot_be_scaled():
+    """A step without noise stays without noise."""
+    with pytest.raises(ValueError, match="shape must be above 0 at every step"):
+        calibrate_noise_multiplier(
+            **target(4.0),
+            sampling_probability=1.0,
+            steps=3,
+            shape=Schedule(((2, 2.0), (2, 0.0))),
+        )
+
+
+def test_the_largest_probability_never_overshoots():
+    """Larger batches until the target is reached, or all of the data."""
+    q = calibrate_sampling_probability(**target(1.0), noise_multiplier=8.0, steps=200)
+
+    assert 0.98 < spent(q, 8.0, 200) <= 1.0
+    assert (
+        calibrate_sampling_probability(**target(9.0), noise_multiplier=3.0, steps=1)
+        == 1
+    )
+
+
+def test_the_most_steps_never_overshoot():
+    """One step more would; a loose target still ends somewhere."""
+    steps = calibrate_steps(
+        **target(1.0), noise_multiplier=3.0, sampling_probability=0.1
+    )
+
+    assert spent(0.1, 3.0, steps) <= 1.0 < spent(0.1, 3.0, math.ceil(steps * 1.01))
+
+
+def test_steps_have_an_end(monkeypatch):
+    """However much noise there is."""
+    monkeypatch.setattr(calibration, "_MOST_STEPS", 100)
+    steps = calibrate_steps(
+        **target(50.0), noise_multiplier=30.0, sampling_probability=0.01
+    )
+
+    assert steps == 100
+
+
+def test_steps_that_the_coarse_bound_allowed_too_many_of_are_taken_back(monkeypatch):
+    """What was found is checked once more by the bound that will be claimed."""
+    keeps = {calibration._COARSE: 500, calibration.CLAIMED: 480}
+
+    def cost(releases, *, delta, neighboring_relation, interval):
+        (release,) = releases
+        fits = release.count <= keeps[interval]
+        return (
+            epsilon((), delta=delta, neighboring_relation=neighboring_relation)
+            if (fits)
+            else epsilon(
+                [Release(sampling_probability=1.0, noise_multiplier=0.0, count=1)],
+                delta=delta,
+                neighboring_relation=neighboring_relation,
+            )
+        )
+
+    monkeypatch.setattr(calibration, "epsilon", cost)
+    steps = calibrate_steps(
+        **target(1.0), noise_multiplier=3.0, sampling_probability=0.1
+    )
+
+    assert steps == 480
+
+
+def test_a_target_below_one_step_is_refused():
+    """The message says what to change."""
+    with pytest.raises(ValueError, match="does not allow one step at noise_multiplier"):
+        calibrate_steps(**target(0.1), noise_multiplier=0.5, sampling_probability=1.0)
+
+
+@given(st.floats(1e-3, 1e3))
+def test_the_search_begins_with_a_factor_of_two(least):
+    """Of two numbers, only the larger keeps the target."""
+    low, high = calibration._bracket(lambda number: number >= least)
+
+    assert low < least <= high == 2 * low
+
+
+def test_a_search_that_ended_too_low_is_mended(monkeypatch):
+    """What was found is checked once more by the bound that will be claimed."""
+    rounded_up, factors = calibration._rounded_up, itertools.chain([1 - 3e-4])
+    monkeypatch.setattr(
+        calibration, "_rounded_up", lambda value: rounded_up(value * next(factors, 1.0))
+    )
+    sigma = calibrate_noise_multiplier(
+        **target(1.0, "zero_out"), sampling_probability=1.0, steps=10
+    )
+
+    assert 0.99 < spent(1.0, sigma, 10, "zero_out") <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"target_epsilon": math.inf},
+            "target_epsilon must be > 0 and finite, got inf",
+        ),
+        ({"target_delta": 0.0}, "target_delta must be strictly between 0 and 1"),
+        ({"noise_multiplier": 0.0}, "noise_multiplier must be > 0 and finite, got 0.0"),
+    ],
+)
+@pytest.mark.parametrize("search", [calibrate_steps, calibrate_sampling_probability])
+def test_numbers_out_of_range_are_refused(search, change, told):
+    """Nothing is searched for."""
+    other = {"steps": 3} if search is not calibrate_steps else {}
+    if search is calibrate_steps:
+        other = {"sampling_probability": 0.5}
+    with pytest.raises(ValueError, match=told):
+        search(**{**target(1.0), "noise_multiplier": 1.0, **other, **change})
