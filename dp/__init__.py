@@ -38,6 +38,7 @@ from dp.exceptions import (
     SamplingMismatchError,
     UnsupportedOperationError,
 )
+from dp.micro_batches import MicroBatches, split_batch
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
@@ -54,6 +55,7 @@ __all__ = (
     "GaussianNoise",
     "Guarantee",
     "LedgerError",
+    "MicroBatches",
     "PoissonLoader",
     "PoissonSampling",
     "PrivacyError",
@@ -68,5 +70,6 @@ __all__ = (
     "UnsupportedOperationError",
     "check",
     "plan_for",
+    "split_batch",
     "verify",
 )

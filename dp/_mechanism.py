@@ -8,6 +8,7 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -214,6 +215,7 @@ class Mechanism:
         pending = self.pending
         if pending is None or pending.ticket is not ticket:
             # Sums of a batch that was broken off are dropped: its ticket is void.
+            _warn_if_complete(pending)
             sums = [
                 torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device)
                 for p in parameters
@@ -279,6 +281,18 @@ def _check_complete(pending: Pending) -> None:
         raise SamplingMismatchError(
             "backward has not seen every example that the loader drew for this batch;"
             " pass the losses of the whole batch to optimizer.backward before step"
+        )
+
+
+def _warn_if_complete(pending: Pending | None) -> None:
+    """Warn of accumulation over draws, which looks as if it worked."""
+    if pending is not None and 0 < pending.num_samples == _drawn(pending):
+        warnings.warn(
+            "a whole batch went through backward, but its step was never taken, and its"
+            " gradients were dropped when the next batch was drawn. Each step is made"
+            " of one draw: to accumulate, split the draw (dp.MicroBatches), and plan"
+            " for larger ones; to skip a batch on purpose, call zero_grad()",
+            stacklevel=6,
         )
 
 

@@ -114,6 +114,14 @@ class Ledger:
         """Return the guarantee of everything charged, at the plan's delta."""
         return self._cost(self.releases())
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the plan allows no other step as planned."""
+        if self.steps >= self._plan.steps:
+            return True
+        upcoming = self._plan.releases(self.steps + 1)[-1]
+        return not self._allows(replace(upcoming, count=1))
+
     def reserve(
         self,
         *,

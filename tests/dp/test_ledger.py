@@ -118,6 +118,21 @@ def test_the_number_of_steps_is_a_budget():
     assert ledger.state_dict() == before
 
 
+@by_formula
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [(20, {}), (6, {"target_epsilon": 6 / 4, "steps": 9})],
+    ids=["steps", "epsilon"],
+)
+def test_a_ledger_says_when_it_allows_no_other_step(steps, changes):
+    """So that a trainer can stop before one is refused."""
+    ledger = charged(steps - 1, **changes)
+
+    assert not ledger.is_exhausted
+    ledger.reserve(**PLANNED)
+    assert ledger.is_exhausted
+
+
 def test_a_plan_that_is_followed_needs_no_accountant(accountant):
     """Its steps were counted out before; nothing is computed while it runs."""
     charged(20)

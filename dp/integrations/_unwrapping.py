@@ -1,0 +1,38 @@
+"""Find the :class:`~dp.DPOptimizer` inside what a framework made of it."""
+
+from typing import Any
+
+from dp.optimizer import DPOptimizer
+
+
+__all__ = ("found", "unwrapped")
+
+
+def found(optimizer: Any) -> DPOptimizer | None:
+    """Return the private optimizer that *optimizer* is or leads to, or None.
+
+    Frameworks keep what they wrap as ``optimizer``: accelerate's AcceleratedOptimizer
+    and the proxies of Lightning and Fabric, which pass for an instance of our class.
+    """
+    while optimizer is not None:
+        if isinstance(optimizer, DPOptimizer) and "original_optimizer" in vars(
+            optimizer
+        ):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+def unwrapped(optimizer: Any) -> DPOptimizer:
+    """Return the private optimizer that *optimizer* is or leads to.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    private = found(optimizer)
+    if private is None:
+        raise TypeError(
+            f"no DPOptimizer was found in {type(optimizer).__name__}: wrap the"
+            " optimizer in dp.DPOptimizer first, and then let the framework wrap it"
+        )
+    return private

@@ -1,0 +1,137 @@
+"""Private training in a Hugging Face Accelerate script.
+
+Three lines of a script change: the optimizer is wrapped, ``prepare`` is ours, and the
+loss is a vector::
+
+    optimizer = dp.DPOptimizer(AdamW(...), plan=plan, loader=loader)
+    model, optimizer, loader = prepare(accelerator, model, optimizer, loader)
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            losses = cross_entropy(model(x), y, reduction="none")
+            accelerator.backward(private_loss(losses, optimizer))
+            optimizer.step()
+            optimizer.zero_grad()
+
+``accelerator.save_state`` and ``load_state`` carry the ledger with the optimizer.
+``accelerator.clip_grad_norm_`` finds no gradient to clip: each example's is clipped at
+the plan's ``max_grad_norm``, and there is none before ``step``.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NoReturn, final
+
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dp.exceptions import SamplingMismatchError
+from dp.integrations._unwrapping import unwrapped
+from dp.micro_batches import MicroBatches
+from dp.optimizer import DPOptimizer
+from dp.sampling import PoissonLoader
+
+
+__all__ = ("AcceleratedLoader", "prepare", "private_loss", "private_optimizer")
+
+
+def prepare(accelerator: Accelerator, *objects: Any) -> Any:
+    """Return *objects* as ``accelerator.prepare`` does, private loaders included.
+
+    Accelerate passes a :class:`~dp.sampling.PoissonLoader` on as it is, for it would rebuild
+    it without tickets. Here it becomes an :class:`AcceleratedLoader`.
+
+    Args:
+        accelerator: The accelerator of the script.
+        objects: Models, optimizers, schedulers and loaders, in any order.
+
+    Returns:
+        The prepared objects, in the same order; one alone if there was one.
+    """
+    loaders = {
+        position: AcceleratedLoader(item, accelerator)
+        for position, item in enumerate(objects)
+        if isinstance(item, PoissonLoader)
+    }
+    others = [item for item in objects if not isinstance(item, PoissonLoader)]
+    prepared = iter([accelerator.prepare(*others)] if len(others) == 1 else ())
+    if len(others) > 1:
+        prepared = iter(accelerator.prepare(*others))
+    results = tuple(
+        loaders[position] if position in loaders else next(prepared)
+        for position in range(len(objects))
+    )
+    return results[0] if len(results) == 1 else results
+
+
+def private_loss(losses_B: Tensor, optimizer: Optimizer) -> Tensor:
+    """Return the loss to give to ``accelerator.backward``.
+
+    See :meth:`dp.DPOptimizer.private_loss`: the ``gradient_accumulation_steps`` that
+    accelerate divides by are divided out again, for the sum of clipped gradients is
+    divided by the plan's expected batch size, once.
+
+    Args:
+        losses_B: One loss an example.
+        optimizer: The optimizer, prepared or not.
+
+    Raises:
+        TypeError: If there is no DPOptimizer in *optimizer*.
+        ValueError: If *losses_B* is not a vector of floating-point losses.
+    """
+    return unwrapped(optimizer).private_loss(losses_B)
+
+
+def private_optimizer(optimizer: Optimizer) -> DPOptimizer:
+    """Return the DPOptimizer in a prepared optimizer: what was spent, its certificate.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    return unwrapped(optimizer)
+
+
+@final
+class AcceleratedLoader:
+    """Yield the batches of a private loader where and as an accelerator wants them.
+
+    On its device, and each in as many parts as it accumulates, so that
+    ``accelerator.accumulate`` steps once a draw.
+
+    Args:
+        loader: The loader that the optimizer takes its tickets from.
+        accelerator: The accelerator of the script.
+    """
+
+    def __init__(self, loader: PoissonLoader, accelerator: Accelerator) -> None:
+        self.loader = loader
+        self._accelerator = accelerator
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset that the loader draws from."""
+        return self.loader.dataset
+
+    @property
+    def sampler(self) -> NoReturn:
+        """Not to be had: ``skip_first_batches`` would rebuild the loader from it."""
+        raise SamplingMismatchError(
+            "the batches of a private loader cannot be taken out of it or skipped, for"
+            " their tickets would be lost; after a resume every draw is a new one, so"
+            " iterate over the loader itself for the steps that are left"
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[Any]:
+        self._accelerator.step = 0  # A pass may have been left within a batch.
+        for batch in self._batches():
+            if self._accelerator.device_placement:
+                yield send_to_device(batch, self._accelerator.device)
+            else:
+                yield batch
+
+    def _batches(self) -> MicroBatches | PoissonLoader:
+        parts = self._accelerator.gradient_accumulation_steps
+        return self.loader if parts == 1 else MicroBatches(self.loader, per_step=parts)

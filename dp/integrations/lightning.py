@@ -1,0 +1,113 @@
+"""Private training in Lightning: epsilon in the logs, and an end at the budget.
+
+Two lines of a module change, and one of the trainer::
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        losses = cross_entropy(self(x), y, reduction="none")
+        return self.optimizers().private_loss(losses)
+
+    def configure_optimizers(self):
+        return dp.DPOptimizer(AdamW(self.parameters()), plan=plan, loader=loader)
+
+    trainer = Trainer(callbacks=[PrivacyCallback()])
+    trainer.fit(module, loader)
+
+Checkpoints carry the ledger with the optimizer's state. Manual optimisation works as
+well: give ``private_loss`` to ``manual_backward``.
+"""
+
+from typing import Any, Final, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.integrations._unwrapping import found
+from dp.micro_batches import MicroBatches
+from dp.optimizer import DPOptimizer
+from dp.sampling import Unamplified
+
+
+__all__ = ("PrivacyCallback",)
+
+_NAME: Final = "epsilon"
+
+
+@final
+class PrivacyCallback(Callback):
+    """Log epsilon, stop at the budget, and refuse what would not do what it says.
+
+    Epsilon is logged as ``epsilon`` whenever the trainer logs, and at the end of every
+    epoch; with several private optimizers, the name has the optimizer's number.
+    Training stops after the step that the plan has no other after.
+
+    Raises:
+        UnsupportedOperationError: When training starts, if no optimizer is private,
+            or if the trainer is to clip gradients.
+        SamplingMismatchError: When training starts, if the trainer accumulates another
+            number of batches than the loader makes of one draw.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what the trainer was told against what a private step does."""
+        del pl_module
+        private = _private(trainer)
+        if not private:
+            raise UnsupportedOperationError(
+                "no optimizer is private: configure_optimizers returned"
+                f" {[type(o).__name__ for o in trainer.optimizers]}; return"
+                " dp.DPOptimizer(...) from it"
+            )
+        if trainer.gradient_clip_val:
+            raise UnsupportedOperationError(
+                f"gradient_clip_val={trainer.gradient_clip_val!r} would clip gradients"
+                " that are not there yet: each example's is clipped at the plan's"
+                " max_grad_norm; leave gradient_clip_val out"
+            )
+        for optimizer in private:
+            _check_accumulation(trainer, optimizer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log epsilon when the trainer logs, and stop at the end of the budget."""
+        del outputs, batch, batch_idx
+        private = _private(trainer)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Set late.
+        if every and trainer.global_step % every == 0:
+            _log(private, pl_module)
+        if any(optimizer.ledger.is_exhausted for optimizer in private):
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the epoch cost."""
+        _log(_private(trainer), pl_module)
+
+
+def _private(trainer: Trainer) -> list[DPOptimizer]:
+    optimizers = [found(optimizer) for optimizer in trainer.optimizers]
+    return [optimizer for optimizer in optimizers if optimizer is not None]
+
+
+def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
+    for number, optimizer in enumerate(private):
+        name = _NAME if len(private) == 1 else f"{_NAME}-{number}"
+        pl_module.log(name, optimizer.spent().epsilon, batch_size=1)
+
+
+def _check_accumulation(trainer: Trainer, optimizer: DPOptimizer) -> None:
+    loader = trainer.train_dataloader
+    parts = loader.per_step if isinstance(loader, MicroBatches) else 1
+    if isinstance(optimizer.plan.sampling, Unamplified):
+        parts = optimizer.plan.sampling.backwards_per_step
+    if trainer.accumulate_grad_batches != parts:
+        raise SamplingMismatchError(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}, but each batch"
+            f" that was drawn comes in {parts} part(s), and a step needs all of one:"
+            " train on dp.MicroBatches(loader, per_step=accumulate_grad_batches)"
+        )

@@ -1,0 +1,323 @@
+"""Private training with the Hugging Face Trainer.
+
+One class and one argument of a script change::
+
+    trainer = PrivateTrainer(model, args, train_dataset=dataset, plan=plan)
+    trainer.train()
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import TrainOutput
+
+from dp.certificate import Certificate
+from dp.exceptions import LedgerError, UnsupportedOperationError
+from dp.integrations._losses import per_example_losses
+from dp.integrations._unwrapping import found, unwrapped
+from dp.micro_batches import MicroBatches, split_batch
+from dp.optimizer import DPOptimizer
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+
+
+__all__ = (
+    "PrivacyCallback",
+    "PrivateTrainer",
+    "per_example_losses",
+)
+
+# What Trainer logs of the training data. It is not covered by the guarantee.
+_UNCOVERED: Final = frozenset({"loss", "grad_norm", "train_loss"})
+
+
+class PrivacyCallback(TrainerCallback):
+    """Stop at the budget, and refuse to go on from a state whose cost is unknown."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Check that the ledger knows every step that the checkpoint took.
+
+        Raises:
+            LedgerError: If it does not, as when only the model was saved.
+        """
+        del args, control
+        ledger = unwrapped(kwargs["optimizer"]).ledger
+        if ledger.steps < state.global_step:
+            raise LedgerError(
+                f"the checkpoint took {state.global_step} steps, but the ledger knows"
+                f" of {ledger.steps}, so what was spent is unknown; resume from a"
+                " checkpoint that was saved with its optimizer (save_only_model=False)"
+            )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stop training if the plan allows no other step."""
+        del args, state
+        if unwrapped(kwargs["optimizer"]).ledger.is_exhausted:
+            control.should_training_stop = True
+
+
+class PrivateTrainer(Trainer):
+    """The Trainer, with its batches, losses, optimizer and logs made private.
+
+    Put it before a trainer of your own to make that one private:
+    ``class MyPrivateTrainer(PrivateTrainer, MyTrainer)``.
+
+    Batches are drawn by the plan. ``per_device_train_batch_size`` is how many examples
+    go through the model at once, whatever was drawn, and an epoch is the number of
+    steps in which an example is drawn once on average. The plan says how many steps
+    there are; ``max_steps`` may only lower that. Training losses and gradient norms
+    are not logged, for the guarantee does not cover them; epsilon is.
+
+    Guarantees:
+        * Training stops at the plan's budget, and a checkpoint resumes with its ledger.
+        * Arguments that a private step cannot honour are refused, none is ignored.
+
+    Args:
+        args: What the Trainer takes.
+        plan: The public numbers of the run.
+        unsafe_log_loss: Log the loss of the training data all the same.
+        kwargs: What the Trainer takes.
+
+    Raises:
+        UnsupportedOperationError: If DeepSpeed, FSDP or DataParallel is to train.
+        ValueError: If an argument of the trainer contradicts the plan.
+    """
+
+    # Trainer shall divide the loss it shows by the number of batches it adds up.
+    loss_is_scaled_for_ga: bool | None = False
+
+    def __init__(
+        self,
+        *args: Any,
+        plan: PrivacyPlan,
+        unsafe_log_loss: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.plan = plan
+        self.unsafe_log_loss = unsafe_log_loss
+        self._loader: PoissonLoader | None = None
+        self._known: DPOptimizer | None = None
+        _check_strategy(self)
+        _check_arguments(self.args, plan)
+        if self.args.max_steps < 0:
+            self.args.max_steps = plan.steps
+        # A checkpoint is resumed with new draws: there are no old ones to skip.
+        self.args.ignore_data_skip = True
+        self.add_callback(PrivacyCallback())
+
+    @property
+    def private_optimizer(self) -> DPOptimizer:
+        """The private optimizer, once training has begun."""
+        return unwrapped(self.optimizer)
+
+    def certificate(self) -> Certificate:
+        """Return the document that says what was released and what it cost."""
+        return self.private_optimizer.certificate()
+
+    def make_private(
+        self, optimizer: Optimizer, loader: PoissonLoader | None
+    ) -> DPOptimizer:
+        """Return *optimizer* made private; override it to choose clipping or noise."""
+        return DPOptimizer(optimizer, plan=self.plan, loader=loader)
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the plan's batches, set up as the Trainer's own."""
+        own = super().get_train_dataloader()
+        if not isinstance(self.plan.sampling, PoissonSampling):
+            return own
+        probability = self.plan.sampling.sampling_probability
+        self._loader = PoissonLoader(
+            own.dataset,
+            sampling_probability=probability,
+            steps=min(self.plan.steps, max(1, round(1 / probability))),
+            collate_fn=own.collate_fn,
+            num_workers=own.num_workers,
+            pin_memory=own.pin_memory,
+            timeout=own.timeout,
+            worker_init_fn=own.worker_init_fn,
+            multiprocessing_context=own.multiprocessing_context,
+            prefetch_factor=own.prefetch_factor,
+            persistent_workers=own.persistent_workers,
+        )
+        parts = self.args.gradient_accumulation_steps
+        return (
+            self._loader if parts == 1 else MicroBatches(self._loader, per_step=parts)
+        )
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Create the Trainer's optimizer, and make it private.
+
+        A private one that was made or passed before goes on, on the new loader.
+        """
+        optimizer: Optimizer = super().create_optimizer(model)
+        private = found(optimizer)
+        if private is None:
+            private = optimizer = self.make_private(optimizer, self._loader)
+        elif private.plan != self.plan:
+            raise ValueError(
+                "the optimizer that was passed has another plan than the trainer; pass"
+                " the same one, or an optimizer that is not private yet"
+            )
+        elif self._loader is not None:
+            private.attach(self._loader)
+        if self._known is not None and self._known is not private:
+            # A model that is trained anew on the same data adds to what was spent.
+            private.ledger.load_state_dict(self._known.ledger.state_dict())
+        self.optimizer, self._known = optimizer, private
+        return optimizer
+
+    def per_example_losses(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Return one loss for every example of *inputs*.
+
+        By default that of :func:`per_example_losses`, or of the ``compute_loss_func``
+        that the trainer was given. Override it for a model with another loss.
+        """
+        inputs = dict(inputs)
+        plain = self.accelerator.unwrap_model(model)
+        config = getattr(plain, "config", None)
+        labels = inputs.get("labels")
+        if labels is None:
+            raise ValueError(
+                f"the batch has no 'labels', only {sorted(inputs)}; name them so, or"
+                " override per_example_losses"
+            )
+        if not getattr(config, "is_encoder_decoder", False):
+            del inputs["labels"]  # The decoder's inputs are made of them, if any.
+        outputs = model(**inputs)
+        if self.compute_loss_func is not None:
+            losses: Tensor = self.compute_loss_func(
+                outputs, labels, num_items_in_batch=None
+            )
+            return losses
+        return per_example_losses(
+            plain,
+            outputs["logits"] if isinstance(outputs, Mapping) else outputs[0],
+            labels,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 -- Trainer's signature
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the private loss in training, and the Trainer's in evaluation."""
+        if return_outputs or not model.training:
+            return super().compute_loss(
+                model,
+                inputs,
+                return_outputs=return_outputs,
+                num_items_in_batch=num_items_in_batch,
+            )
+        losses_B = self.per_example_losses(model, inputs)
+        return self.private_optimizer.private_loss(losses_B)
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Run the Trainer's step on as many examples at once as the device shall hold.
+
+        An empty batch needs no forward pass: the step adds its noise all the same.
+        """
+        if isinstance(self.plan.sampling, Unamplified):
+            step: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return step
+        total = torch.zeros((), device=self.args.device)
+        parts = split_batch(inputs, max_examples=self._train_batch_size)
+        for part in parts:
+            loss = super().training_step(model, part, num_items_in_batch)
+            total += loss / len(parts)
+        return total
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log what the guarantee covers, and epsilon with it."""
+        private = found(self.optimizer)
+        if not self.unsafe_log_loss:
+            logs = {k: v for k, v in logs.items() if k not in _UNCOVERED}
+        if private is not None:
+            logs["epsilon"] = private.spent().epsilon
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as the Trainer does; the loss in the result is NaN unless asked for."""
+        output: TrainOutput = super().train(*args, **kwargs)
+        if self.unsafe_log_loss:
+            return output
+        metrics = {k: v for k, v in output.metrics.items() if k not in _UNCOVERED}
+        return output._replace(training_loss=math.nan, metrics=metrics)
+
+    def hyperparameter_search(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Refuse: every trial trains on the private data, and so does the choice."""
+        raise UnsupportedOperationError(
+            "hyperparameter_search trains on the private data once a trial and chooses"
+            " by the result, which no ledger of one run covers; search on public data,"
+            " or plan for every trial and add their costs up"
+        )
+
+
+def _check_strategy(trainer: Any) -> None:
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+        raise UnsupportedOperationError(
+            f"the Trainer's {name} sums gradients over examples while it computes them,"
+            " so none could be clipped alone; train without it, or with FSDP2 in a"
+            " loop of your own"
+        )
+    if trainer.args.n_gpu > 1:
+        raise UnsupportedOperationError(
+            f"Trainer would use DataParallel on {trainer.args.n_gpu} devices; show it"
+            " one by CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _check_arguments(args: TrainingArguments, plan: PrivacyPlan) -> None:
+    default = 1.0  # Trainer's own, so it cannot be told from one that was meant.
+    if args.max_grad_norm not in (0, default, plan.max_grad_norm):
+        raise ValueError(
+            f"max_grad_norm={args.max_grad_norm!r}, but the plan clips each example at"
+            f" {plan.max_grad_norm!r}, and nothing else is clipped; make them equal"
+        )
+    if args.max_steps > plan.steps:
+        raise ValueError(
+            f"max_steps={args.max_steps}, but the plan has {plan.steps} steps; plan for"
+            " as many as will be taken, or leave max_steps out"
+        )
+    if args.dataloader_drop_last or args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} and"
+            f" dataloader_drop_last={args.dataloader_drop_last!r} choose batches that"
+            " the plan must draw; leave them at 'random' and False"
+        )
+    if isinstance(plan.sampling, Unamplified):
+        parts = plan.sampling.backwards_per_step
+        if args.gradient_accumulation_steps != parts:
+            raise ValueError(
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps}, but"
+                f" the plan is {plan.sampling!r}; make the two numbers equal"
+            )

@@ -1,0 +1,151 @@
+"""Batches in parts, for memory and for trainers that accumulate gradients.
+
+One private step needs one draw, whole. Where a draw is too large for the device, its
+parts go through the model one after the other: clipped sums add up, so how a batch is
+split never changes the step.
+
+Not done here: drawing (:mod:`dp.sampling`) and adding up (:mod:`dp.optimizer`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+
+from dp import _checks
+from dp.sampling import PoissonLoader
+
+
+__all__ = ("MicroBatches", "split_batch")
+
+
+@final
+class MicroBatches:
+    """Yield every batch of a loader in a fixed number of parts.
+
+    For trainers that call ``step`` after every *per_step* batches: accelerate's
+    ``gradient_accumulation_steps``, Lightning's ``accumulate_grad_batches``. The
+    optimizer still gets the loader itself, whose tickets it spends.
+
+    >>> from dp import PoissonLoader
+    >>> loader = PoissonLoader(range(5), sampling_probability=1.0, steps=1)
+    >>> list(MicroBatches(loader, per_step=2))
+    [tensor([0, 1]), tensor([2, 3, 4])]
+
+    Guarantees:
+        * Every example of a draw is in one part of it, and its order is kept.
+        * The number of parts is public: it does not depend on what was drawn, so a
+          part may be empty.
+
+    Args:
+        loader: The loader whose batches are split.
+        per_step: How many parts each batch has.
+
+    Raises:
+        ValueError: If *per_step* is not a whole number of at least 1.
+    """
+
+    def __init__(self, loader: PoissonLoader, *, per_step: int) -> None:
+        self.loader = loader
+        self.per_step = _checks.count(per_step=per_step)
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset that the loader draws from."""
+        return self.loader.dataset
+
+    def __len__(self) -> int:
+        return self.per_step * len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            size = _batch_size(batch)
+            for part in range(self.per_step):
+                start = part * size // self.per_step
+                stop = (part + 1) * size // self.per_step
+                yield _sliced(batch, size, slice(start, stop))
+
+
+def split_batch(batch: Any, *, max_examples: int) -> list[Any]:
+    """Return *batch* in parts of at most *max_examples* examples; none if it is empty.
+
+    >>> split_batch({"x": torch.arange(5), "name": "a"}, max_examples=3)
+    [{'x': tensor([0, 1, 2]), 'name': 'a'}, {'x': tensor([3, 4]), 'name': 'a'}]
+
+    Args:
+        batch: Tensors and arrays whose first axis is the batch, in mappings and
+            sequences of any depth. A sequence with one entry an example, as a list
+            of strings, is split too; anything else goes into every part.
+        max_examples: The largest number of examples of a part.
+
+    Raises:
+        TypeError: If *batch* holds no tensor or array.
+        ValueError: If two tensors have different numbers of examples, or if
+            *max_examples* is not a whole number of at least 1.
+    """
+    step = _checks.count(max_examples=max_examples)
+    size = _batch_size(batch)
+    return [
+        _sliced(batch, size, slice(start, start + step))
+        for start in range(0, size, step)
+    ]
+
+
+def _batch_size(batch: Any) -> int:
+    sizes = set(_sizes(batch))
+    if not sizes:
+        raise TypeError(
+            f"a batch of type {type(batch).__name__} holds no tensor with a batch axis,"
+            " so it cannot be split; collate examples into tensors"
+        )
+    if len(sizes) > 1:
+        raise ValueError(
+            "the tensors of a batch differ in the size of their first axis, so the"
+            " batch cannot be split; put the batch axis first in each of them"
+        )
+    return sizes.pop()
+
+
+def _sizes(batch: Any) -> Iterator[int]:
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        if batch.ndim:
+            yield len(batch)
+    else:
+        for part in _parts(batch):
+            yield from _sizes(part)
+
+
+def _parts(batch: Any) -> Iterable[Any]:
+    if isinstance(batch, Mapping):
+        return batch.values()
+    if _is_sequence(batch):
+        return cast("Sequence[Any]", batch)
+    if is_dataclass(batch):
+        return [getattr(batch, field.name) for field in fields(batch)]
+    return ()
+
+
+def _sliced(batch: Any, size: int, part: slice) -> Any:
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch[part] if batch.ndim else batch
+    if not any(True for _ in _sizes(batch)):
+        one_an_example = _is_sequence(batch) and len(batch) == size
+        return batch[part] if one_an_example else batch
+    parts = [_sliced(value, size, part) for value in _parts(batch)]
+    if isinstance(batch, Mapping):
+        sliced: Any = copy(batch)
+        for key, value in zip(batch, parts, strict=True):
+            sliced[key] = value
+        return sliced
+    if is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in fields(batch)]
+        return replace(batch, **dict(zip(names, parts, strict=True)))
+    kind: Any = type(batch)
+    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
+
+
+def _is_sequence(batch: Any) -> bool:
+    return isinstance(batch, Sequence) and not isinstance(batch, str | bytes)
