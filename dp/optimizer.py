@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp import _carried as carried
 from dp._gate import LossScale, Placeholder, private_loss
 from dp._guard import check_subclass, check_wrappable, permit, protect
 from dp._mechanism import Mechanism
@@ -109,6 +110,7 @@ class DPOptimizer(TransparentOptimizer):
             ledger=Ledger(plan),
             loader=loader,
         )
+        carried.mark(self.param_groups)
         self._loss_scale = LossScale()
         self._placeholder = Placeholder()
         protect(self)
@@ -248,25 +250,36 @@ class DPOptimizer(TransparentOptimizer):
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return {**state_dict, "ledger": self.ledger.state_dict()}
+        return carried.packed(state_dict, self.ledger)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        if "ledger" not in state_dict:
+        state_dict, ledgers = carried.unpacked(state_dict)
+        if not ledgers:
             raise LedgerError(
-                "the state has no 'ledger', so what was spent to reach it is unknown;"
+                "the state has no ledger, so what was spent to reach it is unknown;"
                 " save state_dict() of the DPOptimizer, or call"
                 " load_state_dict_without_ledger if no private data was used for it"
             )
         self._discard()
-        self.ledger.load_state_dict(state_dict["ledger"])
-        return {k: v for k, v in state_dict.items() if k != "ledger"}
+        for ledger in ledgers:
+            self.ledger.load_state_dict(ledger)
+        return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
         """Load a state that no private data went into; the ledger stays as it is.
 
         The caller vouches for it: a certificate cannot see what this state cost.
+
+        Raises:
+            LedgerError: If the state has a ledger after all.
         """
-        self.load_state_dict({**state_dict, "ledger": self.ledger.state_dict()})
+        state_dict, ledgers = carried.unpacked(state_dict)
+        if ledgers:
+            raise LedgerError(
+                "the state has a ledger, so private data was used for it; call"
+                " load_state_dict, which adds what was spent"
+            )
+        self.load_state_dict(carried.packed(state_dict, self.ledger))
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.

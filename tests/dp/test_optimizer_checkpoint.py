@@ -1,0 +1,264 @@
+"""Checkpoints of every kind carry the ledger, and cost nothing to take."""
+
+import io
+import warnings
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.stateful import Stateful
+
+from dp import DPOptimizer, LedgerError, SamplingMismatchError
+
+
+OPTIONS = {
+    "by name": StateDictOptions(),
+    "flat": StateDictOptions(flatten_optimizer_state_dict=True),
+    "full": StateDictOptions(full_state_dict=True, cpu_offload=True),
+}
+
+
+def momentum_sgd(params, lr):
+    return torch.optim.SGD(params, lr=lr, momentum=0.9)
+
+
+KINDS = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD, "momentum": momentum_sgd}
+
+
+@pytest.fixture(autouse=True)
+def one_process():
+    """Torch warns that a checkpoint of one process is one of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)")
+        yield
+
+
+class AppState(Stateful):
+    """The recipe of torch's tutorial: one object for model and optimizer."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def state_dict(self):
+        model, optimizer = get_state_dict(self.run.model, self.run.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def load_state_dict(self, state_dict):
+        set_state_dict(
+            self.run.model,
+            self.run.optimizer,
+            model_state_dict=state_dict["model"],
+            optim_state_dict=state_dict["optimizer"],
+        )
+
+
+def same_state(optimizer, other):
+    """Whether hyperparameters and every buffer agree."""
+    states = [o.state_dict() for o in (optimizer, other)]
+    buffers, expected = ({k: b for k, b in s["state"].items() if b} for s in states)
+    torch.testing.assert_close(buffers, expected)
+    rate, expected_rate = (s["param_groups"][0]["lr"] for s in states)
+    return rate == expected_rate
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    # torch itself fails to load a full state that holds no tensor.
+    [(k, o) for k in KINDS for o in OPTIONS if (k, o) != ("SGD", "full")],
+)
+def test_a_state_by_parameter_name_resumes_with_its_ledger(make_run, kind, options):
+    """As FSDP and pipelines exchange it; only two keys of a state survive that."""
+    run, resumed = make_run(KINDS[kind]), make_run(KINDS[kind])
+    run.train(3)
+    run.optimizer.param_groups[0]["lr"] = 0.05
+    state = get_optimizer_state_dict(run.model, run.optimizer, options=OPTIONS[options])
+
+    set_optimizer_state_dict(
+        resumed.model, resumed.optimizer, state, options=OPTIONS[options]
+    )
+
+    assert resumed.optimizer.spent() == run.optimizer.spent()
+    assert resumed.optimizer.ledger.steps == 3
+    assert same_state(resumed.optimizer, run.optimizer)
+    resumed.train(1)
+    assert resumed.optimizer.ledger.steps == 4
+
+
+@pytest.mark.parametrize("saved", ["recipe", "optimizer"])
+def test_a_distributed_checkpoint_on_disk_resumes_with_its_ledger(
+    make_run, tmp_path, saved
+):
+    """By torch's recipe, and with the optimizer itself as the Stateful."""
+    run, resumed = make_run(torch.optim.Adam), make_run(torch.optim.Adam)
+    run.train(3)
+    before, after = (
+        {"app": AppState(r) if saved == "recipe" else r.optimizer}
+        for r in (run, resumed)
+    )
+    if saved == "optimizer":
+        resumed.train(1)  # Such a checkpoint loads into state that exists.
+    dcp.save(before, checkpoint_id=tmp_path)
+
+    dcp.load(after, checkpoint_id=tmp_path)
+
+    already = 1 if saved == "optimizer" else 0
+    assert resumed.optimizer.ledger.steps == 3 + already
+    assert same_state(resumed.optimizer, run.optimizer)
+    resumed.train(1)
+    assert resumed.optimizer.ledger.steps == 4 + already
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("after_steps", [0, 1])
+def test_taking_a_checkpoint_adds_no_noise_and_charges_nothing(
+    make_run, kind, after_steps
+):
+    """Torch creates missing state by a step with zero gradients and rate 0."""
+    run = make_run(KINDS[kind])
+    run.train(after_steps)
+    run.optimizer.zero_grad()
+    before = [p.detach().clone() for p in run.model.parameters()]
+
+    state = get_optimizer_state_dict(run.model, run.optimizer)
+    set_optimizer_state_dict(run.model, run.optimizer, state)
+
+    assert run.optimizer.ledger.steps == after_steps
+    assert run.optimizer.param_groups[0]["lr"] == 0.1
+    for parameter, value in zip(run.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    if not after_steps:
+        buffers = [b for s in run.optimizer.state.values() for b in s.values()]
+        assert not any(b.any() for b in buffers if torch.is_tensor(b) and b.dim())
+
+
+def test_a_checkpoint_within_a_batch_drops_what_torch_drops(make_run):
+    """It ends by clearing gradients, and a step on cleared gradients is refused."""
+    run = make_run(torch.optim.Adam)
+    batch = next(batch for batch in run.loader if len(batch[0]))
+    run.optimizer.backward(run.losses(batch))
+    get_optimizer_state_dict(run.model, run.optimizer)
+
+    with pytest.raises(SamplingMismatchError, match="has not seen every example"):
+        run.optimizer.step()
+
+    assert run.optimizer.ledger.steps == 0
+    run.optimizer.backward(run.losses(batch))
+    run.optimizer.step()
+    assert run.optimizer.ledger.steps == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_private_step_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, kind):
+    """A warm-up from 0 with zeroed gradients is released and charged like any step."""
+    run = make_run(KINDS[kind], lr=0.0)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for steps, batch in enumerate(run.loader, 1):
+        if steps % 2:
+            run.optimizer.backward(run.losses(batch))
+        else:
+            run.optimizer.private_loss(run.losses(batch)).backward()
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=False)
+        assert run.optimizer.ledger.steps == steps
+        if steps == 4:
+            break
+
+
+def test_zero_gradients_at_another_rate_are_no_checkpoints(make_run):
+    """Then it is a step without a backward pass, and refused as one."""
+    run = make_run()
+    next(batch for batch in run.loader if len(batch[0]))
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    with pytest.raises(SamplingMismatchError):
+        run.optimizer.step(closure=None)
+
+
+def test_a_state_whose_ledger_was_altered_is_refused(make_run):
+    """Before anything is loaded."""
+    run = make_run()
+    state = run.optimizer.state_dict()
+    state["param_groups"][0].update(dp_ledger="{", lr=0.75)
+
+    with pytest.raises(LedgerError, match="damaged"):
+        run.optimizer.load_state_dict(state)
+
+    assert run.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_state_saved_without_the_wrapper_is_refused_by_every_loader(make_run):
+    """What it cost is unknown, by whatever way it comes."""
+    run, model = make_run(torch.optim.Adam), nn.Linear(3, 1)
+    plain = torch.optim.Adam(model.parameters())
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    by_name = get_optimizer_state_dict(model, plain)
+    flattened = get_optimizer_state_dict(model, plain, options=flat)
+
+    with pytest.raises(LedgerError, match="has no ledger"):
+        set_optimizer_state_dict(run.model, run.optimizer, by_name)
+    with pytest.raises(KeyError, match="dp_ledger"):
+        set_optimizer_state_dict(run.model, run.optimizer, flattened, options=flat)
+
+
+def test_a_private_state_loads_into_a_plain_optimizer(make_run):
+    """Training may go on without private data, or be looked at."""
+    run = make_run(torch.optim.Adam)
+    run.train(2)
+    plain = torch.optim.Adam([torch.zeros_like(p) for p in run.model.parameters()])
+
+    plain.load_state_dict(run.optimizer.state_dict())
+
+    assert [s["step"].item() for s in plain.state.values()] == [2, 2]
+
+
+def test_two_private_optimizers_of_one_model_keep_their_ledgers(make_plan):
+    """Torch puts their groups into one state, and takes it apart by name."""
+
+    def built():
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        plan, data = make_plan(), list(torch.randn(20, 2))
+        loaders = [plan.loader(data) for _ in model]
+        return (
+            model,
+            loaders,
+            [
+                DPOptimizer(torch.optim.Adam(m.parameters()), plan=plan, loader=loader)
+                for m, loader in zip(model, loaders, strict=True)
+            ],
+        )
+
+    (model, loaders, optimizers), (twin, _, resumed) = built(), built()
+    for optimizer, loader, steps in zip(optimizers, loaders, (1, 2), strict=True):
+        for batch, _ in zip(loader, range(steps), strict=False):
+            optimizer.backward(model(batch).square().squeeze(1))
+            optimizer.step()
+
+    state = get_optimizer_state_dict(model, optimizers)
+    set_optimizer_state_dict(twin, resumed, state)
+
+    assert [o.ledger.steps for o in resumed] == [1, 2]
+
+
+def test_a_saved_optimizer_is_whole(make_run):
+    """``torch.save`` of the object itself, not of its state."""
+    run = make_run(torch.optim.Adam)
+    run.train(2)
+    file = io.BytesIO()
+    torch.save(run.optimizer, file)
+    file.seek(0)
+
+    twin = torch.load(file, weights_only=False)
+    twin.attach(run.loader)
+
+    assert twin.spent() == run.optimizer.spent()
+    assert same_state(twin, run.optimizer)
