@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ from dp.sampling import PoissonLoader, Ticket, Unamplified
 
 
 __all__ = ("Mechanism", "Pending")
+
+
+# The serial of the last ticket that any optimizer spent. The cost of a release counts
+# on the chance not to be in its batch; two releases of one batch share that chance.
+_last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
 
 
 @final
@@ -62,7 +68,6 @@ class Mechanism:
     engine: Engine = field(default_factory=Engine)
     agreement: Agreement = field(default_factory=Agreement)
     pending: Pending | None = None
-    last_serial: int = -1
     assigned: dict[str, float] = field(default_factory=dict)
     settings: Settings = field(init=False)
     rule: Clipping = field(init=False)
@@ -163,8 +168,8 @@ class Mechanism:
             max_grad_norm=pending.max_grad_norm,
         )
         self.pending = None
-        if pending.ticket is not None:
-            self.last_serial = pending.ticket.serial
+        if pending.ticket is not None and self.loader is not None:
+            _last_spent[self.loader] = pending.ticket.serial
         exchange = Exchange(world, pending.sums, shardings)
         for share in exchange:  # Of the total over all ranks.
             self._add_noise(share, stddev)  # Private from here on.
@@ -201,7 +206,6 @@ class Mechanism:
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
-            last_serial=self.last_serial,
             assigned=dict(self.assigned),
         )
 
@@ -248,10 +252,12 @@ class Mechanism:
                 "no batch has been drawn from the loader; iterate over the loader that"
                 " was given to DPOptimizer"
             )
-        if ticket.serial <= self.last_serial:
+        if ticket.serial <= _last_spent.get(self.loader, -1):
             raise SamplingMismatchError(
                 "this batch was already used for a step; draw the next one from the"
-                " loader"
+                " loader. Two optimizers that release the same batch would cost more"
+                " than their ledgers say: put the parameters into groups of one"
+                " optimizer, or give each a loader of its own"
             )
         return ticket
 
