@@ -113,10 +113,9 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
 
     def __getattr__(self, name: str) -> Any:
         """Read what only the wrapped optimizer has, such as ``train`` or a knob."""
-        if name == "original_optimizer" or (name[:2] == name[-2:] == "__"):
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}"
-            )
+        is_special = name[:2] == name[-2:] == "__"
+        if is_special or name == "original_optimizer" or hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # Its own error, once more.
         return getattr(self.original_optimizer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

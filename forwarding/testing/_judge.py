@@ -165,6 +165,7 @@ def check(
             ``AssertionError`` for a law that is waived although it holds.
         ValueError: An argument makes no sense, such as an unknown law in ``waive``.
     """
+    __tracebackhide__ = True  # pytest then shows the test and the message only.
     report = judge(
         factory,
         make_target,
@@ -229,7 +230,7 @@ class _Jury:
     def _try(self, law: Law) -> Verdict:
         trial = _Trial(law, list(self.subject.cases(law)))
         if not trial.cases:
-            return Verdict(law, "not applicable", _nothing_for(law))
+            return Verdict(law, "not applicable", _nothing_for(law, self.subject.depth))
         try:
             self._explore(trial)
         except (ScriptFailedError, Flaky):
@@ -271,7 +272,9 @@ class _Jury:
         )
 
 
-def _nothing_for(law: Law) -> str:
+def _nothing_for(law: Law, depth: int) -> str:
+    if law.layers > depth:
+        return f"needs {law.layers} layers"
     if law.on == "method":
         return "no method among the names"
     if law.on == "data":

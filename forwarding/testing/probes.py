@@ -27,6 +27,7 @@ __all__ = (
     "call_during_get",
     "changed",
     "copy",
+    "copyable",
     "counting",
     "derive",
     "failing",
@@ -198,7 +199,7 @@ def override(target: object, **descriptors: object) -> None:
     cls = _subclass(type(target), descriptors)
     try:
         object.__setattr__(target, "__class__", cls)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise NotApplicableError(
             f"the class of a {type(target).__name__} cannot be exchanged"
         ) from error
@@ -347,20 +348,32 @@ def pickled(wrapper: object) -> Any:
     return _FromReference(file, classes).load()
 
 
+def copyable(target: object, *ways: Callable[[Any], Any]) -> None:
+    """Require that the target itself can be copied in these ways.
+
+    >>> copyable([1], copy.copy, pickled)
+    """
+    for way in ways:
+        error = attempt(way, target)
+        if error is not None:
+            raise NotApplicableError(
+                f"{way.__name__} of the target itself raises {type(error).__name__}"
+            )
+
+
 def keeps(
     how: Callable[[Any], Any], wrapper: object, target: object, name: str
 ) -> bool:
     """Tell whether a copied wrapper keeps a value that a copied target keeps."""
     value = getattr(target, name)
-    if attempt(lambda: how(target)) is not None or not alike(
-        getattr(how(target), name, None), value
-    ):
+    if not alike(getattr(how(target), name, None), value):
         return True
     return alike(getattr(how(wrapper), name), value)
 
 
 def link(target: Any, wrapper: object) -> None:
     """Let the target point back at its wrapper, as a child does at its parent."""
+    copyable(target, copy.deepcopy, pickled)
     error = attempt(setattr, target, _LINK, None)
     if error is None and attempt(getattr, copy.deepcopy(target), _LINK) is None:
         setattr(target, _LINK, wrapper)

@@ -112,6 +112,18 @@ def test_data_that_only_the_owner_has_is_reached(layers):
     assert not hasattr(inner, "knob")
 
 
+def test_an_error_in_a_property_of_a_layer_is_not_taken_for_a_missing_name():
+    """What the user sees is what went wrong, not that the owner lacks the name."""
+
+    class Broken(Layer):
+        @property
+        def progress(self):
+            raise AttributeError("inside progress")
+
+    with pytest.raises(AttributeError, match="inside progress"):
+        Broken(Knobbed([nn.Parameter(torch.zeros(2))])).progress  # noqa: B018
+
+
 def test_data_that_nobody_has_stays_on_the_layer(layers):
     """A new attribute is this layer's own, to set and to delete."""
     inner, outer = layers

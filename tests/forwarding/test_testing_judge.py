@@ -204,6 +204,7 @@ def test_a_report_reads_as_a_table():
         (["rpm"], "method", "no method among the names"),
         (["start"], "get", "no data attribute among the names"),
         (["serial"], "put-get", "no settable attribute among the names"),
+        (["rpm"], "layers", "needs 2 layers"),
     ],
 )
 def test_a_law_about_nothing_that_is_named_says_so(names, law, reason):

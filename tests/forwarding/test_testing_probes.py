@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import threading
 
 import pytest
 from hypothesis import settings
@@ -88,6 +89,10 @@ class Slotted:
     __slots__ = ()
 
 
+class ClassIsFixed:
+    __class__ = property(lambda _: int)
+
+
 @pytest.mark.parametrize(
     ("probe", "reason"),
     [
@@ -95,6 +100,7 @@ class Slotted:
         (lambda: probes.half_built(NeedsATarget), "has no bare instances"),
         (lambda: probes.override(True), "bool has no subclasses"),  # noqa: FBT003
         (lambda: probes.override([]), "class of a list cannot be exchanged"),
+        (lambda: probes.override(ClassIsFixed()), "a ClassIsFixed cannot be exchanged"),
         (lambda: probes.link(Slotted(), None), "keeps no further attribute"),
         (lambda: probes.link(DropsEverything(), None), "attribute in a copy"),
         (lambda: probes.patchable(Slotted()), "no dictionary to patch"),
@@ -171,6 +177,28 @@ def test_a_value_that_the_target_itself_loses_in_a_copy_is_not_missed():
     cache = Cache()
 
     assert probes.keeps(copy.deepcopy, Front(cache), cache, "hot")
+
+
+def test_a_target_that_cannot_be_copied_is_not_held_against_its_wrapper():
+    """A lock, a file or a cursor is wrapped as well."""
+
+    class Guard:
+        def __init__(self):
+            self.owner = None
+            self.lock = threading.Lock()
+
+    class Front(Wrapper):
+        owner = Forwarded()
+
+    report = judge(Front, Guard, ["owner"], depth=1, settings=FEW)
+
+    assert report.named("broken") == ()
+    assert report["copy"].status == "holds"
+    assert report["deepcopy"].summary == (
+        "not applicable: deepcopy of the target itself raises TypeError"
+    )
+    for law in ("pickle", "cycles"):
+        assert report[law].status == "not applicable"
 
 
 def test_what_stands_in_for_a_coroutine_function_is_one():

@@ -1,0 +1,148 @@
+"""Judge wrappers, ours and others: ``python tests/benchmarks/forwarding_laws.py``.
+
+Prints the tables of ``docs/reference/laws.md`` and the programs of
+``counterexamples.md`` beside it; ``--write`` puts them into the pages. Libraries that are not installed are left out, so install them before writing. Fails
+if one of our wrappers breaks a law that the page does not say it breaks.
+"""
+
+import argparse
+import functools
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from forwarding_optimizers import optimizers
+from forwarding_subjects import Subject, homemade, ours, peers
+from hypothesis import settings
+
+from forwarding.testing import LAWS, Report, judge
+
+
+PAGES = Path(__file__).parents[2] / "docs" / "reference"
+SETTINGS = settings(max_examples=25, derandomize=True)
+DEPTH = 3
+# A proxy that declares nothing has no names on its class, by design.
+WAIVED = {"`TransparentProxy`": {"class access", "patched method", "rebound method"}}
+
+
+class Judged(NamedTuple):
+    """What was found about one subject, at the depth that it can be stacked to."""
+
+    title: str
+    report: Report
+    depth: int
+
+
+def judged(subject: Subject, search: settings = SETTINGS) -> Judged:
+    """Try every law, on as many layers as the wrapper allows."""
+    title = subject.label
+    if subject.distribution:
+        title += f" {version(subject.distribution)}"
+    for depth in range(DEPTH, 1, -1):
+        try:
+            return Judged(title, found(subject, depth, search), depth)
+        except ValueError as error:
+            if "cannot wrap its own result" not in str(error):
+                raise
+    return Judged(title, found(subject, 1, search), 1)
+
+
+def found(subject: Subject, depth: int, search: settings) -> Report:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return judge(
+            subject.factory,
+            subject.make_target,
+            subject.names,
+            values=subject.values,
+            depth=depth,
+            settings=search,
+        )
+
+
+def table(rows: Iterable[Judged]) -> str:
+    """Return one row for each wrapper."""
+    lines = ["| wrapper | layers | keeps | breaks | namely |", "|---|---|---|---|---|"]
+    for title, report, depth in rows:
+        broken = report.named("broken")
+        kept = len(report.named("holds"))
+        names = ", ".join(broken)
+        lines.append(f"| {title} | {depth} | {kept} | {len(broken)} | {names} |")
+    return "\n".join(lines)
+
+
+def counterexamples(rows: Iterable[Judged]) -> str:
+    """Return, for each wrapper that breaks laws, the shortest program for each."""
+    return "\n\n".join(
+        f"## {title}\n\n" + "\n\n".join(programs(report))
+        for title, report, _ in rows
+        if report.named("broken")
+    )
+
+
+def programs(report: Report) -> Iterator[str]:
+    for name in report.named("broken"):
+        yield f"*{name}*\n\n```text\n{report[name].detail}\n```"
+
+
+def laws() -> str:
+    """Return every law, and why it matters."""
+    lines = ["| law | what it says | why it matters |", "|---|---|---|"]
+    for law in LAWS.values():
+        why = " ".join(textwrap.dedent(law.why).split())
+        lines.append(f"| {law.name} | {law.statement} | {why} |")
+    return "\n".join(lines)
+
+
+def rewritten(page: str, mark: str, text: str) -> str:
+    """Return the page with the text between its two marks."""
+    before, start, rest = page.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {mark} -->")
+    return f"{before}{start}\n{text}\n\n{end}{after}" if end else page
+
+
+def unexpected(rows: Iterable[Judged]) -> list[str]:
+    """Return what our own wrappers break without saying so."""
+    return [
+        f"{title} breaks {name!r}"
+        for title, report, _ in rows
+        for name in report.named("broken")
+        if name not in WAIVED.get(title, ())
+    ]
+
+
+def main() -> None:
+    """Judge, print, and write if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"fill {PAGES}")
+    options = parser.parse_args()
+    own = [judged(subject) for subject in ours()]
+    others = [judged(subject) for subject in (*homemade(), *peers())]
+    around_torch = [judged(subject) for subject in optimizers()]
+    parts = {
+        "laws": laws(),
+        "ours": table(own),
+        "peers": table(others),
+        "optimizers": table(around_torch),
+        "counterexamples": counterexamples(around_torch),
+    }
+    print("\n\n".join(parts.values()))  # noqa: T201
+    if options.write:
+        for page in (PAGES / "laws.md", PAGES / "counterexamples.md"):
+            filled = functools.reduce(
+                lambda text, part: rewritten(text, *part),
+                parts.items(),
+                page.read_text(),
+            )
+            page.write_text(filled)
+    surprises = unexpected([*own, *around_torch[:2]])
+    if surprises:
+        sys.exit("\n".join(surprises))
+
+
+if __name__ == "__main__":
+    main()
