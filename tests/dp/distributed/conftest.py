@@ -19,6 +19,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+sys.path.append(str(HERE))  # Rank-side files import each other, here as on the ranks.
 # 4 by a command: DP_TEST_WORLD_SIZE=4 python -m pytest tests/dp/distributed
 WORLD_SIZE = int(os.environ.get("DP_TEST_WORLD_SIZE", "2"))
 PATIENCE_S = 120

@@ -1,7 +1,6 @@
 """A checkpoint of one layout resumes on another, with what was spent."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,9 +26,8 @@ def test_the_ledger_follows_a_checkpoint_to_another_layout(
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
-def test_one_process_resumes_what_many_ranks_saved(ranks, tmp_path, monkeypatch):
+def test_one_process_resumes_what_many_ranks_saved(ranks, tmp_path):
     """Sharded over ranks before, whole afterwards; the charges are the same."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     alone = importlib.import_module("ranks_checkpoint")
     (weights, _), *_ = ranks("ranks_checkpoint:save", kind="fsdp", path=str(tmp_path))
 
