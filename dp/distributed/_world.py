@@ -64,8 +64,6 @@ class World:
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If a fact differs.
         """
-        if self.size == 1:
-            return ready(), True
         try:
             result = ready()
         except Exception:

@@ -127,6 +127,8 @@ class Engine:
         if losses_B.grad_fn is None or bool(start_B.isinf().all()):
             return PerSampleGradients({}, parameters, start_B)
         graph = walked(losses_B.grad_fn, parameters, num_samples=len(losses_B))
+        if not graph.uses:
+            return PerSampleGradients({}, parameters, start_B)
         sites = self._sites(losses_B, graph.uses, self._layouts(losses_B, graph))
         served = [(use, site) for use, site in sites if site is not None]
         slow = {id(p): p for use, site in sites if site is None for p in use.parameters}

@@ -4,7 +4,9 @@ Rank-side code is in ``ranks_*.py``: a function there is called on every rank by
 and what it returns comes back as a list. Nothing else is shared but the process group.
 """
 
+import multiprocessing
 import os
+import runpy
 import secrets
 import socket
 import subprocess
@@ -17,9 +19,11 @@ from pathlib import Path
 import pytest
 
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-sys.path.append(str(HERE))  # Rank-side files import each other, here as on the ranks.
+collect_ignore_glob = ["ranks_*.py", "worker.py"]  # Not run here, but on the ranks.
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[3]
+sys.path.append(str(WORKER.parent))  # Rank-side files import each other.
 # 4 by a command: DP_TEST_WORLD_SIZE=4 python -m pytest tests/dp/distributed
 WORLD_SIZE = int(os.environ.get("DP_TEST_WORLD_SIZE", "2"))
 PATIENCE_S = 120
@@ -79,17 +83,16 @@ def group_of(size, *, torchrun, timeout_s):
             **os.environ,
             "DP_TEST_CALLS": address,
             "DP_TEST_KEY": key,
-            "DP_TEST_TIMEOUT": str(timeout_s),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
             "TORCH_DISTRIBUTED_DEBUG": "OFF",
         }
+        if timeout_s is not None:
+            environment["DP_TEST_TIMEOUT"] = str(timeout_s)
         if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
             environment["DP_TEST_COVERAGE"] = str(ROOT / ".coverage")
-        processes = [
-            stack.enter_context(process)
-            for process in _started(size, environment, torchrun=torchrun)
-        ]
+        start = _by_torchrun if torchrun else _one_by_one
+        processes = start(size, environment)
         by_rank = {}
         for _ in range(size):
             connection = stack.enter_context(listener.accept())
@@ -100,29 +103,50 @@ def group_of(size, *, torchrun, timeout_s):
         finally:
             ranks.stop()
             for process in processes:
-                try:
-                    process.wait(timeout=20 if ranks.is_sound else 1)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                _end(process, patience_s=20 if ranks.is_sound else 1)
 
 
-def _started(size, environment, *, torchrun):
-    worker = [str(HERE / "worker.py")]
-    if torchrun:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        command = [sys.executable, *launcher, f"--nproc-per-node={size}", *worker]
-        yield subprocess.Popen(command, cwd=ROOT, env=environment)
-        return
+def _by_torchrun(size, environment):
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={size}", str(WORKER)]
+    return [subprocess.Popen([sys.executable, *launcher], cwd=ROOT, env=environment)]
+
+
+def _one_by_one(size, environment):
+    """Start processes that end alone; torchrun would end the others after one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-    for rank in range(size):
-        yield subprocess.Popen(
-            [sys.executable, *worker],
-            cwd=ROOT,
-            env={**environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["torch", "torch.distributed"])  # Once for all tests.
+    processes = [
+        forks.Process(
+            target=runpy.run_path,
+            args=(
+                str(WORKER),
+                {"ENVIRONMENT": {**environment, **shared, "RANK": str(r)}},
+            ),
+            kwargs={"run_name": "__main__"},
         )
+        for r in range(size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _end(process, *, patience_s):
+    if isinstance(process, subprocess.Popen):
+        try:
+            process.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its workers.
+            process.wait()
+        return
+    process.join(timeout=patience_s)
+    process.kill()
+    process.join()
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +157,7 @@ def _group():
 
         def current():
             if not held or not held[-1].is_sound:
-                opened = group_of(WORLD_SIZE, torchrun=True, timeout_s=60)
+                opened = group_of(WORLD_SIZE, torchrun=True, timeout_s=None)
                 held.append(stack.enter_context(opened))
             return held[-1]
 
@@ -149,5 +173,5 @@ def ranks(_group):
 @pytest.fixture
 def doomed_ranks():
     """Two processes of one's own, to be ended or stalled; their timeout is short."""
-    with group_of(2, torchrun=False, timeout_s=4) as ranks:
+    with group_of(2, torchrun=False, timeout_s=3) as ranks:
         yield ranks

@@ -2,6 +2,7 @@
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
@@ -13,9 +14,9 @@ from dp import DPOptimizer, PoissonSampling, PrivacyPlan
 NUM_EXAMPLES = 23  # A prime: no number of ranks divides it.
 
 
-def plan_of(**changes):
+def plan_of(*, q=0.4, **changes):
     numbers = {
-        "sampling": PoissonSampling(sampling_probability=0.4),
+        "sampling": PoissonSampling(sampling_probability=q),
         "noise_multiplier": 0.0,
         "max_grad_norm": 0.7,
         "expected_batch_size": 9.0,
@@ -28,11 +29,12 @@ def plan_of(**changes):
 def dataset_of(num_examples=NUM_EXAMPLES, *, poison=None):
     """Examples of five features, a target, and their own index."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(num_examples, 5, generator=generator, dtype=torch.float64)
-    y = torch.randn(num_examples, generator=generator, dtype=torch.float64)
+    x = torch.randn(NUM_EXAMPLES, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(NUM_EXAMPLES, generator=generator, dtype=torch.float64)
     if poison is not None:
         x[poison] = torch.nan
-    return TensorDataset(x, y, torch.arange(num_examples))
+    columns = x, y, torch.arange(NUM_EXAMPLES)
+    return TensorDataset(*(column[:num_examples] for column in columns))
 
 
 class Net(nn.Module):
@@ -58,10 +60,13 @@ def model_of(kind="plain"):
     net = Net().double()
     if kind == "plain":
         return net
-    if kind == "fsdp":
+    if kind in {"fsdp", "hsdp"}:
+        size = distributed.get_world_size()
+        shape = (size,) if kind == "fsdp" else (size // 2, 2)  # Copies, and shards.
+        mesh = init_device_mesh("cpu", shape)
         for layer in (net.first, net.conv, net.last):
-            fully_shard(layer)
-        return fully_shard(net)
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(net, mesh=mesh)
     options = {
         "ddp": {},
         "ddp_unused": {"find_unused_parameters": True},
@@ -123,7 +128,6 @@ def train(
         parts = 1 if num_parts is None else num_parts[distributed.get_rank()]
         for part in zip(*(t.tensor_split(parts) for t in batch), strict=True):
             optimizer.backward(losses_of(model, part))
-        assert all(p.grad is None for p in model.parameters())
         optimizer.step()
         optimizer.zero_grad()
     return {

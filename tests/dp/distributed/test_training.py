@@ -7,7 +7,7 @@ import pytest
 import torch
 
 
-KINDS = ("plain", "ddp", "ddp_unused", "ddp_views", "fsdp")
+KINDS = ("plain", "ddp", "ddp_unused", "ddp_views", "fsdp", "hsdp")
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,92 @@ def union(results):
     ]
 
 
+def agree(results, weights):
+    """Whether all ranks have these weights, to 1e-10."""
+    expected = torch.tensor(weights, dtype=torch.float64)
+    return all(
+        (torch.tensor(r["weights"], dtype=torch.float64) - expected).abs().max() < 1e-10
+        for r in results
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_noise_ranks_train_as_one_process_on_the_union(ranks, alone, kind):
     """After 4 steps all weights agree to 1e-10, whichever wrapper the model is in."""
     results = ranks("ranks_training:train", kind=kind)
 
-    expected = torch.tensor(alone.train_alone(union(results)))
-    for result in results:
-        torch.testing.assert_close(
-            torch.tensor(result["weights"]), expected, rtol=0, atol=1e-10
-        )
+    assert agree(results, alone.train_alone(union(results)))
+
+
+def test_norms_over_a_part_of_the_model_are_noticed(ranks, alone):
+    """Were each rank to clip by what it holds, the test above would fail."""
+    results = ranks("ranks_release:train", broken="local norm only")
+
+    assert not agree(results, alone.train_alone(union(results)))
+
+
+def test_parts_of_a_batch_change_nothing(ranks, alone):
+    """Each rank may split its batch as it likes."""
+    parts = [3, 1, 5, 2][: ranks.size]
+
+    results = ranks("ranks_training:train", num_parts=parts)
+
+    assert agree(results, alone.train_alone(union(results)))
+
+
+def test_parts_of_a_batch_change_nothing_under_fsdp(ranks, alone):
+    """There forward passes gather, so ranks make equally many; parts may be empty."""
+    results = ranks("ranks_training:train", kind="fsdp", num_parts=[4] * ranks.size)
+
+    assert agree(results, alone.train_alone(union(results)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_with_empty_batches_stay_in_step(ranks, alone, kind):
+    """With q = 0.01 and 23 examples, 4 of 5 steps are empty on all ranks."""
+    q = 0.01
+    results = ranks("ranks_training:train", kind=kind, num_steps=30, q=q, steps=30)
+
+    assert agree(results, alone.train_alone(union(results), steps=30))
+    assert [r["ledger"] for r in results] == [results[0]["ledger"]] * ranks.size
+    (charges,) = results[0]["ledger"]["segments"].values()
+    assert sum(c["count"] for c in charges) == 30
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 5])
+def test_a_dataset_may_be_smaller_than_the_world(ranks, alone, num_examples):
+    """Some ranks never have an example; all take part in every step."""
+    results = ranks("ranks_training:train", num_examples=num_examples, q=0.7)
+
+    assert agree(results, alone.train_alone(union(results)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "ddp", "fsdp"])
+def test_a_poisoned_example_on_one_rank_contributes_nothing(ranks, alone, kind):
+    """It is not a number; all others count, and all ranks have equal, finite weights."""
+    results = ranks("ranks_training:train", kind=kind, poison=3, q=1.0)
+
+    clean = [[i for i in step if i != 3] for step in union(results)]
+    assert all(3 in step for step in union(results))
+    assert agree(results, alone.train_alone(clean))
+
+
+def test_ranks_report_what_one_process_would(ranks, alone):
+    """Epsilon and the ledger are those of the run, equal on all ranks, once."""
+    results = ranks("ranks_training:train", noise_multiplier=1.0, num_steps=3)
+
+    _, optimizer, loader = alone.run_of(noise_multiplier=1.0)
+    for batch, _ in zip(loader, range(3), strict=False):
+        optimizer.backward(alone.losses_of(alone.model_of(), batch) * 0)
+        optimizer.step()
+    assert [r["epsilon"] for r in results] == [optimizer.spent().epsilon] * ranks.size
+    assert len({r["segment"] for r in results}) == 1
+    assert [r["ledger"] for r in results] == [results[0]["ledger"]] * ranks.size
+
+
+def test_a_ledger_for_each_rank_is_noticed(ranks):
+    """Were ledgers to keep ids of their own, the second step would not be taken."""
+    results = ranks("ranks_failures:error_of_train", broken="a ledger for each rank")
+
+    assert [name for name, _ in results] == ["RanksDivergedError"] * ranks.size
+    assert all("the ledger differs" in message for _, message in results)
