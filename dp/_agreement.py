@@ -26,6 +26,8 @@ __all__ = ("Agreement",)
 class _Ready(Protocol):
     @property
     def ticket(self) -> Ticket | None: ...
+    @property
+    def max_grad_norm(self) -> float: ...
 
 
 _ReadyT = TypeVar("_ReadyT", bound=_Ready)
@@ -33,10 +35,7 @@ _ReadyT = TypeVar("_ReadyT", bound=_Ready)
 
 @final
 class Agreement:
-    """The agreement of the ranks that train together.
-
-    A copy has agreed on nothing yet, and so has a pickle.
-    """
+    """The agreement of the ranks that train together; it is never copied."""
 
     def __init__(self) -> None:
         self._settled: Hashable = None
@@ -72,7 +71,7 @@ class Agreement:
             facts=lambda pending: {
                 "the batch": None if pending.ticket is None else pending.ticket.ordinal,
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
-                "the clipping norm": settings.max_grad_norm,
+                "the clipping norm": pending.max_grad_norm,
                 "the noise": settings.noise_multiplier,
             },
             agreed=self._settled == identity(),
@@ -94,6 +93,3 @@ class Agreement:
             ledger.charge_as(world.settle(facts, offer=ledger.segment))
             self._settled = identity()
         return world, pending
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Agreement, ()

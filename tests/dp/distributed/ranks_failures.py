@@ -51,6 +51,7 @@ def differing(what):
         )
     model, optimizer, batches = _first_step(**changes)
     if odd and what == "the batch":
+        optimizer.zero_grad()
         optimizer.backward(ranks_training.losses_of(model, next(batches)))
     if odd and what == "the ledger":
         charges = {"sampling_probability": 0.1, "noise_multiplier": 1.0}

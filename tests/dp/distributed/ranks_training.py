@@ -63,7 +63,8 @@ def model_of(kind="plain"):
     if kind in {"fsdp", "hsdp"}:
         size = distributed.get_world_size()
         shape = (size,) if kind == "fsdp" else (size // 2, 2)  # Copies, and shards.
-        mesh = init_device_mesh("cpu", shape)
+        names = ("replicate", "shard")[-len(shape) :]
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         for layer in (net.first, net.conv, net.last):
             fully_shard(layer, mesh=mesh)
         return fully_shard(net, mesh=mesh)

@@ -68,7 +68,7 @@ def test_parts_of_a_batch_change_nothing_under_fsdp(ranks, alone):
     assert agree(results, alone.train_alone(union(results)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["plain", "ddp", "fsdp"])
 def test_ranks_with_empty_batches_stay_in_step(ranks, alone, kind):
     """With q = 0.01 and 23 examples, 4 of 5 steps are empty on all ranks."""
     q = 0.01
