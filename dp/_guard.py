@@ -13,13 +13,14 @@ from contextvars import ContextVar
 from typing import Any, Final
 from weakref import WeakSet
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 
 
-__all__ = ("check_subclass", "check_wrappable", "permit", "protect")
+__all__ = ("check_subclass", "check_wrappable", "owner_of", "permit", "protect")
 
 # Optimizers whose update cannot be made from one private gradient a step.
 _REFUSED: Final = {
@@ -38,6 +39,14 @@ def protect(optimizer: Optimizer) -> None:
     replaced or removed later are protected as they then stand.
     """
     _private.add(optimizer)
+
+
+def owner_of(parameter: Tensor) -> Optimizer | None:
+    """Return the private optimizer that steps *parameter*, if there is one."""
+    for owner in _private:
+        if id(parameter) in _parameter_ids(owner):
+            return owner
+    return None
 
 
 @contextmanager

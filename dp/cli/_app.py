@@ -17,7 +17,7 @@ from dp.calibration import calibrate_noise_multiplier
 from dp.certificate import verify
 from dp.cli import _input, _report, _training
 from dp.cli._errors import InputError
-from dp.cli._examine import check_command
+from dp.cli._examine import audit_command, check_command
 from dp.cli._models import model_for
 from dp.cli._options import (
     BatchSize,
@@ -206,3 +206,4 @@ def show_verification(certificate: CertificatePath) -> None:
 
 
 app.command("check")(check_command)
+app.command("audit")(audit_command)

@@ -1,18 +1,25 @@
-"""The commands that look at what a user wrote: ``check``."""
+"""The commands that look at what a user wrote: ``check`` and ``audit``."""
 
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from torch import nn
 
+from dp.audit import Train, audited, training
 from dp.checking import check
 from dp.cli._errors import InputError
+from dp.cli._options import NoiseMultiplier, Probability, Steps, check as check_options
+from dp.cli._report import open_folder
 from dp.cli._target import function_of
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonSampling
 
 
-__all__ = ("check_command",)
+__all__ = ("audit_command", "check_command")
 
 _REFUTED: Final = 1
+_FEWEST_RECORDS: Final = 1000
 _PARTS_OF_A_SETUP: Final = 3
 
 Setup = Annotated[
@@ -22,6 +29,29 @@ Setup = Annotated[
         " (called with model and batch; one loss an example) and a batch of a few"
         " examples.",
         metavar="SCRIPT.py:FUNCTION",
+    ),
+]
+Training = Annotated[
+    str | None,
+    typer.Argument(
+        help="A function that is called as train(model, dataset) and trains by a"
+        " DPOptimizer; the model takes a batch and returns one loss an example. If"
+        " left out, dp's own loop is audited.",
+        metavar="SCRIPT.py:FUNCTION",
+    ),
+]
+Records = Annotated[
+    int,
+    typer.Option(
+        help="How many records there might be; more see smaller errors.",
+        metavar=">= 1000",
+    ),
+]
+AuditReportFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for audit.json, audit.txt and roc.png; earlier ones are replaced.",
+        metavar="FOLDER",
     ),
 ]
 
@@ -44,3 +74,51 @@ def check_command(setup: Setup) -> None:
     report = check(model, loss_fn, batch)
     typer.echo(report.to_text())
     raise typer.Exit(0 if report.ok else _REFUTED)
+
+
+def audit_command(
+    train: Training = None,
+    *,
+    noise_multiplier: NoiseMultiplier = 1.0,
+    sampling_probability: Probability = 0.1,
+    steps: Steps = 40,
+    records: Records = 20_000,
+    report: AuditReportFolder = Path("report"),
+) -> None:
+    """Test a whole training loop from outside; exit code 1 if something is refuted.
+
+    Tests that noise, clipping and draws are distributed as the ledger says, attacks
+    the run with canaries and holds what leaks against the claim, and replays it on
+    neighbouring data. A right run is accused with probability 1e-9 a finding. The
+    three numbers are for dp's own loop; a function has a plan of its own.
+    """
+    check_options(
+        positive={"--noise-multiplier": noise_multiplier},
+        probability={"--sampling-probability": sampling_probability},
+        count={"--steps": steps},
+    )
+    if records < _FEWEST_RECORDS:
+        raise InputError(f"--records must be >= {_FEWEST_RECORDS}, got {records}")
+    function: Train = (
+        function_of(train)
+        if train is not None
+        else training(
+            PrivacyPlan(
+                sampling=PoissonSampling(sampling_probability=sampling_probability),
+                noise_multiplier=noise_multiplier,
+                max_grad_norm=1.0,
+                expected_batch_size=sampling_probability * records / 2,
+                steps=steps,
+                target_delta=1e-5,
+            )
+        )
+    )
+    open_folder(report, "audit.txt")
+    try:
+        suite = audited(function, num_records=records, progress=True)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    typer.echo(suite.to_text())
+    suite.write(report)
+    typer.echo(f"audit.json, audit.txt and roc.png are in {report}")
+    raise typer.Exit(0 if suite.ok else _REFUTED)

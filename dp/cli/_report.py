@@ -15,7 +15,7 @@ __all__ = ("PICTURE", "open_folder", "summary", "write")
 PICTURE: Final = "training.png"
 
 
-def open_folder(folder: Path) -> None:
+def open_folder(folder: Path, file: str = PICTURE) -> None:
     """Create the report's folder, before anything is trained or spent.
 
     Raises:
@@ -23,7 +23,7 @@ def open_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PICTURE).touch()
+        (folder / file).touch()
     except OSError as error:
         raise InputError(
             f"--report {folder} cannot be written to: {error.strerror}"

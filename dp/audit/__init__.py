@@ -1,0 +1,39 @@
+"""Test a whole private training run from outside, and bound what it really leaks.
+
+Three audits, by what they look at:
+
+* :func:`conformance`: is the noise of the stated scale and shape and independent, is
+  a contribution bounded, and are the batches drawn as stated?
+* :func:`canaries`: how well can the best attacker tell who was in the data?
+* :func:`replay`: does one record change anything public, or a sum by more than stated?
+
+Each takes the training function that is to be audited, called as
+``train(model, dataset)``; :func:`audited` runs them all. It trains the model on the dataset by a
+:class:`~dp.DPOptimizer` that it makes, as one would train anything else; the model is
+called with a batch and returns one loss an example.
+
+All state how sure they are. A run that is right is accused by :func:`conformance` or
+:func:`canaries` with a probability of :data:`FALSE_ALARM` a finding.
+"""
+
+from dp.audit._canaries import CanaryReport, canaries
+from dp.audit._conformance import conformance
+from dp.audit._replay import replay
+from dp.audit._report import AuditReport
+from dp.audit._statistics import FALSE_ALARM
+from dp.audit._subject import Train, training
+from dp.audit._suite import Suite, audited
+
+
+__all__ = (
+    "FALSE_ALARM",
+    "AuditReport",
+    "CanaryReport",
+    "Suite",
+    "Train",
+    "audited",
+    "canaries",
+    "conformance",
+    "replay",
+    "training",
+)

@@ -1,0 +1,276 @@
+r"""How well can the best attacker tell which records were in the data?
+
+Shapes: ``T`` releases, ``M`` canaries, ``D`` points of the claimed trade-off.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+
+from dp import _checks
+from dp.accounting import epsilon
+from dp.audit._progress import bar_of
+from dp.audit._report import lines_of
+from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
+from dp.audit._subject import Bools, Observation, Train, included, observed
+from dp.certificate import Finding
+
+
+__all__ = ("CanaryReport", "canaries")
+
+_FEWEST: Final = 1000
+_DELTAS: Final = (0.01, 0.1, 0.3)
+_NUM_THRESHOLDS: Final = 100
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The (epsilon, delta) pairs that hold of a run, [D]: the trade-off it allows."""
+
+    epsilons: Floats
+    deltas: Floats
+
+    def most(self, false_positive_rate: float) -> float:
+        """Return the largest true-positive rate that any attacker may reach."""
+        a = np.exp(self.epsilons) * false_positive_rate + self.deltas
+        b = 1 - (1 - false_positive_rate - self.deltas) * np.exp(-self.epsilons)
+        return min(1.0, float(a.min()), float(b.min()))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryReport:
+    """What the attack reached, beside what was proven of the run.
+
+    Guarantees:
+        * The true epsilon of a run at ``delta`` is at least ``epsilon_empirical``, but
+          with probability ``1 - confidence``.
+        * :attr:`ok` is false of a run that keeps its claim with probability 1e-9 at
+          most.
+
+    Attributes:
+        epsilon_empirical: A lower bound on the run's epsilon, from the attack.
+        epsilon_proven: The upper bound that the run's ledger states.
+        delta: The delta of both.
+        confidence: Of the lower bound.
+        num_canaries: How many records the attacker had to guess.
+        findings: Whether the attack exceeded the claim, and by what.
+    """
+
+    epsilon_empirical: float
+    epsilon_proven: float
+    delta: float
+    confidence: float
+    num_canaries: int
+    findings: tuple[Finding, ...]
+    _roc: tuple[Sequence[float], Sequence[float]] = field(repr=False)
+    _claim: _Claim = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the attack stayed within the claim."""
+        return all(finding.holds for finding in self.findings)
+
+    def to_text(self) -> str:
+        """Return the report for people to read."""
+        headline, *lines = lines_of("canaries", self.findings)
+        return "\n".join([headline, f"  {self.summary}", *lines])
+
+    @property
+    def summary(self) -> str:
+        """The two epsilons, in a line."""
+        return (
+            f"empirical >= {self.epsilon_empirical:.2f} (at {self.confidence:.0%}"
+            f" confidence), proven <= {self.epsilon_proven:.2f}"
+            f" (delta = {self.delta:g}, {self.num_canaries} canaries)"
+        )
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def draw(self, path: Path | str) -> None:
+        """Draw the attack's ROC curve and what the claim allows, as a picture."""
+        from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        axes = figure.subplots()
+        rates = np.geomspace(1e-5, 1, 200)
+        allowed = [self._claim.most(float(rate)) for rate in rates]
+        axes.fill_between(rates, allowed, 1, color="tab:red", alpha=0.15, lw=0)
+        axes.plot(rates, allowed, color="tab:red", label="the most that is claimed")
+        axes.plot(*self._roc, color="tab:blue", label="the attack")
+        axes.plot(rates, rates, ":", color="grey", label="guessing")
+        axes.set(
+            xscale="log",
+            xlim=(1e-4, 1),
+            ylim=(0, 1),
+            xlabel="false positives: share of the absent taken for present",
+            ylabel="true positives: share of the present found",
+            title=f"empirical ε ≥ {self.epsilon_empirical:.2f}, proven ε ≤"
+            f" {self.epsilon_proven:.2f}",
+        )
+        axes.legend(loc="lower right")
+        figure.savefig(Path(path), dpi=150)
+
+
+def canaries(
+    train: Train,
+    *,
+    num_canaries: int = 20_000,
+    confidence: float = 0.95,
+    progress: bool = False,
+) -> CanaryReport:
+    r"""Attack a training function, and hold what it leaks against its claim.
+
+    Every record is a canary: its gradient, once clipped, has the whole clipping norm,
+    along two coordinates that are its own. A fair coin decides whether it is in the
+    data. The attacker sees all releases and guesses the coins by the exact
+    log-likelihood ratio of the claimed mechanism (Neyman and Pearson: no attack is
+    stronger),
+
+    .. math:: \sum_t \log\bigl(1 - q_t + q_t e^{(x_t - 1/2) / \sigma_t^2}\bigr),
+
+    with :math:`x_t` the release in units of the clipping norm. The coordinates are
+    independent experiments, so the rates at which the attack errs are binomial. One
+    half of the canaries chooses a threshold, the other half is counted.
+
+    Where a claim is (epsilon, delta) for several pairs, the true-positive rate is at
+    most ``exp(epsilon) * FPR + delta`` for each. The claim is refuted if the
+    Clopper-Pearson limits of both rates, at 1e-9 together, lie beyond that.
+
+    Guarantees:
+        * At the defaults and 40 steps of q = 0.1 and sigma = 1, half the noise, 1.5
+          times the clipping norm, and twice the sampling probability are refuted with
+          probability 0.999 and more. A wrong scale of 10 % is not: see
+          :func:`dp.audit.conformance`.
+
+    Args:
+        train: What is audited, called as ``train(model, dataset)``.
+        num_canaries: How many records there might be; about half are in the data.
+        confidence: Of the lower bound on epsilon.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        PrivacyError: If the training function makes no ``DPOptimizer``.
+        ValueError: If its plan has no noise, or a number is out of range.
+
+    References:
+        Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023,
+        https://arxiv.org/abs/2305.08846, on one run with many canaries.
+        Nasr et al., "Tight Auditing of Differentially Private Machine Learning", 2023,
+        https://arxiv.org/abs/2302.07956, section 4, on auditing a whole trade-off.
+        Dong, Roth, Su, "Gaussian Differential Privacy", 2022, definition 2.1.
+    """
+    if _checks.count(num_canaries=num_canaries) < _FEWEST:
+        raise ValueError(f"num_canaries must be >= {_FEWEST}, got {num_canaries!r}")
+    _checks.open_unit(confidence=confidence)
+    present_M = included(num_canaries)
+    with bar_of(shown=progress) as bar:
+        run, _ = observed(train, present_M, bar=bar.begin("canaries"))
+    claim, spent = _claimed(run), run.optimizer.spent()
+    attack = _Attack(_scores(run), present_M)
+
+    def epsilon_of(low: float, high: float) -> float:
+        return _epsilon(low, high, spent.delta)
+
+    found = max(0.0, epsilon_of(*attack.limits(epsilon_of, alpha=1 - confidence)))
+    low, high = attack.limits(lambda a, b: a - claim.most(b), alpha=FALSE_ALARM)
+    allowed = claim.most(high)
+    finding = Finding(
+        claim="the attack stays within the claim",
+        holds=low <= allowed,
+        detail=f"it finds more than {low:.3f} of the present with fewer than"
+        f" {high:.3f} of the absent, where {allowed:.3f} is allowed",
+    )
+    return CanaryReport(
+        epsilon_empirical=found,
+        epsilon_proven=spent.epsilon,
+        delta=spent.delta,
+        confidence=confidence,
+        num_canaries=num_canaries,
+        findings=(finding,),
+        _roc=attack.roc(),
+        _claim=claim,
+    )
+
+
+def _claimed(run: Observation) -> _Claim:
+    releases = run.optimizer.ledger.releases()
+    spent = run.optimizer.spent()
+    # A canary is added or removed, which zeroing out one is as far as.
+    pairs = [(spent.epsilon, spent.delta)]
+    for delta in _DELTAS:
+        bound = epsilon(releases, delta=delta, neighboring_relation="add_or_remove_one")
+        pairs.append((bound.epsilon, delta))
+    epsilons_D, deltas_D = np.array(pairs).T
+    return _Claim(epsilons_D, deltas_D)
+
+
+def _scores(run: Observation) -> Floats:
+    """Return every canary's log-likelihood ratio of being present, under the claim."""
+    q_T1, sigma_T1 = run.sampling_probabilities(), run.noise_multipliers()
+    exponent_TM = (run.along() - 1 / 2) / sigma_T1**2
+    with np.errstate(divide="ignore"):  # log 0 is the log-likelihood of q = 1.
+        ratios_TM = np.logaddexp(np.log1p(-q_T1), np.log(q_T1) + exponent_TM)
+    scores_M: Floats = ratios_TM.sum(axis=0)
+    return scores_M
+
+
+def _epsilon(true_positives: float, false_positives: float, delta: float) -> float:
+    """Return the epsilon that rates at least and at most so large imply."""
+    present = (true_positives - delta, false_positives)
+    absent = (1 - false_positives - delta, 1 - true_positives)
+    return max(math.log(a / b) if 0 < b < a else 0.0 for a, b in (present, absent))
+
+
+@final
+class _Attack:
+    """Guesses by threshold: one half of the canaries chooses it, one is counted."""
+
+    def __init__(self, scores_M: Floats, present_M: Bools) -> None:
+        chooses_M = included(len(scores_M))
+        self._scores, self._present = scores_M, present_M
+        self._chooses, self._counts = chooses_M, ~chooses_M
+        self._thresholds = np.quantile(
+            scores_M[chooses_M], np.linspace(0, 1, _NUM_THRESHOLDS, endpoint=False)
+        )
+
+    def limits(
+        self, value: Callable[[float, float], float], *, alpha: float
+    ) -> tuple[float, float]:
+        """Return limits of both rates at the threshold that is worth most.
+
+        Both hold together but with probability *alpha*.
+        """
+        best = max(
+            self._thresholds,
+            key=lambda t: value(*self._limits_at(t, self._chooses, alpha)),
+        )
+        return self._limits_at(float(best), self._counts, alpha)
+
+    def _limits_at(
+        self, threshold: float, among: Bools, alpha: float
+    ) -> tuple[float, float]:
+        guessed = self._scores > threshold
+        present, absent = among & self._present, among & ~self._present
+        return (
+            lower_limit(
+                int((guessed & present).sum()), int(present.sum()), alpha=alpha / 2
+            ),
+            upper_limit(
+                int((guessed & absent).sum()), int(absent.sum()), alpha=alpha / 2
+            ),
+        )
+
+    def roc(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Return false- and true-positive rates of all canaries, from few to many."""
+        order = np.argsort(-self._scores)
+        present = self._present[order]
+        absent_rates = np.cumsum(~present) / max(1, int((~present).sum()))
+        present_rates = np.cumsum(present) / max(1, int(present.sum()))
+        return absent_rates.tolist(), present_rates.tolist()

@@ -1,0 +1,248 @@
+"""Is what a run does what its ledger says?
+
+Shapes: ``T`` releases, ``M`` records that might be in the data.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+
+from dp import _checks
+from dp.audit._progress import bar_of
+from dp.audit._report import AuditReport
+from dp.audit._statistics import (
+    FALSE_ALARM,
+    Floats,
+    binomial_p,
+    correlation_p,
+    kurtosis_p,
+    mean_p,
+    normal_p,
+    variance_p,
+)
+from dp.audit._subject import Bools, Observation, Train, included, observed
+from dp.certificate import Finding
+
+
+__all__ = ("conformance",)
+
+_FEWEST: Final = 1000
+# Clipped norms stay below C by rounding margins; this much is no error.
+_CLIP_MARGIN: Final = 1e-4
+
+
+def conformance(
+    train: Train, *, num_records: int = 20_000, progress: bool = False
+) -> AuditReport:
+    """Test a training function by the distribution of what it releases.
+
+    It is run twice, under the same seeds, on records that the auditor knows; the
+    second run loads a checkpoint of the first, as after a crash.
+
+    Guarantees:
+        * Each finding accuses a right run with probability 1e-9 at most; there are at
+          most fifteen.
+        * At 20 000 records and 40 steps, a standard deviation that is off by 0.6 %, a
+          clipping norm or a sampling probability that are off by 4 %, and noise or
+          draws that repeat are found with probability 0.999. So is a shuffled loader.
+
+    Args:
+        train: What is audited, called as ``train(model, dataset)``.
+        num_records: How many records there might be; about half are in the data.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        PrivacyError: If the training function makes no ``DPOptimizer``.
+        ValueError: If its plan has no noise, or *num_records* is below 1000.
+
+    References:
+        Tests of scale and independence as in NIST SP 800-22; what separates Poisson
+        sampling from shuffling: Chua et al. 2024, https://arxiv.org/abs/2403.17673.
+    """
+    if _checks.count(num_records=num_records) < _FEWEST:
+        raise ValueError(f"num_records must be >= {_FEWEST}, got {num_records!r}")
+    included_M = included(num_records)
+    with bar_of(shown=progress) as bar:
+        first, checkpoint = observed(train, included_M, bar=bar.begin("first run"))
+        second, _ = observed(
+            train, included_M, bar=bar.begin("resumed run"), resumed=checkpoint
+        )
+    findings = [
+        *_about_noise(first, second),
+        *_about_clipping(first),
+        *_about_sampling(first, second, included_M),
+        *_about_ledger(first, second),
+    ]
+    return AuditReport(name="conformance", findings=tuple(findings))
+
+
+def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:
+    noise_TM, again_TM = _noise(first), _noise(second)
+    stddev = math.sqrt(float(np.square(noise_TM).mean()))
+    yield _finding(
+        "noise: scale",
+        variance_p(noise_TM),
+        f"{stddev:.4f} of the standard deviation that was charged",
+    )
+    yield _finding(
+        "noise: mean", mean_p(noise_TM), f"{float(noise_TM.mean()):+.5f} of it"
+    )
+    fourth = float(np.square(np.square(noise_TM)).mean())
+    yield _finding(
+        "noise: shape", kurtosis_p(noise_TM), f"fourth moment {fourth:.3f}, 3 if normal"
+    )
+    T = len(noise_TM)
+    over_steps = [variance_p(noise_TM.sum(axis=0) / math.sqrt(T))]
+    if T > 1:
+        over_steps.append(correlation_p(noise_TM[:-1], noise_TM[1:]))
+    yield _finding("noise: independent over steps", *over_steps)
+    # What the second of a pair of parameters got, where nobody was drawn.
+    a_TM, b_TM = (part / first.noise_multipliers() for part in first.parts())
+    nobody = ~first.drawn()
+    yield _finding(
+        "noise: independent over parameters",
+        correlation_p(a_TM[nobody], b_TM[nobody]),
+        correlation_p(noise_TM[:, :-1], noise_TM[:, 1:]),
+    )
+    both = min(len(noise_TM), len(again_TM))
+    yield _finding(
+        "noise: independent over restarts",
+        correlation_p(noise_TM[:both], again_TM[:both]),
+    )
+
+
+def _noise(observation: Observation) -> Floats:
+    """Return [T, M]: standard normals, if the noise is what was charged."""
+    return observation.across() / observation.noise_multipliers()
+
+
+def _about_clipping(observation: Observation) -> Iterator[Finding]:
+    drawn_TM, along_TM = observation.drawn(), observation.along()
+    if not drawn_TM.any():
+        return
+    stddev = np.broadcast_to(observation.noise_multipliers(), along_TM.shape)
+    mean = float(along_TM[drawn_TM].mean())
+    error = math.sqrt(float(np.square(stddev[drawn_TM]).sum())) / int(drawn_TM.sum())
+    beyond = max(0.0, abs(mean - 1) - _CLIP_MARGIN)
+    yield _finding(
+        "clipping: norm of a contribution",
+        normal_p(beyond / error),
+        f"{mean:.4f} of the clipping norm that was charged",
+    )
+    rest = along_TM[~drawn_TM] / stddev[~drawn_TM]
+    yield _finding(
+        "clipping: nothing of who was not drawn", mean_p(rest), variance_p(rest)
+    )
+
+
+def _about_sampling(
+    first: Observation, second: Observation, included_M: Bools
+) -> Iterator[Finding]:
+    q_T = first.sampling_probabilities()[:, 0]
+    if (q_T == 1).any() or (q_T != q_T[0]).any():
+        return  # Nothing is claimed of the draws, or not one thing.
+    q = float(q_T[0])
+    taken, again = first.drawn()[:, included_M], second.drawn()[:, included_M]
+    draws = _Draws(taken, q)
+    yield draws.rate()
+    yield draws.sizes()
+    yield draws.every_record()
+    yield draws.joint("sampling: independent over steps", taken[:-1], taken[1:])
+    yield draws.joint("sampling: independent over records", taken[:, :-1], taken[:, 1:])
+    both = min(len(taken), len(again))
+    yield draws.joint(
+        "sampling: independent over restarts", taken[:both], again[:both], pairs=1
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Who of the data was in each batch, [T, M], and what is claimed of it."""
+
+    taken: Bools
+    q: float
+
+    def rate(self) -> Finding:
+        """The number of inclusions is binomial."""
+        total = int(self.taken.sum())
+        return _finding(
+            "sampling: rate",
+            binomial_p(total, self.taken.size, self.q),
+            f"{total / self.taken.size:.5f}, {self.q:g} was charged",
+        )
+
+    def sizes(self) -> Finding:
+        """Sizes of batches vary as binomials do; those of other schemes may not."""
+        num_records = self.taken.shape[1]
+        deviations = self.taken.sum(axis=1) - num_records * self.q
+        scale = math.sqrt(num_records * self.q * (1 - self.q))
+        return _finding(
+            "sampling: sizes of batches",
+            variance_p(deviations / scale, num_rounded=0),
+            f"standard deviation {float(deviations.std()):.1f}, {scale:.1f} if Poisson",
+        )
+
+    def every_record(self) -> Finding:
+        """The most and the least frequent record are not too much so."""
+        num_steps, num_records = self.taken.shape
+        counts = self.taken.sum(axis=0)
+        least, most = int(counts.min()), int(counts.max())
+        p = min(binomial_p(count, num_steps, self.q) for count in (least, most))
+        return _finding(
+            "sampling: every record alike",
+            min(1.0, p * num_records),
+            f"drawn {least} to {most} times in {num_steps} steps",
+        )
+
+    def joint(
+        self, claim: str, left: Bools, right: Bools, *, pairs: int = 2
+    ) -> Finding:
+        """Two coins win together as often as independent ones.
+
+        Args:
+            claim: What is tested.
+            left: One coin of each pair.
+            right: The other one.
+            pairs: How many pairs a coin takes part in.
+        """
+        q, count = self.q, left.size
+        together = int((left & right).sum())
+        variance = count * (q**2 - q**4) + (pairs - 1) * 2 * count * (q**3 - q**4)
+        score = (together - count * q**2) / math.sqrt(max(variance, 1e-300))
+        share = together / max(1, count)
+        return _finding(
+            claim, min(1.0, 10 * normal_p(score)), f"{share:.5f}, {q**2:g} if so"
+        )
+
+
+def _about_ledger(first: Observation, second: Observation) -> Iterator[Finding]:
+    charged = first.optimizer.ledger.steps
+    yield Finding(
+        claim="ledger: every release is charged",
+        holds=charged == first.num_releases,
+        detail=f"{first.num_releases} releases, {charged} charges",
+    )
+    total = second.optimizer.ledger.steps
+    allowed = second.optimizer.plan.steps
+    yield Finding(
+        claim="ledger: a resumed run adds up",
+        holds=second.num_releases < total <= allowed,
+        detail=f"{total} charges of {allowed} planned, after the release of a run"
+        f" before and {second.num_releases} of its own",
+    )
+
+
+def _finding(claim: str, *evidence: float | str) -> Finding:
+    """Return a finding by p-values, of which the smallest counts, and its figures."""
+    values = [e for e in evidence if not isinstance(e, str)]
+    figures = [e for e in evidence if isinstance(e, str)]
+    p = min(1.0, len(values) * min(values))
+    return Finding(
+        claim=claim,
+        holds=p >= FALSE_ALARM,
+        detail=", ".join([*figures, f"p = {p:.2g}"]),
+    )

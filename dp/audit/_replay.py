@@ -1,0 +1,322 @@
+"""Run on neighbouring datasets with the same randomness, and compare.
+
+The first run is recorded: its draws, and what it released. The second run, on a
+dataset that differs in one record, is given the same coins and, release by release,
+the first one's noisy sums in place of its own. So both walk the same path, as the
+definition of adaptive composition has it, and everything public must be equal: what
+is not was computed from data by another way than the sums. The sums themselves may
+differ by the declared sensitivity.
+
+A control, on the first dataset again, tells what differs from run to run anyway.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, Subset
+
+from dp import _keystream
+from dp._guard import owner_of
+from dp.audit._progress import Bar, bar_of
+from dp.audit._report import AuditReport
+from dp.audit._subject import Train, hooked, seeded
+from dp.certificate import Finding
+from dp.exceptions import PrivacyError
+from dp.noise import GaussianNoise
+from dp.optimizer import DPOptimizer
+from dp.plan import PrivacyPlan
+
+
+__all__ = ("replay",)
+
+_SLACK: Final = 1e-4  # Relative: how sums themselves are rounded is no release.
+
+State = Mapping[str, str]
+
+
+def replay(
+    train: Train,
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    neighbour: Dataset[Any] | None = None,
+    progress: bool = False,
+) -> AuditReport:
+    """Test that one record changes sums by what is declared, and nothing else at all.
+
+    Compared after every release: the parameters and buffers of the model, the
+    gradients, the optimizer's groups and state, the ledger, and what was printed;
+    and in the end the number of releases and whether training raised.
+
+    While it runs, the coins of :mod:`dp.sampling` are not random. What the runs
+    release is for the auditor alone: it has no privacy.
+
+    Args:
+        train: What is audited, called as ``train(model, dataset)`` with copies.
+        model: The model to train.
+        dataset: The data, map-style.
+        neighbour: The same data but for one record, at the same positions. If None,
+            *dataset* without its last record, or, where the plan's relation keeps the
+            number of records, with its first record in place of its last.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        PrivacyError: If the training function makes no ``DPOptimizer``.
+
+    References:
+        Cebere et al., "Privacy in Theory, Bugs in Practice: Grey-Box Auditing of
+        Differential Privacy Libraries", 2026, https://arxiv.org/abs/2602.17454.
+    """
+    with bar_of(shown=progress) as bar:
+        first = _run(train, model, dataset, bar.begin("one dataset"))
+        again = _run(train, model, dataset, bar.begin("again"), follows=first)
+        given = neighbour is not None
+        other = neighbour if neighbour is not None else _neighbour(dataset, first)
+        second = _run(train, model, other, bar.begin("its neighbour"), follows=first)
+    if first.error is not None and second.error == first.error:
+        raise PrivacyError(f"the training function raises on any data: {first.error}")
+    return AuditReport(
+        name="replay",
+        findings=(
+            _about_sums(first, second, two_changes=not given and _keeps_size(first)),
+            _about_number(first, second),
+            _about_state(first, again, second),
+            _about_output(first, again, second),
+        ),
+    )
+
+
+@final
+@dataclass(slots=True)
+class _Tape:
+    """What one run did, release by release."""
+
+    follows: "_Tape | None"
+    optimizers: list[DPOptimizer] = field(default_factory=list)
+    sums: list[list[Tensor]] = field(default_factory=list)
+    released: list[list[Tensor]] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    output: str = ""
+    error: str | None = None
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The plan of the optimizer that made the releases."""
+        return self.optimizers[0].plan
+
+    def add_noise(self, add: Callable[[], float], sums: Sequence[Tensor]) -> float:
+        """Take the sums down and add noise, or what the other run released."""
+        number = len(self.sums)
+        self.sums.append([s.detach().clone() for s in sums])
+        used = add()
+        if self.follows is not None and number < len(self.follows.released):
+            for mine, theirs in zip(sums, self.follows.released[number], strict=False):
+                if mine.shape == theirs.shape:
+                    mine.detach().copy_(theirs)
+        self.released.append([s.detach().clone() for s in sums])
+        return used
+
+
+def _run(
+    train: Train,
+    model: nn.Module,
+    dataset: Dataset[Any],
+    bar: Bar,
+    *,
+    follows: _Tape | None = None,
+) -> _Tape:
+    tape = _Tape(follows)
+    model = copy.deepcopy(model)
+    parameters = list(model.parameters())
+
+    def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        owners = [owner for p in parameters if (owner := owner_of(p)) is not None]
+        for owner in owners[:1]:
+            if isinstance(owner, DPOptimizer) and optimizer is owner.original_optimizer:
+                tape.optimizers.append(owner)
+                tape.states.append(_state(model, owner))
+                bar.show(len(tape.states), owner.plan.steps)
+
+    printed = io.StringIO()
+    with (
+        seeded(),
+        hooked(look),
+        _same_coins(),
+        _taped(tape),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            train(model, dataset)
+        except Exception as error:  # noqa: BLE001 -- that it raised is what is compared
+            tape.error = f"{type(error).__name__}: {error}"
+    tape.output = printed.getvalue()
+    if not tape.optimizers and follows is None:
+        raise PrivacyError(
+            tape.error
+            or "no DPOptimizer stepped the model; make one from model.parameters() in"
+            " the training function"
+        )
+    return tape
+
+
+@contextlib.contextmanager
+def _taped(tape: _Tape) -> Iterator[None]:
+    original = GaussianNoise.add_
+
+    def add_(self: GaussianNoise, sums: Sequence[Tensor], *, stddev: float) -> float:
+        return tape.add_noise(lambda: original(self, sums, stddev=stddev), sums)
+
+    with mock.patch.object(GaussianNoise, "add_", add_):
+        yield
+
+
+@final
+class _FixedKeys:
+    """In place of ``os`` in :mod:`dp._keystream`: keys by number, for each caller."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def urandom(self, size: int) -> bytes:
+        """Return the next key of the module that makes a keystream."""
+        module = str(sys._getframe(2).f_globals.get("__name__"))  # noqa: SLF001 -- whose coins
+        number = self._counts[module] = self._counts.get(module, 0) + 1
+        return hashlib.shake_256(f"{module} {number}".encode()).digest(size)
+
+
+@contextlib.contextmanager
+def _same_coins() -> Iterator[None]:
+    with mock.patch.object(_keystream, "os", _FixedKeys()):
+        yield
+
+
+def _state(model: nn.Module, optimizer: DPOptimizer) -> State:
+    """Return a digest of everything public, by name."""
+    found: dict[str, object] = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        found[f"{name}.grad"] = parameter.grad
+    inner = optimizer.original_optimizer.state_dict()
+    found["param_groups"] = inner["param_groups"]
+    found["state"] = inner["state"]
+    found["ledger"] = optimizer.ledger.charges()
+    return {name: _digest(value) for name, value in found.items()}
+
+
+def _digest(value: object) -> str:
+    file = hashlib.sha256()
+    for part in _flat(value):
+        file.update(part)
+    return file.hexdigest()
+
+
+def _flat(value: object) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield repr(key).encode()
+            yield from _flat(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield repr(value).encode()
+
+
+def _keeps_size(tape: _Tape) -> bool:
+    return tape.plan.neighboring_relation != "add_or_remove_one"
+
+
+def _neighbour(dataset: Any, tape: _Tape) -> Dataset[Any]:
+    last = len(dataset) - 1
+    positions = list(range(last))
+    return Subset(dataset, [*positions, 0] if _keeps_size(tape) else positions)
+
+
+def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
+    """Return whether neighbouring sums are as close as was declared."""
+    plan = first.plan
+    twice = two_changes or plan.neighboring_relation == "replace_one"
+    allowed = plan.max_grad_norm * (2 if twice else 1)
+    distances = [_distance(a, b) for a, b in zip(first.sums, second.sums, strict=False)]
+    largest = max(distances, default=0.0)
+    changed = sum(distance > 0 for distance in distances)
+    return Finding(
+        claim="sums differ by the sensitivity at most",
+        holds=largest <= allowed * (1 + _SLACK),
+        detail=f"by {largest:.6g} of {allowed:g} allowed; {changed} of"
+        f" {len(distances)} sums differ",
+    )
+
+
+def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    if [t.shape for t in left] != [t.shape for t in right]:
+        return float("inf")
+    squares = [
+        float((a.double() - b.double()).square().sum())
+        for a, b in zip(left, right, strict=True)
+    ]
+    total = sum(squares)
+    return total**0.5 if total == total else float("inf")  # noqa: PLR0124 -- NaN
+
+
+def _about_number(first: _Tape, second: _Tape) -> Finding:
+    ends = [
+        f"{len(tape.states)} releases" + (f", then {tape.error}" if tape.error else "")
+        for tape in (first, second)
+    ]
+    return Finding(
+        claim="runs are as long, and end alike",
+        holds=ends[0] == ends[1],
+        detail=" and ".join(ends) if ends[0] != ends[1] else ends[0],
+    )
+
+
+def _about_state(first: _Tape, again: _Tape, second: _Tape) -> Finding:
+    by_itself, by_record = _changed(first, again), _changed(first, second)
+    names = [name for name in by_record if name not in by_itself]
+    detail = f"{len(first.states[0]) if first.states else 0} things after each release"
+    if names:
+        detail = f"one record changes {', '.join(names[:8])}"
+    if by_itself:
+        detail += f"; not compared, as they differ anyway: {', '.join(by_itself[:8])}"
+    return Finding(claim="public state is equal", holds=not names, detail=detail)
+
+
+def _changed(first: _Tape, second: _Tape) -> list[str]:
+    """Return the names of what differs after some release, in order of appearance."""
+    names: dict[str, None] = {}
+    for a, b in zip(first.states, second.states, strict=False):
+        for name in (*a, *(n for n in b if n not in a)):
+            if a.get(name) != b.get(name):
+                names[name] = None
+    return list(names)
+
+
+def _about_output(first: _Tape, again: _Tape, second: _Tape) -> Finding:
+    if first.output != again.output:
+        return Finding(
+            claim="printed output is equal",
+            holds=True,
+            detail="not compared: it differs from run to run, as times do",
+        )
+    holds = first.output == second.output
+    return Finding(
+        claim="printed output is equal",
+        holds=holds,
+        detail=f"{len(first.output)} characters"
+        if holds
+        else "one record changes what is printed",
+    )

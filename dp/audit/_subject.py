@@ -1,0 +1,311 @@
+"""A model and data whose every released number the auditor can explain.
+
+Record ``j`` has one loss, ``s * (a w_j + b v_j)``, on two parameters of its own. So its
+gradient lies on two coordinates that no other record touches, its norm ``s`` is far
+above any clipping norm, and what is released there is its clipped gradient, or
+nothing, plus noise. Each coordinate is an experiment of its own, and there are
+thousands in one run. Because the gradient is spread over two parameters, a norm that
+forgets one of them shows.
+
+Shapes: ``T`` releases, ``M`` records that might be in the data, ``B`` in a batch.
+"""
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import Dataset
+
+from dp._guard import owner_of
+from dp.audit._progress import Bar
+from dp.audit._statistics import Floats
+from dp.exceptions import BudgetExhaustedError, PrivacyError
+from dp.ledger import Charge
+from dp.optimizer import DPOptimizer
+from dp.plan import PrivacyPlan
+
+
+__all__ = (
+    "Observation",
+    "Records",
+    "Train",
+    "hooked",
+    "included",
+    "observed",
+    "seeded",
+    "training",
+)
+
+Train = Callable[[nn.Module, Dataset[Any]], object]
+"""What is audited: trains a model on a dataset by a ``DPOptimizer`` that it makes.
+
+The model is called with a batch of the dataset, and returns one loss an example. What
+is returned does not matter.
+"""
+
+_GRADIENT_NORM: Final = 1e4
+_DIRECTION: Final = (0.6, 0.8)
+
+Bools = NDArray[np.bool_]
+
+
+def training(plan: PrivacyPlan) -> Train:
+    """Return the training function of a plan: the loop of the documentation."""
+
+    def train(model: nn.Module, dataset: Dataset[Any]) -> None:
+        loader = plan.loader(dataset)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+        optimizer = DPOptimizer(sgd, plan=plan, loader=loader)
+        for batch in loader:
+            optimizer.backward(model(batch))
+            optimizer.step()
+
+    return train
+
+
+def included(num_records: int) -> Bools:
+    """Return which records are in the data: a fair coin of the OS for each."""
+    return np.random.default_rng().random(num_records) < 1 / 2
+
+
+@final
+class Records(Dataset[Tensor]):
+    """The records that are in the data; each is its own number."""
+
+    def __init__(self, included_M: Bools) -> None:
+        self._numbers = torch.from_numpy(np.flatnonzero(included_M))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._numbers[index]
+
+
+@final
+class _Canaries(nn.Module):
+    """The losses of records, and which ones were asked for."""
+
+    def __init__(self, num_records: int) -> None:
+        super().__init__()
+        self.first = nn.Embedding(num_records, 1)
+        self.second = nn.Embedding(num_records, 1)
+        self.seen: list[Tensor] = []
+
+    def forward(self, numbers_B: Tensor) -> Tensor:
+        self.seen.append(numbers_B.detach().cpu())
+        a, b = _DIRECTION
+        losses_B1: Tensor = _GRADIENT_NORM * (
+            a * self.first(numbers_B) + b * self.second(numbers_B)
+        )
+        return losses_B1[:, 0]
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Observation:
+    """One run, seen from outside: every release, and who was in its batch.
+
+    Attributes:
+        optimizer: The private optimizer that the training function made.
+        num_records: How many records might have been in the data.
+        charges: What each release was charged as, from the ledger.
+    """
+
+    optimizer: DPOptimizer
+    num_records: int
+    charges: list[Charge] = field(default_factory=list)
+    _gradients: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _drawn: list[Bools] = field(default_factory=list)
+
+    @property
+    def num_releases(self) -> int:
+        """How often parameters were updated."""
+        return len(self._gradients)
+
+    def along(self) -> Floats:
+        """Return [T, M]: releases along each record's gradient, in units of C."""
+        a, b = _DIRECTION
+        first, second = self.parts()
+        return a * first + b * second
+
+    def across(self) -> Floats:
+        """Return [T, M]: releases at right angles to it, which are noise alone."""
+        a, b = _DIRECTION
+        first, second = self.parts()
+        return b * first - a * second
+
+    def parts(self) -> tuple[Floats, Floats]:
+        """Return what was released for either parameter, [T, M], in units of C."""
+        scale = self.optimizer.plan.expected_batch_size
+        units = [scale / charge.max_grad_norm for charge in self.charges]
+        first, second = (
+            np.stack(
+                [
+                    pair[i].numpy() * unit
+                    for pair, unit in zip(self._gradients, units, strict=True)
+                ]
+            )
+            for i in (0, 1)
+        )
+        return first, second
+
+    def drawn(self) -> Bools:
+        """Return [T, M]: who was in each batch."""
+        return np.stack(self._drawn)
+
+    def noise_multipliers(self) -> Floats:
+        """Return [T, 1]: what each release was charged as."""
+        return np.array([[charge.noise_multiplier] for charge in self.charges])
+
+    def sampling_probabilities(self) -> Floats:
+        """Return [T, 1]: what each release was charged as."""
+        return np.array([[charge.sampling_probability] for charge in self.charges])
+
+    def add(self, model: _Canaries) -> None:
+        """Take down the release that was just applied to *model*."""
+        first, second = (e.weight.grad for e in (model.first, model.second))
+        if first is None or second is None:
+            raise PrivacyError(
+                "a step left no gradient on the canaries: the training function must"
+                " step every parameter of the model"
+            )
+        charged = self.optimizer.ledger.charges()
+        self.charges.append(charged[-1] if charged else _planned(self.optimizer.plan))
+        pair = first[:, 0].double().cpu(), second[:, 0].double().cpu()
+        drawn_M = np.zeros(self.num_records, dtype=np.bool_)
+        for numbers_B in model.seen:
+            drawn_M[numbers_B.numpy()] = True
+        model.seen.clear()
+        self._gradients.append((pair[0].clone(), pair[1].clone()))
+        self._drawn.append(drawn_M)
+
+
+def observed(
+    train: Train, included_M: Bools, *, bar: Bar, resumed: bytes | None = None
+) -> tuple[Observation, bytes]:
+    """Train on the records that are included; return what was seen.
+
+    Generators of torch, numpy and random start from the same seeds every time, as in a
+    script that seeds them.
+
+    Args:
+        train: The training function.
+        included_M: Which records are in the data.
+        bar: Shows progress.
+        resumed: A checkpoint to load after the first release, as of a run that was
+            broken off there. Its charges count, so the budget ends one step early.
+
+    Returns:
+        The observation, and a checkpoint of the optimizer after the first release.
+
+    Raises:
+        PrivacyError: If the canaries were not trained by a ``DPOptimizer``.
+        ValueError: If the plan's numbers leave nothing to observe.
+    """
+    watch = _Watch(_Canaries(len(included_M)), bar, resumed)
+    with seeded(), hooked(watch):
+        try:
+            train(watch.model, Records(included_M))
+        except BudgetExhaustedError:
+            if resumed is None:
+                raise
+    if watch.observation is None:
+        raise PrivacyError(
+            "no DPOptimizer stepped the audit's model; make one from"
+            " model.parameters() in the training function"
+        )
+    return watch.observation, watch.checkpoint
+
+
+@final
+class _Watch:
+    """Called after every step of any optimizer; takes down those of the canaries."""
+
+    def __init__(self, model: _Canaries, bar: Bar, resumed: bytes | None) -> None:
+        self.model = model
+        self.observation: Observation | None = None
+        self.checkpoint = b""
+        self._bar = bar
+        self._resumed = resumed
+
+    def __call__(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        owner = owner_of(self.model.first.weight)
+        if not isinstance(owner, DPOptimizer):
+            return
+        if optimizer is not owner.original_optimizer:
+            return
+        if self.observation is None:
+            _check(owner)
+            num_records = self.model.first.num_embeddings
+            self.observation = Observation(optimizer=owner, num_records=num_records)
+        self.observation.add(self.model)
+        self._bar.show(self.observation.num_releases, owner.plan.steps)
+        if not self.checkpoint:
+            self.checkpoint = _saved(owner)
+            if self._resumed is not None:
+                owner.load_state_dict(torch.load(io.BytesIO(self._resumed)))
+
+
+def _check(optimizer: DPOptimizer) -> None:
+    plan = optimizer.plan
+    if plan.noise_multiplier == 0:
+        raise ValueError(
+            "noise_multiplier is 0, so that nothing is private: there is nothing to"
+            " audit; plan with noise"
+        )
+    if plan.max_grad_norm > _GRADIENT_NORM / 10:
+        raise ValueError(
+            f"max_grad_norm must be at most {_GRADIENT_NORM / 10:g} for an audit, whose"
+            f" gradients have norm {_GRADIENT_NORM:g}, got {plan.max_grad_norm!r};"
+            " audit a plan with a smaller one, which has the same epsilon"
+        )
+
+
+def _saved(optimizer: DPOptimizer) -> bytes:
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    return file.getvalue()
+
+
+def _planned(plan: PrivacyPlan) -> Charge:
+    """What a release should have been charged as, where the ledger is empty."""
+    return Charge(
+        sampling_probability=plan.sampling_probability,
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.max_grad_norm,
+        count=1,
+    )
+
+
+@contextmanager
+def hooked(look: Callable[[Optimizer, Any, Any], None]) -> Iterator[None]:
+    handle = register_optimizer_step_post_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed every generator that a script may seed; put them back afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global one
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        try:
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            torch.manual_seed(0)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
