@@ -24,6 +24,7 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 True
 """
 
+from dp import audit
 from dp.accounting import Guarantee, Release
 from dp.certificate import Certificate, verify
 from dp.checking import CheckReport, check
@@ -68,6 +69,7 @@ __all__ = (
     "Schedule",
     "Unamplified",
     "UnsupportedOperationError",
+    "audit",
     "check",
     "plan_for",
     "split_batch",

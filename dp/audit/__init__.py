@@ -13,20 +13,18 @@ Each takes the training function that is to be audited, called as
 called with a batch and returns one loss an example.
 
 All state how sure they are. A run that is right is accused by :func:`conformance` or
-:func:`canaries` with a probability of :data:`FALSE_ALARM` a finding.
+:func:`canaries` with a probability of 1e-9 a finding.
 """
 
 from dp.audit._canaries import CanaryReport, canaries
 from dp.audit._conformance import conformance
 from dp.audit._replay import replay
 from dp.audit._report import AuditReport
-from dp.audit._statistics import FALSE_ALARM
 from dp.audit._subject import Train, training
 from dp.audit._suite import Suite, audited
 
 
 __all__ = (
-    "FALSE_ALARM",
     "AuditReport",
     "CanaryReport",
     "Suite",

@@ -140,7 +140,7 @@ def canaries(
     half of the canaries chooses a threshold, the other half is counted.
 
     Where a claim is (epsilon, delta) for several pairs, the true-positive rate is at
-    most ``exp(epsilon) * FPR + delta`` for each. The claim is refuted if the
+    most ``delta`` more than ``exp(epsilon)`` times the other rate, for each. The claim is refuted if the
     Clopper-Pearson limits of both rates, at 1e-9 together, lie beyond that.
 
     Guarantees:
@@ -180,22 +180,28 @@ def canaries(
 
     found = max(0.0, epsilon_of(*attack.limits(epsilon_of, alpha=1 - confidence)))
     low, high = attack.limits(lambda a, b: a - claim.most(b), alpha=FALSE_ALARM)
-    allowed = claim.most(high)
-    finding = Finding(
-        claim="the attack stays within the claim",
-        holds=low <= allowed,
-        detail=f"it finds more than {low:.3f} of the present with fewer than"
-        f" {high:.3f} of the absent, where {allowed:.3f} is allowed",
-    )
     return CanaryReport(
         epsilon_empirical=found,
         epsilon_proven=spent.epsilon,
         delta=spent.delta,
         confidence=confidence,
         num_canaries=num_canaries,
-        findings=(finding,),
+        findings=(_judged(low, high, claim.most(high)),),
         _roc=attack.roc(),
         _claim=claim,
+    )
+
+
+def _judged(true_positives: float, false_positives: float, allowed: float) -> Finding:
+    """Return whether rates at least and at most so large are within the claim."""
+    holds = true_positives <= allowed
+    return Finding(
+        claim="the attack stays within the claim",
+        holds=holds,
+        detail="nobody is found more surely than is allowed"
+        if holds
+        else f"it finds more than {true_positives:.3f} of the present with fewer than"
+        f" {false_positives:.3f} of the absent, where {allowed:.3f} is allowed",
     )
 
 

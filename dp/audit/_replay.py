@@ -140,12 +140,11 @@ def _run(
     parameters = list(model.parameters())
 
     def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        owners = [owner for p in parameters if (owner := owner_of(p)) is not None]
-        for owner in owners[:1]:
-            if isinstance(owner, DPOptimizer) and optimizer is owner.original_optimizer:
-                tape.optimizers.append(owner)
-                tape.states.append(_state(model, owner))
-                bar.show(len(tape.states), owner.plan.steps)
+        owns = any(owner_of(parameter) is optimizer for parameter in parameters)
+        if isinstance(optimizer, DPOptimizer) and owns:
+            tape.optimizers.append(optimizer)
+            tape.states.append(_state(model, optimizer))
+            bar.show(len(tape.states), optimizer.plan.steps)
 
     printed = io.StringIO()
     with (
@@ -223,7 +222,7 @@ def _digest(value: object) -> str:
 def _flat(value: object) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        yield value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in value:
             yield repr(key).encode()
@@ -249,15 +248,23 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
     """Return whether neighbouring sums are as close as was declared."""
     plan = first.plan
     twice = two_changes or plan.neighboring_relation == "replace_one"
-    allowed = plan.max_grad_norm * (2 if twice else 1)
-    distances = [_distance(a, b) for a, b in zip(first.sums, second.sums, strict=False)]
-    largest = max(distances, default=0.0)
+    pairs = list(zip(first.sums, second.sums, strict=False))
+    distances = [_distance(a, b) for a, b in pairs]
+    allowed = [
+        plan.max_grad_norm_at(t) * (2 if twice else 1) for t in range(len(pairs))
+    ]
+    worst = max(range(len(pairs)), key=lambda t: distances[t] / allowed[t], default=0)
     changed = sum(distance > 0 for distance in distances)
     return Finding(
         claim="sums differ by the sensitivity at most",
-        holds=largest <= allowed * (1 + _SLACK),
-        detail=f"by {largest:.6g} of {allowed:g} allowed; {changed} of"
-        f" {len(distances)} sums differ",
+        holds=all(
+            d <= limit * (1 + _SLACK)
+            for d, limit in zip(distances, allowed, strict=True)
+        ),
+        detail=f"by {distances[worst]:.6g} of {allowed[worst]:g} allowed; {changed} of"
+        f" {len(pairs)} sums differ"
+        if pairs
+        else "there are none to compare",
     )
 
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 
 __all__ = (
@@ -55,6 +54,8 @@ def variance_p(z_N: Floats, *, num_rounded: int = 1) -> float:
         z_N: The terms.
         num_rounded: 1 if they were rounded to the noise's lattice, 0 if not.
     """
+    from scipy import special  # noqa: PLC0415 -- a third of a second
+
     total, count = float(np.square(z_N).sum()), z_N.size
     too_small = float(special.chdtr(count, total))
     too_large = float(special.chdtrc(count, total / (1 + num_rounded * _ROUNDING)))
@@ -63,7 +64,7 @@ def variance_p(z_N: Floats, *, num_rounded: int = 1) -> float:
 
 def normal_p(value: float) -> float:
     """Test that a value is standard normal."""
-    return min(1.0, float(special.erfc(abs(value) / math.sqrt(2))))
+    return min(1.0, math.erfc(abs(value) / math.sqrt(2)))
 
 
 def mean_p(z_N: Floats) -> float:
@@ -102,6 +103,8 @@ def binomial_p(successes: int, trials: int, probability: float) -> float:
     Power 0.999 against a rate that is off by ``9.2 * sqrt((1 - q) / (q * trials))``
     of itself: 2.8 % at ``q = 0.1`` and a million trials.
     """
+    from scipy import special  # noqa: PLC0415 -- a third of a second
+
     at_most = float(special.bdtr(successes, trials, probability))
     at_least = (
         1.0
@@ -127,5 +130,7 @@ def upper_limit(successes: int, trials: int, *, alpha: float) -> float:
 
 
 def _beta_quantile(probability: float, a: int, b: int) -> float:
+    from scipy import special  # noqa: PLC0415 -- a third of a second
+
     found: Any = special.betaincinv(a, b, probability)
     return float(found)

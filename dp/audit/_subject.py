@@ -180,7 +180,10 @@ class Observation:
                 " step every parameter of the model"
             )
         charged = self.optimizer.ledger.charges()
-        self.charges.append(charged[-1] if charged else _planned(self.optimizer.plan))
+        plan, step = self.optimizer.plan, len(self.charges)
+        charge = charged[-1] if charged else _planned(plan, step)
+        _check(charge)
+        self.charges.append(charge)
         pair = first[:, 0].double().cpu(), second[:, 0].double().cpu()
         drawn_M = np.zeros(self.num_records, dtype=np.bool_)
         for numbers_B in model.seen:
@@ -240,12 +243,9 @@ class _Watch:
 
     def __call__(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         owner = owner_of(self.model.first.weight)
-        if not isinstance(owner, DPOptimizer):
-            return
-        if optimizer is not owner.original_optimizer:
-            return
+        if not isinstance(owner, DPOptimizer) or optimizer is not owner:
+            return  # What wraps it, or steps other parameters.
         if self.observation is None:
-            _check(owner)
             num_records = self.model.first.num_embeddings
             self.observation = Observation(optimizer=owner, num_records=num_records)
         self.observation.add(self.model)
@@ -256,17 +256,16 @@ class _Watch:
                 owner.load_state_dict(torch.load(io.BytesIO(self._resumed)))
 
 
-def _check(optimizer: DPOptimizer) -> None:
-    plan = optimizer.plan
-    if plan.noise_multiplier == 0:
+def _check(charge: Charge) -> None:
+    if charge.noise_multiplier == 0:
         raise ValueError(
             "noise_multiplier is 0, so that nothing is private: there is nothing to"
             " audit; plan with noise"
         )
-    if plan.max_grad_norm > _GRADIENT_NORM / 10:
+    if charge.max_grad_norm > _GRADIENT_NORM / 10:
         raise ValueError(
             f"max_grad_norm must be at most {_GRADIENT_NORM / 10:g} for an audit, whose"
-            f" gradients have norm {_GRADIENT_NORM:g}, got {plan.max_grad_norm!r};"
+            f" gradients have norm {_GRADIENT_NORM:g}, got {charge.max_grad_norm!r};"
             " audit a plan with a smaller one, which has the same epsilon"
         )
 
@@ -277,12 +276,12 @@ def _saved(optimizer: DPOptimizer) -> bytes:
     return file.getvalue()
 
 
-def _planned(plan: PrivacyPlan) -> Charge:
+def _planned(plan: PrivacyPlan, step: int) -> Charge:
     """What a release should have been charged as, where the ledger is empty."""
     return Charge(
         sampling_probability=plan.sampling_probability,
-        noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=plan.max_grad_norm,
+        noise_multiplier=plan.noise_multiplier_at(step),
+        max_grad_norm=plan.max_grad_norm_at(step),
         count=1,
     )
 

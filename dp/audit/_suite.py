@@ -23,7 +23,7 @@ __all__ = ("PICTURE", "Suite", "audited")
 PICTURE: Final = "roc.png"
 _FORMAT: Final = "forwarding-dp-audit/1"
 _NUM_RECORDS, _NUM_FEATURES, _NUM_CLASSES = 100, 6, 3
-_LAST_RECORDS: Final = {"ordinary": 1.0, "huge": 1e30, "NaN": float("nan")}
+_LAST_RECORDS: Final = {"ordinary": 1.0, "huge": 1e6, "NaN": float("nan")}
 
 
 @final

@@ -116,7 +116,7 @@ def audit_command(
     open_folder(report, "audit.txt")
     try:
         suite = audited(function, num_records=records, progress=True)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     typer.echo(suite.to_text())
     suite.write(report)

@@ -1,7 +1,10 @@
 """The commands that look at what a user wrote."""
 
+from unittest import mock
+
 import pytest
 
+from dp import FlatClipping
 from dp.cli import main
 
 
@@ -35,6 +38,39 @@ def no_model():
 
 
 number = 4
+
+
+def train(model, dataset):
+    import dp
+
+    plan = dp.PrivacyPlan(
+        sampling=dp.PoissonSampling(sampling_probability=0.2),
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+        expected_batch_size=100,
+        steps=5,
+        target_delta=1e-5,
+    )
+    loader = plan.loader(dataset)
+    adam = torch.optim.Adam(model.parameters())
+    optimizer = dp.DPOptimizer(adam, plan=plan, loader=loader)
+    for batch in loader:
+        optimizer.backward(model(batch))
+        optimizer.step()
+
+
+def train_without_noise(model, dataset):
+    import dp
+
+    plan = dp.PrivacyPlan(
+        sampling=dp.PoissonSampling(sampling_probability=0.2),
+        noise_multiplier=0.0,
+        max_grad_norm=1.0,
+        expected_batch_size=100,
+        steps=5,
+        target_delta=1e-5,
+    )
+    dp.audit.training(plan)(model, dataset)
 """
 
 
@@ -114,3 +150,61 @@ def test_an_import_that_fails_inside_a_users_module_is_not_hidden(script, monkey
 
     with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
         main(["check", "my_broken_module:f"])
+
+
+FEW = ("--records", "1000")
+
+
+def test_audit_tests_a_users_function_and_leaves_files(call, script, tmp_path):
+    """Exit code 0, the two epsilons, and a report with a picture."""
+    report = tmp_path / "report"
+    code, out, err = call("audit", f"{script}:train", *FEW, "--report", report)
+
+    assert (code, err) == (0, "")
+    assert "empirical >= " in out
+    assert "Everything holds." in out
+    assert {p.name for p in report.iterdir()} == {"audit.json", "audit.txt", "roc.png"}
+
+
+@pytest.mark.statistical
+def test_audit_refutes_a_broken_build_of_dps_own_loop(call, tmp_path):
+    """Exit code 1; that a right build is accused has probability 1e-8."""
+    right = FlatClipping.factors
+    with mock.patch.object(FlatClipping, "factors", lambda *args: 1.5 * right(*args)):
+        code, out, _ = call(
+            "audit", *FEW, "--steps", "5", "--report", tmp_path / "report"
+        )
+
+    assert code == 1
+    assert "It does NOT hold." in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--records", "10"), "--records must be >= 1000, got 10"),
+        (("--noise-multiplier", "0"), "--noise-multiplier must be > 0"),
+        (("--steps", "0"), "--steps must be"),
+        (("{script}:train_without_noise", *FEW), "noise_multiplier is 0"),
+        (("{script}:too_few",), "too_few() takes 0 positional arguments"),
+        (("{script}:nothing",), "has no function 'nothing'"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(call, script, tmp_path, arguments, told):
+    """What is wrong with an option, or with the function."""
+    arguments = [argument.format(script=script) for argument in arguments]
+    code, _, err = call("audit", *arguments, "--report", tmp_path / "report")
+
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_stops_before_the_audit(call, tmp_path):
+    """Nobody waits a minute to read that."""
+    (tmp_path / "file").touch()
+
+    code, out, err = call("audit", "--report", tmp_path / "file")
+
+    assert (code, out) == (2, "")
+    assert "cannot be written to" in err
