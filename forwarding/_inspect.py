@@ -43,8 +43,8 @@ def unwrap(wrapper: object, /) -> object:
     layers, is_cycle = _layers(wrapper)
     if is_cycle:
         raise ForwardingError(
-            f"{type(wrapper).__name__} wraps itself through {len(layers)} layers; "
-            "there is no innermost object"
+            f"{type(wrapper).__name__} wraps itself after {len(layers)} "
+            f"layer{'s' * (len(layers) > 1)}; there is no innermost object"
         )
     return layers[-1]
 

@@ -84,7 +84,8 @@ def _check(cls: type, name: str, path: tuple[str, ...]) -> None:
             )
         spec = spec_of(static_attribute(cls, root))
         root = spec.path[0] if spec else None
-    reason = refusal(name, wrapper=cls.__name__.lower(), target=path[-2])
+    owner = "target" if path[-2].startswith("__") else path[-2]
+    reason = refusal(name, wrapper=cls.__name__.lower(), target=owner)
     if reason is not None:
         raise ForwardingError(f"{cls.__name__}.{name} cannot be forwarded: {reason}")
 

@@ -43,10 +43,13 @@ def members(names: Names) -> dict[str, Any]:
     return found
 
 
-def _parts(names: Names) -> Iterator[str | type]:
-    for part in (names,) if isinstance(names, str | type) else names:
+def _parts(names: Any) -> Iterator[str | type]:
+    is_one = isinstance(names, str | type) or not hasattr(names, "__iter__")
+    for part in (names,) if is_one else names:
         if not isinstance(part, str | type):
-            raise ForwardingError(f"forward= takes names and classes, got {part!r}")
+            raise ForwardingError(
+                f"forward= and but= take names and classes, got {part!r}"
+            )
         yield part
 
 

@@ -1,6 +1,6 @@
 """The :class:`Forwarding` base, which completes and checks declarations."""
 
-from typing import Any
+from typing import Any, Generic, Protocol, get_origin
 
 from forwarding._descriptor import Forwarded
 from forwarding._install import install
@@ -46,13 +46,43 @@ class Forwarding:
     def __init_subclass__(
         cls, *, to: str = "", forward: Names = (), but: Names = (), **kwargs: Any
     ) -> None:
+        _check_unknown(cls, kwargs)
         super().__init_subclass__(**kwargs)
         error = record_of(cls).error
         if error is not None:
             raise error
+        _check_undeclared(cls)
         _forward(cls, to, forward, but)
         _check_hidden(cls)
         _check_conflicts(cls)
+
+
+_TAKES_NO_KEYWORDS: tuple[Any, ...] = (Forwarding, Generic, Protocol, object)
+
+
+def _check_unknown(cls: type, kwargs: dict[str, Any]) -> None:
+    """Refuse class keywords that no base takes; Python would not say which."""
+    takers = (base for base in cls.__mro__[1:] if "__init_subclass__" in vars(base))
+    if kwargs and all(base in _TAKES_NO_KEYWORDS for base in takers):
+        raise ForwardingError(
+            f"{cls.__name__}: no base takes the class keyword {next(iter(kwargs))!r}; "
+            "Forwarding takes to=, forward= and but="
+        )
+
+
+def _check_undeclared(cls: type) -> None:
+    """Refuse what reads as a declaration and is none."""
+    for name, value in vars(cls).items():
+        if value is Forwarded:
+            raise ForwardingError(
+                f"{cls.__name__}.{name} is Forwarded itself; write Forwarded()"
+            )
+    for name, annotation in vars(cls).get("__annotations__", {}).items():
+        if get_origin(annotation) is Forwarded and name not in vars(cls):
+            raise ForwardingError(
+                f"{cls.__name__}.{name} is annotated and not declared; "
+                f"write {name}: Forwarded[...] = Forwarded()"
+            )
 
 
 def _forward(cls: type, to: str, forward: Names, but: Names) -> None:

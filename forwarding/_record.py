@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import FunctionType, MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from forwarding.exceptions import ForwardingError
+
 
 __all__ = ("Kind", "Record", "Spec", "forwarded_attributes", "record_of", "spec_of")
 
@@ -108,7 +110,15 @@ def forwarded_attributes(cls: type) -> Mapping[str, Spec]:
     ...     rpm = Forwarded("engine.rpm")
     >>> str(forwarded_attributes(Car)["rpm"])
     'engine.rpm'
+
+    Raises:
+        ForwardingError: ``cls`` is not a class.
     """
+    if not isinstance(cls, type):
+        raise ForwardingError(
+            "forwarded_attributes() takes a class, got an instance of "
+            f"{type(cls).__name__}; pass type(wrapper)"
+        )
     found: dict[str, Spec] = {}
     for base in reversed(cls.__mro__):
         for name, attribute in vars(base).items():

@@ -75,11 +75,19 @@ def _missing(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
         except AttributeError as error:
             absent.setdefault(f"are out of reach: {error}", []).append(repr(str(spec)))
         else:
-            if not hasattr(owner, spec.name):
-                where = f"do not exist on {type(owner).__name__}"
+            where = _absence(owner, spec.name)
+            if where is not None:
                 absent.setdefault(where, []).append(repr(spec.name))
     for where, names in absent.items():
         yield f"{', '.join(names)} {_agreeing(where, len(names))}"
+
+
+def _absence(owner: object, name: str) -> str | None:
+    try:
+        exists = hasattr(owner, name)
+    except RecursionError:
+        return "are forwarded in a circle"
+    return None if exists else f"do not exist on {type(owner).__name__}"
 
 
 def _agreeing(verb: str, count: int) -> str:

@@ -229,7 +229,7 @@ def test_the_chain_is_finite_whatever_wraps_what(edges):
     layers = chain(nodes[0])
 
     assert len({id(layer) for layer in layers}) == len(layers) <= 5
-    with pytest.raises(ForwardingError, match="Node wraps itself through"):
+    with pytest.raises(ForwardingError, match="Node wraps itself after"):
         unwrap(nodes[0])
     with pytest.raises(ForwardingError, match=r"Node\.x is forwarded in a circle"):
         owner_of(nodes[0], "x")
@@ -382,6 +382,21 @@ def test_verify_accepts_overrides_and_methods_set_on_a_layer():
     wrapper.step = print
 
     verify(wrapper)
+
+
+def test_verify_says_what_goes_round_in_a_circle():
+    """Python itself would say only that it went too deep."""
+    node = Node()
+    node.inner = node
+
+    with pytest.raises(ForwardingError, match=r"is forwarded in a circle$"):
+        verify(node)
+
+
+def test_an_instance_is_not_taken_for_its_class():
+    """What a wrapper forwards is asked of its class."""
+    with pytest.raises(ForwardingError, match=r"of Node; pass type\(wrapper\)$"):
+        forwarded_attributes(Node())
 
 
 def test_verify_needs_no_instance_dict():

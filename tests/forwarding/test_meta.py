@@ -486,6 +486,36 @@ def no_names():
         pass
 
 
+def no_interface():
+    class Car(Forwarding, to="engine", forward=7):
+        pass
+
+
+def misspelt_keyword():
+    class Car(Forwarding, to="engine", forwards="rpm"):
+        pass
+
+
+def misspelt_keyword_on_a_generic_base():
+    class Car(Wrapper[Engine], forwarded="rpm"):
+        pass
+
+
+def annotated_only():
+    class Car(Wrapper[Engine]):
+        rpm: Forwarded[int]
+
+
+def declared_by_the_class_itself():
+    class Car(Wrapper[Engine]):
+        rpm = Forwarded
+
+
+def in_place_on_a_wrapper():
+    class Car(Wrapper[Engine]):
+        __ior__ = Forwarded()
+
+
 def by_metaclass():
     class Car(metaclass=ForwardingMeta):
         __del__ = Forwarded("engine")
@@ -496,7 +526,18 @@ def by_guard():
         __class__ = Forwarded("engine")
 
 
+NO_KEYWORD = (
+    "Car: no base takes the class keyword {!r}; Forwarding takes to=, forward= and but="
+)
 REFUSED = {
+    misspelt_keyword: NO_KEYWORD.format("forwards"),
+    misspelt_keyword_on_a_generic_base: NO_KEYWORD.format("forwarded"),
+    annotated_only: "Car.rpm is annotated and not declared; "
+    "write rpm: Forwarded[...] = Forwarded()",
+    declared_by_the_class_itself: "Car.rpm is Forwarded itself; write Forwarded()",
+    in_place_on_a_wrapper: "Car.__ior__ cannot be forwarded: 'car |= x' would rebind "
+    "the name to the target; use forwarding.proxy.TransparentProxy",
+    no_interface: "forward= and but= take names and classes, got 7",
     conflict: "Both.lr is forwarded to 'a.lr' by A and to 'b.lr' by B; "
     "define Both.lr to choose",
     twice: "Car.step is defined in the class body and also forwarded to 'inner'; "
@@ -517,7 +558,7 @@ REFUSED = {
     to_without_names: "Car: to='engine' needs forward=, the names",
     unknown_exception: "Car: but= excepts rpn, start, which forward= does not name",
     no_name: "Car cannot forward 'b-c': it is no name",
-    no_names: "forward= takes names and classes, got 3",
+    no_names: "forward= and but= take names and classes, got 3",
     by_metaclass: "Car.__del__ cannot be forwarded: the wrapper's end would "
     "finalize a target that others still use",
     by_guard: "Car.__class__ cannot be forwarded: isinstance() would believe it and "
