@@ -1,6 +1,10 @@
 """Per-example gradients of any model, read from its autograd graph."""
 
-from dp.per_sample._engine import Engine, PerSampleGradients
+from dp.per_sample._engine import Engine
+from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._rules import check_torch
 
 
 __all__ = ("Engine", "PerSampleGradients")
+
+check_torch()

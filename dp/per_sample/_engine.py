@@ -5,11 +5,12 @@ from the losses back to the parameters says where each parameter is used; autogr
 asked for the gradients at these places only, so it never computes the parameters'
 own. What it kept for its backward says the rest.
 
-Shapes: ``B`` examples, ``G`` groups of parameters.
+Shapes: ``B`` examples.
 """
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Final, final
 
 import torch
@@ -17,77 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.exceptions import UnsupportedOperationError
-from dp.per_sample._layout import Layout
-from dp.per_sample._parts import Kept, Part, joint_squared_norms, wide
-from dp.per_sample._probe import probed
-from dp.per_sample._rules import RULES, Site
-from dp.per_sample._walk import Graph, Use, saved, walked
+from dp.per_sample._derived import parts_of_parameters
+from dp.per_sample._fallback import by_graph, by_node
+from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._graph import Graph, Signature
+from dp.per_sample._parts import Part, wide
+from dp.per_sample._plan import Plan, check_norm, check_opaque, check_shared, planned
+from dp.per_sample._rules import RULES
+from dp.per_sample._site import Budget, Grads, Rule, Site
+from dp.per_sample._walk import walked
 
 
-__all__ = ("Engine", "PerSampleGradients")
+__all__ = ("Engine",)
 
-_ROWS_AT_ONCE: Final = 16  # Examples whose backward the fallback runs together.
-
-
-@final
-class PerSampleGradients:
-    """Every example's gradient, as far as norms and weighted sums need it.
-
-    Attributes:
-        num_samples: How many examples there are.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[int, list[Part]],
-        parameters: Sequence[Tensor],
-        start_B: Tensor,
-    ) -> None:
-        self._parts = parts
-        self._parameters = parameters
-        self._start_B = start_B
-        self.num_samples: int = len(start_B)
-
-    def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
-        """Return the squared norm of every example's gradient, by group.
-
-        It is infinite for an example whose loss is not finite.
-
-        Args:
-            group_of: The group of each parameter: 0, 1, ... without a gap.
-        """
-        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
-        for index, parts in self._parts.items():
-            size = self._parameters[index].numel()
-            added = joint_squared_norms(parts, self.num_samples, size)
-            norms[group_of[index]] = norms[group_of[index]] + added
-        return torch.stack(norms)
-
-    def add_weighted_sum(
-        self,
-        factors_GB: Float[Tensor, "G B"],
-        group_of: Sequence[int],
-        sums: Sequence[Tensor],
-    ) -> None:
-        """Add every example's gradient, times its factor, to *sums* in place.
-
-        Guarantees:
-            * An example whose factor is 0 adds exactly nothing, also if its gradient
-              is NaN or infinite.
-
-        Args:
-            factors_GB: What to multiply with, by group and example.
-            group_of: The group of each parameter.
-            sums: One tensor a parameter, in float32 or float64.
-        """
-        dropped_GB = factors_GB == 0
-        any_dropped = dropped_GB.any(1).tolist()
-        for index, parts in self._parts.items():
-            group = group_of[index]
-            for part in parts:
-                kept = part.without(dropped_GB[group]) if any_dropped[group] else part
-                kept.add_weighted_sum(factors_GB[group], sums[index])
+# Of the bytes of the model's own activations: what kept gradients may need besides.
+_ALLOWANCE: Final = 0.05
 
 
 @final
@@ -104,160 +49,183 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._layouts_of: dict[Hashable, Sequence[Layout | None]] = {}
+        self._plans: dict[Hashable, Plan] = {}
+        self._constants: frozenset[Signature] = frozenset()
         self._warned: set[str] = set()
 
     def gradients(
-        self, losses_B: Float[Tensor, " B"], parameters: Sequence[Tensor]
+        self,
+        losses_B: Float[Tensor, " B"],
+        parameters: Sequence[Tensor],
+        *,
+        loss_scale: float = 1.0,
     ) -> PerSampleGradients:
         """Return the gradients of every loss with respect to *parameters*.
 
         Args:
             losses_B: One loss an example.
             parameters: Leaves of the graph that require gradients.
+            loss_scale: What the losses are multiplied with on the way back, so that
+                half-precision gradients do not underflow. The result is divided by it.
 
         Raises:
             SampleMixingError: If a loss depends on another example.
-            UnsupportedOperationError: If an example is not finite where an operation
-                without a rule would spread that to the others.
+            UnsupportedOperationError: If the graph hides where parameters are used,
+                or if an example is not finite where an operation without a rule would
+                spread that to the others.
         """
         zeros_B = wide(losses_B.detach().new_zeros(len(losses_B)))
         # By an example's own loss alone, so that no other one can change it.
         start_B = zeros_B.masked_fill(~losses_B.detach().isfinite(), torch.inf)
         if losses_B.grad_fn is None or bool(start_B.isinf().all()):
             return PerSampleGradients({}, parameters, start_B)
-        graph = walked(losses_B.grad_fn, parameters, num_samples=len(losses_B))
-        if not graph.uses:
-            return PerSampleGradients({}, parameters, start_B)
-        sites = self._sites(losses_B, graph.uses, self._layouts(losses_B, graph))
-        served = [(use, site) for use, site in sites if site is not None]
-        slow = {id(p): p for use, site in sites if site is None for p in use.parameters}
-        parts = _by_backward(losses_B, list(slow.values())) if slow else {}
-        grads = (
-            torch.autograd.grad(
-                losses_B,
-                [GradientEdge(use.node, 0) for use, _ in served],
-                torch.ones_like(losses_B),
-                allow_unused=True,
-            )
-            if served
-            else ()
-        )
-        with torch.no_grad():
-            for (use, site), grad in zip(served, grads, strict=True):
-                for position, part in _parts(use, site, grad).items():
-                    parameter = use.direct[position][0]
-                    if id(parameter) not in slow:
-                        parts.setdefault(id(parameter), []).append(part)
+        graph, plan = self._planned(losses_B, parameters)
+        collected = _Collected(graph, plan, len(losses_B))
+        for site in collected.without_rule:
+            self._warn_of(site.use.operation, site.use.parameters)
+        if collected.unknown:
+            unknown = list(collected.unknown.values())
+            collected.replace(by_graph(losses_B, unknown, loss_scale=loss_scale))
+        collected.run(losses_B, loss_scale)
         index_of = {id(p): i for i, p in enumerate(parameters)}
-        by_index = {index_of[key]: found for key, found in parts.items()}
-        return PerSampleGradients(by_index, parameters, start_B)
+        by_index = {index_of[key]: found for key, found in collected.parts.items()}
+        return PerSampleGradients(by_index, parameters, start_B, loss_scale=loss_scale)
 
-    def _sites(
-        self, losses_B: Tensor, uses: Sequence[Use], layouts: Sequence[Layout | None]
-    ) -> list[tuple[Use, Site | None]]:
-        """Return what the rules need of every use; None where none applies."""
-        sites: list[tuple[Use, Site | None]] = []
-        for use, layout in zip(uses, layouts, strict=True):
-            if layout is None:  # Not known, of this batch: nothing to warn of.
-                sites.append((use, None))
-                continue
-            site = _site(use, layout, len(losses_B))
-            if site is None:
-                self._warn_of(use)
-            sites.append((use, site))
-        return sites
+    def _planned(
+        self, losses_B: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Graph, Plan]:
+        """Return the graph and its plan, from an earlier batch if there is one."""
+        root = (losses_B.grad_fn, losses_B.output_nr)
+        while True:
+            graph = walked(
+                root,
+                parameters,
+                num_samples=len(losses_B),
+                constants=self._constants,
+            )
+            check_opaque(graph)
+            plan = self._plans.get(graph.shape)
+            if plan is None:
+                plan, certain, constants = planned(losses_B, graph)
+                self._constants |= constants
+                if plan is None:
+                    continue
+                if certain:
+                    self._plans[graph.shape] = plan
+            check_shared(plan, graph)
+            return graph, plan
 
-    def _layouts(self, losses_B: Tensor, graph: Graph) -> Sequence[Layout | None]:
-        """Return the layout of every use; None where this batch does not show it."""
-        if len(losses_B) == 1:
-            return [Layout(-1)] * len(graph.uses)  # Everything is the one example's.
-        known = self._layouts_of.get(graph.shape)
-        if known is not None:
-            return known
-        layouts, certain = probed(losses_B, graph.uses)
-        if certain:
-            self._layouts_of[graph.shape] = layouts
-        return layouts
-
-    def _warn_of(self, use: Use) -> None:
-        if use.operation not in self._warned:
-            self._warned.add(use.operation)
-            shapes = ", ".join(str(tuple(p.shape)) for p in use.parameters)
+    def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
+        if operation not in self._warned:
+            self._warned.add(operation)
+            shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             warnings.warn(
-                f"no rule serves {use.operation} with parameters of shape {shapes}:"
-                " their gradients are right, but found by a backward pass an example",
+                f"no rule serves {operation} with parameters of shape {shapes}:"
+                " their gradients are right, but found by a backward pass of it for"
+                " each example",
                 stacklevel=6,
             )
 
 
-def _site(use: Use, layout: Layout, num_samples: int) -> Site | None:
-    """Return what a rule needs of a use, or None if none serves it."""
-    rule = RULES.get(use.operation)
-    if rule is None or use.derived:
-        return None
-    kept = {name: saved(use.node, name) for name in rule.reads}
-    site = Site(kept, use.direct, layout, num_samples)
-    return site if rule.applies(site) else None
+_Item = tuple[Site, Rule | None, float]  # With the bytes that are freed before it.
 
 
-def _parts(use: Use, site: Site, grad: Tensor | None) -> Mapping[int, Part]:
-    if grad is None:
-        return {}
-    return RULES[use.operation].parts(site, grad)
+def _postpone(
+    postponed: list[tuple[_Item, Grads]], item: _Item, grads: Sequence[Tensor]
+) -> None:
+    postponed.append((item, grads))
 
 
-def _by_backward(
-    losses_B: Tensor, parameters: Sequence[Tensor]
-) -> dict[int, list[Part]]:
-    """Return whole gradients by one backward pass an example, several at a time."""
-    _check_separable(losses_B, parameters)
-    try:
-        rows = _rows(losses_B, parameters, batched=True)
-    except RuntimeError:  # An operation that torch.vmap cannot batch.
-        rows = _rows(losses_B, parameters, batched=False)
-    return {id(p): [Kept(grads)] for p, grads in zip(parameters, rows, strict=True)}
+@final
+class _Collected:
+    """Parts of one batch, collected while the backward pass reaches the uses."""
 
+    def __init__(self, graph: Graph, plan: Plan, num_samples: int) -> None:
+        self.parts: dict[int, list[Part]] = {}
+        self.unknown: dict[int, Tensor] = {}  # Parameters, of this batch.
+        self.without_rule: list[Site] = []
+        self._num_samples = num_samples
+        self._sites: list[_Item] = []
+        budget = Budget(_ALLOWANCE * plan.num_bytes * num_samples)
+        for use, layouts, freed in zip(
+            graph.uses, plan.layouts, plan.freed, strict=True
+        ):
+            if layouts is None:
+                self.unknown.update((id(p), p) for p in use.parameters)
+                continue
+            site = Site(use, layouts, num_samples, budget)
+            rule = RULES.get(use.operation)
+            if rule is None or not rule.applies(site):
+                check_norm(site.use)
+                self.without_rule.append(site)
+                rule = None
+            self._sites.append((site, rule, freed * num_samples))
 
-def _check_separable(losses_B: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Raise if 0 times what the graph holds is not 0.
+    def replace(self, whole: Mapping[int, Part]) -> None:
+        """Take whole gradients of parameters, instead of those of their uses."""
+        self.parts.update((key, [part]) for key, part in whole.items())
 
-    A backward pass for one example sends 0 to the others. Where one of them holds
-    NaN or infinity, 0 times it is NaN, and that would be counted as the first one's.
-    """
-    found = torch.autograd.grad(
-        losses_B,
-        parameters,
-        torch.zeros_like(losses_B),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    for parameter, grad in zip(parameters, found, strict=True):
-        if len(losses_B) > 1 and not bool(grad.isfinite().all()):
-            raise UnsupportedOperationError(
-                f"NaN or infinity meets a parameter of shape {tuple(parameter.shape)}"
-                " in an operation without a rule, or in every example,"
-                " so that the other examples' gradients cannot be told from its own;"
-                " clean the data before the forward pass, as by torch.nan_to_num,"
-                " or use operations that have rules"
+    def run(self, losses_B: Tensor, loss_scale: float) -> None:
+        """Run the backward pass."""
+        last = [item for item in self._sites if item[0].use.is_last]
+        # A node that is run alone would, during the pass, leave out what it omits.
+        postponed: list[tuple[_Item, Grads]] = []
+        handles = []
+        for item in self._sites:
+            site, rule, _ = item
+            if not site.use.is_last:
+                hook = (
+                    partial(_postpone, postponed, item)
+                    if rule is None
+                    else partial(self._add, *item)
+                )
+                handles.append(site.use.node.register_prehook(hook))
+        edges = [
+            GradientEdge(site.use.node, output)
+            for site, _, _ in last
+            for output in site.use.outputs
+        ]
+        if not edges:
+            return
+        try:
+            found = torch.autograd.grad(
+                losses_B,
+                edges,
+                torch.full_like(losses_B, loss_scale),
+                retain_graph=any(
+                    rule is None and not site.use.is_last
+                    for site, rule, _ in self._sites
+                ),
+                allow_unused=True,
             )
+        finally:
+            for handle in handles:
+                handle.remove()
+        remaining = list(reversed(found))
+        del found
+        with torch.no_grad():
+            for (site, rule, freed), some in postponed:
+                self._add(site, rule, freed, some)
+            for site, rule, freed in last:
+                grads: dict[int, Tensor | None] = {
+                    output: remaining.pop() for output in site.use.outputs
+                }
+                width = 1 + max(site.use.outputs)
+                self._add(site, rule, freed, [grads.get(i) for i in range(width)])
 
-
-def _rows(
-    losses_B: Tensor, parameters: Sequence[Tensor], *, batched: bool
-) -> list[Tensor]:
-    one_hot_BB = torch.eye(len(losses_B), dtype=losses_B.dtype, device=losses_B.device)
-    chunks = []
-    for seeds in one_hot_BB.split(_ROWS_AT_ONCE) if batched else one_hot_BB:
-        found = torch.autograd.grad(
-            losses_B,
-            parameters,
-            seeds,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-            materialize_grads=True,
-        )
-        chunks.append([g if batched else g[None] for g in found])
-    return [torch.cat(column) for column in zip(*chunks, strict=True)]
+    def _add(self, site: Site, rule: Rule | None, freed: float, grads: Grads) -> None:
+        site.budget.release(freed)
+        if all(grad is None for grad in grads):
+            return
+        if rule is None:
+            parts = by_node(site, grads)
+        else:
+            (grad, *_) = grads
+            parts = {} if grad is None else rule.parts(site, grad)
+        for position, part in parts.items():
+            operand = site.operands[position]
+            for parameter, whole in parts_of_parameters(
+                part, operand, self._num_samples
+            ):
+                if id(parameter) not in self.unknown:
+                    self.parts.setdefault(id(parameter), []).append(whole)

@@ -44,6 +44,19 @@ class Layout:
             return moved.reshape(-1, num_samples, *shape).transpose(0, 1)
         return moved.reshape(num_samples, -1, *shape)
 
+    def owners(
+        self, shape: Sequence[int], num_samples: int, device: torch.device
+    ) -> Tensor:
+        """Return a tensor, to be spread over *shape*, that says whose an element is."""
+        index = torch.arange(num_samples, device=device)
+        if num_samples == 1:
+            return index
+        shared = shape[self.axis] // num_samples
+        along = (
+            index.repeat(shared) if self.time_major else index.repeat_interleave(shared)
+        )
+        return along.view(-1, *[1] * (-1 - self.axis))
+
 
 def find_layouts(probes: Sequence[tuple[Tensor, Tensor]]) -> list[Layout]:
     """Return every layout by which NaN stayed with its examples.

@@ -1,212 +1,300 @@
 """Find where parameters enter an autograd graph.
 
 A *use* is a node that takes data of examples and, beside it, a parameter or something
-computed from parameters alone. What lies between a parameter and its use is a chain:
-a direct one only transposes or casts, so that a rule can see the parameter through it.
+computed from parameters alone: an *operand*. Between a parameter and its operand lie
+views and casts, through which a part can be seen, or any other computation, which has
+a backward pass of its own.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, final
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Final
 
 from torch import Tensor
 
-
-__all__ = ("Graph", "Use", "output_shape", "saved", "walked")
-
-Node = Any  # torch.autograd.graph.Node has no types for its attributes.
-
-_TRANSPOSING: Final = frozenset(
-    {"PermuteBackward0", "TBackward0", "TransposeBackward0"}
+from dp.exceptions import SampleMixingError
+from dp.per_sample._graph import Edge, Graph, Operand, Signature, Use
+from dp.per_sample._nodes import (
+    VIEWS,
+    Node,
+    is_checkpointed,
+    is_number,
+    name_of,
+    output_shape,
+    saved,
+    size,
 )
+
+
+__all__ = ("walked",)
+
+Edges = Sequence[tuple[Node | None, int]]
+
 # Operations that pick by indices or conditions, which autograd does not list as inputs.
 # Custom functions, whose nodes' names end in no digit, may hide anything.
 _INDEXING: Final = ("Embedding", "Gather", "Index", "Mask", "Scatter", "Take", "Where")
-_MATRIX: Final = 2  # Axes that transposing exchanges.
-_SAME_SHAPE: Final = frozenset({"AliasBackward0", "ToCopyBackward0"})
+# Operations of a parameter and of something else that has no graph, data or a constant,
+# and what they keep of it.
+_WITH_FACTOR: Final = frozenset({"DivBackward0", "MulBackward0"})
+_SUMS: Final = frozenset({"AddBackward0", "SubBackward0"})
+_LOOKUPS: Final = {
+    "EmbeddingBackward0": "indices",
+    "GatherBackward0": "index",
+    "IndexBackward0": "indices",
+    "IndexSelectBackward0": "index",
+    "MaskedFillBackward0": "mask",
+    "WhereBackward0": "condition",
+}
+_NONE: Final[Sequence[Tensor]] = ()
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A node that meets examples' data with parameters.
+def walked(
+    root: Edge,
+    parameters: Sequence[Tensor],
+    *,
+    num_samples: int,
+    constants: frozenset[Signature] = frozenset(),
+) -> Graph:
+    """Find every use of *parameters* in the graph below *root*.
 
-    Attributes:
-        node: The autograd node.
-        direct: Parameter and whether it is transposed, by input position.
-        derived: Parameters that reach the node through some computation of their own.
+    Args:
+        root: The node and output of the losses.
+        parameters: Leaves of the graph.
+        num_samples: The number of losses.
+        constants: Of uses that might be constant, those that are.
     """
-
-    node: Node
-    direct: Mapping[int, tuple[Tensor, bool]]
-    derived: tuple[Tensor, ...]
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Every parameter of the use, direct and derived."""
-        return [*(parameter for parameter, _ in self.direct.values()), *self.derived]
-
-    @property
-    def operation(self) -> str:
-        """The name of the node, such as ``AddmmBackward0``."""
-        return type(self.node).__name__
+    walk = _Walk({id(p): p for p in parameters}, num_samples, constants)
+    walk.run(root[0])
+    return walk.graph(root)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What a walk over a graph found.
+class _Walk:
+    """What is known of the nodes below the losses, inputs before outputs."""
 
-    Attributes:
-        uses: Every use of the parameters.
-        shape: Equal for graphs of the same operations on the same parameters, with
-            the batch on the same axes; sizes of other axes make no difference.
-    """
+    def __init__(
+        self,
+        parameters: Mapping[int, Tensor],
+        num_samples: int,
+        constants: frozenset[Signature],
+    ) -> None:
+        self._parameters = parameters
+        self._num_samples = num_samples
+        self._constants = constants
+        self._edges: dict[Node, Edges] = {}
+        self._behind: dict[Node, Sequence[Tensor]] = {}  # Of parameters alone.
+        self._reaches_use: dict[Node, bool] = {}
+        self._with_constants: set[Node] = set()  # Of parameters, but not alone.
+        self._uses: dict[Node, Signature | None] = {}
+        self._nodes: list[Node] = []
+        self._constant: list[tuple[Node, Tensor]] = []
+        self._shape: list[Any] = []
 
-    uses: Sequence[Use]
-    shape: Hashable
+    def run(self, root: Node) -> None:
+        edges, behind = self._edges, self._behind
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            if node in behind:
+                pending.pop()
+                continue
+            children = edges.get(node)
+            if children is None:
+                children = edges[node] = node.next_functions
+                unseen = [c for c, _ in children if c is not None and c not in behind]
+                if unseen:
+                    pending.extend(unseen)
+                    continue
+            pending.pop()
+            self._add(node, children)
 
+    def _add(self, node: Node, children: Edges) -> None:
+        if not children:
+            known = self._parameters.get(id(getattr(node, "variable", None)))
+            self._behind[node] = _NONE if known is None else (known,)
+            self._reaches_use[node] = False
+            return
+        found = [self._behind[c] for c, _ in children if c is not None]
+        name = name_of(node)
+        is_use, signature = any(found), None
+        if is_use and all(found):
+            behind = tuple({id(p): p for some in found for p in some}.values())
+            signature = self._signature(node, name, children, behind)
+            is_use = signature is not None and signature not in self._constants
+            if not is_use:
+                self._add_of_parameters(node, children, behind, signature is not None)
+                return
+        self._note_constant(node, name, children, any_size=False)
+        self._behind[node] = _NONE
+        self._reaches_use[node] = is_use or any(
+            self._reaches_use[c] for c, _ in children if c is not None
+        )
+        self._nodes.append(node)
+        self._shape.append(type(node))
+        self._shape.append(_batch_axes(node, self._num_samples))
+        if is_use:
+            self._uses[node] = signature
+            self._shape.append(tuple(id(p) for some in found for p in some))
 
-def walked(root: Node, parameters: Iterable[Tensor], *, num_samples: int) -> Graph:
-    """Find every use of *parameters* in the graph below *root*."""
-    chains = _Chains({id(p): p for p in parameters})
-    uses: list[Use] = []
-    shape: list[Hashable] = []
-    seen: set[Node] = {root}
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        use, others = _divided(node, chains)
-        shape.append((type(node).__name__, _batch_axes(node, num_samples)))
-        if use is not None:
-            uses.append(use)
-            shape.append(tuple(map(id, use.parameters)))
-        unseen = [child for child in others if child not in seen]
-        seen.update(unseen)
-        pending.extend(unseen)
-    return Graph(uses, tuple(shape))
+    def _add_of_parameters(
+        self,
+        node: Node,
+        children: Edges,
+        behind: Sequence[Tensor],
+        is_constant: bool,  # noqa: FBT001 -- private
+    ) -> None:
+        self._behind[node], self._reaches_use[node] = behind, False
+        self._note_constant(node, name_of(node), children, any_size=True)
+        if is_constant or any(child in self._with_constants for child, _ in children):
+            self._with_constants.add(node)
 
+    def _signature(
+        self, node: Node, name: str, children: Edges, behind: Sequence[Tensor]
+    ) -> Signature | None:
+        """Return None for a node of parameters alone, else what names the use.
 
-def _divided(node: Node, chains: "_Chains") -> tuple[Use | None, list[Node]]:
-    """Return what a node takes of parameters, and its other inputs."""
-    direct: dict[int, tuple[Tensor, bool]] = {}
-    derived: dict[int, Tensor] = {}
-    others: list[Node] = []
-    for position, (child, _) in enumerate(node.next_functions):
-        if child is None:
-            continue
-        found = chains.direct(child)
-        behind = chains.parameters(child)
-        if found is not None:
-            direct[position] = found
-        elif behind:
-            derived.update((id(p), p) for p in behind)
-        else:
-            others.append(child)
-    used = bool(direct or derived)
-    return Use(node, direct, tuple(derived.values())) if used else None, others
+        An empty name is that of a use that cannot be constant.
+        """
+        if not _meets_data(node, name, children):
+            return None
+        shape = output_shape(node, 0)
+        if name in _SUMS or name in _WITH_FACTOR:
+            shapes = [
+                self._shape_of(child, index) for child, index in children if child
+            ]
+            if shape not in shapes:
+                return ()
+        elif name not in _LOOKUPS:
+            return ()
+        signature = (name, *map(id, behind), shape)
+        if not _has_room(shape, self._num_samples):
+            self._constants |= {signature}
+        return signature
+
+    def _shape_of(self, node: Node, index: int) -> Sequence[int]:
+        if self._edges[node]:
+            return output_shape(node, index)
+        return tuple(self._behind[node][0].shape)
+
+    def _note_constant(
+        self, node: Node, name: str, children: Edges, *, any_size: bool
+    ) -> None:
+        if name in _WITH_FACTOR:
+            if None not in [child for child, _ in children]:
+                return
+            constant = _constant_factor(node)
+            if constant is None or is_number(constant):
+                return
+            if any_size or constant.numel() == 1:
+                self._constant.append((node, constant))
+        elif any_size and name in _LOOKUPS:
+            kept = saved(node, _LOOKUPS[name])
+            several = kept if isinstance(kept, tuple) else (kept,)
+            self._constant += [(node, some) for some in several if some is not None]
+
+    def graph(self, root: Edge) -> Graph:
+        if self._behind[root[0]]:  # The losses are of parameters alone.
+            if root[0] in self._with_constants:
+                raise SampleMixingError(
+                    "examples' data and parameters meet only where examples are mixed:"
+                    " one example's loss depends on another's data"
+                )
+            self._uses[root[0]] = ()
+            self._nodes.append(root[0])
+        outputs = self._outputs(root)
+        uses = [
+            self._use(node, signature, sorted(outputs[node]))
+            for node, signature in self._uses.items()
+            if node in outputs  # Not of a chain that turned out to be constant.
+        ]
+        above = self._above(root[0]) if self._constant else frozenset()
+        return Graph(uses, tuple(self._shape), self._nodes, self._constant, above)
+
+    def _use(
+        self, node: Node, signature: Signature | None, outputs: Sequence[int]
+    ) -> Use:
+        operands: dict[int, Operand] = {}
+        data: list[Node] = []
+        for position, (child, index) in enumerate(self._edges[node]):
+            if child is None:
+                continue
+            behind = self._behind[child]
+            if behind:
+                chain = self._chain(child, index) if len(behind) == 1 else None
+                operands[position] = Operand(
+                    (child, index), behind, chain, child in self._with_constants
+                )
+            else:
+                data.append(child)
+        is_last = not any(self._reaches_use[child] for child in data)
+        return Use(node, operands, outputs, data, is_last, signature or ())
+
+    def _chain(self, node: Node, index: int) -> Sequence[Edge] | None:
+        """Return the views between a parameter and an operand, if that is all."""
+        chain: list[Edge] = []
+        while self._edges[node]:
+            if name_of(node) not in VIEWS:
+                return None
+            chain.append((node, index))
+            node, index = self._edges[node][0]
+        return chain
+
+    def _outputs(self, root: Edge) -> Mapping[Node, set[int]]:
+        found = {node: {0} for node in self._uses}
+        several = {node for node in self._uses if len(node._input_metadata) > 1}  # noqa: SLF001
+        if several:
+            for node in several:
+                found[node] = set()
+            for children in (((root),), *self._edges.values()):
+                for child, index in children:
+                    if child in several:
+                        found[child].add(index)
+        return found
+
+    def _above(self, root: Node) -> frozenset[Node]:
+        seen, pending = {root}, [root]
+        while pending:
+            node = pending.pop()
+            if node in self._uses:
+                continue
+            unseen = {c for c, _ in self._edges[node] if c is not None} - seen
+            seen |= unseen
+            pending.extend(unseen)
+        return frozenset(seen)
 
 
 def _batch_axes(node: Node, num_samples: int) -> Hashable:
     """Which axes of a node's outputs may hold the examples, alone or with positions."""
     return tuple(
-        tuple(
-            (size >= num_samples) + (size == num_samples)
-            if size % num_samples == 0
-            else 0
+        [
+            0 if size % num_samples else 2 if size == num_samples else size > 0
+            for metadata in node._input_metadata  # noqa: SLF001 -- see _nodes
             for size in metadata.shape
-        )
-        for metadata in _outputs(node)
+        ]
     )
 
 
-def _transposes(node: Node) -> bool:
-    """Whether a node that turns a matrix exchanges its axes, or leaves them."""
-    name = type(node).__name__
-    if name == "PermuteBackward0":
-        return [axis % _MATRIX for axis in saved(node, "dims")] == [1, 0]
-    if name == "TransposeBackward0":
-        return bool((saved(node, "dim0") - saved(node, "dim1")) % _MATRIX)
-    return True
+def _has_room(shape: Sequence[int], num_samples: int) -> bool:
+    """Whether a tensor may hold something of every example."""
+    return size(shape) == 0 or any(length % num_samples == 0 for length in shape)
 
 
-class _Chains:
-    """What nodes are computed from parameters alone, remembered node by node."""
-
-    def __init__(self, parameters: Mapping[int, Tensor]) -> None:
-        self._parameters = parameters
-        self._behind: dict[Node, Sequence[Tensor]] = {}
-
-    def direct(self, node: Node) -> tuple[Tensor, bool] | None:
-        """Return the parameter behind a direct chain, and whether it is transposed."""
-        turned = transposed = False
-        while True:
-            variable = getattr(node, "variable", None)
-            if variable is not None:
-                known = self._parameters.get(id(variable))
-                if known is None or (turned and known.dim() != _MATRIX):
-                    return None
-                return known, transposed
-            name = type(node).__name__
-            if name in _TRANSPOSING:
-                turned = True
-                transposed ^= _transposes(node)
-            elif name not in _SAME_SHAPE:
-                return None
-            node = node.next_functions[0][0]
-
-    def parameters(self, node: Node) -> Sequence[Tensor]:
-        """Return the parameters that *node* is computed from, if from nothing else."""
-        pending = [node]
-        while pending:
-            current = pending[-1]
-            if current in self._behind:
-                pending.pop()
-                continue
-            children = [
-                child for child, _ in current.next_functions if child is not None
-            ]
-            unknown = [child for child in children if child not in self._behind]
-            if unknown:
-                pending.extend(unknown)
-                continue
-            self._behind[pending.pop()] = self._of(current, children)
-        return self._behind[node]
-
-    def _of(self, node: Node, children: Sequence[Node]) -> Sequence[Tensor]:
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            known = self._parameters.get(id(variable))
-            return () if known is None else (known,)
-        behind = [self._behind[child] for child in children]
-        if not behind or not all(behind) or _meets_data(node):
-            return ()
-        return tuple({id(p): p for found in behind for p in found}.values())
-
-
-def _meets_data(node: Node) -> bool:
+def _meets_data(node: Node, name: str, children: Edges) -> bool:
     """Whether a node may hold data of examples that the graph does not show."""
-    name = type(node).__name__
     if not name[-1].isdigit() or any(word in name for word in _INDEXING):
         return True
-    if all(child is not None for child, _ in node.next_functions):
+    if all(child is not None for child, _ in children):
         return False
-    if name != "MulBackward0":
+    if name not in _WITH_FACTOR:
         return True
-    factors = (saved(node, "self"), saved(node, "other"))
-    return all(factor is None or factor.numel() > 1 for factor in factors)
+    constant = _constant_factor(node)
+    return constant is None or not is_number(constant)
 
 
-def output_shape(node: Node) -> Sequence[int]:
-    """Return the shape of a node's first output."""
-    return tuple(_outputs(node)[0].shape)
+def _constant_factor(node: Node) -> Tensor | None:
+    """Return what a product or quotient of something with a graph took besides it.
 
-
-def _outputs(node: Node) -> Any:
-    return node._input_metadata  # noqa: SLF001 -- torch has no public name for it
-
-
-def saved(node: Node, name: str) -> Any:
-    """Return what *node* kept under *name* for its backward, without its graph."""
-    value = getattr(node, f"_saved_{name}")
-    return value.detach() if isinstance(value, Tensor) else value
+    None is what a checkpoint would have to compute again.
+    """
+    with_graph = node.next_functions[0][0] is not None
+    name = "other" if with_graph else "self"
+    factor: Tensor | None = None if is_checkpointed(node, name) else saved(node, name)
+    return factor

@@ -4,14 +4,16 @@ Shapes: ``B`` examples.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+from torch.utils.checkpoint import checkpoint
 
-from dp.exceptions import SampleMixingError
-from dp.per_sample import Engine
+from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.per_sample import Engine, _rules
 
 
 B = 6
@@ -121,6 +123,142 @@ def test_losses_that_mix_examples_are_refused(losses):
     with pytest.raises(SampleMixingError, match=told) as refused:
         Engine().gradients(losses_B, list(model.parameters()))
     assert "reduction='none'" in str(refused.value)
+
+
+def scaled_by_a_count(m, x):
+    known = torch.tensor([1.0, 1, 1, 0, 1, 1])
+    return m(x).square().sum(1) * known / known.sum()
+
+
+def scaled_by_the_sum_of_weights(m, x):
+    weights = torch.tensor([1.0, 2.0, 3.0])[labels()]
+    losses = F.cross_entropy(m(x), labels(), reduction="none")
+    return losses * weights / weights.sum(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [scaled_by_a_count, scaled_by_the_sum_of_weights],
+    ids=lambda f: f.__name__,
+)
+def test_losses_scaled_by_a_tensor_of_one_element_are_refused(losses):
+    """It may be a count over the batch, and has no graph that would show it."""
+    model = nn.Linear(3, 3)
+    losses_B = losses(model, torch.randn(B, 3))
+
+    with pytest.raises(SampleMixingError, match=r"DivBackward0 scales .* Python float"):
+        Engine().gradients(losses_B, list(model.parameters()))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm2d(3)], ids=repr)
+def test_batch_norm_of_data_is_refused(layer):
+    """No parameter lies behind it, so that only its name shows it."""
+    x = (
+        torch.randn(B, 3, 2, 2)
+        if isinstance(layer, nn.BatchNorm2d)
+        else torch.randn(B, 3)
+    )
+    losses_B = layer(x).flatten(1).square().sum(1)
+
+    with pytest.raises(SampleMixingError, match=r"BatchNormBackward0 .* GroupNorm"):
+        Engine().gradients(losses_B, list(layer.parameters()))
+
+
+@pytest.mark.parametrize(
+    "normalized",
+    [
+        lambda m, h: m(h * h.detach().norm()),
+        lambda m, h: m(h / h.detach().max()),
+        lambda m, h: F.linear(h, m.weight * h.detach().mean(0)),
+    ],
+    ids=["product", "quotient", "of the weights"],
+)
+def test_what_all_examples_share_may_not_change(normalized):
+    """Whatever it is, it is not public if it depends on the batch."""
+    first, second, engine = nn.Linear(3, 3), nn.Linear(3, 3), Engine()
+    parameters = [*first.parameters(), *second.parameters()]
+
+    def losses():
+        hidden = first(torch.randn(B, 3))
+        return normalized(second, hidden).square().sum(1)
+
+    engine.gradients(losses(), parameters)
+    with pytest.raises(SampleMixingError, match="not the same in every batch"):
+        engine.gradients(losses(), parameters)
+
+
+def test_what_all_examples_share_may_be_public():
+    """Twin: a constant, a mask of weights and a number that changes are none of it."""
+    first, second, engine = nn.Linear(3, 3), nn.Linear(3, 3), Engine()
+    parameters = [*first.parameters(), *second.parameters()]
+    scale, mask = torch.tensor(3.0), torch.eye(3)
+    for annealed in (0.1, 0.2, 0.3):
+        hidden = first(torch.randn(B, 3)) / scale
+        weight = second.weight * mask + 1.0
+        losses_B = F.linear(hidden, weight, second.bias).square().sum(1) * annealed
+
+        assert engine.gradients(losses_B, parameters).num_samples == B
+
+
+def test_rows_looked_up_for_all_examples_may_not_change():
+    """Positions are the same in every batch; a word of another example is not."""
+    table, layer, engine = nn.Embedding(9, 3), nn.Linear(3, 3), Engine()
+    parameters = [*table.parameters(), *layer.parameters()]
+
+    def losses(row):
+        return (layer(torch.randn(B, 3)) + table(torch.tensor([row]))).square().sum(1)
+
+    engine.gradients(losses(4), parameters)
+    engine.gradients(losses(4), parameters)
+    with pytest.raises(SampleMixingError, match="EmbeddingBackward0 meets a tensor"):
+        engine.gradients(losses(5), parameters)
+
+
+def test_data_that_meets_parameters_only_where_it_is_mixed_is_refused():
+    """Nothing between the parameters and the losses belongs to one example."""
+    table = nn.Embedding(9, 3)
+    hidden = table(torch.arange(B))
+    losses_B = (hidden - hidden.mean(0)).square().sum(1)
+
+    with pytest.raises(SampleMixingError, match="meet only where examples are mixed"):
+        Engine().gradients(losses_B, list(table.parameters()))
+
+
+def test_reentrant_checkpoints_are_refused():
+    """They hide their parameters, whose gradients would be missing."""
+    model = nn.Linear(3, 3)
+    x = torch.randn(B, 3, requires_grad=True)
+    losses_B = checkpoint(model, x, use_reentrant=True).square().sum(1)
+
+    with pytest.raises(UnsupportedOperationError, match="use_reentrant=False"):
+        Engine().gradients(losses_B, list(model.parameters()))
+
+
+def test_compiled_models_are_refused_unless_their_graph_shows():
+    """One opaque operation cannot be probed; the eager backend leaves the graph."""
+    model = nn.Linear(3, 3)
+    parameters = list(model.parameters())
+    x = torch.randn(B, 3)
+    opaque = torch.compile(model, backend="aot_eager")(x).square().sum(1)
+    visible = torch.compile(model, backend="eager")(x).square().sum(1)
+
+    with pytest.raises(UnsupportedOperationError, match=r"\(3, 3\).*backend='eager'"):
+        Engine().gradients(opaque, parameters)
+    assert Engine().gradients(visible, parameters).num_samples == B
+
+
+def test_a_torch_that_names_things_otherwise_is_refused(monkeypatch):
+    """Nothing is read under a name that means something else."""
+    rule = _rules.RULES["MmBackward0"]
+    renamed = {
+        "MmBackward0": replace(rule, reads=("self", "gone")),
+        "NewBackward0": rule,
+    }
+    monkeypatch.setattr(_rules, "RULES", renamed)
+
+    told = r"no MmBackward0\._saved_gone, NewBackward0, which"
+    with pytest.raises(UnsupportedOperationError, match=told):
+        _rules.check_torch()
 
 
 def test_a_refusal_leaves_the_graph_as_it_was():
@@ -259,7 +397,9 @@ def test_what_cannot_be_batched_is_computed_one_by_one():
     torch.testing.assert_close(total, x.sum(0))
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv1d(3, 2, 1)], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3)], ids=repr
+)
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_parameter_alone_is_served(layer, name):
     """The other one may be frozen, or another optimizer's."""
@@ -299,11 +439,20 @@ def test_a_transposed_parameter_is_served_by_any_operation(num_samples):
     torch.testing.assert_close(total, expected)
 
 
-def test_few_clean_examples_may_not_be_enough():
+def test_parameters_that_no_loss_depends_on_have_no_gradient():
+    """The graph is somebody else's."""
+    w = nn.Parameter(torch.randn(3))
+    losses_B = nn.Linear(3, 1)(torch.randn(B, 3)).squeeze(1)
+
+    assert not Engine().gradients(losses_B, [w]).squared_norms([0]).any()
+
+
+@pytest.mark.parametrize("product", [torch.mul, Scaled.apply])
+def test_few_clean_examples_may_not_be_enough(product):
     """Where the probes leave two layouts, the slower path decides, or refuses."""
     w = nn.Parameter(torch.randn(2))
     x = torch.randn(2, 2, 2)
-    hidden = x * w
+    hidden = product(x, w)
     losses_B = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
     losses_B = losses_B.sum((1, 2))  # Row i of example i: either axis could be it.
     expected = torch.stack([x[0, 0], x[1, 1]])

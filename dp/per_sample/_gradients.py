@@ -1,0 +1,199 @@
+"""Every example's gradient of every parameter, as norms and weighted sums need it.
+
+Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a parameter,
+``F`` elements of many small parameters together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dp.per_sample._lookup import Lookup
+from dp.per_sample._outer import Outer, concatenated
+from dp.per_sample._parts import Kept, Part, chunked_norms, wide
+
+
+__all__ = ("PerSampleGradients",)
+
+_MARGIN: Final = 8.0
+_SMALL: Final = 4096  # Elements of a parameter that is handled with others.
+
+
+@final
+class PerSampleGradients:
+    """Every example's gradient, as far as norms and weighted sums need it.
+
+    Attributes:
+        num_samples: How many examples there are.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[int, Sequence[Part]],
+        parameters: Sequence[Tensor],
+        start_B: Tensor,
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
+        self._parts = {index: _merged(some) for index, some in parts.items()}
+        self._parameters = parameters
+        self._start_B = start_B
+        self._loss_scale = loss_scale  # Every gradient is to be divided by it.
+        self._flats: tuple[Sequence[int], list[_Flat]] | None = None
+        self.num_samples: int = len(start_B)
+
+    def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
+        """Return the squared norm of every example's gradient, by group.
+
+        It is infinite for an example whose loss is not finite.
+
+        Args:
+            group_of: The group of each parameter: 0, 1, ... without a gap.
+        """
+        device = self._start_B.device
+        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
+        for flat in self._flat_parts(group_of):
+            norms[flat.group] += flat.part.squared_norms().to(device)
+        for index, parts in self._parts.items():
+            if not self._is_small(index):
+                size = self._parameters[index].numel()
+                added_B = _joint_squared_norms(parts, self.num_samples, size)
+                norms[group_of[index]] += added_B.to(device)
+        norms_GB = torch.stack(norms)
+        return norms_GB if self._loss_scale == 1 else norms_GB / self._loss_scale**2
+
+    def add_weighted_sum(
+        self,
+        factors_GB: Float[Tensor, "G B"],
+        group_of: Sequence[int],
+        sums: Sequence[Tensor],
+        *,
+        beta: int = 1,
+    ) -> None:
+        """Add every example's gradient, times its factor, to *sums* in place.
+
+        Guarantees:
+            * An example whose factor is 0 adds exactly nothing, also if its gradient
+              is NaN or infinite.
+
+        Args:
+            factors_GB: What to multiply with, by group and example.
+            group_of: The group of each parameter.
+            sums: One tensor a parameter, in float32 or float64.
+            beta: 1, or 0 to replace what *sums* hold, which may then be anything.
+        """
+        dropped_GB = factors_GB == 0
+        any_dropped = dropped_GB.any(1).tolist()
+        factors_GB = factors_GB / self._loss_scale
+        for flat in self._flat_parts(group_of):
+            part: Part = flat.part
+            if any_dropped[flat.group]:
+                part = part.without(dropped_GB[flat.group])
+            _add_flat(
+                part, factors_GB[flat.group], [sums[i] for i in flat.indices], beta
+            )
+        for index, total in enumerate(sums):
+            if self._is_small(index):
+                continue
+            group, first = group_of[index], beta
+            for part in self._parts.get(index, ()):
+                if any_dropped[group]:
+                    part = part.without(dropped_GB[group])  # noqa: PLW2901 -- the same
+                part.add_weighted_sum(
+                    factors_GB[group].to(total.device), total, beta=first
+                )
+                first = 1
+            if not first:
+                total.zero_()
+
+    def _is_small(self, index: int) -> bool:
+        parts = self._parts.get(index, ())
+        return (
+            len(parts) == 1
+            and isinstance(parts[0], Kept)
+            and self._parameters[index].numel() <= _SMALL
+        )
+
+    def _flat_parts(self, group_of: Sequence[int]) -> list["_Flat"]:
+        """Return the gradients of small parameters, side by side for each group."""
+        if self._flats is not None and self._flats[0] == group_of:
+            return self._flats[1]
+        members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+        for index in filter(self._is_small, self._parts):
+            grads = self._kept(index)
+            members.setdefault((group_of[index], grads.dtype, grads.device), []).append(
+                index
+            )
+        flats = []
+        for (group, _, _), indices in members.items():
+            rows = [self._kept(i).reshape(self.num_samples, -1) for i in indices]
+            flats.append(_Flat(group, indices, Kept(torch.cat(rows, dim=1))))
+        self._flats = list(group_of), flats
+        return flats
+
+    def _kept(self, index: int) -> Tensor:
+        (part,) = self._parts[index]
+        assert isinstance(part, Kept)  # noqa: S101 -- see _is_small
+        return part.grads_BP
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Gradients of several parameters of one group, in one tensor."""
+
+    group: int
+    indices: Sequence[int]
+    part: Kept
+
+
+def _add_flat(part: Part, factors_B: Tensor, sums: Sequence[Tensor], beta: int) -> None:
+    assert isinstance(part, Kept)  # noqa: S101 -- a kept part without rows is one
+    grads_BF = wide(part.grads_BP)
+    total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
+    parts = total_F.split([total.numel() for total in sums])
+    shaped = [some.view(total.shape) for some, total in zip(parts, sums, strict=True)]
+    if beta:
+        torch.ops.aten._foreach_add_.List(list(sums), shaped)
+    else:
+        torch.ops.aten._foreach_copy_(list(sums), shaped)
+
+
+def _merged(parts: Sequence[Part]) -> Sequence[Part]:
+    """Return the uses of one parameter with those of a kind as one."""
+    if len(parts) == 1:
+        return parts
+    kept = [part.grads_BP for part in parts if isinstance(part, Kept)]
+    outer = [part for part in parts if isinstance(part, Outer)]
+    rest = [part for part in parts if not isinstance(part, Kept | Outer)]
+    if len(kept) > 1:
+        total = kept[0] + kept[1]
+        for grads_BP in kept[2:]:
+            total += grads_BP
+        kept = [total]
+    by_axes: dict[int, list[Outer]] = {}
+    for part in outer:
+        by_axes.setdefault(part.left.dim(), []).append(part)
+    joined = [
+        some[0] if len(some) == 1 else concatenated(some) for some in by_axes.values()
+    ]
+    return [*map(Kept, kept), *joined, *rest]
+
+
+def _joint_squared_norms(parts: Sequence[Part], num_samples: int, size: int) -> Tensor:
+    """Return the squared norms of the sum of several uses, cross terms included."""
+    match parts:
+        case [part]:
+            return part.squared_norms()
+        case [Outer() as head, Lookup() as table] if head.left.dim() == 3:  # noqa: PLR2004 -- [B, T, V]
+            cross_B = table.products_with(head)
+            whole_B = head.squared_norms() + table.squared_norms()
+            # The two may cancel, and leave a small difference of large numbers.
+            margin_B = _MARGIN * torch.finfo(whole_B.dtype).eps * whole_B
+            return (whole_B + 2 * cross_B).clamp(min=0) + margin_B
+        case _:
+            return chunked_norms(parts, num_samples, size)

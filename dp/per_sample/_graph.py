@@ -1,0 +1,112 @@
+"""Where parameters enter an autograd graph: what a walk over it finds.
+
+A *use* is a node that takes data of examples and, beside it, a parameter or something
+computed from parameters alone: an *operand*.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from dp.per_sample._nodes import VIEWS, Node, name_of, output_shape
+
+
+__all__ = ("Edge", "Graph", "Operand", "Signature", "Use")
+
+Edge = tuple[Node, int]  # A node and which of its outputs.
+Signature = tuple[Hashable, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """What a use takes of parameters at one of its inputs.
+
+    Attributes:
+        edge: Where autograd continues from the use.
+        parameters: What it is computed from.
+        chain: The views between a single parameter and the operand, nearest to the
+            operand first; None if something else lies between them.
+        has_constants: Whether something that has no graph went into it.
+    """
+
+    edge: Edge
+    parameters: Sequence[Tensor]
+    chain: Sequence[Edge] | None
+    has_constants: bool
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Return the operand's shape."""
+        node, index = self.edge
+        if name_of(node) == "AccumulateGrad":
+            return self.parameters[0].shape
+        return output_shape(node, index)
+
+    def seen_in(self, tensor: Tensor) -> Tensor:
+        """Return the operand's view of a tensor of the parameter's shape."""
+        for node, index in reversed(self.chain or ()):
+            tensor = VIEWS[name_of(node)][2](node, index, tensor)
+        return tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A node that meets examples' data with parameters.
+
+    Attributes:
+        node: The autograd node.
+        operands: What it takes of parameters, by input position.
+        outputs: Which of its outputs matter for the losses.
+        data: The nodes of its other inputs.
+        is_last: Whether no other use lies behind it.
+        might_be_constant: What tells it from others, if instead of data of examples
+            it may hold something that all of them share.
+    """
+
+    node: Node
+    operands: Mapping[int, Operand]
+    outputs: Sequence[int]
+    data: Sequence[Node]
+    is_last: bool
+    might_be_constant: Signature = ()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of the use."""
+        return [p for operand in self.operands.values() for p in operand.parameters]
+
+    @property
+    def operation(self) -> str:
+        """The name of the node, such as ``AddmmBackward0``."""
+        return name_of(self.node)
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The shape of the first output."""
+        return output_shape(self.node, 0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What a walk over a graph found.
+
+    Attributes:
+        uses: Every use of the parameters.
+        shape: Equal for graphs of the same operations on the same parameters, with
+            the batch on the same axes; sizes of other axes make no difference.
+        nodes: Every node of data, inputs before outputs.
+        constants: What no graph says the origin of and no axis gives to examples:
+            single factors, and what parameters alone are multiplied or indexed by.
+        above: The nodes that no use lies above.
+    """
+
+    uses: Sequence[Use]
+    shape: Hashable
+    nodes: Sequence[Node]
+    constants: Sequence[tuple[Node, Tensor]]
+    above: frozenset[Node]

@@ -1,0 +1,203 @@
+"""What autograd's nodes are called and keep, as this version of torch has it.
+
+Node names and what a node saved for its backward are torch's own business, without a
+promise. Everything that is read of them is named here or in a rule, and looked up in
+the running torch when :mod:`dp.per_sample` is imported.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils import checkpoint
+
+
+__all__ = (
+    "VIEWS",
+    "Node",
+    "check",
+    "is_checkpointed",
+    "is_number",
+    "leaf",
+    "name_of",
+    "output_shape",
+    "output_shapes",
+    "saved",
+    "signed",
+    "size",
+)
+
+Node = Any  # torch.autograd.graph.Node has no types for its attributes.
+Example = Callable[[], Tensor]
+_View = Callable[[Node, int, Tensor], Tensor]
+
+_WRAPPED: Final = 1 << 64  # Negative axes and indices come back as unsigned numbers.
+# Autograd gives numbers a tensor that yields to any other of its kind.
+_YIELDS_TO: Final = {torch.float64: torch.float16, torch.int64: torch.int8}
+
+
+def name_of(node: Node) -> str:
+    """Return the name of a node's operation, such as ``AddmmBackward0``."""
+    return type(node).__name__
+
+
+def output_shapes(node: Node) -> list[tuple[int, ...]]:
+    """Return the shapes of a node's outputs."""
+    metadata = node._input_metadata  # noqa: SLF001 -- torch has no public name for it
+    return [tuple(output.shape) for output in metadata]
+
+
+def output_shape(node: Node, index: int) -> tuple[int, ...]:
+    """Return the shape of one of a node's outputs."""
+    return tuple(node._input_metadata[index].shape)  # noqa: SLF001 -- as above
+
+
+def signed(number: int) -> int:
+    """Return a saved axis or index as it was given."""
+    return number - _WRAPPED if number >= _WRAPPED // 2 else number
+
+
+def saved(node: Node, name: str) -> Any:
+    """Return what *node* kept under *name* for its backward, without its graph."""
+    value = getattr(node, f"_saved_{name}")
+    if not isinstance(value, Tensor):
+        return value
+    if is_checkpointed(node, name):
+        _give_back(getattr(node, f"_raw_saved_{name}"), value)
+    return value.detach()
+
+
+def is_checkpointed(node: Node, name: str) -> bool:
+    """Whether a saved tensor would have to be computed again."""
+    raw = getattr(node, f"_raw_saved_{name}")
+    hook = getattr(raw, "unpack_hook", None)
+    return hook is not None and isinstance(raw.data, checkpoint._Holder)  # noqa: SLF001
+
+
+def is_number(constant: Tensor) -> bool:
+    """Whether a saved tensor stands for a Python number."""
+    other = _YIELDS_TO.get(constant.dtype)
+    if constant.dim() or other is None:
+        return False
+    yields = torch.zeros((), dtype=other, device=constant.device)
+    return torch.result_type(constant, yields) == other
+
+
+def size(shape: Sequence[int]) -> int:
+    """Return how many elements a shape has."""
+    return math.prod(shape)
+
+
+def _give_back(raw: Any, value: Tensor) -> None:
+    """Let the node read a checkpointed tensor, which may be read once, again."""
+    holder = raw.data
+    task = torch._C._current_graph_task_id()  # noqa: SLF001 -- as torch.utils.checkpoint
+    if task == -1 or holder.handles.get(task, 0) is not None:
+        return
+    (frame,) = (
+        cell.cell_contents
+        for cell in raw.unpack_hook.__closure__
+        if isinstance(cell.cell_contents, checkpoint._CheckpointFrame)  # noqa: SLF001
+    )
+    handle = checkpoint._Handle()  # noqa: SLF001
+    frame.recomputed[task][handle] = value
+    holder.handles[task] = handle
+
+
+def _reshaped(node: Node, index: int, tensor: Tensor) -> Tensor:
+    return tensor.view(output_shape(node, index))
+
+
+def _same(_node: Node, _index: int, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _sliced(node: Node, _index: int, tensor: Tensor) -> Tensor:
+    dim, start, end, step = (
+        signed(saved(node, name)) for name in ("dim", "start", "end", "step")
+    )
+    result: Tensor = torch.ops.aten.slice(tensor, dim, start, end, step)
+    return result
+
+
+def _transposed(node: Node, _index: int, tensor: Tensor) -> Tensor:
+    return tensor.transpose(signed(saved(node, "dim0")), signed(saved(node, "dim1")))
+
+
+# Operations whose output is a part of their input in another order, and how to take
+# the same part of another tensor. No element may come twice.
+VIEWS: Final[Mapping[str, tuple[Example, Sequence[str], _View]]] = {
+    "AliasBackward0": (lambda: torch.ops.aten.alias(leaf(2)), (), _same),
+    "CloneBackward0": (lambda: leaf(2).clone(), (), _same),
+    "PermuteBackward0": (
+        lambda: leaf(2, 3).permute(1, 0),
+        ("dims",),
+        lambda node, _, tensor: tensor.permute([*map(signed, saved(node, "dims"))]),
+    ),
+    "SelectBackward0": (
+        lambda: leaf(2, 3)[0],
+        ("dim", "index"),
+        lambda node, _, tensor: tensor.select(
+            signed(saved(node, "dim")), signed(saved(node, "index"))
+        ),
+    ),
+    "SliceBackward0": (
+        lambda: leaf(3)[1:2],
+        ("dim", "start", "end", "step"),
+        _sliced,
+    ),
+    "SplitBackward0": (
+        lambda: leaf(4).split(2)[0],
+        ("dim", "split_size"),
+        lambda node, index, tensor: tensor.split(
+            saved(node, "split_size"), signed(saved(node, "dim"))
+        )[index],
+    ),
+    "SplitWithSizesBackward0": (
+        lambda: leaf(4).split([1, 3])[0],
+        ("dim", "split_sizes"),
+        lambda node, index, tensor: tensor.split(
+            [*saved(node, "split_sizes")], signed(saved(node, "dim"))
+        )[index],
+    ),
+    "SqueezeBackward0": (lambda: leaf(1, 2).squeeze(), (), _reshaped),
+    "SqueezeBackward1": (lambda: leaf(1, 2).squeeze(0), (), _reshaped),
+    "TBackward0": (lambda: leaf(2, 3).t(), (), lambda _, __, tensor: tensor.t()),
+    "ToCopyBackward0": (lambda: leaf(2).to(torch.bfloat16), (), _same),
+    "TransposeBackward0": (
+        lambda: leaf(2, 3).transpose(0, 1),
+        ("dim0", "dim1"),
+        _transposed,
+    ),
+    "TransposeBackward1": (
+        lambda: leaf(2, 3).clone().transpose_(0, 1),
+        ("dim0", "dim1"),
+        _transposed,
+    ),
+    "UnsafeViewBackward0": (
+        lambda: torch.ops.aten._unsafe_view(leaf(2, 3), [6]),  # noqa: SLF001
+        (),
+        _reshaped,
+    ),
+    "UnsqueezeBackward0": (lambda: leaf(2)[None], (), _reshaped),
+    "ViewBackward0": (lambda: leaf(2, 3).view(6), (), _reshaped),
+}
+
+
+def check(name: str, example: Example, reads: Iterable[str]) -> str | None:
+    """Return what torch lacks of a node, or None if it is as expected."""
+    with torch.enable_grad():
+        node: Node = example().grad_fn
+    while node is not None and name_of(node) != name:
+        node = node.next_functions[0][0] if node.next_functions else None
+    if node is None:
+        return name
+    missing = [field for field in reads if not hasattr(node, f"_saved_{field}")]
+    return f"{name}._saved_{missing[0]}" if missing else None
+
+
+def leaf(*shape: int) -> Tensor:
+    """Return a leaf of a graph, for examples of operations."""
+    return torch.ones(shape, device="cpu", requires_grad=True)

@@ -1,0 +1,485 @@
+"""Every operation by which parameters are used, against a loop, in float64.
+
+Shapes: ``B`` examples.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+
+from dp.per_sample import Engine
+
+
+B = 5
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Module(nn.Module):
+    """A module of a function of itself and its input."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def of(forward, x, **parts):
+    return lambda: (Module(forward, **{k: v() for k, v in parts.items()}), x())
+
+
+def parameter(*shape):
+    return lambda: nn.Parameter(torch.randn(shape))
+
+
+def randn(*shape):
+    return lambda: torch.randn(shape)
+
+
+def tokens(*shape):
+    return lambda: torch.randint(0, 7, shape)
+
+
+def evaluated_batch_norm():
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(1, 2)
+    return norm.eval(), torch.randn(B, 3, 4, 4)
+
+
+def bag(x, m):
+    return m.bag(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))
+
+
+def weighted_bag(m, x):
+    return F.embedding_bag(
+        x, m.table, mode="sum", per_sample_weights=torch.rand(x.shape), padding_idx=0
+    )
+
+
+def frames(m, x):
+    """Images of a video share the examples' axis, video by video."""
+    return m.layer(x.flatten(0, 1)).unflatten(0, (len(x), -1))
+
+
+def frames_time_major(m, x):
+    """Images of a video share the examples' axis, moment by moment."""
+    moments = m.layer(x.transpose(0, 1).flatten(0, 1))
+    return moments.unflatten(0, (-1, len(x))).transpose(0, 1)
+
+
+def class_token(m, x):
+    token = m.token.expand(len(x), -1, -1)
+    return torch.cat([token, m.layer(x)], dim=1)
+
+
+def cross_attention(m, x):
+    return m.attention(x[:, :2], x, x, need_weights=False)[0]
+
+
+def three_inputs(m, x):
+    return m.attention(x, x + 1, x - 1, need_weights=False)[0]
+
+
+def learned_queries(m, x):
+    queries = m.queries.expand(len(x), -1, -1)
+    return F.scaled_dot_product_attention(queries, x, x)
+
+
+def tied_with_more_tokens(m, x):
+    return m.table(x).tanh() @ m.table.weight.T + m.table.weight.sum(1)
+
+
+def tied(m, x):
+    return m.table(x).tanh() @ m.table.weight.T
+
+
+def packed(m, x):
+    first, second = m.w.split([2, 3])
+    third, _ = m.w.chunk(2, dim=1)
+    return x @ first.T @ m.w[0:2] + (x @ second.T) @ third[None, 2:5, :1].squeeze(0)
+
+
+def positions(m, x):
+    return m.table(x) + m.positions(torch.arange(x.shape[1]))
+
+
+def two_kinds_of_rows(m, x):
+    return (m.layer(x) * m.layer.weight[:, 0]) @ m.layer.weight[1]
+
+
+OPERATIONS = {
+    "conv transposed 1d": lambda: (nn.ConvTranspose1d(3, 2, 3), torch.randn(B, 3, 5)),
+    "conv transposed 2d, in groups, dilated": lambda: (
+        nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2, dilation=2),
+        torch.randn(B, 4, 4, 4),
+    ),
+    "conv transposed 3d": lambda: (
+        nn.ConvTranspose3d(2, 2, 2),
+        torch.randn(B, 2, 2, 3, 2),
+    ),
+    "conv 1d in groups": lambda: (
+        nn.Conv1d(4, 4, 3, groups=4, padding="same"),
+        torch.randn(B, 4, 6),
+    ),
+    "conv 3d, dilated, in groups": lambda: (
+        nn.Conv3d(2, 4, 2, dilation=2, groups=2),
+        torch.randn(B, 2, 4, 3, 4),
+    ),
+    "large kernels, transposed": lambda: (
+        nn.ConvTranspose2d(30, 20, 2),
+        torch.randn(B, 30, 2, 2),
+    ),
+    "frames of a video": of(
+        frames, randn(B, 3, 2, 4, 4), layer=lambda: nn.Conv2d(2, 3, 3)
+    ),
+    "frames, moment by moment": of(
+        frames_time_major, randn(B, 3, 2, 4, 4), layer=lambda: nn.Conv2d(2, 3, 3)
+    ),
+    "group norm of frames": of(
+        frames_time_major, randn(B, 3, 2, 4), layer=lambda: nn.GroupNorm(2, 2)
+    ),
+    "instance norm": lambda: (
+        nn.InstanceNorm2d(3, affine=True),
+        torch.randn(B, 3, 4, 4),
+    ),
+    "batch norm in evaluation": evaluated_batch_norm,
+    "layer norm, time first": of(
+        lambda m, x: m.norm(x.transpose(0, 1)).transpose(0, 1),
+        randn(B, 3, 4),
+        norm=lambda: nn.LayerNorm(4),
+    ),
+    "rms norm": lambda: (nn.RMSNorm(4), torch.randn(B, 3, 4)),
+    "gemma's rms norm": of(
+        lambda m, x: F.rms_norm(x, (4,)) * (1.0 + m.w), randn(B, 3, 4), w=parameter(4)
+    ),
+    "embedding bag of sums": lambda: (
+        nn.EmbeddingBag(7, 3, mode="sum", padding_idx=0),
+        tokens(B, 6)(),
+    ),
+    "embedding bag of means": lambda: (nn.EmbeddingBag(7, 3), tokens(B, 6)()),
+    "embedding bag with offsets": of(
+        lambda m, x: bag(x, m), tokens(B, 6), bag=lambda: nn.EmbeddingBag(7, 3)
+    ),
+    "embedding bag with weights": of(weighted_bag, tokens(B, 6), table=parameter(7, 3)),
+    "several bags of an example": of(
+        lambda m, x: m.bag(x.flatten(0, 1)).unflatten(0, (len(x), -1)),
+        tokens(B, 2, 6),
+        bag=lambda: nn.EmbeddingBag(7, 3),
+    ),
+    "embedding, time first": of(
+        lambda m, x: m.table(x.T).transpose(0, 1),
+        tokens(B, 6),
+        table=lambda: nn.Embedding(7, 3),
+    ),
+    "positions": of(
+        positions,
+        tokens(B, 6),
+        table=lambda: nn.Embedding(7, 3),
+        positions=lambda: nn.Embedding(9, 3),
+    ),
+    "tied embedding": of(tied, tokens(B, 6), table=lambda: nn.Embedding(7, 3)),
+    "tied embedding, time first": of(
+        lambda m, x: tied(m, x.T).transpose(0, 1),
+        tokens(B, 6),
+        table=lambda: nn.Embedding(7, 3),
+    ),
+    "large tied embedding": of(
+        lambda m, x: F.linear(m.table(x).tanh(), m.table.weight),
+        lambda: torch.randint(0, 400, (B, 6)),
+        table=lambda: nn.Embedding(400, 30),
+    ),
+    "tied embedding, used thrice": of(
+        tied_with_more_tokens, tokens(B, 6), table=lambda: nn.Embedding(7, 3)
+    ),
+    "expert of each head": of(
+        lambda m, x: torch.einsum("bhd,hde->bhe", x, m.w),
+        randn(B, 2, 4),
+        w=parameter(2, 4, 3),
+    ),
+    "expert of each head, over time": of(
+        lambda m, x: torch.einsum("bthd,hde->bthe", x, m.w),
+        randn(B, 6, 2, 4),
+        w=parameter(2, 4, 3),
+    ),
+    "expert of each head, time first": of(
+        lambda m, x: torch.einsum("tbhd,hde->bthe", x.transpose(0, 1), m.w),
+        randn(B, 3, 2, 4),
+        w=parameter(2, 4, 3),
+    ),
+    "large experts": of(
+        lambda m, x: torch.einsum("bthd,hde->bthe", x, m.w),
+        randn(B, 3, 2, 20),
+        w=parameter(2, 20, 30),
+    ),
+    "expert of each head, both orders": of(
+        lambda m, x: (
+            torch.bmm(x.permute(2, 1, 0, 3).flatten(1, 2), m.w)
+            .unflatten(1, (-1, len(x)))
+            .permute(2, 1, 0, 3)
+        ),
+        randn(B, 3, 2, 4),
+        w=parameter(2, 4, 3),
+    ),
+    "sum of products, of which only one term is trained": of(
+        lambda m, x: (
+            torch.baddbmm(m.b, x, x.mT)
+            + torch.baddbmm(x @ x.mT, x, m.w.expand(len(x), -1, -1))
+        ),
+        randn(B, 2, 4),
+        b=parameter(2, 2),
+        w=parameter(4, 2),
+    ),
+    "expert from the left": of(
+        lambda m, x: torch.bmm(m.w, x.permute(1, 2, 0)).permute(2, 0, 1),
+        randn(B, 2, 4),
+        w=parameter(2, 3, 4),
+    ),
+    "product of every example's own": of(
+        lambda m, x: torch.baddbmm(m.b, x, m.w.expand(len(x), -1, -1), beta=2, alpha=3),
+        randn(B, 2, 4),
+        b=parameter(2, 3),
+        w=parameter(4, 3),
+    ),
+    "product from the left of every example's own": of(
+        lambda m, x: torch.bmm(m.w.expand(len(x), -1, -1), x),
+        randn(B, 4, 2),
+        w=parameter(3, 4),
+    ),
+    "matrix times vector": of(lambda m, x: x @ m.w, randn(B, 2, 4), w=parameter(4)),
+    "matrix times vector, time first": of(
+        lambda m, x: (x.transpose(0, 1) @ m.w).T, randn(B, 2, 4), w=parameter(4)
+    ),
+    "from the left": of(lambda m, x: (m.w @ x.T).T, randn(B, 4), w=parameter(3, 4)),
+    "from the left, over time": of(
+        lambda m, x: (m.w @ x.flatten(0, 1).T).T.unflatten(0, (len(x), -1)),
+        randn(B, 2, 4),
+        w=parameter(3, 4),
+    ),
+    "quotients": of(
+        lambda m, x: m.a / (x.square() + 1) + x / (m.b.square() + 1) / m.c / 2.0,
+        randn(B, 2, 3),
+        a=parameter(3),
+        b=parameter(2, 1),
+        c=parameter(),
+    ),
+    "class token": of(
+        class_token,
+        randn(B, 2, 4),
+        token=parameter(1, 1, 4),
+        layer=lambda: nn.Linear(4, 4),
+    ),
+    "chosen": of(
+        lambda m, x: torch.where(x > 0, m.a, m.b),
+        randn(B, 3),
+        a=parameter(3),
+        b=parameter(3),
+    ),
+    "prelu": lambda: (nn.PReLU(3), torch.randn(B, 3, 4)),
+    "cross attention": of(
+        cross_attention,
+        randn(B, 3, 8),
+        attention=lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+    ),
+    "attention of three inputs": of(
+        three_inputs,
+        randn(B, 3, 8),
+        attention=lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+    ),
+    "learned queries": of(learned_queries, randn(B, 3, 8), queries=parameter(1, 2, 8)),
+    "slices of one parameter": of(packed, randn(B, 4), w=parameter(5, 4)),
+    "one parameter in three shapes": of(
+        two_kinds_of_rows, randn(B, 2, 4), layer=lambda: nn.Linear(4, 4)
+    ),
+    "scaled by a number": of(
+        lambda m, x: x @ (m.w * 3 / 2), randn(B, 4), w=parameter(4, 3)
+    ),
+    "product of two, as in LoRA": of(
+        lambda m, x: x @ (m.a @ m.b * 0.5),
+        randn(B, 6, 30),
+        a=parameter(30, 2),
+        b=parameter(2, 30),
+    ),
+    "frozen plus trained": of(
+        lambda m, x: x @ (m.frozen + m.a @ m.b),
+        randn(B, 4),
+        frozen=randn(4, 4),
+        a=parameter(4, 2),
+        b=parameter(2, 4),
+    ),
+    "weight norm": lambda: (
+        parametrizations.weight_norm(nn.Linear(4, 3)),
+        torch.randn(B, 6, 4),
+    ),
+    "pruned": lambda: (
+        prune.random_unstructured(nn.Linear(4, 3), "weight", 0.3),
+        torch.randn(B, 4),
+    ),
+    "rows for every example, time first": of(
+        lambda m, x: (x.transpose(0, 1).flatten(0, 1) + m.rows).square(),
+        randn(B, 2, 3),
+        rows=parameter(2 * B, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_exact(name, assert_exact, per_example):
+    """A rule serves it without a warning, and equals the loop."""
+    model, x = OPERATIONS[name]()
+    outputs = model(x)
+    if name.startswith("rows for every example"):
+        outputs = outputs.unflatten(0, (-1, B)).transpose(0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_exact(per_example(outputs), list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*OPERATIONS} - {"rows for every example, time first"})
+)
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_every_operation_is_exact_for_one_example(name, assert_exact, per_example):
+    """With a batch of one there is nothing to tell apart."""
+    model, x = OPERATIONS[name]()
+
+    assert_exact(per_example(model(x[:1])), list(model.parameters()))
+
+
+class Cubed(torch.autograd.Function):
+    """A function of one's own, with a parameter."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x**3 * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * 3 * x**2 * w, (grad * x**3).sum(0)
+
+
+class Unlearned(torch.autograd.Function):
+    """A function that has no gradient of its parameter."""
+
+    @staticmethod
+    def forward(_ctx, x, w):
+        return x * w
+
+    @staticmethod
+    def backward(_ctx, grad):
+        return grad, None
+
+
+WITHOUT_RULE = {
+    "without a gradient": of(
+        lambda m, x: Unlearned.apply(x, m.w) * m.w, randn(B, 3), w=parameter(3)
+    ),
+    "data plus a product of parameters": of(
+        lambda m, x: torch.baddbmm(x, m.a, m.b),
+        randn(B, 2, 3),
+        a=parameter(B, 2, 2),
+        b=parameter(B, 2, 3),
+    ),
+    "above other layers": of(
+        lambda m, x: Cubed.apply(torch.lerp(m.layer(x), m.w, 0.3), m.w),
+        randn(B, 3),
+        w=parameter(3),
+        layer=lambda: nn.Linear(3, 3),
+    ),
+    "both factors": of(
+        lambda m, x: m.a(x) @ m.b.expand(len(x), 4, 3),
+        randn(B, 2, 4),
+        a=lambda: nn.Linear(4, 4),
+        b=parameter(4, 3),
+    ),
+    "interpolation": of(
+        lambda m, x: torch.lerp(x, m.w, 0.3), randn(B, 3), w=parameter(3)
+    ),
+    "a large embedding bag's maximum": lambda: (
+        nn.EmbeddingBag(7, 3, mode="max"),
+        tokens(B, 6)(),
+    ),
+    "stacked": of(
+        lambda m, x: torch.stack([x, m.w.expand_as(x)], 1), randn(B, 3), w=parameter(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_RULE)
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_operations_without_a_rule_are_exact(name, assert_exact, per_example):
+    """A backward pass of the operation alone, for each example."""
+    model, x = WITHOUT_RULE[name]()
+
+    assert_exact(per_example(model(x)), list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_fused_recurrent_layers(kind, bidirectional, by_loop):
+    """In float32, torch runs a whole LSTM as one operation."""
+    model = kind(3, 4, 2, batch_first=True, bidirectional=bidirectional).float()
+    x = torch.randn(B, 3, 3, dtype=torch.float32)
+    outputs, state = model(x)
+    last = state[0] if isinstance(state, tuple) else state
+    losses_B = outputs.square().sum((1, 2)) + last.sum((0, 2))
+    parameters = list(model.parameters())
+    expected = by_loop(losses_B, parameters)
+    gradients = Engine().gradients(losses_B, parameters)
+    sums = [torch.zeros_like(p) for p in parameters]
+    gradients.add_weighted_sum(torch.ones(1, B), [0] * len(sums), sums)
+
+    true_B = sum(rows.flatten(1).square().sum(1) for rows in expected)
+    norms_B = gradients.squared_norms([0] * len(sums))[0]
+    torch.testing.assert_close(norms_B, true_B, rtol=1e-4, atol=1e-6)
+    for total, rows in zip(sums, expected, strict=True):
+        torch.testing.assert_close(total, rows.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def checkpointed(m, x):
+    h = m.first(x)
+    for layer in m.layers:
+        h = checkpoint(layer, h, use_reentrant=False)
+    return h
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointed_models_are_exact(frozen, assert_exact, per_example):
+    """Activations that are computed again serve the rules as well."""
+    block = [nn.Linear(4, 4), nn.Tanh(), nn.LayerNorm(4)]
+    layers = nn.ModuleList(nn.Sequential(*block, nn.Linear(4, 4)) for _ in range(2))
+    model = Module(checkpointed, first=nn.Linear(4, 4), layers=layers)
+    model.first.requires_grad_(requires_grad=not frozen)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    x = torch.randn(B, 3, 4)
+    assert_exact(per_example(model(x)), parameters)
+
+
+@pytest.mark.parametrize("num_samples", [1, B])
+def test_a_loss_scale_is_divided_out(num_samples, assert_exact, per_example):
+    """The backward pass is scaled, its result is not."""
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 2))
+    x = torch.randn(num_samples, 2, 4)
+
+    assert_exact(per_example(model(x)), list(model.parameters()), loss_scale=1024.0)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_a_loss_scale_reaches_slow_paths(assert_exact):
+    """Also where the whole graph is run for every example."""
+    w = nn.Parameter(torch.randn(2))
+    hidden = torch.randn(2, 2, 2) * w
+    kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
+
+    assert_exact(kept.sum((1, 2)), [w], loss_scale=8.0)
