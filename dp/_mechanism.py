@@ -113,8 +113,8 @@ class Mechanism:
         Args:
             losses_B: One loss an example.
             parameters: What the release is about; the same for all of a batch.
-            loss_scale: A power of two that losses are multiplied with for the
-                backward pass, and gradients divided by before they are clipped.
+            loss_scale: A power of two that the backward pass is multiplied with, and
+                gradients are divided by before they are clipped.
 
         Returns:
             Whether these are the first losses of their batch.
@@ -127,13 +127,16 @@ class Mechanism:
         self._admit(pending, num_samples=len(losses_B))
         with gathered(pending.parameters) as leaves:
             if len(losses_B):
-                scaled_B = losses_B if loss_scale == 1 else losses_B * loss_scale
-                gradients = self.engine.gradients(scaled_B, leaves)
+                gradients = self.engine.gradients(
+                    losses_B, leaves, loss_scale=loss_scale
+                )
                 groups = self.clipping.group_of(pending.parameters)
-                norms_GB = gradients.squared_norms(groups).sqrt() / loss_scale
-                factors_GB = self.clipping.factors(norms_GB) / loss_scale
+                norms_GB = gradients.squared_norms(groups).sqrt()
+                factors_GB = self.clipping.factors(norms_GB)
                 self.pending = None  # A failure half-way must not leave half a sum.
-                gradients.add_weighted_sum(factors_GB, groups, pending.sums)
+                gradients.add_weighted_sum(
+                    factors_GB, groups, pending.sums, beta=int(pending.num_samples > 0)
+                )
         pending.num_samples += len(losses_B)
         pending.num_backwards += 1
         self.pending = pending

@@ -111,8 +111,9 @@ def _summed(
     site: Site, grad: Tensor, shift_C: Tensor, scale_C: Tensor
 ) -> Mapping[int, Tensor]:
     """Return the weight's and the bias's gradients, image by image and channel."""
-    bias = grad.flatten(2).sum(2)
-    weighted = (grad * site.saved("input")).flatten(2).sum(2)
+    shape = (*grad.shape[:2], -1)
+    bias = grad.reshape(shape).sum(2)
+    weighted = (grad * site.saved("input")).reshape(shape).sum(2)
     return {1: weighted * scale_C + bias * shift_C, 2: bias}
 
 

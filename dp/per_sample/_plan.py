@@ -147,7 +147,8 @@ def _check_above(graph: Graph) -> None:
             raise SampleMixingError(
                 f"{name_of(node)} scales the losses by a tensor of one element, which"
                 " nobody can tell from a sum or count over the batch. Pass a public"
-                f" number as a Python float. {_REMEDY}"
+                " number as a Python float, and scale a private_loss, not its losses."
+                f" {_REMEDY}"
             )
 
 

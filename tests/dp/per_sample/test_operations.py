@@ -152,6 +152,10 @@ OPERATIONS = {
         torch.randn(B, 3, 4, 4),
     ),
     "batch norm in evaluation": evaluated_batch_norm,
+    "batch norm of vectors in evaluation": lambda: (
+        nn.BatchNorm1d(3).eval(),
+        torch.randn(B, 3),
+    ),
     "layer norm, time first": of(
         lambda m, x: m.norm(x.transpose(0, 1)).transpose(0, 1),
         randn(B, 3, 4),
