@@ -45,6 +45,7 @@ from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
 from dp.schedule import Schedule
+from dp.wrapping import wrap_class
 
 
 __all__ = (
@@ -74,4 +75,5 @@ __all__ = (
     "plan_for",
     "split_batch",
     "verify",
+    "wrap_class",
 )

@@ -9,11 +9,12 @@ own hooks still fire, the global ones not again.
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from torch._compile import _disable_dynamo
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
 
-__all__ = ("hooked", "step_of_wrapped")
+__all__ = ("hooked", "step_of_wrapped", "untraced")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +25,15 @@ def hooked(step: Callable[P, R]) -> Callable[P, R]:
     wrapper = Optimizer.profile_hook_step(step)
     wrapper.hooked = True  # type: ignore[attr-defined]  # torch's mark
     return wrapper
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Let ``torch.compile`` call *function* as it is.
+
+    A traced ledger or noise generator could be replayed with what it did before.
+    """
+    untraced_function: Callable[P, R] = _disable_dynamo(function)
+    return untraced_function
 
 
 # All that torch wraps share this code, and nothing else has it.

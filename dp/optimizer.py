@@ -18,7 +18,7 @@ from dp import _carried as carried
 from dp._gate import LossScale, Placeholder, private_loss
 from dp._guard import check_subclass, check_wrappable, permit, protect
 from dp._mechanism import Mechanism
-from dp._step_hooks import hooked
+from dp._step_hooks import hooked, untraced
 from dp._transparent import TransparentOptimizer
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
@@ -151,6 +151,7 @@ class DPOptimizer(TransparentOptimizer):
         _check_losses(losses_B)
         return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
 
+    @untraced
     def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
         _check_losses(losses_B)
         self._drop_cleared()
@@ -198,6 +199,7 @@ class DPOptimizer(TransparentOptimizer):
             result = self._update(*((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
+    @untraced
     def _set_private_gradients(self) -> None:
         self._drop_cleared()
         self._check_scaled()
@@ -210,6 +212,7 @@ class DPOptimizer(TransparentOptimizer):
             parameter.grad = noisy_sum.mul_(scale).to(parameter.dtype)
         self._placeholder.wrote(parameters)
 
+    @untraced
     def _only_initialises_state(self) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
 
