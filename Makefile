@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # forwarding is tested on each of these that is found.
 OTHER_PYTHONS := 3.11 3.12 3.13 3.14
+# Its pages, but for the one that wraps a module of torch.
+PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-and-nest \
+         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -19,7 +22,7 @@ demo: $(VENV)/demo-is-ready ## Train on real MNIST with and without privacy; fil
 test: $(VENV)/test-is-ready ## Run the whole test suite.
 	$(BIN)/python -m pytest -q
 
-test-all: ## Run the tests of forwarding on every CPython that is found.
+test-all: ## Run the tests and pages of forwarding on every CPython that is found.
 	@set -e; for version in $(OTHER_PYTHONS); do \
 	  for python in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version*/bin/python; do \
 	    if "$$python" -c 'import sys, venv' 2>/dev/null; then \
@@ -27,7 +30,7 @@ test-all: ## Run the tests of forwarding on every CPython that is found.
 	      "$$python" -m venv $(VENV)-$$version; \
 	      $(VENV)-$$version/bin/pip install -q --disable-pip-version-check -U pip; \
 	      $(VENV)-$$version/bin/pip install -q --disable-pip-version-check -e '.[testing]' --group other-pythons; \
-	      $(VENV)-$$version/bin/python -m pytest -q forwarding tests/forwarding; \
+	      $(VENV)-$$version/bin/python -m pytest -q forwarding tests/forwarding $(PAGES:%=docs/%.md); \
 	      break; \
 	    fi; \
 	  done; \
