@@ -26,7 +26,7 @@ True
 
 from dp import audit
 from dp.accounting import Guarantee, Release
-from dp.certificate import Certificate, verify
+from dp.certificate import Certificate, compose, verify
 from dp.checking import CheckReport, check
 from dp.clipping import FlatClipping
 from dp.exceptions import (
@@ -72,6 +72,7 @@ __all__ = (
     "UnsupportedOperationError",
     "audit",
     "check",
+    "compose",
     "plan_for",
     "split_batch",
     "verify",

@@ -31,12 +31,14 @@ __all__ = (
     "Release",
     "epsilon",
     "epsilon_curve",
+    "group_epsilon",
     "merged",
     "to_dp_event",
 )
 
 CLAIMED: Final = 1e-4
 """Width of the buckets of losses, of every epsilon that is claimed."""
+_LARGEST: Final = 500.0  # Of the epsilons of groups; beyond, they say nothing.
 _COARSE: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
 
 
@@ -172,6 +174,71 @@ def epsilon_curve(
         ).epsilon
         curve.extend([bound] * (point + 1 - len(curve)))
     return tuple(curve)
+
+
+@lru_cache(maxsize=128)
+def group_epsilon(
+    releases: tuple[Release, ...],
+    *,
+    delta: float,
+    neighboring_relation: NeighboringRelation,
+    group_size: int,
+) -> float:
+    """Return an epsilon that holds if *group_size* examples differ at once.
+
+    Such as several examples of one person. It is the larger in proportion at least,
+    and a bound for one example is none for a group.
+
+    Guarantees:
+        * An upper bound, some percent above the smallest one.
+
+    Raises:
+        ValueError: If a number or the relation is not one.
+
+    References:
+        Ganesh, "Tight Group-Level DP Guarantees for DP-SGD with Sampling via Mixture
+        of Gaussians Mechanisms", 2024, Theorem 1: https://arxiv.org/abs/2401.10294
+    """
+    _checks.open_unit(delta=delta)
+    _check_relation(neighboring_relation)
+    size = _checks.count(group_size=group_size)
+    releases = merged(releases)
+    if not releases:
+        return 0.0
+    sigma = min(release.noise_multiplier for release in releases)
+    if sigma == 0:
+        return math.inf
+    reach = size / sigma  # Of losses, some reach**2 / 2 + 10 * reach.
+    interval = min(0.05, max(CLAIMED, (reach**2 / 2 + 10 * reach) / 2000))
+    losses = _composed_for_group(releases, size, interval)
+    if neighboring_relation != "replace_one":
+        return max(0.0, float(losses.get_epsilon_for_delta(delta)))
+    # Removing the group leads to a dataset that adding the other group leads to.
+    spent, needed = -1.0, 0.0
+    while spent < needed < _LARGEST:
+        spent = needed * (1 + 1e-6)
+        half = delta / (1 + math.exp(spent))
+        needed = max(0.0, float(losses.get_epsilon_for_delta(half)))
+    return 2 * spent if needed < _LARGEST else math.inf
+
+
+def _composed_for_group(
+    releases: tuple[Release, ...], size: int, interval: float
+) -> "PrivacyLossDistribution":
+    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+
+    from dp._group_losses import group_losses  # noqa: PLC0415 -- a second
+
+    losses = pld.identity(value_discretization_interval=interval)
+    for release in releases:
+        one = group_losses(
+            group_size=size,
+            sampling_probability=release.sampling_probability,
+            sigma=release.noise_multiplier,
+            interval=interval,
+        )
+        losses = losses.compose(one.self_compose(release.count))
+    return losses
 
 
 def _first(num_steps: int, releases: tuple[Release, ...]) -> Iterator[Release]:

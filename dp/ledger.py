@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, final
 
 from dp import _checks
@@ -102,6 +103,10 @@ class Ledger:
         """
         self._writer = _Writer(segment)
 
+    def segments(self) -> Mapping[str, tuple[Charge, ...]]:
+        """Return the charges of each process that charged, under its id."""
+        return MappingProxyType(self._segments)
+
     def charges(self) -> tuple[Charge, ...]:
         """Return every charge, in the order in which each segment made them."""
         return tuple(c for segment in self._segments.values() for c in segment)
@@ -170,9 +175,37 @@ class Ledger:
         loaded = _parsed(state_dict)
         merged_segments = dict(self._segments)
         for key, segment in loaded.items():
-            merged_segments[key] = _longer(self._segments.get(key, ()), segment, key)
+            merged_segments[key] = self.longer(
+                self._segments.get(key, ()), segment, key
+            )
         self._writer = _Writer()  # What follows is a fork of that state.
         self._segments = merged_segments
+
+    @staticmethod
+    def longer(
+        ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str
+    ) -> tuple[Charge, ...]:
+        """Return that of two states of one segment which continues the other.
+
+        Raises:
+            LedgerError: If neither does.
+        """
+        short, long = sorted(
+            (ours, theirs), key=lambda s: (len(s), sum(c.count for c in s))
+        )
+        if short:
+            before, last = short[:-1], short[-1]
+            end = long[len(before)]
+            if (
+                before != long[: len(before)]
+                or _kind(last) != _kind(end)
+                or last.count > end.count
+            ):
+                raise LedgerError(
+                    f"segment {key!r} of the loaded ledger contradicts what this ledger"
+                    " knows of it; one of the two was altered"
+                )
+        return long
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
@@ -285,28 +318,6 @@ def _appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]
 
 def _kind(charge: Charge) -> Charge:
     return replace(charge, count=1)
-
-
-def _longer(
-    ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str
-) -> tuple[Charge, ...]:
-    """Of two states of one segment, one continues the other: return that one."""
-    short, long = sorted(
-        (ours, theirs), key=lambda s: (len(s), sum(c.count for c in s))
-    )
-    if short:
-        before, last = short[:-1], short[-1]
-        end = long[len(before)]
-        if (
-            before != long[: len(before)]
-            or _kind(last) != _kind(end)
-            or last.count > end.count
-        ):
-            raise LedgerError(
-                f"segment {key!r} of the loaded ledger contradicts what this ledger"
-                " knows of it; one of the two was altered"
-            )
-    return long
 
 
 def _parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:

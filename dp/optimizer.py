@@ -297,15 +297,25 @@ class DPOptimizer(TransparentOptimizer):
         """Return the (epsilon, delta) of every release so far, at the plan's delta."""
         return self.ledger.spent()
 
-    def certificate(self, *, assumptions: Sequence[str] = ()) -> Certificate:
+    def certificate(
+        self,
+        *,
+        private_data_touches: Sequence[str] | None = None,
+        assumptions: Sequence[str] = (),
+    ) -> Certificate:
         """Return the document that says what was released and what it cost.
 
         Args:
+            private_data_touches: What else looked at private data, such as a choice
+                of hyper-parameters, one sentence each; ``()`` says that nothing did.
+                If None, the certificate says that nobody said.
             assumptions: What else must hold for it to be true, one sentence each.
         """
         return Certificate.of(
             self.ledger,
-            noise=self.mechanism.noise.description,
+            noise=self.mechanism.noise,
+            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            private_data_touches=private_data_touches,
             assumptions=assumptions,
         )
 

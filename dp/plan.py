@@ -5,7 +5,7 @@ realised batch size, no random state. Whatever is derived from it is public too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, final, get_args
 
 from torch.utils.data import Dataset
@@ -111,6 +111,35 @@ class PrivacyPlan:
             )
             for count, noise_multiplier in _runs(self.noise_multiplier, num_steps)
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan in plain types, as JSON has them."""
+        numbers: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name != "sampling"
+        }
+        for name, value in numbers.items():
+            if isinstance(value, Schedule):
+                numbers[name] = [list(phase) for phase in value.phases]
+        scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
+        return {"sampling": scheme, **numbers}
+
+    @classmethod
+    def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
+        """Return the plan that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: If it is none.
+        """
+        scheme = dict(plan["sampling"])
+        kinds = {kind.__name__: kind for kind in (PoissonSampling, Unamplified)}
+        numbers: dict[str, Any] = {
+            name: Schedule(tuple((steps, x) for steps, x in value))
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else value
+            for name, value in plan.items()
+            if name != "sampling"
+        }
+        return cls(sampling=kinds[scheme.pop("kind")](**scheme), **numbers)
 
     def guarantee(self) -> Guarantee:
         """Return the (epsilon, delta) after all steps of the plan."""

@@ -3,6 +3,7 @@
 A bad option or file ends in one line on standard error and exit code 2.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.exceptions import TyperException
 from dp.accounting import Release, epsilon
 from dp.calibration import calibrate_noise_multiplier
 from dp.certificate import verify
-from dp.cli import _input, _report, _training
+from dp.cli import _input, _plots, _report, _training
 from dp.cli._errors import InputError
 from dp.cli._examine import audit_command, check_command
 from dp.cli._models import model_for
@@ -29,6 +30,7 @@ from dp.cli._options import (
     MaxGradNorm,
     NoiseMultiplier,
     OptimizerName,
+    Plot,
     Probability,
     Ranges,
     Relation,
@@ -133,7 +135,7 @@ def _train_both(
     console.print(_report.summary(certificate, private, plain))
     _report.write(folder, certificate, private, plain)
     console.print(
-        f"The certificate (JSON and text) and {_report.PICTURE} are in {folder}"
+        f"The certificate (JSON, text and picture) and {_report.PICTURE} are in {folder}"
     )
 
 
@@ -145,8 +147,9 @@ def show_epsilon(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    plot: Plot = None,
 ) -> None:
-    """Print the epsilon of a run before it is made."""
+    """Print the epsilon of a run before it is made, and draw it over the steps."""
     check(
         non_negative={"--noise-multiplier": noise_multiplier},
         probability={"--sampling-probability": sampling_probability},
@@ -159,6 +162,11 @@ def show_epsilon(
         count=steps,
     )
     spent = epsilon([release], delta=delta, neighboring_relation=relation)
+    if plot is not None:
+        _plots.draw_epsilon_over_steps(plot, release, delta=delta, relation=relation)
+    if spent.epsilon == math.inf:
+        typer.echo("NOT PRIVATE: there is no noise, so epsilon is infinite")
+        return
     typer.echo(
         f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({relation},"
         f" {spent.accountant})"
@@ -173,8 +181,9 @@ def calibrate(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    plot: Plot = None,
 ) -> None:
-    """Print the least noise multiplier that keeps an epsilon."""
+    """Print the least noise multiplier that keeps an epsilon, and draw it over epsilon."""
     check(
         positive={"--epsilon": target_epsilon},
         probability={"--sampling-probability": sampling_probability},
@@ -188,6 +197,15 @@ def calibrate(
         steps=steps,
         neighboring_relation=relation,
     )
+    if plot is not None:
+        _plots.draw_noise_over_epsilon(
+            plot,
+            target_epsilon=target_epsilon,
+            delta=delta,
+            sampling_probability=sampling_probability,
+            steps=steps,
+            relation=relation,
+        )
     typer.echo(f"noise multiplier = {sigma:g} ({relation})")
 
 

@@ -21,6 +21,7 @@ __all__ = (
     "MaxGradNorm",
     "NoiseMultiplier",
     "OptimizerName",
+    "Plot",
     "Probability",
     "Ranges",
     "Relation",
@@ -97,7 +98,7 @@ OptimizerName = Annotated[
 Report = Annotated[
     Path,
     typer.Option(
-        help="Folder for certificate.json, certificate.txt and training.png; earlier"
+        help="Folder for certificate.json, .txt and .png and training.png; earlier"
         " ones are replaced.",
         metavar="FOLDER",
     ),
@@ -113,6 +114,13 @@ Probability = Annotated[
     typer.Option(
         help="Probability that a row is in a batch; 1 claims no amplification.",
         metavar="0..1",
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also draw a picture of it here, in the format that the ending names.",
+        metavar="PATH.png",
     ),
 ]
 Relation = Annotated[

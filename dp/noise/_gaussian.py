@@ -32,6 +32,7 @@ _DESCRIPTIONS: Final = {
 # Standard deviations that keep a lattice inside the normal numbers of the dtype.
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
+_LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
 _HOST: Final = torch.device("cpu")
 _CHUNKS_WORTH_A_THREAD: Final = 4
 
@@ -147,9 +148,10 @@ class GaussianNoise:
         Returns:
             ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation between
             what was released and the rounded ideal mechanism, given uniform key
-            bytes; infinity for ``"fast"``, for which no bound is known.
+            bytes; infinity for ``"fast"``, for which no bound is known, and for an
+            *epsilon* so large that it says nothing.
         """
-        if self._rng == "fast":
+        if self._rng == "fast" or epsilon > _LARGEST_EPSILON:
             return math.inf
         distance = _checks.count(num_elements=num_elements) * TOTAL_VARIATION
         return (1 + math.exp(epsilon)) * distance

@@ -82,6 +82,7 @@ def test_training_leaves_a_certificate_that_verifies(call, report):
     assert 0 < certificate.epsilon <= 1
     assert certificate.steps == 10
     assert (report / "certificate.txt").read_text() == certificate.to_text()
+    assert (report / "certificate.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "training.png").read_bytes().startswith(b"\x89PNG")
     assert code == 0
     assert "The certificate holds." in out
@@ -304,7 +305,7 @@ def test_an_interrupt_ends_the_run_and_certifies_it(
 
     assert code == 0
     assert certificate["steps"] == num_steps
-    assert certificate["planned_steps"] == 160
+    assert certificate["runs"][0]["plan"]["steps"] == 160
     assert certificate["epsilon"] < 3
 
 
@@ -343,13 +344,36 @@ def test_epsilon_and_calibrate_are_inverse(call):
     assert 2.97 < spent <= 3
 
 
+def test_planning_draws_pictures(call, tmp_path):
+    """Epsilon over the steps, and the noise that epsilons take."""
+    run = ("--sampling-probability", 1, "--steps", 4)
+    steps, noise = tmp_path / "steps.png", tmp_path / "noise.png"
+    code, _out, _err = call("epsilon", "--noise-multiplier", 9, "--plot", steps, *run)
+    code_of_noise, _out, _err = call("calibrate", "--epsilon", 1, "--plot", noise, *run)
+
+    assert code == code_of_noise == 0
+    assert steps.read_bytes().startswith(b"\x89PNG")
+    assert noise.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder.png", "steps.nonsense"])
+def test_a_picture_that_cannot_be_written_is_one_line(call, tmp_path, name):
+    """Neither a missing folder nor an unknown format is a traceback."""
+    run = ("--sampling-probability", 1, "--steps", 4, "--noise-multiplier", 9)
+    code, _out, err = call("epsilon", *run, "--plot", tmp_path / name)
+
+    assert code == 2
+    assert err.startswith("Error: --plot")
+    assert err.count("\n") == 1
+
+
 def test_no_noise_is_infinite(call):
     """Nothing is private without noise, and the command says so."""
     run = ("--sampling-probability", 0.25, "--steps", 160)
     code, out, _err = call("epsilon", "--noise-multiplier", 0, *run)
 
     assert code == 0
-    assert "epsilon = inf" in out
+    assert "NOT PRIVATE" in out
 
 
 def test_a_false_certificate_is_refuted(call, report, tmp_path):

@@ -1,0 +1,18 @@
+"""What to publish about a private run, and how anyone can check it.
+
+A :class:`Certificate` holds public numbers only, enough of them to compute its own
+epsilon again. :func:`verify` does that from the JSON alone, line by line.
+"""
+
+from dp.certificate._document import Certificate, CertifiedRun, compose
+from dp.certificate._verification import Finding, Verification, verify
+
+
+__all__ = (
+    "Certificate",
+    "CertifiedRun",
+    "Finding",
+    "Verification",
+    "compose",
+    "verify",
+)

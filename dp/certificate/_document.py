@@ -1,0 +1,391 @@
+"""The certificate itself, its JSON, and several certificates as one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.accounting import Guarantee, Release, epsilon, group_epsilon, merged
+from dp.certificate import _json, _picture, _text
+from dp.certificate._software import software
+from dp.exceptions import LedgerError
+from dp.ledger import Charge, Ledger
+from dp.noise import GaussianNoise
+from dp.plan import PrivacyPlan
+
+
+__all__ = ("Certificate", "CertifiedRun", "Numbers", "compose")
+
+GROUP_SIZES: Final = (2, 5, 10)
+_RELEASED: Final = (
+    "the model's parameters after every step, and everything computed from them"
+)
+_NOT_COVERED: Final = (
+    "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
+    "Losses, metrics, batch sizes or gradients that were printed or logged.",
+    "Buffers that a forward pass changes, such as running statistics.",
+    "How long a step took, and attacks on the machine that trained.",
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedRun:
+    """What one run planned, and what its ledger was charged.
+
+    Attributes:
+        plan: The plan.
+        plan_sha256: The hash of the plan as JSON.
+        segments: The charges of each process that charged, under its random id. A
+            process has keys of its own for its noise, so this is the record of resumes
+            and forks too.
+        num_parameters: How many numbers a release noised.
+        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
+        noise: Where the noise came from, in words.
+    """
+
+    plan: PrivacyPlan
+    plan_sha256: str
+    segments: Mapping[str, tuple[Charge, ...]]
+    num_parameters: int
+    rng: Literal["os", "fast"]
+    noise: str
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """Every charge, segment by segment."""
+        return tuple(c for segment in self.segments.values() for c in segment)
+
+    @property
+    def steps(self) -> int:
+        """How many releases were charged."""
+        return sum(charge.count for charge in self.charges)
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        """What the accountant needs of the charges."""
+        return merged(charge.to_release() for charge in self.charges)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Everything that is computed from runs; ``verify`` computes it again."""
+
+    epsilon: float
+    accountant: str
+    epsilon_pld: float
+    epsilon_rdp: float | None
+    epsilon_unamplified: float
+    epsilon_of_groups: Mapping[int, float]
+    delta_error: float
+    steps: int
+    key_epochs: int
+
+    @classmethod
+    def of(
+        cls,
+        runs: Sequence[CertifiedRun],
+        *,
+        delta: float,
+        relation: NeighboringRelation,
+    ) -> "Numbers":
+        """Compute them, for all runs together."""
+        releases = merged(release for run in runs for release in run.releases)
+        spent = epsilon(releases, delta=delta, neighboring_relation=relation)
+        return cls(
+            epsilon=spent.epsilon,
+            accountant=spent.accountant,
+            epsilon_pld=spent.epsilon_pld,
+            epsilon_rdp=spent.epsilon_rdp,
+            epsilon_unamplified=_unamplified(releases, spent).epsilon,
+            epsilon_of_groups={
+                size: group_epsilon(
+                    releases,
+                    delta=delta,
+                    neighboring_relation=relation,
+                    group_size=size,
+                )
+                for size in GROUP_SIZES
+            },
+            delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
+            steps=sum(run.steps for run in runs),
+            key_epochs=sum(len(run.segments) for run in runs),
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """The statement of what was released and what it cost.
+
+    Attributes:
+        epsilon: The privacy loss of all releases together, infinite if one of them
+            had no noise.
+        delta: The delta it is for.
+        delta_error: What to add to delta because noise is drawn on a computer;
+            infinite if no bound is known, as for the ``"fast"`` generator.
+        neighboring_relation: What two neighbouring datasets are.
+        unit_of_privacy: Whose data one example holds.
+        accountant: Which accountant's bound ``epsilon`` is.
+        epsilon_pld: The bound by privacy loss distributions.
+        epsilon_rdp: The bound by Renyi differential privacy, where there is one.
+        epsilon_unamplified: What the same releases cost if sampling is not trusted.
+        epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once.
+        steps: How many releases were charged.
+        key_epochs: How many processes charged, each with keys of its own for its
+            noise: 1 plus the number of resumes and forks.
+        runs: What was planned and charged.
+        private_data_touches: What else looked at private data, one sentence each;
+            empty if nothing did, None if nobody said.
+        assumptions: What must hold for the statement, one sentence each.
+        not_covered: What the statement does not cover, one sentence each.
+        released: What was published, in words.
+        software: The packages that computed it, and the hash of this one's source.
+    """
+
+    epsilon: float
+    delta: float
+    delta_error: float
+    neighboring_relation: NeighboringRelation
+    unit_of_privacy: str
+    accountant: str
+    epsilon_pld: float
+    epsilon_rdp: float | None
+    epsilon_unamplified: float
+    epsilon_of_groups: Mapping[int, float]
+    steps: int
+    key_epochs: int
+    runs: tuple[CertifiedRun, ...]
+    private_data_touches: tuple[str, ...] | None
+    assumptions: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    released: str
+    software: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        *,
+        noise: GaussianNoise,
+        num_parameters: int,
+        private_data_touches: Sequence[str] | None = None,
+        assumptions: Sequence[str] = (),
+    ) -> "Certificate":
+        """Return the certificate of everything *ledger* was charged.
+
+        Args:
+            ledger: The ledger of the run.
+            noise: The source of the noise.
+            num_parameters: How many numbers a release noised.
+            private_data_touches: What else looked at private data, such as a choice
+                of hyper-parameters, one sentence each; ``()`` says nothing did.
+            assumptions: What else must hold, one sentence each.
+        """
+        run = CertifiedRun(
+            plan=ledger.plan,
+            plan_sha256=_json.sha256(ledger.plan.to_dict()),
+            segments=dict(ledger.segments()),
+            num_parameters=_checks.count(num_parameters=num_parameters),
+            rng=noise.rng,
+            noise=noise.description,
+        )
+        return _certify(
+            (run,),
+            delta=ledger.plan.target_delta,
+            touches=private_data_touches,
+            assumptions=assumptions,
+        )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether epsilon is finite."""
+        return math.isfinite(self.epsilon)
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """The releases: probability, noise, clipping norm and number of each kind."""
+        return tuple(charge for run in self.runs for charge in run.charges)
+
+    def to_json(self) -> str:
+        """Return the certificate as strict JSON; an infinite number is ``"inf"``."""
+        return _json.dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Certificate":
+        """Return the certificate that :meth:`to_json` wrote.
+
+        Nothing is recomputed: see :func:`verify`.
+
+        Raises:
+            LedgerError: If the text is not a certificate.
+        """
+        try:
+            body = _json.loads(text)
+            body["runs"] = tuple(_run(row) for row in body["runs"])
+            return cls(**body)
+        except LedgerError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LedgerError(f"this is not a certificate: {error}") from error
+
+    def to_text(self) -> str:
+        """Return the certificate for people to read."""
+        return "\n".join(_text.lines(self)) + "\n"
+
+    def draw(self, path: Path | str) -> None:
+        """Draw epsilon over the steps, and of groups, as a picture.
+
+        Args:
+            path: Where to write it; the ending says in what format, such as ``.png``.
+        """
+        _picture.draw(self, Path(path))
+
+    def write(self, folder: Path | str) -> None:
+        """Write ``certificate.json``, ``.txt`` and ``.png`` into *folder*."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "certificate.json").write_text(self.to_json(), encoding="utf-8")
+        (folder / "certificate.txt").write_text(self.to_text(), encoding="utf-8")
+        self.draw(folder / "certificate.png")
+
+
+def compose(*certificates: Certificate, delta: float | None = None) -> Certificate:
+    """Return one certificate of everything that several certificates state.
+
+    For several runs on the same people's data: optimizers that train side by side,
+    phases with different plans, earlier attempts. What runs share, because they went
+    on from one checkpoint, counts once.
+
+    >>> compose(one, other).epsilon  # doctest: +SKIP
+    4.2
+
+    Args:
+        certificates: The certificates, in any order.
+        delta: The delta to state epsilon at; the one they share if None.
+
+    Raises:
+        ValueError: If there is none, or if they differ in their relation or unit, or
+            in their delta and none is given.
+        LedgerError: If two contradict each other about the same charges.
+    """
+    if not certificates:
+        raise ValueError("compose needs a certificate")
+    for what in ("neighboring_relation", "unit_of_privacy"):
+        _the_only(what, {getattr(c, what) for c in certificates})
+    deltas = {c.delta for c in certificates} if delta is None else {delta}
+    stated = _checks.open_unit(delta=_the_only("delta", deltas))
+    touches = [c.private_data_touches for c in certificates]
+    return _certify(
+        _without_repeats([run for c in certificates for run in c.runs]),
+        delta=stated,
+        touches=None
+        if None in touches
+        else [t for some in touches for t in some or ()],
+        assumptions=[line for c in certificates for line in c.assumptions],
+    )
+
+
+def _certify(
+    runs: tuple[CertifiedRun, ...],
+    *,
+    delta: float,
+    touches: Sequence[str] | None,
+    assumptions: Sequence[str],
+) -> Certificate:
+    plan = runs[0].plan
+    numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
+    return Certificate(
+        **{name: getattr(numbers, name) for name in Numbers.__slots__},
+        delta=delta,
+        neighboring_relation=plan.neighboring_relation,
+        unit_of_privacy=plan.unit_of_privacy,
+        runs=runs,
+        private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
+        assumptions=tuple(dict.fromkeys([*_assumed(runs), *assumptions])),
+        not_covered=_NOT_COVERED,
+        released=_RELEASED,
+        software=software(),
+    )
+
+
+def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
+    """Leave out segments, or the part of them, that an earlier run has as well."""
+    known: dict[str, tuple[Charge, ...]] = {}
+    for run in runs:
+        for key, segment in run.segments.items():
+            known[key] = Ledger.longer(known.get(key, ()), segment, key)
+    kept = []
+    for run in runs:
+        ours = {key: known.pop(key) for key in run.segments if key in known}
+        kept.append(
+            CertifiedRun(
+                plan=run.plan,
+                plan_sha256=run.plan_sha256,
+                segments=ours,
+                num_parameters=run.num_parameters,
+                rng=run.rng,
+                noise=run.noise,
+            )
+        )
+    return tuple(run for run in kept if run.segments) or tuple(kept[:1])
+
+
+def _the_only(what: str, values: set[Any]) -> Any:
+    if len(values) > 1:
+        listed = ", ".join(sorted(map(repr, values)))
+        raise ValueError(
+            f"certificates to compose must share their {what}, got {listed}"
+        )
+    return values.pop()
+
+
+def _run(row: Mapping[str, Any]) -> CertifiedRun:
+    fields = dict(row)
+    fields["plan"] = PrivacyPlan.from_dict(fields["plan"])
+    fields["segments"] = {
+        key: tuple(Charge(**charge) for charge in segment)
+        for key, segment in fields["segments"].items()
+    }
+    return CertifiedRun(**fields)
+
+
+def _delta_error(run: CertifiedRun, spent: float) -> float:
+    if not run.steps:
+        return 0.0
+    num_elements = run.num_parameters * run.steps
+    return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
+
+
+def _unamplified(releases: tuple[Release, ...], spent: Guarantee) -> Guarantee:
+    return epsilon(
+        [
+            Release(
+                sampling_probability=1.0,
+                noise_multiplier=release.noise_multiplier,
+                count=release.count,
+            )
+            for release in releases
+        ],
+        delta=spent.delta,
+        neighboring_relation=spent.neighboring_relation,
+    )
+
+
+def _assumed(runs: Sequence[CertifiedRun]) -> list[str]:
+    amplified = [c.sampling_probability < 1 for run in runs for c in run.charges]
+    sampled = (
+        "Every batch was drawn by independent coin flips at the stated probability, and"
+        " trained on whole and once."
+    )
+    full = "No example was given to one step more than once."
+    return [
+        *([sampled] if any(amplified) else []),
+        *([] if all(amplified) and amplified else [full]),
+        "One example's loss depended on that example and the parameters only.",
+        "The generator of the noise cannot be predicted.",
+    ]

@@ -1,0 +1,103 @@
+"""Certificates for people to read."""
+
+from typing import TYPE_CHECKING
+
+from dp.schedule import Schedule
+
+
+if TYPE_CHECKING:
+    from dp.certificate._document import Certificate, CertifiedRun
+
+__all__ = ("lines",)
+
+
+def lines(c: "Certificate") -> list[str]:
+    """Return the lines of a certificate."""
+    verdict = (
+        f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
+        if c.is_private
+        else "NOT PRIVATE: a release had no noise, so epsilon is infinite"
+    )
+    rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
+    groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
+    return [
+        "Differential privacy certificate",
+        "",
+        f"  {verdict}",
+        "",
+        f"  neighbouring datasets   {c.neighboring_relation}",
+        f"  unit of privacy         {c.unit_of_privacy}",
+        f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
+        f"  without amplification   {c.epsilon_unamplified:.4f}",
+        f"  of groups of units      {groups}",
+        f"  added to delta          {_error(c.delta_error)}",
+        f"  steps                   {c.steps}",
+        f"  key epochs              {c.key_epochs} (1, and 1 for each resume or fork)",
+        f"  released                {c.released}",
+        "",
+        *(line for i, run in enumerate(c.runs) for line in _run(i, run, len(c.runs))),
+        *_touches(c.private_data_touches),
+        "  holds if",
+        *(f"    - {sentence}" for sentence in c.assumptions),
+        "",
+        "  does not cover",
+        *(f"    - {sentence}" for sentence in c.not_covered),
+        "",
+        "  computed with "
+        + ", ".join(f"{name} {number}" for name, number in c.software.items()),
+    ]
+
+
+def _error(delta_error: float) -> str:
+    if delta_error == float("inf"):
+        return "unknown: no bound is known for this generator or epsilon"
+    return f"{delta_error:.1e}, because noise is drawn on a computer"
+
+
+def _run(index: int, run: "CertifiedRun", num_runs: int) -> list[str]:
+    plan = run.plan
+    title = "  run" if num_runs == 1 else f"  run {index + 1}"
+    target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"
+    return [
+        title,
+        f"    planned               {plan.steps} steps, target epsilon {target}",
+        f"    plan                  sha256 {plan_id(run.plan_sha256)}",
+        f"    planned noise         {_number(plan.noise_multiplier)}",
+        f"    planned norm          {_number(plan.max_grad_norm)}",
+        f"    noisy sums divided by {plan.expected_batch_size:g}",
+        f"    parameters            {run.num_parameters}",
+        f"    noise                 {run.noise}",
+        "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
+        *(
+            f"      {charge.count} x q = {charge.sampling_probability:g},"
+            f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
+            for charge in run.charges
+        ),
+        "",
+    ]
+
+
+def plan_id(plan_sha256: str) -> str:
+    """Return enough of a hash to tell plans apart by eye."""
+    return plan_sha256[:16]
+
+
+def _number(number: float | Schedule) -> str:
+    if isinstance(number, Schedule):
+        return f"a schedule of {len(number.phases)} phases, from {number(0):g}"
+    return f"{number:g}"
+
+
+def _touches(touches: tuple[str, ...] | None) -> list[str]:
+    if touches is None:
+        return [
+            "  private data was also looked at",
+            "    - not stated: nobody said whether hyper-parameters, early stopping or",
+            "      the choice of a model looked at it",
+            "",
+        ]
+    return [
+        "  private data was also looked at",
+        *(f"    - {sentence}" for sentence in touches or ("by nothing",)),
+        "",
+    ]

@@ -1,0 +1,89 @@
+"""Pictures that help to plan a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp._typing import NeighboringRelation
+from dp.accounting import Release, epsilon_curve
+from dp.calibration import calibrate_noise_multiplier
+from dp.cli._errors import InputError
+
+
+__all__ = ("draw_epsilon_over_steps", "draw_noise_over_epsilon")
+
+
+def draw_epsilon_over_steps(
+    path: Path, release: Release, *, delta: float, relation: NeighboringRelation
+) -> None:
+    """Draw an upper bound on epsilon after every step.
+
+    Raises:
+        InputError: If the picture cannot be written.
+    """
+    curve = epsilon_curve([release], delta=delta, neighboring_relation=relation)
+    _draw(
+        path,
+        (range(len(curve)), curve),
+        xlabel="step",
+        ylabel="epsilon spent",
+        title=f"q = {release.sampling_probability:g}, noise multiplier ="
+        f" {release.noise_multiplier:g}, delta = {delta:g}, {relation}",
+    )
+
+
+def draw_noise_over_epsilon(
+    path: Path,
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    steps: int,
+    relation: NeighboringRelation,
+) -> None:
+    """Draw the least noise multiplier for epsilons around *target_epsilon*.
+
+    Raises:
+        InputError: If the picture cannot be written.
+    """
+    epsilons = [target_epsilon * 2.0**power for power in (-2, -1, 0, 1, 2)]
+    noise = [
+        calibrate_noise_multiplier(
+            target_epsilon=spent,
+            target_delta=delta,
+            sampling_probability=sampling_probability,
+            steps=steps,
+            neighboring_relation=relation,
+        )
+        for spent in epsilons
+    ]
+    _draw(
+        path,
+        (epsilons, noise),
+        marker=".",
+        xlabel="epsilon",
+        ylabel="least noise multiplier",
+        title=f"q = {sampling_probability:g}, {steps} steps, delta = {delta:g},"
+        f" {relation}",
+        xscale="log",
+        yscale="log",
+    )
+
+
+def _draw(
+    path: Path,
+    points: tuple[Sequence[float], Sequence[float]],
+    *,
+    marker: str = "",
+    **about: str,
+) -> None:
+    from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*points, marker=marker, color="tab:red")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.set(**about)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--plot {path} cannot be written: {error}") from error

@@ -1,0 +1,472 @@
+"""That a certificate says what was done, and that a false one is found out."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from dp_accounting.pld import privacy_loss_distribution
+
+import dp
+from dp import (
+    GaussianNoise,
+    LedgerError,
+    PoissonSampling,
+    Schedule,
+    Unamplified,
+    compose,
+)
+from dp._group_losses import group_losses
+from dp.accounting import Release, epsilon, group_epsilon
+from dp.certificate import Certificate, _json, verify
+from dp.ledger import Ledger
+from dp.plan import PrivacyPlan
+
+
+CHARGE = {"sampling_probability": 0.25, "noise_multiplier": 8.0, "max_grad_norm": 1.0}
+
+
+def plan(**changes):
+    numbers = {
+        "sampling": PoissonSampling(sampling_probability=0.25),
+        "noise_multiplier": 8.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": 10.0,
+        "steps": 20,
+        "target_delta": 1e-5,
+        "unit_of_privacy": "one patient",
+    }
+    return PrivacyPlan(**{**numbers, **changes})
+
+
+def charged(count, *, ledger=None, charge=CHARGE, **changes):
+    ledger = Ledger(plan(**changes)) if ledger is None else ledger
+    for _ in range(count):
+        ledger.reserve(**charge)
+    return ledger
+
+
+def certificate(ledger, **about):
+    about = {"noise": GaussianNoise(), "num_parameters": 1000, **about}
+    return Certificate.of(ledger, **about)
+
+
+@pytest.fixture(scope="module")
+def one():
+    """A run with a target, of which 12 steps in two segments were taken."""
+    ledger = charged(8, target_epsilon=3.0)
+    resumed = copy.deepcopy(ledger)
+    return certificate(
+        charged(4, ledger=resumed),
+        private_data_touches=["The learning rate was chosen on the same patients."],
+        assumptions=["Patients agreed."],
+    )
+
+
+def test_it_states_what_the_ledger_was_charged(one):
+    """Every number is the accountant's, of the releases that were charged."""
+    releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=12),)
+    spent = epsilon(releases, delta=1e-5, neighboring_relation="add_or_remove_one")
+
+    assert (one.epsilon, one.delta) == (spent.epsilon, 1e-5)
+    assert one.epsilon_pld == spent.epsilon_pld
+    assert one.epsilon_rdp == spent.epsilon_rdp
+    assert one.epsilon_unamplified > one.epsilon
+    assert (one.steps, one.key_epochs) == (12, 2)
+    assert one.is_private
+    assert [charge.count for charge in one.charges] == [8, 4]
+    assert one.delta_error == GaussianNoise().delta_error(12_000, epsilon=one.epsilon)
+
+
+def test_text_has_the_words_that_a_reader_needs(one):
+    """The relation, the unit, groups, segments, touches, and what is not covered."""
+    text = one.to_text()
+
+    for words in (
+        f"epsilon = {one.epsilon:.4f} at delta = 1e-05 (PLD)",
+        "add_or_remove_one",
+        "one patient",
+        f"{one.epsilon_of_groups[2]:.2f} (2)",
+        "without amplification",
+        "added to delta",
+        "key epochs              2",
+        "20 steps, target epsilon 3",
+        "8 x q = 0.25, sigma = 8, C = 1",
+        "The learning rate was chosen on the same patients.",
+        "Patients agreed.",
+        "AES-256",
+        "sha256",
+        "does not cover",
+    ):
+        assert words in text
+
+
+def test_what_nobody_said_is_not_taken_for_nothing():
+    """Silence about other looks at the data is printed as silence."""
+    ledger = charged(1)
+
+    assert "not stated: nobody said" in certificate(ledger).to_text()
+    assert "by nothing" in certificate(ledger, private_data_touches=()).to_text()
+
+
+def test_without_noise_it_says_not_private(tmp_path):
+    """Epsilon is infinite, in words, in JSON and in the picture."""
+    noiseless = {**CHARGE, "noise_multiplier": 0.0}
+    statement = certificate(charged(2, charge=noiseless, noise_multiplier=0.0))
+    statement.write(tmp_path)
+
+    assert statement.epsilon == math.inf
+    assert not statement.is_private
+    assert "NOT PRIVATE" in statement.to_text()
+    assert json.loads(statement.to_json())["epsilon"] == "inf"
+    assert verify(tmp_path / "certificate.json").ok
+
+
+def test_a_fast_generator_has_no_bound_on_delta():
+    """It is named, and so is what is not known of it."""
+    statement = certificate(charged(1), noise=GaussianNoise(rng="fast"))
+
+    assert statement.delta_error == math.inf
+    assert "NOT cryptographic" in statement.to_text()
+    assert "no bound is known" in statement.to_text()
+    assert verify(statement).ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "charge", "words"),
+    [
+        (
+            {"sampling": Unamplified(), "neighboring_relation": "replace_one"},
+            {**CHARGE, "sampling_probability": 1.0},
+            "none for this relation",
+        ),
+        (
+            {"noise_multiplier": Schedule([(1, 8.0), (9, 9.0)])},
+            CHARGE,
+            "a schedule of 2 phases, from 8",
+        ),
+    ],
+    ids=["unamplified", "schedule"],
+)
+def test_other_plans_are_stated_and_verify(tmp_path, changes, charge, words):
+    """Whatever the plan is, it survives the way through JSON."""
+    statement = certificate(charged(1, charge=charge, **changes))
+    statement.write(tmp_path)
+
+    assert words in statement.to_text()
+    assert Certificate.from_json(statement.to_json()) == statement
+    assert verify(tmp_path / "certificate.json").ok
+
+
+def test_before_the_first_step_it_costs_nothing():
+    """Nothing was released, by no accountant."""
+    statement = certificate(charged(0))
+
+    assert statement.epsilon == statement.delta_error == statement.steps == 0
+    assert statement.accountant == "none"
+    assert verify(statement).ok
+
+
+def test_it_is_written_as_json_text_and_picture(one, tmp_path):
+    """And the JSON alone is enough to check it."""
+    one.write(tmp_path / "report")
+    folder = tmp_path / "report"
+    verification = verify(folder / "certificate.json")
+
+    assert (folder / "certificate.txt").read_text() == one.to_text()
+    assert (folder / "certificate.png").read_bytes().startswith(b"\x89PNG")
+    assert Certificate.from_json((folder / "certificate.json").read_text()) == one
+    assert verification.ok
+    assert {finding.claim for finding in verification.findings} > {
+        *("document", "epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified"),
+        *("epsilon of 2 units", "epsilon of 5 units", "epsilon of 10 units"),
+        *("delta_error", "steps", "key_epochs", "accountant", "run 1: plan"),
+        *("run 1: target epsilon", "run 1: planned steps", "run 1: sampling"),
+    }
+
+
+def leaves(body, path=()):
+    """The path of every number in a JSON document."""
+    if isinstance(body, dict | list):
+        items = body.items() if isinstance(body, dict) else enumerate(body)
+        return [leaf for key, item in items for leaf in leaves(item, (*path, key))]
+    is_number = isinstance(body, int | float) and not isinstance(body, bool)
+    return [path] if is_number else []
+
+
+def altered(body, path, change):
+    body = copy.deepcopy(body)
+    *parents, last = path
+    holder = body
+    for key in parents:
+        holder = holder[key]
+    holder[last] = change(holder[last])
+    return body
+
+
+def claims_that_fail(body, path):
+    path.write_text(json.dumps(body))
+    try:
+        return {f.claim for f in verify(path).findings if not f.holds}
+    except LedgerError:
+        return {"not a certificate"}
+
+
+def test_every_altered_number_is_found(one, tmp_path):
+    """Whichever number a hand changes, the document says no."""
+    body = json.loads(one.to_json())
+    paths = leaves(body)
+
+    assert len(paths) > 20
+    assert _json.checksum_holds(json.dumps(body))
+    for path in paths:
+        wrong = altered(body, path, lambda number: number * 2)
+        assert not _json.checksum_holds(json.dumps(wrong)), path
+    assert "document" in claims_that_fail(wrong, tmp_path / "c.json")
+
+
+def checksummed(body):
+    body = {key: item for key, item in body.items() if key != "checksum"}
+    return {**body, "checksum": _json.sha256(body)}
+
+
+@pytest.mark.parametrize(
+    ("path", "claim"),
+    [
+        (("epsilon",), "epsilon"),
+        (("epsilon_pld",), "epsilon_pld"),
+        (("epsilon_rdp",), "epsilon_rdp"),
+        (("epsilon_unamplified",), "epsilon_unamplified"),
+        (("epsilon_of_groups", "5"), "epsilon of 5 units"),
+        (("delta",), "run 1: delta"),
+        (("delta_error",), "delta_error"),
+        (("steps",), "steps"),
+        (("key_epochs",), "key_epochs"),
+        (("runs", 0, "num_parameters"), "delta_error"),
+        (("runs", 0, "plan", "steps"), "run 1: plan"),
+        (("runs", 0, "plan", "expected_batch_size"), "run 1: plan"),
+        (("runs", 0, "plan", "max_grad_norm"), "run 1: plan"),
+        (("runs", 0, "plan", "target_epsilon"), "run 1: plan"),
+        (("runs", 0, "plan", "sampling", "sampling_probability"), "run 1: sampling"),
+    ],
+    ids=str,
+)
+def test_a_number_that_was_altered_with_its_checksum_is_found(
+    one, tmp_path, path, claim
+):
+    """Its own line says no: the checksum is not what the truth rests on."""
+    body = altered(
+        json.loads(one.to_json()),
+        path,
+        lambda number: number // 2 if isinstance(number, int) else number / 2,
+    )
+
+    assert claim in claims_that_fail(checksummed(body), tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("name", ["sampling_probability", "noise_multiplier", "count"])
+def test_an_altered_charge_is_found(one, tmp_path, name):
+    """Less sampling, more noise or fewer steps than happened: another epsilon."""
+    body = json.loads(one.to_json())
+    (segment, *_) = body["runs"][0]["segments"].values()
+    segment[0][name] *= 2
+
+    assert "epsilon" in claims_that_fail(checksummed(body), tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "claim"),
+    [
+        ({"accountant": "RDP"}, "accountant"),
+        ({"neighboring_relation": "zero_out"}, "run 1: relation"),
+        ({"unit_of_privacy": "one hospital"}, "run 1: unit"),
+        ({"epsilon_rdp": None}, "epsilon_rdp"),
+        ({"epsilon_of_groups": {2: 0.1}}, "epsilon of 10 units"),
+        ({"delta": 2.0}, "charges"),
+    ],
+    ids=str,
+)
+def test_altered_words_are_found(one, change, claim):
+    """What the numbers are about is compared with the plan's words."""
+    wrong = dataclasses.replace(one, **change)
+
+    assert claim in {f.claim for f in verify(wrong).findings if not f.holds}
+
+
+def test_a_run_beyond_its_plan_is_found(one):
+    """More steps than planned, or more than the target, is no valid run."""
+    (run,) = one.runs
+    shorter = dataclasses.replace(run.plan, steps=3, target_epsilon=0.1)
+    run = dataclasses.replace(
+        run, plan=shorter, plan_sha256=_json.sha256(shorter.to_dict())
+    )
+    wrong = dataclasses.replace(one, runs=(run,))
+
+    assert {f.claim for f in verify(wrong).findings if not f.holds} == {
+        "run 1: planned steps",
+        "run 1: target epsilon",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "forwarding-dp-certificate/1"}',
+        '{"format": "forwarding-dp-certificate/2"}',
+        '{"format": "forwarding-dp-certificate/2", "checksum": 1, "assumptions": 3}',
+    ],
+)
+def test_what_is_no_certificate_is_refused(tmp_path, text):
+    """With the reason, as one kind of error."""
+    path = tmp_path / "c.json"
+    path.write_text(text)
+
+    with pytest.raises(LedgerError, match="certificate"):
+        verify(path)
+
+
+def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
+    """What both released together costs more than either, and verifies."""
+    first = certificate(charged(3), private_data_touches=["One look."])
+    second = certificate(
+        charged(2, charge={**CHARGE, "noise_multiplier": 6.0}, noise_multiplier=6.0),
+        private_data_touches=[],
+    )
+    both = compose(first, second)
+    both.write(tmp_path)
+    together = epsilon(
+        [
+            Release(sampling_probability=0.25, noise_multiplier=8.0, count=3),
+            Release(sampling_probability=0.25, noise_multiplier=6.0, count=2),
+        ],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    )
+
+    assert both.epsilon == together.epsilon > max(first.epsilon, second.epsilon)
+    assert (both.steps, both.key_epochs) == (5, 2)
+    assert both.private_data_touches == ("One look.",)
+    assert "run 2" in both.to_text()
+    assert verify(tmp_path / "certificate.json").ok
+    assert compose(both, delta=1e-3).epsilon < both.epsilon
+    assert verify(compose(both, delta=1e-3)).ok
+
+
+def test_what_two_certificates_share_counts_once():
+    """Two that went on from one checkpoint share the steps before it."""
+    ledger = charged(4)
+    fork = charged(2, ledger=copy.deepcopy(ledger))
+    before, after = certificate(ledger), certificate(fork)
+
+    assert compose(before, after).steps == 6
+    assert compose(after, before).steps == 6
+    assert compose(before, before).steps == 4
+    assert compose(certificate(charged(0)), certificate(charged(0))).steps == 0
+    assert compose(before, after).private_data_touches is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"unit_of_privacy": "one visit"},
+            "share their unit_of_privacy, got 'one pati",
+        ),
+        ({"neighboring_relation": "zero_out"}, "share their neighboring_relation"),
+        ({"target_delta": 1e-6}, "share their delta, got 1e-05, 1e-06"),
+    ],
+)
+def test_statements_of_different_kinds_cannot_be_composed(changes, told):
+    """An epsilon is about one relation, one unit and one delta."""
+    with pytest.raises(ValueError, match=told):
+        compose(certificate(charged(1)), certificate(charged(1, **changes)))
+
+
+def test_composing_nothing_is_refused():
+    """There is no plan to say what it would be about."""
+    with pytest.raises(ValueError, match="compose needs a certificate"):
+        compose()
+
+
+KINDS = (
+    Release(sampling_probability=0.25, noise_multiplier=8.0, count=12),
+    Release(sampling_probability=1.0, noise_multiplier=9.0, count=2),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["poisson", "whole"])
+def test_a_group_costs_more_than_its_size_in_proportion(kind):
+    """The bound of a group of one is that of one example; larger ones grow faster."""
+    about = {"delta": 1e-5, "neighboring_relation": "add_or_remove_one"}
+    of_one = epsilon([kind], **about).epsilon_pld
+    one, two, five = (
+        group_epsilon((kind,), group_size=size, **about) for size in (1, 2, 5)
+    )
+
+    assert of_one <= one * (1 + 1e-3) <= of_one * 1.05
+    assert 2 * of_one < two < five / 2
+
+
+def test_losses_of_a_group_are_those_of_dp_accounting():
+    """Only the search for where a loss is reached is our own."""
+    theirs = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        standard_deviation=3.0,
+        sensitivities=[0.0, 1.0, 2.0],
+        sampling_probs=[0.5625, 0.375, 0.0625],
+        value_discretization_interval=0.02,
+    )
+    ours = group_losses(
+        group_size=2, sampling_probability=0.25, sigma=3.0, interval=0.02
+    )
+
+    for spent in (0.01, 0.5, 2.0):
+        assert ours.get_delta_for_epsilon(spent) == pytest.approx(
+            theirs.get_delta_for_epsilon(spent), rel=1e-9
+        )
+
+
+def test_replacing_a_group_is_removing_and_adding_one():
+    """So it costs at least twice, and at least what one replacement costs."""
+    about = {"delta": 1e-5, "group_size": 2}
+    once = group_epsilon(KINDS, neighboring_relation="zero_out", **about)
+    replaced = group_epsilon(KINDS, neighboring_relation="replace_one", **about)
+    single = epsilon(KINDS, delta=1e-5, neighboring_relation="replace_one").epsilon
+
+    hopeless = group_epsilon(
+        (Release(sampling_probability=1.0, noise_multiplier=0.1, count=1),),
+        neighboring_relation="replace_one",
+        **about,
+    )
+
+    assert 2 * once <= replaced < 4 * once
+    assert replaced > single
+    assert hopeless == math.inf
+
+
+def test_groups_of_nothing_and_without_noise():
+    """As for one example: 0, and infinity."""
+    about = {"delta": 1e-5, "neighboring_relation": "zero_out", "group_size": 2}
+    bare = Release(sampling_probability=0.5, noise_multiplier=0.0, count=1)
+
+    assert group_epsilon((), **about) == 0
+    assert group_epsilon((bare,), **about) == math.inf
+
+
+def test_the_optimizer_certifies_itself(make_run):
+    """The number of its parameters, its generator and what the user said."""
+    run = make_run(sampling=PoissonSampling(sampling_probability=1.0))
+    run.train(2)
+    statement = run.optimizer.certificate(private_data_touches=["One look."])
+
+    assert statement.runs[0].num_parameters == 4
+    assert statement.runs[0].rng == "os"
+    assert statement.private_data_touches == ("One look.",)
+    assert statement.steps == 2
+    assert dp.verify(statement).ok
+    assert torch.__version__ == statement.software["torch"]
+    assert len(statement.software["dp source sha256"]) == 64
