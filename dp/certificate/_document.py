@@ -208,7 +208,7 @@ class Certificate:
 
     @property
     def charges(self) -> tuple[Charge, ...]:
-        """The releases: probability, noise, clipping norm and number of each kind."""
+        """Every charge of every run, with its probability, noise, norm and number."""
         return tuple(charge for run in self.runs for charge in run.charges)
 
     def to_json(self) -> str:
@@ -260,9 +260,6 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
     For several runs on the same people's data: optimizers that train side by side,
     phases with different plans, earlier attempts. What runs share, because they went
     on from one checkpoint, counts once.
-
-    >>> compose(one, other).epsilon  # doctest: +SKIP
-    4.2
 
     Args:
         certificates: The certificates, in any order.

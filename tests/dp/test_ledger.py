@@ -319,6 +319,20 @@ def test_a_forked_process_charges_under_an_id_of_its_own():
     assert ledger.steps == 4
 
 
+def test_processes_of_one_run_charge_under_one_id():
+    """What they share counts once where they meet; without it they are forks."""
+    one, other = charged(1), charged(1)
+    for ledger in (one, other):
+        ledger.charge_as("shared")
+        ledger.reserve(**PLANNED)
+    one.load_state_dict(other.state_dict())
+
+    assert other.segment == "shared"
+    assert (one.steps, one.num_segments) == (3, 3)
+    other.charge_as(None)
+    assert other.segment != "shared"
+
+
 def damaged(**changes):
     row = {**PLANNED, "count": 1, **changes}
     return {"version": 1, "segments": {"a": [row]}}

@@ -1,0 +1,186 @@
+"""That a crash between any two lines of a step loses no charge and shows no gradient."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import dp
+from dp import PoissonSampling
+from dp.ledger import Ledger
+
+
+SOURCE = str(Path(dp.__file__).parent)
+
+
+class Crash(BaseException):
+    """What nobody catches."""
+
+
+class Crasher:
+    """Raise at the n-th line of dp that runs; count the lines if n is None."""
+
+    def __init__(self, at=None):
+        self.at, self.num_lines, self.where = at, 0, None
+
+    def __call__(self, frame, event, _argument):
+        if not frame.f_code.co_filename.startswith(SOURCE):
+            return None
+        if event == "line":
+            if self.num_lines == self.at:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise Crash
+            self.num_lines += 1
+        return self
+
+    def run(self, action):
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            action()
+        except Crash:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+
+@pytest.fixture
+def at_rest(make_run):
+    """A run whose next step is due, with what it must not show."""
+
+    def make():
+        run = make_run(sampling=PoissonSampling(sampling_probability=1.0))
+        run.batch = next(iter(run.loader))
+        run.before = weights(run)
+        run.raw = torch.autograd.grad(
+            run.losses(run.batch).sum(), list(run.model.parameters())
+        )
+        run.optimizer.backward(run.losses(run.batch))
+        run.clipped = [s.clone() for s in run.optimizer.mechanism.pending.sums]
+        return run
+
+    return make
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten().clone() for p in run.model.parameters()])
+
+
+def is_sound(run):
+    """Whether what can be seen from outside was charged, noised, and is readable."""
+    steps = run.optimizer.ledger.steps
+    copied = Ledger(run.optimizer.plan)
+    copied.load_state_dict(run.optimizer.ledger.state_dict())
+    shown = [
+        (parameter.grad, raw, clipped)
+        for parameter, raw, clipped in zip(
+            run.model.parameters(), run.raw, run.clipped, strict=True
+        )
+        if parameter.grad is not None and parameter.grad.any()
+    ]
+    moved = not torch.equal(weights(run), run.before)
+    return (
+        steps in {0, 1}
+        and copied.steps == steps
+        and (steps == 1 or not (shown or moved))
+        and not any(
+            is_multiple(grad, r) or is_multiple(grad, c) for grad, r, c in shown
+        )
+    )
+
+
+def is_multiple(gradient, raw):
+    """Whether one is the other but for a factor: without noise."""
+    ratio = (gradient / raw).flatten()
+    return len(ratio) > 1 and bool((ratio - ratio[0]).abs().max() < 1e-3)
+
+
+def goes_on(run):
+    """Whether the next batch is released as ever, and charged once."""
+    charged = run.optimizer.ledger.steps
+    run.optimizer.zero_grad()
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    run.optimizer.step()
+    return run.optimizer.ledger.steps == charged + 1
+
+
+def test_a_crash_at_any_line_of_a_step_loses_no_charge(at_rest):
+    """Every line of dp that a step runs, one after another."""
+    run = at_rest()
+    at_rest().optimizer.step()  # What is imported and cached once is, by now.
+    counted = Crasher()
+    assert not counted.run(run.optimizer.step)
+    assert counted.num_lines > 100
+
+    outcomes = set()
+    for line in range(counted.num_lines):
+        run = at_rest()
+        crasher = Crasher(at=line)
+        assert crasher.run(run.optimizer.step), line
+        assert is_sound(run), crasher.where
+        assert goes_on(run), crasher.where
+        outcomes.add(run.optimizer.ledger.steps)
+    assert outcomes == {1, 2}  # Crashes before the charge, and after it.
+
+
+def test_a_crash_at_any_line_of_backward_leaves_no_half_sum(at_rest):
+    """What was computed of the batch is forgotten or whole, never in between."""
+    run = at_rest()
+    counted = Crasher()
+    run.optimizer.zero_grad()
+    batch = next(iter(run.loader))
+    losses = run.losses(batch)
+    assert not counted.run(lambda: run.optimizer.backward(losses))
+
+    for line in range(0, counted.num_lines, 7):
+        run = at_rest()
+        run.optimizer.zero_grad()
+        batch = next(iter(run.loader))
+        losses = run.losses(batch)
+        Crasher(at=line).run(partial(run.optimizer.backward, losses))
+        assert not any(
+            p.grad is not None and p.grad.any() for p in run.model.parameters()
+        )
+        run.optimizer.zero_grad()
+        run.optimizer.backward(run.losses(batch) * 0)
+        pending = run.optimizer.mechanism.pending
+        assert all(not s.any() for s in pending.sums), line
+
+
+def test_a_crash_at_any_line_of_loading_keeps_what_was_charged(make_run):
+    """The ledger has its own charges, or those and the loaded ones."""
+    other = make_run()
+    other.train(2)
+    state = other.optimizer.state_dict()
+    counted = Crasher()
+    assert not counted.run(lambda: make_run().optimizer.load_state_dict(state))
+
+    for line in range(0, counted.num_lines, 3):
+        run = make_run()
+        run.train(1)
+        Crasher(at=line).run(lambda run=run: run.optimizer.load_state_dict(state))
+        assert run.optimizer.ledger.steps in {1, 3}, line
+
+
+def test_the_check_sees_a_release_without_a_charge(at_rest, monkeypatch):
+    """It can fail: a ledger that charges after the noise is found out."""
+    monkeypatch.setattr(Ledger, "reserve", lambda *_args, **_numbers: None)
+    run = at_rest()
+    run.optimizer.step()
+
+    assert not is_sound(run)
+
+
+@pytest.mark.parametrize("kind", ["raw", "clipped"])
+def test_the_check_sees_a_gradient_without_noise(at_rest, kind):
+    """It can fail: neither raw gradients nor clipped sums may stand in ``p.grad``."""
+    run = at_rest()
+    run.optimizer.step()
+    assert is_sound(run)
+    for parameter, bare in zip(run.model.parameters(), getattr(run, kind), strict=True):
+        parameter.grad = bare / 10
+
+    assert not is_sound(run)
