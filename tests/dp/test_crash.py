@@ -19,7 +19,7 @@ class Crash(BaseException):
     """What nobody catches."""
 
 
-class Crasher:
+class Saboteur:
     """Raise at the n-th line of dp that runs; count the lines if n is None."""
 
     def __init__(self, at=None):
@@ -111,17 +111,17 @@ def test_a_crash_at_any_line_of_a_step_loses_no_charge(at_rest):
     """Every line of dp that a step runs, one after another."""
     run = at_rest()
     at_rest().optimizer.step()  # What is imported and cached once is, by now.
-    counted = Crasher()
+    counted = Saboteur()
     assert not counted.run(run.optimizer.step)
     assert counted.num_lines > 100
 
     outcomes = set()
     for line in range(counted.num_lines):
         run = at_rest()
-        crasher = Crasher(at=line)
-        assert crasher.run(run.optimizer.step), line
-        assert is_sound(run), crasher.where
-        assert goes_on(run), crasher.where
+        saboteur = Saboteur(at=line)
+        assert saboteur.run(run.optimizer.step), line
+        assert is_sound(run), saboteur.where
+        assert goes_on(run), saboteur.where
         outcomes.add(run.optimizer.ledger.steps)
     assert outcomes == {1, 2}  # Crashes before the charge, and after it.
 
@@ -129,7 +129,7 @@ def test_a_crash_at_any_line_of_a_step_loses_no_charge(at_rest):
 def test_a_crash_at_any_line_of_backward_leaves_no_half_sum(at_rest):
     """What was computed of the batch is forgotten or whole, never in between."""
     run = at_rest()
-    counted = Crasher()
+    counted = Saboteur()
     run.optimizer.zero_grad()
     batch = next(iter(run.loader))
     losses = run.losses(batch)
@@ -140,7 +140,7 @@ def test_a_crash_at_any_line_of_backward_leaves_no_half_sum(at_rest):
         run.optimizer.zero_grad()
         batch = next(iter(run.loader))
         losses = run.losses(batch)
-        Crasher(at=line).run(partial(run.optimizer.backward, losses))
+        Saboteur(at=line).run(partial(run.optimizer.backward, losses))
         assert not any(
             p.grad is not None and p.grad.any() for p in run.model.parameters()
         )
@@ -155,13 +155,13 @@ def test_a_crash_at_any_line_of_loading_keeps_what_was_charged(make_run):
     other = make_run()
     other.train(2)
     state = other.optimizer.state_dict()
-    counted = Crasher()
+    counted = Saboteur()
     assert not counted.run(lambda: make_run().optimizer.load_state_dict(state))
 
     for line in range(0, counted.num_lines, 3):
         run = make_run()
         run.train(1)
-        Crasher(at=line).run(lambda run=run: run.optimizer.load_state_dict(state))
+        Saboteur(at=line).run(lambda run=run: run.optimizer.load_state_dict(state))
         assert run.optimizer.ledger.steps in {1, 3}, line
 
 
