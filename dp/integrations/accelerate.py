@@ -114,7 +114,7 @@ class AcceleratedLoader:
 
     @property
     def sampler(self) -> NoReturn:
-        """Not to be had: ``skip_first_batches`` would rebuild the loader from it."""
+        """What ``skip_first_batches`` would rebuild the loader from; it always raises."""
         raise SamplingMismatchError(
             "the batches of a private loader cannot be taken out of it or skipped, for"
             " their tickets would be lost; after a resume every draw is a new one, so"

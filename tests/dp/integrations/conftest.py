@@ -1,5 +1,6 @@
 """A small private script, and a witness of what its inner optimizer really does."""
 
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -13,6 +14,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+
+
+with warnings.catch_warnings():
+    # ignite imports ZeroRedundancyOptimizer, which is compiled by an older way.
+    warnings.filterwarnings("ignore", "`torch.jit.* is dep", DeprecationWarning)
+    import ignite.handlers  # noqa: F401 -- so that it warns here, and only here
 
 
 @dataclass
@@ -106,6 +113,12 @@ class Script:
         assert self.optimizer.spent().epsilon == pytest.approx(
             epsilon_by_dp_accounting(plan, steps), rel=1e-2
         )
+
+
+@pytest.fixture
+def witness_of():
+    """Watch an inner optimizer's steps."""
+    return Witness.of
 
 
 @pytest.fixture

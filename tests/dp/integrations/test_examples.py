@@ -1,0 +1,61 @@
+"""Every example in the documentation runs, learns, and keeps its target."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+
+EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{told}")
+    for told in (
+        # Lightning's advice and its use of torch's older names; not ours to act on.
+        ".*does not have many workers which may be a bottleneck",
+        ".*isinstance.treespec, LeafSpec.. is deprecated:FutureWarning",
+        ".*`max_epochs` was not set",
+        ".*The number of training batches .* is smaller than the logging interval",
+    )
+]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_host(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("accelerate_digits", 0.6),
+        ("lightning_breast_cancer", 0.75),
+        ("trainer_images", 0.3),
+    ],
+)
+def test_an_example_learns_within_its_budget(name, accuracy):
+    """Better than chance by far, at no more than the epsilon that was planned."""
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+    reached, epsilon = main()
+
+    assert reached > accuracy
+    assert 2.7 < epsilon <= 3.0
+
+
+def test_the_tensorboard_example_writes_its_curve(tmp_path):
+    """There is an event file to look at, and the target was kept."""
+    main = runpy.run_path(str(EXAMPLES / "tensorboard_digits.py"))["main"]
+
+    assert 0 < main(str(tmp_path)) < 1.0
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_every_example_is_run_here(path):
+    """A new one needs a test."""
+    assert path.stem in Path(__file__).read_text()
