@@ -125,6 +125,11 @@ class Placeholder:
         if self._parameter is not None:
             self._parameter.grad = torch.full_like(self._parameter, value)
 
+    def has_company(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether gradients of somebody else came since the last :meth:`clear`."""
+        grads = [p.grad for p in parameters if p is not self._parameter]
+        return any(grad is not None and bool(grad.any()) for grad in grads)
+
     def is_gone(self) -> bool:
         """Whether somebody set the gradients to None since :meth:`put`."""
         return self._parameter is not None and self._parameter.grad is None

@@ -7,6 +7,7 @@ outside, except that ``step`` applies a private gradient. How it stays transpare
 Shapes: ``B`` examples in a batch.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,6 +205,15 @@ class DPOptimizer(TransparentOptimizer):
         self._drop_cleared()
         self._check_scaled()
         parameters = self._trainable()
+        if self.mechanism.pending is not None and self._placeholder.has_company(
+            parameters
+        ):
+            warnings.warn(
+                "gradients of another loss were found on private parameters and dropped:"
+                " only losses given to backward or private_loss count. Add every other"
+                " term, such as a penalty on the weights, to each example's loss",
+                stacklevel=4,
+            )
         noisy_sums = self.mechanism.release(parameters)  # Private from here on.
         scale = 1 / self.plan.expected_batch_size  # A public constant.
         for parameter in self._all_parameters():
@@ -221,9 +231,9 @@ class DPOptimizer(TransparentOptimizer):
         """
         parameters = self._trainable()
         return (
-            not self.state
+            self._placeholder.is_foreign(parameters)
+            and not self.state
             and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
-            and self._placeholder.is_foreign(parameters)
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
         )
 

@@ -554,6 +554,23 @@ def test_a_plan_with_amplification_needs_its_loader(make_run, make_plan):
         DPOptimizer(inner, plan=make_plan(sampling=Unamplified()), loader=run.loader)
 
 
+def test_a_clipping_rule_may_be_given(make_run):
+    """One that bounds what the plan says is used as it is."""
+    run = make_run(noise_multiplier=0.0)
+    optimizer = DPOptimizer(
+        run.inner,
+        plan=run.optimizer.plan,
+        loader=run.loader,
+        clipping=FlatClipping(max_grad_norm=1.0),
+    )
+    batch = next(iter(run.loader))
+    before, gradient = weights(run.model), unnoised(run, batch)
+    optimizer.backward(run.losses(batch))
+    optimizer.step()
+
+    torch.testing.assert_close(weights(run.model), before - 0.1 * gradient)
+
+
 def test_a_clipping_rule_must_bound_what_the_plan_says(make_run, make_plan):
     """The noise is for the plan's sensitivity, so another one is refused."""
     run = make_run()

@@ -157,6 +157,18 @@ def test_parameters_may_be_frozen_and_unfrozen_between_steps(make_run):
     assert run.optimizer.ledger.steps == 3
 
 
+def test_a_step_with_everything_frozen_is_charged_all_the_same(make_run):
+    """Nothing moves, but whoever reads the ledger learns nothing from that."""
+    run = make_run()
+    run.model.requires_grad_(False)  # noqa: FBT003 -- torch's signature
+    before = run.model.weight.clone()
+    run.optimizer.private_loss(run.losses(next(iter(run.loader)))).backward()
+    run.optimizer.step()
+
+    assert torch.equal(run.model.weight, before)
+    assert run.optimizer.ledger.steps == 1
+
+
 def test_freezing_within_a_batch_is_refused(make_run):
     """The sums at hand are of other parameters than the step would be."""
     run = make_run(sampling=ALL)
@@ -202,6 +214,22 @@ def test_a_plain_backward_is_not_a_private_one(make_run):
 
     assert run.optimizer.ledger.steps == 0
     assert torch.equal(run.model.weight, before)
+
+
+def test_a_term_beside_the_private_loss_is_not_dropped_silently(make_run):
+    """Its gradient cannot be told from a raw one; the warning says where to put it."""
+    run, twin = (make_run(noise_multiplier=0.0, sampling=ALL) for _ in range(2))
+    twin.model.load_state_dict(run.model.state_dict())
+    batch, penalty = next(iter(run.loader)), run.model.weight.square().sum()
+    next(iter(twin.loader))
+    (run.optimizer.private_loss(run.losses(batch)) + penalty).backward()
+
+    with pytest.warns(UserWarning, match="to each example's loss"):
+        run.optimizer.step()
+
+    twin.optimizer.backward(twin.losses(batch))
+    twin.optimizer.step()
+    torch.testing.assert_close(run.model.weight, twin.model.weight)
 
 
 def test_a_batch_that_failed_half_way_can_be_run_again(make_run):

@@ -60,6 +60,7 @@ def test_an_instance_whose_init_never_ran_is_the_optimizer(make_run, proxied):
     run = make_run(noise_multiplier=0.0)
     proxy = proxied(run.optimizer)
     proxy.param_groups = [{**g, "lr": 0.25} for g in proxy.param_groups]
+    proxy.max_grad_norm = 0.5
     batch = next(iter(run.loader))
     before = run.model.weight.detach().clone()
 
@@ -69,6 +70,7 @@ def test_an_instance_whose_init_never_ran_is_the_optimizer(make_run, proxied):
     moved = before - run.model.weight
     torch.testing.assert_close(moved, 0.25 * run.model.weight.grad)
     assert proxy.ledger is run.optimizer.ledger
+    assert run.optimizer.ledger.charges()[0].max_grad_norm == 0.5
     assert run.optimizer.ledger.steps == 1
     assert isinstance(proxy, DPOptimizer)
 
