@@ -1,7 +1,7 @@
 """Turn a declaration into the attribute it stands for."""
 
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from forwarding._describe import describe
 from forwarding._generate import generated
@@ -15,7 +15,7 @@ from forwarding.exceptions import ForwardingError
 if TYPE_CHECKING:
     from forwarding._descriptor import Forwarded
 
-__all__ = ("install",)
+__all__ = ("install", "refuse_in_place")
 
 
 def install(
@@ -35,6 +35,7 @@ def install(
     path, root_type = _resolved(cls, name, declaration.path)
     _check(cls, name, path)
     owner = _owner_type(root_type, path[1:-1])
+    refuse_in_place(cls, name, owner)
     known = None if owner is None else static_attribute(owner, path[-1])
     model = model if known is None else known
     spec = _spec(cls, name, path, declaration, model)
@@ -47,6 +48,25 @@ def install(
     if isinstance(attribute, property):
         attribute.__set_name__(cls, name)  # type: ignore[attr-defined]
     record_of(cls).specs[name] = spec
+
+
+def refuse_in_place(cls: type, name: str, owner: type | None) -> None:
+    """Make ``wrapper += x`` an error where ``+`` is forwarded and ``+=`` changes the owner.
+
+    Without a ``__iadd__``, Python would bind the result of ``+``: the wrapper would be
+    lost, and the owner not changed.
+    """
+    in_place = f"__i{name[2:]}"
+    reason = refusal(in_place, wrapper=cls.__name__.lower())
+    if reason is None or hasattr(cls, in_place) or not hasattr(owner, in_place):
+        return
+
+    def refuse(self: object, _other: object) -> NoReturn:
+        raise ForwardingError(f"{type(self).__name__}.{in_place} is refused: {reason}")
+
+    refuse.__name__, refuse.__qualname__ = in_place, f"{cls.__qualname__}.{in_place}"
+    refuse.__doc__ = f"Refused: {reason}."
+    type.__setattr__(cls, in_place, refuse)
 
 
 def _resolved(

@@ -7,7 +7,7 @@ from forwarding._specials import refusal
 from forwarding.exceptions import ForwardingError
 
 
-__all__ = ("Names", "members", "spelled")
+__all__ = ("Names", "interfaces", "members", "spelled")
 
 Names: TypeAlias = str | type | Iterable[str | type]
 """Names in one string, an interface, or several of these."""
@@ -37,10 +37,14 @@ def members(names: Names) -> dict[str, Any]:
     ['__len__']
     """
     found: dict[str, Any] = {}
-    for part in _parts(names):
-        if isinstance(part, type):
-            found |= _members(part)
+    for interface in interfaces(names):
+        found |= _members(interface)
     return found
+
+
+def interfaces(names: Names) -> tuple[type, ...]:
+    """Return the classes among the names."""
+    return tuple(part for part in _parts(names) if isinstance(part, type))
 
 
 def _parts(names: Any) -> Iterator[str | type]:

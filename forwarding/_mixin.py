@@ -3,8 +3,8 @@
 from typing import Any, Generic, Protocol, get_origin
 
 from forwarding._descriptor import Forwarded
-from forwarding._install import install
-from forwarding._interface import Names, members, spelled
+from forwarding._install import install, refuse_in_place
+from forwarding._interface import Names, interfaces, members, spelled
 from forwarding._record import forwarded_attributes, record_of, spec_of
 from forwarding.exceptions import ForwardingError
 
@@ -100,6 +100,8 @@ def _forward(cls: type, to: str, forward: Names, but: Names) -> None:
     for name, model in interface.items():
         if name not in vars(cls) and name not in excepted:
             install(cls, name, Forwarded(f"{to}.{name}" if to else ""), model)
+            for owner in interfaces(forward):
+                refuse_in_place(cls, name, owner)
 
 
 def _check_keywords(cls: type, to: str, names: set[str], excepted: set[str]) -> None:

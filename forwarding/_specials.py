@@ -45,7 +45,8 @@ _FORWARDED = {
     "__neg__ __pos__ __abs__ __invert__": "the result is the target's, unwrapped",
     "__add__ __sub__ __mul__ __matmul__ __truediv__ __floordiv__ __mod__ __divmod__ "
     "__pow__ __lshift__ __rshift__ __and__ __xor__ __or__": (
-        "the result is the target's, unwrapped; the other operand is passed as it is"
+        "the result is the target's, unwrapped; the other operand is passed as it is; "
+        "a target that also has the operator in place makes that one refused"
     ),
     "__radd__ __rsub__ __rmul__ __rmatmul__ __rtruediv__ __rfloordiv__ __rmod__ "
     "__rdivmod__ __rpow__ __rlshift__ __rrshift__ __rand__ __rxor__ __ror__": (

@@ -194,6 +194,65 @@ def test_a_declared_context_and_call_run_on_the_target():
     assert Called(divmod)(7, 2) == (3, 1)
 
 
+class ByInterface(Wrapper, forward=list):
+    pass
+
+
+class ByName(Wrapper[list[int]]):
+    __add__ = Forwarded()
+
+
+class InPlace(ByInterface):
+    def __iadd__(self, other):
+        self.__wrapped__ += other
+        return self
+
+
+class Sequence(Forwarding, collections.abc.MutableSequence, to="items", forward=list):
+    def __init__(self, items):
+        self.items = items
+
+
+@pytest.mark.parametrize("kind", [ByInterface, ByName])
+def test_an_operator_in_place_does_not_lose_the_wrapper(kind):
+    """Python would bind the sum, a bare list, and leave the target as it was."""
+    wrapper = kind([1])
+    name = kind.__name__
+
+    with pytest.raises(ForwardingError) as caught:
+        wrapper += [2]
+
+    assert type(wrapper) is kind
+    assert str(caught.value) == (
+        f"{name}.__iadd__ is refused: '{name.lower()} += x' would rebind the name to "
+        "the target; use forwarding.proxy.TransparentProxy"
+    )
+    assert operator.add(wrapper, [2]) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [InPlace, Sequence])
+def test_an_operator_in_place_that_a_class_has_is_its_own(kind):
+    """Defined in the body, or inherited from an abstract collection."""
+    items = [1]
+    wrapper = kind(items)
+    wrapper += [2]
+
+    assert type(wrapper) is kind
+    assert items == [1, 2]
+
+
+def test_a_target_without_operators_in_place_is_added_to_as_ever():
+    """A number is not changed by ``+=``, so nothing is lost but the wrapper."""
+
+    class Number(Wrapper[int], forward=int):
+        pass
+
+    number = Number(3)
+    number += 1
+
+    assert number == 4
+
+
 def test_the_table_in_the_docs_is_the_one_in_the_code():
     """``python docs/special_methods.py`` was run after the last change."""
     generator = runpy.run_path(str(DOCS / "special_methods.py"))
