@@ -136,7 +136,12 @@ class Data:
     co = Forwarded("inner", kind="async method")
 
 
-class DeclaredProxy(TransparentProxy[Target], forward=Target): ...
+class DeclaredProxy(TransparentProxy[Target]):
+    a = Forwarded()
+    b = Forwarded()
+    serial = Forwarded()
+    m = Forwarded()
+    co = Forwarded()
 
 
 def homemade() -> Iterator[Subject]:
