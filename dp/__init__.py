@@ -28,7 +28,12 @@ from dp import audit
 from dp.accounting import Guarantee, Release
 from dp.certificate import Certificate, compose, verify
 from dp.checking import CheckReport, check
-from dp.clipping import FlatClipping
+from dp.clipping import (
+    AutomaticClipping,
+    FlatClipping,
+    PerGroupClipping,
+    PerLayerClipping,
+)
 from dp.exceptions import (
     BudgetExhaustedError,
     LedgerError,
@@ -49,6 +54,7 @@ from dp.wrapping import wrap_class
 
 
 __all__ = (
+    "AutomaticClipping",
     "BudgetExhaustedError",
     "Certificate",
     "CheckReport",
@@ -58,6 +64,8 @@ __all__ = (
     "Guarantee",
     "LedgerError",
     "MicroBatches",
+    "PerGroupClipping",
+    "PerLayerClipping",
     "PoissonLoader",
     "PoissonSampling",
     "PrivacyError",

@@ -9,7 +9,12 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from dp.clipping import FlatClipping
+from dp.clipping import (
+    AutomaticClipping,
+    FlatClipping,
+    PerGroupClipping,
+    PerLayerClipping,
+)
 
 
 bounds = st.floats(1e-18, 1e18)
@@ -85,3 +90,83 @@ def test_a_bound_that_norms_cannot_be_compared_with_is_refused(bad):
     """Squares of such norms leave float32, and a gradient would look like zero."""
     with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
         FlatClipping(max_grad_norm=bad)
+
+
+def rules(bound, num_groups):
+    sizes, norms = (1,) * num_groups, (bound / math.sqrt(num_groups),) * num_groups
+    return {
+        "flat": FlatClipping(max_grad_norm=bound),
+        "by layer": PerLayerClipping(max_grad_norm=bound),
+        "by group": PerGroupClipping(group_sizes=sizes, max_grad_norms=norms),
+        "automatic": AutomaticClipping(max_grad_norm=bound),
+    }
+
+
+@given(
+    st.lists(norms, min_size=1, max_size=4),
+    st.floats(1e-12, 1e12),
+    dtypes,
+    st.sampled_from(["flat", "by layer", "by group", "automatic"]),
+)
+def test_no_contribution_is_longer_than_the_sensitivity(groups, bound, dtype, kind):
+    """Under every rule, over all groups together, in exact arithmetic."""
+    num_examples = min(map(len, groups))
+    norms_GB = torch.tensor([group[:num_examples] for group in groups], dtype=dtype)
+    rule = rules(bound, len(groups))[kind]
+    parameters = [torch.zeros(1)] * len(groups)
+    group_of = rule.group_of(parameters)
+    if len(set(group_of)) == 1:
+        norms_GB = norms_GB[:1]
+    factors_GB = rule.factors(norms_GB)
+
+    sensitivity = rule.sensitivity("add_or_remove_one")
+    for norms_G, factors_G in zip(norms_GB.T, factors_GB.T, strict=True):
+        if not norms_G.isfinite().all():
+            assert not factors_G.any()
+            continue
+        products = [
+            float(n) * float(f) for n, f in zip(norms_G, factors_G, strict=True)
+        ]
+        assert math.hypot(*products) * (1 + 8 * torch.finfo(dtype).eps) <= sensitivity
+
+
+@pytest.mark.parametrize("kind", ["by layer", "by group", "automatic"])
+def test_replacing_an_example_counts_twice(kind):
+    """As with flat clipping."""
+    rule = rules(1.5, 2)[kind]
+
+    assert rule.sensitivity("replace_one") == pytest.approx(3.0)
+
+
+def test_groups_are_consecutive_parameters():
+    """In the optimizer's order, and all of them."""
+    rule = PerGroupClipping(group_sizes=(2, 1), max_grad_norms=(1.0, 2.0))
+
+    assert rule.group_of([torch.zeros(1)] * 3) == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"must add up to .* got 2 of them"):
+        rule.group_of([torch.zeros(1)] * 2)
+
+
+def test_automatic_clipping_prefers_no_example():
+    """Whatever is well above the stability constant gets the same length."""
+    norms_GB = torch.tensor([[10.0, 1e3, 1e6]])
+    factors_GB = AutomaticClipping(max_grad_norm=2.0).factors(norms_GB)
+
+    torch.testing.assert_close(
+        norms_GB * factors_GB, torch.full((1, 3), 2.0), rtol=2e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bounds"), [((1,), (1.0, 2.0)), ((), ()), ((0,), (1.0,)), ((1,), (0.0,))]
+)
+def test_groups_that_are_none_are_refused(sizes, bounds):
+    """The message names what is wrong."""
+    with pytest.raises(ValueError, match=r"group_size|max_grad_norm"):
+        PerGroupClipping(group_sizes=sizes, max_grad_norms=bounds)
+
+
+def test_a_stability_that_is_none_is_refused():
+    """Without it a zero gradient would be divided by zero."""
+    with pytest.raises(ValueError, match=r"stability must be > 0 and finite, got 0\.0"):
+        AutomaticClipping(max_grad_norm=1.0, stability=0.0)
