@@ -25,7 +25,12 @@ from dp.distributed import Exchange, gathered, sharding_of
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
-from dp.per_sample import Engine
+from dp.per_sample import (
+    Engine,
+    PerSampleGradients,
+    clear_grad_samples,
+    from_grad_samples,
+)
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Ticket, Unamplified
 
@@ -130,17 +135,36 @@ class Mechanism:
                 gradients = self.engine.gradients(
                     losses_B, leaves, loss_scale=loss_scale
                 )
-                groups = self.clipping.group_of(pending.parameters)
-                norms_GB = gradients.squared_norms(groups).sqrt()
-                factors_GB = self.clipping.factors(norms_GB)
-                self.pending = None  # A failure half-way must not leave half a sum.
-                gradients.add_weighted_sum(
-                    factors_GB, groups, pending.sums, beta=int(pending.num_samples > 0)
-                )
-        pending.num_samples += len(losses_B)
+                self._add(pending, gradients)
         pending.num_backwards += 1
         self.pending = pending
         return pending.num_backwards == 1
+
+    def accumulate_grad_samples(self, parameters: Sequence[Tensor]) -> None:
+        """Add the clipped gradients that are on the parameters already, if any are.
+
+        Raises:
+            SamplingMismatchError: As :meth:`accumulate`.
+        """
+        gradients = from_grad_samples(parameters)
+        if gradients is None:
+            return
+        pending = self._pending_for(parameters)
+        self._admit(pending, num_samples=gradients.num_samples)
+        self._add(pending, gradients)
+        pending.num_backwards += 1
+        self.pending = pending
+        clear_grad_samples(parameters)
+
+    def _add(self, pending: Pending, gradients: PerSampleGradients) -> None:
+        groups = self.clipping.group_of(pending.parameters)
+        norms_GB = gradients.squared_norms(groups).sqrt()
+        factors_GB = self.clipping.factors(norms_GB)
+        self.pending = None  # A failure half-way must not leave half a sum.
+        gradients.add_weighted_sum(
+            factors_GB, groups, pending.sums, beta=int(pending.num_samples > 0)
+        )
+        pending.num_samples += gradients.num_samples
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the noised sums of the batch.

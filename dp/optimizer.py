@@ -28,6 +28,7 @@ from dp.distributed import sharding_of
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
+from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, PoissonSampling
 from forwarding import forwarded, target
@@ -205,9 +206,9 @@ class DPOptimizer(TransparentOptimizer):
         self._drop_cleared()
         self._check_scaled()
         parameters = self._trainable()
-        if self.mechanism.pending is not None and self._placeholder.has_company(
-            parameters
-        ):
+        if self.mechanism.pending is None:  # Another library may have made them.
+            self.mechanism.accumulate_grad_samples(parameters)
+        elif self._placeholder.has_company(parameters):
             warnings.warn(
                 "gradients of another loss were found on private parameters and dropped:"
                 " only losses given to backward or private_loss count. Add every other"
@@ -260,6 +261,7 @@ class DPOptimizer(TransparentOptimizer):
         A batch that was dropped may be computed again before its step.
         """
         self._discard()
+        clear_grad_samples(self._all_parameters())
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:

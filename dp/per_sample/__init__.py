@@ -1,10 +1,16 @@
 """Per-example gradients of any model, read from its autograd graph."""
 
 from dp.per_sample._engine import Engine
+from dp.per_sample._grad_samples import clear_grad_samples, from_grad_samples
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._rules import check_torch
 
 
-__all__ = ("Engine", "PerSampleGradients")
+__all__ = (
+    "Engine",
+    "PerSampleGradients",
+    "clear_grad_samples",
+    "from_grad_samples",
+)
 
 check_torch()
