@@ -109,4 +109,5 @@ def test_the_reference_page_has_the_tables_of_the_class():
     page = generator["PAGE"].read_text()
 
     assert generator["rewritten"](page) == page
-    assert generator["rewritten"](page.replace("param_groups", "")) == page
+    prose, mark, _ = page.partition("<!-- tables -->\n")
+    assert generator["rewritten"](f"{prose}{mark}an older table") == page
