@@ -48,8 +48,10 @@ def interfaces(names: Names) -> tuple[type, ...]:
 
 
 def _parts(names: Any) -> Iterator[str | type]:
-    is_one = isinstance(names, str | type) or not hasattr(names, "__iter__")
-    for part in (names,) if is_one else names:
+    parts: Any = names
+    if isinstance(names, str | type) or not hasattr(names, "__iter__"):
+        parts = (names,)
+    for part in parts:
         if not isinstance(part, str | type):
             raise ForwardingError(
                 f"forward= and but= take names and classes, got {part!r}"
