@@ -16,7 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.stateful import Stateful
 
-from dp import DPOptimizer, LedgerError, SamplingMismatchError
+from dp import (
+    DPOptimizer,
+    LedgerError,
+    PoissonSampling,
+    SamplingMismatchError,
+)
 
 
 OPTIONS = {
@@ -171,6 +176,15 @@ def test_a_private_step_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, ki
         assert run.optimizer.ledger.steps == steps
         if steps == 4:
             break
+
+
+def test_an_empty_batch_at_rate_zero_is_not_taken_for_a_checkpoints(make_run):
+    """It needs no backward, and zeroed gradients of the last release stay ours."""
+    run = make_run(lr=0.0, sampling=PoissonSampling(sampling_probability=1e-12))
+    for steps, _ in zip(range(1, 4), run.loader, strict=False):
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=False)
+        assert run.optimizer.ledger.steps == steps
 
 
 def test_zero_gradients_at_another_rate_are_no_checkpoints(make_run):
