@@ -11,13 +11,16 @@ PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-a
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo demo-distributed test test-all lint docs bench clean
 
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/demo-is-ready ## Train on real MNIST with and without privacy; fills report/.
 	$(BIN)/python -m dp train
+
+demo-distributed: $(VENV)/demo-is-ready ## Train the same on two processes at once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 -m dp train
 
 test: $(VENV)/test-is-ready ## Run the whole test suite.
 	$(BIN)/python -m pytest -q

@@ -39,6 +39,7 @@ from dp.cli._options import (
     Target,
     check,
 )
+from dp.cli._processes import joined, make_alike
 from dp.cli._progress import progress_of
 from dp.exceptions import LedgerError, PrivacyError
 
@@ -87,7 +88,8 @@ def train(
     """Train a small model with privacy and without, and certify what it cost.
 
     Images get a small CNN, tables an MLP with one hidden layer. A fifth of the rows
-    is held out to measure accuracy; privacy covers the others.
+    is held out to measure accuracy; privacy covers the others. Under torchrun, all
+    processes train together.
     """
     check(
         positive={
@@ -109,16 +111,19 @@ def train(
         optimizer=optimizer,
     )
     table = _input.load(data, target=target, ranges=ranges)
-    _train_both(table, settings, report)
+    with joined() as speaks:
+        _train_both(table, settings, report if speaks else None)
 
 
 def _train_both(
-    table: _input.Table, settings: _training.Settings, folder: Path
+    table: _input.Table, settings: _training.Settings, folder: Path | None
 ) -> None:
     model = model_for(table)
+    make_alike(model)
     _training.optimizer_for(model, settings)  # A bad one is refused at once.
-    _report.open_folder(folder)
-    console = Console()
+    if folder is not None:
+        _report.open_folder(folder)
+    console = Console(quiet=folder is None)
     with console.status("Calibrating the noise"):
         plan = _training.plan_of(settings, table)
     console.print(
@@ -132,6 +137,8 @@ def _train_both(
         plain = _training.train_openly(
             model, table, plan=plan, settings=settings, show=show("not private")
         )
+    if folder is None:
+        return
     console.print(_report.summary(certificate, private, plain))
     _report.write(folder, certificate, private, plain)
     console.print(

@@ -21,6 +21,7 @@ from dp.accounting import epsilon_curve
 from dp.certificate import Certificate
 from dp.cli._errors import InputError
 from dp.cli._input import Table
+from dp.cli._processes import add_up_gradients
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling import PoissonLoader
@@ -176,6 +177,7 @@ def train_openly(
         optimizer.zero_grad()
         losses_B = F.cross_entropy(model(x), y_B, reduction="none")
         (losses_B.sum() / plan.expected_batch_size).backward()
+        add_up_gradients(model)
         optimizer.step()
 
     never_private = (float("inf"),) * (plan.steps + 1)

@@ -6,7 +6,7 @@ This module is the one place that knows what torch keeps where, and it refuses e
 other way of spreading a parameter over ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -130,7 +130,7 @@ def gathered(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """
     managed = _managed(parameters)
     with ExitStack() as stack:
-        for module in dict.fromkeys(found.module for found in managed.values()):
+        for module in _modules_beside(managed.values()):
             stack.enter_context(_whole(module))
         yield [
             managed[id(p)].fsdp_param.unsharded_param if id(p) in managed else p
@@ -169,14 +169,25 @@ def _managed(parameters: Sequence[Tensor]) -> dict[int, _Managed]:
     return {id(p): found[id(p)] for p in parameters if id(p) in found}
 
 
+def _modules_beside(managed: Iterable[_Managed]) -> list[Any]:
+    """The FSDP modules of the same models, also those that are frozen, in one order."""
+    states = dict.fromkeys(
+        state
+        for found in managed
+        for state in found.module._get_fsdp_state()._state_ctx.all_states  # noqa: SLF001 -- no getter
+    )
+    return [state._modules[0] for state in states]  # noqa: SLF001 -- no getter
+
+
 @contextmanager
 def _whole(module: Any) -> Iterator[None]:
     groups = module._get_fsdp_state()._fsdp_param_groups  # noqa: SLF001 -- no getter
-    (reshards,) = {group.reshard_after_backward for group in groups}
+    reshards = [group.reshard_after_backward for group in groups]
     module.unshard()
     module.set_reshard_after_backward(False, recurse=False)
     try:
         yield
     finally:
-        module.set_reshard_after_backward(reshards, recurse=False)
+        for group, does in zip(groups, reshards, strict=True):
+            group.reshard_after_backward = does
         module.reshard()

@@ -71,7 +71,7 @@ class Ranks:
 
 
 @contextmanager
-def group_of(size, *, torchrun, timeout_s):
+def group_of(size, *, torchrun, timeout_s, joins=True):
     """Start *size* processes, by torchrun or one by one, and end them."""
     with ExitStack() as stack:
         address = str(
@@ -87,6 +87,8 @@ def group_of(size, *, torchrun, timeout_s):
             "PYTHONPATH": str(ROOT),
             "TORCH_DISTRIBUTED_DEBUG": "OFF",
         }
+        if joins:
+            environment["DP_TEST_JOINS"] = "1"
         if timeout_s is not None:
             environment["DP_TEST_TIMEOUT"] = str(timeout_s)
         if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
@@ -174,4 +176,11 @@ def ranks(_group):
 def doomed_ranks():
     """Two processes of one's own, to be ended or stalled; their timeout is short."""
     with group_of(2, torchrun=False, timeout_s=3) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def unjoined_ranks():
+    """Two processes that find each other in the environment, but have not joined."""
+    with group_of(2, torchrun=False, timeout_s=None, joins=False) as ranks:
         yield ranks

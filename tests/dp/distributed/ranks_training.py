@@ -3,7 +3,8 @@
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
@@ -54,20 +55,33 @@ class Net(nn.Module):
         return self.last(torch.relu(h).flatten(1))
 
 
+def _last_axis(parameter):
+    """Shard by the last axis, where torch can."""
+    is_even = parameter.shape[-1] % distributed.get_world_size() == 0
+    return Shard(parameter.dim() - 1) if is_even else None
+
+
+SHARDING = {
+    "fsdp_axis": {"shard_placement_fn": _last_axis},
+    "fsdp_kept": {"reshard_after_forward": False},
+    "fsdp_low": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.float32)},
+}
+
+
 def model_of(kind="plain"):
     """Return the model as *kind* wraps it; every rank makes the same."""
     torch.manual_seed(0)
     net = Net().double()
     if kind == "plain":
         return net
-    if kind in {"fsdp", "hsdp"}:
+    if kind.startswith(("fsdp", "hsdp")):
         size = distributed.get_world_size()
-        shape = (size,) if kind == "fsdp" else (size // 2, 2)  # Copies, and shards.
+        shape = (size // 2, 2) if kind == "hsdp" else (size,)  # Copies, and shards.
         names = ("replicate", "shard")[-len(shape) :]
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         for layer in (net.first, net.conv, net.last):
-            fully_shard(layer, mesh=mesh)
-        return fully_shard(net, mesh=mesh)
+            fully_shard(layer, mesh=mesh, **SHARDING.get(kind, {}))
+        return fully_shard(net, mesh=mesh, **SHARDING.get(kind, {}))
     options = {
         "ddp": {},
         "ddp_unused": {"find_unused_parameters": True},
@@ -118,11 +132,13 @@ def train(
     num_parts=None,
     poison=None,
     num_examples=NUM_EXAMPLES,
+    frozen=(),
     **changes,
 ):
     """Train; return the weights, the examples of every step, and what was charged."""
     dataset = dataset_of(num_examples, poison=poison)
     model, optimizer, loader = run_of(kind, dataset=dataset, **changes)
+    freeze(model, frozen)
     drawn = []
     for batch, _ in zip(loader, range(num_steps), strict=False):
         drawn.append(batch[2].tolist())
@@ -140,10 +156,16 @@ def train(
     }
 
 
-def train_alone(drawn, *, poison=None, **changes):
+def freeze(model, names):
+    for name in names:
+        model.get_submodule(name).requires_grad_(requires_grad=False)
+
+
+def train_alone(drawn, *, poison=None, frozen=(), **changes):
     """Train in one process on given batches; return the weights."""
     columns = dataset_of(poison=poison).tensors
     model = model_of()
+    freeze(model, frozen)
     plan = plan_of(sampling=dp.Unamplified(), **changes)
     optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), plan=plan)
     for indices in drawn:

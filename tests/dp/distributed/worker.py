@@ -10,6 +10,8 @@ from datetime import timedelta
 from multiprocessing.connection import Client
 from pathlib import Path
 
+from torch import distributed
+
 
 def function_of(name):
     """Return the function that ``file:function`` names, from this folder."""
@@ -23,17 +25,13 @@ def function_of(name):
 
 
 def main():
-    from torch import distributed  # noqa: PLC0415 -- after coverage has begun
-
     warnings.simplefilter("error")
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    if "DP_TEST_TIMEOUT" in os.environ:  # Not for the rendezvous, which may be slow.
-        timeout = timedelta(seconds=float(os.environ["DP_TEST_TIMEOUT"]))
-        distributed.distributed_c10d._set_pg_timeout(timeout)
+    if "DP_TEST_JOINS" in os.environ:
+        join()
     sys.path.insert(0, str(Path(__file__).parent))
     key = os.environ["DP_TEST_KEY"].encode()
     with Client(os.environ["DP_TEST_CALLS"], authkey=key) as calls:
-        calls.send(distributed.get_rank())
+        calls.send(int(os.environ["RANK"]))
         while (call := calls.recv()) is not None:
             name, arguments = call
             try:
@@ -41,7 +39,15 @@ def main():
             except BaseException:  # noqa: BLE001 -- whatever it is, the test is told
                 answer = False, traceback.format_exc()
             calls.send(answer)
-    distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def join():
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    if "DP_TEST_TIMEOUT" in os.environ:  # Not for the rendezvous, which may be slow.
+        timeout = timedelta(seconds=float(os.environ["DP_TEST_TIMEOUT"]))
+        distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
 @contextmanager
