@@ -1,0 +1,115 @@
+"""Write the table of operations into ``reference/operations.md``, and the picture.
+
+Run ``python docs/operations.py`` after a change of the engine's rules.
+"""
+
+from itertools import groupby
+from pathlib import Path
+
+from dp.per_sample._rules import RULES
+
+
+PAGE = Path(__file__).parent / "reference" / "operations.md"
+PICTURE = Path(__file__).parent / "explanation" / "the-engine.svg"
+_FIRST, _LAST = "<!-- operations -->", "<!-- end of operations -->"
+
+# The picture: boxes by column and row, with their kind, and what points to what.
+_BOXES = {
+    "losses [B]": (1, 0, "seed"),
+    "NllLossBackward0": (1, 1, "other"),
+    "AddmmBackward0 ": (1, 2, "use"),
+    "ReluBackward0": (1, 3, "other"),
+    "AddmmBackward0": (1, 4, "use"),
+    "bias 2": (0, 3, "parameter"),
+    "weight 2": (2, 3, "parameter"),
+    "bias 1": (0, 5, "parameter"),
+    "weight 1": (2, 5, "parameter"),
+}
+_EDGES = [
+    ("losses [B]", "NllLossBackward0"),
+    ("NllLossBackward0", "AddmmBackward0 "),
+    ("AddmmBackward0 ", "ReluBackward0"),
+    ("ReluBackward0", "AddmmBackward0"),
+    ("AddmmBackward0 ", "bias 2"),
+    ("AddmmBackward0 ", "weight 2"),
+    ("AddmmBackward0", "bias 1"),
+    ("AddmmBackward0", "weight 1"),
+]
+_FILLS = {
+    "seed": "#ffffff",
+    "other": "#eeeeee",
+    "use": "#cfe3f7",
+    "parameter": "#fbe3c0",
+}
+_WIDTH, _HEIGHT, _ACROSS, _DOWN = 170, 34, 200, 62
+
+
+def table() -> str:
+    """Return the table in Markdown, one row for each operation."""
+    rows = ["| operation | in autograd's graph | how it is held |", "|---|---|---|"]
+    named = sorted(
+        RULES.items(), key=lambda item: item[1].operations.strip("`").lower()
+    )
+    for (operations, how), same in groupby(
+        named, key=lambda item: (item[1].operations, item[1].how)
+    ):
+        nodes = ", ".join(f"`{name}`" for name, _ in same)
+        rows.append(f"| {operations} | {nodes} | {how} |")
+    return "\n".join(rows)
+
+
+def rewritten(page: str) -> str:
+    """Return the page with the table as it is now."""
+    before, _, rest = page.partition(f"{_FIRST}\n")
+    _, _, after = rest.partition(_LAST)
+    return f"{before}{_FIRST}\n\n{table()}\n\n{_LAST}{after}"
+
+
+def picture() -> str:
+    """Return the graph of two linear layers, with what is read from it, as SVG."""
+    lines = [_line(*edge) for edge in _EDGES]
+    boxes = [_box(name, *place) for name, place in _BOXES.items()]
+    notes = [
+        _note(1, 2, "gradient of the outputs, and the inputs it kept"),
+        _note(1, 4, "gradient of the outputs, and the inputs it kept"),
+    ]
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 370"'
+        ' font-family="sans-serif" font-size="13">\n'
+        "<title>The autograd graph of two linear layers</title>\n"
+        + "\n".join([*lines, *boxes, *notes])
+        + "\n</svg>\n"
+    )
+
+
+def _place(name: str) -> tuple[int, int]:
+    column, row, _ = _BOXES[name]
+    return 10 + column * _ACROSS, 10 + row * _DOWN
+
+
+def _line(above: str, below: str) -> str:
+    (x1, y1), (x2, y2) = _place(above), _place(below)
+    dash = ' stroke-dasharray="4"' if _BOXES[below][2] == "parameter" else ""
+    return (
+        f'<line x1="{x1 + _WIDTH // 2}" y1="{y1 + _HEIGHT}" x2="{x2 + _WIDTH // 2}"'
+        f' y2="{y2}" stroke="#444444"{dash}/>'
+    )
+
+
+def _box(name: str, column: int, row: int, kind: str) -> str:
+    x, y = 10 + column * _ACROSS, 10 + row * _DOWN
+    return (
+        f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6"'
+        f' fill="{_FILLS[kind]}" stroke="#444444"/>'
+        f'<text x="{x + _WIDTH // 2}" y="{y + 22}" text-anchor="middle">{name}</text>'
+    )
+
+
+def _note(column: int, row: int, text: str) -> str:
+    x, y = 30 + (column + 1) * _ACROSS, 10 + row * _DOWN
+    return f'<text x="{x - 20}" y="{y + 22}" fill="#1a5a96">{text}</text>'
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text()))
+    PICTURE.write_text(picture())
