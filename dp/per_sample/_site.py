@@ -25,6 +25,7 @@ Parts = dict[int, Part]  # By input position.
 
 # Keeping small gradients costs less than the calls that a Gram norm takes.
 _SMALL: Final = 4096
+_FREE_BYTES: Final = 1 << 16  # Of a use, too few to count.
 # Multiplications in the time that it takes to write and read a number three times.
 _FLOPS_PER_ELEMENT: Final = 60
 
@@ -111,7 +112,7 @@ class Site:
         matrix = I * O
         pays = matrix <= _SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
-        if pays and self.budget.take(num_bytes):
+        if pays and (num_bytes <= _FREE_BYTES or self.budget.take(num_bytes)):
             return Kept(left.mT @ right)
         self.budget.take(left.numel() * left.itemsize + right.numel() * right.itemsize)
         return Outer(left, right)
