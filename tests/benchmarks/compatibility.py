@@ -165,8 +165,10 @@ def table():
     from compatibility_probes import PROBES  # noqa: PLC0415 -- they import this module
 
     rows, controls, missing = [], [], set()
+    packages = {package for _, package, _, _ in PROBES}
+    installed = {p for p in packages if importlib.util.find_spec(p) is not None}
     for consumer, package, behaviour, probe in PROBES:
-        if importlib.util.find_spec(package) is None:
+        if package not in installed:
             missing.add(consumer)
             continue
         if (control := outcome(probe, "torch")) != "works":

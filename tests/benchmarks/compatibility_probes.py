@@ -5,10 +5,14 @@ it. Its message on failure goes into the table.
 """
 
 import copy
+import importlib.util
 import io
 import pickle
+import sys
 import tempfile
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from compatibility import BATCH, RATE, batch_of, subject, unamplified
@@ -25,6 +29,7 @@ import dp
 
 
 PROBES = []
+TIMM = importlib.util.find_spec("timm")  # Before a stub of it is made.
 
 
 def probe(consumer, package, behaviour):
@@ -540,6 +545,51 @@ def _(name):
     average.update()
     with average.average_parameters():
         pass
+
+
+def timm(name):
+    """Return a module of timm by itself: its packages import torchvision."""
+    root = Path(TIMM.origin).parent
+    for package in ("timm", "timm.optim", "timm.utils"):
+        stub = ModuleType(package)
+        stub.__path__ = [str(root.joinpath(*package.split(".")[1:]))]
+        sys.modules.setdefault(package, stub)
+    return importlib.import_module(f"timm.{name}")
+
+
+@probe("timm", "timm", "its scheduler drives the update")
+def _(name):
+    def use(made):
+        scheduler = timm("scheduler").CosineLRScheduler(made.optimizer, t_initial=4)
+        for number in range(3):
+            scheduler.step(number)
+            made.step()
+
+    like_torch(name, use)
+
+
+@probe("timm", "timm", "`Lookahead` around it")
+def _(name):
+    def use(made):
+        optimizer = timm("optim.lookahead").Lookahead(made.optimizer, k=2)
+        for _ in range(4):
+            optimizer.zero_grad()
+            made.loss(batch_of()).backward()
+            optimizer.step()
+
+    like_torch(name, use)
+
+
+@probe("timm", "timm", "`NativeScaler` changes no update")
+def _(name):
+    def use(made):
+        scaler = timm("utils.cuda").NativeScaler("cpu")
+        for _ in range(2):
+            made.optimizer.zero_grad()
+            loss = made.loss(batch_of())
+            scaler(loss, made.optimizer, parameters=made.model.parameters())
+
+    like_torch(name, use)
 
 
 # What only a private optimizer has to do; torch passes by having nothing to guard.

@@ -96,6 +96,9 @@ class Script:
         scale = lr / self.plan.expected_batch_size
         return torch.cat([-scale * part.flatten() for part in total])
 
+    def inner_rate(self):
+        return self.optimizer.original_optimizer.param_groups[0]["lr"]
+
     def weights(self):
         return torch.cat(
             [p.detach().flatten().clone() for p in self.model.parameters()]

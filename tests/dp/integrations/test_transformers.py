@@ -272,6 +272,18 @@ TRAINED = {
     ),
     "classes": lambda: BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)),
     "tokens": lambda: llama(LlamaForTokenClassification, num_labels=20),
+    "seq2seq": lambda: T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=20,
+            d_model=8,
+            d_kv=4,
+            d_ff=8,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+        )
+    ),
 }
 
 
@@ -280,7 +292,7 @@ def test_training_is_private_for_every_kind_of_head(arguments, witness_of, kind)
     """The Trainer's schedule drives it, noise is there, each step is charged once."""
     plan = plan_of()
     model = TRAINED[kind]()
-    labels = "tokens" if kind == "causal" else kind
+    labels = "classes" if kind == "classes" else "tokens"
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     witness = witness_of(inner)
     trainer = PrivateTrainer(
@@ -373,6 +385,22 @@ def test_accumulation_and_device_batches_do_not_change_the_step(
     assert sum(sizes) == 8
     assert max(sizes) <= at_once
     assert len(sizes) >= parts
+
+
+def test_before_training_there_is_no_epsilon_to_log(arguments):
+    """Evaluating a model that was not trained yet is as ever."""
+    trainer = PrivateTrainer(
+        llama(),
+        arguments(label_names=["labels"]),
+        eval_dataset=sentences(4),
+        plan=plan_of(),
+    )
+
+    trainer.evaluate()
+
+    (logged,) = trainer.state.log_history
+    assert "eval_loss" in logged
+    assert "epsilon" not in logged
 
 
 def test_evaluation_in_between_costs_nothing(arguments):
@@ -514,9 +542,10 @@ def test_ones_own_batches_need_no_ticket(arguments):
     )
 
     trainer.train()
+    trainer.train()
 
     (release,) = trainer.private_optimizer.ledger.releases()
-    assert (release.sampling_probability, release.count) == (1.0, 2)
+    assert (release.sampling_probability, release.count) == (1.0, 4)
 
 
 def test_a_loss_of_ones_own_is_a_vector(arguments):
