@@ -187,6 +187,19 @@ def test_an_empty_batch_at_rate_zero_is_not_taken_for_a_checkpoints(make_run):
         assert run.optimizer.ledger.steps == steps
 
 
+def test_zero_gradients_are_no_checkpoints_once_there_is_state(make_run):
+    """Torch creates state only where none is; this is a step without a backward."""
+    run = make_run(torch.optim.Adam)
+    run.train(1)
+    next(batch for batch in run.loader if len(batch[0]))
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    with pytest.raises(SamplingMismatchError):
+        run.optimizer.step(closure=None)
+
+
 def test_zero_gradients_at_another_rate_are_no_checkpoints(make_run):
     """Then it is a step without a backward pass, and refused as one."""
     run = make_run()

@@ -138,6 +138,26 @@ def test_scaled_half_precision_trains_like_single(make_plan):
     assert error["half"] > 0.02
 
 
+def test_a_scale_means_what_it_means_to_a_mean_loss(make_plan):
+    """Divided by the batch size first, or 65536 would overflow what it is made for."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(16, 1), torch.randn(8, 16)
+    plan = make_plan(sampling=Unamplified(), noise_multiplier=0.0, max_grad_norm=1e3)
+    gradients = []
+    for precision in (torch.float32, torch.float16):
+        optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0), plan=plan)
+        scaler = GradScaler("cpu")
+        with torch.autocast("cpu", torch.float16, enabled=precision == torch.float16):
+            output = model(x).squeeze(1)
+        losses = 4 * (1 + output.float()).square()
+        scaler.scale(optimizer.private_loss(losses)).backward()
+        scaler.step(optimizer)
+        gradients.append(model.weight.grad.clone())
+
+    exact, half = gradients
+    assert ((half - exact).norm() / exact.norm()).item() < 0.02
+
+
 def test_a_disabled_scaler_changes_nothing(make_run):
     """It calls ``step`` as anybody else."""
     run = make_run()
