@@ -124,8 +124,7 @@ class _Bucket:
         sent_WR = self._matrix(mine)
         self._total_R = sent_WR.new_empty(sent_WR.shape[1])
         with naming_failures():
-            if sent_WR.device.type == "cpu":
-                # gloo's own reduce-scatter sends twice as much.
+            if _trades_rows(sent_WR.device):
                 self._rows_WR = torch.empty_like(sent_WR)
                 self._work = distributed.all_to_all_single(
                     self._rows_WR, sent_WR, async_op=True
@@ -196,6 +195,11 @@ class _Bucket:
         widths = [cut.width(self._world.size) for cut in cuts]
         parts = self._total_R.split(widths)
         return [cut.shard(part) for cut, part in zip(cuts, parts, strict=True)]
+
+
+def _trades_rows(device: torch.device) -> bool:
+    """Whether to add rows up here: gloo's own reduce-scatter sends twice as much."""
+    return device.type == "cpu"
 
 
 def _cut(sharding: Sharding | None) -> Sharding | None:

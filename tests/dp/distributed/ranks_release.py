@@ -160,13 +160,17 @@ def reductions_by_ddp():
     return len(reduced), optimizer.ledger.steps
 
 
-def exchange(sizes, *, bucket_bytes):
+def exchange(sizes, *, bucket_bytes, trades_rows=True):
     """Add up known sums, each element noised by adding 1; return the results."""
     from dp.distributed import World  # noqa: PLC0415 -- as every rank does
 
     rank = distributed.get_rank()
     sums = [torch.full((n,), 10.0**rank) for n in sizes]
-    with patch("dp.distributed._exchange._BUCKET_BYTES", bucket_bytes):
+    module = "dp.distributed._exchange"
+    with (
+        patch(f"{module}._BUCKET_BYTES", bucket_bytes),
+        patch(f"{module}._trades_rows", lambda _device: trades_rows),
+    ):
         exchange = Exchange(World.current(), sums, [None] * len(sums))
         for share in exchange:
             for part in share:

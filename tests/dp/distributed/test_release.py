@@ -108,3 +108,12 @@ def test_every_element_is_noised_once_whatever_the_buckets_are(
 
     expected = float("1" * ranks.size) + 1
     assert results == [[[expected] * n for n in sizes]] * ranks.size
+
+
+def test_the_way_for_devices_without_gloo_adds_up_alike(ranks):
+    """The backend's reduce-scatter, which gloo has too, if at twice the bytes."""
+    arguments = {"sizes": [3, 0, 7, 1], "bucket_bytes": 40}
+
+    scattered = ranks("ranks_release:exchange", trades_rows=False, **arguments)
+
+    assert scattered == ranks("ranks_release:exchange", **arguments)
