@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, stats
@@ -86,6 +87,34 @@ def test_published_bounds_are_met(name):
 
     assert 0.6 * published < guarantee.epsilon <= published
     assert 0.75 * published < guarantee.epsilon_rdp <= published
+
+
+# Sigma, q, steps, and what Opacus 1.6 says at delta 1e-5: RDP, and PRV with an error of
+# at most 0.01. All 40 settings: tests/benchmarks/accounting_grid.py.
+OTHERS = [
+    (1.0, 0.01, 1000, 2.101, 1.838),
+    (2.0, 0.004, 1000, 0.264, 0.239),
+    (4.0, 0.1, 1000, 3.736, 3.455),
+]
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps", "rdp", "prv"), OTHERS)
+def test_epsilon_lies_between_a_lower_bound_and_other_accountants(
+    sigma, q, steps, rdp, prv
+):
+    """Losses rounded down bound it below; independent accountants bound it above."""
+    optimistic = privacy_loss_distribution.from_gaussian_mechanism(
+        standard_deviation=sigma,
+        sampling_prob=q,
+        pessimistic_estimate=False,
+        use_connect_dots=False,
+        value_discretization_interval=1e-4,
+    ).self_compose(steps)
+    claimed = cost((q, sigma, steps)).epsilon
+
+    assert optimistic.get_epsilon_for_delta(1e-5) <= claimed
+    assert claimed <= rdp
+    assert prv - 2 * 0.01 - 5e-4 <= claimed <= prv + 5e-4
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

@@ -133,12 +133,31 @@ def test_a_target_below_one_step_is_refused():
         calibrate_steps(**target(0.1), noise_multiplier=0.5, sampling_probability=1.0)
 
 
-@given(st.floats(1e-3, 1e3))
-def test_the_search_begins_with_a_factor_of_two(least):
-    """Of two numbers, only the larger keeps the target."""
-    low, high = calibration._bracket(lambda number: number >= least)
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_a_search_begins_with_a_bracket(least, start):
+    """Of two numbers, only the larger keeps the target, wherever the search began."""
+    low, high = calibration._bracket(lambda number: number >= least, start)
 
-    assert low < least <= high == 2 * low
+    assert low < least <= high
+    assert high - low <= 0.051 + 2 * abs(start - least)
+
+
+@pytest.mark.parametrize(
+    ("limit", "q", "steps"), [(1.0, 0.01, 1000), (8.0, 0.05, 300), (0.2, 1.0, 100)]
+)
+def test_searches_begin_near_their_end(monkeypatch, limit, q, steps):
+    """A handful of bounds is computed, not dozens: each may take a second."""
+    asked = []
+    original = calibration.epsilon
+
+    def counted(*releases, **about):
+        asked.append(about["interval"])
+        return original(*releases, **about)
+
+    monkeypatch.setattr(calibration, "epsilon", counted)
+    calibrate_noise_multiplier(**target(limit), sampling_probability=q, steps=steps)
+
+    assert len(asked) <= 12
 
 
 def test_a_search_that_ended_too_low_is_mended(monkeypatch):
