@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from dp.exceptions import SampleMixingError
 from dp.per_sample._graph import Operand
 from dp.per_sample._nodes import Node
 from dp.per_sample._outer import Outer
@@ -24,7 +25,18 @@ _MATRIX = 2
 def parts_of_parameters(
     part: Part, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, Part]]:
-    """Return what the gradients of an operand add to those of its parameters."""
+    """Return what the gradients of an operand add to those of its parameters.
+
+    Raises:
+        SampleMixingError: If examples have slices of their own of something that was
+            taken for constant, because examples are mixed on the way to it.
+    """
+    if isinstance(part, Sliced) and operand.has_constants:
+        shapes = ", ".join(str(tuple(p.shape)) for p in operand.parameters)
+        raise SampleMixingError(
+            f"examples are mixed on the way to parameters of shape {shapes}: what was"
+            " computed of them has an entry for every example, but none is one's own"
+        )
     if operand.chain == []:
         return [(operand.parameters[0], part)]
     if operand.chain is None or isinstance(part, Sliced):

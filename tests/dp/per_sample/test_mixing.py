@@ -224,6 +224,17 @@ def test_data_that_meets_parameters_only_where_it_is_mixed_is_refused():
         Engine().gradients(losses_B, list(table.parameters()))
 
 
+def test_mixed_data_beside_other_data_is_refused():
+    """Words whose batch mean was taken off are nobody's own, but have rows."""
+    table, layer = nn.Embedding(9, 3), nn.Linear(3, 3)
+    words = table(torch.arange(B))
+    centred = words - words.mean(0)
+    losses_B = (layer(torch.randn(B, 3)) + centred).square().sum(1)
+
+    with pytest.raises(SampleMixingError, match=r"on the way to .* \(9, 3\)"):
+        Engine().gradients(losses_B, [*table.parameters(), *layer.parameters()])
+
+
 def test_reentrant_checkpoints_are_refused():
     """They hide their parameters, whose gradients would be missing."""
     model = nn.Linear(3, 3)
