@@ -221,8 +221,8 @@ OPERATIONS = {
     ),
     "large experts": of(
         lambda m, x: torch.einsum("bthd,hde->bthe", x, m.w),
-        randn(B, 3, 2, 20),
-        w=parameter(2, 20, 30),
+        randn(B, 3, 2, 64),
+        w=parameter(2, 64, 128),
     ),
     "expert of each head, both orders": of(
         lambda m, x: (
@@ -487,3 +487,13 @@ def test_a_loss_scale_reaches_slow_paths(assert_exact):
     kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
 
     assert_exact(kept.sum((1, 2)), [w], loss_scale=8.0)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_a_slow_path_takes_over_all_uses_of_a_parameter(assert_exact):
+    """A use that is known is not counted beside the whole gradient."""
+    w = nn.Parameter(torch.randn(2))
+    hidden = torch.randn(2, 2, 2) * w
+    kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
+
+    assert_exact(kept.sum((1, 2)) + (torch.randn(2, 2) * w).sum(1).sin(), [w])
