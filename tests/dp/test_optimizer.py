@@ -15,6 +15,7 @@ from dp import (
     FlatClipping,
     GaussianNoise,
     LedgerError,
+    PoissonLoader,
     PoissonSampling,
     PrivacyError,
     SamplingMismatchError,
@@ -496,6 +497,31 @@ def test_a_copy_keeps_the_charges_and_shares_no_noise(make_run, duplicate):
     assert twin.ledger.steps == run.optimizer.ledger.steps == 3
     assert not torch.equal(twin_parameters[0].grad, run.model.weight.grad)
     assert not torch.equal(weights(run.model), before)
+
+
+def test_parameters_of_16_bits_are_summed_and_noised_in_32(make_run):
+    """Rounding a sum or its noise to 8 bits would be seen; rounding both is fine."""
+    run = make_run(noise_multiplier=0.0)
+    run.model.bfloat16()
+    x, y = next(iter(run.loader))
+
+    run.optimizer.backward(run.losses((x.bfloat16(), y.bfloat16())))
+    sums = run.optimizer.mechanism.pending.sums
+    run.optimizer.step()
+
+    assert {s.dtype for s in sums} == {torch.float32}
+    assert run.model.weight.grad.dtype == torch.bfloat16
+
+
+def test_a_loader_of_another_rate_cannot_be_attached(make_run):
+    """Its batches would be charged at the plan's sampling probability."""
+    run = make_run()
+    other = PoissonLoader(range(9), sampling_probability=0.9, steps=20)
+
+    with pytest.raises(ValueError, match=r"plan says 0\.5"):
+        run.optimizer.attach(other)
+
+    assert run.optimizer.mechanism.loader is run.loader
 
 
 def test_a_copy_without_a_loader_claims_nothing(make_run):

@@ -1,0 +1,116 @@
+"""One-line defects of ``dp``, and the tests that should notice each.
+
+A mutant replaces text that occurs exactly once under its place, by text of one line.
+The places are prefixes: ``per_sample`` is every file of that package.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One defect.
+
+    Attributes:
+        place: Under which path of ``dp`` the text is.
+        old: The text, which occurs there once.
+        new: What it becomes.
+        breaks: What is wrong then.
+        tests: Paths under ``tests/dp``, in the order in which they run.
+    """
+
+    place: str
+    old: str
+    new: str
+    breaks: str
+    tests: str
+
+
+OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
+SAMPLING = "test_sampling.py test_sampling_statistics.py"
+NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
+ENGINE = "per_sample test_optimizer.py"
+LEDGER = "test_ledger.py test_optimizer.py"
+ACCOUNTING = "test_accounting.py test_calibration.py"
+
+MUTANTS = (
+    # Clipping
+    Mutant("_mechanism", ".squared_norms(groups).sqrt()", ".squared_norms(groups)", "the root of the squared norm is dropped", OPTIMIZER),
+    Mutant("clipping", "bound = self.max_grad_norm * (1", "bound = self.max_grad_norm**2 * (1", "clipping to C squared", "test_clipping.py"),
+    Mutant("clipping", "margin = _MARGIN_EPS * torch.finfo(norms_GB.dtype).eps", "margin = 0.0", "no margin for rounding", "test_clipping.py"),
+    Mutant("clipping", "(bound / norms_GB).clamp(max=1.0)", "bound / norms_GB", "small gradients are scaled up", "test_clipping.py"),
+    Mutant("clipping", "return torch.where(usable_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
+    Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
+    Mutant("optimizer", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
+    # Noise
+    Mutant("_mechanism", "stddev = noise_multiplier * pending.max_grad_norm", "stddev = noise_multiplier", "sigma without C", OPTIMIZER),
+    Mutant("_mechanism", "used = self.noise.add_(sums, stddev=stddev)", "used = self.noise.add_(sums[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
+    Mutant("_mechanism", "self._add_noise(share, stddev)", "pending.num_samples and self._add_noise(share, stddev)", "no noise on an empty batch", OPTIMIZER),
+    Mutant("_mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
+    Mutant("noise", "RoundedGaussian(stddev=stddev, keystream", "RoundedGaussian(stddev=stddev / 2, keystream", "half the noise", NOISE),
+    Mutant("noise", "radius_P *= -2", "radius_P *= -1", "a root of two too little noise", NOISE),
+    Mutant("noise", "fraction_2P -= whole_2P", "fraction_2P *= 0", "the fraction of a sum is lost before noise", NOISE),
+    Mutant("noise", "steps_2P[:, pairs] = decide(", "_ = decide(", "unsure roundings are left as they are", NOISE),
+    Mutant("noise", "_LATTICE_BITS: Final = 4", "_LATTICE_BITS: Final = 12", "the lattice is finer than float32 can decide", NOISE),
+    Mutant("noise", "start += part.numel()", "start += 0", "parameters share their noise", NOISE),
+    Mutant("noise", 'int.from_bytes(os.urandom(8), "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
+    Mutant("noise", "if self._process != os.getpid():", "if False:", "a forked process repeats its parent's noise", NOISE),
+    Mutant("_keystream", "AES256(os.urandom(KEY_BITS // 8))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
+    # Per-example gradients
+    Mutant("per_sample", "norms[group_of[index]] += added_B.to(device)", "norms[group_of[index]] = added_B.to(device)", "the norm is that of the last large parameter", ENGINE),
+    Mutant("per_sample", "norms[flat.group] += flat.part", "norms[flat.group] = flat.part", "the norm forgets what came before", ENGINE),
+    Mutant("per_sample", "isfinite(), torch.inf)", "isfinite(), 0.0)", "an example whose loss is NaN is kept", ENGINE),
+    Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
+    Mutant("per_sample", "if not torch.stack(strays).any():", "if True:", "the probe never objects", ENGINE),
+    Mutant("per_sample", "masked_fill(seeded_B, torch.nan)", "masked_fill(seeded_B, 0.0)", "the probe sends nothing", ENGINE),
+    Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
+    Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
+    Mutant("per_sample", "tensor if tensor.dtype == torch.float64 else tensor.float()", "tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "rows.masked_fill(bad_B", "rows.masked_fill(~bad_B", "the good examples are dropped", ENGINE),
+    Mutant("_mechanism", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
+    # Sampling
+    Mutant("sampling", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
+    Mutant("sampling", "return [share[i] for i in drawn]", "return [share[i] for i in drawn[:1]]", "all but one of a draw are dropped", SAMPLING),
+    Mutant("sampling", "self.sizes.append(len(drawn))", "self.sizes.extend([len(drawn)] if drawn else [])", "empty batches are dropped", SAMPLING),
+    Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
+    Mutant("sampling", "        self.ticket = None", "        pass", "a new pass leaves the old ticket valid", SAMPLING),
+    Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
+    Mutant("sampling", "        refuse(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
+    Mutant("sampling", "if not self.in_order:", "if False:", "a ticket may belong to another batch", SAMPLING),
+    Mutant("_mechanism", "_last_spent[self.loader] = pending.ticket.serial", "pass", "tickets are not consumed", OPTIMIZER),
+    Mutant("_mechanism", "elif pending.num_samples + num_samples > _drawn(pending):", "elif False:", "an example may count twice", OPTIMIZER),
+    Mutant("_mechanism", "if pending.num_samples < _drawn(pending):", "if False:", "a step on part of its batch", OPTIMIZER),
+    Mutant("_mechanism", "if pending is None or pending.ticket is not ticket:", "if pending is None:", "a batch that was broken off leaks into the next", OPTIMIZER),
+    Mutant("_mechanism", "if pending.num_backwards >= limit:", "if False:", "unamplified batches may overlap", OPTIMIZER),
+    Mutant("optimizer", "        _check_loader(self.plan, loader)", "        pass", "any loader may be attached", OPTIMIZER),
+    Mutant("optimizer", "scale = 1 / self.plan.expected_batch_size", "scale = 1 / max(1, self.mechanism.loader.ticket.num_samples)", "division by the number that was drawn", OPTIMIZER + " test_audit_replay.py"),
+    # Ledger
+    Mutant("_mechanism", "        self.ledger.reserve(", "        (lambda **k: self._add_noise([], stddev) or self.ledger.reserve(**k))(", "noise is drawn before the ledger is charged", OPTIMIZER),
+    Mutant("ledger", "if not self._allows(charge.to_release()):", "if False:", "the budget is not enforced", LEDGER),
+    Mutant("ledger", "if num_steps > self._plan.steps:", "if num_steps > self._plan.steps + 1:", "one step beyond the plan", LEDGER),
+    Mutant("ledger", "epsilon <= limit", "epsilon <= limit * 1.05", "five percent beyond the target", LEDGER),
+    Mutant("ledger", "        return long", "        return theirs", "an older checkpoint takes charges back", LEDGER),
+    Mutant("ledger", "self._key = secrets.token_hex(16) if key is None else key", "self._key = key or 'mine'", "all processes charge under one id", LEDGER),
+    Mutant("ledger", "fork._segments = self._segments", "fork._segments = {}", "a copy starts from nothing spent", LEDGER),
+    Mutant("ledger", "if self._process != os.getpid():", "if False:", "a forked process charges under its parent's id", LEDGER),
+    Mutant("optimizer", "        if not ledgers:", "        if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
+    Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
+    # Accounting
+    Mutant("accounting", "counts[kind] = counts.get(kind, 0) + release.count", "counts[kind] = release.count", "equal releases count once", ACCOUNTING),
+    Mutant("accounting", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
+    Mutant("accounting", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
+    Mutant("accounting", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
+    Mutant("calibration", "while (spent := bound(number, CLAIMED)) > target:", "while (spent := bound(number, CLAIMED)) > 2 * target:", "calibration may overshoot", "test_calibration.py::test_a_search_that_ended_too_low_is_mended"),
+    Mutant("plan", "        return 1.0", "        return 0.01", "amplification without sampling", "test_plan.py test_optimizer.py"),
+    Mutant("certificate", "_TOLERANCE: Final = 1e-6", "_TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),
+    # The wrapper
+    Mutant("_guard", "register_optimizer_step_pre_hook(_refuse_unprivate_step)", "pass", "the wrapped optimizer steps by itself", "test_optimizer.py test_optimizer_inner.py"),
+    Mutant("_transparent", " = forwarded(original_optimizer.param_groups)", "", "param_groups is not forwarded", "test_transparent.py test_optimizer.py"),
+    Mutant("_transparent", "setattr(self.original_optimizer, name, value)", "super().__setattr__(name, value)", "writes stay on the wrapper", "test_transparent.py test_transparent_surface.py"),
+    Mutant("optimizer", "parameter.grad = None  # A frozen", "pass  # A frozen", "a frozen parameter keeps its raw gradient", OPTIMIZER),
+    Mutant("optimizer", "[p for p in self._all_parameters() if p.requires_grad]", "[p for p in self._all_parameters() if p.requires_grad][:1]", "all parameters but the first are left out", OPTIMIZER),
+    Mutant("_gate", "        ctx.private_backward(gradient.item())", "        pass", "backward() of the private loss does nothing", OPTIMIZER),
+    Mutant("optimizer", 'if "grad_scale" in vars(self) and', "if False and", "a gradient scaler scales clipped gradients", "test_optimizer_scaler.py"),
+    # Many ranks
+    Mutant("distributed", "torch.sum(self._rows_WR, dim=0", "torch.mean(self._rows_WR, dim=0", "the total is divided by the number of ranks", "distributed/test_training.py distributed/test_release.py"),
+    Mutant("sampling", "share = (0, 1) if self._sharded else rank_and_size()", "share = (0, 1)", "every rank draws every example", "distributed/test_training.py distributed/test_loader.py"),
+)  # fmt: skip
