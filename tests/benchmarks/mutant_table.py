@@ -35,10 +35,12 @@ ACCOUNTING = "test_accounting.py test_calibration.py"
 MUTANTS = (
     # Clipping
     Mutant("_mechanism", ".squared_norms(groups).sqrt()", ".squared_norms(groups)", "the root of the squared norm is dropped", OPTIMIZER),
-    Mutant("clipping", "bound = self.max_grad_norm * (1", "bound = self.max_grad_norm**2 * (1", "clipping to C squared", "test_clipping.py"),
-    Mutant("clipping", "margin = _MARGIN_EPS * torch.finfo(norms_GB.dtype).eps", "margin = 0.0", "no margin for rounding", "test_clipping.py"),
-    Mutant("clipping", "(bound / norms_GB).clamp(max=1.0)", "bound / norms_GB", "small gradients are scaled up", "test_clipping.py"),
-    Mutant("clipping", "return torch.where(usable_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
+    Mutant("clipping", "share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))", "share = self.max_grad_norm", "every layer is clipped to all of C", "test_clipping.py"),
+    Mutant("clipping", "_sensitivity(math.hypot(*self.max_grad_norms), relation)", "_sensitivity(max(self.max_grad_norms), relation)", "the sensitivity of groups is that of the largest", "test_clipping.py"),
+    Mutant("clipping", "(norms_GB + self.stability)", "self.stability", "automatic clipping does not divide by the norm", "test_clipping.py"),
+    Mutant("clipping", "return 1 - _MARGIN_EPS * torch.finfo(dtype).eps", "return 1.0", "no margin for rounding", "test_clipping.py"),
+    Mutant("clipping", "(bounds_G[:, None] / norms_GB).clamp(max=1.0)", "bounds_G[:, None] / norms_GB", "small gradients are scaled up", "test_clipping.py"),
+    Mutant("clipping", "return torch.where(norms_GB.isfinite().all(0) & normal_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
     # Noise

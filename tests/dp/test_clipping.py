@@ -130,6 +130,18 @@ def test_no_contribution_is_longer_than_the_sensitivity(groups, bound, dtype, ki
         assert math.hypot(*products) * (1 + 8 * torch.finfo(dtype).eps) <= sensitivity
 
 
+@pytest.mark.parametrize("kind", ["flat", "by layer", "by group", "automatic"])
+def test_long_gradients_use_the_sensitivity_and_no_more(kind):
+    """Every group far beyond its bound: together they are as long as is declared."""
+    rule = rules(2.0, 4)[kind]
+    num_groups = len(set(rule.group_of([torch.zeros(1)] * 4)))
+    norms_G1 = torch.full((num_groups, 1), 1e6, dtype=torch.float64)
+
+    products = (norms_G1 * rule.factors(norms_G1)).flatten().tolist()
+
+    assert 1.999 <= math.hypot(*products) <= rule.sensitivity("add_or_remove_one")
+
+
 @pytest.mark.parametrize("kind", ["by layer", "by group", "automatic"])
 def test_replacing_an_example_counts_twice(kind):
     """As with flat clipping."""
