@@ -50,7 +50,7 @@ class MicroBatches:
 
     def __init__(self, loader: PoissonLoader, *, per_step: int) -> None:
         self.loader = loader
-        self.per_step = _checks.count(per_step=per_step)
+        self.per_step: int = _checks.count(per_step=per_step)
 
     @property
     def dataset(self) -> Any:

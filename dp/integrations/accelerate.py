@@ -20,7 +20,6 @@ the plan's ``max_grad_norm``, and there is none before ``step``.
 from collections.abc import Iterator
 from typing import Any, NoReturn, final
 
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.optim import Optimizer
@@ -35,14 +34,14 @@ from dp.sampling import PoissonLoader
 __all__ = ("AcceleratedLoader", "prepare", "private_loss", "private_optimizer")
 
 
-def prepare(accelerator: Accelerator, *objects: Any) -> Any:
+def prepare(accelerator: Any, *objects: Any) -> Any:
     """Return *objects* as ``accelerator.prepare`` does, private loaders included.
 
     Accelerate passes a :class:`~dp.sampling.PoissonLoader` on as it is, for it would rebuild
     it without tickets. Here it becomes an :class:`AcceleratedLoader`.
 
     Args:
-        accelerator: The accelerator of the script.
+        accelerator: The ``Accelerator`` of the script.
         objects: Models, optimizers, schedulers and loaders, in any order.
 
     Returns:
@@ -100,10 +99,10 @@ class AcceleratedLoader:
 
     Args:
         loader: The loader that the optimizer takes its tickets from.
-        accelerator: The accelerator of the script.
+        accelerator: The ``Accelerator`` of the script, whose package has no types.
     """
 
-    def __init__(self, loader: PoissonLoader, accelerator: Accelerator) -> None:
+    def __init__(self, loader: PoissonLoader, accelerator: Any) -> None:
         self.loader = loader
         self._accelerator = accelerator
 

@@ -187,7 +187,8 @@ class PrivateTrainer(Trainer):
         if self._known is not None and self._known is not private:
             # A model that is trained anew on the same data adds to what was spent.
             private.ledger.load_state_dict(self._known.ledger.state_dict())
-        self.optimizer, self._known = optimizer, private
+        self.optimizer: Optimizer | None = optimizer
+        self._known = private
         return optimizer
 
     def per_example_losses(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
