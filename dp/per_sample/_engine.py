@@ -130,9 +130,7 @@ class Engine:
 _Item = tuple[Site, Rule | None, float]  # With the bytes that are freed before it.
 
 
-def _postpone(
-    postponed: list[tuple[_Item, Grads]], item: _Item, grads: Sequence[Tensor]
-) -> None:
+def _postpone(postponed: list[tuple[_Item, Grads]], item: _Item, grads: Grads) -> None:
     postponed.append((item, grads))
 
 

@@ -29,7 +29,8 @@ class Operand:
         parameters: What it is computed from.
         chain: The views between a single parameter and the operand, nearest to the
             operand first; None if something else lies between them.
-        has_constants: Whether something that has no graph went into it.
+        has_constants: Whether something without a graph went into it that might have
+            had an entry for every example, and was found to be nobody's own.
     """
 
     edge: Edge

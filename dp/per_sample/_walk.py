@@ -83,6 +83,7 @@ class _Walk:
         self._behind: dict[Node, Sequence[Tensor]] = {}  # Of parameters alone.
         self._reaches_use: dict[Node, bool] = {}
         self._with_constants: set[Node] = set()  # Of parameters, but not alone.
+        self._with_rows: set[Node] = set()  # And of as many entries as examples.
         self._uses: dict[Node, Signature | None] = {}
         self._nodes: list[Node] = []
         self._constant: list[tuple[Node, Tensor]] = []
@@ -145,6 +146,9 @@ class _Walk:
         self._note_constant(node, name_of(node), children, any_size=True)
         if is_constant or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
+        has_rows = is_constant and _has_room(output_shape(node, 0), self._num_samples)
+        if has_rows or any(child in self._with_rows for child, _ in children):
+            self._with_rows.add(node)
 
     def _signature(
         self, node: Node, name: str, children: Edges, behind: Sequence[Tensor]
@@ -220,7 +224,7 @@ class _Walk:
             if behind:
                 chain = self._chain(child, index) if len(behind) == 1 else None
                 operands[position] = Operand(
-                    (child, index), behind, chain, child in self._with_constants
+                    (child, index), behind, chain, child in self._with_rows
                 )
             else:
                 data.append(child)
