@@ -7,9 +7,8 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -20,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 
 
-__all__ = ("check_subclass", "check_wrappable", "owner_of", "permit", "protect")
+__all__ = ("check_subclass", "check_wrappable", "owner_of", "permitted", "protect")
 
 # Optimizers whose update cannot be made from one private gradient a step.
 _REFUSED: Final = {
@@ -49,14 +48,19 @@ def owner_of(parameter: Tensor) -> Optimizer | None:
     return None
 
 
-@contextmanager
-def permit() -> Iterator[None]:
-    """Allow the wrapped optimizer to step, inside its wrapper's own ``step``."""
-    token = _permitted.set(True)
-    try:
-        yield
-    finally:
-        _permitted.reset(token)
+def permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call *step*, which may step the wrapped optimizer.
+
+    Guarantees:
+        * The permission ends with the call, wherever an interrupt hits it: it is given
+          in a copy of the context.
+    """
+    return copy_context().run(_with_permission, step, *args, **kwargs)
+
+
+def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    _permitted.set(True)
+    return step(*args, **kwargs)
 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:

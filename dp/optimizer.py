@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from dp import _carried as carried
 from dp._gate import LossScale, Placeholder, private_loss
-from dp._guard import check_subclass, check_wrappable, permit, protect
+from dp._guard import check_subclass, check_wrappable, permitted, protect
 from dp._mechanism import Mechanism
 from dp._step_hooks import hooked, untraced
 from dp._transparent import TransparentOptimizer
@@ -197,8 +197,7 @@ class DPOptimizer(TransparentOptimizer):
         loss = _evaluated(closure)
         if not self._only_initialises_state():
             self._set_private_gradients()
-        with permit():
-            result = self._update(*((None, *args) if args else ()), **kwargs)
+        result = permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
     @untraced

@@ -9,6 +9,7 @@ import torch
 
 import dp
 from dp import PoissonSampling
+from dp.exceptions import PrivacyError
 from dp.ledger import Ledger
 
 
@@ -121,6 +122,8 @@ def test_a_crash_at_any_line_of_a_step_loses_no_charge(at_rest):
         saboteur = Saboteur(at=line)
         assert saboteur.run(run.optimizer.step), line
         assert is_sound(run), saboteur.where
+        with pytest.raises(PrivacyError):  # What a step permits ends with it.
+            run.optimizer.original_optimizer.step()
         assert goes_on(run), saboteur.where
         outcomes.add(run.optimizer.ledger.steps)
     assert outcomes == {1, 2}  # Crashes before the charge, and after it.

@@ -236,7 +236,8 @@ def test_whole_steps_of_the_lattice_only_move_the_result(numbers, stddev, num_st
     """Adding lattice points to the sum adds them to the result: no other effect."""
     x = torch.tensor([0.0, *numbers, 0.0, *numbers], dtype=torch.float64)
     spacing = _rounding.granularity(stddev)
-    x = (x / 1e6 / spacing).round() * spacing  # Sums that are exact to begin with.
+    steps = (x / 1e6 / spacing).round().clamp(-(2**52), 2**52)
+    x = steps * spacing  # Sums that are exact to begin with, and when moved.
     moved = rounded(x + num_steps * spacing, stddev, Script())
 
     assert torch.equal(moved, rounded(x, stddev, Script()) + num_steps * spacing)
