@@ -10,16 +10,23 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, Final
-from weakref import WeakSet
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from dp._protected import Protected, parameters_of
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 
 
-__all__ = ("check_subclass", "check_wrappable", "owner_of", "permitted", "protect")
+__all__ = (
+    "check_subclass",
+    "check_wrappable",
+    "owner_of",
+    "permitted",
+    "protect",
+    "refresh",
+)
 
 # Optimizers whose update cannot be made from one private gradient a step.
 _REFUSED: Final = {
@@ -27,25 +34,27 @@ _REFUSED: Final = {
     "SparseAdam": "it needs sparse gradients, and private noise is dense",
 }
 
-_private: WeakSet[Optimizer] = WeakSet()
+_protected: Final = Protected()
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
 
 
 def protect(optimizer: Optimizer) -> None:
     """Let no optimizer but *optimizer* step the parameters in its groups.
 
-    The groups are read when another optimizer steps, so parameters that are added,
-    replaced or removed later are protected as they then stand.
+    Parameters that join the groups later are protected from then on, also those that
+    a framework puts there in place of others.
     """
-    _private.add(optimizer)
+    _protected.add(optimizer)
+
+
+def refresh(optimizer: Optimizer) -> None:
+    """Look at the groups of *optimizer* again, before its parameters get gradients."""
+    _protected.refresh(optimizer)
 
 
 def owner_of(parameter: Tensor) -> Optimizer | None:
     """Return the private optimizer that steps *parameter*, if there is one."""
-    for owner in _private:
-        if id(parameter) in _parameter_ids(owner):
-            return owner
-    return None
+    return next(iter(_protected.owners_of([parameter])), None)
 
 
 def permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -64,16 +73,11 @@ def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> 
 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    owners = list(_private)
     # A private step is its own business, also that of a proxy made of one's class.
-    is_private = any(isinstance(optimizer, type(owner)) for owner in owners)
-    if _permitted.get() or is_private or not owners:
+    if not _protected or _permitted.get() or isinstance(optimizer, _protected.kinds()):
         return
-    stepped = _parameter_ids(optimizer)
-    for owner in owners:
-        if not stepped.isdisjoint(_parameter_ids(owner)) and not _leads_to(
-            optimizer, owner
-        ):
+    for owner in _protected.owners_of(parameters_of(optimizer)):
+        if not _leads_to(optimizer, owner):
             raise PrivacyError(
                 f"{type(optimizer).__name__}.step() would update parameters that are"
                 f" under differential privacy without clipping, noise or accounting;"
@@ -121,10 +125,6 @@ def check_subclass(cls: type) -> None:
             " over processes before they are private. Train the DPOptimizer itself"
             " under torch.distributed, or wrap what is built around the optimizer"
         )
-
-
-def _parameter_ids(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _leads_to(optimizer: Optimizer, owner: Optimizer) -> bool:

@@ -9,32 +9,54 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dp import _carried as carried
+from dp._arguments import (
+    check_loader,
+    check_losses,
+    check_no_grad_sample,
+    clipping_for,
+)
 from dp._gate import LossScale, Placeholder, private_loss
-from dp._guard import check_subclass, check_wrappable, permitted, protect
+from dp._guard import (
+    check_subclass,
+    check_wrappable,
+    permitted,
+    protect,
+    refresh,
+)
 from dp._mechanism import Mechanism
 from dp._step_hooks import hooked, untraced
 from dp._transparent import TransparentOptimizer
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping, FlatClipping
+from dp.clipping import Clipping
 from dp.distributed import sharding_of
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, PoissonSampling
+from dp.sampling import PoissonLoader
 from forwarding import forwarded, target
 
 
 __all__ = ("DPOptimizer",)
+
+_STALE: Final = (
+    "already, from before it was private, as a model in Opacus' GradSampleModule leaves"
+    " it; set grad_sample to None on every parameter, and then wrap the optimizer"
+)
+_BESIDE_LOSSES: Final = (
+    "while losses were given to backward or private_loss: an example has one gradient a"
+    " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
+    " call zero_grad(), or give no losses and let step take every grad_sample"
+)
 
 
 class DPOptimizer(TransparentOptimizer):
@@ -64,6 +86,7 @@ class DPOptimizer(TransparentOptimizer):
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
         UnsupportedOperationError: If it cannot be made private, with the reason.
         ValueError: If *loader* or *clipping* contradict the plan.
+        SamplingMismatchError: If a parameter has a ``grad_sample`` of another run.
 
     References:
         Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
@@ -100,14 +123,15 @@ class DPOptimizer(TransparentOptimizer):
                 "original_optimizer is a DPOptimizer already; wrapping it twice would"
                 " add noise twice and charge two ledgers"
             )
-        _check_loader(plan, loader)
+        check_loader(plan, loader)
+        check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
         self.mechanism = Mechanism(
             plan=plan,
-            clipping=_clipping_for(plan, clipping),
+            clipping=clipping_for(plan, clipping),
             noise=GaussianNoise() if noise is None else noise,
             ledger=Ledger(plan),
             loader=loader,
@@ -133,7 +157,8 @@ class DPOptimizer(TransparentOptimizer):
         Raises:
             ValueError: If *losses_B* is not a vector of floating-point losses.
             SampleMixingError: If one example's loss depends on another example.
-            SamplingMismatchError: If the losses do not fit the batch that was drawn.
+            SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
+                another library left per-example gradients in ``p.grad_sample``.
         """
         self._backward(losses_B, arrived=None)
 
@@ -150,13 +175,15 @@ class DPOptimizer(TransparentOptimizer):
             ValueError: If *losses_B* is not a vector of floating-point losses; from
                 ``backward()``, if it was multiplied with 0 or less.
         """
-        _check_losses(losses_B)
+        check_losses(losses_B)
         return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
 
     @untraced
     def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
-        _check_losses(losses_B)
+        check_losses(losses_B)
+        refresh(self)
         self._drop_cleared()
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
         scale = self._loss_scale.admitted(
             arrived, expected_batch_size=self.plan.expected_batch_size
@@ -188,7 +215,8 @@ class DPOptimizer(TransparentOptimizer):
 
         Raises:
             BudgetExhaustedError: If the plan does not allow another step.
-            SamplingMismatchError: If the batch does not match its ticket.
+            SamplingMismatchError: If the batch does not match its ticket, or if it has
+                per-example gradients from both :meth:`backward` and ``p.grad_sample``.
             UnsupportedOperationError: If losses under a gradient scaler did not pass
                 through :meth:`private_loss`.
             RankFailedError: If another process raised, died, or did not come in time.
@@ -202,8 +230,11 @@ class DPOptimizer(TransparentOptimizer):
 
     @untraced
     def _set_private_gradients(self) -> None:
+        refresh(self)
         self._drop_cleared()
         self._check_scaled()
+        if self.mechanism.pending is not None:
+            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
@@ -301,7 +332,7 @@ class DPOptimizer(TransparentOptimizer):
         Raises:
             ValueError: If *loader* does not sample as the plan says.
         """
-        _check_loader(self.plan, loader)
+        check_loader(self.plan, loader)
         self.mechanism.attach(loader)
 
     def spent(self) -> Guarantee:
@@ -348,46 +379,3 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
         )
     with torch.enable_grad():
         return closure()
-
-
-def _check_losses(losses_B: Tensor) -> None:
-    if losses_B.dim() != 1 or not losses_B.is_floating_point():
-        raise ValueError(
-            "losses must be a floating-point vector, one loss an example, got"
-            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only"
-        )
-
-
-def _check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
-    if not isinstance(plan.sampling, PoissonSampling):
-        if loader is not None:
-            raise ValueError(
-                "loader was given, but the plan claims no amplification; plan with"
-                " PoissonSampling, or use the loader without giving it here"
-            )
-        return
-    if not isinstance(loader, PoissonLoader):
-        raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
-            f"the plan claims amplification by {plan.sampling!r}, which only"
-            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
-            " loader, or plan with Unamplified()"
-        )
-    planned = plan.sampling.sampling_probability
-    if loader.sampling_probability != planned:
-        raise ValueError(
-            f"loader samples with probability {loader.sampling_probability!r}, but the"
-            f" plan says {planned!r}; use plan.loader(dataset)"
-        )
-
-
-def _clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
-    if clipping is None:
-        return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
-    sensitivity = clipping.sensitivity("add_or_remove_one")
-    if sensitivity != plan.max_grad_norm_at(0):
-        raise ValueError(
-            f"clipping has sensitivity {sensitivity!r}, but the plan's noise is for"
-            f" max_grad_norm={plan.max_grad_norm_at(0)!r}; make them equal"
-        )
-    return clipping

@@ -45,6 +45,8 @@ class Saboteur:
             return True
         finally:
             sys.settrace(before)
+            # Between a block and its end, Python would not leave `torch.no_grad()`.
+            torch.set_grad_enabled(True)  # noqa: FBT003 -- torch's signature
         return False
 
 

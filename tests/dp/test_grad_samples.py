@@ -4,12 +4,13 @@ Shapes: ``B`` examples.
 """
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
-from dp import SamplingMismatchError
+from dp import DPOptimizer, SamplingMismatchError, Unamplified
 from dp.per_sample import from_grad_samples
 
 
@@ -78,6 +79,111 @@ def test_zero_grad_drops_them(make_run):
     run.optimizer.zero_grad()
 
     assert all(p.grad_sample is None for p in run.model.parameters())
+
+
+def unchanged(run, before):
+    pairs = zip(run.model.parameters(), before, strict=True)
+    return run.optimizer.ledger.steps == 0 and all(torch.equal(p, b) for p, b in pairs)
+
+
+def test_losses_for_a_batch_that_has_them_are_refused(make_run):
+    """An example would count by two gradients, or one of them for nothing."""
+    run = make_run()
+    before = [p.detach().clone() for p in run.model.parameters()]
+    batch = next(batch for batch in run.loader if len(batch[0]))
+    leave_grad_samples(run, batch)
+    rows = run.model.weight.grad_sample
+
+    with pytest.raises(
+        SamplingMismatchError,
+        match=r"at 0 of group 0, of shape \(1, 3\), has a grad_sample while losses",
+    ):
+        run.optimizer.backward(run.losses(batch))
+
+    assert run.optimizer.mechanism.pending is None
+    assert run.model.weight.grad_sample is rows
+    run.optimizer.step()  # Which takes them.
+    assert run.optimizer.ledger.steps == 1
+    assert not unchanged(run, before)
+
+
+@pytest.mark.parametrize("give", ["backward", "private_loss"])
+def test_they_are_refused_for_a_batch_whose_losses_were_given(make_run, give):
+    """As when a GradSampleModule is still around the model; the remedy serves."""
+    run = make_run()
+    before = [p.detach().clone() for p in run.model.parameters()]
+    batch = next(batch for batch in run.loader if len(batch[0]))
+    if give == "backward":
+        run.optimizer.backward(run.losses(batch))
+    else:
+        run.optimizer.private_loss(run.losses(batch)).backward()
+    leave_grad_samples(run, batch)
+
+    with pytest.raises(SamplingMismatchError, match=r"call zero_grad\(\)"):
+        run.optimizer.step()
+    assert unchanged(run, before)
+
+    run.optimizer.zero_grad()
+    run.optimizer.backward(run.losses(batch))
+    run.optimizer.step()
+    assert run.optimizer.ledger.steps == 1
+
+
+def test_those_of_an_earlier_run_are_named_when_the_optimizer_is_wrapped(make_plan):
+    """They would be taken for the gradients of the first batch."""
+    model = torch.nn.Linear(3, 1)
+    model.bias.grad_sample = torch.zeros(8, 1)
+    inner = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    plan = make_plan(sampling=Unamplified())
+
+    with pytest.raises(SamplingMismatchError, match=r"'bias' at 1 of group 0.*already"):
+        DPOptimizer(inner, plan=plan)
+    model.bias.grad_sample = None
+
+    assert DPOptimizer(inner, plan=plan).ledger.steps == 0
+
+
+def test_a_model_that_is_still_opacus_own_is_refused(make_plan):
+    """Its hooks would run in the private backward pass; the remedy is in the message."""
+    opacus = pytest.importorskip("opacus")
+    model = opacus.GradSampleModule(torch.nn.Linear(3, 1))
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        plan=make_plan(sampling=Unamplified()),
+    )
+
+    with pytest.raises(
+        SamplingMismatchError, match=r"will get a grad_sample.*to_standard_module"
+    ):
+        optimizer.backward(model(torch.randn(4, 3)).square().squeeze(1))
+    assert all(p.grad_sample is None for p in model.parameters())
+
+    plain = model.to_standard_module()
+    optimizer.backward(plain(torch.randn(4, 3)).square().squeeze(1))
+    optimizer.step()
+    assert optimizer.ledger.steps == 1
+
+
+def test_opacus_gradients_are_privatised_as_ever(make_run):
+    """Its own module and its own backward pass; the step takes what they left."""
+    opacus = pytest.importorskip("opacus")
+    run = make_run(noise_multiplier=0.0)
+    twin = make_run(noise_multiplier=0.0)
+    twin.model.load_state_dict(run.model.state_dict())
+    module = opacus.GradSampleModule(run.model, loss_reduction="sum")
+    batch = next(batch for batch in run.loader if len(batch[0]))
+    before = run.model.weight.detach().clone()
+    with warnings.catch_warnings(action="ignore"):  # About hooks without inputs.
+        (module(batch[0]).squeeze(1) - batch[1]).square().sum().backward()
+    run.optimizer.step()
+    leave_grad_samples(twin, batch)
+    rows = twin.model.weight.grad_sample
+
+    assert not torch.equal(run.model.weight, before)
+    assert run.optimizer.ledger.steps == 1
+    norms = torch.cat([rows.flatten(1), twin.model.bias.grad_sample], 1).norm(dim=1)
+    sums = (rows / norms.clamp(min=1.0)[:, None, None]).sum(0)
+    torch.testing.assert_close(run.model.weight, before - 0.1 * sums / 10)
 
 
 def test_a_list_holds_the_rows_of_several_passes():

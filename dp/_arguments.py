@@ -1,0 +1,83 @@
+"""What a private optimizer is given, held against its plan before anything is built.
+
+Shapes: ``B`` examples in a batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dp.clipping import Clipping, FlatClipping
+from dp.exceptions import SamplingMismatchError
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader, PoissonSampling
+
+
+__all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
+
+
+def check_losses(losses_B: Tensor) -> None:
+    """Raise unless *losses_B* is a vector of losses."""
+    if losses_B.dim() != 1 or not losses_B.is_floating_point():
+        raise ValueError(
+            "losses must be a floating-point vector, one loss an example, got"
+            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
+            " reduction='none', and reduce over each example's own terms only"
+        )
+
+
+def check_no_grad_sample(
+    param_groups: Sequence[Mapping[str, Any]], told: str, *, nor_soon: bool
+) -> None:
+    """Raise if a parameter has ``grad_sample``, with its name and what was *told*.
+
+    With *nor_soon*, also if a hook of Opacus waits for a backward pass to make one.
+    """
+    for number, group in enumerate(param_groups):
+        names = group.get("param_names")
+        for index, parameter in enumerate(group["params"]):
+            awaited = nor_soon and getattr(parameter, "_forward_counter", 0) > 0
+            if awaited or getattr(parameter, "grad_sample", None) is not None:
+                name = f" {names[index]!r}" if names else ""
+                has = "will get" if awaited else "has"
+                raise SamplingMismatchError(
+                    f"the parameter{name} at {index} of group {number}, of shape"
+                    f" {tuple(parameter.shape)}, {has} a grad_sample {told}"
+                )
+
+
+def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
+    """Raise unless *loader* draws as *plan* claims."""
+    if not isinstance(plan.sampling, PoissonSampling):
+        if loader is not None:
+            raise ValueError(
+                "loader was given, but the plan claims no amplification; plan with"
+                " PoissonSampling, or use the loader without giving it here"
+            )
+        return
+    if not isinstance(loader, PoissonLoader):
+        raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
+            f"the plan claims amplification by {plan.sampling!r}, which only"
+            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
+            " loader, or plan with Unamplified()"
+        )
+    planned = plan.sampling.sampling_probability
+    if loader.sampling_probability != planned:
+        raise ValueError(
+            f"loader samples with probability {loader.sampling_probability!r}, but the"
+            f" plan says {planned!r}; use plan.loader(dataset)"
+        )
+
+
+def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
+    """Return *clipping*, or flat clipping; raise if it is not what *plan* noises."""
+    if clipping is None:
+        return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
+    sensitivity = clipping.sensitivity("add_or_remove_one")
+    if sensitivity != plan.max_grad_norm_at(0):
+        raise ValueError(
+            f"clipping has sensitivity {sensitivity!r}, but the plan's noise is for"
+            f" max_grad_norm={plan.max_grad_norm_at(0)!r}; make them equal"
+        )
+    return clipping

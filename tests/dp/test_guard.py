@@ -1,0 +1,183 @@
+"""No optimizer steps private parameters but through the private one, at little cost."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from dp import PrivacyError
+from dp._guard import owner_of
+from dp._protected import Protected
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def other(*parameters):
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+def test_the_wrapped_optimizer_cannot_step_by_itself(make_run):
+    """Going around the wrapper raises and moves nothing."""
+    run = make_run()
+    run.train(1)
+    before = weights(run.model)
+
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        run.inner.step()
+
+    assert torch.equal(weights(run.model), before)
+
+
+def test_another_optimizer_cannot_step_private_parameters(make_run):
+    """As when a framework rebuilds the optimizer and forgets the wrapper."""
+    run = make_run()
+    rebuilt = torch.optim.AdamW(run.optimizer.param_groups)
+
+    with pytest.raises(PrivacyError, match=r"AdamW\.step\(\) would update"):
+        rebuilt.step()
+
+
+def test_optimizers_of_other_parameters_step_freely(make_run):
+    """The guard is about private parameters, not about optimizers."""
+    run = make_run()
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+
+    torch.optim.SGD([weight], lr=0.5).step()
+
+    assert weight.item() == 0.5
+    assert run.optimizer.ledger.steps == 0
+
+
+class Around(torch.optim.Optimizer):
+    """An optimizer that steps another one, as Lookahead does, and knows itself."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+        self.myself = self
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_around_the_private_one_may_step(make_run):
+    """It reaches the parameters through the private step, and only through it."""
+    run = make_run()
+    around = Around(Around(run.optimizer))
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    around.step()
+
+    assert run.optimizer.ledger.steps == 1
+    with pytest.raises(PrivacyError, match=r"Around\.step\(\) would update"):
+        Around(run.inner).step()
+
+
+def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
+    """Importing dp changes no other training."""
+    monkeypatch.setattr("dp._guard._protected", Protected())
+    monkeypatch.setattr("dp._guard.parameters_of", None)
+    weight = nn.Parameter(torch.ones(1))
+
+    other(weight).step()
+
+    assert weight.item() == 0.5
+
+
+class Watched(list):
+    """A list of parameters that counts who goes through it."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_another_optimizer_pays_for_its_own_parameters_only(make_run):
+    """Private parameters are looked up, not gone through, however many there are."""
+    runs, sgd = [make_run() for _ in range(3)], other(nn.Parameter(torch.ones(1)))
+    watched = [Watched(run.optimizer.param_groups[0]["params"]) for run in runs]
+    for run, parameters in zip(runs, watched, strict=True):
+        run.optimizer.param_groups[0]["params"] = parameters
+    sgd.step()
+    after_one_step = [parameters.passes for parameters in watched]
+    for _ in range(5):
+        sgd.step()
+
+    assert after_one_step == [1] * 3  # Another list had taken the place of one.
+    assert [parameters.passes for parameters in watched] == after_one_step
+
+
+@pytest.mark.parametrize("broken", [None, 3, [None], [{}], [{"params": 3}]], ids=repr)
+def test_broken_groups_of_a_private_optimizer_fail_nobody_else(make_run, broken):
+    """Its own step says what is wrong; its parameters stay protected."""
+    run = make_run()
+    run.optimizer.param_groups = broken
+    weight = nn.Parameter(torch.ones(1))
+    other(weight).step()
+
+    assert weight.item() == 0.5
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        other(run.model.weight).step()
+
+
+def test_an_optimizer_with_broken_groups_says_so_itself(make_run):
+    """The guard leaves the error to its step, and reads the groups that are whole."""
+    run = make_run()
+    sgd = other(nn.Parameter(torch.ones(1)))
+    del sgd.param_groups[0]["params"]
+
+    with pytest.raises(KeyError, match="params"):
+        sgd.step()
+    sgd.param_groups.insert(0, {"params": [run.model.weight]})
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        sgd.step()
+
+
+def test_parameters_that_take_the_place_of_others_are_protected(make_run):
+    """As when a model is sharded after its optimizer was built."""
+    run = make_run()
+    (group,) = run.optimizer.param_groups
+    new = [nn.Parameter(torch.ones_like(p)) for p in group["params"]]
+    old, group["params"] = group["params"], new
+
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        other(new[1]).step()
+    other(*old).step()  # Nobody's now.
+
+    assert owner_of(new[0]) is run.optimizer
+    assert owner_of(old[0]) is None
+
+
+def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch(
+    make_run,
+):
+    """No list and no group was replaced; the private pass looks at each parameter."""
+    run = make_run()
+    run.optimizer.add_param_group(
+        {"params": [nn.Parameter(torch.ones(1)) for _ in "abc"]}
+    )
+    middle = nn.Parameter(torch.ones(1))
+    run.optimizer.param_groups[1]["params"][1] = middle
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    run.optimizer.step()
+
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        other(middle).step()
+
+
+def test_a_private_optimizer_that_is_gone_protects_nothing(make_run):
+    """The model may be trained on by anyone; what was released is public."""
+    run = make_run()
+    model = run.model
+    del run
+    gc.collect()
+    other(*model.parameters()).step()
+
+    assert owner_of(model.weight) is None
