@@ -46,7 +46,7 @@ class Saboteur:
         finally:
             sys.settrace(before)
             # Between a block and its end, Python would not leave `torch.no_grad()`.
-            torch.set_grad_enabled(True)  # noqa: FBT003 -- torch's signature
+            torch.set_grad_enabled(True)
         return False
 
 
