@@ -5,15 +5,31 @@ Shapes: ``B`` examples, ``T`` images of an example, ``C`` channels in, ``O`` out
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.per_sample._parts import Part, chunked_norms, wide, zeroed
+from dp.per_sample._outer import Outer, gram_is_cheaper
+from dp.per_sample._parts import (
+    Part,
+    chunked_norms,
+    chunks,
+    squared_norms,
+    wide,
+    zeroed,
+)
 
 
 __all__ = ("Convolution",)
+
+# Pairs of channels from which a product of windows is faster than a convolution of
+# as many groups as examples.
+_MANY_CHANNELS: Final = 64 * 64
+# Of windows at a time: what a core's cache holds, or enough for an accelerator.
+_CHUNK_BYTES: Final = {"cpu": 1 << 20}
+_ACCELERATOR_BYTES: Final = 64 << 20
 
 
 @final
@@ -39,21 +55,26 @@ class Convolution(Part):
     groups: int
 
     def squared_norms(self) -> Tensor:
-        return chunked_norms([self], len(self.inputs), self.kernel.numel())
+        if not self._is_product:
+            return chunked_norms([self], len(self.inputs), self.kernel.numel())
+        norms = []
+        for examples in self._chunks():
+            product = self._product(examples)
+            norms.append(
+                product.squared_norms()
+                if self.is_gram_cheaper
+                else squared_norms(product.gradients(slice(None)))
+            )
+        return torch.cat(norms)
 
     def gradients(self, examples: slice) -> Tensor:
-        # Examples become groups of one convolution, an example's images its batch.
-        inputs, grads = wide(self.inputs[examples]), wide(self.grads[examples])
-        b = len(grads)
-        by_example = self._backward(
-            _side_by_side(inputs),
-            _side_by_side(grads),
-            grads.new_empty(()).expand(
-                b * self.kernel.shape[0], *self.kernel.shape[1:]
-            ),
-            groups=self.groups * b,
-        )
-        return by_example.view(b, *self.kernel.shape)
+        if not self._is_product:
+            return self._convolved(examples)
+        parts = replace(self, inputs=self.inputs[examples], grads=self.grads[examples])
+        found = [
+            parts._product(some).gradients(slice(None)) for some in parts._chunks()
+        ]
+        return torch.cat(found).view(-1, *self.kernel.shape)
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)
@@ -68,6 +89,80 @@ class Convolution(Part):
             total += weighted
         else:
             total.copy_(weighted)
+
+    def without(self, bad_B: Tensor) -> Part:
+        return replace(
+            self,
+            inputs=zeroed(self.inputs, bad_B),
+            grads=zeroed(self.grads, bad_B),
+        )
+
+    @property
+    def is_gram_cheaper(self) -> bool:
+        """Whether norms are found faster than the gradients themselves."""
+        return self._is_product and gram_is_cheaper(
+            self._num_positions, self.kernel[0].numel(), len(self.kernel)
+        )
+
+    @property
+    def _num_positions(self) -> int:
+        """Return how often an example's kernel is applied."""
+        fixed = self.inputs if self.transposed else self.grads
+        return fixed[0, :, 0].numel()
+
+    @property
+    def _is_product(self) -> bool:
+        """Whether gradients are found as products of windows and what they became."""
+        channels = self.kernel.shape[0] * self.kernel.shape[1]
+        is_pointwise = self.kernel.numel() == channels
+        return self.groups == 1 and (is_pointwise or channels >= _MANY_CHANNELS)
+
+    def _chunks(self) -> list[slice]:
+        """Return slices of the examples whose windows do not need much memory."""
+        windowed = self._num_positions * self.kernel[0].numel()
+        at_most = _CHUNK_BYTES.get(self.inputs.device.type, _ACCELERATOR_BYTES)
+        size = 4 * max(windowed, self.kernel.numel())
+        return chunks(len(self.inputs), size, at_most)
+
+    def _product(self, examples: slice) -> Outer:
+        """Return [b, positions, O] times [b, positions, C * ...] as gradients.
+
+        A transposed convolution slides over what comes out of it.
+        """
+        moving, fixed = wide(self.inputs[examples]), wide(self.grads[examples])
+        if self.transposed:
+            moving, fixed = fixed, moving
+        windows = self._windows(moving.flatten(0, 1), fixed.shape[3:])
+        by_kernel = windows.reshape(*fixed.shape[:2], self.kernel[0].numel(), -1)
+        return Outer(_positions_first(fixed.flatten(3)), _positions_first(by_kernel))
+
+    def _windows(self, images: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return [b * T, C, *kernel, *positions], each element where it is read."""
+        sides = [
+            pad for padding in reversed(self.padding) for pad in (padding, padding)
+        ]
+        padded = F.pad(images, sides).contiguous()
+        (per_image, per_channel, *strides) = padded.stride()
+        moves = [s * by for s, by in zip(strides, self.stride, strict=True)]
+        spreads = [s * by for s, by in zip(strides, self.dilation, strict=True)]
+        return padded.as_strided(
+            (len(padded), *self.kernel.shape[1:], *positions),
+            (per_image, per_channel, *spreads, *moves),
+        )
+
+    def _convolved(self, examples: slice) -> Tensor:
+        # Examples become groups of one convolution, an example's images its batch.
+        inputs, grads = wide(self.inputs[examples]), wide(self.grads[examples])
+        b = len(grads)
+        by_example = self._backward(
+            _side_by_side(inputs),
+            _side_by_side(grads),
+            grads.new_empty(()).expand(
+                b * self.kernel.shape[0], *self.kernel.shape[1:]
+            ),
+            groups=self.groups * b,
+        )
+        return by_example.view(b, *self.kernel.shape)
 
     def _backward(
         self, inputs: Tensor, grads: Tensor, kernel: Tensor, *, groups: int
@@ -88,14 +183,12 @@ class Convolution(Part):
         )
         return result[1]
 
-    def without(self, bad_B: Tensor) -> Part:
-        return replace(
-            self,
-            inputs=zeroed(self.inputs, bad_B),
-            grads=zeroed(self.grads, bad_B),
-        )
-
 
 def _side_by_side(images: Tensor) -> Tensor:
     """Return [T, B * C, ...] of [B, T, C, ...]."""
     return images.transpose(0, 1).flatten(1, 2)
+
+
+def _positions_first(images: Tensor) -> Tensor:
+    """Return [b, T * P, C] of [b, T, C, P]."""
+    return images.transpose(2, 3).flatten(1, 2)

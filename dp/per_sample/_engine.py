@@ -33,6 +33,7 @@ __all__ = ("Engine",)
 
 # Of the bytes of the model's own activations: what kept gradients may need besides.
 _ALLOWANCE: Final = 0.05
+_ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
 
 @final
@@ -144,7 +145,7 @@ class _Collected:
         self.without_rule: list[Site] = []
         self._num_samples = num_samples
         self._sites: list[_Item] = []
-        budget = Budget(_ALLOWANCE * plan.num_bytes * num_samples)
+        budget = Budget(max(_ALLOWED_BYTES, _ALLOWANCE * plan.num_bytes * num_samples))
         for use, layouts, freed in zip(
             graph.uses, plan.layouts, plan.freed, strict=True
         ):

@@ -44,12 +44,12 @@ def _convolution(site: Site, grad: Tensor) -> Parts:
 
 
 def _kept_if_small(site: Site, part: Convolution) -> Part:
-    activations = part.grads.numel() + part.inputs.numel()
+    """Keep the gradients if there is room and no faster way to their norms."""
     kernels = site.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
-    if kernels <= activations and site.budget.take(num_bytes):
+    if not part.is_gram_cheaper and site.budget.take(num_bytes):
         return Kept(part.gradients(slice(None)))
-    site.budget.take(activations * part.grads.itemsize)
+    site.budget.take((part.grads.numel() + part.inputs.numel()) * part.grads.itemsize)
     return part
 
 

@@ -19,7 +19,7 @@ from dp.per_sample._parts import (
 )
 
 
-__all__ = ("Outer", "concatenated")
+__all__ = ("Outer", "concatenated", "gram_is_cheaper")
 
 # A Gram norm is a difference of large numbers where gradients cancel over positions.
 _GRAM_MARGIN: Final = 4.0
@@ -48,7 +48,7 @@ class Outer(Part):
         B = len(self.left)
         if T == 1 and self.left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
             return squared_norms(self.left).mul_(squared_norms(self.right))
-        if T * (I + O) < I * O:
+        if gram_is_cheaper(T, I, O):
             return self._gram_norms()
         return chunked_norms([self], B, self.left[0, ..., 0, 0].numel() * I * O)
 
@@ -95,6 +95,11 @@ def concatenated(parts: list[Outer]) -> Outer:
     """Return the sum of parts of one operand, as one part of more positions."""
     left = torch.cat([part.left for part in parts], dim=-2)
     return Outer(left, torch.cat([part.right for part in parts], dim=-2))
+
+
+def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes
+    """Whether T by T products take less than the I by O gradients themselves."""
+    return T * (I + O) < I * O
 
 
 def _diagonal(product: Tensor) -> Tensor:

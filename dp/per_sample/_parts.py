@@ -111,9 +111,11 @@ def chunked_norms(parts: Sequence[Part], num_samples: int, size: int) -> Tensor:
     return torch.cat(norms)
 
 
-def chunks(num_samples: int, bytes_each: int) -> list[slice]:
+def chunks(
+    num_samples: int, bytes_each: int, at_most: int = _CHUNK_BYTES
+) -> list[slice]:
     """Return slices of the examples that need not much memory each."""
-    step = max(1, _CHUNK_BYTES // max(1, bytes_each))
+    step = max(1, at_most // max(1, bytes_each))
     return [slice(i, i + step) for i in range(0, num_samples, step)]
 
 
