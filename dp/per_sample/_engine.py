@@ -26,6 +26,7 @@ from dp.per_sample._parts import Part, wide
 from dp.per_sample._plan import Plan, check_norm, check_opaque, check_shared, planned
 from dp.per_sample._rules import RULES
 from dp.per_sample._site import Budget, Grads, Rule, Site
+from dp.per_sample._template import Template
 from dp.per_sample._walk import walked
 
 
@@ -33,6 +34,7 @@ __all__ = ("Engine",)
 
 # Of the bytes of the model's own activations: what kept gradients may need besides.
 _ALLOWANCE: Final = 0.05
+_MAX_TEMPLATES: Final = 4
 _ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
 
@@ -51,6 +53,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._plans: dict[Hashable, Plan] = {}
+        self._templates: list[tuple[Template, Plan]] = []  # The latest first.
         self._constants: frozenset[Signature] = frozenset()
         self._warned: set[str] = set()
 
@@ -97,24 +100,39 @@ class Engine:
     ) -> tuple[Graph, Plan]:
         """Return the graph and its plan, from an earlier batch if there is one."""
         root = (losses_B.grad_fn, losses_B.output_nr)
+        B = len(losses_B)
+        for template, plan in self._templates:
+            known = template.bound(
+                root, parameters, num_samples=B, constants=self._constants
+            )
+            if known is not None:
+                check_shared(plan, known)
+                return known, plan
         while True:
             graph = walked(
                 root,
                 parameters,
-                num_samples=len(losses_B),
+                num_samples=B,
                 constants=self._constants,
             )
             check_opaque(graph)
-            plan = self._plans.get(graph.shape)
-            if plan is None:
-                plan, certain, constants = planned(losses_B, graph)
+            found = self._plans.get(graph.shape)
+            if found is None:
+                found, certain, constants = planned(losses_B, graph)
                 self._constants |= constants
-                if plan is None:
+                if found is None:
                     continue
                 if certain:
-                    self._plans[graph.shape] = plan
-            check_shared(plan, graph)
-            return graph, plan
+                    self._plans[graph.shape] = found
+            check_shared(found, graph)
+            if graph.shape in self._plans and B > 1:
+                template = Template(
+                    graph, root, parameters, num_samples=B, constants=self._constants
+                )
+                self._templates = [
+                    (template, found), *self._templates[: _MAX_TEMPLATES - 1]
+                ]
+            return graph, found
 
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:

@@ -4,7 +4,7 @@ A *use* is a node that takes data of examples and, beside it, a parameter or som
 computed from parameters alone: an *operand*.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -54,26 +54,41 @@ class Operand:
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Use:
     """A node that meets examples' data with parameters.
 
-    Attributes:
+    Args:
         node: The autograd node.
-        operands: What it takes of parameters, by input position.
+        bound: Returns what it takes of parameters, by input position.
         outputs: Which of its outputs matter for the losses.
-        data: The nodes of its other inputs.
         is_last: Whether no other use lies behind it.
         might_be_constant: What tells it from others, if instead of data of examples
             it may hold something that all of them share.
     """
 
-    node: Node
-    operands: Mapping[int, Operand]
-    outputs: Sequence[int]
-    data: Sequence[Node]
-    is_last: bool
-    might_be_constant: Signature = ()
+    __slots__ = ("_bound", "_operands", "is_last", "might_be_constant", "node", "outputs")
+
+    def __init__(
+        self,
+        node: Node,
+        bound: Callable[[], Mapping[int, Operand]],
+        outputs: Sequence[int],
+        is_last: bool,  # noqa: FBT001 -- a record's field
+        might_be_constant: Signature = (),
+    ) -> None:
+        self.node = node
+        self._bound = bound
+        self._operands: Mapping[int, Operand] | None = None
+        self.outputs = outputs
+        self.is_last = is_last
+        self.might_be_constant = might_be_constant
+
+    @property
+    def operands(self) -> Mapping[int, Operand]:
+        """What the node takes of parameters, by input position."""
+        if self._operands is None:
+            self._operands = self._bound()
+        return self._operands
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -103,6 +118,8 @@ class Graph:
         nodes: Every node of data, inputs before outputs.
         constants: What no graph says the origin of and no axis gives to examples:
             single factors, and what parameters alone are multiplied or indexed by.
+        hiding: The nodes that hold what decides what they are, and, of those whose
+            inputs are of parameters alone, what identifies the parameters.
         above: The nodes that no use lies above.
     """
 
@@ -110,4 +127,5 @@ class Graph:
     shape: Hashable
     nodes: Sequence[Node]
     constants: Sequence[tuple[Node, Tensor]]
+    hiding: Sequence[tuple[Node, Sequence[int] | None]]
     above: frozenset[Node]

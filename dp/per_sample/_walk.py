@@ -13,37 +13,23 @@ from torch import Tensor
 
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph import Edge, Graph, Operand, Signature, Use
-from dp.per_sample._nodes import (
-    VIEWS,
-    Node,
-    is_checkpointed,
-    is_number,
-    name_of,
-    output_shape,
-    saved,
-    size,
+from dp.per_sample._hidden import (
+    LOOKUPS,
+    SUMS,
+    WITH_FACTOR,
+    axes_of,
+    constant_factor,
+    has_room,
+    looked_up,
+    signature,
 )
+from dp.per_sample._nodes import VIEWS, Node, is_number, name_of, output_shape
 
 
 __all__ = ("walked",)
 
 Edges = Sequence[tuple[Node | None, int]]
 
-# Operations that pick by indices or conditions, which autograd does not list as inputs.
-# Custom functions, whose nodes' names end in no digit, may hide anything.
-_INDEXING: Final = ("Embedding", "Gather", "Index", "Mask", "Scatter", "Take", "Where")
-# Operations of a parameter and of something else that has no graph, data or a constant,
-# and what they keep of it.
-_WITH_FACTOR: Final = frozenset({"DivBackward0", "MulBackward0"})
-_SUMS: Final = frozenset({"AddBackward0", "SubBackward0"})
-_LOOKUPS: Final = {
-    "EmbeddingBackward0": "indices",
-    "GatherBackward0": "index",
-    "IndexBackward0": "indices",
-    "IndexSelectBackward0": "index",
-    "MaskedFillBackward0": "mask",
-    "WhereBackward0": "condition",
-}
 _NONE: Final[Sequence[Tensor]] = ()
 
 
@@ -87,6 +73,7 @@ class _Walk:
         self._uses: dict[Node, Signature | None] = {}
         self._nodes: list[Node] = []
         self._constant: list[tuple[Node, Tensor]] = []
+        self._hiding: list[tuple[Node, Sequence[int] | None]] = []
         self._shape: list[Any] = []
 
     def run(self, root: Node) -> None:
@@ -115,25 +102,37 @@ class _Walk:
             return
         found = [self._behind[c] for c, _ in children if c is not None]
         name = name_of(node)
-        is_use, signature = any(found), None
+        is_use, sign = any(found), None
         if is_use and all(found):
             behind = tuple({id(p): p for some in found for p in some}.values())
-            signature = self._signature(node, name, children, behind)
-            is_use = signature is not None and signature not in self._constants
+            sign = self._signature(node, name, behind)
+            is_use = sign is not None and sign not in self._constants
             if not is_use:
-                self._add_of_parameters(node, children, behind, signature is not None)
+                self._add_of_parameters(node, children, behind, sign is not None)
                 return
+        elif name in WITH_FACTOR and None in [child for child, _ in children]:
+            self._hiding.append((node, None))
         self._note_constant(node, name, children, any_size=False)
         self._behind[node] = _NONE
         self._reaches_use[node] = is_use or any(
             self._reaches_use[c] for c, _ in children if c is not None
         )
         self._nodes.append(node)
-        self._shape.append(type(node))
-        self._shape.append(_batch_axes(node, self._num_samples))
+        self._shape += (type(node), axes_of(node, self._num_samples))
         if is_use:
-            self._uses[node] = signature
+            self._uses[node] = sign
             self._shape.append(tuple(id(p) for some in found for p in some))
+
+    def _signature(
+        self, node: Node, name: str, behind: Sequence[Tensor]
+    ) -> Signature | None:
+        ids = tuple(map(id, behind))
+        sign = signature(node, name, ids)
+        if name in LOOKUPS or name in SUMS or name in WITH_FACTOR:
+            self._hiding.append((node, ids))
+        if sign and not has_room(output_shape(node, 0), self._num_samples):
+            self._constants |= {sign}
+        return sign
 
     def _add_of_parameters(
         self,
@@ -146,53 +145,23 @@ class _Walk:
         self._note_constant(node, name_of(node), children, any_size=True)
         if is_constant or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
-        has_rows = is_constant and _has_room(output_shape(node, 0), self._num_samples)
+        has_rows = is_constant and has_room(output_shape(node, 0), self._num_samples)
         if has_rows or any(child in self._with_rows for child, _ in children):
             self._with_rows.add(node)
-
-    def _signature(
-        self, node: Node, name: str, children: Edges, behind: Sequence[Tensor]
-    ) -> Signature | None:
-        """Return None for a node of parameters alone, else what names the use.
-
-        An empty name is that of a use that cannot be constant.
-        """
-        if not _meets_data(node, name, children):
-            return None
-        shape = output_shape(node, 0)
-        if name in _SUMS or name in _WITH_FACTOR:
-            shapes = [
-                self._shape_of(child, index) for child, index in children if child
-            ]
-            if shape not in shapes:
-                return ()
-        elif name not in _LOOKUPS:
-            return ()
-        signature = (name, *map(id, behind), shape)
-        if not _has_room(shape, self._num_samples):
-            self._constants |= {signature}
-        return signature
-
-    def _shape_of(self, node: Node, index: int) -> Sequence[int]:
-        if self._edges[node]:
-            return output_shape(node, index)
-        return tuple(self._behind[node][0].shape)
 
     def _note_constant(
         self, node: Node, name: str, children: Edges, *, any_size: bool
     ) -> None:
-        if name in _WITH_FACTOR:
+        if name in WITH_FACTOR:
             if None not in [child for child, _ in children]:
                 return
-            constant = _constant_factor(node)
+            constant = constant_factor(node)
             if constant is None or is_number(constant):
                 return
             if any_size or constant.numel() == 1:
                 self._constant.append((node, constant))
-        elif any_size and name in _LOOKUPS:
-            kept = saved(node, _LOOKUPS[name])
-            several = kept if isinstance(kept, tuple) else (kept,)
-            self._constant += [(node, some) for some in several if some is not None]
+        elif any_size and name in LOOKUPS:
+            self._constant += [(node, some) for some in looked_up(node, name)]
 
     def graph(self, root: Edge) -> Graph:
         if self._behind[root[0]]:  # The losses are of parameters alone.
@@ -210,7 +179,9 @@ class _Walk:
             if node in outputs  # Not of a chain that turned out to be constant.
         ]
         above = self._above(root[0]) if self._constant else frozenset()
-        return Graph(uses, tuple(self._shape), self._nodes, self._constant, above)
+        return Graph(
+            uses, tuple(self._shape), self._nodes, self._constant, self._hiding, above
+        )
 
     def _use(
         self, node: Node, signature: Signature | None, outputs: Sequence[int]
@@ -229,7 +200,7 @@ class _Walk:
             else:
                 data.append(child)
         is_last = not any(self._reaches_use[child] for child in data)
-        return Use(node, operands, outputs, data, is_last, signature or ())
+        return Use(node, lambda: operands, outputs, is_last, signature or ())
 
     def _chain(self, node: Node, index: int) -> Sequence[Edge] | None:
         """Return the views between a parameter and an operand, if that is all."""
@@ -263,42 +234,3 @@ class _Walk:
             seen |= unseen
             pending.extend(unseen)
         return frozenset(seen)
-
-
-def _batch_axes(node: Node, num_samples: int) -> Hashable:
-    """Which axes of a node's outputs may hold the examples, alone or with positions."""
-    return tuple(
-        [
-            0 if size % num_samples else 2 if size == num_samples else size > 0
-            for metadata in node._input_metadata  # noqa: SLF001 -- see _nodes
-            for size in metadata.shape
-        ]
-    )
-
-
-def _has_room(shape: Sequence[int], num_samples: int) -> bool:
-    """Whether a tensor may hold something of every example."""
-    return size(shape) == 0 or any(length % num_samples == 0 for length in shape)
-
-
-def _meets_data(node: Node, name: str, children: Edges) -> bool:
-    """Whether a node may hold data of examples that the graph does not show."""
-    if not name[-1].isdigit() or any(word in name for word in _INDEXING):
-        return True
-    if all(child is not None for child, _ in children):
-        return False
-    if name not in _WITH_FACTOR:
-        return True
-    constant = _constant_factor(node)
-    return constant is None or not is_number(constant)
-
-
-def _constant_factor(node: Node) -> Tensor | None:
-    """Return what a product or quotient of something with a graph took besides it.
-
-    None is what a checkpoint would have to compute again.
-    """
-    with_graph = node.next_functions[0][0] is not None
-    name = "other" if with_graph else "self"
-    factor: Tensor | None = None if is_checkpointed(node, name) else saved(node, name)
-    return factor
