@@ -58,7 +58,7 @@ class Convolution(Part):
         if not self._is_product:
             return chunked_norms([self], len(self.inputs), self.kernel.numel())
         norms = []
-        for examples in self._chunks():
+        for examples in self._chunks(len(self.inputs)):
             product = self._product(examples)
             norms.append(
                 product.squared_norms()
@@ -70,11 +70,13 @@ class Convolution(Part):
     def gradients(self, examples: slice) -> Tensor:
         if not self._is_product:
             return self._convolved(examples)
-        parts = replace(self, inputs=self.inputs[examples], grads=self.grads[examples])
+        start, stop, _ = examples.indices(len(self.inputs))
         found = [
-            parts._product(some).gradients(slice(None)) for some in parts._chunks()
+            self._product(slice(start + some.start, min(start + some.stop, stop)))
+            for some in self._chunks(stop - start)
         ]
-        return torch.cat(found).view(-1, *self.kernel.shape)
+        grads = torch.cat([product.gradients(slice(None)) for product in found])
+        return grads.view(-1, *self.kernel.shape)
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)
@@ -117,12 +119,12 @@ class Convolution(Part):
         is_pointwise = self.kernel.numel() == channels
         return self.groups == 1 and (is_pointwise or channels >= _MANY_CHANNELS)
 
-    def _chunks(self) -> list[slice]:
-        """Return slices of the examples whose windows do not need much memory."""
+    def _chunks(self, num_samples: int) -> list[slice]:
+        """Return slices of examples whose windows do not need much memory."""
         windowed = self._num_positions * self.kernel[0].numel()
         at_most = _CHUNK_BYTES.get(self.inputs.device.type, _ACCELERATOR_BYTES)
         size = 4 * max(windowed, self.kernel.numel())
-        return chunks(len(self.inputs), size, at_most)
+        return chunks(num_samples, size, at_most)
 
     def _product(self, examples: slice) -> Outer:
         """Return [b, positions, O] times [b, positions, C * ...] as gradients.

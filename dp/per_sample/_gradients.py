@@ -14,13 +14,12 @@ from torch import Tensor
 
 from dp.per_sample._lookup import Lookup
 from dp.per_sample._outer import Outer, concatenated
-from dp.per_sample._parts import Kept, Part, chunked_norms, wide
+from dp.per_sample._parts import SMALL, Kept, Part, chunked_norms, wide
 
 
-__all__ = ("PerSampleGradients",)
+__all__ = ("PerSampleGradients", "Stacked")
 
 _MARGIN: Final = 8.0
-_SMALL: Final = 4096  # Elements of a parameter that is handled with others.
 
 
 @final
@@ -38,7 +37,9 @@ class PerSampleGradients:
         start_B: Tensor,
         *,
         loss_scale: float = 1.0,
+        stacks: Sequence["Stacked"] = (),
     ) -> None:
+        self._stacks = stacks
         self._parts = {index: _merged(some) for index, some in parts.items()}
         self._parameters = parameters
         self._start_B = start_B
@@ -58,6 +59,13 @@ class PerSampleGradients:
         norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
         for flat in self._flat_parts(group_of):
             norms[flat.group] += flat.part.squared_norms().to(device)
+        for stack in self._stacks:
+            norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
+            groups = [group_of[index] for index in stack.indices]
+            for group in dict.fromkeys(groups):
+                rows = [row for row, other in enumerate(groups) if other == group]
+                some_LB = norms_LB if len(rows) == len(groups) else norms_LB[rows]
+                norms[group] += some_LB.sum(0)
         for index, parts in self._parts.items():
             if not self._is_small(index):
                 size = self._parameters[index].numel()
@@ -89,33 +97,51 @@ class PerSampleGradients:
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
         factors_GB = factors_GB / self._loss_scale
-        for flat in self._flat_parts(group_of):
-            part: Part = flat.part
-            if any_dropped[flat.group]:
-                part = part.without(dropped_GB[flat.group])
-            _add_flat(
-                part, factors_GB[flat.group], [sums[i] for i in flat.indices], beta
-            )
+        found = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
+        _deliver([sums[index] for index in found], [*found.values()], beta)
         for index, total in enumerate(sums):
-            if self._is_small(index):
+            if index in found:
                 continue
             group, first = group_of[index], beta
-            for part in self._parts.get(index, ()):
-                if any_dropped[group]:
-                    part = part.without(dropped_GB[group])  # noqa: PLW2901 -- the same
-                part.add_weighted_sum(
-                    factors_GB[group].to(total.device), total, beta=first
-                )
+            for some in self._parts.get(index, ()):
+                rows = some.without(dropped_GB[group]) if any_dropped[group] else some
+                factors_B = factors_GB[group].to(total.device)
+                rows.add_weighted_sum(factors_B, total, beta=first)
                 first = 1
             if not first:
                 total.zero_()
+
+    def _small_sums(
+        self,
+        factors_GB: Tensor,
+        dropped_GB: Tensor,
+        any_dropped: Sequence[bool],
+        group_of: Sequence[int],
+    ) -> dict[int, Tensor]:
+        """Return the weighted sums of the parameters that are handled with others."""
+        found: dict[int, Tensor] = {}
+        for flat in self._flat_parts(group_of):
+            kept = flat.part
+            if any_dropped[flat.group]:
+                kept = kept.without(dropped_GB[flat.group])
+            shapes = [self._parameters[index].shape for index in flat.indices]
+            totals = _split(kept, factors_GB[flat.group], shapes)
+            found.update(zip(flat.indices, totals, strict=True))
+        for stack in self._stacks:
+            groups = [group_of[index] for index in stack.indices]
+            part = stack.part
+            if any(any_dropped[group] for group in groups):
+                part = part.without(_by_layer(dropped_GB, groups).flatten())
+            by_layer = part.stacked_sums(_by_layer(factors_GB, groups))
+            found.update(zip(stack.indices, by_layer.unbind(), strict=True))
+        return found
 
     def _is_small(self, index: int) -> bool:
         parts = self._parts.get(index, ())
         return (
             len(parts) == 1
             and isinstance(parts[0], Kept)
-            and self._parameters[index].numel() <= _SMALL
+            and self._parameters[index].numel() <= SMALL
         )
 
     def _flat_parts(self, group_of: Sequence[int]) -> list["_Flat"]:
@@ -151,16 +177,42 @@ class _Flat:
     part: Kept
 
 
-def _add_flat(part: Part, factors_B: Tensor, sums: Sequence[Tensor], beta: int) -> None:
-    assert isinstance(part, Kept)  # noqa: S101 -- a kept part without rows is one
+@final
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Gradients of parameters of one shape, each one's examples behind another's.
+
+    Attributes:
+        indices: Of the parameters.
+        part: Their gradients.
+    """
+
+    indices: Sequence[int]
+    part: Kept | Outer
+
+
+def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
+    """Return the values of each layer's group."""
+    if len({*groups}) == 1:
+        return values_GB[groups[0]].expand(len(groups), -1)
+    return values_GB[groups]
+
+
+def _split(part: Kept, factors_B: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return the weighted sums of gradients that lie side by side."""
     grads_BF = wide(part.grads_BP)
     total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
-    parts = total_F.split([total.numel() for total in sums])
-    shaped = [some.view(total.shape) for some, total in zip(parts, sums, strict=True)]
+    parts = total_F.split([shape.numel() for shape in shapes])
+    return [some.view(shape) for some, shape in zip(parts, shapes, strict=True)]
+
+
+def _deliver(sums: list[Tensor], found: list[Tensor], beta: int) -> None:
+    if not sums:
+        return
     if beta:
-        torch.ops.aten._foreach_add_.List(list(sums), shaped)
+        torch.ops.aten._foreach_add_.List(sums, found)
     else:
-        torch.ops.aten._foreach_copy_(list(sums), shaped)
+        torch.ops.aten._foreach_copy_(sums, found)
 
 
 def _merged(parts: Sequence[Part]) -> Sequence[Part]:

@@ -66,7 +66,14 @@ class Use:
             it may hold something that all of them share.
     """
 
-    __slots__ = ("_bound", "_operands", "is_last", "might_be_constant", "node", "outputs")
+    __slots__ = (
+        "_bound",
+        "_operands",
+        "is_last",
+        "might_be_constant",
+        "node",
+        "outputs",
+    )
 
     def __init__(
         self,

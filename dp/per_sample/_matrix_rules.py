@@ -127,6 +127,8 @@ MATRIX_RULES: Final[Mapping[str, Rule]] = {
         "`nn.Linear`, `torch.addmm`",
         "keep, gram, redo",
         lambda site: 1 not in site.operands and _right_is_shared(2)(site),
+        stacks=("mat1",),
+        matrix=2,
     ),
     "BaddbmmBackward0": Rule(
         _baddbmm,
@@ -151,6 +153,8 @@ MATRIX_RULES: Final[Mapping[str, Rule]] = {
         "`@`, `torch.mm`, `nn.Linear` without a bias",
         "keep, gram, redo",
         _right_is_shared(1),
+        stacks=("self",),
+        matrix=1,
     ),
     "MvBackward0": Rule(
         _mv,

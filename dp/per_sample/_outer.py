@@ -87,7 +87,16 @@ class Outer(Part):
         right_NRO = right.transpose(0, 1).flatten(1, 2)
         total.baddbmm_(left_NRI.mT, right_NRO, beta=beta)
 
-    def without(self, bad_B: Tensor) -> Part:
+    def stacked_sums(self, factors_LB: Tensor) -> Tensor:
+        """Return the weighted sums of L layers whose examples lie behind one another."""
+        L = len(factors_LB)
+        left, right = wide(self.left), wide(self.right)
+        factors = factors_LB.to(right.device, right.dtype)
+        right = right * factors.reshape(-1, 1, 1)
+        left_LRI = left.reshape(L, -1, left.shape[-1])
+        return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
+
+    def without(self, bad_B: Tensor) -> "Outer":
         return Outer(zeroed(self.left, bad_B), zeroed(self.right, bad_B))
 
 

@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 
 
-__all__ = ("Kept", "Part", "chunked_norms", "chunks", "squared_norms", "wide", "zeroed")
+__all__ = (
+    "SMALL",
+    "Kept",
+    "Part",
+    "chunked_norms",
+    "chunks",
+    "squared_norms",
+    "wide",
+    "zeroed",
+)
 
+# Elements of a parameter that is handled with others: keeping small gradients costs
+# less than the calls that a Gram norm takes.
+SMALL: Final = 4096
 _ROW: Final = 4096  # Elements that one floating-point reduction may run over.
 _CHUNK_BYTES: Final = 8 << 20
 
@@ -69,8 +81,20 @@ class Kept(Part):
             weighted = (factors_B @ grads_BP).view(total.shape)
             total.copy_(total + weighted if beta else weighted)
 
-    def without(self, bad_B: Tensor) -> Part:
+    def without(self, bad_B: Tensor) -> "Kept":
         return Kept(zeroed(self.grads_BP, bad_B))
+
+    def transposed(self) -> "Kept":
+        """Return the gradients of the transposed operand."""
+        return Kept(self.grads_BP.mT)
+
+    def stacked_sums(self, factors_LB: Tensor) -> Tensor:
+        """Return the weighted sums of L layers whose examples lie behind one another."""
+        L, B = factors_LB.shape
+        grads_LBP = wide(self.grads_BP).reshape(L, B, -1)
+        factors_L1B = factors_LB[:, None].to(grads_LBP.device, grads_LBP.dtype)
+        sums_LP = factors_L1B @ grads_LBP
+        return sums_LP.view(L, *self.grads_BP.shape[1:])
 
 
 def wide(tensor: Tensor) -> Tensor:

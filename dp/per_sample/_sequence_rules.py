@@ -135,5 +135,6 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
         lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
         "`nn.LayerNorm`",
         applies=_norms_within_examples,
+        stacks=("input", "result1", "result2"),
     ),
 }

@@ -15,7 +15,7 @@ from dp.per_sample._graph import Operand, Use
 from dp.per_sample._layout import Layout
 from dp.per_sample._nodes import Example, output_shape, saved
 from dp.per_sample._outer import Outer
-from dp.per_sample._parts import Kept, Part
+from dp.per_sample._parts import SMALL, Kept, Part
 
 
 __all__ = ("Budget", "Grads", "Parts", "Rule", "Site", "spread")
@@ -23,8 +23,6 @@ __all__ = ("Budget", "Grads", "Parts", "Rule", "Site", "spread")
 Grads = Sequence[Tensor | None]  # One for each output of a node.
 Parts = dict[int, Part]  # By input position.
 
-# Keeping small gradients costs less than the calls that a Gram norm takes.
-_SMALL: Final = 4096
 _FREE_BYTES: Final = 1 << 16  # Of a use, too few to count.
 # Multiplications in the time that it takes to write and read a number three times.
 _FLOPS_PER_ELEMENT: Final = 60
@@ -63,12 +61,14 @@ class Site:
         layouts: Where the examples are in each output of the node that matters.
         num_samples: How many there are.
         budget: For gradients that are kept because it is faster.
+        held: What the node kept, where it was read before.
     """
 
     use: Use
     layouts: Mapping[int, Layout]
     num_samples: int
     budget: Budget = field(default_factory=lambda: Budget(0))
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -82,7 +82,7 @@ class Site:
 
     def saved(self, name: str) -> Any:
         """Return what the node kept under *name*."""
-        return saved(self.use.node, name)
+        return self.held[name] if name in self.held else saved(self.use.node, name)
 
     @property
     def axis(self) -> int:
@@ -110,7 +110,7 @@ class Site:
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
             return Outer(left, right)
         matrix = I * O
-        pays = matrix <= _SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
+        pays = matrix <= SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
         if pays and (num_bytes <= _FREE_BYTES or self.budget.take(num_bytes)):
             return Kept(left.mT @ right)
@@ -130,6 +130,9 @@ class Rule:
         operations: What a user calls it.
         how: "keep", "gram", "redo": how its gradients are held.
         applies: Whether it can serve a site; if not, the fallback does.
+        stacks: What of *reads* has a row for every example, if several uses may be
+            served as one that has more examples. Its parts are then kept or outer.
+        matrix: The input that is the matrix of a product.
     """
 
     parts: Callable[[Site, Tensor], Parts]
@@ -138,6 +141,8 @@ class Rule:
     operations: str
     how: str = "keep"
     applies: Callable[[Site], bool] = lambda _site: True
+    stacks: tuple[str, ...] = ()
+    matrix: int | None = None
 
 
 def spread(site: Site, position: int, grad: Tensor) -> Part:

@@ -6,7 +6,7 @@ views and casts, through which a part can be seen, or any other computation, whi
 a backward pass of its own.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.clipping import FlatClipping
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample import Engine, _plan
+from dp.per_sample import Engine, _collected, _convolution, _plan
 from dp.per_sample._parts import squared_norms
 
 
@@ -121,6 +121,26 @@ GOOD = {
     ),
     "conv2d in groups": lambda: (nn.Conv2d(4, 6, 3, groups=2), torch.randn(B, 4, 6, 6)),
     "conv2d, large kernel": lambda: (nn.Conv2d(40, 30, 2), torch.randn(B, 40, 3, 3)),
+    "conv2d, many channels": lambda: (nn.Conv2d(64, 64, 2), torch.randn(B, 64, 2, 3)),
+    "conv2d, many channels and positions": lambda: (
+        nn.Conv2d(64, 64, (3, 2), stride=(2, 1), padding=(2, 0), dilation=(1, 2)),
+        torch.randn(B, 64, 10, 12),
+    ),
+    "conv1d, images of one example": lambda: (
+        Module(
+            lambda m, x: m.conv(x.flatten(0, 1)).unflatten(0, (len(x), -1)),
+            conv=nn.Conv1d(64, 64, 2),
+        ),
+        torch.randn(B, 3, 64, 5),
+    ),
+    "transposed convolution, many channels": lambda: (
+        nn.ConvTranspose2d(64, 64, 3, stride=2, padding=1, output_padding=1),
+        torch.randn(B, 64, 3, 3),
+    ),
+    "conv2d of single pixels": lambda: (
+        nn.Conv2d(6, 4, 1, stride=2),
+        torch.randn(B, 6, 5, 5),
+    ),
     "conv3d": lambda: (nn.Conv3d(2, 3, 2, bias=False), torch.randn(B, 2, 3, 4, 3)),
     "resnet block": lambda: (
         Module(
@@ -258,6 +278,19 @@ SLOW = {
 @pytest.mark.parametrize("name", GOOD)
 def test_gradients_are_those_of_the_loop(name, assert_exact, per_example):
     """One backward pass over any model equals a pass an example."""
+    model, x = GOOD[name]()
+
+    assert_exact(per_example(model(x)), list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(name for name in GOOD if "conv" in name))
+def test_without_room_gradients_are_computed_twice(
+    name, monkeypatch, assert_exact, per_example
+):
+    """Where memory is short nothing is kept, and the result is the same."""
+    monkeypatch.setattr(_collected, "_ALLOWED_BYTES", 0)
+    monkeypatch.setattr(_collected, "_ALLOWANCE", 0)
+    monkeypatch.setattr(_convolution, "_CHUNK_BYTES", {"cpu": 1 << 19})
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))

@@ -1,0 +1,361 @@
+"""A graph that was seen before is recognised, and only that.
+
+Shapes: ``B`` examples, ``T`` positions.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample import Engine, _collected, _engine
+
+
+B, T = 5, 3
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """The batch sizes of the graphs that were walked, not recognised."""
+    sizes = []
+
+    def counting(root, parameters, *, num_samples, constants):
+        sizes.append(num_samples)
+        return walked(root, parameters, num_samples=num_samples, constants=constants)
+
+    walked = _engine.walked
+    monkeypatch.setattr(_engine, "walked", counting)
+    return sizes
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """How many layers were served as one, batch by batch and kind by kind."""
+    sizes = []
+
+    def counting(members, *args, **kwargs):
+        found = stacked(members, *args, **kwargs)
+        sizes.append(0 if found is None else len(members))
+        return found
+
+    stacked = _collected.stacked
+    monkeypatch.setattr(_collected, "stacked", counting)
+    return sizes
+
+
+class Residual(nn.Module):
+    """A norm and two products, which may be narrow."""
+
+    def __init__(self, width=4, inner=6, *, bias=True):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, bias=bias)
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).tanh())
+
+
+def deep(num_layers=5, **options):
+    return nn.Sequential(*[Residual(**options) for _ in range(num_layers)])
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("positions", [(), (T,), (T, 2)], ids=str)
+def test_layers_that_are_alike_are_served_as_one(
+    bias, positions, stacks, assert_exact, per_example
+):
+    """The gradients are those of the loop, for batches of any size."""
+    model, engine = deep(bias=bias), Engine()
+    for size in (B, B, 7, 13):
+        x = torch.randn(size, *positions, 4)
+        assert_exact(per_example(model(x)), trained(model), engine=engine)
+
+    assert stacks == 3 * [5, 5, 5]
+
+
+def test_batches_of_any_size_are_one_graph(walks, assert_exact, per_example):
+    """As Poisson sampling makes them."""
+    model, engine = deep(), Engine()
+    for size in (B, B, 7, 1, 13):
+        x = torch.randn(size, T, 4)
+        assert_exact(per_example(model(x)), trained(model), engine=engine)
+
+    assert walks == [B, 1]  # One example alone has every axis.
+
+
+def test_layers_of_one_row_with_long_products_are_served_as_one(
+    stacks, assert_exact, per_example
+):
+    """Their gradients are not kept, but held as two factors."""
+    layers = [nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh()) for _ in range(4)]
+    model, engine = nn.Sequential(*layers), Engine()
+    for _ in range(3):
+        losses_B = per_example(model(torch.randn(B, 64)))
+        assert_exact(losses_B, trained(model), engine=engine, loss_scale=8.0)
+
+    assert stacks == [4, 4]
+
+
+def test_an_example_of_a_stack_may_be_dropped(by_loop, per_example):
+    """NaN in one example's gradient reaches none of the sums."""
+    model, engine = deep(), Engine()
+    parameters = trained(model)
+    x = torch.randn(B, T, 4)
+    engine.gradients(per_example(model(x)), parameters)
+    expected = by_loop(per_example(model(x)), parameters)
+    x[1, 0, 0] = math.nan
+    losses_B = per_example(model(x))
+    gradients = engine.gradients(losses_B, parameters)
+
+    norms_GB = gradients.squared_norms([0] * len(parameters))
+    factors_GB = torch.where(norms_GB.isfinite(), 1.0, 0.0)
+    sums = [torch.zeros_like(p) for p in parameters]
+    gradients.add_weighted_sum(factors_GB, [0] * len(parameters), sums)
+
+    assert norms_GB.isfinite().tolist() == [[True, False, True, True, True]]
+    for total, rows in zip(sums, expected, strict=True):
+        torch.testing.assert_close(total, rows.sum(0) - rows[1])
+
+
+def test_layers_may_have_groups_of_their_own(by_loop, per_example):
+    """Per-layer clipping finds each parameter's norms in what was computed as one."""
+    model, engine = deep(), Engine()
+    parameters = trained(model)
+    for _ in range(2):
+        losses_B = per_example(model(torch.randn(B, T, 4)))
+        expected = by_loop(losses_B, parameters)
+        gradients = engine.gradients(losses_B, parameters)
+        norms_GB = gradients.squared_norms(range(len(parameters)))
+
+        for norms_B, rows in zip(norms_GB, expected, strict=True):
+            torch.testing.assert_close(norms_B, rows.flatten(1).square().sum(1))
+        sums = [torch.empty_like(p) for p in parameters]
+        factors_GB = torch.rand_like(norms_GB)
+        gradients.add_weighted_sum(factors_GB, range(len(parameters)), sums, beta=0)
+        for total, factors_B, rows in zip(sums, factors_GB, expected, strict=True):
+            true = torch.einsum("b...,b->...", rows, factors_B)
+            torch.testing.assert_close(total, true)
+
+
+class Gate(torch.autograd.Function):
+    """What gradients pass if it is open."""
+
+    @staticmethod
+    def forward(ctx, x, is_open):
+        ctx.is_open = is_open
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad if ctx.is_open else None), None
+
+
+@pytest.mark.parametrize("closed", [[2], [0, 1, 2, 3]], ids=str)
+def test_layers_that_no_gradient_reaches_have_none(closed, stacks, assert_exact):
+    """One of the layers that are alike, or all of them, in a later batch."""
+    layers, head = nn.ModuleList(nn.Linear(4, 3) for _ in range(4)), nn.Linear(4, 5)
+    parameters, engine = [*trained(layers), *trained(head)], Engine()
+    for later in (False, True):
+        x = torch.randn(B, 4)
+        losses_B = head(x).sin().square().sum(1)
+        for i, layer in enumerate(layers):
+            is_open = not (later and i in closed)
+            losses_B = losses_B + Gate.apply(layer(x).sin(), is_open).sum(1)
+        assert_exact(losses_B, parameters, engine=engine)
+
+    assert stacks == [4]
+
+
+def test_products_with_scales_that_differ_are_not_one(
+    stacks, assert_exact, per_example
+):
+    """What a layer is scaled with is read in every batch."""
+    weights = [nn.Parameter(torch.randn(4, 4)) for _ in range(4)]
+    bias = [nn.Parameter(torch.randn(4)) for _ in range(4)]
+    engine = Engine()
+    for scales in ([1, 1, 1, 1], [2, 2, 2, 2], [1, 2, 3, 4]):
+        h = torch.randn(B, 4)
+        for w, b, alpha in zip(weights, bias, scales, strict=True):
+            h = torch.addmm(b, h, w, alpha=alpha).tanh()
+        assert_exact(per_example(h), [*weights, *bias], engine=engine)
+
+    assert stacks == [4, 0]
+
+
+def test_layers_of_other_lengths_are_not_one(stacks, assert_exact, per_example):
+    """Layers that were alike meet inputs of different lengths in a later batch."""
+    layers = nn.ModuleList(nn.Linear(4, 3) for _ in range(4))
+    engine = Engine()
+    for lengths in ([2, 2, 2, 2], [2, 3, 2, 4]):
+        outputs = [
+            layer(torch.randn(B, length, 4)).sum(1)
+            for layer, length in zip(layers, lengths, strict=True)
+        ]
+        losses_B = per_example(torch.stack(outputs, 1))
+        assert_exact(losses_B, trained(layers), engine=engine)
+
+    assert stacks == [0]
+
+
+def test_a_parameter_that_is_shared_with_another_layer_is_not_in_a_stack(
+    stacks, assert_exact, per_example
+):
+    """Tied weights have cross terms, also among layers that are alike."""
+    model, engine = deep(), Engine()
+    model[3].up.weight = model[0].up.weight
+    for _ in range(2):
+        x = torch.randn(B, T, 4)
+        assert_exact(per_example(model(x)), trained(model), engine=engine)
+
+    assert sorted(stacks) == [3, 5, 5]
+
+
+def test_large_outputs_are_served_alone(stacks, assert_exact, per_example):
+    """What would need much memory to be put together is not."""
+    model, engine = deep(4, inner=32), Engine()
+    for length in (2, 2, 601):
+        x = torch.randn(B, length, 4)
+        assert_exact(per_example(model(x)), trained(model), engine=engine, rtol=1e-9)
+
+    assert stacks == [4, 4, 4, 0, 0, 0]
+
+
+def test_freezing_a_layer_makes_another_graph(walks, assert_exact, per_example):
+    """Also where nothing else of the graph changes."""
+    model, engine = deep(), Engine()
+    x = torch.randn(B, T, 4)
+    assert_exact(per_example(model(x)), trained(model), engine=engine)
+    model[2].requires_grad_(requires_grad=False)
+    assert_exact(per_example(model(x)), trained(model), engine=engine)
+    assert_exact(per_example(model(x)), trained(model), engine=engine)
+    model[2].requires_grad_(requires_grad=True)
+    assert_exact(per_example(model(x)), trained(model), engine=engine)
+
+    assert walks == [B, B]  # The first is still known.
+
+
+def test_one_node_for_two_is_another_graph(walks, assert_exact):
+    """Operations of the same kind, once on one result and once on two equal ones."""
+    model, engine = nn.Linear(4, 2), Engine()
+    x = torch.randn(B, 4)
+    for _ in range(2):
+        h = model(x)
+        assert_exact((h.exp() * model(x).exp()).sum(1), trained(model), engine=engine)
+        e = model(x).exp()
+        assert_exact((e * e).sum(1), trained(model), engine=engine)
+
+    assert walks == [B, B]
+
+
+def test_another_output_of_a_node_is_another_graph(walks, assert_exact):
+    """Losses that are the second of two outputs."""
+    model, engine = nn.Linear(4, 2), Engine()
+    for which in (0, 1):
+        losses_B = model(torch.randn(B, 4)).sin().unbind(1)[which]
+        assert_exact(losses_B, trained(model), engine=engine)
+
+    assert walks == [B, B]
+
+
+def test_another_input_that_needs_a_gradient_is_another_graph(walks, assert_exact):
+    """A leaf that is nobody's parameter, where data was."""
+    model, engine = nn.Linear(4, 2), Engine()
+    x = torch.randn(B, 4)
+    for some in (x, x.clone().requires_grad_(), x):
+        assert_exact(model(some).sin().sum(1), trained(model), engine=engine)
+
+    assert walks == [B, B]
+
+
+def test_a_number_that_becomes_a_tensor_is_looked_at(walks):
+    """A factor that all examples share may be computed from all of them."""
+    model, engine = nn.Linear(4, 2), Engine()
+    x = torch.randn(B, 4)
+    for _ in range(2):
+        engine.gradients((model(x) * 0.5).sin().sum(1), trained(model))
+    engine.gradients((model(x) * torch.tensor([0.5])).sin().sum(1), trained(model))
+    with pytest.raises(SampleMixingError, match="not the same in every batch"):
+        engine.gradients((model(x) * x.mean()[None]).sin().sum(1), trained(model))
+
+    assert walks == [B, B]
+
+
+def test_positions_that_are_looked_up_may_be_of_any_number(walks, assert_exact):
+    """Embeddings of positions, which all examples share, at several lengths."""
+    words, places, engine = nn.Embedding(9, 4), nn.Embedding(30, 4), Engine()
+    parameters = [words.weight, places.weight]
+    for length in (3, 3, 4, 11, 4):
+        x = torch.randint(0, 9, (B, length))
+        h = words(x) + places(torch.arange(length))
+        assert_exact(h.sin().sum((1, 2)), parameters, engine=engine)
+
+    assert walks == [B]
+
+
+def test_many_kinds_of_graph_are_all_right(assert_exact, per_example):
+    """More than are remembered."""
+    model, engine = deep(6), Engine()
+    for depth in (1, 2, 3, 4, 5, 6, 1, 2):
+        x = torch.randn(B, T, 4)
+        assert_exact(per_example(model[:depth](x)), trained(model), engine=engine)
+
+
+def test_layers_behind_a_checkpoint_are_served_alone(stacks, assert_exact, per_example):
+    """What they keep is computed again during the backward pass, not before."""
+    model, engine = deep(3), Engine()
+    for _ in range(2):
+        h = torch.randn(B, T, 4).requires_grad_()
+        for layer in model:
+            h = checkpoint(layer, h, use_reentrant=False)
+        assert_exact(per_example(h), trained(model), engine=engine)
+
+    assert stacks == [0, 0, 0]
+
+
+ALIKE = {
+    "outputs": (
+        lambda m, x: m(x).unbind(1)[0].exp() * m(x).unbind(1)[1].sin(),
+        lambda m, x: m(x).unbind(1)[1].exp() * m(x).unbind(1)[0].sin(),
+    ),
+    "more inputs": (
+        lambda m, x: torch.stack([m(x), m(x)]).sin().sum((0, 2)),
+        lambda m, x: torch.stack([m(x), m(x), m(x)]).sin().sum((0, 2)),
+    ),
+    "parameters": (
+        lambda m, x: (x @ m.weight.T + m.bias * m.bias.exp()).sin().sum(1),
+        lambda m, x: (x @ m.weight.T + m.weight[:, 0] * m.bias.exp()).sin().sum(1),
+    ),
+    "exchanged parameters": (
+        lambda m, x: (x[:, :2] * m.bias.sin() * m.other.exp()).sum(1),
+        lambda m, x: (x[:, :2] * m.other.sin() * m.bias.exp()).sum(1),
+    ),
+    "indices": (
+        lambda m, x: (x[:, :1, None] * m.weight.view(2, 2, 2)[ONE]).sin().sum((1, 2)),
+        lambda m, x: (
+            (x[:, :1, None] * m.weight.view(2, 1, 2, 2)[ONE, ONE - 1]).sin().sum((1, 2))
+        ),
+    ),
+}
+ONE = torch.tensor([1])
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_what_looks_alike_is_not(kind, walks, assert_exact):
+    """Graphs that differ in one thing are walked for themselves."""
+    model, engine = nn.Linear(4, 2), Engine()
+    model.other = nn.Parameter(torch.randn(2))
+    for losses in 2 * ALIKE[kind]:
+        assert_exact(losses(model, torch.randn(B, 4)), trained(model), engine=engine)
+
+    assert walks == [B, B]
