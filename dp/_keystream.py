@@ -41,13 +41,17 @@ class Keystream:
             AES256(os.urandom(KEY_BITS // 8)), CTR(bytes(16))
         ).encryptor()
 
-    def integers(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return *count* integers, uniform over all values of *dtype*."""
-        words = np.empty(count, dtype=dtype)
+    def fill(self, words: NDArray[Any]) -> None:
+        """Write integers, uniform over all values of the dtype, to a vector."""
         buffer = words.view(np.uint8).data
         for start in range(0, len(buffer), len(_ZEROS)):
             part = buffer[start : start + len(_ZEROS)]
             self._cipher.update_into(_ZEROS[: len(part)], part)
+
+    def integers(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return *count* integers, uniform over all values of *dtype*."""
+        words = np.empty(count, dtype=dtype)
+        self.fill(words)
         return words
 
     def __reduce__(self) -> str:

@@ -6,6 +6,7 @@ so that neither Python nor temporaries grow with the model.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -23,54 +24,58 @@ def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
     All views of a list have one dtype and device. Elements may come in any order.
     """
-    waiting: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
     for tensor in tensors:
-        chunk = _CPU_CHUNK if tensor.device.type == "cpu" else _DEVICE_CHUNK
-        parts = waiting.setdefault((tensor.dtype, tensor.device), [])
-        for part in _split(tensor, chunk):
-            if _num_elements(parts) + part.numel() > chunk:
-                yield parts.copy()
-                parts.clear()
-            parts.append(part)
-    yield from filter(None, waiting.values())
+        chunk = _CPU_CHUNK if tensor.is_cpu else _DEVICE_CHUNK
+        queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
+        for part, size in _split(tensor, chunk):
+            if queue.num_elements + size > chunk:
+                yield queue.parts
+                queue.parts, queue.num_elements = [], 0
+            queue.parts.append(part)
+            queue.num_elements += size
+    yield from (queue.parts for queue in waiting.values() if queue.parts)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """The views of a list that is not full yet."""
+
+    parts: list[Tensor] = field(default_factory=list)
+    num_elements: int = 0
 
 
 @contextmanager
-def as_vector(parts: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """One contiguous vector of even length on *device*; on exit, *parts* have it."""
-    num_elements = _num_elements(parts)
+def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """One contiguous vector on *device*; on exit, *parts* have its elements."""
     first = parts[0].detach()
-    if (
-        len(parts) == 1
-        and num_elements % 2 == 0
-        and first.is_contiguous()
-        and first.device == device
-    ):
+    if len(parts) == 1 and first.is_contiguous() and first.device == device:
         yield first.view(-1)
         return
-    padding = first.new_zeros(num_elements % 2)
-    vector = torch.cat([*(part.reshape(-1) for part in parts), padding]).to(device)
+    flat = [part if part.dim() == 1 else part.reshape(-1) for part in parts]
+    vector = torch.cat(flat).to(device)
     yield vector
-    start = 0
-    for part in parts:
-        part.copy_(vector[start : start + part.numel()].view(part.shape))
-        start += part.numel()
+    pieces = vector.to(first.device).split([part.numel() for part in parts])
+    torch._foreach_copy_(  # As torch.optim does: one call for thousands.
+        parts,
+        [
+            piece if part.dim() == 1 else piece.view_as(part)
+            for piece, part in zip(pieces, parts, strict=True)
+        ],
+    )
 
 
-def _num_elements(parts: Sequence[Tensor]) -> int:
-    return sum(part.numel() for part in parts)
-
-
-def _split(tensor: Tensor, chunk: int) -> Iterator[Tensor]:
-    """Views of at most a chunk each that cover the tensor once."""
-    if tensor.numel() <= chunk:
-        yield tensor
+def _split(tensor: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
+    """Views of at most a chunk each that cover the tensor once, and their sizes."""
+    size = tensor.numel()
+    if size <= chunk:
+        yield tensor, size
         return
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     dense = tensor.permute(order)  # Noise is alike in every order of the axes.
     if dense.is_contiguous():
-        yield from torch.split(dense.view(-1), chunk)
+        yield from ((p, len(p)) for p in torch.split(dense.view(-1), chunk))
         return
-    rows = max(1, chunk * tensor.shape[0] // tensor.numel())
+    rows = max(1, chunk * tensor.shape[0] // size)
     for some_rows in torch.split(tensor, rows):
         yield from _split(some_rows.squeeze(0), chunk)

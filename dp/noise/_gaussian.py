@@ -1,6 +1,7 @@
 """The noise stage: what is asked of it, and what it promises."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, final
@@ -34,7 +35,7 @@ _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
 _LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
 _HOST: Final = torch.device("cpu")
-_CHUNKS_WORTH_A_THREAD: Final = 4
+_CHUNKS_WORTH_A_THREAD: Final = 2
 
 
 @final
@@ -65,7 +66,8 @@ class GaussianNoise:
         * Not covered: how the sum that is passed in was itself rounded.
 
     References:
-        Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
+        Knuth and Yao, "The Complexity of Nonuniform Random Number Generation", 1976:
+        no more random bits than the result needs.
         Mironov, "On Significance of the Least Significant Bits for Differential
         Privacy", 2012, section 5.2: rounding after an exact addition.
     """
@@ -110,7 +112,9 @@ class GaussianNoise:
         """
         stddev = _checks.non_negative(stddev=stddev)
         for tensor in sums:
-            _check_tensor(tensor, stddev)
+            _check_tensor(tensor)
+        for dtype in {tensor.dtype for tensor in sums}:
+            _check_range(dtype, stddev)
         if stddev == 0:
             return stddev
         chunks = list(in_chunks(sums))
@@ -120,7 +124,7 @@ class GaussianNoise:
             self._add_fast(chunks, stddev)
         return stddev
 
-    def _add_fast(self, chunks: Sequence[Sequence[Tensor]], stddev: float) -> None:
+    def _add_fast(self, chunks: Sequence[list[Tensor]], stddev: float) -> None:
         for parts in chunks:
             device = parts[0].device
             with as_vector(parts, device) as x:
@@ -161,34 +165,39 @@ def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
     return GaussianNoise(rng=rng)
 
 
-def _add_rounded(chunks: Sequence[Sequence[Tensor]], stddev: float) -> None:
+def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
     """Add noise drawn on the host, on as many threads as torch may use."""
+    waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
 
     @torch.no_grad()
-    def add(share: Sequence[Sequence[Tensor]]) -> None:
+    def add() -> None:
         noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
-        for parts in share:
+        while True:
+            try:
+                parts = waiting.popleft()
+            except IndexError:
+                return
             with as_vector(parts, _HOST) as x:
                 noise.add_(x.numpy())
 
     num_threads = min(torch.get_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
     if num_threads <= 1:
-        add(chunks)
+        add()
         return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for done in [
-            pool.submit(add, chunks[i::num_threads]) for i in range(num_threads)
-        ]:
-            done.result()
+    with ThreadPoolExecutor(num_threads - 1) as pool:
+        others = [pool.submit(add) for _ in range(num_threads - 1)]
+        add()
+        for other in others:
+            other.result()
 
 
-def _check_tensor(tensor: Tensor, stddev: float) -> None:
+def _check_tensor(tensor: Tensor) -> None:
     if tensor.dtype not in _LOG2_RANGE or tensor.layout != torch.strided:
         raise TypeError(
             f"noise needs dense sums in float32 or float64, got {tensor.dtype} with"
             f" layout {tensor.layout}; sum the gradients in float32"
         )
-    if any(
+    if not tensor.is_contiguous() and any(
         n > 1 and step == 0
         for n, step in zip(tensor.shape, tensor.stride(), strict=True)
     ):
@@ -196,9 +205,12 @@ def _check_tensor(tensor: Tensor, stddev: float) -> None:
             f"a sum of shape {tuple(tensor.shape)} is expanded, so its elements would"
             " share their noise; pass tensor.contiguous()"
         )
-    if stddev and abs(math.log2(stddev)) > _LOG2_RANGE[tensor.dtype]:
+
+
+def _check_range(dtype: torch.dtype, stddev: float) -> None:
+    if stddev and abs(math.log2(stddev)) > _LOG2_RANGE[dtype]:
         raise ValueError(
-            f"stddev must lie within 2**-{_LOG2_RANGE[tensor.dtype]} and"
-            f" 2**{_LOG2_RANGE[tensor.dtype]} for {tensor.dtype}, got {stddev!r};"
+            f"stddev must lie within 2**-{_LOG2_RANGE[dtype]} and"
+            f" 2**{_LOG2_RANGE[dtype]} for {dtype}, got {stddev!r};"
             " scale the loss and max_grad_norm"
         )

@@ -1,30 +1,33 @@
-"""Decide, with more bits and more digits, what float32 could not round.
+"""Decide, with more bits and more digits, what sixteen bits could not round.
 
-A pair of normals is given by two infinite sequences of uniform bits. Here the
-sequences of a few pairs are continued, first by 64 bits each in float64, and where
-that is not enough by another 192 with 320-bit arithmetic. See
+A normal ``Z`` is the quantile of a uniform number ``U``, which is given by bits without
+end. Here the bits of a few elements are continued, first by 64 each in float64, and
+where that is not enough by another 192 with 320-bit arithmetic. See
 :mod:`dp.noise._rounding` for the argument that this makes rounding exact.
+
+Shapes: ``E`` elements.
 """
 
-import math
 from typing import Any, Final
 
 import mpmath
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dp._keystream import Keystream
 
 
-__all__ = ("RADIUS_MASK", "decide")
+__all__ = ("FIRST_BITS", "decide", "quantiles")
 
-RADIUS_MASK: Final = 0x7FFFFFFF  # U has no sign, so it keeps 31 bits.
+FIRST_BITS: Final = 16
 
+_MORE_BITS: Final = 64
+_REST_BITS: Final = 192
 _UINT64: Final = np.dtype(np.uint64)
 # Float64 is trusted if it is this far from an integer, or further.
-_SAFE_DISTANCE: Final = 0.5 - 2.0**-36
-_MIN_RADIUS: Final = 2.0**-10
-_MIN_UNIFORM: Final = 2.0**-12  # In units of the last of the first 31 bits.
+_SAFE_DISTANCE: Final = 0.5 - 2.0**-31
+_MIN_PROBABILITY: Final = 2.0**-40
 _PRECISION: Final = 320  # Bits of the last resort.
 
 _Integers = NDArray[np.integer[Any]]
@@ -32,49 +35,55 @@ _Floats = NDArray[np.float64]
 
 
 def decide(
-    bits_2P: _Integers, fraction_2P: _Floats, *, scale: float, keystream: Keystream
+    bits_E: _Integers, fraction_E: _Floats, *, scale: float, keystream: Keystream
 ) -> _Floats:
-    """Return ``round(fraction + scale * Z)`` for pairs of normals ``Z``.
+    """Return ``round(fraction + scale * Z)`` for normals ``Z``.
 
     Args:
-        bits_2P: The first bits of each ``U`` and of each ``V``.
-        fraction_2P: What is added to the cosine's normal and to the sine's.
+        bits_E: The first 16 bits of each ``U``.
+        fraction_E: What is added to the noise.
         scale: Standard deviation of the noise, in lattice units: below 32.
         keystream: Where the next bits come from.
     """
-    bits_2P = np.stack((bits_2P[0] & RADIUS_MASK, bits_2P[1]))
-    more_2P = keystream.integers(bits_2P.size, _UINT64).reshape(bits_2P.shape)
-    steps_2P, unsure_P = _in_float64(bits_2P, more_2P, fraction_2P, scale)
-    for i in np.flatnonzero(unsure_P):
-        rest_2W = keystream.integers(6, _UINT64).reshape(2, 3)
-        u, v = (
-            _joined(first, more, *rest)
-            for first, more, rest in zip(
-                bits_2P[:, i], more_2P[:, i], rest_2W, strict=True
-            )
-        )
-        steps_2P[:, i] = _exactly(u, v, fraction_2P[:, i], scale)
-    return steps_2P
+    more_E = np.empty(len(bits_E), _UINT64)
+    keystream.fill(more_E)
+    steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
+    for i in np.flatnonzero(unsure_E):
+        rest_3 = np.empty(_REST_BITS // 64, _UINT64)
+        keystream.fill(rest_3)
+        uniform = _joined(bits_E[i], more_E[i], *rest_3)
+        steps_E[i] = _exactly(uniform, float(fraction_E[i]), scale, int(steps_E[i]))
+    return steps_E
+
+
+def quantiles(probability_E: _Floats) -> _Floats:
+    """Return the normal quantiles of probabilities in float64 (Cephes' ndtri)."""
+    quantile_E: _Floats = torch.special.ndtri(torch.from_numpy(probability_E)).numpy()
+    return quantile_E
 
 
 def _in_float64(
-    bits_2P: _Integers, more_2P: _Integers, fraction_2P: _Floats, scale: float
+    bits_E: _Integers, more_E: NDArray[np.uint64], fraction_E: _Floats, scale: float
 ) -> tuple[_Floats, NDArray[np.bool_]]:
-    """Round in float64, and say for which pairs it may be wrong.
+    """Round in float64, and say for which elements it may be wrong.
 
-    Errors, with ``e = 2**-53`` and functions within 4 ulps: ``U`` is off by ``2 e``
-    relative, so ``r >= 2**-10`` by ``2**-41.8``; the angle by ``3 pi e``, so the cosine
-    by ``2**-48.7``; ``Z`` by ``2**-41.6``; in lattice units by less than ``2**-36``.
+    The smaller of ``U`` and ``1 - U`` is computed, so that both tails are alike. It is
+    off by ``2**-51`` relative and by the ``2**-80`` that further bits could add; for
+    ``U > 2**-40`` that moves ``Z`` by ``2**-39.5``, since ``U / density(Z) <= 1.26``.
+    The quantile function errs by less than ``2**-40``. In lattice units, with the
+    rounding of the sum: less than ``2**-33``.
     """
-    uniform_P, angle_P = bits_2P + more_2P * 2.0**-64
-    radius_P = np.sqrt(-2 * np.log(np.maximum(uniform_P, _MIN_UNIFORM) * 2.0**-31))
-    angle_P *= math.pi * 2.0**-31
-    normal_2P = radius_P * np.stack((np.cos(angle_P), np.sin(angle_P)))
-    sum_2P = fraction_2P + scale * normal_2P
-    steps_2P = np.rint(sum_2P)
-    unsure_P = (np.abs(sum_2P - steps_2P) > _SAFE_DISTANCE).any(axis=0)
-    unsure_P |= (uniform_P < _MIN_UNIFORM) | (radius_P < _MIN_RADIUS)
-    return steps_2P, unsure_P
+    half = 1 << (FIRST_BITS - 1)
+    upper_E = bits_E >= half
+    bits_E = np.where(upper_E, 2 * half - 1 - bits_E.astype(np.int64), bits_E)
+    more_E = np.where(upper_E, ~more_E, more_E)
+    tail_E = (bits_E + more_E * 2.0**-_MORE_BITS) * 2.0**-FIRST_BITS
+    unsure_E = tail_E < _MIN_PROBABILITY
+    normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + _MORE_BITS)))
+    sum_E = fraction_E + scale * np.where(upper_E, -normal_E, normal_E)
+    steps_E = np.rint(sum_E)
+    unsure_E |= np.abs(sum_E - steps_E) > _SAFE_DISTANCE
+    return steps_E, unsure_E
 
 
 def _joined(*words: Any) -> int:
@@ -85,15 +94,24 @@ def _joined(*words: Any) -> int:
     return joined
 
 
-def _exactly(u: int, v: int, fraction_2: _Floats, scale: float) -> tuple[int, int]:
-    """Round with 320-bit arithmetic; wrong with probability below ``2**-130``."""
+def _exactly(uniform: int, fraction: float, scale: float, guess: int) -> int:
+    """Round with 320-bit arithmetic; wrong with probability below ``2**-130``.
+
+    ``Z`` is beyond the midpoint of two lattice points if ``U`` is beyond its normal
+    probability, which is easier to compute than a quantile.
+    """
     exact: Any = mpmath.MPContext()  # Its own, because mpmath.mp is global state.
     exact.prec = _PRECISION
-    unit = -(31 + 64 * 4)
-    uniform = exact.ldexp(2 * u + 1, unit - 1)  # The middle of what the bits leave.
-    angle = exact.pi * exact.ldexp(2 * v + 1, unit - 1)
-    radius = exact.sqrt(-2 * exact.log(uniform))
-    return (
-        int(exact.nint(fraction_2[0] + scale * radius * exact.cos(angle))),
-        int(exact.nint(fraction_2[1] + scale * radius * exact.sin(angle))),
-    )
+    # The middle of what the bits leave.
+    u = exact.ldexp(2 * uniform + 1, -(FIRST_BITS + _MORE_BITS + _REST_BITS) - 1)
+
+    def is_below(midpoint: float) -> bool:
+        z = (exact.mpf(midpoint) - fraction) / scale
+        return bool(u < exact.ncdf(z))
+
+    steps = guess
+    while is_below(steps - 0.5):
+        steps -= 1
+    while not is_below(steps + 0.5):
+        steps += 1
+    return steps

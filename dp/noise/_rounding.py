@@ -6,54 +6,64 @@ happens in the real numbers. Such a result says about ``x`` what the ideal Gauss
 mechanism says, rounded: the holes and uneven spacing of floating-point noise, by which
 Mironov told two inputs apart, cannot show.
 
-How real numbers are rounded correctly in floating point: ``Z`` is given by uniform
-bits without end (Box-Muller takes a pair ``U, V`` to ``r cos(pi V), r sin(pi V)`` with
-``r = sqrt(-2 log U)``), of which float32 sees the first 31 or 32. The value it computes
-is within ``2**-11`` of the real one; unless it is that close to the midpoint of two
-lattice points, both round alike. The few pairs that are too close, or for which the
-error bound does not hold, are decided with more bits and digits (Ziv's strategy) by
-:mod:`dp.noise._refinement`, which draws the next bits of the same ``U, V``.
+How real numbers are rounded correctly in floating point: ``Z`` is the normal quantile
+of a uniform number ``U`` with bits without end, and only as many bits are drawn as the
+rounding needs (Knuth and Yao's idea, Ziv's strategy). The first 16 bits leave a cell of
+65536 that ``Z`` lies in. Its centre comes from a table; if the midpoint of two lattice
+points is further away than the cell reaches, every ``Z`` of the cell rounds alike, and
+no more bits are drawn. Which elements are decided by that is found in three stages:
 
-The error bound, in units of the last place ``e = 2**-24`` of float32, if log, sin and
-cos err by at most 4 of their ulps (numpy documents at most 4):
+1. In float32, with the reach of the widest cell within 2.5 standard deviations for all,
+   and none for what lies outside. It leaves 2 to 4 percent.
+2. In float64, with each cell's own reach. It leaves 0.2 to 0.4 percent.
+3. With more bits and digits: :mod:`dp.noise._refinement`.
 
-=======================  ====================================================
-``U``                    relative ``2**-17 + 2 e`` at ``r = 4.5``, where the bits
-                         end; ``2 e`` at ``r = 2**-5``; refined beyond either
-``r``                    ``2**-17.8``
-``cos(pi V)``            ``3 pi e + 2**-29 + 2**-21 <= 2**-19.8``
-``Z``                    ``2**-17.8 + 4.5 * 2**-19.8 + 2**-21 <= 2**-16.6``
-times ``s / g < 2**5``   ``2**-11.6``
-plus the fraction of x   ``2**-11.6 + 2**-15.8 + 2**-17 <= 2**-11``
-=======================  ====================================================
+The error bound of the first stage, in lattice units. ``s / g`` is below ``2**5``, so the
+centre is below ``2**6.4``, and ``M`` is the largest ``|x / g|`` of the vector:
 
-Shapes: ``P`` pairs of elements; in a vector, pair ``i`` is ``i`` and ``i + P``.
+=========================  ==================================================
+the centre in float32      ``2**-18``
+the sum with ``x / g``     ``2**-24 * (M + 2**6.4)``
+the bound itself           ``2**-25``
+together                   ``2**-16 + 2**-24 * M``
+=========================  ==================================================
 
-Done by numpy, on the host and on one thread: its float32 functions are the fastest
-here, and torch would start its threads for dozens of operations too small for them.
+``x / g`` is exact, and so are the distance of a float to the integer next to it and, in
+the second stage, the fraction of ``x / g`` in float64. Where ``M`` is very large, infinite
+or NaN, the first stage decides nothing.
+
+Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, ``E`` of them
+that float64 left.
+
+Done by numpy, on the host and on one thread: torch would start its threads for dozens
+of operations too small for them.
 """
 
 import math
+from functools import lru_cache
 from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp._keystream import Keystream
-from dp.noise._refinement import RADIUS_MASK, decide
+from dp.noise._refinement import FIRST_BITS, decide, quantiles
 
 
 __all__ = ("TOTAL_VARIATION", "RoundedGaussian", "granularity")
 
 TOTAL_VARIATION: Final = 2.0**-128
-_INT32: Final = np.dtype(np.int32)
+
+_UINT16: Final = np.dtype(np.uint16)
+_INT64: Final = np.dtype(np.int64)
 _FLOAT32: Final = np.dtype(np.float32)
+_BOOL: Final = np.dtype(np.bool_)
 _LATTICE_BITS: Final = 4
-# Float32 is trusted if it is this far from an integer, or further; see above.
-_SAFE_DISTANCE: Final = 0.5 - 2.0**-11
-# Radii for which the error bound holds, with a margin: from 2**-5 to 4.5.
-_MIDDLE: Final = (4.5 + 2.0**-5) / 2
-_REACH: Final = (4.5 - 2.0**-5) / 2
+_LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
+_FLOAT32_ERROR: Final = 2.0**-16
+_FLOAT32_ERROR_OF_X: Final = 2.0**-23
+_FLOAT64_ERROR: Final = 2.0**-36
+_LOOK_UPS: Final = 1 << 13  # Numpy indexes with 8 bytes: do not keep many of them.
 
 _Array = NDArray[Any]
 
@@ -62,6 +72,27 @@ def granularity(stddev: float) -> float:
     """Return the spacing of the lattice: a power of two, so that dividing is exact."""
     _mantissa, exponent = math.frexp(stddev)  # stddev in [1/2, 1) * 2**exponent
     return math.ldexp(1.0, exponent - 1 - _LATTICE_BITS)
+
+
+@lru_cache(maxsize=1)
+def _cells() -> _Array:
+    """The centre of every cell and how far it reaches; the ends reach to infinity.
+
+    They stand side by side, since looking one up costs a miss of the cache.
+    """
+    edges = quantiles(np.linspace(0, 1, (1 << FIRST_BITS) + 1))
+    centres, reaches = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    centres[0], centres[-1] = edges[1], edges[-2]
+    return np.stack((centres, reaches), axis=1)
+
+
+@lru_cache(maxsize=2)
+def _table(scale: float) -> tuple[_Array, float]:
+    """Centres in lattice units, NaN where float32 must not decide; the longest reach."""
+    centres, reaches = _cells().T
+    inner = np.abs(centres) < _LARGEST_CENTRE
+    table = np.where(inner, centres * scale, np.nan).astype(np.float32)
+    return table, float(reaches[inner].max()) * scale
 
 
 @final
@@ -76,75 +107,77 @@ class RoundedGaussian:
     def __init__(self, *, stddev: float, keystream: Keystream) -> None:
         self._spacing = granularity(stddev)
         self._scale = stddev / self._spacing
+        self._centres, self._reach = _table(self._scale)
         self._keystream = keystream
         self._buffers: dict[tuple[str, np.dtype[Any]], _Array] = {}
 
     @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
-    def add_(self, x: _Array) -> None:
-        """Add noise to a contiguous vector of even length, in float32 or float64."""
-        x_2P = x.reshape(2, -1)
-        bits_2P = self._keystream.integers(len(x), _INT32).reshape(2, -1)
-        noise_2P, radius_P = self._normals(bits_2P)
-        whole_2P = self._buffer("whole", x_2P.shape, x.dtype)
-        fraction_2P = self._buffer("fraction", x_2P.shape, x.dtype)
-        np.multiply(x_2P, 1 / self._spacing, out=fraction_2P)
-        np.rint(fraction_2P, out=whole_2P)
-        fraction_2P -= whole_2P  # Exact: magnitudes are alike, or whole is 0.
+    def add_(self, x_N: _Array) -> None:
+        """Add noise to a contiguous vector, in float32 or float64."""
+        words_N = self._buffer("words", x_N, _UINT16)
+        self._keystream.fill(words_N)
+        steps_N = np.multiply(x_N, 1 / self._spacing, out=self._buffer("steps", x_N))
+        candidates_C = self._round(steps_N, words_N)
+        decided_C = self._decided(x_N.take(candidates_C), words_N.take(candidates_C))
+        np.multiply(steps_N, self._spacing, out=x_N)
+        x_N[candidates_C] = decided_C
 
-        noise_2P *= self._scale
-        noise_2P += fraction_2P
-        steps_2P = np.rint(noise_2P, out=self._buffer("steps", x_2P.shape, _FLOAT32))
-        noise_2P -= steps_2P
-        pairs = _unsure(noise_2P, radius_P)
-        steps_2P[:, pairs] = decide(
-            bits_2P[:, pairs],
-            fraction_2P[:, pairs].astype(np.float64),
+    def _round(self, steps_N: _Array, words_N: _Array) -> _Array:
+        """Add noise in float32 and round, in place; return where that may be wrong."""
+        noise_N = self._noise(words_N)
+        largest = max(float(steps_N.max(initial=0)), -float(steps_N.min(initial=0)))
+        distance_N = noise_N  # Of the same memory, if of the same dtype.
+        if distance_N.dtype != steps_N.dtype:
+            distance_N = self._buffer("distance", steps_N)
+        np.add(steps_N, noise_N, out=distance_N)
+        np.rint(distance_N, out=steps_N)
+        distance_N -= steps_N
+        np.abs(distance_N, out=distance_N)
+        safe = 0.5 - self._reach - _FLOAT32_ERROR - _FLOAT32_ERROR_OF_X * largest
+        is_safe_N = self._buffer("is safe", steps_N, _BOOL)
+        np.less_equal(distance_N, safe, out=is_safe_N)  # False if either is NaN.
+        return np.flatnonzero(np.logical_not(is_safe_N, out=is_safe_N))
+
+    def _noise(self, words_N: _Array) -> _Array:
+        """The centre of every word's cell in lattice units, or NaN."""
+        noise_N = self._buffer("noise", words_N, _FLOAT32)
+        for start in range(0, len(words_N), _LOOK_UPS):
+            part = slice(start, start + _LOOK_UPS)
+            indices = self._buffer("indices", words_N[part], _INT64)
+            indices[:] = words_N[part]
+            np.take(self._centres, indices, out=noise_N[part], mode="clip")
+        return noise_N
+
+    def _decided(self, x_C: _Array, words_C: _Array) -> _Array:
+        """Return the results of a few elements, rounded in float64 or exactly."""
+        centre_C, reach_C = _cells().take(words_C, axis=0).T
+        fraction_C = x_C.astype(np.float64) * (1 / self._spacing)
+        whole_C = np.rint(fraction_C)
+        fraction_C -= whole_C  # Exact: magnitudes are alike, or whole is 0.
+        sum_C = fraction_C + centre_C * self._scale
+        steps_C = np.rint(sum_C)
+        safe_C = 0.5 - _FLOAT64_ERROR - reach_C * self._scale
+        unsure_E = np.flatnonzero(np.abs(sum_C - steps_C) > safe_C)
+        steps_C[unsure_E] = decide(
+            words_C[unsure_E],
+            fraction_C[unsure_E],
             scale=self._scale,
             keystream=self._keystream,
         )
-        whole_2P += steps_2P
-        np.multiply(whole_2P, self._spacing, out=x_2P)
-
-    def _normals(self, bits_2P: _Array) -> tuple[_Array, _Array]:
-        """Box-Muller in float32; also returns the radii."""
-        integers_P = self._buffer("integers", bits_2P[0].shape, _INT32)
-        np.bitwise_and(bits_2P[0], RADIUS_MASK, out=integers_P)
-        radius_P = self._buffer("radius", integers_P.shape, _FLOAT32)
-        radius_P[:] = integers_P
-        radius_P += 0.5
-        radius_P *= 2.0**-31
-        np.log(radius_P, out=radius_P)
-        radius_P *= -2
-        np.sqrt(radius_P, out=radius_P)
-        angle_P = self._buffer("angle", integers_P.shape, _FLOAT32)
-        angle_P[:] = bits_2P[1]
-        angle_P *= math.pi * 2.0**-31
-        noise_2P = self._buffer("noise", bits_2P.shape, _FLOAT32)
-        np.cos(angle_P, out=noise_2P[0])
-        np.sin(angle_P, out=noise_2P[1])
-        noise_2P *= radius_P
-        return noise_2P, radius_P
+        steps_C += whole_C
+        steps_C *= self._spacing
+        decided_C: _Array = steps_C
+        return decided_C
 
     def _buffer(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self, name: str, like: _Array, dtype: np.dtype[Any] | None = None
     ) -> _Array:
-        """An uninitialised array, the same one again while chunks are alike.
+        """An uninitialised array, the same one again while vectors are alike.
 
-        Fresh memory for every chunk would cost as much as the arithmetic.
+        Fresh memory for every vector would cost as much as the arithmetic.
         """
+        dtype = like.dtype if dtype is None else dtype
         buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.shape != shape:
-            buffer = self._buffers[name, dtype] = np.empty(shape, dtype)
-        return buffer
-
-
-def _unsure(distance_2P: _Array, radius_P: _Array) -> _Array:
-    """The pairs that float32 cannot be trusted to have rounded; uses up its inputs."""
-    np.abs(distance_2P, out=distance_2P)
-    risk_P = np.fmax(distance_2P[0], distance_2P[1], out=distance_2P[0])
-    # One comparison for three: a radius at an end of its range counts as a midpoint.
-    radius_P -= _MIDDLE
-    np.abs(radius_P, out=radius_P)
-    radius_P *= _SAFE_DISTANCE / _REACH
-    np.fmax(risk_P, radius_P, out=risk_P)
-    return np.flatnonzero(risk_P > _SAFE_DISTANCE)
+        if buffer is None or buffer.size < like.size:
+            buffer = self._buffers[name, dtype] = np.empty(like.shape, dtype)
+        return buffer[: like.size]
