@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dp._fetching import fetched
+
 
 __all__ = ("empty_batch_of",)
 
@@ -35,20 +37,13 @@ def empty_batch_of(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
             "dataset holds no example to tell the shape of an empty batch from; pass"
             " empty_batch="
         )
-    first = deepcopy(_fetched(dataset, [0]))  # Collating may use up what it is given.
+    first = deepcopy(fetched(dataset, [0]))  # Collating may use up what it is given.
     if isinstance(first, list):  # And reading twice may not give the same.
         twice = first + deepcopy(first)
         first = deepcopy(first)
     else:
-        twice = _fetched(dataset, [0, 0])
+        twice = fetched(dataset, [0, 0])
     return _emptied(collate_fn(first), collate_fn(twice))
-
-
-def _fetched(dataset: Any, indices: list[int]) -> Any:
-    """Read examples as torch's loader does."""
-    if getattr(dataset, "__getitems__", None):
-        return dataset.__getitems__(indices)
-    return [dataset[i] for i in indices]
 
 
 def _emptied(one: Any, two: Any) -> Any:

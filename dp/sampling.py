@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dp import _checks
 from dp._empty_batch import empty_batch_of
+from dp._fetching import in_process
 from dp._keystream import Keystream
 from dp._loader_arguments import check_map_style, refuse
 from dp._ranks import rank_and_size
@@ -233,8 +234,11 @@ class PoissonLoader(DataLoader[Any]):
         share = (0, 1) if self._sharded else rank_and_size()
         draws = _Draws(self.dataset, self._sampling, share, num_draws=len(self))
         number = self._desk.open()
-        with self._draws.serving(draws):
-            batches = super().__iter__()
+        if self.num_workers or self.pin_memory:
+            with self._draws.serving(draws):
+                batches: Iterator[Any] = super().__iter__()
+        else:
+            batches = in_process(self.dataset, draws, self.collate_fn)
         return _Pass(batches, draws.sizes, self._desk, number, self._empty_batch)
 
 

@@ -3,18 +3,20 @@
 Both get the same data, model, first weights, sampling probability, noise multiplier,
 clipping norm, steps and seeds, in turn, so that accuracies may differ by chance only
 and CPU times by the libraries. ``--write`` puts the table into docs/reference/utility.md.
+``--outcomes FILE`` keeps what was trained, so that a run that was broken off goes on.
 
 Needs ``pip install opacus mlxtend pandas scikit-learn scipy``.
 """
 
 import argparse
 import copy
+import json
 import math
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -122,12 +124,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--outcomes", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
     for name in options.tasks:
-        ours, theirs, plan = compare(TASKS[name], options)
+        ours, theirs, plan = compare(name, options)
         rows.append(row(name, ours, theirs, plan))
         print(rows[-1], flush=True)  # noqa: T201
     if options.write:
@@ -143,12 +146,11 @@ def main() -> None:
 
 
 def compare(
-    task: Task, options: argparse.Namespace
+    name: str, options: argparse.Namespace
 ) -> tuple[list[Outcome], list[Outcome], dp.PrivacyPlan]:
     """Train with every seed in both libraries, in turn."""
+    task = TASKS[name]
     x, y = task.load()
-    ours: list[Outcome] = []
-    theirs: list[Outcome] = []
     num_train = len(x) * 4 // 5
     plan = dp.plan_for(
         target_epsilon=options.epsilon,
@@ -158,21 +160,41 @@ def compare(
         expected_batch_size=task.probability * num_train,
         max_grad_norm=1.0,
     )
-    for seed in range(options.seeds):
+    pairs = kept(options.outcomes, name)
+    for seed in range(len(pairs), options.seeds):
         torch.manual_seed(seed)
         order = torch.randperm(len(x))
         train, test = order[:num_train], order[num_train:]
         model = task.model(x.shape[1], int(y.max()) + 1)
         data = TensorDataset(x[train], y[train])
-        for outcomes, trained in ((ours, with_dp), (theirs, with_opacus)):
+        pair = []
+        for trained in (with_dp, with_opacus):
             copied = copy.deepcopy(model)
             start = time.process_time()
             spent = trained(copied, data, task, plan)
             seconds = time.process_time() - start
             with torch.no_grad():
                 right = copied(x[test]).argmax(1) == y[test]
-            outcomes.append(Outcome(right.float().mean().item(), spent(), seconds))
-    return ours, theirs, plan
+            pair.append(Outcome(right.float().mean().item(), spent(), seconds))
+        pairs.append(pair)
+        keep(options.outcomes, name, pair)
+    ours, theirs = zip(*pairs[: options.seeds], strict=True)
+    return list(ours), list(theirs), plan
+
+
+def kept(path: Path | None, name: str) -> list[list[Outcome]]:
+    """Read what was trained of a task, by seed."""
+    lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [[Outcome(**o) for o in r["pair"]] for r in rows if r["task"] == name]
+
+
+def keep(path: Path | None, name: str, pair: list[Outcome]) -> None:
+    """Write down what one seed came to."""
+    if path is not None:
+        line = json.dumps({"task": name, "pair": [asdict(o) for o in pair]})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def sgd(model: nn.Module, task: Task) -> torch.optim.Optimizer:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
 from hypothesis import given, strategies as st
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 from dp import sampling
 from dp.exceptions import SamplingMismatchError
@@ -429,3 +436,43 @@ def test_a_rebuilt_loader_yields_no_batch(rebuild):
     with pytest.raises(SamplingMismatchError, match="iterate over the PoissonLoader"):
         next(iter(rebuilt))
     assert loader.ticket is None
+
+
+def rows_of_tensors():
+    """Datasets that are tensors, as training scripts have them."""
+    numbers = TensorDataset(torch.arange(40), torch.randn(40, 3, 2))
+    parts = random_split(numbers, [30, 10])
+    return [numbers, *parts, Subset(parts[0], [3, 5, 3])]
+
+
+@pytest.mark.parametrize("dataset", rows_of_tensors(), ids=["all", "most", "few", "in"])
+def test_tensors_are_read_as_torchs_loader_reads_them(dataset):
+    """Reading whole columns gives the batches that reading row by row gives."""
+    loader = make_loader(dataset, sampling_probability=1.0, steps=1)
+    (ours,) = loader
+    (theirs,) = DataLoader(dataset, batch_size=len(dataset))
+
+    assert type(ours) is type(theirs)
+    assert [x.dtype for x in ours] == [x.dtype for x in theirs]
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_batch_of_tensors_is_not_the_datasets_own_memory():
+    """What is done to a batch in place does not reach the data."""
+    numbers = TensorDataset(torch.zeros(5))
+    (batch,) = make_loader(numbers, sampling_probability=1.0, steps=1)
+    batch[0].add_(1)
+
+    assert not numbers.tensors[0].any()
+
+
+def test_a_subclass_reads_its_rows_itself():
+    """Augmentation in ``__getitem__`` is not passed by."""
+
+    class Doubled(TensorDataset):
+        def __getitem__(self, index):
+            return [2 * x for x in super().__getitem__(index)]
+
+    loader = make_loader(Doubled(torch.arange(4)), sampling_probability=1.0, steps=1)
+
+    assert next(iter(loader))[0].tolist() == [0, 2, 4, 6]
