@@ -48,7 +48,12 @@ from dp.micro_batches import MicroBatches, split_batch
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
-from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+from dp.sampling import (
+    PoissonLoader,
+    PoissonSampling,
+    TruncatedPoissonSampling,
+    Unamplified,
+)
 from dp.schedule import Schedule
 from dp.wrapping import wrap_class
 
@@ -76,6 +81,7 @@ __all__ = (
     "SampleMixingError",
     "SamplingMismatchError",
     "Schedule",
+    "TruncatedPoissonSampling",
     "Unamplified",
     "UnsupportedOperationError",
     "audit",

@@ -193,6 +193,7 @@ class Mechanism:
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
             max_grad_norm=pending.max_grad_norm,
+            truncation=self.plan.truncation,
         )
         self.pending = None
         if pending.ticket is not None and self.loader is not None:

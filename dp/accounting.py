@@ -10,13 +10,14 @@ really released is :mod:`dp.ledger`'s business.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final, get_args
 
 from dp import _checks
+from dp._releases import Release, Truncation, merged
 from dp._typing import NeighboringRelation
 
 
@@ -29,6 +30,7 @@ __all__ = (
     "CLAIMED",
     "Guarantee",
     "Release",
+    "Truncation",
     "epsilon",
     "epsilon_curve",
     "group_epsilon",
@@ -40,31 +42,6 @@ CLAIMED: Final = 1e-4
 """Width of the buckets of losses, of every epsilon that is claimed."""
 _LARGEST: Final = 500.0  # Of the epsilons of groups; beyond, they say nothing.
 _COARSE: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """Some number of identical Gaussian releases, each on a Poisson sample.
-
-    Args:
-        sampling_probability: Probability that an example is in the sample; 1 claims
-            no amplification.
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
-        count: How many releases.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    sampling_probability: float
-    noise_multiplier: float
-    count: int
-
-    def __post_init__(self) -> None:
-        _checks.probability(sampling_probability=self.sampling_probability)
-        _checks.non_negative(noise_multiplier=self.noise_multiplier)
-        _checks.count(count=self.count)
 
 
 @final
@@ -89,21 +66,6 @@ class Guarantee:
     accountant: str
     epsilon_pld: float
     epsilon_rdp: float | None
-
-
-def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
-    """Return the same releases with equal ones counted together, in a fixed order.
-
-    Composition does not depend on order, so neither does any epsilon.
-    """
-    counts: dict[tuple[float, float], int] = {}
-    for release in releases:
-        kind = (release.sampling_probability, release.noise_multiplier)
-        counts[kind] = counts.get(kind, 0) + release.count
-    return tuple(
-        Release(sampling_probability=q, noise_multiplier=sigma, count=count)
-        for (q, sigma), count in sorted(counts.items())
-    )
 
 
 def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
@@ -134,16 +96,19 @@ def epsilon(
             ones give a larger bound sooner.
 
     Raises:
-        ValueError: If *delta* or the relation is not one.
+        ValueError: If *delta* or the relation is not one, or if batches were truncated
+            and the relation keeps the number of examples private.
 
     References:
         Doroshenko et al., "Connect the Dots", 2022, https://arxiv.org/abs/2207.04380;
         Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian
-        Mechanism", 2019, https://arxiv.org/abs/1908.10530.
+        Mechanism", 2019, https://arxiv.org/abs/1908.10530;
+        of truncated batches: https://arxiv.org/abs/2508.15089.
     """
     _checks.open_unit(delta=delta)
-    _check_relation(neighboring_relation)
-    return _bounded(merged(releases), delta, neighboring_relation, interval)
+    releases = merged(releases)
+    _check_relation(neighboring_relation, releases)
+    return _bounded(releases, delta, neighboring_relation, interval)
 
 
 def epsilon_curve(
@@ -190,7 +155,8 @@ def group_epsilon(
     and a bound for one example is none for a group.
 
     Guarantees:
-        * An upper bound, some percent above the smallest one.
+        * An upper bound, some percent above the smallest one; of truncated batches
+          what changing one example after the other costs, which is further above.
 
     Raises:
         ValueError: If a number or the relation is not one.
@@ -200,26 +166,40 @@ def group_epsilon(
         of Gaussians Mechanisms", 2024, Theorem 1: https://arxiv.org/abs/2401.10294
     """
     _checks.open_unit(delta=delta)
-    _check_relation(neighboring_relation)
     size = _checks.count(group_size=group_size)
     releases = merged(releases)
+    _check_relation(neighboring_relation, releases)
     if not releases:
         return 0.0
     sigma = min(release.noise_multiplier for release in releases)
     if sigma == 0:
         return math.inf
-    reach = size / sigma  # Of losses, some reach**2 / 2 + 10 * reach.
+    truncated = any(release.truncation for release in releases)
+    # A truncated batch may have one more example in another's place, and that twice.
+    reach = (4 if truncated else size) / sigma  # Of losses, reach**2 / 2 + 10 * reach.
     interval = min(0.05, max(CLAIMED, (reach**2 / 2 + 10 * reach) / 2000))
+    if truncated:
+        single = _composed(releases, neighboring_relation, interval)
+        return _in_turn(size, delta, single.get_epsilon_for_delta)
     losses = _composed_for_group(releases, size, interval)
     if neighboring_relation != "replace_one":
         return max(0.0, float(losses.get_epsilon_for_delta(delta)))
     # Removing the group leads to a dataset that adding the other group leads to.
+    return _in_turn(2, delta, losses.get_epsilon_for_delta)
+
+
+def _in_turn(size: int, delta: float, epsilon_at: Callable[[float], float]) -> float:
+    """Return the epsilon of *size* changes, each of which costs *epsilon_at* a delta.
+
+    Each multiplies the delta of those before it by ``exp(epsilon)``.
+    """
+    largest = min(_LARGEST, 700 / max(1, size - 1))  # Exponentials are numbers.
     spent, needed = -1.0, 0.0
-    while spent < needed < _LARGEST:
+    while spent < needed < largest:
         spent = needed * (1 + 1e-6)
-        half = delta / (1 + math.exp(spent))
-        needed = max(0.0, float(losses.get_epsilon_for_delta(half)))
-    return 2 * spent if needed < _LARGEST else math.inf
+        part = delta / sum(math.exp(spent * i) for i in range(size))
+        needed = max(0.0, float(epsilon_at(part)))
+    return size * spent if needed < largest else math.inf
 
 
 def _composed_for_group(
@@ -248,11 +228,17 @@ def _first(num_steps: int, releases: tuple[Release, ...]) -> Iterator[Release]:
         num_steps -= release.count
 
 
-def _check_relation(relation: str) -> None:
+def _check_relation(relation: str, releases: Sequence[Release] = ()) -> None:
     if relation not in get_args(NeighboringRelation):
         known = ", ".join(map(repr, get_args(NeighboringRelation)))
         raise ValueError(
             f"neighboring_relation must be one of {known}, got {relation!r}"
+        )
+    if relation == "add_or_remove_one" and any(r.truncation for r in releases):
+        raise ValueError(
+            "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
+            " truncated: their cost depends on the number of examples, which"
+            f" {relation!r} keeps private"
         )
 
 
@@ -292,9 +278,10 @@ def _bounds(
 ) -> tuple[float, float | None]:
     by_pld = _composed(releases, relation, interval).get_epsilon_for_delta(delta)
     pld = max(0.0, float(by_pld))
-    if relation == "replace_one":
-        # RDP has no sampled Gaussian for it, and would not double the sensitivity of
-        # an unsampled one as PLD does: its bound would be too low.
+    if relation == "replace_one" or any(release.truncation for release in releases):
+        # RDP has no truncated sample, and no replacement in a sampled one. It
+        # would not double the sensitivity of an unsampled one as PLD does: its bound
+        # would be too low.
         return pld, None
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # noqa: PLC0415
 
@@ -313,7 +300,10 @@ def _composed(
     composed = pld.identity(value_discretization_interval=interval)
     for release in releases:
         q, sigma = release.sampling_probability, release.noise_multiplier
-        if q < 1:
+        if release.truncation is not None:
+            one = _truncated_losses(q, sigma, release.truncation, relation, interval)
+            part = one.self_compose(release.count)
+        elif q < 1:
             one = _loss_distribution(q, sigma, relation, interval)
             part = one.self_compose(release.count)
         else:
@@ -334,6 +324,31 @@ def _loss_distribution(
         standard_deviation=sigma,
         value_discretization_interval=interval,
         sampling_prob=q,
+        neighboring_relation=_neighbors(relation),
+    )
+
+
+@lru_cache(maxsize=32)
+def _truncated_losses(
+    q: float,
+    sigma: float,
+    truncation: Truncation,
+    relation: NeighboringRelation,
+    interval: float,
+) -> "PrivacyLossDistribution":
+    """One release of a truncated sample.
+
+    Whether a batch was truncated is taken to be known. If so, an example displaces
+    another one, so that sums are twice as far apart.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+
+    return pld.from_truncated_subsampled_gaussian_mechanism(
+        dataset_size=truncation.dataset_size,
+        sampling_probability=q,
+        truncated_batch_size=truncation.max_batch_size,
+        noise_multiplier=sigma,
+        value_discretization_interval=interval,
         neighboring_relation=_neighbors(relation),
     )
 
@@ -366,6 +381,13 @@ def _event(release: Release) -> "DpEvent":
 
     gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
     event: DpEvent = gaussian
-    if release.sampling_probability < 1:
+    if release.truncation is not None:
+        event = dp_event.TruncatedSubsampledGaussianDpEvent(
+            dataset_size=release.truncation.dataset_size,
+            sampling_probability=release.sampling_probability,
+            truncated_batch_size=release.truncation.max_batch_size,
+            noise_multiplier=release.noise_multiplier,
+        )
+    elif release.sampling_probability < 1:
         event = dp_event.PoissonSampledDpEvent(release.sampling_probability, gaussian)
     return dp_event.SelfComposedDpEvent(event, release.count)

@@ -10,7 +10,7 @@ from typing import Final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import CLAIMED, Release, epsilon
+from dp.accounting import CLAIMED, Release, Truncation, epsilon
 from dp.schedule import Schedule
 
 
@@ -41,6 +41,7 @@ def calibrate_noise_multiplier(
     steps: int,
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
+    truncation: Truncation | None = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -55,6 +56,7 @@ def calibrate_noise_multiplier(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
+        truncation: How batches are made smaller, if they are.
 
     Raises:
         ValueError: If a number is out of range.
@@ -68,6 +70,7 @@ def calibrate_noise_multiplier(
                 sampling_probability=sampling_probability,
                 noise_multiplier=sigma * relative,
                 count=count,
+                truncation=truncation,
             )
             for count, relative in phases
         ]
@@ -98,6 +101,7 @@ def calibrate_sampling_probability(
     noise_multiplier: float,
     steps: int,
     neighboring_relation: NeighboringRelation,
+    truncation: Truncation | None = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -110,6 +114,7 @@ def calibrate_sampling_probability(
         noise_multiplier: Standard deviation of the noise over the clipping norm.
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
+        truncation: How batches are made smaller, if they are.
 
     Raises:
         ValueError: If a number is out of range.
@@ -124,6 +129,7 @@ def calibrate_sampling_probability(
                     sampling_probability=1 / one_over_q,
                     noise_multiplier=noise_multiplier,
                     count=steps,
+                    truncation=truncation,
                 )
             ],
             delta=target_delta,
@@ -145,6 +151,7 @@ def calibrate_steps(
     noise_multiplier: float,
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
+    truncation: Truncation | None = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -157,6 +164,7 @@ def calibrate_steps(
         noise_multiplier: Standard deviation of the noise over the clipping norm.
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
+        truncation: How batches are made smaller, if they are.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -171,6 +179,7 @@ def calibrate_steps(
                     sampling_probability=sampling_probability,
                     noise_multiplier=noise_multiplier,
                     count=count,
+                    truncation=truncation,
                 )
             ],
             delta=target_delta,

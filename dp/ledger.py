@@ -12,12 +12,12 @@ computed from the charges, and every change of them is one assignment.
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, final
 
 from dp import _checks
-from dp.accounting import Guarantee, Release, epsilon, merged
+from dp.accounting import Guarantee, Release, Truncation, epsilon, merged
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.plan import PrivacyPlan
 
@@ -43,12 +43,32 @@ class Charge:
         noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
+        truncation: How a batch was made smaller, if it was.
     """
 
     sampling_probability: float
     noise_multiplier: float
     max_grad_norm: float
     count: int
+    truncation: Truncation | None = None
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
+        """Return the charge that :meth:`to_dict` wrote; its numbers are not checked.
+
+        Raises:
+            AttributeError, TypeError, ValueError: If it is none.
+        """
+        truncation = row.get("truncation")
+        smaller = None if truncation is None else Truncation(**truncation)
+        return cls(**{**row, "truncation": smaller})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the charge in plain types; nothing of a truncation if there is none."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        if self.truncation is not None:
+            row["truncation"] = asdict(self.truncation)
+        return row
 
     def to_release(self) -> Release:
         """Return what the accountant needs of it."""
@@ -56,6 +76,7 @@ class Charge:
             sampling_probability=self.sampling_probability,
             noise_multiplier=self.noise_multiplier,
             count=self.count,
+            truncation=self.truncation,
         )
 
 
@@ -133,6 +154,7 @@ class Ledger:
         sampling_probability: float,
         noise_multiplier: float,
         max_grad_norm: float,
+        truncation: Truncation | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
 
@@ -144,6 +166,7 @@ class Ledger:
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
             count=1,
+            truncation=truncation,
         )
         if not self._allows(charge.to_release()):
             raise BudgetExhaustedError(
@@ -160,8 +183,8 @@ class Ledger:
         return {
             "version": _VERSION,
             "segments": {
-                key: [{name: getattr(charge, name) for name in _FIELDS} for charge in s]
-                for key, s in self._segments.items()
+                key: [charge.to_dict() for charge in segment]
+                for key, segment in self._segments.items()
             },
         }
 
@@ -340,9 +363,9 @@ def _segment(rows: object) -> tuple[Charge, ...]:
 
 def _charge(row: Mapping[str, Any]) -> Charge:
     try:
-        charge = Charge(**{name: row[name] for name in _FIELDS})
+        charge = Charge.from_dict(row)
         charge.to_release()
         _checks.positive(max_grad_norm=charge.max_grad_norm)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise LedgerError(f"the ledger holds a damaged charge: {error}") from error
     return charge

@@ -12,19 +12,25 @@ from torch.utils.data import Dataset
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Release, epsilon
+from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.calibration import (
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
 )
-from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+from dp.sampling import (
+    PoissonLoader,
+    PoissonSampling,
+    TruncatedPoissonSampling,
+    Unamplified,
+)
 from dp.schedule import Schedule
 
 
-__all__ = ("PrivacyPlan", "plan_for")
+__all__ = ("PrivacyPlan", "check_loader", "plan_for")
 
 _UNIT = "one training example"
+_KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
 
 @final
@@ -49,10 +55,11 @@ class PrivacyPlan:
         unit_of_privacy: Whose data one example holds, in words.
 
     Raises:
-        ValueError: If a number is out of range or the relation is unknown.
+        ValueError: If a number is out of range, if the relation is unknown, or if it
+            keeps the number of examples private where batches are truncated.
     """
 
-    sampling: PoissonSampling | Unamplified
+    sampling: PoissonSampling | TruncatedPoissonSampling | Unamplified
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
     expected_batch_size: float
@@ -63,10 +70,10 @@ class PrivacyPlan:
     unit_of_privacy: str = _UNIT
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampling, PoissonSampling | Unamplified):
+        if not isinstance(self.sampling, _KINDS):
             raise TypeError(
-                "sampling must be PoissonSampling(...) or Unamplified(), got"
-                f" {self.sampling!r}"
+                "sampling must be PoissonSampling(...), TruncatedPoissonSampling(...)"
+                f" or Unamplified(), got {self.sampling!r}"
             )
         for value in _values(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -83,15 +90,31 @@ class PrivacyPlan:
                 f"neighboring_relation must be one of {known}, got"
                 f" {self.neighboring_relation!r}"
             )
+        if self.truncation and self.neighboring_relation == "add_or_remove_one":
+            raise ValueError(
+                "neighboring_relation must be 'zero_out' or 'replace_one' with"
+                " TruncatedPoissonSampling, whose cost depends on the number of"
+                f" examples, got {self.neighboring_relation!r}, which keeps it private"
+            )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
 
     @property
     def sampling_probability(self) -> float:
         """Probability that an example is in a batch; 1 claims no amplification."""
-        if isinstance(self.sampling, PoissonSampling):
-            return self.sampling.sampling_probability
-        return 1.0
+        if isinstance(self.sampling, Unamplified):
+            return 1.0
+        return self.sampling.sampling_probability
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """How batches are made smaller, if they are."""
+        if not isinstance(self.sampling, TruncatedPoissonSampling):
+            return None
+        return Truncation(
+            max_batch_size=self.sampling.max_batch_size,
+            dataset_size=self.sampling.dataset_size,
+        )
 
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
@@ -108,6 +131,7 @@ class PrivacyPlan:
                 sampling_probability=self.sampling_probability,
                 noise_multiplier=noise_multiplier,
                 count=count,
+                truncation=self.truncation,
             )
             for count, noise_multiplier in _runs(self.noise_multiplier, num_steps)
         )
@@ -131,7 +155,7 @@ class PrivacyPlan:
             ValueError, TypeError, KeyError: If it is none.
         """
         scheme = dict(plan["sampling"])
-        kinds = {kind.__name__: kind for kind in (PoissonSampling, Unamplified)}
+        kinds = {kind.__name__: kind for kind in _KINDS}
         numbers: dict[str, Any] = {
             name: Schedule(tuple((steps, x) for steps, x in value))
             if isinstance(value, Sequence) and not isinstance(value, str)
@@ -166,21 +190,53 @@ class PrivacyPlan:
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.
+            ValueError: If the plan is for another number of examples.
         """
-        if not isinstance(self.sampling, PoissonSampling):
+        if isinstance(self.sampling, Unamplified):
             raise TypeError(
                 "the plan is Unamplified, so its batches are the caller's: use any"
                 " torch DataLoader"
             )
-        return PoissonLoader(
+        loader = PoissonLoader(
             dataset,
             sampling_probability=self.sampling.sampling_probability,
             steps=self.steps,
+            max_batch_size=None
+            if self.truncation is None
+            else self.truncation.max_batch_size,
             collate_fn=collate_fn,
             empty_batch=empty_batch,
             sharded=sharded,
             num_workers=num_workers,
             pin_memory=pin_memory,
+        )
+        check_loader(self, loader)
+        return loader
+
+
+def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
+    """Raise unless *loader* draws batches as *plan* says.
+
+    Raises:
+        ValueError: If it does not, or is missing, or is not to be given.
+    """
+    if isinstance(plan.sampling, Unamplified):
+        if loader is not None:
+            raise ValueError(
+                "loader was given, but the plan claims no amplification; plan with"
+                " PoissonSampling, or use the loader without giving it here"
+            )
+        return
+    if not isinstance(loader, PoissonLoader):
+        raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
+            f"the plan claims amplification by {plan.sampling!r}, which only"
+            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
+            " loader, or plan with Unamplified()"
+        )
+    if loader.sampling != plan.sampling:
+        raise ValueError(
+            f"the loader draws by {loader.sampling!r}, but the plan says"
+            f" {plan.sampling!r}; use plan.loader(dataset)"
         )
 
 
@@ -209,6 +265,8 @@ def plan_for(
     steps: int | None = None,
     sampling_probability: float | Literal["largest"] | None = None,
     noise_multiplier: float | Schedule | None = None,
+    max_batch_size: int | None = None,
+    dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     unit_of_privacy: str = _UNIT,
 ) -> PrivacyPlan:
@@ -228,6 +286,10 @@ def plan_for(
         noise_multiplier: Standard deviation of the noise over the clipping norm; None
             finds the least. A schedule, where *steps* is given too, is a shape: it is
             multiplied by the least factor.
+        max_batch_size: The most examples of a batch; see
+            :class:`~dp.TruncatedPoissonSampling`. None for no such limit.
+        dataset_size: The number of examples, which is public then; with
+            *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
 
@@ -238,20 +300,29 @@ def plan_for(
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
+    truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
     sigma, steps, q = _complete(
         {
             "target_epsilon": target_epsilon,
             "target_delta": target_delta,
             "neighboring_relation": neighboring_relation,
+            "truncation": truncation,
         },
         noise_multiplier,
         steps,
         1.0 if sampling_probability is None else sampling_probability,
     )
+    sampling: PoissonSampling | TruncatedPoissonSampling | Unamplified = Unamplified()
+    if truncation is not None:
+        sampling = TruncatedPoissonSampling(
+            sampling_probability=q,
+            max_batch_size=truncation.max_batch_size,
+            dataset_size=truncation.dataset_size,
+        )
+    elif sampling_probability is not None:
+        sampling = PoissonSampling(sampling_probability=q)
     return PrivacyPlan(
-        sampling=Unamplified()
-        if sampling_probability is None
-        else PoissonSampling(sampling_probability=q),
+        sampling=sampling,
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
@@ -261,6 +332,23 @@ def plan_for(
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
     )
+
+
+def _truncation(
+    sampling_probability: float | str | None,
+    max_batch_size: int | None,
+    dataset_size: int | None,
+) -> Truncation | None:
+    if max_batch_size is None and dataset_size is None:
+        return None
+    if max_batch_size is None or dataset_size is None or sampling_probability is None:
+        raise ValueError(
+            "max_batch_size needs dataset_size, the public number of examples, and a"
+            f" sampling_probability, and dataset_size serves nothing else; got"
+            f" max_batch_size={max_batch_size!r}, dataset_size={dataset_size!r},"
+            f" sampling_probability={sampling_probability!r}"
+        )
+    return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)
 
 
 def _complete(

@@ -2,11 +2,11 @@
 
 :class:`PoissonLoader` draws every batch by independent coin flips and issues one
 :class:`Ticket` with each batch; a private step may claim amplification by sampling
-only for a batch that has one. The coins come from the operating system, never from
-the generators of torch, numpy or random, so no seed has an effect on them.
+only for a batch that has one.
 
-Not done here: spending tickets (:mod:`dp.optimizer`) and what a draw costs
-(:mod:`dp.accounting`). Empty batches are built in :mod:`dp._empty_batch`.
+Not done here: the draws (:mod:`dp._schemes`), spending tickets (:mod:`dp.optimizer`)
+and what a draw costs (:mod:`dp.accounting`). Empty batches are built in
+:mod:`dp._empty_batch`.
 """
 
 import os
@@ -18,66 +18,34 @@ from dataclasses import dataclass, field
 from itertools import count as counter
 from typing import Any, ClassVar, Final, final
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dp import _checks
 from dp._empty_batch import empty_batch_of
 from dp._fetching import in_process
-from dp._keystream import Keystream
 from dp._loader_arguments import check_map_style, refuse
 from dp._ranks import rank_and_size
-from dp.exceptions import SamplingMismatchError
+from dp._schemes import (
+    PoissonSampling,
+    TruncatedPoissonSampling,
+    Unamplified,
+    poisson_sample,
+    random_part,
+)
+from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 
 
 __all__ = (
     "PoissonLoader",
     "PoissonSampling",
     "Ticket",
+    "TruncatedPoissonSampling",
     "Unamplified",
     "poisson_sample",
 )
 
 # One count for the whole process: a ticket of one loader never passes for another's.
 _serials: Final = counter()
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoissonSampling:
-    """Every example joins every batch with one public probability, independently.
-
-    Args:
-        sampling_probability: The probability, in ``(0, 1]``.
-
-    Raises:
-        ValueError: If the probability is outside ``(0, 1]``.
-    """
-
-    sampling_probability: float
-
-    def __post_init__(self) -> None:
-        _checks.probability(sampling_probability=self.sampling_probability)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unamplified:
-    """The user's own loader: each step is accounted as a release on all the data.
-
-    Args:
-        backwards_per_step: How many backward calls make up one step. Without tickets
-            nobody can tell whether two calls share an example, so more than one call
-            is a promise by the user that they do not.
-
-    Raises:
-        ValueError: If *backwards_per_step* is not a whole number of at least 1.
-    """
-
-    backwards_per_step: int = 1
-
-    def __post_init__(self) -> None:
-        _checks.count(backwards_per_step=self.backwards_per_step)
 
 
 @final
@@ -96,30 +64,6 @@ class Ticket:
     ordinal: int = field(default=0, repr=False)
 
 
-def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[int]:
-    """Return the indices that independent coin flips select, in ascending order.
-
-    >>> poisson_sample(3, sampling_probability=1.0)
-    [0, 1, 2]
-
-    Guarantees:
-        * Each index is selected independently, with a probability of at most
-          *sampling_probability* and less than ``2**-64`` below it.
-        * The coins are a keystream under a fresh 256-bit key of the OS.
-        * The order is that of the dataset, so it tells nothing beyond the selection.
-
-    Raises:
-        ValueError: If the probability is outside ``(0, 1]``.
-    """
-    _checks.probability(sampling_probability=sampling_probability)
-    if sampling_probability == 1:
-        return list(range(num_examples))
-    threshold = np.uint64(int(sampling_probability * 2.0**64))  # Exact, then floor.
-    coins = Keystream().integers(num_examples, np.dtype(np.uint64))
-    selected: list[int] = np.flatnonzero(coins < threshold).tolist()
-    return selected
-
-
 class PoissonLoader(DataLoader[Any]):
     """Yield Poisson batches of a map-style dataset, each with a ticket.
 
@@ -132,6 +76,8 @@ class PoissonLoader(DataLoader[Any]):
         dataset: Anything with ``__len__`` and ``__getitem__``.
         sampling_probability: The probability of each example to join a batch.
         steps: Batches in one pass: a public number, ``len(loader)``.
+        max_batch_size: The most examples of a batch, of which a random part is taken
+            if more were drawn; None for no such limit.
         collate_fn: Makes a batch of a list of examples.
         empty_batch: The batch of no examples. If None, it is found by collating the
             first example once and twice and emptying what grew.
@@ -175,6 +121,7 @@ class PoissonLoader(DataLoader[Any]):
         *,
         sampling_probability: float,
         steps: int,
+        max_batch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         empty_batch: Any = None,
         sharded: bool = False,
@@ -189,7 +136,7 @@ class PoissonLoader(DataLoader[Any]):
     ) -> None:
         refuse(refused)
         check_map_style(dataset)
-        self._sampling = PoissonSampling(sampling_probability=sampling_probability)
+        self._sampling = _scheme(sampling_probability, max_batch_size, dataset)
         collate_fn = default_collate if collate_fn is None else collate_fn
         self._empty_batch = (
             empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
@@ -209,6 +156,11 @@ class PoissonLoader(DataLoader[Any]):
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
         )
+
+    @property
+    def sampling(self) -> PoissonSampling | TruncatedPoissonSampling:
+        """How batches are drawn."""
+        return self._sampling
 
     @property
     def sampling_probability(self) -> float:
@@ -232,6 +184,8 @@ class PoissonLoader(DataLoader[Any]):
                 " to True"
             )
         share = (0, 1) if self._sharded else rank_and_size()
+        if isinstance(self._sampling, TruncatedPoissonSampling):
+            self._check_alone()
         draws = _Draws(self.dataset, self._sampling, share, num_draws=len(self))
         number = self._desk.open()
         if self.num_workers or self.pin_memory:
@@ -240,6 +194,26 @@ class PoissonLoader(DataLoader[Any]):
         else:
             batches = in_process(self.dataset, draws, self.collate_fn)
         return _Pass(batches, draws.sizes, self._desk, number, self._empty_batch)
+
+    def _check_alone(self) -> None:
+        if self._sharded or rank_and_size()[1] > 1:
+            raise UnsupportedOperationError(
+                "max_batch_size limits the batch of all processes together, which none"
+                " of them knows; train in one process, or plan with PoissonSampling and"
+                " bound memory by dp.MicroBatches"
+            )
+
+
+def _scheme(
+    sampling_probability: float, max_batch_size: int | None, dataset: Any
+) -> PoissonSampling | TruncatedPoissonSampling:
+    if max_batch_size is None:
+        return PoissonSampling(sampling_probability=sampling_probability)
+    return TruncatedPoissonSampling(
+        sampling_probability=sampling_probability,
+        max_batch_size=max_batch_size,
+        dataset_size=len(dataset),
+    )
 
 
 @final
@@ -253,14 +227,14 @@ class _Draws(Iterator[list[int]]):
     def __init__(
         self,
         dataset: Any,
-        scheme: PoissonSampling,
+        scheme: PoissonSampling | TruncatedPoissonSampling,
         share: tuple[int, int],
         *,
         num_draws: int,
     ) -> None:
         self.sizes: deque[int] = deque()
         self._dataset = dataset
-        self._probability = scheme.sampling_probability
+        self._scheme = scheme
         self._first, self._step = share
         self._num_left = num_draws
 
@@ -268,11 +242,25 @@ class _Draws(Iterator[list[int]]):
         while self._num_left:
             self._num_left -= 1
             share = range(self._first, len(self._dataset), self._step)
-            drawn = poisson_sample(len(share), sampling_probability=self._probability)
+            drawn = self._sample(len(share))
             self.sizes.append(len(drawn))
             if drawn:
                 return [share[i] for i in drawn]
         raise StopIteration
+
+    def _sample(self, num_examples: int) -> list[int]:
+        scheme = self._scheme
+        q = scheme.sampling_probability
+        drawn = poisson_sample(num_examples, sampling_probability=q)
+        if isinstance(scheme, PoissonSampling):
+            return drawn
+        if num_examples != scheme.dataset_size:
+            raise SamplingMismatchError(
+                f"the dataset had {scheme.dataset_size} examples when its loader was"
+                f" made, and has {num_examples} now; what truncated batches cost depends"
+                " on the number, so it has to stay"
+            )
+        return random_part(drawn, size=scheme.max_batch_size)
 
 
 @final

@@ -28,7 +28,11 @@ from torch.utils.data import Dataset
 from dp._guard import owner_of
 from dp.audit._progress import Bar
 from dp.audit._statistics import Floats
-from dp.exceptions import BudgetExhaustedError, PrivacyError
+from dp.exceptions import (
+    BudgetExhaustedError,
+    PrivacyError,
+    UnsupportedOperationError,
+)
 from dp.ledger import Charge
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
@@ -213,6 +217,7 @@ def observed(
 
     Raises:
         PrivacyError: If the canaries were not trained by a ``DPOptimizer``.
+        UnsupportedOperationError: If batches are truncated.
         ValueError: If the plan's numbers leave nothing to observe.
     """
     watch = _Watch(_Canaries(len(included_M)), bar, resumed)
@@ -257,6 +262,12 @@ class _Watch:
 
 
 def _check(charge: Charge) -> None:
+    if charge.truncation is not None:
+        raise UnsupportedOperationError(
+            "batches are truncated, which needs a public number of records, and this"
+            " audit draws who is in the data; audit the plan with PoissonSampling, and"
+            " truncated batches by dp.audit.replay"
+        )
     if charge.noise_multiplier == 0:
         raise ValueError(
             "noise_multiplier is 0, so that nothing is private: there is nothing to"

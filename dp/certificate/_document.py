@@ -345,7 +345,7 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
     fields = dict(row)
     fields["plan"] = PrivacyPlan.from_dict(fields["plan"])
     fields["segments"] = {
-        key: tuple(Charge(**charge) for charge in segment)
+        key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
     }
     return CertifiedRun(**fields)
@@ -379,9 +379,18 @@ def _assumed(runs: Sequence[CertifiedRun]) -> list[str]:
         "Every batch was drawn by independent coin flips at the stated probability, and"
         " trained on whole and once."
     )
+    truncated = (
+        "Of batches that were drawn larger than stated, a part was taken that was chosen"
+        " at random, and the number of examples is public and as stated."
+    )
     full = "No example was given to one step more than once."
     return [
         *([sampled] if any(amplified) else []),
+        *(
+            [truncated]
+            if any(c.truncation for run in runs for c in run.charges)
+            else []
+        ),
         *([] if all(amplified) and amplified else [full]),
         "One example's loss depended on that example and the parameters only.",
         "The generator of the noise cannot be predicted.",

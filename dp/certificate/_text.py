@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from dp.accounting import Truncation
 from dp.schedule import Schedule
 
 
@@ -71,10 +72,19 @@ def _run(index: int, run: "CertifiedRun", num_runs: int) -> list[str]:
         *(
             f"      {charge.count} x q = {charge.sampling_probability:g},"
             f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
+            + _truncation(charge.truncation)
             for charge in run.charges
         ),
         "",
     ]
+
+
+def _truncation(truncation: Truncation | None) -> str:
+    if truncation is None:
+        return ""
+    return (
+        f", at most {truncation.max_batch_size} of {truncation.dataset_size} examples"
+    )
 
 
 def plan_id(plan_sha256: str) -> str:

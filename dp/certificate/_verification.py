@@ -108,11 +108,13 @@ def _findings_of_run(
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     probabilities = {charge.sampling_probability for charge in run.charges}
+    alike = {charge.truncation for charge in run.charges} <= {plan.truncation}
     yield Finding(
         claim=f"{prefix}sampling",
-        holds=probabilities <= {plan.sampling_probability},
+        holds=probabilities <= {plan.sampling_probability} and alike,
         detail=f"charged at {sorted(probabilities)}, planned"
-        f" {plan.sampling_probability:.6g}",
+        f" {plan.sampling_probability:.6g}"
+        + ("" if alike else ", and batches truncated otherwise than planned"),
     )
     yield Finding(
         claim=f"{prefix}planned steps",

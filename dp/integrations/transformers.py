@@ -29,7 +29,7 @@ from dp.integrations._unwrapping import found, unwrapped
 from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, PoissonSampling, Unamplified
+from dp.sampling import PoissonLoader, Unamplified
 
 
 __all__ = (
@@ -147,13 +147,15 @@ class PrivateTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Return the loader of the plan's batches, set up as the Trainer's own."""
         own = super().get_train_dataloader()
-        if not isinstance(self.plan.sampling, PoissonSampling):
+        if isinstance(self.plan.sampling, Unamplified):
             return own
+        truncation = self.plan.truncation
         probability = self.plan.sampling.sampling_probability
         self._loader = PoissonLoader(
             own.dataset,
             sampling_probability=probability,
             steps=min(self.plan.steps, max(1, round(1 / probability))),
+            max_batch_size=None if truncation is None else truncation.max_batch_size,
             collate_fn=own.collate_fn,
             num_workers=own.num_workers,
             pin_memory=own.pin_memory,
