@@ -6,78 +6,24 @@ that is loaded brings the ids it knows. Two runs that go on from one checkpoint
 therefore add up when their ledgers meet, and loading one's own state adds nothing.
 
 Nothing here is remembered that a crash could leave out of date: what is spent is
-computed from the charges, and every change of them is one assignment.
+computed from the charges, and every change of them is one assignment. What they add up
+to is kept beside the very charges that it was added up from, and is true of no others.
 """
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, final
+from typing import Any, final
 
-from dp import _checks
+from dp._charges import VERSION, Charge, alike, appended, parsed
 from dp.accounting import Guarantee, Release, Truncation, epsilon, merged
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.plan import PrivacyPlan
 
 
 __all__ = ("Charge", "Ledger")
-
-_VERSION: Final = 1
-_FIELDS: Final = (
-    "sampling_probability",
-    "noise_multiplier",
-    "max_grad_norm",
-    "count",
-)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """A number of equal releases in a row.
-
-    Attributes:
-        sampling_probability: Probability of an example to be in a batch.
-        noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
-        max_grad_norm: Sensitivity of the sums that were noised.
-        count: How many.
-        truncation: How a batch was made smaller, if it was.
-    """
-
-    sampling_probability: float
-    noise_multiplier: float
-    max_grad_norm: float
-    count: int
-    truncation: Truncation | None = None
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
-        """Return the charge that :meth:`to_dict` wrote; its numbers are not checked.
-
-        Raises:
-            AttributeError, TypeError, ValueError: If it is none.
-        """
-        truncation = row.get("truncation")
-        smaller = None if truncation is None else Truncation(**truncation)
-        return cls(**{**row, "truncation": smaller})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the charge in plain types; nothing of a truncation if there is none."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        if self.truncation is not None:
-            row["truncation"] = asdict(self.truncation)
-        return row
-
-    def to_release(self) -> Release:
-        """Return what the accountant needs of it."""
-        return Release(
-            sampling_probability=self.sampling_probability,
-            noise_multiplier=self.noise_multiplier,
-            count=self.count,
-            truncation=self.truncation,
-        )
 
 
 @final
@@ -95,6 +41,7 @@ class Ledger:
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._writer = _Writer()
         self._found = _Found()
+        self._standing = _Standing(self._segments, steps=0, as_planned=True)
         self._steps_within_target: int | None = None
 
     @property
@@ -105,7 +52,7 @@ class Ledger:
     @property
     def steps(self) -> int:
         """The number of releases that were charged, in every segment."""
-        return sum(charge.count for charge in self.charges())
+        return self._stands().steps
 
     @property
     def num_segments(self) -> int:
@@ -168,20 +115,27 @@ class Ledger:
             count=1,
             truncation=truncation,
         )
-        if not self._allows(charge.to_release()):
+        stands = self._stands()
+        planned = stands.as_planned and self._is_planned(charge, stands.steps)
+        if not (
+            self._allows_as_planned(stands.steps + 1)
+            if planned
+            else self._allows(charge.to_release())
+        ):
             raise BudgetExhaustedError(
                 f"the plan's budget is spent: {self.steps} of {self._plan.steps} steps"
                 f" were taken, target_epsilon={self._plan.target_epsilon!r}; the step"
                 " was not taken. Make a new plan to go on: its cost adds to this one's"
             )
         key = self._writer.key()
-        longer = _appended(self._segments.get(key, ()), charge)
+        longer = appended(self._segments.get(key, ()), charge)
         self._segments = {**self._segments, key: longer}
+        self._standing = _Standing(self._segments, stands.steps + 1, planned)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "segments": {
                 key: [charge.to_dict() for charge in segment]
                 for key, segment in self._segments.items()
@@ -195,7 +149,7 @@ class Ledger:
             LedgerError: If the state is damaged, of another version, or contradicts
                 what this ledger knows of the same segment; nothing is loaded.
         """
-        loaded = _parsed(state_dict)
+        loaded = parsed(state_dict)
         merged_segments = dict(self._segments)
         for key, segment in loaded.items():
             merged_segments[key] = self.longer(
@@ -221,7 +175,7 @@ class Ledger:
             end = long[len(before)]
             if (
                 before != long[: len(before)]
-                or _kind(last) != _kind(end)
+                or not alike(last, end)
                 or last.count > end.count
             ):
                 raise LedgerError(
@@ -245,6 +199,25 @@ class Ledger:
             neighboring_relation=self._plan.neighboring_relation,
         )
 
+    def _stands(self) -> "_Standing":
+        """Return where the ledger stands, adding up only what was not charged here."""
+        if self._standing.segments is not self._segments:
+            steps = sum(charge.count for charge in self.charges())
+            as_planned = self.releases() == merged(self._plan.releases(steps))
+            self._standing = _Standing(self._segments, steps, as_planned)
+        return self._standing
+
+    def _is_planned(self, charge: Charge, step: int) -> bool:
+        plan = self._plan
+        return (
+            charge.noise_multiplier == plan.noise_multiplier_at(step)
+            and charge.sampling_probability == plan.sampling_probability
+            and charge.truncation == plan.truncation
+        )
+
+    def _allows_as_planned(self, num_steps: int) -> bool:
+        return num_steps <= min(self._plan.steps, self._affordable_as_planned())
+
     def _allows(self, release: Release) -> bool:
         """Whether the plan allows one more release."""
         after = merged((*self.releases(), release))
@@ -252,7 +225,7 @@ class Ledger:
         if num_steps > self._plan.steps:
             return False
         if after == merged(self._plan.releases(num_steps)):
-            return num_steps <= self._affordable_as_planned()
+            return self._allows_as_planned(num_steps)
         kind = replace(release, count=1)
         others = tuple(r for r in after if replace(r, count=1) != kind)
         count = num_steps - sum(r.count for r in others)
@@ -308,6 +281,19 @@ class _Writer:
 
 @final
 @dataclass(frozen=True, slots=True)
+class _Standing:
+    """What some segments add up to; true of them alone, whatever came after.
+
+    ``as_planned``: whether the plan's first steps release just that.
+    """
+
+    segments: Mapping[str, tuple[Charge, ...]]
+    steps: int
+    as_planned: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class _Found:
     """What the accountant was asked already; true of the plan, whatever is charged.
 
@@ -330,42 +316,3 @@ def _unpickled(plan: PrivacyPlan, state_dict: dict[str, Any]) -> Ledger:
     ledger = Ledger(plan)
     ledger.load_state_dict(state_dict)
     return ledger
-
-
-def _appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
-    if segment and _kind(segment[-1]) == _kind(charge):
-        count = segment[-1].count + charge.count
-        return (*segment[:-1], replace(charge, count=count))
-    return (*segment, charge)
-
-
-def _kind(charge: Charge) -> Charge:
-    return replace(charge, count=1)
-
-
-def _parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
-    if not isinstance(state_dict, Mapping) or state_dict.get("version") != _VERSION:
-        raise LedgerError(
-            f"the ledger is not of version {_VERSION}: it is damaged, or another"
-            " release of this package wrote it"
-        )
-    segments = state_dict.get("segments")
-    if not isinstance(segments, Mapping):
-        raise LedgerError("the ledger has no segments: it is damaged")
-    return {str(key): _segment(rows) for key, rows in segments.items()}
-
-
-def _segment(rows: object) -> tuple[Charge, ...]:
-    if not isinstance(rows, Sequence):
-        raise LedgerError("the ledger holds a segment without charges: it is damaged")
-    return tuple(map(_charge, rows))
-
-
-def _charge(row: Mapping[str, Any]) -> Charge:
-    try:
-        charge = Charge.from_dict(row)
-        charge.to_release()
-        _checks.positive(max_grad_norm=charge.max_grad_norm)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LedgerError(f"the ledger holds a damaged charge: {error}") from error
-    return charge
