@@ -297,60 +297,22 @@ def _composed(
     """Return what ``PLDAccountant`` would compose, term by term."""
     from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
 
+    from dp._sampled_losses import sampled_losses, truncated_losses  # noqa: PLC0415
+
     composed = pld.identity(value_discretization_interval=interval)
     for release in releases:
         q, sigma = release.sampling_probability, release.noise_multiplier
         if release.truncation is not None:
-            one = _truncated_losses(q, sigma, release.truncation, relation, interval)
+            one = truncated_losses(q, sigma, release.truncation, relation, interval)
             part = one.self_compose(release.count)
         elif q < 1:
-            one = _loss_distribution(q, sigma, relation, interval)
+            one = sampled_losses(q, sigma, relation, interval)
             part = one.self_compose(release.count)
         else:
             sigma /= math.sqrt(release.count)
-            part = _loss_distribution(q, sigma, relation, interval)
+            part = sampled_losses(q, sigma, relation, interval)
         composed = composed.compose(part)
     return composed
-
-
-@lru_cache(maxsize=32)
-def _loss_distribution(
-    q: float, sigma: float, relation: NeighboringRelation, interval: float
-) -> "PrivacyLossDistribution":
-    """One release; most of the work, and the same for every count and delta."""
-    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
-
-    return pld.from_gaussian_mechanism(
-        standard_deviation=sigma,
-        value_discretization_interval=interval,
-        sampling_prob=q,
-        neighboring_relation=_neighbors(relation),
-    )
-
-
-@lru_cache(maxsize=32)
-def _truncated_losses(
-    q: float,
-    sigma: float,
-    truncation: Truncation,
-    relation: NeighboringRelation,
-    interval: float,
-) -> "PrivacyLossDistribution":
-    """One release of a truncated sample.
-
-    Whether a batch was truncated is taken to be known. If so, an example displaces
-    another one, so that sums are twice as far apart.
-    """
-    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
-
-    return pld.from_truncated_subsampled_gaussian_mechanism(
-        dataset_size=truncation.dataset_size,
-        sampling_probability=q,
-        truncated_batch_size=truncation.max_batch_size,
-        noise_multiplier=sigma,
-        value_discretization_interval=interval,
-        neighboring_relation=_neighbors(relation),
-    )
 
 
 def _neighbors(relation: NeighboringRelation) -> "Neighbors":

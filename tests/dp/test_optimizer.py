@@ -448,7 +448,7 @@ def test_a_loader_of_another_rate_cannot_be_attached(make_run):
     run = make_run()
     other = PoissonLoader(range(9), sampling_probability=0.9, steps=20)
 
-    with pytest.raises(ValueError, match=r"plan says 0\.5"):
+    with pytest.raises(ValueError, match=r"plan says .*=0\.5\)"):
         run.optimizer.attach(other)
 
     assert run.optimizer.mechanism.loader is run.loader
@@ -504,7 +504,7 @@ def test_a_plan_with_amplification_needs_its_loader(make_run, make_plan):
 
     with pytest.raises(ValueError, match="plan claims amplification"):
         DPOptimizer(inner, plan=make_plan())
-    with pytest.raises(ValueError, match=r"samples with probability 0.5"):
+    with pytest.raises(ValueError, match=r"draws by .*=0\.5\)"):
         DPOptimizer(inner, plan=other, loader=run.loader)
     with pytest.raises(ValueError, match="claims no amplification"):
         DPOptimizer(inner, plan=make_plan(sampling=Unamplified()), loader=run.loader)
