@@ -287,7 +287,7 @@ def plan_for(
             finds the least. A schedule, where *steps* is given too, is a shape: it is
             multiplied by the least factor.
         max_batch_size: The most examples of a batch; see
-            :class:`~dp.TruncatedPoissonSampling`. None for no such limit.
+            :class:`~dp.sampling.TruncatedPoissonSampling`. None for no such limit.
         dataset_size: The number of examples, which is public then; with
             *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.

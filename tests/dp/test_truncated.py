@@ -116,16 +116,17 @@ def test_poissons_price_would_not_cover_small_batches():
     assert hockey_stick(*pair, sigma, spent) > delta
 
 
-def test_what_is_claimed_is_the_accountants_own_number():
+@pytest.mark.parametrize("largest", [100, 130, 1000])
+def test_what_is_claimed_is_the_accountants_own_number(largest):
     """By ``dp_accounting``'s accountant, from the event that it defines."""
-    releases = [release(1000, 0.1, 130, 1.0, count=20)]
+    releases = [release(1000, 0.1, largest, 1.0, count=20)]
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-3)
     accountant.compose(to_dp_event(releases))
     spent = epsilon(
         releases, delta=1e-5, neighboring_relation="zero_out", interval=1e-3
     )
 
-    assert spent.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9)
+    assert spent.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
     assert spent.accountant == "PLD"
     assert spent.epsilon_rdp is None
 
