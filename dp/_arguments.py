@@ -11,7 +11,7 @@ from torch import Tensor
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, PoissonSampling
+from dp.sampling import PoissonLoader, Unamplified
 
 
 __all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
@@ -49,7 +49,7 @@ def check_no_grad_sample(
 
 def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
     """Raise unless *loader* draws as *plan* claims."""
-    if not isinstance(plan.sampling, PoissonSampling):
+    if isinstance(plan.sampling, Unamplified):
         if loader is not None:
             raise ValueError(
                 "loader was given, but the plan claims no amplification; plan with"
@@ -62,11 +62,10 @@ def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
             f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
             " loader, or plan with Unamplified()"
         )
-    planned = plan.sampling.sampling_probability
-    if loader.sampling_probability != planned:
+    if loader.sampling != plan.sampling:
         raise ValueError(
-            f"loader samples with probability {loader.sampling_probability!r}, but the"
-            f" plan says {planned!r}; use plan.loader(dataset)"
+            f"the loader draws by {loader.sampling!r}, but the plan says"
+            f" {plan.sampling!r}; use plan.loader(dataset)"
         )
 
 

@@ -41,11 +41,7 @@ from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import clear_grad_samples
-<<<<<<< HEAD
 from dp.plan import PrivacyPlan
-=======
-from dp.plan import PrivacyPlan, check_loader
->>>>>>> 5704e04 (Draw batches of a largest size, at the price that dp_accounting has for them)
 from dp.sampling import PoissonLoader
 from forwarding import forwarded, target
 
@@ -128,10 +124,7 @@ class DPOptimizer(TransparentOptimizer):
                 " add noise twice and charge two ledgers"
             )
         check_loader(plan, loader)
-<<<<<<< HEAD
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
-=======
->>>>>>> 5704e04 (Draw batches of a largest size, at the price that dp_accounting has for them)
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
@@ -386,27 +379,3 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
         )
     with torch.enable_grad():
         return closure()
-<<<<<<< HEAD
-=======
-
-
-def _check_losses(losses_B: Tensor) -> None:
-    if losses_B.dim() != 1 or not losses_B.is_floating_point():
-        raise ValueError(
-            "losses must be a floating-point vector, one loss an example, got"
-            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only"
-        )
-
-
-def _clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
-    if clipping is None:
-        return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
-    sensitivity = clipping.sensitivity("add_or_remove_one")
-    if sensitivity != plan.max_grad_norm_at(0):
-        raise ValueError(
-            f"clipping has sensitivity {sensitivity!r}, but the plan's noise is for"
-            f" max_grad_norm={plan.max_grad_norm_at(0)!r}; make them equal"
-        )
-    return clipping
->>>>>>> 5704e04 (Draw batches of a largest size, at the price that dp_accounting has for them)

@@ -27,7 +27,7 @@ from dp.sampling import (
 from dp.schedule import Schedule
 
 
-__all__ = ("PrivacyPlan", "check_loader", "plan_for")
+__all__ = ("PrivacyPlan", "plan_for")
 
 _UNIT = "one training example"
 _KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
@@ -210,34 +210,12 @@ class PrivacyPlan:
             num_workers=num_workers,
             pin_memory=pin_memory,
         )
-        check_loader(self, loader)
-        return loader
-
-
-def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
-    """Raise unless *loader* draws batches as *plan* says.
-
-    Raises:
-        ValueError: If it does not, or is missing, or is not to be given.
-    """
-    if isinstance(plan.sampling, Unamplified):
-        if loader is not None:
+        if loader.sampling != self.sampling:
             raise ValueError(
-                "loader was given, but the plan claims no amplification; plan with"
-                " PoissonSampling, or use the loader without giving it here"
+                f"the plan is for {self.sampling!r}, but with this dataset the loader"
+                f" draws by {loader.sampling!r}; plan for its number of examples"
             )
-        return
-    if not isinstance(loader, PoissonLoader):
-        raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
-            f"the plan claims amplification by {plan.sampling!r}, which only"
-            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
-            " loader, or plan with Unamplified()"
-        )
-    if loader.sampling != plan.sampling:
-        raise ValueError(
-            f"the loader draws by {loader.sampling!r}, but the plan says"
-            f" {plan.sampling!r}; use plan.loader(dataset)"
-        )
+        return loader
 
 
 def _values(number: float | Schedule) -> Sequence[float]:
