@@ -42,7 +42,7 @@ MUTANTS = (
     Mutant("clipping", "(bounds_G[:, None] / norms_GB).clamp(max=1.0)", "bounds_G[:, None] / norms_GB", "small gradients are scaled up", "test_clipping.py"),
     Mutant("clipping", "return torch.where(norms_GB.isfinite().all(0) & normal_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
-    Mutant("optimizer", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
+    Mutant("_arguments", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
     # Noise
     Mutant("_mechanism", "stddev = noise_multiplier * pending.max_grad_norm", "stddev = noise_multiplier", "sigma without C", OPTIMIZER),
     Mutant("_mechanism", "used = self.noise.add_(sums, stddev=stddev)", "used = self.noise.add_(sums[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
