@@ -82,9 +82,9 @@ def _pmf(
     q: float, sigma: float, adjacency: AdjacencyType, interval: float
 ) -> pld_pmf.PLDPmf:
     losses = _Losses(sigma, sampling_prob=q, adjacency_type=adjacency)
-    ends = losses.connect_dots_bounds()
-    low = math.floor(ends.epsilon_lower / interval)
-    high = math.ceil(ends.epsilon_upper / interval)
+    ends = losses.privacy_loss_tail()
+    low = math.floor(losses.privacy_loss(ends.upper_x_truncation) / interval)
+    high = math.ceil(losses.privacy_loss(ends.lower_x_truncation) / interval)
     deltas = losses.get_delta_for_epsilon(np.arange(low, high + 1) * interval)
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
         interval, low, high, deltas
