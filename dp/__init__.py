@@ -47,6 +47,7 @@ from dp.exceptions import (
 from dp.micro_batches import MicroBatches, split_batch
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
+from dp.per_sample import compile_backend
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling import (
     PoissonLoader,
@@ -86,6 +87,7 @@ __all__ = (
     "UnsupportedOperationError",
     "audit",
     "check",
+    "compile_backend",
     "compose",
     "plan_for",
     "split_batch",

@@ -1,5 +1,6 @@
 """Per-example gradients of any model, read from its autograd graph."""
 
+from dp.per_sample._compiled import compile_backend
 from dp.per_sample._engine import Engine
 from dp.per_sample._grad_samples import clear_grad_samples, from_grad_samples
 from dp.per_sample._gradients import PerSampleGradients
@@ -10,6 +11,7 @@ __all__ = (
     "Engine",
     "PerSampleGradients",
     "clear_grad_samples",
+    "compile_backend",
     "from_grad_samples",
 )
 

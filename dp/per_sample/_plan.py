@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.per_sample._compiled import is_compiled, is_opaque
 from dp.per_sample._graph import Graph, Signature, Use
 from dp.per_sample._layout import Layout
 from dp.per_sample._nodes import VIEWS, Node, name_of, size
@@ -31,10 +32,10 @@ _HIDING: Final = {
     ),
 }
 _COMPILED: Final = (
-    "a compiled region with parameters of shape {shapes} is one operation that shows"
-    " nothing of what happens inside it, so mixed examples could not be told; run the"
-    " model as it is, compile it with backend='eager', or compile only functions"
-    " without parameters"
+    "a compiled function{holding} is one operation that shows nothing of what happens"
+    " inside it, so mixed examples could not be told; compile it by"
+    " torch.compile(..., backend=dp.compile_backend), and where parameters are computed"
+    " of others, compile that together with their use"
 )
 
 
@@ -105,6 +106,10 @@ def planned(
 
 def check_opaque(graph: Graph) -> None:
     """Refuse what hides operations on parameters."""
+    for use in graph.uses:
+        if is_opaque(use.operation):
+            holding = f" with parameters of shape {_shapes(use)}"
+            raise UnsupportedOperationError(_COMPILED.format(holding=holding))
     for node in graph.nodes:
         name = name_of(node)
         if name[-1].isdigit():
@@ -112,9 +117,8 @@ def check_opaque(graph: Graph) -> None:
         for part, reason in _HIDING.items():
             if part in name:
                 raise UnsupportedOperationError(reason)
-    for use in graph.uses:
-        if use.operation.startswith("CompiledFunction"):
-            raise UnsupportedOperationError(_COMPILED.format(shapes=_shapes(use)))
+        if is_opaque(name) and not is_compiled(node):
+            raise UnsupportedOperationError(_COMPILED.format(holding=""))
 
 
 def check_norm(use: Use) -> None:
