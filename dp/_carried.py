@@ -1,5 +1,8 @@
 """A ledger inside the state of an optimizer, in a form that every checkpoint keeps.
 
+With it go the plan and what was assigned in its place, so that a run that is resumed
+goes on with the noise that it had.
+
 ``torch.distributed.checkpoint`` keeps only ``state`` and ``param_groups`` of a state;
 of nested data it loads only the keys that it finds in the object to be loaded; and when
 it flattens a state, only the keys that it finds in the live groups. So the ledger is
@@ -11,6 +14,7 @@ ledger itself is in the :class:`~dp.ledger.Ledger`, and in what ``state_dict`` r
 import json
 from typing import Any, Final
 
+from dp._settings import Settings
 from dp.exceptions import LedgerError
 from dp.ledger import Ledger
 
@@ -26,10 +30,13 @@ def mark(param_groups: list[dict[str, Any]]) -> None:
     param_groups[0][KEY] = _MARK
 
 
-def packed(state_dict: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
-    """Return *state_dict* with the ledger in its first group."""
+def packed(
+    state_dict: dict[str, Any], ledger: Ledger, settings: Settings
+) -> dict[str, Any]:
+    """Return *state_dict* with the ledger, and the settings, in its first group."""
     first, *others = state_dict["param_groups"]
-    carrier = {**first, KEY: json.dumps(ledger.state_dict())}
+    text = json.dumps({**ledger.state_dict(), "settings": settings.state_dict()})
+    carrier = {**first, KEY: text}
     return {**state_dict, "param_groups": [carrier, *others]}
 
 

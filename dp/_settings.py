@@ -4,9 +4,10 @@ They come from the plan, step by step, unless they were assigned. Whoever clips,
 noise or charges the ledger reads them here, when it does so.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, Final, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,11 +15,25 @@ from torch import Tensor
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.clipping import Clipping
+from dp.exceptions import LedgerError
 from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
 
 
 __all__ = ("ScheduledClipping", "Settings")
+
+_CHECKS: Final[Mapping[str, Callable[..., float]]] = {
+    "noise_multiplier": _checks.non_negative,
+    "max_grad_norm": _checks.positive,
+}
+# Of a plan: what decides the next step, and not only when to stop.
+_DECISIVE: Final = (
+    "sampling",
+    "noise_multiplier",
+    "max_grad_norm",
+    "expected_batch_size",
+    "neighboring_relation",
+)
 
 
 @final
@@ -44,8 +59,70 @@ class Settings:
 
     def assign(self, name: str, value: float) -> None:
         """Let *value* hold from now on, whatever the plan says."""
-        check = _checks.positive if name == "max_grad_norm" else _checks.non_negative
-        self.assigned[name] = check(**{name: value})
+        self.assigned[name] = self.checked(name, value)
+
+    @staticmethod
+    def checked(name: str, value: float) -> float:
+        """Return *value* if it is in the range of *name*."""
+        return _CHECKS[name](**{name: value})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was assigned, and the plan, in plain types."""
+        plan = self.plan.to_dict()
+        decisive = {name: plan[name] for name in _DECISIVE}
+        return {"assigned": dict(self.assigned), "plan": decisive}
+
+    def prepared(self, states: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+        """Return what is to be assigned to go on from *states*; None if none says.
+
+        Warns if they were made by another plan, which would go on in its place.
+
+        Raises:
+            LedgerError: If it is out of range, or if they do not agree.
+        """
+        if not states:
+            return None
+        self._warn_of_another_plan([state.get("plan", {}) for state in states])
+        assigned: list[dict[str, float]] = [dict(s.get("assigned", {})) for s in states]
+        if any(other != assigned[0] for other in assigned):
+            raise LedgerError(
+                "several optimizers went into the state, with other numbers assigned:"
+                f" {assigned}; save them one by one"
+            )
+        for name, value in assigned[0].items():
+            try:
+                self.checked(name, value)
+            except (KeyError, ValueError) as error:
+                raise LedgerError(
+                    f"the state says that {name}={value!r} was assigned: it is damaged"
+                ) from error
+        return assigned[0]
+
+    def resume(self, assigned: Mapping[str, float]) -> None:
+        """Let what was assigned hold, and the plan for all else."""
+        for name in _CHECKS:
+            if name in assigned:
+                self.assigned[name] = assigned[name]
+            else:
+                self.withdraw(name)
+
+    def _warn_of_another_plan(self, plans: Sequence[Mapping[str, Any]]) -> None:
+        ours = self.state_dict()["plan"]
+        for plan in plans:
+            differing = [
+                f"{name}={plan[name]!r}, now {ours[name]!r}"
+                for name in _DECISIVE
+                if plan.get(name, ours[name]) != ours[name]
+            ]
+            if differing:
+                warnings.warn(
+                    "the state was saved under another plan ("
+                    + "; ".join(differing)
+                    + "): steps from now on follow the plan of this optimizer, and"
+                    " their cost adds to what was spent. Build it with the old plan to"
+                    " go on as before",
+                    stacklevel=5,
+                )
 
     def withdraw(self, name: str) -> None:
         """Follow the plan again."""

@@ -295,7 +295,7 @@ class DPOptimizer(TransparentOptimizer):
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.packed(state_dict, self.ledger)
+        return carried.packed(state_dict, self.ledger, self.mechanism.settings)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict, ledgers = carried.unpacked(state_dict)
@@ -305,9 +305,15 @@ class DPOptimizer(TransparentOptimizer):
                 " save state_dict() of the DPOptimizer, or call"
                 " load_state_dict_without_ledger if no private data was used for it"
             )
+        settings = self.mechanism.settings
+        assigned = settings.prepared(
+            [x["settings"] for x in ledgers if "settings" in x]
+        )
         self._discard()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
+        if assigned is not None:
+            settings.resume(assigned)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -324,7 +330,8 @@ class DPOptimizer(TransparentOptimizer):
                 "the state has a ledger, so private data was used for it; call"
                 " load_state_dict, which adds what was spent"
             )
-        self.load_state_dict(carried.packed(state_dict, self.ledger))
+        settings = self.mechanism.settings
+        self.load_state_dict(carried.packed(state_dict, self.ledger, settings))
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.

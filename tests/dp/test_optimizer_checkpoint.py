@@ -1,6 +1,7 @@
 """Checkpoints of every kind carry the ledger, and cost nothing to take."""
 
 import io
+import json
 import warnings
 
 import pytest
@@ -235,6 +236,135 @@ def test_a_state_saved_without_the_wrapper_is_refused_by_every_loader(make_run):
         set_optimizer_state_dict(run.model, run.optimizer, by_name)
     with pytest.raises(KeyError, match="dp_ledger"):
         set_optimizer_state_dict(run.model, run.optimizer, flattened, options=flat)
+
+
+def charges(run):
+    return [
+        (c.noise_multiplier, c.max_grad_norm) for c in run.optimizer.ledger.charges()
+    ]
+
+
+def by_state_dict(run, resumed):
+    resumed.optimizer.load_state_dict(run.optimizer.state_dict())
+
+
+def by_name(run, resumed, options="by name"):
+    state = get_optimizer_state_dict(run.model, run.optimizer, options=OPTIONS[options])
+    set_optimizer_state_dict(
+        resumed.model, resumed.optimizer, state, options=OPTIONS[options]
+    )
+
+
+WAYS = {
+    "state_dict": by_state_dict,
+    "by name": by_name,
+    "flat": lambda run, resumed: by_name(run, resumed, "flat"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_assigned_is_resumed_as_learning_rates_are(make_run, way):
+    """A run that had raised its noise goes on with it, and says so in the ledger."""
+    run, resumed = make_run(torch.optim.Adam), make_run(torch.optim.Adam)
+    run.optimizer.noise_multiplier = 3.0
+    run.train(2)
+    resumed.optimizer.max_grad_norm = 0.25  # The state says nothing of it: the plan's.
+
+    WAYS[way](run, resumed)
+    resumed.train(1)
+
+    assert (resumed.optimizer.noise_multiplier, resumed.optimizer.max_grad_norm) == (
+        3.0,
+        1.0,
+    )
+    assert charges(resumed) == [(3.0, 1.0)] * 2
+    del resumed.optimizer.noise_multiplier
+    assert resumed.optimizer.noise_multiplier == 1.0
+
+
+@pytest.mark.statistical
+def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run):
+    """20 000 coordinates: the plan's scale, a third of it, fails."""
+    run, resumed = make_run(), make_run()
+    run.optimizer.noise_multiplier = 3.0
+    by_state_dict(run, resumed)
+    wide = nn.Parameter(torch.zeros(20_000))
+    resumed.optimizer.add_param_group({"params": [wide]})
+    resumed.train(1)
+
+    assert wide.grad.std().item() == pytest.approx(3.0 * 1.0 / 10.0, rel=0.04)
+
+
+def test_resuming_under_another_plan_is_told(make_run):
+    """It may be meant, as a second phase; what differs is named, and both add up."""
+    run, resumed = make_run(), make_run(noise_multiplier=2.0, steps=30)
+    run.train(1)
+
+    with pytest.warns(UserWarning, match=r"\(noise_multiplier=1.0, now 2.0\)"):
+        by_state_dict(run, resumed)
+    resumed.train(1)
+
+    assert charges(resumed) == [(1.0, 1.0), (2.0, 1.0)]
+
+
+def test_a_plan_that_is_only_longer_is_the_same(make_run):
+    """To take more steps than were planned is a new plan of the same steps."""
+    run, resumed = make_run(), make_run(steps=30)
+    run.train(1)
+    by_state_dict(run, resumed)
+
+    assert resumed.optimizer.ledger.steps == 1
+
+
+def with_settings(state, **changes):
+    text = json.loads(state["param_groups"][0]["dp_ledger"])
+    text["settings"].update(changes)
+    state["param_groups"][0]["dp_ledger"] = json.dumps(text)
+    return state
+
+
+@pytest.mark.parametrize(
+    "assigned", [{"noise_multiplier": -1.0}, {"noise_multiplier": "1"}, {"sigma": 1.0}]
+)
+def test_damaged_settings_are_refused_before_anything_is_loaded(make_run, assigned):
+    """By the name and the value that cannot have been assigned."""
+    run, resumed = make_run(), make_run()
+    run.train(1)
+    state = with_settings(run.optimizer.state_dict(), assigned=assigned)
+
+    with pytest.raises(LedgerError, match=f"{next(iter(assigned))}=.*damaged"):
+        resumed.optimizer.load_state_dict(state)
+
+    assert resumed.optimizer.ledger.steps == 0
+    assert resumed.optimizer.noise_multiplier == 1.0
+
+
+def test_settings_that_contradict_each_other_are_refused(make_run):
+    """As where the groups of two optimizers were put into one state."""
+    run = make_run()
+    run.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    state = run.optimizer.state_dict()
+    other = with_settings(run.optimizer.state_dict(), assigned={"max_grad_norm": 2.0})
+    state["param_groups"][1]["dp_ledger"] = other["param_groups"][0]["dp_ledger"]
+
+    with pytest.raises(LedgerError, match="with other numbers assigned"):
+        run.optimizer.load_state_dict(state)
+
+    assert run.optimizer.max_grad_norm == 1.0
+
+
+def test_a_state_without_settings_leaves_them_alone(make_run):
+    """It was saved before they were part of it."""
+    run = make_run()
+    run.optimizer.noise_multiplier = 3.0
+    state = run.optimizer.state_dict()
+    ledger = json.loads(state["param_groups"][0]["dp_ledger"])
+    del ledger["settings"]
+    state["param_groups"][0]["dp_ledger"] = json.dumps(ledger)
+
+    run.optimizer.load_state_dict(state)
+
+    assert run.optimizer.noise_multiplier == 3.0
 
 
 def test_a_private_state_loads_into_a_plain_optimizer(make_run):
