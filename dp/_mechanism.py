@@ -8,6 +8,7 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
@@ -22,7 +23,11 @@ from dp._agreement import Agreement
 from dp._settings import ScheduledClipping, Settings
 from dp.clipping import Clipping
 from dp.distributed import Exchange, gathered, sharding_of
-from dp.exceptions import PrivacyError, SamplingMismatchError
+from dp.exceptions import (
+    PrivacyError,
+    SamplingMismatchError,
+    UnsupportedOperationError,
+)
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
@@ -127,6 +132,7 @@ class Mechanism:
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
                 was already released, or holds fewer examples than ``losses_B``.
+            UnsupportedOperationError: If no parameter takes part in the losses.
         """
         pending = self._pending_for(parameters)
         self._admit(pending, num_samples=len(losses_B))
@@ -135,6 +141,7 @@ class Mechanism:
                 gradients = self.engine.gradients(
                     losses_B, leaves, loss_scale=loss_scale
                 )
+                _check_attached(gradients, leaves)
                 self._add(pending, gradients)
         pending.num_backwards += 1
         self.pending = pending
@@ -262,7 +269,7 @@ class Mechanism:
         if not _same(pending.parameters, parameters):
             raise PrivacyError(
                 "the optimizer's trainable parameters changed between backward and"
-                " step; call zero_grad() and run the batch again"
+                " step; call zero_grad() and run the batch again" + _told_of_deepspeed()
             )
         return pending
 
@@ -278,7 +285,7 @@ class Mechanism:
         if ticket is None:
             raise SamplingMismatchError(
                 "no batch has been drawn from the loader; iterate over the loader that"
-                " was given to DPOptimizer"
+                " was given to DPOptimizer" + _told_of_deepspeed()
             )
         if ticket.serial <= _last_spent.get(self.loader, -1):
             raise SamplingMismatchError(
@@ -306,16 +313,40 @@ class Mechanism:
             )
 
 
+def _check_attached(
+    gradients: PerSampleGradients, parameters: Sequence[Tensor]
+) -> None:
+    if gradients.is_detached and parameters:
+        raise UnsupportedOperationError(
+            "none of the optimizer's parameters takes part in the losses, so the step"
+            " would be noise alone: they were computed under no_grad or by another"
+            " model, or a framework trains copies in place of the model's parameters,"
+            " for which there is no gradient of one example" + _told_of_deepspeed()
+        )
+
+
 def _check_complete(pending: Pending) -> None:
     if pending.ticket is None and pending.num_backwards == 0:
         raise SamplingMismatchError(
             "step was called without gradients; call optimizer.backward(losses) first"
+            + _told_of_deepspeed()
         )
     if pending.num_samples < _drawn(pending):
         raise SamplingMismatchError(
             "backward has not seen every example that the loader drew for this batch;"
             " pass the losses of the whole batch to optimizer.backward before step"
         )
+
+
+def _told_of_deepspeed() -> str:
+    """Return why its engines come to these errors, where there is one."""
+    if "deepspeed" not in sys.modules:
+        return ""
+    return (
+        ". DeepSpeed's ZeRO stages 1 to 3 and its fp16 and bf16 engines put copies in"
+        " place of the parameters, and may step before any batch: train with stage 0 in"
+        " float32 or with torch_autocast, with DistributedDataParallel or with FSDP2"
+    )
 
 
 def _warn_if_complete(pending: Pending | None) -> None:

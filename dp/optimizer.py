@@ -157,6 +157,7 @@ class DPOptimizer(TransparentOptimizer):
         Raises:
             ValueError: If *losses_B* is not a vector of floating-point losses.
             SampleMixingError: If one example's loss depends on another example.
+            UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
                 another library left per-example gradients in ``p.grad_sample``.
         """

@@ -75,8 +75,9 @@ class Engine:
         zeros_B = wide(losses_B.detach().new_zeros(len(losses_B)))
         # By an example's own loss alone, so that no other one can change it.
         start_B = zeros_B.masked_fill(~losses_B.detach().isfinite(), torch.inf)
-        if losses_B.grad_fn is None or bool(start_B.isinf().all()):
-            return PerSampleGradients({}, parameters, start_B)
+        is_detached = losses_B.grad_fn is None
+        if is_detached or bool(start_B.isinf().all()):
+            return PerSampleGradients({}, parameters, start_B, is_detached=is_detached)
         graph, plan, layers = self._planned(losses_B, parameters)
         collected = Collected(graph, plan, layers, len(losses_B))
         for site in collected.without_rule:
@@ -93,6 +94,7 @@ class Engine:
             start_B,
             loss_scale=loss_scale,
             stacks=collected.stacked,
+            is_detached=not graph.uses,
         )
 
     def _planned(

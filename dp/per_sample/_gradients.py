@@ -28,6 +28,7 @@ class PerSampleGradients:
 
     Attributes:
         num_samples: How many examples there are.
+        is_detached: Whether the losses were seen to come from none of the parameters.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class PerSampleGradients:
         *,
         loss_scale: float = 1.0,
         stacks: Sequence["Stacked"] = (),
+        is_detached: bool = False,
     ) -> None:
         self._stacks = stacks
         self._parts = {index: _merged(some) for index, some in parts.items()}
@@ -46,6 +48,7 @@ class PerSampleGradients:
         self._loss_scale = loss_scale  # Every gradient is to be divided by it.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self.num_samples: int = len(start_B)
+        self.is_detached = is_detached
 
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.

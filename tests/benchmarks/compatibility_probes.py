@@ -7,10 +7,12 @@ it. Its message on failure goes into the table.
 import copy
 import importlib.util
 import io
+import os
 import pickle
 import sys
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -590,6 +592,53 @@ def _(name):
             scaler(loss, made.optimizer, parameters=made.model.parameters())
 
     like_torch(name, use)
+
+
+@cache
+def deepspeed():
+    """Import DeepSpeed for one process on CPU; it keeps that process group for good."""
+    os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    found = importlib.import_module("deepspeed")
+    # A faster all-reduce, which takes a minute to compile.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    return found
+
+
+def by_engine(stage):
+    def use(made):
+        made.model, *_ = deepspeed().initialize(
+            model=made.model,
+            optimizer=made.optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": BATCH,
+                "gradient_clipping": 0.0,
+                "zero_optimization": {"stage": stage},
+                "zero_allow_untested_optimizer": True,
+            },
+            dist_init_required=False,
+        )
+        for _ in range(2):
+            made.model.backward(made.loss(batch_of()))
+            made.model.step()
+
+    return use
+
+
+@probe("DeepSpeed", "deepspeed", "engine of stage 0")
+def _(name):
+    like_torch(name, by_engine(0))
+
+
+@probe("DeepSpeed", "deepspeed", "stages 1 and 2 train, or say that they cannot")
+def _(name):
+    for stage in (1, 2):
+        try:
+            like_torch(name, by_engine(stage))
+        except (ValueError, RuntimeError, IndexError, dp.PrivacyError) as error:
+            if "ZeRO" not in str(error):
+                raise
 
 
 # What only a private optimizer has to do; torch passes by having nothing to guard.
