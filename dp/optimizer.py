@@ -235,7 +235,7 @@ class DPOptimizer(TransparentOptimizer):
         self._drop_cleared()
         self._check_scaled()
         if self.mechanism.pending is not None:
-            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
         parameters = self._trainable()
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)

@@ -112,7 +112,11 @@ MUTANTS = (
     Mutant("plan", "        return 1.0", "        return 0.01", "amplification without sampling", "test_plan.py test_optimizer.py"),
     Mutant("certificate", "_TOLERANCE: Final = 1e-6", "_TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),
     # The wrapper
-    Mutant("_guard", "register_optimizer_step_pre_hook(_refuse_unprivate_step)", "pass", "the wrapped optimizer steps by itself", "test_optimizer.py test_optimizer_inner.py"),
+    Mutant("_guard", "register_optimizer_step_pre_hook(_refuse_unprivate_step)", "pass", "the wrapped optimizer steps by itself", "test_guard.py"),
+    Mutant("_protected", "if _outline(owner) != self._seen[owner].outline:", "if False:", "parameters that a framework exchanges may be stepped by others", "test_guard.py"),
+    Mutant("_settings", "self.assigned[name] = assigned[name]", "pass", "a resumed run forgets that its noise was raised", "test_optimizer_checkpoint.py"),
+    Mutant("_mechanism", "_check_attached(gradients, leaves)", "pass", "copies that a framework trains get steps of noise alone", "integrations/test_deepspeed.py"),
+    Mutant("optimizer", "check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)", "pass", "gradients of two sources count for one batch", "test_grad_samples.py"),
     Mutant("_transparent", " = forwarded(original_optimizer.param_groups)", "", "param_groups is not forwarded", "test_transparent.py test_optimizer.py"),
     Mutant("_transparent", "setattr(self.original_optimizer, name, value)", "super().__setattr__(name, value)", "writes stay on the wrapper", "test_transparent.py test_transparent_surface.py"),
     Mutant("optimizer", "parameter.grad = None  # A frozen", "pass  # A frozen", "a frozen parameter keeps its raw gradient", OPTIMIZER),

@@ -217,6 +217,59 @@ def test_settings_written_through_lightnings_proxy_reach_the_step(
     script.assert_private(steps=6, rates=[0.1 / (step + 1) for step in range(6)])
 
 
+def test_noise_and_clipping_written_through_the_proxy_reach_the_step(
+    make_script, make_trainer
+):
+    """A proxy has no settings of its own: what is written there is what is released.
+
+    As attributes of the proxy they would be lost in silence, and the noise with them.
+    """
+    script = make_script()
+
+    class Writes(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            del batch
+            optimizer = self.optimizers()
+            assert optimizer is not script.optimizer
+            if batch_idx == 2:
+                optimizer.noise_multiplier = 40.0
+            if batch_idx == 3:
+                optimizer.max_grad_norm = 0.5
+            if batch_idx == 4:
+                del optimizer.noise_multiplier
+                del optimizer.max_grad_norm
+
+    make_trainer().fit(Writes(script), script.loader)
+
+    # 650 coordinates: a spread 20 % off is beyond seven standard errors.
+    stddevs = [10.0 / 20, 10.0 / 20, 40.0 / 20, 20.0 / 20, 10.0 / 20, 10.0 / 20]
+    assert script.witness.spreads == pytest.approx(stddevs, rel=0.2)
+    charges = script.optimizer.ledger.charges()
+    assert [(c.noise_multiplier, c.max_grad_norm, c.count) for c in charges] == [
+        (10.0, 1.0, 2),
+        (40.0, 1.0, 1),
+        (40.0, 0.5, 1),
+        (10.0, 1.0, 2),
+    ]
+    assert script.optimizer.spent().epsilon < script.plan.guarantee().epsilon
+    assert "noise_multiplier" not in vars(script.optimizer)
+
+
+def test_a_value_that_cannot_be_is_refused_through_the_proxy(make_script, make_trainer):
+    """By the message of the plan, wherever it is written."""
+    script = make_script()
+
+    class Writes(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            del batch, batch_idx
+            self.optimizers().noise_multiplier = -1.0
+
+    with pytest.raises(ValueError, match="noise_multiplier must be"):
+        make_trainer().fit(Writes(script), script.loader)
+
+    assert script.optimizer.ledger.steps == 0
+
+
 def test_clipping_by_the_trainer_is_refused(make_script, make_trainer):
     """It would clip what is not there; each example is clipped already."""
     script = make_script()
