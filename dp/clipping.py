@@ -269,9 +269,12 @@ def _below_one(dtype: torch.dtype) -> float:
 
 def _usable(factors_GB: Tensor, norms_GB: Tensor) -> Tensor:
     """Return 0 for examples that have a norm that is not finite, in every group."""
-    # Below the normal numbers a factor may be rounded up by half of itself.
+    # Below the normal numbers a factor may be rounded up by half of itself. A norm
+    # that is infinite or NaN has a factor that is 0 or NaN, and so not normal.
     normal_GB = factors_GB >= torch.finfo(norms_GB.dtype).tiny
-    return torch.where(norms_GB.isfinite().all(0) & normal_GB, factors_GB, 0.0)
+    if len(norms_GB) > 1:
+        normal_GB = normal_GB & norms_GB.isfinite().all(0)
+    return torch.where(normal_GB, factors_GB, 0.0)
 
 
 def _sensitivity(bound: float, relation: NeighboringRelation) -> float:

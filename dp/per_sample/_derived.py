@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph import Operand
-from dp.per_sample._nodes import Node
+from dp.per_sample._nodes import Node, name_of
 from dp.per_sample._outer import Outer
 from dp.per_sample._parts import Kept, Part, chunked_norms, chunks, wide
 
@@ -52,6 +52,8 @@ def _is_transposed(operand: Operand) -> bool:
     parameter = operand.parameters[0]
     if parameter.dim() != _MATRIX or parameter.numel() == 0:
         return False
+    if operand.chain and [name_of(node) for node, _ in operand.chain] == ["TBackward0"]:
+        return True
     view = operand.seen_in(parameter.detach())
     return view.shape == parameter.mT.shape and view.stride() == parameter.mT.stride()
 

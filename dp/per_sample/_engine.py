@@ -72,11 +72,11 @@ class Engine:
                 or if an example is not finite where an operation without a rule would
                 spread that to the others.
         """
-        zeros_B = wide(losses_B.detach().new_zeros(len(losses_B)))
         # By an example's own loss alone, so that no other one can change it.
-        start_B = zeros_B.masked_fill(~losses_B.detach().isfinite(), torch.inf)
+        own_B = losses_B.detach()
+        start_B = wide(own_B - own_B).nan_to_num_(nan=torch.inf)
         is_detached = losses_B.grad_fn is None
-        if is_detached or bool(start_B.isinf().all()):
+        if is_detached or not bool((start_B == 0).any()):
             return PerSampleGradients({}, parameters, start_B, is_detached=is_detached)
         graph, plan, layers = self._planned(losses_B, parameters)
         collected = Collected(graph, plan, layers, len(losses_B))

@@ -99,7 +99,8 @@ class PerSampleGradients:
         """
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
-        factors_GB = factors_GB / self._loss_scale
+        if self._loss_scale != 1:
+            factors_GB = factors_GB / self._loss_scale
         found = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
         _deliver([sums[index] for index in found], [*found.values()], beta)
         for index, total in enumerate(sums):
@@ -144,6 +145,7 @@ class PerSampleGradients:
         return (
             len(parts) == 1
             and isinstance(parts[0], Kept)
+            and not parts[0].is_held_anyway
             and self._parameters[index].numel() <= SMALL
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dp.per_sample._derived import Sliced
 from dp.per_sample._layout import Layout
 from dp.per_sample._nodes import leaf
+from dp.per_sample._outer import Outer
 from dp.per_sample._parts import Kept, Part
 from dp.per_sample._site import Parts, Rule, Site, spread
 
@@ -31,6 +32,23 @@ def _addmm(site: Site, grad: Tensor) -> Parts:
         parts[weight] = site.product(site.rows(site.saved("mat1")), site.rows(product))
     if bias in site.operands:
         parts[bias] = spread(site, bias, _scaled(grad, site.saved("beta")))
+    return _sharing(parts, bias, weight)
+
+
+def _sharing(parts: Parts, bias: int, weight: int) -> Parts:
+    """Let the norms of what a bias and a weight both have be computed once."""
+    kept, outer = parts.get(bias), parts.get(weight)
+    if (
+        isinstance(kept, Kept)
+        and isinstance(outer, Outer)
+        and kept.grads_BP.data_ptr() == outer.right.data_ptr()
+        and kept.grads_BP.numel() == outer.right.numel()
+    ):
+        rows = Kept(kept.grads_BP, is_held_anyway=True)
+        return {
+            bias: rows,
+            weight: Outer(outer.left, outer.right, right_rows=rows),
+        }
     return parts
 
 

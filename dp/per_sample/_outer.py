@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._parts import (
+    Kept,
     Part,
     chunked_norms,
     chunks,
@@ -32,22 +33,42 @@ class Outer(Part):
     Args:
         left: [B, T, I], or [B, N, T, I] for N matrices in one operand.
         right: [B, T, O] or [B, N, T, O].
+        left_rows: The gradients that *left* is as well, if any: a bias has those of
+            the outputs.
+        right_rows: Those that *right* is as well.
     """
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        *,
+        left_rows: Kept | None = None,
+        right_rows: Kept | None = None,
+    ) -> None:
         self.left = left
         self.right = right
+        self.left_rows = left_rows
+        self.right_rows = right_rows
 
     def transposed(self) -> "Outer":
         """Return the gradients of the transposed operand."""
-        return Outer(self.right, self.left)
+        return Outer(
+            self.right,
+            self.left,
+            left_rows=self.right_rows,
+            right_rows=self.left_rows,
+        )
 
     def squared_norms(self) -> Tensor:
         T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = self.right.shape[-1]  # noqa: E741 -- a shape suffix
         B = len(self.left)
         if T == 1 and self.left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
-            return squared_norms(self.left).mul_(squared_norms(self.right))
+            left, right = self.left_rows, self.right_rows
+            left_B = left.squared_norms() if left else squared_norms(self.left)
+            right_B = right.squared_norms() if right else squared_norms(self.right)
+            return left_B * right_B
         if gram_is_cheaper(T, I, O):
             return self._gram_norms()
         return chunked_norms([self], B, self.left[0, ..., 0, 0].numel() * I * O)

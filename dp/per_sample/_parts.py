@@ -61,13 +61,22 @@ class Part(ABC):
 
 @final
 class Kept(Part):
-    """Gradients that are held in full."""
+    """Gradients that are held in full.
 
-    def __init__(self, grads_BP: Tensor) -> None:
+    Args:
+        grads_BP: The gradients.
+        is_held_anyway: Whether they are something that another part holds as well.
+    """
+
+    def __init__(self, grads_BP: Tensor, *, is_held_anyway: bool = False) -> None:
         self.grads_BP = grads_BP
+        self.is_held_anyway = is_held_anyway
+        self._norms_B: Tensor | None = None
 
     def squared_norms(self) -> Tensor:
-        return squared_norms(self.grads_BP)
+        if self._norms_B is None:
+            self._norms_B = squared_norms(self.grads_BP)
+        return self._norms_B
 
     def gradients(self, examples: slice) -> Tensor:
         return wide(self.grads_BP[examples])

@@ -155,6 +155,8 @@ def spread(site: Site, position: int, grad: Tensor) -> Part:
     """
     shape = tuple(site.operands[position].shape)
     B = site.num_samples
+    if shape == grad.shape[1:] and len(grad) == B and site.examples_lead:
+        return Kept(grad)
     if B == 1:
         return Kept(grad.sum_to_size(shape)[None])
     axis = len(shape) + site.layout.axis
