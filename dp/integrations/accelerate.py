@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp.exceptions import SamplingMismatchError
+from dp.integrations._plateau import warn_of_plateaus
 from dp.integrations._unwrapping import unwrapped
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
@@ -38,7 +39,8 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     """Return *objects* as ``accelerator.prepare`` does, private loaders included.
 
     Accelerate passes a :class:`~dp.sampling.PoissonLoader` on as it is, for it would rebuild
-    it without tickets. Here it becomes an :class:`AcceleratedLoader`.
+    it without tickets. Here it becomes an :class:`AcceleratedLoader`. A scheduler that
+    follows a metric is warned of: epsilon does not cover what its rate tells.
 
     Args:
         accelerator: The ``Accelerator`` of the script.
@@ -47,6 +49,7 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     Returns:
         The prepared objects, in the same order; one alone if there was one.
     """
+    warn_of_plateaus(objects)
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)

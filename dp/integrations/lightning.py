@@ -22,6 +22,7 @@ from typing import Any, Final, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.integrations._plateau import warn_of_plateaus
 from dp.integrations._unwrapping import found
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
@@ -39,7 +40,8 @@ class PrivacyCallback(Callback):
 
     Epsilon is logged as ``epsilon`` whenever the trainer logs, and at the end of every
     epoch; with several private optimizers, the name has the optimizer's number.
-    Training stops after the step that the plan has no other after.
+    Training stops after the step that the plan has no other after. A learning rate that
+    follows a metric is warned of, for epsilon does not cover what it tells.
 
     Raises:
         UnsupportedOperationError: When training starts, if no optimizer is private,
@@ -66,6 +68,7 @@ class PrivacyCallback(Callback):
             )
         for optimizer in private:
             _check_accumulation(trainer, optimizer)
+        warn_of_plateaus(config.scheduler for config in trainer.lr_scheduler_configs)
 
     def on_train_batch_end(
         self,

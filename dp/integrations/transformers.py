@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 from dp.certificate import Certificate
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
+from dp.integrations._plateau import warn_of_plateaus
 from dp.integrations._unwrapping import found, unwrapped
 from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer
@@ -54,10 +55,13 @@ class PrivacyCallback(TrainerCallback):
     ) -> None:
         """Check that the ledger knows every step that the checkpoint took.
 
+        Warns of a learning rate that follows a metric.
+
         Raises:
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
+        warn_of_plateaus([kwargs.get("lr_scheduler")])
         ledger = unwrapped(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(

@@ -4,6 +4,7 @@ A process of its own: importing DeepSpeed changes what accelerate and transforme
 Run by ``test_deepspeed.py``, with the rank in the environment as by any launcher.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -18,15 +19,14 @@ from torch.utils.data import TensorDataset
 import dp
 
 
-os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path.append(sys.argv[1])
-
-import deepspeed
-
-
-# A faster all-reduce of processes on one machine, which takes a minute to compile.
-sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-logging.disable(logging.WARNING)
+def deepspeed():
+    """Import it here: pytest, which looks for doctests, may not have it."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    found = importlib.import_module("deepspeed")
+    # A faster all-reduce of processes on one machine, which takes a minute to compile.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    logging.disable(logging.WARNING)
+    return found
 
 
 def zero(stage, **options):
@@ -102,7 +102,7 @@ class Run:
         self._last = self.weights()
 
     def train(self, steps):
-        self.engine, *_ = deepspeed.initialize(
+        self.engine, *_ = deepspeed().initialize(
             model=self.model, optimizer=self.optimizer, config=self._config
         )
         batches = (
@@ -133,7 +133,7 @@ def rates_of_a_plain_optimizer(config):
     """The rates that the engine gives to an optimizer that is not private."""
     model = nn.Linear(64, 10)
     plain = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = deepspeed().initialize(
         model=model,
         optimizer=plain,
         config={"train_micro_batch_size_per_gpu": 10, **config},
@@ -181,7 +181,8 @@ def resumed():
 
 
 def main():
-    deepspeed.init_distributed("gloo", verbose=False)
+    sys.path.append(sys.argv[1])
+    deepspeed().init_distributed("gloo", verbose=False)
     if int(os.environ["WORLD_SIZE"]) > 1:
         results = {"two ranks": tried(Run({}))}
     else:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, SequentialSampler
 
 from dp import (
@@ -268,6 +268,26 @@ def test_a_value_that_cannot_be_is_refused_through_the_proxy(make_script, make_t
         make_trainer().fit(Writes(script), script.loader)
 
     assert script.optimizer.ledger.steps == 0
+
+
+def test_a_rate_that_follows_a_metric_is_told_of(make_script, make_trainer):
+    """It is set as Lightning sets it, and what it reveals is the user's to state."""
+    script = make_script()
+
+    class Follows(Classifier):
+        def training_step(self, batch, batch_idx):
+            self.log("metric", 1.0, batch_size=1)
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            scheduler = ReduceLROnPlateau(script.optimizer, patience=0, factor=0.5)
+            config = {"scheduler": scheduler, "interval": "step", "monitor": "metric"}
+            return {"optimizer": script.optimizer, "lr_scheduler": config}
+
+    with pytest.warns(UserWarning, match="ReduceLROnPlateau sets the learning rate"):
+        make_trainer().fit(Follows(script), script.loader)
+
+    script.assert_private(steps=6, rates=[0.1, 0.1, *(0.1 / 2**n for n in range(1, 5))])
 
 
 def test_clipping_by_the_trainer_is_refused(make_script, make_trainer):

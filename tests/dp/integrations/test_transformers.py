@@ -421,6 +421,33 @@ def test_evaluation_in_between_costs_nothing(arguments):
     assert trainer.private_optimizer.ledger.steps == 6
 
 
+def test_a_rate_that_follows_the_evaluation_is_told_of(arguments, witness_of):
+    """It is what the update uses; what the metric is computed from is the user's to say."""
+    model, data = llama(), sentences(12)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = PrivateTrainer(
+        model,
+        arguments(
+            eval_strategy="steps",
+            eval_steps=2,
+            lr_scheduler_type="reduce_lr_on_plateau",
+            lr_scheduler_kwargs={"patience": 0, "threshold": 1e9, "factor": 0.5},
+        ),
+        train_dataset=data,
+        eval_dataset=data,
+        plan=plan_of(),
+        optimizers=(inner, None),
+    )
+    witness = witness_of(inner)
+
+    with pytest.warns(UserWarning, match="private_data_touches"):
+        trainer.train()
+
+    assert len(witness.rates) == trainer.private_optimizer.ledger.steps == 6
+    assert witness.rates[:4] == pytest.approx([0.1] * 4, rel=1e-3)
+    assert witness.rates[4:] == pytest.approx([0.05] * 2, rel=1e-3)
+
+
 def test_a_checkpoint_resumes_with_its_ledger(arguments, tmp_path):
     """Draws are new, what was spent is known, and the budget ends the run."""
     data, plan = sentences(12), plan_of()
