@@ -74,6 +74,7 @@ class Run:
         plan = dp.PrivacyPlan(**{**numbers, **changes})
         self.loader = plan.loader(self.data)
         inner = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        inner.register_step_pre_hook(self._remember)
         inner.register_step_post_hook(self._look)
         self.optimizer = dp.DPOptimizer(inner, plan=plan, loader=self.loader)
         self.parts, self.rates, self.spreads = parts, [], []
@@ -92,6 +93,9 @@ class Run:
             [p.detach().float().flatten().clone() for p in self.model.parameters()]
         )
 
+    def _remember(self, *_):
+        self._last = self.weights()
+
     def _look(self, inner, *_):
         gradient = torch.cat(
             [p.grad.flatten() for p in inner.param_groups[0]["params"]]
@@ -99,7 +103,6 @@ class Run:
         moved = self._last - self.weights()
         self.rates.append((moved / gradient).nanmedian().item())
         self.spreads.append(gradient.std().item())
-        self._last = self.weights()
 
     def train(self, steps):
         self.engine, *_ = deepspeed().initialize(
