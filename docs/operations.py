@@ -72,11 +72,17 @@ def picture() -> str:
     notes = [
         _note(1, 2, "gradient of the outputs, and the inputs it kept"),
         _note(1, 4, "gradient of the outputs, and the inputs it kept"),
+        _caption(0, "solid: the way of the backward pass"),
+        _caption(2, "dashed: gradients that nobody computes"),
     ]
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 370"'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 730 410"'
         ' font-family="sans-serif" font-size="13">\n'
         "<title>The autograd graph of two linear layers</title>\n"
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8"'
+        ' markerHeight="8" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#444444"/>'
+        "</marker></defs>\n"
+        '<rect width="730" height="410" fill="#ffffff"/>\n'
         + "\n".join([*lines, *boxes, *notes])
         + "\n</svg>\n"
     )
@@ -92,7 +98,7 @@ def _line(above: str, below: str) -> str:
     dash = ' stroke-dasharray="4"' if _BOXES[below][2] == "parameter" else ""
     return (
         f'<line x1="{x1 + _WIDTH // 2}" y1="{y1 + _HEIGHT}" x2="{x2 + _WIDTH // 2}"'
-        f' y2="{y2}" stroke="#444444"{dash}/>'
+        f' y2="{y2}" stroke="#444444"{dash} marker-end="url(#tip)"/>'
     )
 
 
@@ -108,6 +114,10 @@ def _box(name: str, column: int, row: int, kind: str) -> str:
 def _note(column: int, row: int, text: str) -> str:
     x, y = 30 + (column + 1) * _ACROSS, 10 + row * _DOWN
     return f'<text x="{x - 20}" y="{y + 22}" fill="#1a5a96">{text}</text>'
+
+
+def _caption(column: int, text: str) -> str:
+    return f'<text x="{10 + column * _ACROSS}" y="395" fill="#444444">{text}</text>'
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Per-example gradients of any model, read from its autograd graph."""
 
 from dp.per_sample._compiled import compile_backend
+from dp.per_sample._custom import rule_for
 from dp.per_sample._engine import Engine
 from dp.per_sample._grad_samples import clear_grad_samples, from_grad_samples
 from dp.per_sample._gradients import PerSampleGradients
@@ -13,6 +14,7 @@ __all__ = (
     "clear_grad_samples",
     "compile_backend",
     "from_grad_samples",
+    "rule_for",
 )
 
 check_torch()

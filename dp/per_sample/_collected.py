@@ -17,7 +17,7 @@ from dp.per_sample._gradients import Stacked
 from dp.per_sample._graph import Graph
 from dp.per_sample._parts import Part
 from dp.per_sample._plan import Plan, check_norm
-from dp.per_sample._rules import RULES
+from dp.per_sample._rules import rule_of
 from dp.per_sample._site import Budget, Grads, Rule, Site
 from dp.per_sample._stacks import Alike, Stack, stacked
 
@@ -60,7 +60,7 @@ class Collected:
                 self.unknown.update((id(p), p) for p in use.parameters)
                 continue
             site = Site(use, layouts, num_samples, budget)
-            rule = RULES.get(use.operation)
+            rule = rule_of(use)
             if rule is None or not rule.applies(site):
                 check_norm(site.use)
                 self.without_rule.append(site)
@@ -100,7 +100,7 @@ class Collected:
             if not site.use.is_last:
                 hook = (
                     partial(_postpone, postponed, item)
-                    if rule is None
+                    if rule is None or rule.waits
                     else partial(self._add, *item)
                 )
                 handles.append(site.use.node.register_prehook(hook))
@@ -120,7 +120,7 @@ class Collected:
                 edges,
                 torch.full_like(losses_B, loss_scale),
                 retain_graph=any(
-                    rule is None and not site.use.is_last
+                    (rule is None or rule.waits) and not site.use.is_last
                     for site, rule, _ in self._sites
                 ),
                 allow_unused=True,
@@ -152,11 +152,7 @@ class Collected:
         site.budget.release(freed)
         if all(grad is None for grad in grads):
             return
-        if rule is None:
-            parts = by_node(site, grads)
-        else:
-            (grad, *_) = grads
-            parts = {} if grad is None else rule.parts(site, grad)
+        parts = by_node(site, grads) if rule is None else rule.found(site, grads)
         for position, part in parts.items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(

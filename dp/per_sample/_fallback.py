@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample._nodes import Node, output_shape, output_shapes, size
+from dp.per_sample._nodes import (
+    Node,
+    by_input,
+    materialized,
+    output_shape,
+    output_shapes,
+    size,
+)
 from dp.per_sample._parts import Kept
 from dp.per_sample._site import Grads, Parts, Site
 
@@ -87,13 +94,8 @@ def _or_zeros(site: Site, position: int, found: Tensor | None) -> Tensor:
 def _called(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Run a node's own backward, without the rest of the graph."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        zeros = [
-            torch.zeros(output_shape(node, i)) if grad is None else grad
-            for i, grad in enumerate(grads)
-        ]
-        found: Any = node.apply(*zeros)
-    else:
-        found = node(*grads)
+        return by_input(node, node.apply(*materialized(node, grads)))
+    found: Any = node(*grads)
     return found if isinstance(found, tuple) else (found,)
 
 

@@ -17,10 +17,12 @@ from torch.utils import checkpoint
 __all__ = (
     "VIEWS",
     "Node",
+    "by_input",
     "check",
     "is_checkpointed",
     "is_number",
     "leaf",
+    "materialized",
     "name_of",
     "output_shape",
     "output_shapes",
@@ -52,6 +54,33 @@ def output_shapes(node: Node) -> list[tuple[int, ...]]:
 def output_shape(node: Node, index: int) -> tuple[int, ...]:
     """Return the shape of one of a node's outputs."""
     return tuple(node._input_metadata[index].shape)  # noqa: SLF001 -- as above
+
+
+def materialized(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the gradients of a node's outputs, with zeros for those that are None."""
+    return [
+        torch.zeros(tuple(output.shape), dtype=output.dtype, device=output.device)
+        if grad is None
+        else grad
+        for grad, output in zip(grads, node._input_metadata, strict=True)  # noqa: SLF001
+    ]
+
+
+def by_input(node: Node, found: Any) -> list[Any]:
+    """Return what a custom function found of its arguments, by inputs of its node.
+
+    Numbers and other arguments without a graph are no inputs of the node.
+    """
+    answers = found if isinstance(found, tuple) else (found,)
+    needed = [i for i, is_needed in enumerate(node.needs_input_grad) if is_needed]
+    inputs = [
+        i for i, (child, _) in enumerate(node.next_functions) if child is not None
+    ]
+    argument_of = dict(zip(inputs, needed, strict=True))
+    return [
+        answers[argument_of[i]] if i in argument_of else None
+        for i in range(len(node.next_functions))
+    ]
 
 
 def signed(number: int) -> int:

@@ -9,22 +9,31 @@ from collections.abc import Mapping
 from typing import Final
 
 from dp.exceptions import UnsupportedOperationError
+from dp.per_sample._custom import custom_rule
+from dp.per_sample._graph import Use
 from dp.per_sample._image_rules import IMAGE_RULES
 from dp.per_sample._matrix_rules import MATRIX_RULES
 from dp.per_sample._nodes import VIEWS, check
 from dp.per_sample._pointwise_rules import POINTWISE_RULES
+from dp.per_sample._recurrent_rules import RECURRENT_RULES
 from dp.per_sample._sequence_rules import SEQUENCE_RULES
 from dp.per_sample._site import Rule
 
 
-__all__ = ("RULES", "check_torch")
+__all__ = ("RULES", "check_torch", "rule_of")
 
 RULES: Final[Mapping[str, Rule]] = {
     **MATRIX_RULES,
     **IMAGE_RULES,
     **SEQUENCE_RULES,
     **POINTWISE_RULES,
+    **RECURRENT_RULES,
 }
+
+
+def rule_of(use: Use) -> Rule | None:
+    """Return the rule that serves such uses, a user's own before the table's."""
+    return custom_rule(use.node) or RULES.get(use.operation)
 
 
 def check_torch() -> None:

@@ -133,9 +133,12 @@ class Rule:
         stacks: What of *reads* has a row for every example, if several uses may be
             served as one that has more examples. Its parts are then kept or outer.
         matrix: The input that is the matrix of a product.
+        takes_all: Whether *parts* takes the gradients of all outputs, of which some
+            may be None, instead of that of the first.
+        waits: Whether the node must not be in the middle of its own backward.
     """
 
-    parts: Callable[[Site, Tensor], Parts]
+    parts: Callable[[Site, Any], Parts]
     reads: tuple[str, ...]
     example: Example
     operations: str
@@ -143,6 +146,14 @@ class Rule:
     applies: Callable[[Site], bool] = lambda _site: True
     stacks: tuple[str, ...] = ()
     matrix: int | None = None
+    takes_all: bool = False
+    waits: bool = False
+
+    def found(self, site: Site, grads: Grads) -> Parts:
+        """Return the parts of a site, of the gradients of its outputs."""
+        if self.takes_all:
+            return self.parts(site, grads)
+        return {} if grads[0] is None else self.parts(site, grads[0])
 
 
 def spread(site: Site, position: int, grad: Tensor) -> Part:

@@ -3,6 +3,7 @@
 Shapes: ``B`` examples.
 """
 
+import functools
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from dp.per_sample import Engine
+from dp.per_sample import Engine, _recurrent_rules
 
 
 B = 5
@@ -430,23 +431,93 @@ def test_operations_without_a_rule_are_exact(name, assert_exact, per_example):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.filterwarnings("ignore:no rule serves")
-def test_fused_recurrent_layers(kind, bidirectional, by_loop):
-    """In float32, torch runs a whole LSTM as one operation."""
+def test_recurrent_layers_in_single_precision(kind, bidirectional, assert_close):
+    """In float32, torch runs a whole layer of an LSTM as one operation."""
     model = kind(3, 4, 2, batch_first=True, bidirectional=bidirectional).float()
-    x = torch.randn(B, 3, 3, dtype=torch.float32)
-    outputs, state = model(x)
+    outputs, state = model(torch.randn(B, 3, 3, dtype=torch.float32))
     last = state[0] if isinstance(state, tuple) else state
+
     losses_B = outputs.square().sum((1, 2)) + last.sum((0, 2))
+    assert_close(losses_B, list(model.parameters()))
+
+
+@pytest.mark.parametrize("read", ["outputs", "hidden", "cells"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("num_samples", [1, B])
+def test_fused_lstm(read, bias, num_samples, assert_close):
+    """Whatever the losses read, and with first states that are learned."""
+    model = nn.LSTM(3, 4, 2, bias=bias, bidirectional=True).float()
+    first = [nn.Parameter(torch.randn(4, 1, 4).float()) for _ in range(2)]
+    x = torch.randn(5, num_samples, 3, dtype=torch.float32)
+    states = tuple(p.repeat(1, num_samples, 1) for p in first)
+    outputs, (hidden, cells) = model(x, states)
+    chosen = {"outputs": outputs, "hidden": hidden, "cells": cells}[read]
+
+    losses_B = chosen.sin().sum((0, 2)).square()
+    assert_close(losses_B, [*model.parameters(), *first])
+
+
+@pytest.mark.parametrize("trained", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_fused_lstm_of_which_a_part_is_trained(trained, assert_close):
+    """The rest may be frozen, or another optimizer's."""
+    model = nn.LSTM(3, 4).float()
+    outputs, _ = model(torch.randn(5, B, 3, dtype=torch.float32))
+
+    assert_close(outputs.square().sum((0, 2)), [getattr(model, trained)])
+
+
+def test_fused_lstm_over_several_sequences_of_an_example(assert_close):
+    """They may share an axis with the examples, in either order."""
+    model = nn.LSTM(3, 4).float()
+    x = torch.randn(5, 2 * B, 3, dtype=torch.float32)
     parameters = list(model.parameters())
+
+    outputs = model(x)[0].square().sum((0, 2))
+    assert_close(outputs.view(B, 2).prod(1), parameters)
+    outputs = model(x)[0].square().sum((0, 2))
+    assert_close(outputs.view(2, B).prod(0), parameters)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_fused_lstm_of_learned_inputs_takes_the_slow_path(assert_close):
+    """Where a parameter is the input itself, that is, of examples' states."""
+    model = nn.LSTM(3, 4).float()
+    queries = nn.Parameter(torch.randn(5, 1, 3, dtype=torch.float32))
+    start = nn.Linear(3, 4).float()(torch.randn(1, B, 3, dtype=torch.float32))
+    outputs, _ = model(queries.expand(-1, B, -1), (start, start))
+
+    losses_B = outputs.square().sum((0, 2))
+    assert_close(losses_B, [queries, *model.parameters()])
+
+
+def test_without_onednn_there_is_no_rule_for_it(monkeypatch):
+    """Torch then runs an LSTM by operations that have rules."""
+
+    def cannot(*_args, **_options):
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, "mkldnn_rnn_layer", cannot)
+
+    assert _recurrent_rules._table() == {}
+
+
+@pytest.fixture
+def assert_close(by_loop):
+    """Every parameter's norms and sums are those of the loop, in single precision."""
+    return functools.partial(_assert_close, by_loop)
+
+
+def _assert_close(by_loop, losses_B, parameters):
     expected = by_loop(losses_B, parameters)
     gradients = Engine().gradients(losses_B, parameters)
     sums = [torch.zeros_like(p) for p in parameters]
-    gradients.add_weighted_sum(torch.ones(1, B), [0] * len(sums), sums)
+    each = list(range(len(sums)))
+    ones_GB = torch.ones(len(sums), len(losses_B))
+    gradients.add_weighted_sum(ones_GB, each, sums)
 
-    true_B = sum(rows.flatten(1).square().sum(1) for rows in expected)
-    norms_B = gradients.squared_norms([0] * len(sums))[0]
-    torch.testing.assert_close(norms_B, true_B, rtol=1e-4, atol=1e-6)
+    true_GB = torch.stack([rows.flatten(1).square().sum(1) for rows in expected])
+    norms_GB = gradients.squared_norms(each)
+    torch.testing.assert_close(norms_GB, true_GB, rtol=1e-4, atol=1e-6)
     for total, rows in zip(sums, expected, strict=True):
         torch.testing.assert_close(total, rows.sum(0), rtol=1e-4, atol=1e-5)
 
