@@ -41,6 +41,15 @@ def noise_scaled(factor):
     return _noise(lambda add, sums, stddev: add(sums, factor * stddev))
 
 
+def late_noise_scaled(factor, *, below):
+    """Only the later phase of a schedule, whose noise is smaller, is wrong."""
+    return _noise(
+        lambda add, sums, stddev: add(
+            sums, stddev * (factor if stddev < below else 1.0)
+        )
+    )
+
+
 def noise_repeated():
     """One draw is used for every two steps."""
     kept = []

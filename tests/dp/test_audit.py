@@ -261,16 +261,38 @@ def test_limits_of_a_rate_are_clopper_and_pearsons(successes, trials):
     assert (low, high) == pytest.approx((exact.low, exact.high), rel=1e-6)
 
 
+def _coins(rng, *shape):
+    coins = rng.random(shape) < 0.1
+    together = int((coins[:-1] & coins[1:]).sum())
+    return statistics.joint_p(
+        together, probability=0.1, length=shape[0], count=shape[1]
+    )
+
+
 P_VALUES = {
-    "variance": lambda rng: statistics.variance_p(rng.standard_normal(2000)),
-    "mean": lambda rng: statistics.mean_p(rng.standard_normal(2000)),
-    "kurtosis": lambda rng: statistics.kurtosis_p(rng.standard_normal(10_000)),
-    "correlation": lambda rng: statistics.correlation_p(
-        *rng.standard_normal((2, 2000))
-    ),
+    "variance": lambda rng: statistics.variance_p(rng.standard_normal(200)),
+    "mean": lambda rng: statistics.mean_p(rng.standard_normal(200)),
+    "shape": lambda rng: statistics.shape_p(rng.standard_normal(200)),
+    "correlation": lambda rng: statistics.correlation_p(*rng.standard_normal((2, 200))),
+    "neighbours": lambda rng: statistics.neighbours_p(rng.standard_normal((20, 10))),
     "binomial": lambda rng: statistics.binomial_p(
         int(rng.binomial(2000, 0.1)), 2000, 0.1
     ),
+    "spread": lambda rng: statistics.spread_p(rng.binomial(300, 0.1, 20), 300, 0.1),
+    "joint": lambda rng: _coins(rng, 20, 30),
+    "joint in pairs": lambda rng: _coins(rng, 2, 300),
+}
+
+
+def _rounded(rng):
+    """Terms on a lattice of the widest spacing that noise has."""
+    return np.round(16 * rng.standard_normal(200)) / 16
+
+
+P_VALUES |= {
+    "variance, rounded": lambda rng: statistics.variance_p(_rounded(rng)),
+    "mean, rounded": lambda rng: statistics.mean_p(_rounded(rng)),
+    "shape, rounded": lambda rng: statistics.shape_p(_rounded(rng)),
 }
 
 
@@ -292,17 +314,60 @@ def test_p_values_see_what_their_docstrings_say():
     """Twins: at the stated power, each is below the rate at which runs are accused."""
     rng = np.random.default_rng(0)
     z_N, other_N = rng.standard_normal((2, 10**6))
-    off = 9.2 / math.sqrt(2e6)
+    off = 9.7 / math.sqrt(2e6)
     uniforms_N = rng.random((12, 10**6)).sum(axis=0) - 6
 
     assert statistics.variance_p((1 + off) * z_N) < FALSE_ALARM
     assert statistics.variance_p((1 - off) * z_N) < FALSE_ALARM
-    assert statistics.mean_p(z_N + 0.0092) < FALSE_ALARM
-    assert statistics.kurtosis_p(uniforms_N) < FALSE_ALARM
+    assert statistics.mean_p(z_N + 0.0097) < FALSE_ALARM
+    assert statistics.shape_p(uniforms_N) < FALSE_ALARM
     assert statistics.correlation_p(z_N, other_N + 0.0098 * z_N) < FALSE_ALARM
+    walk_LN = (z_N + 0.0098 * np.roll(z_N, 1)).reshape(1000, 1000, order="F")
+    assert statistics.neighbours_p(walk_LN) < FALSE_ALARM
     assert statistics.binomial_p(102_800, 10**6, 0.1) < FALSE_ALARM
     assert statistics.binomial_p(97_200, 10**6, 0.1) < FALSE_ALARM
     assert statistics.binomial_p(0, 1000, 0.1) < FALSE_ALARM
+    pairs = {"probability": 0.1, "length": 2, "count": 10**6}
+    assert statistics.joint_p(10_000, **pairs) > 0.1
+    assert statistics.joint_p(11_000, **pairs) < FALSE_ALARM
+    assert statistics.joint_p(9_000, **pairs) < FALSE_ALARM
+    assert statistics.spread_p(np.full(20, 100), 1000, 0.1) < FALSE_ALARM
+    assert statistics.spread_p(np.array([100, 190]), 1000, 0.1) < FALSE_ALARM
+    assert statistics.spread_p(np.array([0, 3]), 3, 1e-4) < FALSE_ALARM
+
+
+def test_false_alarms_are_as_rare_as_stated_far_out():
+    """Where a normal limit would be wrong by orders: fourth powers of a hundred terms.
+
+    Tails of Chernoff's bound against exact ones: of a chi-squared and of a binomial.
+    """
+    for count in (5, 100, 10_000):
+        for score in (-5.0, 4.0, 8.0):
+            total = max(1e-3, count + score * math.sqrt(2 * count))
+            exact = min(stats.chi2.cdf(total, count), stats.chi2.sf(total, count))
+            z_N = np.full(count, math.sqrt(total / count))
+            assert statistics.variance_p(z_N) >= exact * (1 - 1e-3)
+    for together in (0, 4, 60):
+        exact = stats.binomtest(together, 1000, 0.01).pvalue
+        bound = statistics.joint_p(together, probability=0.1, length=2, count=1000)
+        assert bound >= exact / 2
+
+
+def test_a_schedule_of_noise_and_norm_is_audited(plan):
+    """Both audits hold each release against its own charge, and see a late defect."""
+    scheduled = changed(
+        plan,
+        noise_multiplier=dp.Schedule(((8, 2.0), (12, 0.8))),
+        max_grad_norm=dp.Schedule(((5, 0.25), (15, 1.0))),
+    )
+    train = training(scheduled)
+
+    assert conformance(train, num_records=NUM_RECORDS).ok
+    assert canaries(train, num_canaries=NUM_RECORDS).ok
+    with builds.noise_scaled(0.5):
+        assert not canaries(train, num_canaries=NUM_RECORDS).ok
+    with builds.late_noise_scaled(0.5, below=1.0):
+        assert "scale" in refuted(conformance(train, num_records=NUM_RECORDS))
 
 
 @pytest.mark.parametrize("audit", [conformance, canaries])
