@@ -121,7 +121,7 @@ def neighbours_p(z_LN: Floats) -> float:
 
     Power as of :func:`correlation_p`.
     """
-    length, count = len(z_LN), z_LN[0].size
+    length, count = z_LN.shape
 
     def cumulant(x: float) -> float:  # By the determinant of a tridiagonal matrix.
         root = math.sqrt(1 - 4 * ((1 + _ROUNDING) * x) ** 2)
