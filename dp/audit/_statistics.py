@@ -128,7 +128,7 @@ def neighbours_p(z_LN: Floats) -> float:
         big, small = (1 + root) / 2, (1 - root) / 2
         determinant = (length + 1) * math.log(big) - math.log(root)
         determinant += math.log1p(-math.pow(small / big, length + 1))
-        return -count / 2 * determinant
+        return float(-count / 2 * determinant)
 
     return _chernoff_p(float((z_LN[:-1] * z_LN[1:]).sum()), cumulant, reach=0.45)
 
