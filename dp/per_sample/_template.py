@@ -76,7 +76,8 @@ class Template:
             for some in [_constants_of(node)]
             for which in range(len(some))
         ]
-        self._uses = [_Placed(use, place_of, parameters) for use in graph.uses]
+        index_of = {id(p): i for i, p in enumerate(parameters)}
+        self._uses = [_Placed(use, place_of, index_of) for use in graph.uses]
         self._shape = graph.shape
 
     def bound(
@@ -152,9 +153,8 @@ class _Placed:
     """A use, by the places of its nodes."""
 
     def __init__(
-        self, use: Use, place_of: Mapping[Node, int], parameters: Sequence[Tensor]
+        self, use: Use, place_of: Mapping[Node, int], index_of: Mapping[int, int]
     ) -> None:
-        index_of = {id(p): i for i, p in enumerate(parameters)}
         self._place = place_of[use.node]
         self._operands = {
             position: (
