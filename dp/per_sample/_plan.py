@@ -15,7 +15,7 @@ from dp.per_sample._compiled import is_compiled, is_opaque
 from dp.per_sample._graph import Graph, Signature, Use
 from dp.per_sample._layout import Layout
 from dp.per_sample._nodes import VIEWS, Node, name_of, size
-from dp.per_sample._probe import probed
+from dp.per_sample._probe import owned, probed
 
 
 __all__ = ("Plan", "check_norm", "check_opaque", "check_shared", "planned")
@@ -23,6 +23,28 @@ __all__ = ("Plan", "check_norm", "check_opaque", "check_shared", "planned")
 _REMEDY: Final = (
     "Use GroupNorm or LayerNorm for BatchNorm, and losses with reduction='none' that"
     " are not divided by anything of the whole batch"
+)
+# Operations by which parametrizations make weights of parameters and of buffers, and
+# hardly anybody else meets examples' data.
+_OF_PARAMETRIZATIONS: Final = frozenset(
+    {
+        "DotBackward0",
+        "LinalgHouseholderProductBackward0",
+        "LinalgMatrixExpBackward0",
+        "LinalgSolveExBackward0",
+        "MvBackward0",
+    }
+)
+_APART: Final = (
+    ". Or each has elements of its own, but along no axis, or in another order than the"
+    " losses, as where sequences are packed, which is not supported: give padded"
+    " sequences, and leave the padding out of the losses by a mask"
+)
+_PARAMETRIZED: Final = (
+    ". Or nothing is mixed, but weights are computed with buffers, which have no graph"
+    " that would tell them from data, as by the parametrizations spectral_norm and"
+    " orthogonal; these are not supported: use weight_norm, or remove them by"
+    " torch.nn.utils.parametrize.remove_parametrizations"
 )
 # By a part of their name, nodes that hide where parameters are used.
 _HIDING: Final = {
@@ -89,7 +111,7 @@ def planned(
     ):
         if not candidates:
             if not use.might_be_constant:
-                raise _mixing(use)
+                raise _mixing(use, apart=owned(losses_B, (use, output)))
             constants.add(use.might_be_constant)
             continue
         known = layouts.setdefault(id(use), {})
@@ -176,12 +198,24 @@ def _freed(graph: Graph, num_samples: int) -> list[float]:
     return [freed[use.node] for use in graph.uses]
 
 
-def _mixing(use: Use) -> SampleMixingError:
+def _mixing(use: Use, *, apart: bool = False) -> SampleMixingError:
+    hint = _APART if apart else ""
+    if not _OF_PARAMETRIZATIONS.isdisjoint(map(name_of, _below(use.node))):
+        hint += _PARAMETRIZED
     return SampleMixingError(
         f"examples are mixed on the way from the losses to {use.operation} with"
         f" parameters of shape {_shapes(use)}: one example's loss depends on another's"
-        f" data. {_REMEDY}"
+        f" data. {_REMEDY}{hint}"
     )
+
+
+def _below(node: Node) -> set[Node]:
+    seen, pending = {node}, [node]
+    while pending:
+        unseen = {child for child, _ in pending.pop().next_functions} - seen - {None}
+        seen |= unseen
+        pending.extend(unseen)
+    return seen
 
 
 def _shapes(use: Use) -> str:

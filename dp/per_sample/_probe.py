@@ -19,7 +19,7 @@ from dp.per_sample._layout import Layout, find_layouts
 from dp.per_sample._nodes import output_shape
 
 
-__all__ = ("Place", "probed")
+__all__ = ("Place", "owned", "probed")
 
 Place = tuple[Use, int]  # A use and one of its outputs.
 
@@ -60,6 +60,24 @@ def probed(
         for seen, b in zip(probes, before, strict=True)
     ]
     return found, silent
+
+
+def owned(losses_B: Tensor, place: Place) -> bool:
+    """Whether every element belongs to one example at most, whichever that is.
+
+    Any two examples differ in a bit of their numbers. What is reached from examples
+    that have the bit and from some that have not belongs to two. That no element does
+    is not enough: at another use, the same element may be another example's.
+    """
+    index_B = torch.arange(len(losses_B), device=losses_B.device)
+    for bit in range((len(losses_B) - 1).bit_length()):
+        seeds_B = (index_B >> bit) & 1 == 1
+        (one,), (other,) = (
+            _nan_where(losses_B, [place], some) for some in (seeds_B, ~seeds_B)
+        )
+        if bool((one & other).any()):
+            return False
+    return True
 
 
 def _flows(probes: Sequence[tuple[Tensor, Tensor]]) -> bool:

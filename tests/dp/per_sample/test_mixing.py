@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import dp
@@ -356,11 +357,40 @@ def test_one_example_cannot_mix_with_itself():
 def test_examples_in_another_order_are_refused():
     """Their rows are not where their losses are; nothing is guessed about it."""
     model = nn.Linear(3, 3)
+    losses_B = reversed_twice(model, torch.randn(B, 3))
 
-    with pytest.raises(SampleMixingError):
-        Engine().gradients(
-            reversed_twice(model, torch.randn(B, 3)), list(model.parameters())
-        )
+    with pytest.raises(SampleMixingError, match="in another order"):
+        Engine().gradients(losses_B, list(model.parameters()))
+
+
+def test_packed_sequences_are_refused_by_name():
+    """No axis holds the examples; the error says what to do instead."""
+    layer, model = nn.Linear(3, 3), nn.GRU(3, 4)
+    x = layer(torch.randn(3, B, 3))
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 3, 2, 2, 1, 1]))
+    outputs, _ = nn.utils.rnn.pad_packed_sequence(model(packed)[0])
+
+    with pytest.raises(SampleMixingError, match=r"packed.* give padded sequences"):
+        Engine().gradients(outputs.sum((0, 2)), [*model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "parametrized",
+    [
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        lambda layer: parametrizations.orthogonal(layer, orthogonal_map="cayley"),
+        lambda layer: parametrizations.orthogonal(layer, orthogonal_map="matrix_exp"),
+    ],
+    ids=["spectral_norm", "householder", "cayley", "matrix_exp"],
+)
+def test_parametrizations_with_buffers_are_refused_by_name(parametrized):
+    """A buffer cannot be told from data; the error says that it may be none."""
+    model = parametrized(nn.Linear(5, 5))
+    losses_B = model(torch.randn(B, 5)).square().sum(1)
+
+    with pytest.raises(SampleMixingError, match="spectral_norm and orthogonal"):
+        Engine().gradients(losses_B, list(model.parameters()))
 
 
 class Stopped(torch.autograd.Function):
