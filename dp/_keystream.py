@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 __all__ = ("KEY_BITS", "Keystream")
 
 KEY_BITS: Final = 256
-_ZEROS: Final = bytes(1 << 16)
+_ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
 
 
 @final

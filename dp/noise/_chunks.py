@@ -15,18 +15,26 @@ from torch import Tensor
 
 __all__ = ("as_vector", "in_chunks")
 
-_CPU_CHUNK: Final = 1 << 17  # Stays in cache.
+# Threads wait for each other between numpy's calls, so they gain by long ones only;
+# what is longer than this does not stay in cache.
+_CPU_CHUNK: Final = 1 << 18
+_SHORT_CPU_CHUNK: Final = 1 << 16
 _DEVICE_CHUNK: Final = 1 << 22  # Worth the launches.
 
 
-def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def in_chunks(
+    tensors: Sequence[Tensor], *, num_threads: int = 1
+) -> Iterator[list[Tensor]]:
     """Yield views that cover every tensor once, in lists of at most one chunk.
 
     All views of a list have one dtype and device. Elements may come in any order.
+    Chunks on the host are short enough for *num_threads* to get two each.
     """
+    share = sum(t.numel() for t in tensors if t.is_cpu) // (2 * num_threads)
+    cpu_chunk = min(_CPU_CHUNK, max(_SHORT_CPU_CHUNK, share + 1))
     waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
     for tensor in tensors:
-        chunk = _CPU_CHUNK if tensor.is_cpu else _DEVICE_CHUNK
+        chunk = cpu_chunk if tensor.is_cpu else _DEVICE_CHUNK
         queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
         for part, size in _split(tensor, chunk):
             if queue.num_elements + size > chunk:

@@ -117,7 +117,7 @@ class GaussianNoise:
             _check_range(dtype, stddev)
         if stddev == 0:
             return stddev
-        chunks = list(in_chunks(sums))
+        chunks = list(in_chunks(sums, num_threads=torch.get_num_threads()))
         if self._rng == "os":
             _add_rounded(chunks, stddev)
         else:

@@ -63,7 +63,7 @@ _LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
 _FLOAT32_ERROR: Final = 2.0**-16
 _FLOAT32_ERROR_OF_X: Final = 2.0**-23
 _FLOAT64_ERROR: Final = 2.0**-36
-_LOOK_UPS: Final = 1 << 13  # Numpy indexes with 8 bytes: do not keep many of them.
+_LOOK_UPS: Final = 1 << 15  # Numpy indexes with 8 bytes: do not keep many of them.
 
 _Array = NDArray[Any]
 

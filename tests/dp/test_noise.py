@@ -291,6 +291,7 @@ def test_chunks_cover_every_element_once(layouts, chunk):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dp.noise._chunks._CPU_CHUNK", chunk)
+        patch.setattr("dp.noise._chunks._SHORT_CPU_CHUNK", chunk)
         for parts in in_chunks(tensors):
             assert sum(part.numel() for part in parts) <= chunk
             with as_vector(parts, torch.device("cpu")) as vector:
