@@ -12,6 +12,7 @@ from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._custom import custom_rule
 from dp.per_sample._graph import Use
 from dp.per_sample._image_rules import IMAGE_RULES
+from dp.per_sample._index_rules import INDEX_RULES
 from dp.per_sample._matrix_rules import MATRIX_RULES
 from dp.per_sample._nodes import VIEWS, check
 from dp.per_sample._pointwise_rules import POINTWISE_RULES
@@ -28,6 +29,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **SEQUENCE_RULES,
     **POINTWISE_RULES,
     **RECURRENT_RULES,
+    **INDEX_RULES,
 }
 
 

@@ -191,6 +191,17 @@ OPERATIONS = {
         table=lambda: nn.Embedding(7, 3),
         positions=lambda: nn.Embedding(9, 3),
     ),
+    "rows by number": of(
+        lambda m, x: m.table[x - 3], tokens(B, 6), table=parameter(7, 3)
+    ),
+    "rows by number, time first": of(
+        lambda m, x: m.table[x.T.int()].transpose(0, 1),
+        tokens(B, 6),
+        table=parameter(7, 3),
+    ),
+    "a row of each example": of(
+        lambda m, x: m.table.index_select(0, x), tokens(B), table=parameter(7, 3)
+    ),
     "tied embedding": of(tied, tokens(B, 6), table=lambda: nn.Embedding(7, 3)),
     "tied embedding, time first": of(
         lambda m, x: tied(m, x.T).transpose(0, 1),
@@ -386,6 +397,12 @@ class Unlearned(torch.autograd.Function):
 
 
 WITHOUT_RULE = {
+    "columns by number": of(
+        lambda m, x: m.table.index_select(1, x).T, tokens(B), table=parameter(3, 7)
+    ),
+    "entries by number": of(
+        lambda m, x: m.table[x, x % 3], tokens(B, 4), table=parameter(7, 3)
+    ),
     "without a gradient": of(
         lambda m, x: Unlearned.apply(x, m.w) * m.w, randn(B, 3), w=parameter(3)
     ),
