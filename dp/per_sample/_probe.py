@@ -8,6 +8,7 @@ Shapes: ``B`` examples.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -87,19 +88,44 @@ def _flows(probes: Sequence[tuple[Tensor, Tensor]]) -> bool:
 def _nan_where(
     losses_B: Tensor, places: Sequence[Place], seeded_B: Tensor
 ) -> list[Tensor]:
-    grads = torch.autograd.grad(
-        losses_B,
-        [GradientEdge(use.node, output) for use, output in places],
-        torch.zeros_like(losses_B).masked_fill(seeded_B, torch.nan),
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return [
-        seeded_B.new_zeros(output_shape(use.node, output))
-        if grad is None
-        else grad.isnan()
-        for (use, output), grad in zip(places, grads, strict=True)
+    """Return where NaN arrives, without holding every gradient at a time."""
+    seen: dict[tuple[int, int], Tensor] = {}
+    uses = {id(use): use for use, _ in places}.values()
+    handles = [
+        use.node.register_prehook(partial(_note, seen, use))
+        for use in uses
+        if not use.is_last
     ]
+    last = [(use, output) for use, output in places if use.is_last]
+    try:
+        grads = torch.autograd.grad(
+            losses_B,
+            [GradientEdge(use.node, output) for use, output in last],
+            torch.zeros_like(losses_B).masked_fill(seeded_B, torch.nan),
+            retain_graph=True,
+            allow_unused=True,
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (use, output), grad in zip(last, grads, strict=True):
+        if grad is not None:
+            seen[id(use), output] = grad.isnan()
+    return [
+        seen[id(use), output]
+        if (id(use), output) in seen
+        else seeded_B.new_zeros(output_shape(use.node, output))
+        for use, output in places
+    ]
+
+
+def _note(
+    seen: dict[tuple[int, int], Tensor], use: Use, grads: Sequence[Tensor | None]
+) -> None:
+    for output in use.outputs:
+        grad = grads[output]
+        if grad is not None:
+            seen[id(use), output] = grad.isnan()
 
 
 def _scattered(index_B: Tensor, factor: int) -> Tensor:
