@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from dp.accounting import Release, epsilon
 from dp.calibration import calibrate_noise_multiplier
-from dp.certificate import verify
+from dp.certificate import Certificate, compose, verify
 from dp.cli import _input, _plots, _report, _training
 from dp.cli._errors import InputError
 from dp.cli._examine import audit_command, check_command
@@ -23,9 +23,12 @@ from dp.cli._models import model_for
 from dp.cli._options import (
     BatchSize,
     CertificatePath,
+    CertificatePaths,
+    CommonDelta,
     Data,
     Delta,
     Epsilon,
+    Into,
     LearningRate,
     MaxGradNorm,
     NoiseMultiplier,
@@ -228,6 +231,23 @@ def show_verification(certificate: CertificatePath) -> None:
         typer.echo(f"{verdict}  {finding.claim}: {finding.detail}")
     typer.echo("The certificate holds." if verification.ok else "It does NOT hold.")
     raise typer.Exit(0 if verification.ok else _REFUTED)
+
+
+@app.command("compose")
+def show_composition(
+    certificates: CertificatePaths, *, delta: CommonDelta = None, report: Into = None
+) -> None:
+    """State what several runs on the same data cost together, by their certificates."""
+    check(open_unit={"--delta": delta})
+    try:
+        parts = [Certificate.from_json(p.read_text("utf-8")) for p in certificates]
+        whole = compose(*parts, delta=delta)
+    except (OSError, UnicodeError, ValueError) as error:
+        raise InputError(f"the certificates cannot be composed: {error}") from error
+    typer.echo(whole.to_text(), nl=False)
+    if report is not None:
+        _report.open_folder(report, "certificate.png")
+        whole.write(report)
 
 
 app.command("check")(check_command)

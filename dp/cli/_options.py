@@ -14,9 +14,12 @@ from dp.cli._errors import InputError
 __all__ = (
     "BatchSize",
     "CertificatePath",
+    "CertificatePaths",
+    "CommonDelta",
     "Data",
     "Delta",
     "Epsilon",
+    "Into",
     "LearningRate",
     "MaxGradNorm",
     "NoiseMultiplier",
@@ -128,6 +131,26 @@ Relation = Annotated[
 ]
 CertificatePath = Annotated[
     Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")
+]
+CertificatePaths = Annotated[
+    list[Path],
+    typer.Argument(help="The certificate.json of each run.", metavar="PATH..."),
+]
+CommonDelta = Annotated[
+    float | None,
+    typer.Option(
+        "--delta",
+        help="The delta to state epsilon at; by default the one that all share.",
+        metavar="0..1",
+    ),
+]
+Into = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        help="Also write certificate.json, .txt and .png into this folder.",
+        metavar="FOLDER",
+    ),
 ]
 
 

@@ -408,7 +408,9 @@ def test_without_a_command_the_help_is_shown(call):
     assert "Error" not in err
 
 
-@pytest.mark.parametrize("command", ["train", "epsilon", "calibrate", "verify"])
+@pytest.mark.parametrize(
+    "command", ["train", "epsilon", "calibrate", "verify", "compose"]
+)
 def test_every_option_is_explained(call, command):
     """The help of each command names each of its options."""
     code, out, _err = call(command, "--help")
@@ -425,3 +427,50 @@ def test_the_module_runs(capsys, monkeypatch):
 
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("Error: there is no file nothing.csv")
+
+
+@pytest.fixture
+def certified(make_run, tmp_path):
+    """Write the certificates of two runs; return their paths."""
+    paths = []
+    for number in range(2):
+        run = make_run(noise_multiplier=4.0, steps=2)
+        run.train(2)
+        path = tmp_path / f"{number}.json"
+        path.write_text(run.optimizer.certificate().to_json())
+        paths.append(path)
+    return paths
+
+
+def test_certificates_are_composed(call, certified, tmp_path):
+    """Four steps in all, in a statement that is written and verifies."""
+    folder = tmp_path / "together"
+    code, out, _err = call("compose", *certified, "--report", folder)
+
+    assert code == 0
+    assert "steps                   4" in out
+    assert dp.verify(folder / "certificate.json").ok
+    assert (folder / "certificate.png").stat().st_size > 0
+
+
+def test_a_composition_may_have_a_delta_of_its_own(call, certified):
+    """Where they do not share one, or a smaller one is wanted."""
+    code, out, _err = call("compose", *certified, "--delta", "1e-6")
+
+    assert code == 0
+    assert "at delta = 1e-06" in out
+
+
+@pytest.mark.parametrize("delta", ["0", "2"])
+def test_what_cannot_be_composed_is_one_line(call, certified, tmp_path, delta):
+    """A delta that is none, a file that is missing, or no certificate."""
+    missing = tmp_path / "missing.json"
+    for arguments in (
+        (*certified, "--delta", delta),
+        (certified[0], missing),
+        (__file__,),
+    ):
+        code, out, err = call("compose", *arguments)
+
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
