@@ -177,7 +177,7 @@ def test_layers_that_no_gradient_reaches_have_none(closed, stacks, assert_exact)
     assert stacks == [4]
 
 
-def test_what_no_gradient_reaches_is_not_learnt(walks, assert_exact):
+def test_layers_that_no_gradient_reached_at_first_are_right_later(assert_exact):
     """Two layers behind a closed gate in the first batch, and an open one later."""
     model, head = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), nn.Linear(4, 2)
     parameters, engine = [*trained(model), *trained(head)], Engine()
@@ -185,8 +185,6 @@ def test_what_no_gradient_reaches_is_not_learnt(walks, assert_exact):
         x = torch.randn(B, 4)
         losses_B = head(x).sin().sum(1) + Gate.apply(model(x), is_open).sin().sum(1)
         assert_exact(losses_B, parameters, engine=engine)
-
-    assert len(walks) == 2
 
 
 def test_products_with_scales_that_differ_are_not_one(
