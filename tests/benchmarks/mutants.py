@@ -29,7 +29,7 @@ from mutant_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path("docs/reference/mutants.md")
-COPIED = ("dp", "forwarding", "tests", "pyproject.toml")
+COPIED = ("dp", "docs", "forwarding", "tests", "pyproject.toml")
 TIMEOUT = 300  # Seconds for the tests of one mutant.
 FAILED, HUNG = 1, -1
 PYTEST = (
