@@ -272,3 +272,25 @@ def test_indices_are_pythons_own_integers():
     loader = dp.PoissonLoader(Strict(), sampling_probability=1.0, steps=1)
 
     assert next(iter(loader)).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_examples", [33, 400])
+def test_rounding_of_sums_stays_within_its_bound(make_plan, dtype, num_examples):
+    """Neighbours' sums, of gradients whose running sum rounds at every addition."""
+    torch.manual_seed(num_examples)
+    sums = []
+    data = torch.rand(num_examples, 40, dtype=dtype).add_(0.1)
+    data[0] = 1e6
+    for rows in (data, data[:-1], data.flip(0)[1:]):
+        model = nn.Linear(40, 1, bias=False, dtype=dtype)
+        plan = make_plan(sampling=dp.Unamplified(), noise_multiplier=0.0)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+        optimizer = DPOptimizer(sgd, plan=plan)
+        optimizer.backward(model(rows).squeeze(1))
+        optimizer.step()
+        sums.append(10.0 * model.weight.grad.double())
+    allowed = 1 + num_examples**2 * torch.finfo(dtype).eps
+
+    for neighbour in sums[1:]:
+        assert (sums[0] - neighbour).norm() <= allowed
