@@ -34,6 +34,15 @@ _REFUSED: Final = {
     "SparseAdam": "it needs sparse gradients, and private noise is dense",
 }
 
+# Layers around a private optimizer that take its groups apart.
+_REFUSED_AROUND: Final = {
+    "ZeroRedundancyOptimizer": (
+        "it gives each rank a part of the parameters, whose gradients would be clipped"
+        " alone, and its checkpoints leave the ledger out; put it inside:"
+        " DPOptimizer(ZeroRedundancyOptimizer(parameters, AdamW), plan=...)"
+    ),
+}
+
 _protected: Final = Protected()
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
 
@@ -83,6 +92,14 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
                 f" under differential privacy without clipping, noise or accounting;"
                 f" call step() of the {type(owner).__name__} that wraps them"
             )
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in _REFUSED_AROUND and kind.__module__.startswith(
+                "torch."
+            ):
+                raise UnsupportedOperationError(
+                    f"{kind.__name__} cannot be built around a private optimizer:"
+                    f" {_REFUSED_AROUND[kind.__name__]}"
+                )
 
 
 def check_wrappable(optimizer: object) -> None:

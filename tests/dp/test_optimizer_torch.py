@@ -88,17 +88,44 @@ def test_a_redundancy_free_optimizer_goes_inside(make_run, process_group):  # no
     assert run.optimizer.state_dict()["state"][0]["step"].item() == 2
 
 
-def test_post_local_averaging_goes_around(make_run, process_group):  # noqa: ARG001 -- held open
-    """It averages weights after the step, which are released by then."""
+@pytest.mark.usefixtures("process_group")
+def test_a_redundancy_free_optimizer_goes_not_around(make_run):
+    """Also on one process, where it would train: its checkpoints have no ledger."""
     run = make_run()
-    averager = PeriodicModelAverager(period=2)
-    around = PostLocalSGDOptimizer(run.optimizer, averager)
+    kind = dp.wrap_class(torch.optim.SGD, plan=run.optimizer.plan, loader=run.loader)
+    model = nn.Linear(3, 1)
+    around = ZeroRedundancyOptimizer(model.parameters(), kind, lr=0.1)
+    (x, y), before = next(iter(run.loader)), model.weight.detach().clone()
+    around.optim.backward((model(x).squeeze(1) - y).square())
+
+    with pytest.raises(UnsupportedOperationError, match="put it inside"):
+        around.step()
+
+    assert around.optim.ledger.steps == 0
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_post_local_averaging_goes_around(make_run):
+    """It averages weights after the step, which are released by then; it resumes."""
+    run = make_run(lr=0.1)
+    around = PostLocalSGDOptimizer(run.optimizer, PeriodicModelAverager(period=2))
+    around.param_groups[0]["lr"] = 0.5
+    before = run.model.weight.detach().clone()
     run.optimizer.backward(run.losses(next(iter(run.loader))))
     around.step()
+    moved = before - run.model.weight.detach()
+    torch.testing.assert_close(moved, 0.5 * run.model.weight.grad)
     around.zero_grad()
-
-    assert run.optimizer.ledger.steps == 1
     assert run.model.weight.grad is None
+
+    resumed = make_run()
+    other = PostLocalSGDOptimizer(resumed.optimizer, PeriodicModelAverager(period=2))
+    other.load_state_dict(around.state_dict())
+
+    assert run.optimizer.ledger.steps == resumed.optimizer.ledger.steps == 1
+    assert other.averager.step == around.averager.step == 1
+    assert resumed.inner.param_groups[0]["lr"] == 0.5
 
 
 def test_an_optimizer_for_every_parameter_is_refused(make_run):
