@@ -5,7 +5,7 @@ to do with privacy, so it must cost them little and never fail them.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -52,7 +52,7 @@ class Protected:
 
         A proxy of an owner has its groups, and is not known.
         """
-        for known in [owner] if owner in self._seen else list(self._alive()):
+        for known in [owner] if owner in self._seen else self._alive():
             seen = _Seen(_outline(known), tuple(map(id, parameters_of(known))))
             if seen.outline is not None and seen != self._seen[known]:
                 self._seen[known] = seen
@@ -76,10 +76,9 @@ class Protected:
         """Return the classes of the private optimizers."""
         return tuple({type(owner) for owner in self._alive()})
 
-    def _alive(self) -> Iterator[Optimizer]:
-        for reference in self._seen.keyrefs():
-            if (owner := reference()) is not None:
-                yield owner
+    def _alive(self) -> list[Optimizer]:
+        owners = [reference() for reference in self._seen.keyrefs()]
+        return [owner for owner in owners if owner is not None]
 
     def _indexed(self) -> dict[int, tuple[weakref.ref[Optimizer], ...]]:
         if self._owners is None:

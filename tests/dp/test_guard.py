@@ -164,7 +164,9 @@ def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch
         {"params": [nn.Parameter(torch.ones(1)) for _ in "abc"]}
     )
     middle = nn.Parameter(torch.ones(1))
-    run.optimizer.param_groups[1]["params"][1] = middle
+    parameters = run.optimizer.param_groups[1]["params"]
+    taken_out, parameters[1] = parameters[1], middle
+    other(taken_out).step()  # Nobody's now.
     run.optimizer.backward(run.losses(next(iter(run.loader))))
     run.optimizer.step()
 
