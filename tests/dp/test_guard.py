@@ -165,6 +165,7 @@ def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch
     )
     middle = nn.Parameter(torch.ones(1))
     parameters = run.optimizer.param_groups[1]["params"]
+    assert owner_of(parameters[1]) is run.optimizer
     taken_out, parameters[1] = parameters[1], middle
     other(taken_out).step()  # Nobody's now.
     run.optimizer.backward(run.losses(next(iter(run.loader))))
