@@ -185,7 +185,7 @@ def _chernoff_p(
 
     exponents = [0.0]
     for sign in (1, -1):
-        found = optimize.minimize_scalar(
+        found: Any = optimize.minimize_scalar(
             lambda x, sign=sign: cumulant(sign * x) - sign * x * total,
             bounds=(0.0, reach),
             method="bounded",

@@ -23,6 +23,20 @@ _MARGIN: Final = 8.0
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Gradients of parameters of one shape, each one's examples behind another's.
+
+    Attributes:
+        indices: Of the parameters.
+        part: Their gradients.
+    """
+
+    indices: Sequence[int]
+    part: Kept | Outer
+
+
+@final
 class PerSampleGradients:
     """Every example's gradient, as far as norms and weighted sums need it.
 
@@ -38,7 +52,7 @@ class PerSampleGradients:
         start_B: Tensor,
         *,
         loss_scale: float = 1.0,
-        stacks: Sequence["Stacked"] = (),
+        stacks: Sequence[Stacked] = (),
         is_detached: bool = False,
     ) -> None:
         self._stacks = stacks
@@ -180,20 +194,6 @@ class _Flat:
     group: int
     indices: Sequence[int]
     part: Kept
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """Gradients of parameters of one shape, each one's examples behind another's.
-
-    Attributes:
-        indices: Of the parameters.
-        part: Their gradients.
-    """
-
-    indices: Sequence[int]
-    part: Kept | Outer
 
 
 def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
