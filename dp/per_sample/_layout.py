@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ("Layout", "find_layouts")
+__all__ = ("Layout", "candidates", "fitting", "reached")
 
 
 @final
@@ -58,33 +58,42 @@ class Layout:
         return along.view(-1, *[1] * (-1 - self.axis))
 
 
-def find_layouts(probes: Sequence[tuple[Tensor, Tensor]]) -> list[Layout]:
-    """Return every layout by which NaN stayed with its examples.
-
-    None means that examples are mixed. More than one means that the probes do not
-    tell them apart, as where no gradient flows.
-
-    Args:
-        probes: Pairs of where a gradient is NaN and which examples may have put it
-            there.
-    """
-    shape, num_samples = probes[0][0].shape, len(probes[0][1])
-    found = []
-    for layout in _candidates(shape, num_samples):
-        strays = [
-            layout.examples_first(is_nan, num_samples).reshape(num_samples, -1).any(1)
-            & ~seeded_B
-            for is_nan, seeded_B in probes
-        ]
-        if not torch.stack(strays).any():
-            found.append(layout)
-    return found
-
-
-def _candidates(shape: Sequence[int], num_samples: int) -> Iterator[Layout]:
+def candidates(shape: Sequence[int], num_samples: int) -> Iterator[Layout]:
+    """Give every way in which examples may lie in a tensor of a shape."""
     axes = range(-len(shape), 0)
     yield from (Layout(axis) for axis in axes if shape[axis] == num_samples)
     for axis in axes:
         if shape[axis] > num_samples and shape[axis] % num_samples == 0:
             yield Layout(axis)
             yield Layout(axis, time_major=True)
+
+
+def reached(layouts: Sequence[Layout], mask: Tensor, num_samples: int) -> Tensor:
+    """Return [L, B]: by each of L layouts, whether anything of an example is marked."""
+    rows = [
+        layout.examples_first(mask, num_samples).reshape(num_samples, -1).any(1)
+        for layout in layouts
+    ]
+    return torch.stack(rows) if rows else mask.new_zeros(0, num_samples)
+
+
+def fitting(
+    layouts: Sequence[Layout], probes: Sequence[tuple[Tensor, Tensor]]
+) -> list[Layout]:
+    """Return every layout by which NaN stayed with its examples.
+
+    None means that examples are mixed. More than one means that the probes do not
+    tell them apart, as where no gradient flows.
+
+    Args:
+        layouts: Those that may fit.
+        probes: Pairs of which examples are reached, by layout, and which may be.
+    """
+    strays_L = [
+        (reached_LB & ~seeded_B).any(1).tolist() for reached_LB, seeded_B in probes
+    ]
+    return [
+        layout
+        for layout, *strays in zip(layouts, *strays_L, strict=True)
+        if not any(strays)
+    ]

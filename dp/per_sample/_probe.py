@@ -7,21 +7,22 @@ to be zero; what it reaches shows whose row is whose, and whether examples are m
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from dp.per_sample._graph import Use
-from dp.per_sample._layout import Layout, find_layouts
+from dp.per_sample._layout import Layout, candidates, fitting, reached
 from dp.per_sample._nodes import output_shape
 
 
 __all__ = ("Place", "owned", "probed")
 
+_T = TypeVar("_T")
 Place = tuple[Use, int]  # A use and one of its outputs.
 
 # Of multiplicative hashes (the first is Knuth's). More than the first are used only
@@ -40,25 +41,34 @@ def probed(
         By place, every layout that fits, and whether no gradient flowed at all, so
         that any of them serves, for this batch.
     """
-    index_B = torch.arange(len(losses_B), device=losses_B.device)
-    before = _nan_where(losses_B, places, torch.zeros_like(index_B, dtype=torch.bool))
+    B = len(losses_B)
+    index_B = torch.arange(B, device=losses_B.device)
+    layouts = [[*candidates(output_shape(use.node, i), B)] for use, i in places]
+    nobody_B = torch.zeros_like(index_B, dtype=torch.bool)
+    before = _nan_where(losses_B, places, nobody_B, _if_any)
+
+    def examples(place: int, is_nan: Tensor) -> Tensor:
+        old = before[place]
+        return reached(layouts[place], is_nan if old is None else is_nan & ~old, B)
+
     probes: list[list[tuple[Tensor, Tensor]]] = [[] for _ in places]
     found: list[list[Layout]] = []
     for factor in _HASH_FACTORS:
         seeded_B = _scattered(index_B, factor)
         for seeds_B in (seeded_B, ~seeded_B):
-            after = _nan_where(losses_B, places, seeds_B)
-            for seen, a, b in zip(probes, after, before, strict=True):
-                seen.append((a & ~b, seeds_B))
-        found = [find_layouts(seen) for seen in probes]
+            after = _nan_where(losses_B, places, seeds_B, examples)
+            for seen, some in zip(probes, after, strict=True):
+                if some is not None:
+                    seen.append((some, seeds_B))
+        found = [fitting(*pair) for pair in zip(layouts, probes, strict=True)]
         if all(
-            len(layouts) <= 1 or not _flows(seen)
-            for layouts, seen in zip(found, probes, strict=True)
+            len(fit) <= 1 or not _flows(seen)
+            for fit, seen in zip(found, probes, strict=True)
         ):
             break
     silent = [
-        not _flows(seen) and not bool(b.any())
-        for seen, b in zip(probes, before, strict=True)
+        not _flows(seen) and old is None
+        for seen, old in zip(probes, before, strict=True)
     ]
     return found, silent
 
@@ -74,33 +84,38 @@ def owned(losses_B: Tensor, place: Place) -> bool:
     for bit in range((len(losses_B) - 1).bit_length()):
         seeds_B = (index_B >> bit) & 1 == 1
         (one,), (other,) = (
-            _nan_where(losses_B, [place], some) for some in (seeds_B, ~seeds_B)
+            _nan_where(losses_B, [place], some, _whole) for some in (seeds_B, ~seeds_B)
         )
-        if bool((one & other).any()):
+        if one is not None and other is not None and bool((one & other).any()):
             return False
     return True
 
 
 def _flows(probes: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    return any(bool(is_nan.any()) for is_nan, _ in probes)
+    return any(bool(reached_LB.any()) for reached_LB, _ in probes)
 
 
 def _nan_where(
-    losses_B: Tensor, places: Sequence[Place], seeded_B: Tensor
-) -> list[Tensor]:
-    """Return where NaN arrives, without holding every gradient at a time."""
-    seen: dict[tuple[int, int], Tensor] = {}
-    uses = {id(use): use for use, _ in places}.values()
+    losses_B: Tensor,
+    places: Sequence[Place],
+    seeded_B: Tensor,
+    told: Callable[[int, Tensor], _T],
+) -> list[_T | None]:
+    """Return what is told of where NaN arrives, by place; None if no gradient does.
+
+    One gradient is held at a time, and no mask but what is told.
+    """
+    seen: dict[int, _T] = {}
+    last = [i for i, (use, _) in enumerate(places) if use.is_last] or [0]
     handles = [
-        use.node.register_prehook(partial(_note, seen, use))
-        for use in uses
-        if not use.is_last
+        use.node.register_prehook(partial(_note, seen, told, i, output))
+        for i, (use, output) in enumerate(places)
+        if i not in last
     ]
-    last = [(use, output) for use, output in places if use.is_last]
     try:
         grads = torch.autograd.grad(
             losses_B,
-            [GradientEdge(use.node, output) for use, output in last],
+            [GradientEdge(places[i][0].node, places[i][1]) for i in last],
             torch.zeros_like(losses_B).masked_fill(seeded_B, torch.nan),
             retain_graph=True,
             allow_unused=True,
@@ -108,24 +123,29 @@ def _nan_where(
     finally:
         for handle in handles:
             handle.remove()
-    for (use, output), grad in zip(last, grads, strict=True):
-        if grad is not None:
-            seen[id(use), output] = grad.isnan()
-    return [
-        seen[id(use), output]
-        if (id(use), output) in seen
-        else seeded_B.new_zeros(output_shape(use.node, output))
-        for use, output in places
-    ]
+    for i, grad in zip(last, grads, strict=True):
+        _note(seen, told, i, 0, [grad])
+    return [seen.get(i) for i in range(len(places))]
 
 
 def _note(
-    seen: dict[tuple[int, int], Tensor], use: Use, grads: Sequence[Tensor | None]
+    seen: dict[int, _T],
+    told: Callable[[int, Tensor], _T],
+    place: int,
+    output: int,
+    grads: Sequence[Tensor | None],
 ) -> None:
-    for output in use.outputs:
-        grad = grads[output]
-        if grad is not None:
-            seen[id(use), output] = grad.isnan()
+    grad = grads[output]
+    if grad is not None:
+        seen[place] = told(place, grad.isnan())
+
+
+def _if_any(_place: int, is_nan: Tensor) -> Tensor | None:
+    return is_nan if bool(is_nan.any()) else None
+
+
+def _whole(_place: int, is_nan: Tensor) -> Tensor:
+    return is_nan
 
 
 def _scattered(index_B: Tensor, factor: int) -> Tensor:
