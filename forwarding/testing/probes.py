@@ -8,8 +8,6 @@ some class (no instance dictionary, a layout fixed in C) raises
 
 import copy
 import inspect
-import io
-import pickle
 import re
 import threading
 import types
@@ -17,6 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Never
 from unittest import mock
+
+from forwarding.testing._pickling import pickled
 
 
 __all__ = (
@@ -312,40 +312,6 @@ def call_during_get(target: object, name: str, action: Callable[[], object]) -> 
         return mine
 
     override(target, **{name: property(fget)})
-
-
-class _ByReference(pickle.Pickler):
-    """Pickle classes defined inside a function by their place in a list."""
-
-    def __init__(self, file: io.BytesIO, classes: list[type]) -> None:
-        super().__init__(file)
-        self._classes = classes
-
-    def persistent_id(self, obj: object) -> int | None:
-        if isinstance(obj, type) and "<locals>" in obj.__qualname__:
-            self._classes.append(obj)
-            return len(self._classes) - 1
-        return None
-
-
-class _FromReference(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, classes: list[type]) -> None:
-        super().__init__(file)
-        self._classes = classes
-
-    def persistent_load(self, pid: int) -> type:
-        return self._classes[pid]
-
-
-def pickled(wrapper: object) -> Any:
-    """Return ``wrapper`` after a trip through pickle.
-
-    A class defined inside a function, as in a test, is not held against it.
-    """
-    file, classes = io.BytesIO(), list[type]()
-    _ByReference(file, classes).dump(wrapper)
-    file.seek(0)
-    return _FromReference(file, classes).load()
 
 
 def copyable(target: object, *ways: Callable[[Any], Any]) -> None:
