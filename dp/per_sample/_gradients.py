@@ -15,6 +15,7 @@ from torch import Tensor
 from dp.per_sample._lookup import Lookup
 from dp.per_sample._outer import Outer, concatenated
 from dp.per_sample._parts import SMALL, Kept, Part, chunked_norms, wide
+from dp.per_sample._precision import FullPrecision
 
 
 __all__ = ("PerSampleGradients", "Stacked")
@@ -59,6 +60,7 @@ class PerSampleGradients:
         self._parts = {index: _merged(some) for index, some in parts.items()}
         self._parameters = parameters
         self._start_B = start_B
+        self._device_types = {p.device.type for p in (start_B, *parameters)}
         self._loss_scale = loss_scale  # Every gradient is to be divided by it.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self.num_samples: int = len(start_B)
@@ -67,28 +69,14 @@ class PerSampleGradients:
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
 
-        It is infinite for an example whose loss is not finite.
+        It is infinite for an example whose loss is not finite. As the sums, it is
+        computed in full precision, whatever autocast or TF32 allow.
 
         Args:
             group_of: The group of each parameter: 0, 1, ... without a gap.
         """
-        device = self._start_B.device
-        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
-        for flat in self._flat_parts(group_of):
-            norms[flat.group] += flat.part.squared_norms().to(device)
-        for stack in self._stacks:
-            norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
-            groups = [group_of[index] for index in stack.indices]
-            for group in dict.fromkeys(groups):
-                rows = [row for row, other in enumerate(groups) if other == group]
-                some_LB = norms_LB if len(rows) == len(groups) else norms_LB[rows]
-                norms[group] += some_LB.sum(0)
-        for index, parts in self._parts.items():
-            if not self._is_small(index):
-                size = self._parameters[index].numel()
-                added_B = _joint_squared_norms(parts, self.num_samples, size)
-                norms[group_of[index]] += added_B.to(device)
-        norms_GB = torch.stack(norms)
+        with FullPrecision(self._device_types):
+            norms_GB = torch.stack(self._by_group(group_of))
         return norms_GB if self._loss_scale == 1 else norms_GB / self._loss_scale**2
 
     def add_weighted_sum(
@@ -115,19 +103,50 @@ class PerSampleGradients:
         any_dropped = dropped_GB.any(1).tolist()
         if self._loss_scale != 1:
             factors_GB = factors_GB / self._loss_scale
-        found = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
-        _deliver([sums[index] for index in found], [*found.values()], beta)
-        for index, total in enumerate(sums):
-            if index in found:
-                continue
-            group, first = group_of[index], beta
-            for some in self._parts.get(index, ()):
-                rows = some.without(dropped_GB[group]) if any_dropped[group] else some
-                factors_B = factors_GB[group].to(total.device)
-                rows.add_weighted_sum(factors_B, total, beta=first)
-                first = 1
-            if not first:
-                total.zero_()
+        with FullPrecision(self._device_types):
+            found = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            _deliver([sums[index] for index in found], [*found.values()], beta)
+            for index, total in enumerate(sums):
+                if index not in found:
+                    group = group_of[index]
+                    bad_B = dropped_GB[group] if any_dropped[group] else None
+                    self._add_large(index, factors_GB[group], bad_B, total, beta)
+
+    def _by_group(self, group_of: Sequence[int]) -> list[Tensor]:
+        """Return the squared norms, of losses as they were scaled."""
+        device = self._start_B.device
+        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
+        for flat in self._flat_parts(group_of):
+            norms[flat.group] += flat.part.squared_norms().to(device)
+        for stack in self._stacks:
+            norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
+            groups = [group_of[index] for index in stack.indices]
+            for group in dict.fromkeys(groups):
+                rows = [row for row, other in enumerate(groups) if other == group]
+                some_LB = norms_LB if len(rows) == len(groups) else norms_LB[rows]
+                norms[group] += some_LB.sum(0)
+        for index, parts in self._parts.items():
+            if not self._is_small(index):
+                size = self._parameters[index].numel()
+                added_B = _joint_squared_norms(parts, self.num_samples, size)
+                norms[group_of[index]] += added_B.to(device)
+        return norms
+
+    def _add_large(
+        self,
+        index: int,
+        factors_B: Tensor,
+        bad_B: Tensor | None,
+        total: Tensor,
+        beta: int,
+    ) -> None:
+        """Add the weighted sum of a parameter that is handled by itself."""
+        for some in self._parts.get(index, ()):
+            rows = some if bad_B is None else some.without(bad_B)
+            rows.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
+            beta = 1
+        if not beta:
+            total.zero_()
 
     def _small_sums(
         self,

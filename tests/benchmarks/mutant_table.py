@@ -63,6 +63,8 @@ MUTANTS = (
     Mutant("per_sample", "norms[group_of[index]] += added_B.to(device)", "norms[group_of[index]] = added_B.to(device)", "the norm is that of the last large parameter", ENGINE),
     Mutant("per_sample", "norms[flat.group] += flat.part", "norms[flat.group] = flat.part", "the norm forgets what came before", ENGINE),
     Mutant("per_sample", "nan_to_num_(nan=torch.inf)", "nan_to_num_(nan=0.0)", "an example whose loss is NaN is kept", ENGINE),
+    Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
+    Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "if not any(strays)", "if True", "the probe never objects", ENGINE),
     Mutant("per_sample", "masked_fill(seeded_B, torch.nan)", "masked_fill(seeded_B, 0.0)", "the probe sends nothing", ENGINE),
