@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dp import _checks
 from dp._keystream import KEY_BITS, Keystream
+from dp.noise import _device
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._rounding import TOTAL_VARIATION, RoundedGaussian, granularity
 from dp.noise._torch_generators import TorchGenerators
@@ -35,6 +36,7 @@ _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
 _LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
 _HOST: Final = torch.device("cpu")
+_WITH_FLOAT64: Final = frozenset({"cuda"})  # Other devices lack it, or do it slowly.
 _CHUNKS_WORTH_A_THREAD: Final = 2
 
 
@@ -44,11 +46,11 @@ class GaussianNoise:
 
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
-            of the operating system, and rounds exactly; it works on the host, and
-            tensors elsewhere are copied there and back by chunks. ``"fast"`` draws
-            from torch's generator on the tensor's device, seeded by the operating
-            system, and adds in floating point: whoever guesses the seed subtracts
-            the noise.
+            of the operating system, and rounds exactly. The bits are drawn on the
+            host. Tensors of CUDA devices are rounded there; those of other devices
+            are copied to the host and back by chunks. ``"fast"`` draws from torch's
+            generator on the tensor's device, seeded by the operating system, and
+            adds in floating point: whoever guesses the seed subtracts the noise.
 
     Raises:
         ValueError: If *rng* is neither.
@@ -119,7 +121,11 @@ class GaussianNoise:
             return stddev
         chunks = list(in_chunks(sums, num_threads=torch.get_num_threads()))
         if self._rng == "os":
-            _add_rounded(chunks, stddev)
+            on_host, on_device = _by_place(chunks)
+            if on_host:
+                _add_rounded(on_host, stddev)
+            if on_device:
+                _device.add_rounded(on_device, stddev)
         else:
             self._add_fast(chunks, stddev)
         return stddev
@@ -163,6 +169,16 @@ class GaussianNoise:
 
 def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
     return GaussianNoise(rng=rng)
+
+
+def _by_place(
+    chunks: Sequence[list[Tensor]],
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Sort chunks by where they are rounded: on the host, and on their device."""
+    places: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
+    for parts in chunks:
+        places[parts[0].device.type in _WITH_FLOAT64].append(parts)
+    return places
 
 
 def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:

@@ -8,6 +8,7 @@ where that is not enough by another 192 with 320-bit arithmetic. See
 Shapes: ``E`` elements.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import mpmath
@@ -18,16 +19,25 @@ from numpy.typing import NDArray
 from dp._keystream import Keystream
 
 
-__all__ = ("FIRST_BITS", "decide", "quantiles")
+__all__ = (
+    "FIRST_BITS",
+    "MIN_PROBABILITY",
+    "MORE_BITS",
+    "REST_BITS",
+    "SAFE_DISTANCE",
+    "decide",
+    "exactly",
+    "quantiles",
+)
 
 FIRST_BITS: Final = 16
 
-_MORE_BITS: Final = 64
-_REST_BITS: Final = 192
+MORE_BITS: Final = 64
+REST_BITS: Final = 192
 _UINT64: Final = np.dtype(np.uint64)
 # Float64 is trusted if it is this far from an integer, or further.
-_SAFE_DISTANCE: Final = 0.5 - 2.0**-31
-_MIN_PROBABILITY: Final = 2.0**-40
+SAFE_DISTANCE: Final = 0.5 - 2.0**-31
+MIN_PROBABILITY: Final = 2.0**-40
 _PRECISION: Final = 320  # Bits of the last resort.
 
 _Integers = NDArray[np.integer[Any]]
@@ -49,10 +59,10 @@ def decide(
     keystream.fill(more_E)
     steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
     for i in np.flatnonzero(unsure_E):
-        rest_3 = np.empty(_REST_BITS // 64, _UINT64)
+        rest_3 = np.empty(REST_BITS // 64, _UINT64)
         keystream.fill(rest_3)
-        uniform = _joined(bits_E[i], more_E[i], *rest_3)
-        steps_E[i] = _exactly(uniform, float(fraction_E[i]), scale, int(steps_E[i]))
+        words = [bits_E[i], more_E[i], *rest_3]
+        steps_E[i] = exactly(words, float(fraction_E[i]), scale, int(steps_E[i]))
     return steps_E
 
 
@@ -77,33 +87,26 @@ def _in_float64(
     upper_E = bits_E >= half
     bits_E = np.where(upper_E, 2 * half - 1 - bits_E.astype(np.int64), bits_E)
     more_E = np.where(upper_E, ~more_E, more_E)
-    tail_E = (bits_E + more_E * 2.0**-_MORE_BITS) * 2.0**-FIRST_BITS
-    unsure_E = tail_E < _MIN_PROBABILITY
-    normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + _MORE_BITS)))
+    tail_E = (bits_E + more_E * 2.0**-MORE_BITS) * 2.0**-FIRST_BITS
+    unsure_E = tail_E < MIN_PROBABILITY
+    normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + MORE_BITS)))
     sum_E = fraction_E + scale * np.where(upper_E, -normal_E, normal_E)
     steps_E = np.rint(sum_E)
-    unsure_E |= np.abs(sum_E - steps_E) > _SAFE_DISTANCE
+    unsure_E |= np.abs(sum_E - steps_E) > SAFE_DISTANCE
     return steps_E, unsure_E
 
 
-def _joined(*words: Any) -> int:
-    """Continue the bits of the first word by those of the others, 64 each."""
-    joined = 0
-    for word in words:
-        joined = (joined << 64) + int(word)
-    return joined
-
-
-def _exactly(uniform: int, fraction: float, scale: float, guess: int) -> int:
+def exactly(words: Sequence[Any], fraction: float, scale: float, guess: int) -> int:
     """Round with 320-bit arithmetic; wrong with probability below ``2**-130``.
 
+    The bits of ``U`` come in *words*, signed or not: 16, 64 and the rest by 64 each.
     ``Z`` is beyond the midpoint of two lattice points if ``U`` is beyond its normal
     probability, which is easier to compute than a quantile.
     """
     exact: Any = mpmath.MPContext()  # Its own, because mpmath.mp is global state.
     exact.prec = _PRECISION
     # The middle of what the bits leave.
-    u = exact.ldexp(2 * uniform + 1, -(FIRST_BITS + _MORE_BITS + _REST_BITS) - 1)
+    u = exact.ldexp(2 * _joined(*words) + 1, -(FIRST_BITS + MORE_BITS + REST_BITS) - 1)
 
     def is_below(midpoint: float) -> bool:
         z = (exact.mpf(midpoint) - fraction) / scale
@@ -115,3 +118,11 @@ def _exactly(uniform: int, fraction: float, scale: float, guess: int) -> int:
     while not is_below(steps + 0.5):
         steps += 1
     return steps
+
+
+def _joined(*words: Any) -> int:
+    """Continue the bits of the first word by those of the others, 64 each."""
+    joined = 0
+    for word in words:
+        joined = (joined << 64) + int(word) % (1 << 64)
+    return joined

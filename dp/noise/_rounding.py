@@ -50,7 +50,14 @@ from dp._keystream import Keystream
 from dp.noise._refinement import FIRST_BITS, decide, quantiles
 
 
-__all__ = ("TOTAL_VARIATION", "RoundedGaussian", "granularity")
+__all__ = (
+    "FLOAT32_ERROR",
+    "FLOAT32_ERROR_OF_X",
+    "TOTAL_VARIATION",
+    "RoundedGaussian",
+    "granularity",
+    "lattice_table",
+)
 
 TOTAL_VARIATION: Final = 2.0**-128
 
@@ -60,8 +67,8 @@ _FLOAT32: Final = np.dtype(np.float32)
 _BOOL: Final = np.dtype(np.bool_)
 _LATTICE_BITS: Final = 4
 _LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
-_FLOAT32_ERROR: Final = 2.0**-16
-_FLOAT32_ERROR_OF_X: Final = 2.0**-23
+FLOAT32_ERROR: Final = 2.0**-16
+FLOAT32_ERROR_OF_X: Final = 2.0**-23
 _FLOAT64_ERROR: Final = 2.0**-36
 _LOOK_UPS: Final = 1 << 15  # Numpy indexes with 8 bytes: do not keep many of them.
 
@@ -87,7 +94,7 @@ def _cells() -> _Array:
 
 
 @lru_cache(maxsize=2)
-def _table(scale: float) -> tuple[_Array, float]:
+def lattice_table(scale: float) -> tuple[_Array, float]:
     """Centres in lattice units, NaN where float32 must not decide; the longest reach."""
     centres, reaches = _cells().T
     inner = np.abs(centres) < _LARGEST_CENTRE
@@ -107,7 +114,7 @@ class RoundedGaussian:
     def __init__(self, *, stddev: float, keystream: Keystream) -> None:
         self._spacing = granularity(stddev)
         self._scale = stddev / self._spacing
-        self._centres, self._reach = _table(self._scale)
+        self._centres, self._reach = lattice_table(self._scale)
         self._keystream = keystream
         self._buffers: dict[tuple[str, np.dtype[Any]], _Array] = {}
 
@@ -133,7 +140,7 @@ class RoundedGaussian:
         np.rint(distance_N, out=steps_N)
         distance_N -= steps_N
         np.abs(distance_N, out=distance_N)
-        safe = 0.5 - self._reach - _FLOAT32_ERROR - _FLOAT32_ERROR_OF_X * largest
+        safe = 0.5 - self._reach - FLOAT32_ERROR - FLOAT32_ERROR_OF_X * largest
         is_safe_N = self._buffer("is safe", steps_N, _BOOL)
         np.less_equal(distance_N, safe, out=is_safe_N)  # False if either is NaN.
         return np.flatnonzero(np.logical_not(is_safe_N, out=is_safe_N))

@@ -190,10 +190,10 @@ def test_float64_alone_errs_near_midpoints():
 @pytest.mark.parametrize("wrong", [-3, 0, 4])
 def test_the_last_resort_does_not_depend_on_its_guess(wrong):
     """Exact arithmetic finds the lattice point, wherever it starts to look."""
-    uniform = 3 << (16 + 256 - 4)
-    expected = int(mpmath.nint(0.1 + 20 * real_normal(uniform, 272)))
+    words = [3 << 12, 0, 0, 0, 0]
+    expected = int(mpmath.nint(0.1 + 20 * real_normal(3 << 268, 272)))
 
-    assert _refinement._exactly(uniform, 0.1, 20.0, expected + wrong) == expected
+    assert _refinement.exactly(words, 0.1, 20.0, expected + wrong) == expected
 
 
 ALL_CELLS = np.random.default_rng(8).permutation(1 << 16).astype(np.uint16)
@@ -209,7 +209,7 @@ def rounded_in_all_cells(dtype, magnitude, num_cells=1 << 16):
 def test_all_stages_agree(monkeypatch, dtype, magnitude):
     """What float32 decides, float64 decides alike, with any number of bits."""
     by_float32 = rounded_in_all_cells(dtype, magnitude)
-    monkeypatch.setattr(_rounding, "_FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(_rounding, "FLOAT32_ERROR", 1.0)
     by_float64 = rounded_in_all_cells(dtype, magnitude)
     monkeypatch.setattr(_rounding, "_FLOAT64_ERROR", 1.0)
     by_all_bits = rounded_in_all_cells(dtype, magnitude)
@@ -222,14 +222,14 @@ def test_all_stages_agree(monkeypatch, dtype, magnitude):
 def test_the_last_resort_agrees_with_all_stages(monkeypatch, dtype):
     """What any stage decides, 320 bits decide alike."""
     by_stages = rounded_in_all_cells(dtype, 9.0, 600)
-    monkeypatch.setattr(_rounding, "_FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(_rounding, "FLOAT32_ERROR", 1.0)
     monkeypatch.setattr(_rounding, "_FLOAT64_ERROR", 1.0)
-    monkeypatch.setattr(_refinement, "_SAFE_DISTANCE", -1.0)
+    monkeypatch.setattr(_refinement, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, rounded_in_all_cells(dtype, 9.0, 600))
 
 
-@pytest.mark.parametrize("stage", ["_FLOAT32_ERROR", "_FLOAT64_ERROR"])
+@pytest.mark.parametrize("stage", ["FLOAT32_ERROR", "_FLOAT64_ERROR"])
 def test_no_stage_could_decide_alone(monkeypatch, stage):
     """Twin of the tests above: without the next stage some roundings would be wrong."""
     right = rounded_in_all_cells(torch.float32, 9.0)
@@ -255,7 +255,7 @@ def test_the_cells_end_where_the_normal_distribution_says():
 @pytest.mark.parametrize("scale", [16.0, 31.99])
 def test_float32_errs_less_than_its_bound(magnitude, scale):
     """In every cell the sum is within the bound of the argument, and not far below."""
-    table, _reach = _rounding._table(scale)
+    table, _reach = _rounding.lattice_table(scale)
     centres = _rounding._cells()[:, 0] * scale
     x = np.random.default_rng(0).uniform(-magnitude, magnitude, len(table))
     x = x.astype(np.float32)

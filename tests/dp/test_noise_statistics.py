@@ -93,6 +93,21 @@ def test_noise_has_the_stated_scale_and_shape(rng, dtype):
     assert not rejects_tails(noise, spacing=spacing_of(rng))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_rounded_where_the_sums_are_has_the_stated_scale_and_shape(
+    monkeypatch, dtype
+):
+    """What is done on a GPU, done here, passes the tests that the host's noise passes."""
+    monkeypatch.setattr("dp.noise._gaussian._WITH_FLOAT64", {"cpu"})
+    noise = noise_of(GaussianNoise(), dtype=dtype)
+
+    assert not rejects_variance(noise, spacing=spacing_of("os"))
+    assert not rejects_shape(noise, spacing=spacing_of("os"))
+    assert not rejects_tails(noise, spacing=spacing_of("os"))
+    assert not rejects_independence(noise[:-1], noise[1:])
+    assert not rejects_independence(noise, noise_of(GaussianNoise(), dtype=dtype))
+
+
 @pytest.mark.parametrize("factor", [0.95, 1.05])
 @pytest.mark.parametrize("rng", RNGS)
 def test_noise_that_is_five_percent_off_is_rejected(rng, factor):
