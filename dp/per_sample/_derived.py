@@ -14,7 +14,7 @@ from dp.exceptions import SampleMixingError
 from dp.per_sample._graph import Operand
 from dp.per_sample._nodes import Node, name_of
 from dp.per_sample._outer import Outer
-from dp.per_sample._parts import Kept, Part, chunked_norms, chunks, wide
+from dp.per_sample._parts import Kept, Part, chunk_bytes, chunked_norms, chunks, wide
 
 
 __all__ = ("Sliced", "parts_of_parameters")
@@ -42,8 +42,10 @@ def parts_of_parameters(
     if operand.chain is None or isinstance(part, Sliced):
         return _derived(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, Outer) and _is_transposed(operand):
+    if isinstance(part, Outer | Kept) and _is_transposed(operand):
         return [(parameter, part.transposed())]
+    if _is_cast(operand):
+        return [(parameter, part)]
     return [(parameter, Seen(part, operand))]
 
 
@@ -56,6 +58,12 @@ def _is_transposed(operand: Operand) -> bool:
         return True
     view = operand.seen_in(parameter.detach())
     return view.shape == parameter.mT.shape and view.stride() == parameter.mT.stride()
+
+
+def _is_cast(operand: Operand) -> bool:
+    """Whether the operand is its parameter in another dtype, and nothing else."""
+    chain = operand.chain or ()
+    return {name_of(node) for node, _ in chain} == {"ToCopyBackward0"}
 
 
 @final
@@ -139,7 +147,7 @@ class Through(Part):
 
     def squared_norms(self) -> Tensor:
         size = max(self.parameter.numel(), _size(self.operand))
-        return chunked_norms([self], self.num_samples, size)
+        return chunked_norms([self], self.num_samples, size, self.parameter.device)
 
     def gradients(self, examples: slice) -> Tensor:
         (grads,) = _backward(
@@ -169,7 +177,8 @@ def _derived(
     if len(parameters) == 1 or size > _size(operand):
         return [(p, Through(part, operand, p, num_samples)) for p in parameters]
     columns: list[list[Tensor]] = [[] for _ in parameters]
-    for examples in chunks(num_samples, 4 * _size(operand)):
+    at_most = chunk_bytes(parameters[0].device)
+    for examples in chunks(num_samples, 4 * _size(operand), at_most):
         grads = _backward(operand, parameters, part.gradients(examples), batched=True)
         for column, grad in zip(columns, grads, strict=True):
             column.append(grad)

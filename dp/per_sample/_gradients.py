@@ -127,8 +127,8 @@ class PerSampleGradients:
                 norms[group] += some_LB.sum(0)
         for index, parts in self._parts.items():
             if not self._is_small(index):
-                size = self._parameters[index].numel()
-                added_B = _joint_squared_norms(parts, self.num_samples, size)
+                parameter = self._parameters[index]
+                added_B = _joint_squared_norms(parts, self.num_samples, parameter)
                 norms[group_of[index]] += added_B.to(device)
         return norms
 
@@ -247,7 +247,7 @@ def _merged(parts: Sequence[Part]) -> Sequence[Part]:
     outer = [part for part in parts if isinstance(part, Outer)]
     rest = [part for part in parts if not isinstance(part, Kept | Outer)]
     if len(kept) > 1:
-        total = kept[0] + kept[1]
+        total = wide(kept[0]) + kept[1]
         for grads_BP in kept[2:]:
             total += grads_BP
         kept = [total]
@@ -260,16 +260,24 @@ def _merged(parts: Sequence[Part]) -> Sequence[Part]:
     return [*map(Kept, kept), *joined, *rest]
 
 
-def _joint_squared_norms(parts: Sequence[Part], num_samples: int, size: int) -> Tensor:
+def _is_one_product(head: Outer | Kept) -> bool:
+    return isinstance(head, Kept) or head.left.dim() == 3  # noqa: PLR2004 -- [B, T, V]
+
+
+def _joint_squared_norms(
+    parts: Sequence[Part], num_samples: int, parameter: Tensor
+) -> Tensor:
     """Return the squared norms of the sum of several uses, cross terms included."""
     match parts:
         case [part]:
             return part.squared_norms()
-        case [Outer() as head, Lookup() as table] if head.left.dim() == 3:  # noqa: PLR2004 -- [B, T, V]
+        case [Outer() | Kept() as head, Lookup() as table] if _is_one_product(head):
             cross_B = table.products_with(head)
             whole_B = head.squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.
             margin_B = _MARGIN * torch.finfo(whole_B.dtype).eps * whole_B
             return (whole_B + 2 * cross_B).clamp(min=0) + margin_B
         case _:
-            return chunked_norms(parts, num_samples, size)
+            return chunked_norms(
+                parts, num_samples, parameter.numel(), parameter.device
+            )

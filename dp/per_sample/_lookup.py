@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._outer import Outer
-from dp.per_sample._parts import Part, squared_norms, wide, zeroed
+from dp.per_sample._parts import Kept, Part, squared_norms, wide, zeroed
 
 
 __all__ = ("Lookup",)
@@ -45,12 +45,17 @@ class Lookup(Part):
         norms_B = grads_LD.new_zeros(self.num_samples)
         return norms_B.index_add_(0, owners_K, squared_norms(rows_KD))
 
-    def products_with(self, head: Outer) -> Tensor:
+    def products_with(self, head: Outer | Kept) -> Tensor:
         """Return each example's inner product with the gradient of an output layer.
 
         Args:
             head: Of the same table: its left factor is [B, T, V].
         """
+        if isinstance(head, Kept):
+            rows_LD = wide(head.grads_BP[self.owners_L, self.indices_L])
+            products_L = (rows_LD * self.grads_LD).sum(1)
+            products_B = products_L.new_zeros(self.num_samples)
+            return products_B.index_add_(0, self.owners_L, products_L)
         left_BTV, right_BTD = wide(head.left), wide(head.right)
         # One lookup meets T positions: a_LT of the head's gradient at its row.
         at_row_LT = left_BTV[self.owners_L, :, self.indices_L]

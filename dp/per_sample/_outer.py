@@ -12,6 +12,7 @@ from torch import Tensor
 from dp.per_sample._parts import (
     Kept,
     Part,
+    chunk_bytes,
     chunked_norms,
     chunks,
     squared_norms,
@@ -71,13 +72,15 @@ class Outer(Part):
             return left_B * right_B
         if gram_is_cheaper(T, I, O):
             return self._gram_norms()
-        return chunked_norms([self], B, self.left[0, ..., 0, 0].numel() * I * O)
+        size = self.left[0, ..., 0, 0].numel() * I * O
+        return chunked_norms([self], B, size, self.left.device)
 
     def _gram_norms(self) -> Tensor:
         B, T = len(self.left), self.left.shape[-2]
         num_products = self.left[0, ..., 0, 0].numel()
         norms = []
-        for examples in chunks(B, 8 * T * T * num_products):
+        at_most = chunk_bytes(self.left.device)
+        for examples in chunks(B, 8 * T * T * num_products, at_most):
             left, right = wide(self.left[examples]), wide(self.right[examples])
             product = left @ left.mT
             eps = torch.finfo(product.dtype).eps

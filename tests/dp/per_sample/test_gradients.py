@@ -290,7 +290,21 @@ def test_without_room_gradients_are_computed_twice(
     """Where memory is short nothing is kept, and the result is the same."""
     monkeypatch.setattr(_collected, "_ALLOWED_BYTES", 0)
     monkeypatch.setattr(_collected, "_ALLOWANCE", 0)
-    monkeypatch.setattr(_convolution, "_CHUNK_BYTES", {"cpu": 1 << 19})
+    monkeypatch.setattr(_convolution, "_CACHE", 1 << 19)
+    model, x = GOOD[name]()
+
+    assert_exact(per_example(model(x)), list(model.parameters()))
+
+
+@pytest.mark.parametrize("room", [0, 1 << 30])
+@pytest.mark.parametrize("name", sorted(name for name in GOOD if "conv" in name))
+def test_convolutions_are_products_of_windows_on_an_accelerator(
+    name, room, monkeypatch, assert_exact, per_example
+):
+    """Of groups, dilated and transposed ones too; tried out on the host."""
+    monkeypatch.setattr(_convolution, "_MANY_CHANNELS", {})
+    monkeypatch.setattr(_collected, "_ALLOWED_BYTES", room)
+    monkeypatch.setattr(_collected, "_ALLOWANCE", 0)
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from dp.per_sample import Engine, _recurrent_rules
+from dp.per_sample import Engine, _convolution, _recurrent_rules
 
 
 B = 5
@@ -357,6 +357,17 @@ def test_every_operation_is_exact(name, assert_exact, per_example):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_exact(per_example(outputs), list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(n for n in OPERATIONS if "conv" in n))
+def test_convolutions_are_exact_as_an_accelerator_does_them(
+    name, monkeypatch, assert_exact, per_example
+):
+    """As products of windows, whatever the groups are."""
+    monkeypatch.setattr(_convolution, "_MANY_CHANNELS", {})
+    model, x = OPERATIONS[name]()
+
+    assert_exact(per_example(model(x)), list(model.parameters()))
 
 
 @pytest.mark.parametrize(
