@@ -40,7 +40,7 @@ class HostWords:
         one else before it has arrived.
         """
         is_cuda = self._device.type == "cuda"
-        words = torch.empty(count, dtype=dtype, pin_memory=is_cuda)
+        words = torch.empty(count, dtype=dtype, device="cpu", pin_memory=is_cuda)
         buffer = words.numpy().view(np.uint8)
         share = max(_LEAST_SHARE, -(-len(buffer) // self._num_threads))
         parts = [buffer[i : i + share] for i in range(0, len(buffer), share)]

@@ -4,6 +4,7 @@ Shapes: ``B`` examples, ``T`` images of an example, ``C`` channels.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import torch
@@ -85,11 +86,11 @@ def _group_norm(site: Site, grad: Tensor) -> Parts:
     }
 
 
-def _batch_norm(site: Site, grad: Tensor) -> Parts:
+def _batch_norm(site: Site, grad: Tensor, *, eps: str = "eps") -> Parts:
     """Serve a norm by running statistics, or one over the channels of one image."""
     if site.saved("training"):
         return _instance_norm(site, grad)
-    scale = (site.saved("running_var") + site.saved("eps")).rsqrt()
+    scale = (site.saved("running_var") + site.saved(eps)).rsqrt()
     found = _summed(site, grad, -site.saved("running_mean") * scale, scale)
     return {i: Kept(_images(site, found[i]).sum(1)) for i in site.operands}
 
@@ -156,6 +157,21 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "result2",
         ),
         lambda: F.batch_norm(leaf(2, 1), None, None, training=True),
+        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
+        applies=lambda site: 0 not in site.operands and _norms_each_example(site),
+    ),
+    "CudnnBatchNormBackward0": Rule(
+        partial(_batch_norm, eps="epsilon"),
+        (
+            "input",
+            "running_mean",
+            "running_var",
+            "training",
+            "epsilon",
+            "result1",
+            "result2",
+        ),
+        None,
         "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
         applies=lambda site: 0 not in site.operands and _norms_each_example(site),
     ),

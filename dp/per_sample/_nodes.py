@@ -215,15 +215,27 @@ VIEWS: Final[Mapping[str, tuple[Example, Sequence[str], _View]]] = {
 }
 
 
-def check(name: str, example: Example, reads: Iterable[str]) -> str | None:
-    """Return what torch lacks of a node, or None if it is as expected."""
+def check(name: str, example: Example | None, reads: Iterable[str]) -> str | None:
+    """Return what torch lacks of a node, or None if it is as expected.
+
+    Args:
+        name: Torch's name for it.
+        example: Makes such a node; None if only another device has it.
+        reads: What it keeps for its backward.
+    """
+    if example is None:
+        return _missing(name, getattr(torch._C._functions, name, None), reads)  # noqa: SLF001
     with torch.enable_grad():
         node: Node = example().grad_fn
     while node is not None and name_of(node) != name:
         node = node.next_functions[0][0] if node.next_functions else None
-    if node is None:
+    return _missing(name, node, reads)
+
+
+def _missing(name: str, of: Any, reads: Iterable[str]) -> str | None:
+    if of is None:
         return name
-    missing = [field for field in reads if not hasattr(node, f"_saved_{field}")]
+    missing = [field for field in reads if not hasattr(of, f"_saved_{field}")]
     return f"{name}._saved_{missing[0]}" if missing else None
 
 

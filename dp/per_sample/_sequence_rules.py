@@ -41,7 +41,10 @@ def _embedding_bag(site: Site, grad: Tensor) -> Parts:
     position_L = torch.arange(len(indices_L), device=grad.device)
     bags_L = torch.searchsorted(offsets, position_L, right=True) - 1
     if site.saved("mode") == _MEAN:
-        grad = grad / site.saved("result3").clamp(min=1)[:, None]
+        counted_L1 = grad.new_ones(len(indices_L), 1)
+        counted_L1 = _without_padding(site, indices_L[:, None], counted_L1)
+        sizes = grad.new_zeros(len(grad), 1).index_add_(0, bags_L, counted_L1)
+        grad = grad / sizes.clamp(min=1)
     grads_LD = grad[bags_L]
     weights_L = site.saved("per_sample_weights")
     if weights_L is not None:
@@ -82,6 +85,15 @@ def _layer_norm(site: Site, grad: Tensor) -> Parts:
     return found
 
 
+def _rms_norm(site: Site, grad: Tensor) -> Parts:
+    shape = tuple(site.saved("normalized_shape"))
+    normed_BTD = _blocks(site, site.saved("input")) * _blocks(
+        site, site.saved("result1")
+    )
+    weighted_BD = (normed_BTD * _blocks(site, grad)).sum(1)
+    return {1: Kept(weighted_BD.unflatten(1, shape))}
+
+
 def _blocks(site: Site, tensor: Tensor) -> Tensor:
     """Return [B, T, D] for [..., *shape], or [B, T, 1] for what was computed of it."""
     num_normed = len(site.saved("normalized_shape"))
@@ -114,7 +126,6 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
             "mode",
             "padding_idx",
             "per_sample_weights",
-            "result3",
             "scale_grad_by_freq",
             "sparse",
         ),
@@ -136,5 +147,13 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
         "`nn.LayerNorm`",
         applies=_norms_within_examples,
         stacks=("input", "result1", "result2"),
+    ),
+    "FusedRmsNormBackward0": Rule(
+        _rms_norm,
+        ("input", "result1", "normalized_shape"),
+        None,
+        "`nn.RMSNorm`",
+        applies=_norms_within_examples,
+        stacks=("input", "result1"),
     ),
 }

@@ -126,7 +126,7 @@ class Rule:
     Attributes:
         parts: Returns the parts by input position, of a site and the gradient of its output.
         reads: What of the node it reads: the names are torch's own.
-        example: Makes such a node.
+        example: Makes such a node on the host; None if only accelerators have it.
         operations: What a user calls it.
         how: "keep", "gram", "redo": how its gradients are held.
         applies: Whether it can serve a site; if not, the fallback does.
@@ -140,7 +140,7 @@ class Rule:
 
     parts: Callable[[Site, Any], Parts]
     reads: tuple[str, ...]
-    example: Example
+    example: Example | None
     operations: str
     how: str = "keep"
     applies: Callable[[Site], bool] = lambda _site: True

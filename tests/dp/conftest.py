@@ -1,5 +1,6 @@
 """A small private run that the optimizer's tests build on."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,20 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+
+
+# Where tensors are made: DP_TEST_DEVICE=cuda runs the tests on a GPU.
+DEVICE = os.environ.get("DP_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """Put the tensors of a test where they were asked to be."""
+    if DEVICE != "cpu":
+        torch.set_default_device(DEVICE)
+    yield DEVICE
+    if DEVICE != "cpu":
+        torch.set_default_device(None)
 
 
 @dataclass

@@ -556,7 +556,7 @@ def test_examples_axis_is_found_where_sizes_coincide(assert_exact, per_example):
 
 def test_long_rows_are_not_under_estimated():
     """The norm errs by less than the clipping margin, which is 16 roundings."""
-    rows_BP = torch.full((1, 12_800_003), 1e-3, dtype=torch.float32)
+    rows_BP = torch.full((1, 12_800_003), 1e-3, dtype=torch.float32, device="cpu")
     true = rows_BP.double().square().sum().item()
     at_once = torch.linalg.vector_norm(rows_BP, dim=1).square().item()
 

@@ -177,7 +177,7 @@ def test_batch_norm_of_data_is_refused(layer):
         if isinstance(layer, nn.BatchNorm2d)
         else torch.randn(B, 3)
     )
-    losses_B = layer(x).flatten(1).square().sum(1)
+    losses_B = layer.to(x.device)(x).flatten(1).square().sum(1)
 
     with pytest.raises(SampleMixingError, match=r"BatchNormBackward0 .* GroupNorm"):
         Engine().gradients(losses_B, list(layer.parameters()))
@@ -367,7 +367,8 @@ def test_packed_sequences_are_refused_by_name():
     """No axis holds the examples; the error says what to do instead."""
     layer, model = nn.Linear(3, 3), nn.GRU(3, 4)
     x = layer(torch.randn(3, B, 3))
-    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 3, 2, 2, 1, 1]))
+    lengths = torch.tensor([3, 3, 2, 2, 1, 1], device="cpu")
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
     outputs, _ = nn.utils.rnn.pad_packed_sequence(model(packed)[0])
 
     with pytest.raises(SampleMixingError, match=r"packed.* give padded sequences"):
@@ -447,9 +448,9 @@ def test_what_cannot_be_batched_is_computed_one_by_one():
     "layer", [nn.Linear(3, 2), nn.Conv1d(3, 2, 1), nn.LayerNorm(3)], ids=repr
 )
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_a_parameter_alone_is_served(layer, name):
+def test_a_parameter_alone_is_served(layer, name, device):
     """The other one may be frozen, or another optimizer's."""
-    parameter = getattr(layer, name)
+    parameter = getattr(layer.to(device), name)
     x = torch.randn(B, 3, 1) if isinstance(layer, nn.Conv1d) else torch.randn(B, 3)
     losses_B = layer(x).flatten(1).square().sum(1)
     (expected,) = torch.autograd.grad(losses_B.sum(), parameter, retain_graph=True)

@@ -14,6 +14,10 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from dp.per_sample import Engine, _convolution, _recurrent_rules
+from dp.per_sample._graph import Operand, Use
+from dp.per_sample._layout import Layout
+from dp.per_sample._rules import RULES
+from dp.per_sample._site import Site
 
 
 B = 5
@@ -379,6 +383,22 @@ def test_every_operation_is_exact_for_one_example(name, assert_exact, per_exampl
     model, x = OPERATIONS[name]()
 
     assert_exact(per_example(model(x[:1])), list(model.parameters()))
+
+
+def test_a_fused_rms_norm_is_exact():
+    """Only accelerators have its node; a layer norm's stands for it here."""
+    x, weight = torch.randn(B, 2, 3), nn.Parameter(torch.randn(3))
+    node = F.layer_norm(x, [3], weight).grad_fn
+    operand = Operand(node.next_functions[1], [weight], [], has_constants=False)
+    use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
+    rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
+    site = Site(use, {0: Layout(-3)}, B, held=held)
+    grad = torch.randn(B, 2, 3)
+
+    part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
+
+    torch.testing.assert_close(part.grads_BP, (x * rstd * grad).sum(1))
 
 
 class Cubed(torch.autograd.Function):
