@@ -64,7 +64,7 @@ def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
     vector = torch.cat(flat).to(device)
     yield vector
     pieces = vector.to(first.device).split([part.numel() for part in parts])
-    torch.ops.aten._foreach_copy_(  # As torch.optim does: one call for thousands.
+    torch.ops.aten._foreach_copy_.default(  # As torch.optim does: one call for thousands.
         parts,
         [
             piece if part.dim() == 1 else piece.view_as(part)

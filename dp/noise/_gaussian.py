@@ -184,27 +184,31 @@ def _by_place(
 def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
     """Add noise drawn on the host, on as many threads as torch may use."""
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-
-    @torch.no_grad()
-    def add() -> None:
-        noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
-        while True:
-            try:
-                parts = waiting.popleft()
-            except IndexError:
-                return
-            with as_vector(parts, _HOST) as x:
-                noise.add_(x.numpy())
-
     num_threads = min(torch.get_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
     if num_threads <= 1:
-        add()
+        _add_to_waiting(waiting, stddev)
         return
     with ThreadPoolExecutor(num_threads - 1) as pool:
-        others = [pool.submit(add) for _ in range(num_threads - 1)]
-        add()
+        others = [
+            pool.submit(_add_to_waiting, waiting, stddev)
+            for _ in range(num_threads - 1)
+        ]
+        _add_to_waiting(waiting, stddev)
         for other in others:
             other.result()
+
+
+@torch.no_grad()
+def _add_to_waiting(waiting: deque[list[Tensor]], stddev: float) -> None:
+    """Add noise, under a key of this thread's own, to chunks while there are any."""
+    noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
+    while True:
+        try:
+            parts = waiting.popleft()
+        except IndexError:
+            return
+        with as_vector(parts, _HOST) as x:
+            noise.add_(x.numpy())
 
 
 def _check_tensor(tensor: Tensor) -> None:

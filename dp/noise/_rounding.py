@@ -18,6 +18,9 @@ no more bits are drawn. Which elements are decided by that is found in three sta
 2. In float64, with each cell's own reach. It leaves 0.2 to 0.4 percent.
 3. With more bits and digits: :mod:`dp.noise._refinement`.
 
+A short vector starts with the second stage, which takes it less time than to sort out
+what the first one leaves.
+
 The error bound of the first stage, in lattice units. ``s / g`` is below ``2**5``, so the
 centre is below ``2**6.4``, and ``M`` is the largest ``|x / g|`` of the vector:
 
@@ -32,8 +35,8 @@ together                   ``2**-16 + 2**-24 * M``
 the second stage, the fraction of ``x / g`` in float64. Where ``M`` is very large, infinite
 or NaN, the first stage decides nothing.
 
-Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, ``E`` of them
-that float64 left.
+Shapes: ``N`` elements of a vector, ``C`` of them that float32 did not decide, ``E`` of
+these that float64 left.
 
 Done by numpy, on the host and on one thread: torch would start its threads for dozens
 of operations too small for them.
@@ -70,6 +73,7 @@ _LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
 FLOAT32_ERROR: Final = 2.0**-16
 FLOAT32_ERROR_OF_X: Final = 2.0**-23
 _FLOAT64_ERROR: Final = 2.0**-36
+_SHORT: Final = 4096  # Elements of a vector from which the first stage gains time.
 _LOOK_UPS: Final = 1 << 15  # Numpy indexes with 8 bytes: do not keep many of them.
 
 _Array = NDArray[Any]
@@ -123,6 +127,9 @@ class RoundedGaussian:
         """Add noise to a contiguous vector, in float32 or float64."""
         words_N = self._buffer("words", x_N, _UINT16)
         self._keystream.fill(words_N)
+        if len(x_N) <= _SHORT:
+            x_N[:] = self._decided(x_N, words_N)
+            return
         steps_N = np.multiply(x_N, 1 / self._spacing, out=self._buffer("steps", x_N))
         candidates_C = self._round(steps_N, words_N)
         decided_C = self._decided(x_N.take(candidates_C), words_N.take(candidates_C))
@@ -156,7 +163,7 @@ class RoundedGaussian:
         return noise_N
 
     def _decided(self, x_C: _Array, words_C: _Array) -> _Array:
-        """Return the results of a few elements, rounded in float64 or exactly."""
+        """Return the results of some elements, rounded in float64 or exactly."""
         centre_C, reach_C = _cells().take(words_C, axis=0).T
         fraction_C = x_C.astype(np.float64) * (1 / self._spacing)
         whole_C = np.rint(fraction_C)
@@ -165,12 +172,13 @@ class RoundedGaussian:
         steps_C = np.rint(sum_C)
         safe_C = 0.5 - _FLOAT64_ERROR - reach_C * self._scale
         unsure_E = np.flatnonzero(np.abs(sum_C - steps_C) > safe_C)
-        steps_C[unsure_E] = decide(
-            words_C[unsure_E],
-            fraction_C[unsure_E],
-            scale=self._scale,
-            keystream=self._keystream,
-        )
+        if len(unsure_E):
+            steps_C[unsure_E] = decide(
+                words_C[unsure_E],
+                fraction_C[unsure_E],
+                scale=self._scale,
+                keystream=self._keystream,
+            )
         steps_C += whole_C
         steps_C *= self._spacing
         decided_C: _Array = steps_C

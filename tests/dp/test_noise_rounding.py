@@ -84,10 +84,11 @@ class ByCell:
 DECIDE = _refinement.decide
 
 
-def rounded(x, stddev, source):
+def rounded(x, stddev, source, *, num_short=0):
     noisy = x.clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rounding, "decide", source.decide)
+        patch.setattr(_rounding, "_SHORT", num_short)
         stage = _rounding.RoundedGaussian(stddev=stddev, keystream=source)
         stage.add_(noisy.numpy())
     return noisy
@@ -133,6 +134,18 @@ def test_results_are_the_real_numbers_rounded(numbers, stddev, dtype, seed):
         normal = real_normal(_refinement._joined(word, source.more[word]), 80)
         expected = real_rounding(x[i].item(), normal, stddev)
         assert noisy[i].item() == torch.tensor(expected, dtype=dtype).item()
+
+
+@given(values, stddevs, dtypes, st.integers(0, 2**32))
+def test_a_short_vector_gets_what_a_long_one_gets(numbers, stddev, dtype, seed):
+    """Which stage a vector starts with makes no difference to its noise."""
+    x = torch.tensor([*numbers, math.inf, -math.inf, math.nan], dtype=dtype)
+    source = ByCell(words_of(len(x), np.uint16, seed=seed), seed=seed)
+    short = rounded(x, stddev, source, num_short=len(x))
+    long = rounded(x, stddev, source, num_short=len(x) - 1)
+
+    assert torch.equal(short.nan_to_num(), long.nan_to_num())
+    assert torch.equal(short.isfinite(), long.isfinite())
 
 
 @pytest.mark.parametrize("first", [0, 1, 2**15 - 1, 2**15, 2**16 - 2, 2**16 - 1])
