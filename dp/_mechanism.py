@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import final
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from dp._agreement import Agreement
 from dp._settings import ScheduledClipping, Settings
+from dp._sums import zero_sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, gathered, sharding_of
 from dp.exceptions import (
@@ -255,10 +255,7 @@ class Mechanism:
         if pending is None or pending.ticket is not ticket:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             _warn_if_complete(pending)
-            sums = [
-                torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device)
-                for p in parameters
-            ]
+            sums = zero_sums(parameters)
             return Pending(tuple(parameters), sums, ticket, self.max_grad_norm)
         if pending.max_grad_norm != self.max_grad_norm:
             raise PrivacyError(
@@ -381,11 +378,6 @@ def _unpickled(
         loader=None,
         assigned=assigned,
     )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of sums and noise: never below float32."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

@@ -250,8 +250,9 @@ class DPOptimizer(TransparentOptimizer):
         scale = 1 / self.plan.expected_batch_size  # A public constant.
         for parameter in self._all_parameters():
             parameter.grad = None  # A frozen one may still hold a raw gradient.
+        torch._foreach_mul_(noisy_sums, scale)
         for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
-            parameter.grad = noisy_sum.mul_(scale).to(parameter.dtype)
+            parameter.grad = noisy_sum.to(parameter.dtype)
         self._placeholder.wrote(parameters)
 
     @untraced

@@ -57,13 +57,14 @@ class _Waiting:
 def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
     """One contiguous vector on *device*; on exit, *parts* have its elements."""
     first = parts[0].detach()
-    if len(parts) == 1 and first.is_contiguous() and first.device == device:
-        yield first.view(-1)
+    if first.device == device and (size := _adjoining(parts)) is not None:
+        yield first.as_strided((size,), (1,))
         return
     flat = [part if part.dim() == 1 else part.reshape(-1) for part in parts]
     vector = torch.cat(flat).to(device)
     yield vector
-    pieces = vector.to(first.device).split([part.numel() for part in parts])
+    sizes = [part.numel() for part in parts]
+    pieces = torch.split_with_sizes(vector.to(first.device), sizes)
     torch.ops.aten._foreach_copy_.default(  # As torch.optim does: one call for thousands.
         parts,
         [
@@ -71,6 +72,19 @@ def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
             for piece, part in zip(pieces, parts, strict=True)
         ],
     )
+
+
+def _adjoining(parts: Sequence[Tensor]) -> int | None:
+    """Return the elements of parts that lie behind one another; None if they do not."""
+    first = parts[0]
+    start = end = first.data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or not part.is_contiguous():
+            return None
+        end += part.nbytes
+    memory = first.untyped_storage()  # What lies there is the same memory.
+    is_within = end <= memory.data_ptr() + memory.nbytes()
+    return (end - start) // first.itemsize if is_within else None
 
 
 def _split(tensor: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:

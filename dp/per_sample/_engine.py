@@ -76,7 +76,7 @@ class Engine:
         own_B = losses_B.detach()
         start_B = wide(own_B - own_B).nan_to_num_(nan=torch.inf)
         is_detached = losses_B.grad_fn is None
-        if is_detached or not bool((start_B == 0).any()):
+        if is_detached or bool(start_B.all()):
             return PerSampleGradients({}, parameters, start_B, is_detached=is_detached)
         graph, plan, layers = self._planned(losses_B, parameters)
         collected = Collected(graph, plan, layers, len(losses_B))

@@ -60,6 +60,7 @@ class PerSampleGradients:
         self._parts = {index: _merged(some) for index, some in parts.items()}
         self._parameters = parameters
         self._start_B = start_B
+        self._small = frozenset(filter(self._is_small, self._parts))
         self._device_types = {p.device.type for p in (start_B, *parameters)}
         self._loss_scale = loss_scale  # Every gradient is to be divided by it.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
@@ -126,7 +127,7 @@ class PerSampleGradients:
                 some_LB = norms_LB if len(rows) == len(groups) else norms_LB[rows]
                 norms[group] += some_LB.sum(0)
         for index, parts in self._parts.items():
-            if not self._is_small(index):
+            if index not in self._small:
                 parameter = self._parameters[index]
                 added_B = _joint_squared_norms(parts, self.num_samples, parameter)
                 norms[group_of[index]] += added_B.to(device)
@@ -187,7 +188,7 @@ class PerSampleGradients:
         if self._flats is not None and self._flats[0] == group_of:
             return self._flats[1]
         members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
-        for index in filter(self._is_small, self._parts):
+        for index in sorted(self._small):
             grads = self._kept(index)
             members.setdefault((group_of[index], grads.dtype, grads.device), []).append(
                 index

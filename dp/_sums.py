@@ -1,0 +1,40 @@
+"""The tensors that clipped gradients are added up in."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+
+__all__ = ("zero_sums",)
+
+_SMALL: Final = 4096  # Elements of a parameter whose sum lies beside others.
+
+
+def zero_sums(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return zeros of the shape of each parameter, in float32 at least.
+
+    Those of small parameters lie behind one another, where noise finds one vector.
+    """
+    sums: dict[int, Tensor] = {}
+    small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, parameter in enumerate(parameters):
+        kind = _wide(parameter.dtype), parameter.device
+        if parameter.numel() <= _SMALL:
+            small.setdefault(kind, []).append(index)
+        else:
+            dtype, device = kind
+            sums[index] = torch.zeros(parameter.shape, dtype=dtype, device=device)
+    for (dtype, device), indices in small.items():
+        sizes = [parameters[index].numel() for index in indices]
+        buffer = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        parts = torch.split_with_sizes(buffer, sizes)
+        for index, part in zip(indices, parts, strict=True):
+            sums[index] = part.view(parameters[index].shape)
+    return [sums[index] for index in range(len(parameters))]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums and noise: never below float32."""
+    return torch.promote_types(dtype, torch.float32)
