@@ -1,4 +1,4 @@
-"""The tensors that clipped gradients are added up in."""
+"""The tensors that clipped gradients are added up in, and that noise is added to."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ("zero_sums",)
+__all__ = ("scale_sums", "zero_sums")
 
 _SMALL: Final = 4096  # Elements of a parameter whose sum lies beside others.
 
@@ -33,6 +33,16 @@ def zero_sums(parameters: Sequence[Tensor]) -> list[Tensor]:
         for index, part in zip(indices, parts, strict=True):
             sums[index] = part.view(parameters[index].shape)
     return [sums[index] for index in range(len(parameters))]
+
+
+def scale_sums(sums: Sequence[Tensor], factor: float) -> None:
+    """Multiply every sum with a factor in place."""
+    whole = [tensor for tensor in sums if type(tensor) is Tensor]
+    if whole:  # One call for thousands.
+        torch.ops.aten._foreach_mul_.Scalar(whole, factor)
+    for tensor in sums:
+        if type(tensor) is not Tensor:  # A shard.
+            tensor.mul_(factor)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

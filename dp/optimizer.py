@@ -32,6 +32,7 @@ from dp._guard import (
 )
 from dp._mechanism import Mechanism
 from dp._step_hooks import hooked, untraced
+from dp._sums import scale_sums
 from dp._transparent import TransparentOptimizer
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
@@ -247,10 +248,9 @@ class DPOptimizer(TransparentOptimizer):
                 stacklevel=4,
             )
         noisy_sums = self.mechanism.release(parameters)  # Private from here on.
-        scale = 1 / self.plan.expected_batch_size  # A public constant.
+        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)  # A public constant.
         for parameter in self._all_parameters():
             parameter.grad = None  # A frozen one may still hold a raw gradient.
-        torch._foreach_mul_(noisy_sums, scale)
         for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
             parameter.grad = noisy_sum.to(parameter.dtype)
         self._placeholder.wrote(parameters)

@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _torch_generators
-from dp.noise._chunks import as_vector, in_chunks
+from dp.noise._chunks import _adjoining, as_vector, in_chunks
 
 
 RNGS = ("os", "fast")
@@ -309,6 +309,28 @@ def test_large_tensors_are_chunked_in_place():
         with as_vector(parts, torch.device("cpu")) as vector:
             assert len(parts) == 1
             assert vector.data_ptr() == parts[0].data_ptr()
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (1, 0, 6), (7,), (0,), ()])
+def test_parts_that_adjoin_are_noised_in_place(sizes):
+    """Sums that lie behind one another are one vector without a copy."""
+    memory = torch.zeros(9)
+    parts = [*memory[1 : 1 + sum(sizes)].split(sizes or 0)]
+    if not parts or 0 in sizes:  # An empty tensor lies nowhere: these are copied.
+        parts = [memory[1:1], *parts]
+    with as_vector(parts, torch.device("cpu")) as vector:
+        vector.add_(1)
+
+    assert memory.tolist() == [0.0, *[1.0] * sum(sizes), *[0.0] * (8 - sum(sizes))]
+
+
+def test_parts_are_not_taken_for_one_beyond_their_memory():
+    """Parts of two tensors that happen to be neighbours are no vector, nor are others."""
+    one, other = torch.zeros(4), torch.zeros(4)
+    for parts in ([one[2:], one[:2]], [one[:2], one[3:]], [one[::2], one[1::2]]):
+        assert _adjoining(parts) is None
+    assert _adjoining([one, other]) is None
+    assert _adjoining([one[:3], one[3:]]) == 4
 
 
 def test_threads_share_the_work_and_no_key(monkeypatch):

@@ -113,6 +113,7 @@ def noise(broken=None, *, num_elements=20_000, kind="plain", num_steps=2):
     plan = ranks_training.plan_of(
         sampling=Unamplified(), noise_multiplier=1.5, max_grad_norm=0.8
     )
+    torch.manual_seed(0)  # As on the other ranks.
     model = Wide(num_elements)
     if kind == "fsdp":
         model = fully_shard(model)
