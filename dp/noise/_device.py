@@ -29,6 +29,7 @@ from typing import Final, Protocol, final
 import torch
 from torch import Tensor
 
+from dp.noise._chacha import ChaChaWords, kernel_on
 from dp.noise._chunks import as_vector
 from dp.noise._host_words import HostWords
 from dp.noise._refinement import (
@@ -57,6 +58,7 @@ class Words(Protocol):
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return integers, uniform over all values of *dtype*, on the device."""
+        ...
 
 
 def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -67,10 +69,18 @@ def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
         for parts in chunks:
             device = parts[0].device
             if device not in noises:
-                words = HostWords(device, pool=pool, num_threads=num_threads)
+                words = _words(device, pool, num_threads)
                 noises[device] = OnDevice(stddev=stddev, words=words, device=device)
             with as_vector(parts, device) as x:
                 noises[device].add_(x)
+
+
+def _words(device: torch.device, pool: ThreadPoolExecutor, num_threads: int) -> Words:
+    """Draw on the device where that can be done, and else on the host."""
+    write_blocks = kernel_on(device)
+    if write_blocks is not None:
+        return ChaChaWords(device, write_blocks)
+    return HostWords(device, pool=pool, num_threads=num_threads)
 
 
 @final

@@ -21,8 +21,8 @@ __all__ = ("GaussianNoise",)
 
 _DESCRIPTIONS: Final = {
     "os": (
-        f"AES-{KEY_BITS} in counter mode under a fresh key of the operating system for"
-        " every release; the exact sum rounded to a lattice of 1/16 to 1/32 of the"
+        f"AES-{KEY_BITS} in counter mode, or ChaCha20 on a CUDA device, under a fresh"
+        f" {KEY_BITS}-bit key of the operating system for every release; the exact sum rounded to a lattice of 1/16 to 1/32 of the"
         " standard deviation"
     ),
     "fast": (
@@ -46,18 +46,19 @@ class GaussianNoise:
 
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
-            of the operating system, and rounds exactly. The bits are drawn on the
-            host. Tensors of CUDA devices are rounded there; those of other devices
-            are copied to the host and back by chunks. ``"fast"`` draws from torch's
-            generator on the tensor's device, seeded by the operating system, and
-            adds in floating point: whoever guesses the seed subtracts the noise.
+            of the operating system, and rounds exactly. Tensors of CUDA devices are
+            rounded there, with bits of ChaCha20 where Triton is installed, and else
+            of AES, sent from the host. Tensors of other devices are copied to the
+            host and back by chunks. ``"fast"`` draws from torch's generator on the
+            tensor's device, seeded by the operating system, and adds in floating
+            point: whoever guesses the seed subtracts the noise.
 
     Raises:
         ValueError: If *rng* is neither.
 
     Guarantees:
         * No seed, state or checkpoint has an effect on the noise. With ``"os"`` a key
-          lives for one thread's part of one call; with ``"fast"`` every object,
+          lives for one thread's or device's part of one call; with ``"fast"`` every object,
           thread, device and forked process has a generator of its own. Copies and
           pickles carry neither.
         * With ``"os"`` the result is ``round(x + N)`` for the real number ``x + N``,

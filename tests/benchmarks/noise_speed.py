@@ -3,16 +3,39 @@
 The goal is at most twice the time of ``torch.randn`` on 10 million elements, in one
 tensor or in thousands. Every way is timed in turn with ``torch.randn``; a ratio is the
 median over rounds. Time is that of the processor on one thread, and else of the clock.
+
+With ``--device cuda`` it is the clock's with the device synchronised, for sums of
+several sizes on the device, and takes less than a minute.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from unittest import mock
 
 import torch
+from torch import Tensor
 
-from dp.noise import GaussianNoise
+from dp.noise import GaussianNoise, _chacha
+
+
+# The parameters of GPT-2 small, 124 million: two embeddings, 12 layers, a last norm.
+WIDTH = 768
+GPT2_LAYER = (
+    *[(WIDTH,), (WIDTH,), (WIDTH, 3 * WIDTH), (3 * WIDTH,), (WIDTH, WIDTH), (WIDTH,)],
+    *[
+        (WIDTH,),
+        (WIDTH,),
+        (WIDTH, 4 * WIDTH),
+        (4 * WIDTH,),
+        (4 * WIDTH, WIDTH),
+        (WIDTH,),
+    ],
+)
+GPT2 = ((50257, WIDTH), (1024, WIDTH), *12 * GPT2_LAYER, (WIDTH,), (WIDTH,))
+
+Ways = Mapping[str, Callable[[], object]]
 
 
 def main() -> None:
@@ -21,21 +44,40 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    measured = ways(options.elements)
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+        compare(ways(options.elements), options.elements, options.rounds)
+        return
+    device = torch.device(options.device)
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name(device)},")  # noqa: T201
+    print(f"{torch.get_num_threads()} threads of the host, medians, float32")  # noqa: T201
+    print("GB/s are bytes of sums; kernel for words:", _chacha.kernel_on(device))  # noqa: T201
+    for name, shapes, rounds in subjects():
+        sums = [torch.zeros(shape, device=device) for shape in shapes]
+        num_elements = sum(s.numel() for s in sums)
+        print(f"\n{name}, {num_elements:,} elements in {len(sums)} tensors")  # noqa: T201
+        compare(ways_on(device, sums), num_elements, rounds)
+
+
+def compare(measured: Ways, num_elements: int, rounds: int) -> None:
+    """Time each way in turn, and print medians and ratios to the first."""
     found: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, way in measured.items():
             found[name].append(seconds(way))
     base = found["torch.randn"]
     for name, times in found.items():
         ratio = statistics.median(t / b for t, b in zip(times, base, strict=True))
-        nanoseconds = statistics.median(times) / options.elements * 1e9
-        print(f"{name:28s} {nanoseconds:6.2f} ns/element {ratio:6.2f} x torch.randn")  # noqa: T201
+        median = statistics.median(times)
+        print(  # noqa: T201
+            f"{name:28s} {median * 1e3:9.3f} ms {median / num_elements * 1e9:9.4f} ns/element"
+            f" {4 * num_elements / median / 1e9:7.1f} GB/s {ratio:7.2f} x torch.randn"
+        )
 
 
-def ways(num_elements: int) -> dict[str, Callable[[], object]]:
+def ways(num_elements: int) -> Ways:
     """Return ways of drawing, on memory that is there already, except for randn's."""
     one = [torch.ones(num_elements)]
     double = [torch.ones(num_elements, dtype=torch.float64)]
@@ -54,9 +96,61 @@ def ways(num_elements: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def subjects() -> Iterator[tuple[str, list[tuple[int, ...]], int]]:
+    """Yield names, shapes and numbers of rounds."""
+    small = [(100, 20), (100,), (30, 100), (30,), (10, 30), (10,)]
+    yield "a small model", small, 30
+    yield "a larger one", [(300, 300), (300,), (100, 300), (100,)], 30
+    yield "a vector", [(1_000_000,)], 30
+    yield "a vector", [(10_000_000,)], 15
+    yield "a vector", [(124_000_000,)], 7
+    yield "GPT-2 small", list(GPT2), 7
+
+
+def ways_on(device: torch.device, sums: list[Tensor]) -> Ways:
+    """Return ways of drawing noise for *sums*; each has been taken once."""
+    secure, fast = GaussianNoise(), GaussianNoise(rng="fast")
+
+    def randn() -> None:
+        for s in sums:
+            torch.randn(s.shape, device=device)
+
+    def host_words() -> None:
+        with mock.patch("dp.noise._device.kernel_on", return_value=None):
+            secure.add_(sums, stddev=1.5)
+
+    def on_host() -> None:
+        with mock.patch("dp.noise._gaussian._WITH_FLOAT64", ()):
+            secure.add_(sums, stddev=1.5)
+
+    measured: dict[str, Callable[[], object]] = {
+        "torch.randn": randn,
+        "fast": lambda: fast.add_(sums, stddev=1.5),
+        "secure": lambda: secure.add_(sums, stddev=1.5),
+        "secure, words of the host": host_words,
+        "secure, on the host": on_host,
+    }
+    synchronised = {name: _synchronised(way, device) for name, way in measured.items()}
+    for way in synchronised.values():
+        way()
+    return synchronised
+
+
+def _synchronised(
+    way: Callable[[], object], device: torch.device
+) -> Callable[[], object]:
+    def run() -> None:
+        torch.cuda.synchronize(device)
+        way()
+        torch.cuda.synchronize(device)
+
+    return run
+
+
 def seconds(way: Callable[[], object]) -> float:
     """Time one way of drawing noise."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    on_one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if on_one_thread else time.perf_counter
     start = clock()
     way()
     return clock() - start

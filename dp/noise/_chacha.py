@@ -1,0 +1,117 @@
+"""Uniform integers drawn on a GPU: ChaCha20, keyed by the operating system.
+
+What runs on the device is in :mod:`dp.noise._chacha_kernel`, which needs Triton. Where
+that is missing, cannot be compiled, or does not give the words that OpenSSL gives, the
+words come from the host, as :mod:`dp.noise._host_words` draws them.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Final, final
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from torch import Tensor
+
+from dp._keystream import KEY_BITS
+
+
+__all__ = ("ChaChaWords", "WriteBlocks", "kernel_on")
+
+WriteBlocks = Callable[[Tensor, Tensor, int], None]
+
+_CONSTANTS: Final = b"expand 32-byte k"
+_WORDS: Final = 16  # Of a block, with 4 bytes each.
+_CHECKED_FROM: Final = 2**32 - 70  # So that both words of the counter are checked.
+_CHECKED: Final = 200  # More blocks than a program of the kernel has.
+
+
+@final
+class ChaChaWords:
+    """The key stream of one call on one device, under a fresh key.
+
+    Guarantees:
+        * The key is 256 bits from ``os.urandom``; no argument or seed reaches it. It
+          is copied to the device, where it lives as long as this object.
+        * Blocks are counted with 64 bits, from zero, and none is used twice.
+
+    References:
+        RFC 8439, section 2.3, with 20 rounds. Words 12 and 13 are the counter, as in
+        Bernstein, "ChaCha, a variant of Salsa20", 2008, and the nonce is zero: a key is
+        never used for a second stream.
+    """
+
+    def __init__(self, device: torch.device, write_blocks: WriteBlocks) -> None:
+        self._device = device
+        self._write_blocks = write_blocks
+        self._key = os.urandom(KEY_BITS // 8)
+        self._num_blocks = 0
+
+    def draw(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return *count* integers, uniform over all values of *dtype*."""
+        num_blocks = count * dtype.itemsize // (4 * _WORDS) + 1
+        words = _blocks(
+            self._write_blocks, self._device, self._key, self._num_blocks, num_blocks
+        )
+        self._num_blocks += num_blocks
+        return words.view(dtype)[:count]
+
+    def __reduce__(self) -> str:
+        raise TypeError("a key stream cannot be copied or pickled; make a new one")
+
+
+@lru_cache
+def kernel_on(device: torch.device) -> WriteBlocks | None:
+    """Return what writes blocks on *device*, if there is such and it writes the right.
+
+    A warning says why a kernel that is there is not used.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    try:
+        kernel = import_module("dp.noise._chacha_kernel")
+        write_blocks: WriteBlocks = kernel.write_blocks
+        _check(write_blocks, device)
+    except Exception as error:  # noqa: BLE001 -- whatever a compiler may fail with.
+        warnings.warn(
+            f"random words for {device} are drawn on the host, which is as safe and"
+            f" slower: ChaCha20 does not run there, because of {error!r}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return write_blocks
+
+
+def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
+    """Compare some blocks with those of OpenSSL."""
+    key = bytes(range(32))
+    words = _blocks(write_blocks, device, key, _CHECKED_FROM, _CHECKED)
+    in_order = words.cpu().view(_WORDS, _CHECKED).t().contiguous()
+    for i, block in enumerate(in_order.numpy()):
+        nonce = (_CHECKED_FROM + i).to_bytes(8, "little") + bytes(8)
+        openssl = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
+        if block.tobytes() != openssl.update(bytes(4 * _WORDS)):
+            raise ArithmeticError(f"block {_CHECKED_FROM + i} is not OpenSSL's")
+
+
+def _blocks(
+    write_blocks: WriteBlocks,
+    device: torch.device,
+    key: bytes,
+    counter: int,
+    num_blocks: int,
+) -> Tensor:
+    """Return blocks, word 0 of all of them first, in int32."""
+    nonce = counter.to_bytes(8, "little") + bytes(8)
+    state = torch.empty(_WORDS, dtype=torch.int32, pin_memory=device.type == "cuda")
+    state.numpy()[:] = np.frombuffer(_CONSTANTS + key + nonce, np.int32)
+    words = torch.empty(_WORDS * num_blocks, dtype=torch.int32, device=device)
+    write_blocks(state.to(device, non_blocking=True), words, num_blocks)
+    return words
