@@ -111,6 +111,7 @@ class OnDevice:
             *(of.split(_CANDIDATES) for of in (candidates_C, x_C, words_C)), strict=True
         ):
             x_N[candidates_S] = self._decided(x_S.double(), words_S).to(x_N.dtype)
+        x_N.add_(0.0)  # -0 + 0 is 0.
 
     def _round(self, steps_N: Tensor, words_N: Tensor) -> Tensor:
         """Add noise in float32 and round, in place; return where that may be wrong."""

@@ -35,6 +35,9 @@ together                   ``2**-16 + 2**-24 * M``
 the second stage, the fraction of ``x / g`` in float64. Where ``M`` is very large, infinite
 or NaN, the first stage decides nothing.
 
+A result of zero has no sign: in floating point it would be the sign of a sum that was not
+computed exactly, and so more than the lattice point that is promised.
+
 Shapes: ``N`` elements of a vector, ``C`` of them that float32 did not decide, ``E`` of
 these that float64 left.
 
@@ -129,7 +132,11 @@ class RoundedGaussian:
         self._keystream.fill(words_N)
         if len(x_N) <= _SHORT:
             x_N[:] = self._decided(x_N, words_N)
-            return
+        else:
+            self._add_long(x_N, words_N)
+        x_N += 0.0  # -0 + 0 is 0.
+
+    def _add_long(self, x_N: _Array, words_N: _Array) -> None:
         steps_N = np.multiply(x_N, 1 / self._spacing, out=self._buffer("steps", x_N))
         candidates_C = self._round(steps_N, words_N)
         decided_C = self._decided(x_N.take(candidates_C), words_N.take(candidates_C))

@@ -208,6 +208,17 @@ def test_float64_computes_the_same_on_both_sides():
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_has_no_sign(dtype):
+    """Which side of zero an inexact sum was on is more than the lattice point says."""
+    sums = torch.full((1 << 17,), -0.03, dtype=dtype)
+    GaussianNoise().add_([sums], stddev=1.9)
+
+    assert (sums == 0).sum() > 1000
+    assert not sums[sums == 0].signbit().any()
+
+
+@pytest.mark.usefixtures("here")
 def test_tensors_of_every_kind_are_noised():
     """Views, small tensors, float64, an empty one: each element gets noise of its own."""
     sums = [

@@ -310,6 +310,17 @@ def test_whole_steps_of_the_lattice_only_move_the_result(numbers, stddev, num_st
     assert torch.equal(moved, rounded(x, stddev, source) + num_steps * spacing)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [4000, 1 << 17])
+def test_zero_has_no_sign(dtype, count):
+    """Which side of zero an inexact sum was on is more than the lattice point says."""
+    sums = torch.full((count,), -0.03, dtype=dtype)
+    GaussianNoise().add_([sums], stddev=1.9)
+
+    assert (sums == 0).sum() > 20  # One in 77.
+    assert not sums[sums == 0].signbit().any()
+
+
 def test_infinite_sums_stay_without_a_value():
     """An overflowed sum gives no number, and does not stop the others' noise."""
     x = torch.tensor([math.inf, 0.0, math.nan, 0.0, -math.inf, 0.0])

@@ -62,6 +62,7 @@ def test_a_gpu_rounds_every_cell_as_the_processor_does(dtype, magnitude):
 
         assert asked_on_gpu == asked_on_cpu
         assert torch.equal(on_gpu, on_cpu)
+        assert not on_gpu[on_gpu == 0].signbit().any()
 
 
 def test_a_gpus_quantiles_are_within_the_bound():
