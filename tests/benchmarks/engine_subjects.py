@@ -23,7 +23,7 @@ from dp.noise import GaussianNoise
 from dp.per_sample import Engine
 
 
-__all__ = ("MODELS", "WAYS", "Subject")
+__all__ = ("LARGE", "MODELS", "ON_GPU", "WAYS", "Subject")
 
 _BOUND = 1.0
 
@@ -35,6 +35,11 @@ class Subject:
         self.model = model
         self.x = x
         self.y = y
+
+    def to(self, device: str) -> "Subject":
+        self.model.to(device)
+        self.x, self.y = self.x.to(device), self.y.to(device)
+        return self
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         if outputs.dim() == 3:
@@ -175,6 +180,49 @@ def lora(B: int = 4, T: int = 128) -> Subject:
     return Subject(model, x, torch.randint(0, 768, (B, T)))
 
 
+class _Gpt2(nn.Module):
+    """The model of GPT-2's small size, from transformers, with random weights."""
+
+    def __init__(self, *, autocast: bool, rank: int = 0) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415
+
+        config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        self.model = GPT2LMHeadModel(config)
+        self.autocast = autocast
+        if rank:
+            from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
+            adapters = LoraConfig(
+                r=rank, target_modules=["c_attn"], fan_in_fan_out=True, lora_dropout=0.0
+            )
+            self.model = get_peft_model(self.model, adapters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.model(input_ids=x).logits.float()
+
+
+def gpt2(B: int = 8, T: int = 512, *, autocast: bool = False, rank: int = 0) -> Subject:
+    words = torch.randint(0, 50257, (2, B, T))
+    return Subject(_Gpt2(autocast=autocast, rank=rank), *words)
+
+
+LARGE: Mapping[str, Callable[..., Subject]] = {
+    "GPT-2 small": gpt2,
+    "GPT-2 small, bf16": partial(gpt2, autocast=True),
+    "GPT-2 small, LoRA, bf16": partial(gpt2, autocast=True, rank=8),
+}
+# How many times the usual batch keeps a GPU busy.
+ON_GPU: Mapping[str, int] = {
+    "MLP": 64,
+    "CNN": 16,
+    "Transformer": 4,
+    "wide": 64,
+    "ResNet": 64,
+    "LoRA": 16,
+}
+
 MODELS: Mapping[str, Callable[..., Subject]] = {
     "MLP": mlp,
     "CNN": cnn,
@@ -314,6 +362,7 @@ WAYS: Mapping[str, Callable[[Subject], Callable[[], None]]] = {
     "non-private": non_private,
     "dp, no noise": partial(private, noise=None),
     "dp": partial(private, noise=GaussianNoise()),
+    "dp, fast noise": partial(private, noise=GaussianNoise(rng="fast")),
     "Opacus hooks": partial(opacus, mode="hooks"),
     "Opacus functorch": partial(opacus, mode="functorch"),
     "Opacus ew": partial(opacus, mode="ew"),
