@@ -19,7 +19,7 @@ __all__ = ("as_vector", "in_chunks")
 # what is longer than this does not stay in cache.
 _CPU_CHUNK: Final = 1 << 18
 _SHORT_CPU_CHUNK: Final = 1 << 16
-_DEVICE_CHUNK: Final = 1 << 23  # Worth the launches; some 200 MB of temporaries.
+_DEVICE_CHUNK: Final = 1 << 24  # Worth the launches; some 400 MB of temporaries.
 
 
 def in_chunks(

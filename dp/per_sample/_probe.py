@@ -49,7 +49,8 @@ def probed(
 
     def examples(place: int, is_nan: Tensor) -> Tensor:
         old = before[place]
-        return reached(layouts[place], is_nan if old is None else is_nan & ~old, B)
+        is_new = is_nan if old is None else is_nan & ~old
+        return reached(layouts[place], is_new, B).to(losses_B.device)
 
     probes: list[list[tuple[Tensor, Tensor]]] = [[] for _ in places]
     found: list[list[Layout]] = []

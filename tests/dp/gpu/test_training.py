@@ -257,28 +257,18 @@ def test_a_check_finds_what_is_wrong_on_a_gpu():
     assert "BatchNorm" in str(report)
 
 
-def test_a_private_step_takes_little_more_memory_than_an_ordinary_one():
-    """Gradients of single examples are not all held at once."""
+def test_gradients_of_single_examples_are_not_all_held():
+    """They would take 17 GB. What is held is of the size of the model."""
     model = nn.Sequential(
         *[nn.Sequential(nn.Linear(1024, 1024), nn.ReLU()) for _ in range(8)]
     ).to(CUDA)
     x = torch.randn(512, 1024, device=CUDA)
     parameters = [*model.parameters()]
+    clipped(model(x).square().sum(1), parameters)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+
+    clipped(model(x).square().sum(1), parameters)
+
     num_bytes = sum(p.numel() * 4 for p in parameters)
-
-    def peak(step):
-        step()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-
-    def ordinary():
-        torch.autograd.grad(model(x).square().sum(), parameters)
-
-    def private():
-        clipped(model(x).square().sum(1), parameters)
-
-    assert peak(private) < 1.5 * peak(ordinary)
-    assert peak(private) < B * num_bytes
+    assert torch.cuda.max_memory_allocated() - before < 3 * num_bytes
