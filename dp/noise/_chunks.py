@@ -19,7 +19,7 @@ __all__ = ("as_vector", "in_chunks")
 # what is longer than this does not stay in cache.
 _CPU_CHUNK: Final = 1 << 18
 _SHORT_CPU_CHUNK: Final = 1 << 16
-_DEVICE_CHUNK: Final = 1 << 24  # Worth the launches; some 400 MB of temporaries.
+_DEVICE_CHUNK: Final = 1 << 26  # Bytes: worth the launches, and 8 times as much beside.
 
 
 def in_chunks(
@@ -34,7 +34,7 @@ def in_chunks(
     cpu_chunk = min(_CPU_CHUNK, max(_SHORT_CPU_CHUNK, share + 1))
     waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
     for tensor in tensors:
-        chunk = cpu_chunk if tensor.is_cpu else _DEVICE_CHUNK
+        chunk = cpu_chunk if tensor.is_cpu else _DEVICE_CHUNK // tensor.itemsize
         queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
         for part, size in _split(tensor, chunk):
             if queue.num_elements + size > chunk:

@@ -316,7 +316,9 @@ def test_an_unordered_loader_issues_no_ticket():
         iter(loader)
 
 
-@pytest.mark.parametrize("dataset", [Endless(), iter([1, 2]), 7], ids=repr)
+@pytest.mark.parametrize(
+    "dataset", [Endless(), iter([1, 2]), 7], ids=["endless", "iterator", "number"]
+)
 def test_a_dataset_without_random_access_is_refused(dataset):
     """Independent draws need random access; the message says how to get it."""
     with pytest.raises(TypeError, match=r"__len__ and __getitem__, such as list"):
