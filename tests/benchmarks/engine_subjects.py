@@ -4,7 +4,9 @@ Shapes: ``B`` examples.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 
 import torch
 from opacus import GradSampleModule
@@ -358,6 +360,44 @@ def batched(subject: Subject) -> Callable[[], None]:
     return step
 
 
+def fast_dp(
+    subject: Subject, noise_multiplier: float, *, origin: bool = False
+) -> Callable[[], None]:
+    """Return a step of FastDP's.
+
+    Its backward pass also finds the ordinary gradients, which are thrown away: of
+    all parameters, or of ``origin_params`` alone, for which it proposes the first
+    layer's bias or weight.
+    """
+    from fastDP import PrivacyEngine  # noqa: PLC0415 -- not on the package index
+
+    model, optimizer, B = subject.model, _sgd(subject.model), len(subject.x)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    bias = trained[0].replace("weight", "bias")
+    first = bias if bias in trained else trained[0]
+    with redirect_stdout(StringIO()):
+        engine = PrivacyEngine(
+            model,
+            batch_size=B,
+            sample_size=100 * B,
+            epochs=1,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=_BOUND,
+            clipping_mode="MixOpt",
+            clipping_fn="Abadi",
+            loss_reduction="sum",
+            origin_params=[first] if origin else None,
+        )
+    engine.attach(optimizer)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        subject.losses(model(subject.x), subject.y).sum().backward()
+        optimizer.step()
+
+    return step
+
+
 WAYS: Mapping[str, Callable[[Subject], Callable[[], None]]] = {
     "non-private": non_private,
     "dp, no noise": partial(private, noise=None),
@@ -368,4 +408,8 @@ WAYS: Mapping[str, Callable[[Subject], Callable[[], None]]] = {
     "Opacus ew": partial(opacus, mode="ew"),
     "Opacus ghost": ghost,
     "vmap": batched,
+    "FastDP, no noise": partial(fast_dp, noise_multiplier=0.0),
+    "FastDP": partial(fast_dp, noise_multiplier=1.0),
+    "FastDP origin, no noise": partial(fast_dp, noise_multiplier=0.0, origin=True),
+    "FastDP origin": partial(fast_dp, noise_multiplier=1.0, origin=True),
 }
