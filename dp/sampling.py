@@ -245,7 +245,7 @@ class _Draws(Iterator[list[int]]):
             drawn = self._sample(len(share))
             self.sizes.append(len(drawn))
             if drawn:
-                return drawn if self._step == 1 else [share[i] for i in drawn]
+                return [share[i] for i in drawn]
         raise StopIteration
 
     def _sample(self, num_examples: int) -> list[int]:

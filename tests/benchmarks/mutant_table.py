@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant("_mechanism", "if pending is None or pending.ticket is not ticket:", "if pending is None:", "a batch that was broken off leaks into the next", OPTIMIZER),
     Mutant("_mechanism", "if pending.num_backwards >= limit:", "if False:", "unamplified batches may overlap", OPTIMIZER),
     Mutant("optimizer", "        check_loader(self.plan, loader)", "        pass", "any loader may be attached", OPTIMIZER),
-    Mutant("optimizer", "scale = 1 / self.plan.expected_batch_size", "scale = 1 / max(1, self.mechanism.loader.ticket.num_samples)", "division by the number that was drawn", OPTIMIZER + " test_audit_replay.py"),
+    Mutant("optimizer", "1 / self.plan.expected_batch_size)", "1 / max(1, self.mechanism.loader.ticket.num_samples))", "division by the number that was drawn", OPTIMIZER + " test_audit_replay.py"),
     Mutant("_schemes", "np.argsort(_distinct(len(indices)))[:size]", "np.arange(size)", "of a large batch the first examples are kept", "test_truncated.py"),
     Mutant("_sampled_losses", "min(1.0, taken / full), sigma / 2", "min(1.0, taken / full), sigma", "a displaced example is forgotten", "test_truncated.py"),
     Mutant("accounting", 'if relation == "add_or_remove_one" and any(', "if False and any(", "truncated batches hide the number of examples", "test_truncated.py"),
