@@ -22,7 +22,7 @@ from torch import Tensor
 from dp._keystream import KEY_BITS
 
 
-__all__ = ("ChaChaWords", "WriteBlocks", "kernel_on")
+__all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written")
 
 WriteBlocks = Callable[[Tensor, Tensor, int], None]
 
@@ -55,12 +55,19 @@ class ChaChaWords:
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return *count* integers, uniform over all values of *dtype*."""
-        num_blocks = count * dtype.itemsize // (4 * _WORDS) + 1
-        words = _blocks(
-            self._write_blocks, self._device, self._key, self._num_blocks, num_blocks
-        )
-        self._num_blocks += num_blocks
+        state, num_blocks = self.blocks_for(count * dtype.itemsize)
+        words = written(self._write_blocks, state, num_blocks)
         return words.view(dtype)[:count]
+
+    def blocks_for(self, num_bytes: int) -> tuple[Tensor, int]:
+        """Return the input of the first of the next blocks, and how many they are.
+
+        They are the caller's from now on: no other call returns one of them.
+        """
+        num_blocks = num_blocks_for(num_bytes)
+        state = _state(self._device, self._key, self._num_blocks)
+        self._num_blocks += num_blocks
+        return state, num_blocks
 
     def __reduce__(self) -> str:
         raise TypeError("a key stream cannot be copied or pickled; make a new one")
@@ -92,7 +99,8 @@ def kernel_on(device: torch.device) -> WriteBlocks | None:
 def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
     """Compare some blocks with those of OpenSSL."""
     key = bytes(range(32))
-    words = _blocks(write_blocks, device, key, _CHECKED_FROM, _CHECKED)
+    state = _state(device, key, _CHECKED_FROM)
+    words = written(write_blocks, state, _CHECKED)
     in_order = words.cpu().view(_WORDS, _CHECKED).t().contiguous()
     for i, block in enumerate(in_order.numpy()):
         nonce = (_CHECKED_FROM + i).to_bytes(8, "little") + bytes(8)
@@ -101,17 +109,21 @@ def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
             raise ArithmeticError(f"block {_CHECKED_FROM + i} is not OpenSSL's")
 
 
-def _blocks(
-    write_blocks: WriteBlocks,
-    device: torch.device,
-    key: bytes,
-    counter: int,
-    num_blocks: int,
-) -> Tensor:
-    """Return blocks, word 0 of all of them first, in int32."""
+def _state(device: torch.device, key: bytes, counter: int) -> Tensor:
+    """Return the input of a block: constants, key, counter and a nonce of zero."""
     nonce = counter.to_bytes(8, "little") + bytes(8)
     state = torch.empty(_WORDS, dtype=torch.int32, pin_memory=device.type == "cuda")
     state.numpy()[:] = np.frombuffer(_CONSTANTS + key + nonce, np.int32)
-    words = torch.empty(_WORDS * num_blocks, dtype=torch.int32, device=device)
-    write_blocks(state.to(device, non_blocking=True), words, num_blocks)
+    return state.to(device, non_blocking=True)
+
+
+def num_blocks_for(num_bytes: int) -> int:
+    """Return how many blocks are enough; at least one, for a kernel to have work."""
+    return num_bytes // (4 * _WORDS) + 1
+
+
+def written(write_blocks: WriteBlocks, state: Tensor, num_blocks: int) -> Tensor:
+    """Return blocks, word 0 of all of them first, in int32."""
+    words = state.new_empty(_WORDS * num_blocks)
+    write_blocks(state, words, num_blocks)
     return words

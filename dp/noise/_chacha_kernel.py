@@ -13,7 +13,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 
-__all__ = ("write_blocks",)
+__all__ = ("mixed", "output", "write_blocks")
 
 _BLOCKS_OF_A_PROGRAM = 128  # One a thread of four warps, in registers.
 
@@ -104,17 +104,31 @@ def _inputs(state: tl.tensor, block: tl.tensor) -> tl.tensor:
     )
 
 
+@triton.jit
+def mixed(state: tl.tensor, block: tl.tensor) -> tl.tensor:
+    """Return the 16 words of each block after 20 rounds."""
+    x = _inputs(state, block)
+    for _ in range(10):
+        x = _double_round(x)
+    return x
+
+
+@triton.jit
+def output(
+    state: tl.tensor, block: tl.tensor, x: tl.tensor, index: tl.constexpr
+) -> tl.tensor:
+    """Return a word of the key stream of each block: what is mixed plus its input."""
+    return x[index] + _input(state, index, block)
+
+
 @triton.jit(do_not_specialize=["num_blocks"])
 def _write_blocks(
     state: tl.tensor, words: tl.tensor, num_blocks: tl.tensor, BLOCKS: tl.constexpr
 ) -> None:
     """RFC 8439, section 2.3, but for the counter: Bernstein's of 64 bits."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
-    x = _inputs(state, block)
-    for _ in range(10):
-        x = _double_round(x)
-    before = _inputs(state, block)
+    x = mixed(state, block)
     for i in tl.static_range(16):
-        word = (x[i] + before[i]).to(tl.int32, bitcast=True)
+        word = output(state, block, x, i).to(tl.int32, bitcast=True)
         at = i * num_blocks.to(tl.int64) + block
         tl.store(words + at, word, block < num_blocks)

@@ -3,19 +3,14 @@
 This is :class:`dp.noise._rounding.RoundedGaussian` in torch's operations, for devices
 that have float64. The argument is the one given there. What differs:
 
-* The first stage takes the ``M`` of its bound from each element, not from the vector,
-  and adds that part of the bound to the distance instead of taking it from the limit.
-  Where the sum of distance and bound is at most 1/2, it is off by ``2**-25``, which is
-  the line "the bound itself" of the table. So one huge sum sends no others to float64.
+* The first stage: see :mod:`dp.noise._first_stage`.
 * The second stage is left out: all candidates of the first get 64 more bits, of which
   a device has plenty, and so there is one point less at which the host has to wait.
-* Every operation below is a kernel of its own and rounds once, as IEEE 754 says. Only
-  products by powers of two share a kernel with a sum (``alpha``): they are exact, so
-  that it does not matter whether the compiler contracts both to one instruction.
-* Within ``torch.special.ndtri`` it may contract. That is one rounding less for each
-  step of Cephes' polynomials; CUDA's ``log`` and ``sqrt`` in float64 err by 1 ulp and
-  not at all, those of other devices by 2. The bound of ``2**-40`` for a quantile
-  is more than 100 times that.
+* Every operation of the third stage is a kernel of its own and rounds once, as IEEE 754
+  says; only within ``torch.special.ndtri`` may the compiler contract products and
+  sums. That is one rounding less for each step of Cephes' polynomials. CUDA's ``log``
+  and ``sqrt`` in float64 err by 1 ulp and not at all, those of other devices by 2. The
+  bound of ``2**-40`` for a quantile is more than 100 times that.
 
 Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, and ``S`` of
 these at once.
@@ -23,7 +18,6 @@ these at once.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Final, Protocol, final
 
 import torch
@@ -31,6 +25,14 @@ from torch import Tensor
 
 from dp.noise._chacha import ChaChaWords, kernel_on
 from dp.noise._chunks import as_vector
+from dp.noise._first_stage import (
+    InOneKernel,
+    InTorch,
+    Lattice,
+    Left,
+    Words,
+    rounding_kernel_on,
+)
 from dp.noise._host_words import HostWords
 from dp.noise._refinement import (
     FIRST_BITS,
@@ -40,12 +42,6 @@ from dp.noise._refinement import (
     SAFE_DISTANCE,
     exactly,
 )
-from dp.noise._rounding import (
-    FLOAT32_ERROR,
-    FLOAT32_ERROR_OF_X,
-    granularity,
-    lattice_table,
-)
 
 
 __all__ = ("OnDevice", "add_rounded")
@@ -53,11 +49,11 @@ __all__ = ("OnDevice", "add_rounded")
 _CANDIDATES: Final = 1 << 20  # Temporaries of 8 bytes: not too many of them at once.
 
 
-class Words(Protocol):
-    """Where uniform bits come from."""
+class FirstStage(Protocol):
+    """See :mod:`dp.noise._first_stage`."""
 
-    def draw(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Return integers, uniform over all values of *dtype*, on the device."""
+    def round_(self, x_N: Tensor) -> Left:
+        """Add noise and round, in place; return what that may be wrong for."""
         ...
 
 
@@ -69,80 +65,71 @@ def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
         for parts in chunks:
             device = parts[0].device
             if device not in noises:
-                words = _words(device, pool, num_threads)
-                noises[device] = OnDevice(stddev=stddev, words=words, device=device)
+                noises[device] = _noise_on(device, stddev, pool, num_threads)
             with as_vector(parts, device) as x:
                 noises[device].add_(x)
 
 
-def _words(device: torch.device, pool: ThreadPoolExecutor, num_threads: int) -> Words:
-    """Draw on the device where that can be done, and else on the host."""
+def _noise_on(
+    device: torch.device, stddev: float, pool: ThreadPoolExecutor, num_threads: int
+) -> "OnDevice":
+    """Use what the device has: kernels, or one of them, or words of the host."""
+    lattice = Lattice.on(device, stddev)
     write_blocks = kernel_on(device)
-    if write_blocks is not None:
-        return ChaChaWords(device, write_blocks)
-    return HostWords(device, pool=pool, num_threads=num_threads)
+    if write_blocks is None:
+        from_host = HostWords(device, pool=pool, num_threads=num_threads)
+        return OnDevice(lattice, from_host, InTorch(lattice, from_host))
+    words = ChaChaWords(device, write_blocks)
+    kernel = rounding_kernel_on(device, write_blocks)
+    if kernel is None:
+        return OnDevice(lattice, words, InTorch(lattice, words))
+    return OnDevice(lattice, words, InOneKernel(lattice, words, kernel))
 
 
 @final
 class OnDevice:
-    """The noise of one call on one device: N(0, stddev**2), added and rounded.
+    """The noise of one call on one device, added and rounded.
 
     Args:
-        stddev: Standard deviation, in the unit of the vectors.
+        lattice: Where results lie, which tells the standard deviation.
         words: Where the uniform bits come from.
-        device: Where the vectors and the words are.
+        first_stage: What decides most of the elements, with bits of its own.
     """
 
-    def __init__(self, *, stddev: float, words: Words, device: torch.device) -> None:
-        self._spacing = granularity(stddev)
-        self._scale = stddev / self._spacing
-        self._centres, reach = _table_on(device, self._scale)
-        self._safe_distance = 0.5 - reach - FLOAT32_ERROR
+    def __init__(self, lattice: Lattice, words: Words, first_stage: FirstStage) -> None:
+        self._lattice = lattice
         self._words = words
+        self._first_stage = first_stage
 
     def add_(self, x_N: Tensor) -> None:
         """Add noise to a contiguous vector, in float32 or float64."""
-        words_N = self._words.draw(len(x_N), torch.int16)
-        steps_N = x_N * (1 / self._spacing)
-        candidates_C = self._round(steps_N, words_N)
-        x_C, words_C = x_N[candidates_C], words_N[candidates_C]
-        torch.mul(steps_N, self._spacing, out=x_N)
-        for candidates_S, x_S, words_S in zip(
-            *(of.split(_CANDIDATES) for of in (candidates_C, x_C, words_C)), strict=True
+        left = self._first_stage.round_(x_N)
+        for where_S, x_S, words_S in zip(
+            *(of_C.split(_CANDIDATES) for of_C in left), strict=True
         ):
-            x_N[candidates_S] = self._decided(x_S.double(), words_S).to(x_N.dtype)
-        x_N.add_(0.0)  # -0 + 0 is 0.
-
-    def _round(self, steps_N: Tensor, words_N: Tensor) -> Tensor:
-        """Add noise in float32 and round, in place; return where that may be wrong."""
-        noise_N = self._centres.index_select(0, _unsigned(words_N, torch.int32))
-        sum_N = noise_N.to(steps_N.dtype).add_(steps_N)
-        del noise_N
-        torch.round(sum_N, out=steps_N)
-        distance_N = sum_N.sub_(steps_N).abs_()
-        distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_X)
-        is_safe_N = distance_N <= self._safe_distance  # False if it is NaN.
-        return is_safe_N.logical_not_().nonzero().squeeze(1)
+            x_N[where_S] = self._decided(x_S.double(), words_S).to(x_N.dtype)
 
     def _decided(self, x_S: Tensor, words_S: Tensor) -> Tensor:
         """Return the results of a few elements, rounded in float64 or exactly."""
-        fraction_S = x_S * (1 / self._spacing)
+        fraction_S = x_S * (1 / self._lattice.spacing)
         whole_S = fraction_S.round()
         fraction_S -= whole_S  # Exact: magnitudes are alike, or whole is 0.
-        steps_S = self._with_more_bits(_unsigned(words_S, torch.int64), fraction_S)
-        return (steps_S + whole_S) * self._spacing
+        bits_S = words_S.view(torch.uint16).to(torch.int64)
+        steps_S = self._with_more_bits(bits_S, fraction_S)
+        return (steps_S + whole_S) * self._lattice.spacing + 0.0  # -0 + 0 is 0.
 
     def _with_more_bits(self, bits_S: Tensor, fraction_S: Tensor) -> Tensor:
         """Return ``round(fraction + scale * Z)``, as ``_refinement.decide`` does."""
+        scale = self._lattice.scale
         more_S = self._words.draw(len(bits_S), torch.int64)
-        steps_S, unsure_S = in_float64(bits_S, more_S, fraction_S, self._scale)
+        steps_S, unsure_S = in_float64(bits_S, more_S, fraction_S, scale)
         if unsure_S.any():
             for i in unsure_S.nonzero().squeeze(1).tolist():
                 rest = self._words.draw(REST_BITS // 64, torch.int64)
                 steps_S[i] = exactly(
                     [int(bits_S[i]), int(more_S[i]), *rest.tolist()],
                     float(fraction_S[i]),
-                    self._scale,
+                    scale,
                     int(steps_S[i]),
                 )
         return steps_S
@@ -169,14 +156,3 @@ def in_float64(
     steps_S = sum_S.round()
     unsure_S |= (sum_S - steps_S).abs() > SAFE_DISTANCE
     return steps_S, unsure_S
-
-
-def _unsigned(words: Tensor, dtype: torch.dtype) -> Tensor:
-    return words.view(torch.uint16).to(dtype)
-
-
-@lru_cache(maxsize=8)
-def _table_on(device: torch.device, scale: float) -> tuple[Tensor, float]:
-    """The table of the first stage, kept where it is used."""
-    table, reach = lattice_table(scale)
-    return torch.from_numpy(table).to(device), reach

@@ -1,7 +1,7 @@
 """That words for a GPU are ChaCha20's, under keys that are never used again.
 
-A stand-in for the kernel, by OpenSSL, writes the blocks here. The kernel itself is
-tested by ``gpu/test_chacha.py``.
+Stand-ins for the kernels, by OpenSSL and torch, are what is called here. The kernels
+themselves are tested by ``gpu/test_chacha.py`` and ``gpu/test_rounding_kernel.py``.
 """
 
 import copy
@@ -15,12 +15,17 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dp.noise import GaussianNoise, _chacha, _device, _gaussian
+from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian
 from dp.noise._chacha import ChaChaWords
+from dp.noise._device import _noise_on
+from dp.noise._first_stage import InOneKernel, InTorch, Lattice
+from dp.noise._host_words import HostWords
 
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
 KERNEL = "dp.noise._chacha_kernel"
+ROUNDING_KERNEL = "dp.noise._rounding_kernel"
 
 
 def blocks_of(key, counter, num_blocks):
@@ -43,11 +48,39 @@ def write_blocks(state, words, num_blocks):
     words.numpy()[:] = blocks.T.ravel()
 
 
+def round_in_float32(
+    x_N,
+    words_N,
+    is_left_N,
+    *,
+    state,
+    num_blocks,
+    centres,
+    spacing,
+    safe_distance,
+    **rest,
+):
+    """What the other kernel does, in other words."""
+    words = torch.empty(16 * num_blocks, dtype=torch.int32)
+    write_blocks(state, words, num_blocks)
+    words = words.view(torch.int16)[: len(x_N)]
+    sum_N = x_N / spacing + centres[words.int() & 0xFFFF]
+    distance_N = (sum_N - sum_N.round()).abs() + rest[
+        "error_of_x"
+    ] * sum_N.round().abs()
+    is_left_N[:] = ~(distance_N <= safe_distance)
+    x_N[:] = torch.where(is_left_N, x_N, sum_N.round() * spacing + 0.0)
+    words_N[is_left_N] = words[is_left_N]
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
-    _chacha.kernel_on.cache_clear()
+    asked = (_chacha.kernel_on, _first_stage.rounding_kernel_on)
+    for each in asked:
+        each.cache_clear()
     yield
-    _chacha.kernel_on.cache_clear()
+    for each in asked:
+        each.cache_clear()
 
 
 @pytest.fixture
@@ -58,10 +91,17 @@ def kernel(monkeypatch):
     monkeypatch.setitem(sys.modules, KERNEL, module)
     monkeypatch.setattr(_chacha, "find_spec", lambda name: name)
     # A device that is called CUDA's and is not: nothing is pinned or sent.
-    blocks = _chacha._blocks
-    monkeypatch.setattr(
-        _chacha, "_blocks", lambda write, _device, *rest: blocks(write, CPU, *rest)
-    )
+    state = _chacha._state
+    monkeypatch.setattr(_chacha, "_state", lambda _device, *rest: state(CPU, *rest))
+    return module
+
+
+@pytest.fixture
+def rounding_kernel(monkeypatch):
+    """The same for the other kernel."""
+    module = types.ModuleType(ROUNDING_KERNEL)
+    module.round_in_float32 = round_in_float32
+    monkeypatch.setitem(sys.modules, ROUNDING_KERNEL, module)
     return module
 
 
@@ -107,7 +147,7 @@ def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
 
     kernel.write_blocks = wrong
     with pytest.warns(RuntimeWarning, match="drawn on the host.*is not OpenSSL's"):
-        assert _chacha.kernel_on(torch.device("cuda", 0)) is None
+        assert _chacha.kernel_on(CUDA) is None
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(kernel):
@@ -120,24 +160,93 @@ def test_a_kernel_that_does_not_compile_is_not_used(kernel):
     with pytest.warns(
         RuntimeWarning, match="cuda:0.*as safe.*Failed to find C compiler"
     ):
-        assert _chacha.kernel_on(torch.device("cuda", 0)) is None
+        assert _chacha.kernel_on(CUDA) is None
 
 
 def test_without_triton_and_elsewhere_there_is_no_kernel(kernel, monkeypatch):
     """No warning: there is nothing that could be used."""
     assert _chacha.kernel_on(CPU) is None
     monkeypatch.setattr(_chacha, "find_spec", lambda _: None)
-    assert _chacha.kernel_on(torch.device("cuda", 0)) is None
+    assert _chacha.kernel_on(CUDA) is None
     assert kernel.write_blocks is write_blocks
 
 
-def test_noise_is_drawn_with_the_kernel(monkeypatch):
+def test_a_rounding_kernel_that_does_what_torch_does_is_used(rounding_kernel):
+    """It is asked once for each device."""
+    found = _first_stage.rounding_kernel_on(CPU, write_blocks)
+    assert found is round_in_float32
+
+    rounding_kernel.round_in_float32 = None
+    assert _first_stage.rounding_kernel_on(CPU, write_blocks) is round_in_float32
+
+
+@pytest.mark.parametrize("change", ["result", "left", "words"])
+def test_a_rounding_kernel_that_errs_anywhere_is_not_used(rounding_kernel, change):
+    """A result, an element that is left, or its bits: one of 65 543 is enough."""
+
+    def wrong(x_N, words_N, is_left_N, **rest):
+        round_in_float32(x_N, words_N, is_left_N, **rest)
+        if change == "result":
+            safe = (~is_left_N).nonzero()[-1]
+            x_N[safe] += rest["spacing"]
+        elif change == "left":
+            is_left_N[is_left_N.nonzero()[-1]] = False
+        else:
+            words_N[is_left_N.nonzero()[-1]] += 1
+
+    rounding_kernel.round_in_float32 = wrong
+    with pytest.warns(RuntimeWarning, match="as exact and slower.*not those of torch"):
+        assert _first_stage.rounding_kernel_on(CPU, write_blocks) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype):
+    """Draw for draw: both go on where the last draw ended."""
+    monkeypatch.setattr(os, "urandom", lambda n: bytes(range(n)))
+    lattice = Lattice.on(CPU, 1.7)
+    streams = [ChaChaWords(CPU, write_blocks) for _ in range(2)]
+    by_kernel = InOneKernel(lattice, streams[0], round_in_float32)
+    in_torch = InTorch(lattice, streams[1])
+    for count in (5000, 1, 33):
+        x = torch.linspace(-100, 100, count, dtype=dtype)
+        noisy, expected = x.clone(), x.clone()
+        left, expected_left = by_kernel.round_(noisy), in_torch.round_(expected)
+        expected[left.indices] = noisy[left.indices] = 0.0
+
+        assert all(map(torch.equal, left, expected_left))
+        assert torch.equal(noisy, expected)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_device_gets_what_it_can_run(rounding_kernel, monkeypatch):
+    """Both kernels, the words' alone, or none of them."""
+    monkeypatch.setattr(_first_stage.Lattice, "on", lambda *_: None)
+    monkeypatch.setattr(_first_stage, "_check", lambda *_: None)
+    noise = _noise_on(CUDA, 1.0, None, 1)
+    assert isinstance(noise._words, ChaChaWords)
+    assert isinstance(noise._first_stage, InOneKernel)
+
+    _first_stage.rounding_kernel_on.cache_clear()
+    del rounding_kernel.round_in_float32
+    with pytest.warns(RuntimeWarning, match="rounded in many operations"):
+        noise = _noise_on(CUDA, 1.0, None, 1)
+    assert isinstance(noise._words, ChaChaWords)
+    assert isinstance(noise._first_stage, InTorch)
+
+    noise = _noise_on(CPU, 1.0, None, 1)
+    assert isinstance(noise._words, HostWords)
+    assert isinstance(noise._first_stage, InTorch)
+
+
+@pytest.mark.usefixtures("rounding_kernel")
+def test_noise_is_drawn_with_the_kernels(monkeypatch):
     """Each call has a key of its own, and the noise its scale."""
+    monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
+    monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: write_blocks)
+    assert _first_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
-    monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
-    monkeypatch.setattr(_device, "kernel_on", lambda _: write_blocks)
     drawn = []
     for _ in range(2):
         sums = torch.zeros(100, 100)
@@ -147,4 +256,5 @@ def test_noise_is_drawn_with_the_kernel(monkeypatch):
     assert [len(key) for key in keys] == [32, 32]
     assert keys[0] != keys[1]
     assert not torch.equal(*drawn)
+    assert torch.equal(drawn[0] * 8, (drawn[0] * 8).round())
     assert torch.cat(drawn).std().item() == pytest.approx(2, abs=0.06)  # 6 sigma

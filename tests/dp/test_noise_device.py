@@ -15,8 +15,16 @@ import torch
 from hypothesis import given, strategies as st
 
 from dp._keystream import Keystream
-from dp.noise import GaussianNoise, _device, _gaussian, _refinement, _rounding
+from dp.noise import (
+    GaussianNoise,
+    _device,
+    _first_stage,
+    _gaussian,
+    _refinement,
+    _rounding,
+)
 from dp.noise._device import OnDevice
+from dp.noise._first_stage import InTorch, Lattice
 from dp.noise._host_words import HostWords
 
 
@@ -34,6 +42,11 @@ values = st.lists(
 def here(monkeypatch):
     """Let tensors of this device be rounded as those of a GPU."""
     monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
+
+
+def noise_in_torch(stddev, words):
+    lattice = Lattice.on(CPU, stddev)
+    return OnDevice(lattice, words, InTorch(lattice, words))
 
 
 class ByCell:
@@ -86,7 +99,7 @@ class ByCell:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_device, "in_float64", in_float64)
             patch.setattr(OnDevice, "_with_more_bits", with_more_bits)
-            OnDevice(stddev=stddev, words=self, device=CPU).add_(noisy)
+            noise_in_torch(stddev, self).add_(noisy)
         assert not self.queue
         return noisy
 
@@ -128,7 +141,7 @@ def test_a_device_rounds_every_cell_as_the_host_does(dtype, magnitude):
 def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
     """Where float64 is not sure, 320 bits decide from the bits that were drawn."""
     by_stages = in_all_cells("on_host", dtype, 9.0, 600)
-    monkeypatch.setattr(_device, "FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR", 1.0)
     monkeypatch.setattr(_device, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, in_all_cells("on_device", dtype, 9.0, 600))
@@ -137,7 +150,7 @@ def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
 def test_float32_could_not_decide_alone(monkeypatch):
     """Twin of the tests above: without its bound some roundings would be wrong."""
     right = in_all_cells("on_host", torch.float32, 9.0)
-    monkeypatch.setattr(_device, "FLOAT32_ERROR", -1.0)
+    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR", -1.0)
     wrong = in_all_cells("on_device", torch.float32, 9.0)
 
     assert 10 < (right != wrong).sum() < 2000
@@ -154,7 +167,7 @@ def test_large_sums_take_their_part_of_the_bound(monkeypatch):
     assert torch.equal(source.on_device(x, 1.99), right)
 
     source.queue = [source.words_N]
-    monkeypatch.setattr(_device, "FLOAT32_ERROR_OF_X", 0.0)
+    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR_OF_X", 0.0)
     assert (source.on_device(x, 1.99) != right).sum() > 10
 
 
@@ -169,7 +182,7 @@ def test_a_huge_sum_makes_the_others_no_harder(monkeypatch):
     x = torch.zeros(1 << 16)
     x[:3] = torch.tensor([1e30, math.nan, -math.inf])
     source = ByCell(ALL_CELLS)
-    OnDevice(stddev=1.7, words=source, device=CPU).add_(x)
+    noise_in_torch(1.7, source).add_(x)
 
     assert 0.02 < sum(counts) / len(x) < 0.045
 

@@ -33,7 +33,8 @@ def write_blocks():
 
 def drawn(write_blocks, key, counter, num_blocks):
     device = torch.device("cpu" if INTERPRETED else "cuda")
-    words = _chacha._blocks(write_blocks, device, key, counter, num_blocks)
+    state = _chacha._state(device, key, counter)
+    words = _chacha.written(write_blocks, state, num_blocks)
     return words.cpu().view(16, num_blocks).t().numpy()
 
 

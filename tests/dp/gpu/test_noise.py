@@ -13,6 +13,7 @@ from scipy import stats
 
 from dp.noise import GaussianNoise, _device
 from dp.noise._device import OnDevice
+from dp.noise._first_stage import InTorch, Lattice
 
 
 pytestmark = [
@@ -48,7 +49,8 @@ def in_all_cells(device, dtype, magnitude, stddev=1.99):
     x[:4] = [math.inf, math.nan, -math.inf, 1e35]
     noisy = torch.from_numpy(x).to(device, dtype)
     words = Scripted(device)
-    OnDevice(stddev=stddev, words=words, device=device).add_(noisy)
+    lattice = Lattice.on(device, stddev)
+    OnDevice(lattice, words, InTorch(lattice, words)).add_(noisy)
     return noisy.cpu().nan_to_num(7.7), words.asked
 
 
