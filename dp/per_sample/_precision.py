@@ -18,12 +18,8 @@ __all__ = ("FullPrecision",)
 
 # What may compute a float32 product in fewer bits. The settings are the process's.
 _torch: Any = torch.backends  # Whose annotations leave these out.
-_BACKENDS: Final = (
-    _torch.cuda.matmul,
-    _torch.cudnn.conv,
-    _torch.mkldnn.matmul,
-    _torch.mkldnn.conv,
-)
+_ON_HOST: Final = (_torch.mkldnn.matmul, _torch.mkldnn.conv)
+_ANYWHERE: Final = (_torch.cuda.matmul, _torch.cudnn.conv, *_ON_HOST)
 _FULL: Final = ("ieee", "none")
 
 _lock: Final = threading.Lock()
@@ -44,16 +40,17 @@ class FullPrecision:
           precision too, which may take longer.
     """
 
-    __slots__ = ("_autocasts", "_device_types")
+    __slots__ = ("_autocasts", "_backends", "_device_types")
 
     def __init__(self, device_types: Collection[str]) -> None:
         self._device_types = device_types
+        self._backends = _ON_HOST if {*device_types} == {"cpu"} else _ANYWHERE
         self._autocasts = ExitStack()
 
     def __enter__(self) -> None:
         with _lock:
             _inside.add(self)
-            for backend in _BACKENDS:
+            for backend in self._backends:
                 if (precision := backend.fp32_precision) not in _FULL:
                     _allowed.append((backend, precision))
                     backend.fp32_precision = "ieee"

@@ -91,11 +91,29 @@ def test_products_are_not_rounded_while_norms_and_sums_are_found(
 
     clipped(losses_of(model), [*model.parameters()])
 
-    assert "tf32" in tf32.values()
-    assert "bf16" in tf32.values()
+    assert tf32["mkldnn matmul"] == tf32["mkldnn conv"] == "bf16"
     assert seen
-    assert all({*some.values()} <= {"ieee", "none"} for some in seen)
+    for some in seen:
+        assert {some["mkldnn matmul"], some["mkldnn conv"]} <= {"ieee", "none"}
     assert allowed() == tf32
+
+
+@pytest.mark.parametrize("device_types", [{"cuda"}, {"cpu", "cuda"}, {"xpu"}])
+def test_an_accelerator_rounds_no_products_either(tf32, device_types):
+    assert "tf32" in tf32.values()
+
+    with FullPrecision(device_types):
+        assert {*allowed().values()} <= {"ieee", "none"}
+    assert allowed() == tf32
+
+
+def test_what_an_accelerator_may_do_is_left_alone_by_the_host(tf32):
+    """Another thread's model may be trained there meanwhile."""
+    with FullPrecision({"cpu"}):
+        found = allowed()
+
+    assert found["cuda matmul"] == tf32["cuda matmul"]
+    assert found["cudnn conv"] == tf32["cudnn conv"]
 
 
 def test_settings_return_with_the_last_thread(tf32):
@@ -103,12 +121,12 @@ def test_settings_return_with_the_last_thread(tf32):
     entered, leave = threading.Event(), threading.Event()
 
     def other():
-        with FullPrecision({"cpu"}):
+        with FullPrecision({"cuda"}):
             entered.set()
             leave.wait()
 
     thread = threading.Thread(target=other)
-    with FullPrecision({"cpu"}):
+    with FullPrecision({"cuda"}):
         thread.start()
         entered.wait()
     try:
