@@ -6,10 +6,8 @@ words come from the host, as :mod:`dp.noise._host_words` draws them.
 """
 
 import os
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Final, final
 
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
 from dp._keystream import KEY_BITS
+from dp.noise._kernels import checked
 
 
 __all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written")
@@ -81,19 +80,12 @@ def kernel_on(device: torch.device) -> WriteBlocks | None:
     """
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    try:
-        kernel = import_module("dp.noise._chacha_kernel")
-        write_blocks: WriteBlocks = kernel.write_blocks
-        _check(write_blocks, device)
-    except Exception as error:  # noqa: BLE001 -- whatever a compiler may fail with.
-        warnings.warn(
-            f"random words for {device} are drawn on the host, which is as safe and"
-            f" slower: ChaCha20 does not run there, because of {error!r}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return write_blocks
+    kernel = checked(
+        "_chacha_kernel",
+        lambda kernel: _check(kernel.write_blocks, device),
+        otherwise=f"random words for {device} are drawn on the host",
+    )
+    return None if kernel is None else kernel.write_blocks
 
 
 def _check(write_blocks: WriteBlocks, device: torch.device) -> None:

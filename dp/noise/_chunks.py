@@ -19,7 +19,7 @@ __all__ = ("as_vector", "in_chunks")
 # what is longer than this does not stay in cache.
 _CPU_CHUNK: Final = 1 << 18
 _SHORT_CPU_CHUNK: Final = 1 << 16
-_DEVICE_CHUNK: Final = 1 << 26  # Bytes: worth the launches, and 8 times as much beside.
+_DEVICE_CHUNK: Final = 1 << 27  # Bytes: worth the launches, and what else they take.
 
 
 def in_chunks(

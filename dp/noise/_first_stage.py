@@ -16,17 +16,16 @@ that of :mod:`dp.noise._rounding` with two differences:
 Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import Final, NamedTuple, Protocol, Self, final
 
 import torch
 from torch import Tensor
 
 from dp.noise._chacha import ChaChaWords, WriteBlocks, num_blocks_for, written
+from dp.noise._kernels import checked
 from dp.noise._rounding import (
     FLOAT32_ERROR,
     FLOAT32_ERROR_OF_X,
@@ -37,6 +36,8 @@ from dp.noise._rounding import (
 
 __all__ = ("InOneKernel", "InTorch", "Lattice", "Left", "Words", "rounding_kernel_on")
 
+_LONGEST_IN_TORCH: Final = 1 << 26  # Bytes; temporaries take up to four times that.
+_LONGEST_IN_ONE_KERNEL: Final = 1 << 26  # Elements; temporaries take 3 bytes each.
 _CHECKED: Final = (1 << 16) + 7
 
 
@@ -102,6 +103,10 @@ class InTorch:
         self._lattice = lattice
         self._words = words
 
+    def longest(self, dtype: torch.dtype) -> int:
+        """Return how long a vector may be for temporaries of some 200 MB."""
+        return _LONGEST_IN_TORCH // dtype.itemsize
+
     def round_(self, x_N: Tensor) -> Left:
         """Add noise and round, in place; return what that may be wrong for."""
         words_N = self._words.draw(len(x_N), torch.int16)
@@ -135,6 +140,12 @@ class InOneKernel:
         self._kernel = kernel
         self._for_float64 = InTorch(lattice, words)
 
+    def longest(self, dtype: torch.dtype) -> int:
+        """Return how long a vector may be for temporaries of some 200 MB."""
+        if dtype != torch.float32:
+            return self._for_float64.longest(dtype)
+        return _LONGEST_IN_ONE_KERNEL
+
     def round_(self, x_N: Tensor) -> Left:
         """Add noise and round, in place; return what that may be wrong for."""
         if x_N.dtype != torch.float32:
@@ -165,19 +176,12 @@ def rounding_kernel_on(
 
     A warning says why it is not used.
     """
-    try:
-        module = import_module("dp.noise._rounding_kernel")
-        kernel: Callable[..., None] = module.round_in_float32
-        _check(kernel, write_blocks, device)
-    except Exception as error:  # noqa: BLE001 -- whatever a compiler may fail with.
-        warnings.warn(
-            f"noise on {device} is rounded in many operations, which is as exact and"
-            f" slower: the one for all does not run there, because of {error!r}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return kernel
+    module = checked(
+        "_rounding_kernel",
+        lambda module: _check(module.round_in_float32, write_blocks, device),
+        otherwise=f"noise on {device} is rounded in many operations",
+    )
+    return None if module is None else module.round_in_float32
 
 
 def _check(

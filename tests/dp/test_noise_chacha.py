@@ -15,17 +15,19 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian
+from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian, _last_stage
 from dp.noise._chacha import ChaChaWords
 from dp.noise._device import _noise_on
 from dp.noise._first_stage import InOneKernel, InTorch, Lattice
 from dp.noise._host_words import HostWords
+from dp.noise._last_stage import InKernels, InManyOperations
 
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 KERNEL = "dp.noise._chacha_kernel"
 ROUNDING_KERNEL = "dp.noise._rounding_kernel"
+DECISION_KERNEL = "dp.noise._decision_kernel"
 
 
 def blocks_of(key, counter, num_blocks):
@@ -73,9 +75,36 @@ def round_in_float32(
     words_N[is_left_N] = words[is_left_N]
 
 
+def write_tails(words_C, more_C, tail_C):
+    """The smaller of ``U`` and ``1 - U``, by integers of any size."""
+    for i, (word, more) in enumerate(zip(words_C, more_C, strict=True)):
+        u = ((int(word) & 0xFFFF) << 64) + (int(more) & (2**64 - 1))
+        tail_C[i] = max(1, min(u, 2**80 - 1 - u)) / 2**80
+
+
+def round_in_float64(
+    x_N, *, indices_C, words_C, tail_C, normal_C, constants, is_unsure_C
+):
+    """What the last kernel does, in other words."""
+    scale, spacing, _, smallest, safe_distance = constants.tolist()
+    fraction_C = x_N[indices_C].double() / spacing
+    whole_C = fraction_C.round()
+    fraction_C -= whole_C
+    sum_C = fraction_C - normal_C * scale * words_C.sign().where(words_C != 0, 1) * -1
+    steps_C = sum_C.round()
+    is_unsure_C[:] = (tail_C < smallest) | ((sum_C - steps_C).abs() > safe_distance)
+    result_C = (steps_C + whole_C) * spacing + 0.0
+    sure_C = ~is_unsure_C
+    x_N[indices_C[sure_C]] = result_C[sure_C].to(x_N.dtype)
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
-    asked = (_chacha.kernel_on, _first_stage.rounding_kernel_on)
+    asked = (
+        _chacha.kernel_on,
+        _first_stage.rounding_kernel_on,
+        _last_stage.last_stage_on,
+    )
     for each in asked:
         each.cache_clear()
     yield
@@ -102,6 +131,16 @@ def rounding_kernel(monkeypatch):
     module = types.ModuleType(ROUNDING_KERNEL)
     module.round_in_float32 = round_in_float32
     monkeypatch.setitem(sys.modules, ROUNDING_KERNEL, module)
+    return module
+
+
+@pytest.fixture
+def decision_kernel(monkeypatch):
+    """The same for the last two kernels."""
+    module = types.ModuleType(DECISION_KERNEL)
+    module.write_tails = write_tails
+    module.round_in_float64 = round_in_float64
+    monkeypatch.setitem(sys.modules, DECISION_KERNEL, module)
     return module
 
 
@@ -195,7 +234,7 @@ def test_a_rounding_kernel_that_errs_anywhere_is_not_used(rounding_kernel, chang
             words_N[is_left_N.nonzero()[-1]] += 1
 
     rounding_kernel.round_in_float32 = wrong
-    with pytest.warns(RuntimeWarning, match="as exact and slower.*not those of torch"):
+    with pytest.warns(RuntimeWarning, match="as safe and slower.*not those of torch"):
         assert _first_stage.rounding_kernel_on(CPU, write_blocks) is None
 
 
@@ -217,33 +256,82 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
         assert torch.equal(noisy, expected)
 
 
-@pytest.mark.usefixtures("kernel")
-def test_a_device_gets_what_it_can_run(rounding_kernel, monkeypatch):
-    """Both kernels, the words' alone, or none of them."""
-    monkeypatch.setattr(_first_stage.Lattice, "on", lambda *_: None)
-    monkeypatch.setattr(_first_stage, "_check", lambda *_: None)
-    noise = _noise_on(CUDA, 1.0, None, 1)
-    assert isinstance(noise._words, ChaChaWords)
-    assert isinstance(noise._first_stage, InOneKernel)
+def test_decision_kernels_that_do_what_torch_does_are_used(decision_kernel):
+    """They are asked once for each device."""
+    assert _last_stage.last_stage_on(CPU) is decision_kernel
 
-    _first_stage.rounding_kernel_on.cache_clear()
+    decision_kernel.write_tails = None
+    assert _last_stage.last_stage_on(CPU) is decision_kernel
+
+
+@pytest.mark.parametrize("change", ["tail", "result", "unsure"])
+def test_decision_kernels_that_err_anywhere_are_not_used(decision_kernel, change):
+    """A tail that is a millionth off, a result, or more trust than is due."""
+
+    def wrong_tails(words_C, more_C, tail_C):
+        write_tails(words_C, more_C, tail_C)
+        tail_C[1000:2000] *= 1.000001
+
+    def wrong_rounding(x_N, *, indices_C, is_unsure_C, **rest):
+        round_in_float64(x_N, indices_C=indices_C, is_unsure_C=is_unsure_C, **rest)
+        if change == "unsure":
+            is_unsure_C[:] = False
+        else:
+            x_N[indices_C[5000]] += 0.1
+
+    if change == "tail":
+        decision_kernel.write_tails = wrong_tails
+    else:
+        decision_kernel.round_in_float64 = wrong_rounding
+    with pytest.warns(RuntimeWarning, match="refined in many operations.*not those of"):
+        assert _last_stage.last_stage_on(CPU) is None
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_device_gets_what_it_can_run(rounding_kernel, decision_kernel, monkeypatch):
+    """All kernels, some of them, the words' alone, or none."""
+    lattice = Lattice.on(CPU, 1.7)
+    monkeypatch.setattr(Lattice, "on", lambda *_: lattice)
+    monkeypatch.setattr(_first_stage, "_check", lambda *_: None)
+    monkeypatch.setattr(_last_stage, "_check", lambda *_: None)
+
+    def found(device):
+        _first_stage.rounding_kernel_on.cache_clear()
+        noise = _noise_on(device, 1.7, None, 1)
+        assert noise._lattice is lattice
+        return [type(p) for p in (noise._words, noise._first_stage, noise._last_stage)]
+
+    assert found(CUDA) == [ChaChaWords, InOneKernel, InKernels]
     del rounding_kernel.round_in_float32
     with pytest.warns(RuntimeWarning, match="rounded in many operations"):
-        noise = _noise_on(CUDA, 1.0, None, 1)
-    assert isinstance(noise._words, ChaChaWords)
-    assert isinstance(noise._first_stage, InTorch)
+        assert found(CUDA) == [ChaChaWords, InTorch, InKernels]
+    _last_stage.last_stage_on.cache_clear()
+    monkeypatch.setitem(sys.modules, DECISION_KERNEL, None)
+    with pytest.warns(RuntimeWarning) as warned:
+        assert found(CUDA) == [ChaChaWords, InTorch, InManyOperations]
+    assert ["refined" in str(w.message) for w in warned] == [True, False]
+    assert found(CPU) == [HostWords, InTorch, InManyOperations]
+    assert decision_kernel.write_tails is write_tails
 
-    noise = _noise_on(CPU, 1.0, None, 1)
-    assert isinstance(noise._words, HostWords)
-    assert isinstance(noise._first_stage, InTorch)
+
+@pytest.mark.parametrize("stage", [InOneKernel, InTorch])
+def test_temporaries_of_a_long_vector_stay_small(stage):
+    """In torch's operations they are of 15 to 27 bytes an element, and of 3 else."""
+    noise = stage(*(Lattice.on(CPU, 1.7), None, None)[: 3 - (stage is InTorch)])
+
+    assert noise.longest(torch.float64) * 27 < 256 << 20
+    assert (
+        noise.longest(torch.float32) * (3 if stage is InOneKernel else 15) < 256 << 20
+    )
 
 
-@pytest.mark.usefixtures("rounding_kernel")
+@pytest.mark.usefixtures("rounding_kernel", "decision_kernel")
 def test_noise_is_drawn_with_the_kernels(monkeypatch):
     """Each call has a key of its own, and the noise its scale."""
     monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
     monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: write_blocks)
     assert _first_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
+    assert _last_stage.last_stage_on(CPU)
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])

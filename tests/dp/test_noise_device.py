@@ -20,12 +20,14 @@ from dp.noise import (
     _device,
     _first_stage,
     _gaussian,
+    _last_stage,
     _refinement,
     _rounding,
 )
 from dp.noise._device import OnDevice
 from dp.noise._first_stage import InTorch, Lattice
 from dp.noise._host_words import HostWords
+from dp.noise._last_stage import InManyOperations
 
 
 CPU = torch.device("cpu")
@@ -46,7 +48,8 @@ def here(monkeypatch):
 
 def noise_in_torch(stddev, words):
     lattice = Lattice.on(CPU, stddev)
-    return OnDevice(lattice, words, InTorch(lattice, words))
+    stages = InTorch(lattice, words), InManyOperations(lattice)
+    return OnDevice(lattice, words, *stages)
 
 
 class ByCell:
@@ -91,22 +94,22 @@ class ByCell:
             self.queue += [*self.rest[bits_S[unsure_S]]]
             return steps_S, unsure_S
 
-        def with_more_bits(noise, bits_S, fraction_S):
-            self.queue += [self.more[bits_S]]
-            return WITH_MORE_BITS(noise, bits_S, fraction_S)
+        def decide(noise, x_N, left):
+            self.queue += [self.more[left.words.numpy().view(np.uint16)]]
+            DECIDE_ON_DEVICE(noise, x_N, left)
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_device, "in_float64", in_float64)
-            patch.setattr(OnDevice, "_with_more_bits", with_more_bits)
+            patch.setattr(_last_stage, "in_float64", in_float64)
+            patch.setattr(OnDevice, "_decide", decide)
             noise_in_torch(stddev, self).add_(noisy)
         assert not self.queue
         return noisy
 
 
 DECIDE = _refinement.decide
-IN_FLOAT64 = _device.in_float64
-WITH_MORE_BITS = OnDevice._with_more_bits
+IN_FLOAT64 = _last_stage.in_float64
+DECIDE_ON_DEVICE = OnDevice._decide
 
 
 @given(values, stddevs, dtypes, st.integers(0, 2**32))
@@ -142,7 +145,7 @@ def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
     """Where float64 is not sure, 320 bits decide from the bits that were drawn."""
     by_stages = in_all_cells("on_host", dtype, 9.0, 600)
     monkeypatch.setattr(_first_stage, "FLOAT32_ERROR", 1.0)
-    monkeypatch.setattr(_device, "SAFE_DISTANCE", -1.0)
+    monkeypatch.setattr(_last_stage, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, in_all_cells("on_device", dtype, 9.0, 600))
 
@@ -175,9 +178,7 @@ def test_a_huge_sum_makes_the_others_no_harder(monkeypatch):
     """The bound is each element's own: 2 to 4 percent are left to float64, as ever."""
     counts = []
     monkeypatch.setattr(
-        OnDevice,
-        "_with_more_bits",
-        lambda _self, bits_S, fraction_S: counts.append(len(bits_S)) or fraction_S,
+        OnDevice, "_decide", lambda _noise, _x, left: counts.append(len(left.x))
     )
     x = torch.zeros(1 << 16)
     x[:3] = torch.tensor([1e30, math.nan, -math.inf])
@@ -195,6 +196,31 @@ def test_candidates_are_decided_some_at_a_time(monkeypatch):
     assert torch.equal(in_parts, in_all_cells("on_host", torch.float32, 1e12, 1050))
 
 
+@pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
+def test_the_last_resort_leaves_what_is_no_number(x):
+    """An overflowed sum stays one, in the rarest of tails as well."""
+    lattice = Lattice.on(CPU, 1.7)
+
+    assert repr(_last_stage.last_resort(x, [0] * 5, lattice)) == repr(x)
+
+
+def test_long_vectors_are_rounded_in_parts(monkeypatch):
+    """Every part has words of its own, and none is left out."""
+    monkeypatch.setattr(_first_stage, "_LONGEST_IN_TORCH", 4000)
+    drawn = []
+
+    class Words:
+        def draw(self, count, dtype):
+            drawn.append(count)
+            return torch.randint(-(1 << 15), 1 << 15, (count,)).to(dtype)
+
+    x = torch.zeros(2500)
+    noise_in_torch(2.0, Words()).add_(x)
+
+    assert drawn[::2] == [1000, 1000, 500]
+    assert all((part != 0).float().mean() > 0.9 for part in x.split(1000))
+
+
 def test_float64_computes_the_same_on_both_sides():
     """Each step up to the quantile is equal, at the ends of the uniform as well."""
     rng = np.random.default_rng(0)
@@ -208,7 +234,7 @@ def test_float64_computes_the_same_on_both_sides():
     # So large a scale that a step is a float64's last digits, or nearly.
     scale = 2.0**44
     steps, unsure = _refinement._in_float64(bits_E, more_E, fraction_E, scale)
-    on_device = _device.in_float64(
+    on_device = _last_stage.in_float64(
         torch.from_numpy(bits_E.astype(np.int64)),
         torch.from_numpy(more_E.view(np.int64)),
         torch.from_numpy(fraction_E),

@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy import stats
 
-from dp.noise import GaussianNoise, _device
+from dp.noise import GaussianNoise, _last_stage
 from dp.noise._device import OnDevice
 from dp.noise._first_stage import InTorch, Lattice
+from dp.noise._last_stage import InManyOperations
 
 
 pytestmark = [
@@ -50,7 +51,8 @@ def in_all_cells(device, dtype, magnitude, stddev=1.99):
     noisy = torch.from_numpy(x).to(device, dtype)
     words = Scripted(device)
     lattice = Lattice.on(device, stddev)
-    OnDevice(lattice, words, InTorch(lattice, words)).add_(noisy)
+    stages = InTorch(lattice, words), InManyOperations(lattice)
+    OnDevice(lattice, words, *stages).add_(noisy)
     return noisy.cpu().nan_to_num(7.7), words.asked
 
 
@@ -78,8 +80,8 @@ def test_a_gpus_quantiles_are_within_the_bound():
     more_S[: count // 8] >>= torch.arange(count // 8) % 24
     fraction_S = torch.zeros(count, dtype=torch.float64)
     scale = 2.0**48
-    on_cpu, _ = _device.in_float64(bits_S, more_S, fraction_S, scale)
-    on_gpu, _ = _device.in_float64(
+    on_cpu, _ = _last_stage.in_float64(bits_S, more_S, fraction_S, scale)
+    on_gpu, _ = _last_stage.in_float64(
         bits_S.cuda(), more_S.cuda(), fraction_S.cuda(), scale
     )
 
@@ -89,7 +91,7 @@ def test_a_gpus_quantiles_are_within_the_bound():
 
 def test_the_last_resort_is_reached_from_a_gpu(monkeypatch):
     """Where float64 is not sure, the host decides, and as float64 does elsewhere."""
-    monkeypatch.setattr(_device, "SAFE_DISTANCE", 0.49)
+    monkeypatch.setattr(_last_stage, "SAFE_DISTANCE", 0.49)
     on_gpu, asked = in_all_cells(CUDA, torch.float32, 9.0)
     on_cpu, _ = in_all_cells(CPU, torch.float32, 9.0)
 
