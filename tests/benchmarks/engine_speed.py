@@ -5,12 +5,14 @@ machine does meets both; a figure is the median of the ratios. Peak memory is th
 a process that takes three steps, above what it has before the first.
 
 With ``--device cuda`` batches are larger, so that a GPU has something to do, GPT-2 is
-there too, and memory is what torch's allocator gave out at most.
+there too, absolute times stand beside the ratios, and memory is what torch's allocator
+gave out at most.
 """
 
 import argparse
 import copy
 import gc
+import inspect
 import os
 import re
 import statistics
@@ -75,9 +77,18 @@ def row(name: str, options: argparse.Namespace) -> list[str]:
     base, cells = 0.0, []
     for way in options.ways:
         ratio, base = ratio_of(name, way, options, base)
-        cells.append(f"{ratio:.2f}" if ratio else "cannot")
+        cells.append(cell(ratio, base, options.device) if ratio else "cannot")
         print(name, way, cells[-1], f"{base * 1e3:.1f} ms", file=sys.stderr)  # noqa: T201
     return [name, str(size), f"{base * 1e3:.1f} ms", *cells]
+
+
+def cell(ratio: float, base: float, device: str) -> str:
+    """Return what a table says of a way: on a GPU the milliseconds, too."""
+    return (
+        f"{ratio:.2f}"
+        if device == "cpu"
+        else f"{ratio * base * 1e3:.1f} ms, {ratio:.2f}"
+    )
 
 
 def made(name: str, options: argparse.Namespace) -> object:
@@ -86,7 +97,9 @@ def made(name: str, options: argparse.Namespace) -> object:
     make, times = {**MODELS, **LARGE}[name], options.batch
     if options.device != "cpu":
         times *= ON_GPU.get(name, 1)
-    return make(max(1, int(len(make().x) * times))).to(options.device)
+    usual = inspect.signature(make).parameters["B"].default
+    with torch.device(options.device):
+        return make(max(1, int(usual * times)))
 
 
 def ratio_of(

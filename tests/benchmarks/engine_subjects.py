@@ -38,11 +38,6 @@ class Subject:
         self.x = x
         self.y = y
 
-    def to(self, device: str) -> "Subject":
-        self.model.to(device)
-        self.x, self.y = self.x.to(device), self.y.to(device)
-        return self
-
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         if outputs.dim() == 3:
             losses = F.cross_entropy(
