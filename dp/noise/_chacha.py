@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
 from dp._keystream import KEY_BITS
+from dp.noise._host_words import pinned
 from dp.noise._kernels import checked
 
 
@@ -104,7 +105,7 @@ def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
 def _state(device: torch.device, key: bytes, counter: int) -> Tensor:
     """Return the input of a block: constants, key, counter and a nonce of zero."""
     nonce = counter.to_bytes(8, "little") + bytes(8)
-    state = torch.empty(_WORDS, dtype=torch.int32, pin_memory=device.type == "cuda")
+    state = pinned(_WORDS, torch.int32, device)
     state.numpy()[:] = np.frombuffer(_CONSTANTS + key + nonce, np.int32)
     return state.to(device, non_blocking=True)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dp._keystream import Keystream
 
 
-__all__ = ("HostWords",)
+__all__ = ("HostWords", "pinned")
 
 _LEAST_SHARE: Final = 1 << 20  # Bytes that are worth a thread: 0.2 ms.
 
@@ -39,8 +39,7 @@ class HostWords:
         The copy is in flight when this returns. Torch gives the pinned memory to no
         one else before it has arrived.
         """
-        is_cuda = self._device.type == "cuda"
-        words = torch.empty(count, dtype=dtype, device="cpu", pin_memory=is_cuda)
+        words = pinned(count, dtype, self._device)
         buffer = words.numpy().view(np.uint8)
         share = max(_LEAST_SHARE, -(-len(buffer) // self._num_threads))
         parts = [buffer[i : i + share] for i in range(0, len(buffer), share)]
@@ -51,3 +50,9 @@ class HostWords:
         else:
             list(self._pool.map(Keystream.fill, self._keystreams, parts))
         return words.to(self._device, non_blocking=True)
+
+
+def pinned(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory of the host, from which copies to *device* need no waiting."""
+    is_cuda = device.type == "cuda"
+    return torch.empty(count, dtype=dtype, device="cpu", pin_memory=is_cuda)

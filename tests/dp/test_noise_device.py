@@ -276,6 +276,17 @@ def test_tensors_of_every_kind_are_noised():
     assert len({tuple(s.tolist()) for s in sums[4:]}) == 300
 
 
+@pytest.mark.parametrize("place", [{"cpu"}, set()])
+def test_torchs_default_device_has_no_effect(monkeypatch, place):
+    """Memory of the host is asked for by name: users set the default to their GPU."""
+    monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", place)
+    sums = torch.zeros(20_000)
+    with torch.device("meta"):
+        GaussianNoise().add_([sums], stddev=2.0)
+
+    assert sums.std().item() == pytest.approx(2, abs=0.06)  # 6 sigma
+
+
 @pytest.mark.usefixtures("here")
 def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     """The host's way is for devices without float64 alone."""
