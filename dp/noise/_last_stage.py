@@ -63,9 +63,9 @@ class InManyOperations:
 
     def round_(self, x_N: Tensor, left: Left, more_C: Tensor) -> Tensor:
         """See :class:`LastStage`."""
-        fraction_C = left.x.double() * (1 / self.lattice.spacing)
-        whole_C = fraction_C.round()
-        fraction_C -= whole_C  # Exact: magnitudes are alike, or whole is 0.
+        units_C = left.x.double() * (1 / self.lattice.spacing)
+        whole_C = units_C.round()
+        fraction_C = units_C - whole_C  # Exact: magnitudes are alike, or whole is 0.
         bits_C = left.words.view(torch.uint16).to(torch.int64)
         steps_C, unsure_C = in_float64(bits_C, more_C, fraction_C, self.lattice.scale)
         result_C = (steps_C + whole_C) * self.lattice.spacing + 0.0  # -0 + 0 is 0.

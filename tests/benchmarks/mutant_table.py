@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
 SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
+DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
@@ -132,4 +133,13 @@ MUTANTS = (
     # Many ranks
     Mutant("distributed", "torch.sum(self._rows_WR, dim=0", "torch.mean(self._rows_WR, dim=0", "the total is divided by the number of ranks", "distributed/test_training.py distributed/test_release.py"),
     Mutant("sampling", "share = (0, 1) if self._sharded else rank_and_size()", "share = (0, 1)", "every rank draws every example", "distributed/test_training.py distributed/test_loader.py"),
+    # Noise on a device
+    Mutant("noise", "self._num_blocks += num_blocks", "pass", "a device's words are drawn twice", DEVICE),
+    Mutant("noise", "self._key = os.urandom(KEY_BITS // 8)", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
+    Mutant("noise", "more_C = torch.where(upper_C, ~more_C, more_C)", "more_C = more_C", "the bits of one tail run the wrong way on a device", DEVICE),
+    Mutant("noise", "fraction_C = units_C - whole_C", "fraction_C = units_C * 0", "the fraction of a sum is lost on a device", DEVICE),
+    Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_X)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),
+    Mutant("noise", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))[:1]", "the rest of a long vector on a device gets no noise", DEVICE),
+    Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
+    Mutant("noise", "x_N += 0.0  # -0 + 0 is 0.", "pass", "zeros show the sign of an inexact sum", NOISE),
 )  # fmt: skip
