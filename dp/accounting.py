@@ -17,18 +17,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final, get_args
 
 from dp import _checks
+from dp._events import neighbors, to_dp_event
+from dp._library import Library
 from dp._releases import Release, Truncation, merged
 from dp._typing import NeighboringRelation
 
 
 if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors
 
 __all__ = (
     "CLAIMED",
     "Guarantee",
+    "Library",
     "Release",
     "Truncation",
     "epsilon",
@@ -42,6 +43,7 @@ CLAIMED: Final = 1e-4
 """Width of the buckets of losses, of every epsilon that is claimed."""
 _LARGEST: Final = 500.0  # Of the epsilons of groups; beyond, they say nothing.
 _COARSE: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
+_MOST_BUCKETS: Final = 1e5  # Of losses of unsampled releases: epsilon to 8 digits.
 
 
 @final
@@ -68,19 +70,13 @@ class Guarantee:
     epsilon_rdp: float | None
 
 
-def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
-    """Return the releases as an event of ``dp_accounting``, for any accountant."""
-    from dp_accounting.dp_event import ComposedDpEvent  # noqa: PLC0415 -- a second
-
-    return ComposedDpEvent([_event(release) for release in releases])
-
-
 def epsilon(
     releases: Iterable[Release],
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
     interval: float = CLAIMED,
+    library: Library | None = None,
 ) -> Guarantee:
     """Return the guarantee of all the releases together.
 
@@ -93,7 +89,10 @@ def epsilon(
         delta: The delta of the guarantee, in (0, 1).
         neighboring_relation: What two neighbouring datasets are.
         interval: Width of the buckets into which PLD rounds losses, always up. Wider
-            ones give a larger bound sooner.
+            ones give a larger bound sooner. Of releases that are all unsampled it is
+            wider where there were more than 100 000 buckets.
+        library: Accountants of ``dp_accounting`` that are to compose the losses, two
+            to ten times as slowly, instead of the closed form of this package.
 
     Raises:
         ValueError: If *delta* or the relation is not one, or if batches were truncated
@@ -108,7 +107,7 @@ def epsilon(
     _checks.open_unit(delta=delta)
     releases = merged(releases)
     _check_relation(neighboring_relation, releases)
-    return _bounded(releases, delta, neighboring_relation, interval)
+    return _bounded(releases, delta, neighboring_relation, interval, library)
 
 
 def epsilon_curve(
@@ -141,13 +140,13 @@ def epsilon_curve(
     return tuple(curve)
 
 
-@lru_cache(maxsize=128)
 def group_epsilon(
-    releases: tuple[Release, ...],
+    releases: Iterable[Release],
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
     group_size: int,
+    library: Library | None = None,
 ) -> float:
     """Return an epsilon that holds if *group_size* examples differ at once.
 
@@ -157,6 +156,13 @@ def group_epsilon(
     Guarantees:
         * An upper bound, some percent above the smallest one; of truncated batches
           what changing one example after the other costs, which is further above.
+
+    Args:
+        releases: What was released.
+        delta: The delta of the guarantee, in (0, 1).
+        neighboring_relation: What two neighbouring datasets are.
+        group_size: How many examples.
+        library: Accountants to ask, as of :func:`epsilon`.
 
     Raises:
         ValueError: If a number or the relation is not one.
@@ -176,16 +182,25 @@ def group_epsilon(
         return math.inf
     truncated = any(release.truncation for release in releases)
     # A truncated batch may have one more example in another's place, and that twice.
-    reach = (4 if truncated else size) / sigma  # Of losses, reach**2 / 2 + 10 * reach.
-    interval = min(0.05, max(CLAIMED, (reach**2 / 2 + 10 * reach) / 2000))
+    reach = (4 if truncated else size) / sigma
+    interval = min(0.05, max(CLAIMED, _largest_loss(reach) / 2000))
     if truncated:
-        single = _composed(releases, neighboring_relation, interval)
-        return _in_turn(size, delta, single.get_epsilon_for_delta)
-    losses = _composed_for_group(releases, size, interval)
+        single = _epsilons(releases, neighboring_relation, interval, library)
+        return _in_turn(size, delta, single)
+    epsilon_at = (
+        _composed_for_group(releases, size, interval).get_epsilon_for_delta
+        if library is None
+        else library.of_group(releases, size, interval)
+    )
     if neighboring_relation != "replace_one":
-        return max(0.0, float(losses.get_epsilon_for_delta(delta)))
+        return max(0.0, float(epsilon_at(delta)))
     # Removing the group leads to a dataset that adding the other group leads to.
-    return _in_turn(2, delta, losses.get_epsilon_for_delta)
+    return _in_turn(2, delta, epsilon_at)
+
+
+def _largest_loss(reach: float) -> float:
+    """Return the largest loss that matters of a distance over a standard deviation."""
+    return reach**2 / 2 + 10 * reach
 
 
 def _in_turn(size: int, delta: float, epsilon_at: Callable[[float], float]) -> float:
@@ -202,6 +217,7 @@ def _in_turn(size: int, delta: float, epsilon_at: Callable[[float], float]) -> f
     return size * spent if needed < largest else math.inf
 
 
+@lru_cache(maxsize=64)
 def _composed_for_group(
     releases: tuple[Release, ...], size: int, interval: float
 ) -> "PrivacyLossDistribution":
@@ -247,6 +263,7 @@ def _bounded(
     delta: float,
     relation: NeighboringRelation,
     interval: float,
+    library: Library | None = None,
 ) -> Guarantee:
     pld: float
     rdp: float | None
@@ -257,7 +274,8 @@ def _bounded(
         pld = rdp = math.inf
         accountant = "no noise"
     else:
-        pld, rdp = _bounds(releases, delta, relation, interval)
+        interval = max(interval, _least_interval(releases, relation))
+        pld, rdp = _bounds(releases, delta, relation, interval, library)
         accountant = "PLD" if rdp is None or pld <= rdp else "RDP"
     return Guarantee(
         epsilon=pld if rdp is None else min(pld, rdp),
@@ -269,26 +287,71 @@ def _bounded(
     )
 
 
-@lru_cache(maxsize=256)
+def _least_interval(
+    releases: tuple[Release, ...], relation: NeighboringRelation
+) -> float:
+    """Return what keeps the losses of unsampled releases in memory.
+
+    Sampled ones are composed too often for buckets that are wider than asked for.
+    """
+    if any(release.sampling_probability < 1 for release in releases):
+        return 0.0
+    of_all = sum(release.count / release.noise_multiplier**2 for release in releases)
+    reach = math.sqrt(of_all) * (2 if relation == "replace_one" else 1)
+    return _largest_loss(reach) / _MOST_BUCKETS
+
+
 def _bounds(
     releases: tuple[Release, ...],
     delta: float,
     relation: NeighboringRelation,
     interval: float,
+    library: Library | None,
 ) -> tuple[float, float | None]:
-    by_pld = _composed(releases, relation, interval).get_epsilon_for_delta(delta)
-    pld = max(0.0, float(by_pld))
+    if library is None:
+        pld = _by_pld(releases, delta, relation, interval)
+    else:
+        pld = max(0.0, _epsilons(releases, relation, interval, library)(delta))
     if relation == "replace_one" or any(release.truncation for release in releases):
         # RDP has no truncated sample, and no replacement in a sampled one. It
         # would not double the sensitivity of an unsampled one as PLD does: its bound
         # would be too low.
         return pld, None
+    return pld, _by_rdp(releases, delta, relation)
+
+
+@lru_cache(maxsize=256)
+def _by_pld(
+    releases: tuple[Release, ...],
+    delta: float,
+    relation: NeighboringRelation,
+    interval: float,
+) -> float:
+    return max(0.0, float(_epsilons(releases, relation, interval, None)(delta)))
+
+
+@lru_cache(maxsize=256)
+def _by_rdp(
+    releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
+) -> float:
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # noqa: PLC0415
 
-    by_rdp = RdpAccountant(neighboring_relation=_neighbors(relation))
+    accountant = RdpAccountant(neighboring_relation=neighbors(relation))
     with _without_advice():
-        by_rdp.compose(to_dp_event(releases))
-        return pld, max(0.0, float(by_rdp.get_epsilon(delta)))
+        accountant.compose(to_dp_event(releases))
+        return max(0.0, float(accountant.get_epsilon(delta)))
+
+
+def _epsilons(
+    releases: tuple[Release, ...],
+    relation: NeighboringRelation,
+    interval: float,
+    library: Library | None,
+) -> Callable[[float], float]:
+    """Return the epsilon of all the releases, by delta."""
+    if library is not None:
+        return library.of_one(releases, relation, interval)
+    return _composed(releases, relation, interval).get_epsilon_for_delta
 
 
 def _composed(
@@ -315,16 +378,6 @@ def _composed(
     return composed
 
 
-def _neighbors(relation: NeighboringRelation) -> "Neighbors":
-    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors  # noqa: PLC0415
-
-    return {
-        "add_or_remove_one": Neighbors.ADD_OR_REMOVE_ONE,
-        "replace_one": Neighbors.REPLACE_ONE,
-        "zero_out": Neighbors.REPLACE_SPECIAL,
-    }[relation]
-
-
 @contextmanager
 def _without_advice() -> Iterator[None]:
     # dp_accounting warns of every RDP order that it leaves out. Leaving orders out
@@ -336,20 +389,3 @@ def _without_advice() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _event(release: Release) -> "DpEvent":
-    from dp_accounting import dp_event  # noqa: PLC0415 -- a second
-
-    gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
-    event: DpEvent = gaussian
-    if release.truncation is not None:
-        event = dp_event.TruncatedSubsampledGaussianDpEvent(
-            dataset_size=release.truncation.dataset_size,
-            sampling_probability=release.sampling_probability,
-            truncated_batch_size=release.truncation.max_batch_size,
-            noise_multiplier=release.noise_multiplier,
-        )
-    elif release.sampling_probability < 1:
-        event = dp_event.PoissonSampledDpEvent(release.sampling_probability, gaussian)
-    return dp_event.SelfComposedDpEvent(event, release.count)

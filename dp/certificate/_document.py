@@ -8,8 +8,9 @@ from typing import Any, Final, Literal, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Release, epsilon, group_epsilon, merged
+from dp.accounting import Release, merged
 from dp.certificate import _json, _picture, _text
+from dp.certificate._numbers import Numbers
 from dp.certificate._software import software
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger
@@ -17,9 +18,8 @@ from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Certificate", "CertifiedRun", "Numbers", "compose")
+__all__ = ("Certificate", "CertifiedRun", "compose")
 
-GROUP_SIZES: Final = (2, 5, 10)
 _RELEASED: Final = (
     "the model's parameters after every step, and everything computed from them"
 )
@@ -68,53 +68,6 @@ class CertifiedRun:
     def releases(self) -> tuple[Release, ...]:
         """What the accountant needs of the charges."""
         return merged(charge.to_release() for charge in self.charges)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
-    """Everything that is computed from runs; ``verify`` computes it again."""
-
-    epsilon: float
-    accountant: str
-    epsilon_pld: float
-    epsilon_rdp: float | None
-    epsilon_unamplified: float
-    epsilon_of_groups: Mapping[int, float]
-    delta_error: float
-    steps: int
-    key_epochs: int
-
-    @classmethod
-    def of(
-        cls,
-        runs: Sequence[CertifiedRun],
-        *,
-        delta: float,
-        relation: NeighboringRelation,
-    ) -> "Numbers":
-        """Compute them, for all runs together."""
-        releases = merged(release for run in runs for release in run.releases)
-        spent = epsilon(releases, delta=delta, neighboring_relation=relation)
-        return cls(
-            epsilon=spent.epsilon,
-            accountant=spent.accountant,
-            epsilon_pld=spent.epsilon_pld,
-            epsilon_rdp=spent.epsilon_rdp,
-            epsilon_unamplified=_unamplified(releases, spent).epsilon,
-            epsilon_of_groups={
-                size: group_epsilon(
-                    releases,
-                    delta=delta,
-                    neighboring_relation=relation,
-                    group_size=size,
-                )
-                for size in GROUP_SIZES
-            },
-            delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
-            steps=sum(run.steps for run in runs),
-            key_epochs=sum(len(run.segments) for run in runs),
-        )
 
 
 @final
@@ -349,28 +302,6 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         for key, segment in fields["segments"].items()
     }
     return CertifiedRun(**fields)
-
-
-def _delta_error(run: CertifiedRun, spent: float) -> float:
-    if not run.steps:
-        return 0.0
-    num_elements = run.num_parameters * run.steps
-    return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
-
-
-def _unamplified(releases: tuple[Release, ...], spent: Guarantee) -> Guarantee:
-    return epsilon(
-        [
-            Release(
-                sampling_probability=1.0,
-                noise_multiplier=release.noise_multiplier,
-                count=release.count,
-            )
-            for release in releases
-        ],
-        delta=spent.delta,
-        neighboring_relation=spent.neighboring_relation,
-    )
 
 
 def _assumed(runs: Sequence[CertifiedRun]) -> list[str]:

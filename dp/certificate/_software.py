@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 
-__all__ = ("software",)
+__all__ = ("software", "version_of_accountants")
 
 
 @cache
@@ -27,7 +27,12 @@ def software() -> dict[str, str]:
     return {
         "forwarding": version("forwarding"),
         "dp source sha256": _source_sha256(),
-        "dp-accounting": version("dp-accounting"),
+        "dp-accounting": version_of_accountants(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def version_of_accountants() -> str:
+    """Return the version of ``dp_accounting``."""
+    return version("dp-accounting")

@@ -136,6 +136,14 @@ CertificatePaths = Annotated[
     list[Path],
     typer.Argument(help="The certificate.json of each run.", metavar="PATH..."),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Compute by this package's closed form, as the certificate was, and not by"
+        " dp_accounting: for runs with many noise multipliers.",
+    ),
+]
 CommonDelta = Annotated[
     float | None,
     typer.Option(

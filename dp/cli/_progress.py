@@ -1,4 +1,4 @@
-"""A progress bar for each run: loss, accuracy and epsilon so far, time left."""
+"""Progress bars: of each run, with loss, accuracy and epsilon so far; of verifying."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from dp.cli._training import Point, Shown
 
 
-__all__ = ("progress_of",)
+__all__ = ("progress_of", "recomputing")
 
 
 @contextmanager
@@ -36,3 +36,25 @@ def progress_of(console: Console, num_steps: int) -> Iterator[Callable[[str], Sh
 
     with progress:
         yield show
+
+
+@contextmanager
+def recomputing(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how far epsilons were computed again; the bar goes when the context ends."""
+    progress = Progress(
+        TextColumn("composing releases"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", total=1, visible=False)
+
+    def update(composed: int, of_all: int) -> None:
+        progress.update(task, completed=composed, total=of_all, visible=True)
+
+    with progress:
+        yield update

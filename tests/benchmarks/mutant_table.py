@@ -113,8 +113,8 @@ MUTANTS = (
     # Accounting
     Mutant("_releases", "counts[kind] = counts.get(kind, 0) + r.count", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
     Mutant("accounting", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
-    Mutant("accounting", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
-    Mutant("accounting", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
+    Mutant("_events", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
+    Mutant("_events", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
     Mutant("calibration", "while (spent := bound(number, CLAIMED)) > target:", "while (spent := bound(number, CLAIMED)) > 2 * target:", "calibration may overshoot", "test_calibration.py::test_a_search_that_ended_too_low_is_mended"),
     Mutant("plan", "        return 1.0", "        return 0.01", "amplification without sampling", "test_plan.py test_optimizer.py"),
     Mutant("certificate", "_TOLERANCE: Final = 1e-6", "_TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),

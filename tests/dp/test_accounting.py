@@ -8,7 +8,7 @@ from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, stats
 
-from dp import accounting
+from dp import _events, accounting
 from dp.accounting import (
     Release,
     epsilon,
@@ -59,6 +59,15 @@ def test_gaussian_releases_cost_what_the_closed_form_says(sigma, count, relation
     claimed = cost((1.0, sigma, count), relation=relation).epsilon
 
     assert exact <= claimed <= exact * 1.01 + 1e-3
+
+
+def test_much_that_is_unsampled_is_accounted_at_once():
+    """Buckets of 1e-4 would take gigabytes for it; wider ones say the same."""
+    fine = cost((1.0, 1.0, 4)).epsilon
+    about = math.sqrt(10_000) * 4.265  # A quantile of the normal distribution.
+
+    assert fine == pytest.approx(gaussian_epsilon(0.5, 1e-5), rel=1e-6)
+    assert cost((1.0, 1.0, 10_000)).epsilon == pytest.approx(5000 + about, rel=1e-3)
 
 
 @pytest.mark.parametrize(("sigma", "count"), [(2.0, 1), (8.0, 16)])
@@ -281,7 +290,7 @@ def test_epsilon_is_that_of_dp_accountings_own_accountant(relation):
         Release(sampling_probability=0.1, noise_multiplier=2.0, count=10),
         Release(sampling_probability=1.0, noise_multiplier=8.0, count=3),
     )
-    accountant = PLDAccountant(accounting._neighbors(relation))
+    accountant = PLDAccountant(_events.neighbors(relation))
     accountant.compose(to_dp_event(releases))
     ours = epsilon(releases, delta=1e-6, neighboring_relation=relation)
 

@@ -4,28 +4,31 @@ import copy
 import dataclasses
 import json
 import math
+from importlib.metadata import version
 
 import pytest
 import torch
 from dp_accounting.pld import privacy_loss_distribution
 
-import dp
 from dp import (
     GaussianNoise,
     LedgerError,
     PoissonSampling,
     Schedule,
     Unamplified,
+    accounting,
     compose,
 )
 from dp._group_losses import group_losses
-from dp.accounting import Release, epsilon, group_epsilon
+from dp.accounting import Library, Release, epsilon, group_epsilon
 from dp.certificate import Certificate, _json, verify
 from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
 
 
 CHARGE = {"sampling_probability": 0.25, "noise_multiplier": 8.0, "max_grad_norm": 1.0}
+
+LOUD = {**CHARGE, "noise_multiplier": 20.0}
 
 
 def plan(**changes):
@@ -46,6 +49,11 @@ def charged(count, *, ledger=None, charge=CHARGE, **changes):
     for _ in range(count):
         ledger.reserve(**charge)
     return ledger
+
+
+def quickly(certificate):
+    """Verify it as most tests do; a handful asks dp_accounting, which takes longer."""
+    return verify(certificate, quick=True)
 
 
 def certificate(ledger, **about):
@@ -121,7 +129,7 @@ def test_without_noise_it_says_not_private(tmp_path):
     assert not statement.is_private
     assert "NOT PRIVATE" in statement.to_text()
     assert json.loads(statement.to_json())["epsilon"] == "inf"
-    assert verify(tmp_path / "certificate.json").ok
+    assert quickly(tmp_path / "certificate.json").ok
 
 
 def test_a_fast_generator_has_no_bound_on_delta():
@@ -131,7 +139,7 @@ def test_a_fast_generator_has_no_bound_on_delta():
     assert statement.delta_error == math.inf
     assert "NOT cryptographic" in statement.to_text()
     assert "no bound is known" in statement.to_text()
-    assert verify(statement).ok
+    assert quickly(statement).ok
 
 
 @pytest.mark.parametrize(
@@ -157,7 +165,7 @@ def test_other_plans_are_stated_and_verify(tmp_path, changes, charge, words):
 
     assert words in statement.to_text()
     assert Certificate.from_json(statement.to_json()) == statement
-    assert verify(tmp_path / "certificate.json").ok
+    assert quickly(tmp_path / "certificate.json").ok
 
 
 def test_before_the_first_step_it_costs_nothing():
@@ -166,14 +174,14 @@ def test_before_the_first_step_it_costs_nothing():
 
     assert statement.epsilon == statement.delta_error == statement.steps == 0
     assert statement.accountant == "none"
-    assert verify(statement).ok
+    assert quickly(statement).ok
 
 
 def test_it_is_written_as_json_text_and_picture(one, tmp_path):
     """And the JSON alone is enough to check it."""
     one.write(tmp_path / "report")
     folder = tmp_path / "report"
-    verification = verify(folder / "certificate.json")
+    verification = quickly(folder / "certificate.json")
 
     assert (folder / "certificate.txt").read_text() == one.to_text()
     assert (folder / "certificate.png").read_bytes().startswith(b"\x89PNG")
@@ -209,7 +217,7 @@ def altered(body, path, change):
 def claims_that_fail(body, path):
     path.write_text(json.dumps(body))
     try:
-        return {f.claim for f in verify(path).findings if not f.holds}
+        return {f.claim for f in quickly(path).findings if not f.holds}
     except LedgerError:
         return {"not a certificate"}
 
@@ -292,7 +300,7 @@ def test_altered_words_are_found(one, change, claim):
     """What the numbers are about is compared with the plan's words."""
     wrong = dataclasses.replace(one, **change)
 
-    assert claim in {f.claim for f in verify(wrong).findings if not f.holds}
+    assert claim in {f.claim for f in quickly(wrong).findings if not f.holds}
 
 
 def test_a_run_beyond_its_plan_is_found(one):
@@ -304,10 +312,68 @@ def test_a_run_beyond_its_plan_is_found(one):
     )
     wrong = dataclasses.replace(one, runs=(run,))
 
-    assert {f.claim for f in verify(wrong).findings if not f.holds} == {
+    assert {f.claim for f in quickly(wrong).findings if not f.holds} == {
         "run 1: planned steps",
         "run 1: target epsilon",
     }
+
+
+def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
+    """Nothing of the closed form by which it was stated is run; each line says so."""
+    one.write(tmp_path)
+    for name in ("_composed", "_composed_for_group"):
+        monkeypatch.delattr(f"dp.accounting.{name}")
+    accounting._by_pld.cache_clear()
+    seen = []
+    found = verify(tmp_path / "certificate.json", progress=lambda *at: seen.append(at))
+    lines = {finding.claim: finding.detail for finding in found.findings}
+
+    assert found.ok
+    assert found.computed == f"by dp_accounting {version('dp-accounting')} alone"
+    for claim in (
+        "epsilon",
+        "epsilon_rdp",
+        "epsilon_unamplified",
+        "epsilon of 5 units",
+    ):
+        assert lines[claim].endswith(found.computed)
+    assert not lines["steps"].endswith("alone")
+    assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_a_closed_form_that_errs_is_found(monkeypatch):
+    """By a hundred-thousandth only: what verifying by itself would confirm."""
+    accounting._by_pld.cache_clear()
+    right = accounting._epsilons
+    monkeypatch.setattr(
+        "dp.accounting._epsilons",
+        lambda *about: (
+            lambda delta: right(*about)(delta) * (1 if about[-1] else 1 - 1e-5)
+        ),
+    )
+    wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
+    by_itself, by_library = quickly(wrong), verify(wrong)
+    monkeypatch.undo()
+    accounting._by_pld.cache_clear()
+
+    assert by_itself.ok
+    assert by_itself.computed == "by the closed form of this package"
+    assert {f.claim for f in by_library.findings if not f.holds} == {
+        "epsilon",
+        "epsilon_pld",
+        "epsilon_unamplified",
+    }
+
+
+@pytest.mark.parametrize("relation", ["zero_out", "replace_one"])
+def test_both_ways_cost_a_group_the_same(relation):
+    """Whether losses are found by our bisection or by dp_accounting's search."""
+    about = {"delta": 1e-5, "neighboring_relation": relation, "group_size": 2}
+    ours = group_epsilon(KINDS, **about)
+
+    assert group_epsilon(KINDS, **about, library=Library()) == pytest.approx(
+        ours, rel=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -327,7 +393,7 @@ def test_what_is_no_certificate_is_refused(tmp_path, text):
     path.write_text(text)
 
     with pytest.raises(LedgerError, match="certificate"):
-        verify(path)
+        quickly(path)
 
 
 def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
@@ -352,9 +418,9 @@ def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
     assert (both.steps, both.key_epochs) == (5, 2)
     assert both.private_data_touches == ("One look.",)
     assert "run 2" in both.to_text()
-    assert verify(tmp_path / "certificate.json").ok
+    assert quickly(tmp_path / "certificate.json").ok
     assert compose(both, delta=1e-3).epsilon < both.epsilon
-    assert verify(compose(both, delta=1e-3)).ok
+    assert quickly(compose(both, delta=1e-3)).ok
 
 
 def test_what_two_certificates_share_counts_once():
@@ -467,6 +533,6 @@ def test_the_optimizer_certifies_itself(make_run):
     assert statement.runs[0].rng == "os"
     assert statement.private_data_touches == ("One look.",)
     assert statement.steps == 2
-    assert dp.verify(statement).ok
+    assert quickly(statement).ok
     assert torch.__version__ == statement.software["torch"]
     assert len(statement.software["dp source sha256"]) == 64

@@ -65,4 +65,4 @@ def test_the_command_line_trains_under_torchrun(unjoined_ranks, tmp_path):
     assert codes == [None, None]
     certificate = folder / "certificate.json"
     assert json.loads(certificate.read_text())["steps"] == 2
-    assert dp.verify(certificate).ok
+    assert dp.verify(certificate, quick=True).ok

@@ -1,0 +1,107 @@
+"""Everything in a certificate that is computed, and so can be computed again.
+
+A certificate is written with the numbers by which budgets were kept while training:
+those of the closed form of :mod:`dp._sampled_losses`. ``verify`` computes them again by
+``dp_accounting``'s accountants alone. Were both of one kind, verifying would repeat a
+mistake and not find it; and a run would wait seconds for its certificate, with a
+schedule minutes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from dp._typing import NeighboringRelation
+from dp.accounting import (
+    Guarantee,
+    Library,
+    Release,
+    epsilon,
+    group_epsilon,
+    merged,
+)
+from dp.noise import GaussianNoise
+
+
+if TYPE_CHECKING:
+    from dp.certificate._document import CertifiedRun
+
+__all__ = ("Numbers",)
+
+GROUP_SIZES: Final = (2, 5, 10)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Everything that is computed from runs; ``verify`` computes it again."""
+
+    epsilon: float
+    accountant: str
+    epsilon_pld: float
+    epsilon_rdp: float | None
+    epsilon_unamplified: float
+    epsilon_of_groups: Mapping[int, float]
+    delta_error: float
+    steps: int
+    key_epochs: int
+
+    @classmethod
+    def of(
+        cls,
+        runs: "Sequence[CertifiedRun]",
+        *,
+        delta: float,
+        relation: NeighboringRelation,
+        library: Library | None = None,
+    ) -> "Numbers":
+        """Compute them, for all runs together."""
+        releases = merged(release for run in runs for release in run.releases)
+        spent = epsilon(
+            releases, delta=delta, neighboring_relation=relation, library=library
+        )
+        return cls(
+            epsilon=spent.epsilon,
+            accountant=spent.accountant,
+            epsilon_pld=spent.epsilon_pld,
+            epsilon_rdp=spent.epsilon_rdp,
+            epsilon_unamplified=_unamplified(releases, spent, library).epsilon,
+            epsilon_of_groups={
+                size: group_epsilon(
+                    releases,
+                    delta=delta,
+                    neighboring_relation=relation,
+                    group_size=size,
+                    library=library,
+                )
+                for size in GROUP_SIZES
+            },
+            delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
+            steps=sum(run.steps for run in runs),
+            key_epochs=sum(len(run.segments) for run in runs),
+        )
+
+
+def _delta_error(run: "CertifiedRun", spent: float) -> float:
+    if not run.steps:
+        return 0.0
+    num_elements = run.num_parameters * run.steps
+    return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
+
+
+def _unamplified(
+    releases: tuple[Release, ...], spent: Guarantee, library: Library | None
+) -> Guarantee:
+    return epsilon(
+        [
+            Release(
+                sampling_probability=1.0,
+                noise_multiplier=release.noise_multiplier,
+                count=release.count,
+            )
+            for release in releases
+        ],
+        delta=spent.delta,
+        neighboring_relation=spent.neighboring_relation,
+        library=library,
+    )
