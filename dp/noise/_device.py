@@ -38,7 +38,7 @@ from dp.noise._refinement import REST_BITS
 
 __all__ = ("OnDevice", "add_rounded")
 
-_CANDIDATES: Final = 1 << 20  # Temporaries of 8 bytes: not too many of them at once.
+_CANDIDATES: Final = 1 << 21  # Temporaries of 8 bytes: not too many of them at once.
 
 
 class FirstStage(Protocol):
@@ -113,6 +113,8 @@ class OnDevice:
         """Add noise to a contiguous vector, in float32 or float64."""
         for part_N in x_N.split(self._first_stage.longest(x_N.dtype)):
             left = self._first_stage.round_(part_N)
+            if not len(left.x):
+                continue
             pieces = (of_C.split(_CANDIDATES) for of_C in left)
             for piece in zip(*pieces, strict=True):
                 self._decide(part_N, Left(*piece))

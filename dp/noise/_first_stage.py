@@ -37,7 +37,7 @@ from dp.noise._rounding import (
 __all__ = ("InOneKernel", "InTorch", "Lattice", "Left", "Words", "rounding_kernel_on")
 
 _LONGEST_IN_TORCH: Final = 1 << 26  # Bytes; temporaries take up to four times that.
-_LONGEST_IN_ONE_KERNEL: Final = 1 << 26  # Elements; temporaries take 3 bytes each.
+_LONGEST_IN_ONE_KERNEL: Final = 1 << 25  # Elements; temporaries take 3 to 17 bytes.
 _CHECKED: Final = (1 << 16) + 7
 
 

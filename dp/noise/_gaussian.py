@@ -49,7 +49,8 @@ class GaussianNoise:
             of the operating system, and rounds exactly. Tensors of CUDA devices are
             rounded there, with bits of ChaCha20 where Triton is installed, and else
             of AES, sent from the host. Tensors of other devices are copied to the
-            host and back by chunks. ``"fast"`` draws from torch's generator on the
+            host and back by chunks. The first call on a CUDA device takes some seconds,
+            to compile and to check. ``"fast"`` draws from torch's generator on the
             tensor's device, seeded by the operating system, and adds in floating
             point: whoever guesses the seed subtracts the noise.
 

@@ -258,6 +258,12 @@ def test_zero_has_no_sign(dtype):
 
 
 @pytest.mark.usefixtures("here")
+def test_empty_sums_are_legal_on_a_device():
+    """Nothing is left for the last stage, as with a few elements it often is."""
+    assert GaussianNoise().add_([torch.zeros(0, 3)], stddev=1.0) == 1.0
+
+
+@pytest.mark.usefixtures("here")
 def test_tensors_of_every_kind_are_noised():
     """Views, small tensors, float64, an empty one: each element gets noise of its own."""
     sums = [
