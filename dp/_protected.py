@@ -53,9 +53,13 @@ class Protected:
         A proxy of an owner has its groups, and is not known.
         """
         for known in [owner] if owner in self._seen else self._alive():
-            seen = _Seen(_outline(known), tuple(map(id, parameters_of(known))))
-            if seen.outline is not None and seen != self._seen[known]:
-                self._seen[known] = seen
+            outline = _outline(known)
+            parameters = tuple(map(id, parameters_of(known)))
+            last = self._seen[known]
+            if outline is not None and (
+                parameters != last.parameters or outline != last.outline
+            ):
+                self._seen[known] = _Seen(outline, parameters)
                 self._owners = None
 
     def owners_of(self, parameters: Iterable[Tensor]) -> list[Optimizer]:

@@ -225,19 +225,20 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
-        if not self._only_initialises_state():
-            self._set_private_gradients()
+        self._set_private_gradients()
         result = permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
     @untraced
     def _set_private_gradients(self) -> None:
+        parameters = self._trainable()
+        if self._only_initialises_state(parameters):
+            return
         refresh(self)
         self._drop_cleared()
         self._check_scaled()
         if self.mechanism.pending is not None:
             check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
-        parameters = self._trainable()
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
         elif self._placeholder.has_company(parameters):
@@ -255,14 +256,12 @@ class DPOptimizer(TransparentOptimizer):
             parameter.grad = noisy_sum.to(parameter.dtype)
         self._placeholder.wrote(parameters)
 
-    @untraced
-    def _only_initialises_state(self) -> bool:
+    def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
 
         ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
-        parameters = self._trainable()
         return (
             self._placeholder.is_foreign(parameters)
             and not self.state
