@@ -4,7 +4,9 @@ Autograd lists the inputs of a node that have a graph. Data, constants, indices 
 conditions have none; only what the node keeps of them tells that they are there.
 """
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Final
 
 from torch import Tensor
@@ -24,6 +26,7 @@ __all__ = (
     "LOOKUPS",
     "SUMS",
     "WITH_FACTOR",
+    "arguments_of",
     "axes_of",
     "batch_axes",
     "constant_factor",
@@ -48,6 +51,35 @@ LOOKUPS: Final[Mapping[str, str]] = {
 # Operations that pick by indices or conditions, which autograd does not list as inputs.
 # Custom functions, whose nodes' names end in no digit, may hide anything.
 _INDEXING: Final = ("Embedding", "Gather", "Index", "Mask", "Scatter", "Take", "Where")
+
+# Arguments that decide which examples meet under shapes that stay the same. Sizes and
+# positions are left out: they follow the lengths of a batch.
+_ARGUMENTS: Final = (
+    "axis",
+    "batch_first",
+    "dim",
+    "dim0",
+    "dim1",
+    "dim2",
+    "dimension",
+    "dims",
+    "scale_grad_by_freq",
+    "shifts",
+    "source_dim",
+    "train",
+    "training",
+)
+
+
+@cache
+def arguments_of(kind: type) -> Callable[[Node], Hashable] | None:
+    """Return what reads a kind of nodes' arguments; None if there are none to read."""
+    names = [
+        f"_saved_{name}"
+        for name in _ARGUMENTS
+        if hasattr(kind, f"_saved_{name}") and not hasattr(kind, f"_raw_saved_{name}")
+    ]
+    return attrgetter(*names) if names else None
 
 
 def signature(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dp.per_sample._graph import Edge, Graph, Operand, Use
 from dp.per_sample._hidden import (
     LOOKUPS,
+    arguments_of,
     axes_of,
     batch_axes,
     constant_factor,
@@ -66,6 +67,12 @@ class Template:
                 owner = _owner(node, self._parameters)
                 self._leaves.append((place, type(node), owner))
         self._axes = [(place_of[n], axes_of(n, num_samples)) for n in graph.nodes]
+        self._arguments = [
+            (place_of[node], read, read(node))
+            for node in graph.nodes
+            for read in [arguments_of(node.__class__)]
+            if read is not None
+        ]
         self._hiding = [
             (place_of[n], behind, facts(n, behind, num_samples, constants))
             for n, behind in graph.hiding
@@ -142,6 +149,8 @@ class Template:
                 axes.append(known[shape])
             if tuple(axes) != expected:
                 return False
+        if any(read(nodes[place]) != value for place, read, value in self._arguments):
+            return False
         return all(
             facts(nodes[place], behind, num_samples, constants) == expected
             for place, behind, expected in self._hiding

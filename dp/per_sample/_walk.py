@@ -17,6 +17,7 @@ from dp.per_sample._hidden import (
     LOOKUPS,
     SUMS,
     WITH_FACTOR,
+    arguments_of,
     axes_of,
     constant_factor,
     has_room,
@@ -119,6 +120,9 @@ class _Walk:
         )
         self._nodes.append(node)
         self._shape += (type(node), axes_of(node, self._num_samples))
+        read = arguments_of(node.__class__)
+        if read is not None:
+            self._shape.append(read(node))
         if is_use:
             self._uses[node] = sign
             self._shape.append(tuple(id(p) for some in found for p in some))
