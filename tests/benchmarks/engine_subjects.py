@@ -212,10 +212,10 @@ LARGE: Mapping[str, Callable[..., Subject]] = {
 }
 # How many times the usual batch keeps a GPU busy.
 ON_GPU: Mapping[str, int] = {
-    "MLP": 64,
+    "MLP": 32,
     "CNN": 16,
     "Transformer": 4,
-    "wide": 64,
+    "wide": 16,
     "ResNet": 64,
     "LoRA": 16,
 }
