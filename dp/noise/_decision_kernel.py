@@ -37,6 +37,7 @@ def round_in_float64(
     x_N: Tensor,
     *,
     indices_C: Tensor,
+    x_C: Tensor,
     words_C: Tensor,
     tail_C: Tensor,
     normal_C: Tensor,
@@ -46,8 +47,9 @@ def round_in_float64(
     """Round sums in place where float64 is sure of it, and say where it is not.
 
     Args:
-        x_N: The sums.
-        indices_C: Which of them, each once.
+        x_N: Where results go.
+        indices_C: To which elements of it, each once.
+        x_C: Their sums, which are not read from there.
         words_C: The first 16 bits of each ``U``, which tell the sign.
         tail_C: See ``write_tails``.
         normal_C: Their quantiles.
@@ -60,6 +62,7 @@ def round_in_float64(
         _round[(triton.cdiv(size, _SIZE),)](  # pyright: ignore[reportIndexIssue]
             x_N,
             indices_C,
+            x_C,
             words_C,
             tail_C,
             normal_C,
@@ -107,6 +110,7 @@ def _rint(x: tl.tensor) -> tl.tensor:
 def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     x_N: tl.tensor,
     indices_C: tl.tensor,
+    x_C: tl.tensor,
     words_C: tl.tensor,
     tail_C: tl.tensor,
     normal_C: tl.tensor,
@@ -118,8 +122,7 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     """One product is by no power of two: to contract it is one rounding less."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     is_there = at < size
-    where = x_N + tl.load(indices_C + at, is_there, 0)
-    fraction = tl.load(where, is_there, 0.0).to(tl.float64) * tl.load(constants + 2)
+    fraction = tl.load(x_C + at, is_there, 0.0).to(tl.float64) * tl.load(constants + 2)
     whole = _rint(fraction)
     fraction -= whole  # Exact: magnitudes are alike, or whole is 0.
     normal = tl.load(normal_C + at, is_there, 0.0)
@@ -131,5 +134,6 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     is_unsure |= tl.load(tail_C + at, is_there, 1.0) < tl.load(constants + 3)
     result = (steps + whole) * tl.load(constants + 1) + 0.0  # -0 + 0 is 0.
     result = result.to(x_N.dtype.element_ty)
+    where = x_N + tl.load(indices_C + at, is_there, 0)
     tl.store(where, result, is_there & (is_unsure == 0))
     tl.store(is_unsure_C + at, is_unsure.to(tl.int8), is_there)

@@ -47,8 +47,8 @@ class LastStage(Protocol):
         """Round what is left, in place; return where that may be wrong.
 
         Args:
-            x_N: The vector.
-            left: Elements of it that nothing was added to yet.
+            x_N: The vector, which has anything where something is left.
+            left: Elements that nothing was added to yet.
             more_C: The next 64 bits of each.
         """
         ...
@@ -108,6 +108,7 @@ class Kernels(Protocol):
         x_N: Tensor,
         *,
         indices_C: Tensor,
+        x_C: Tensor,
         words_C: Tensor,
         tail_C: Tensor,
         normal_C: Tensor,
@@ -134,6 +135,7 @@ class InKernels:
         self.kernels.round_in_float64(
             x_N,
             indices_C=left.indices,
+            x_C=left.x,
             words_C=left.words,
             tail_C=tail_C,
             normal_C=torch.special.ndtri(tail_C),
@@ -195,10 +197,10 @@ def _check(kernels: Kernels, device: torch.device) -> None:
         x_N = words_C.to(dtype).square().mul(0.0123)
         x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
         left = Left(indices_C, x_N[indices_C], words_C.to(torch.int16))
-        ours, theirs = x_N.clone(), x_N.clone()
+        ours, theirs = torch.full_like(x_N, 7.0), x_N.clone()
         unsure_C = InKernels(checked_lattice, kernels).round_(ours, left, more_C)
         expected_C = InManyOperations(checked_lattice).round_(theirs, left, more_C)
-        theirs[indices_C[expected_C]] = x_N[indices_C[expected_C]]
+        theirs[indices_C[expected_C]] = 7.0
         if not (
             torch.equal(ours.nan_to_num(), theirs.nan_to_num())
             and torch.equal(unsure_C, expected_C)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian, _last_stage
 from dp.noise._chacha import ChaChaWords
-from dp.noise._device import _noise_on
+from dp.noise._device import OnDevice, _noise_on
 from dp.noise._first_stage import InOneKernel, InTorch, Lattice
 from dp.noise._host_words import HostWords
 from dp.noise._last_stage import InKernels, InManyOperations
@@ -83,11 +83,11 @@ def write_tails(words_C, more_C, tail_C):
 
 
 def round_in_float64(
-    x_N, *, indices_C, words_C, tail_C, normal_C, constants, is_unsure_C
+    x_N, *, indices_C, x_C, words_C, tail_C, normal_C, constants, is_unsure_C
 ):
     """What the last kernel does, in other words."""
     scale, spacing, _, smallest, safe_distance = constants.tolist()
-    fraction_C = x_N[indices_C].double() / spacing
+    fraction_C = x_C.double() / spacing
     whole_C = fraction_C.round()
     fraction_C -= whole_C
     sum_C = fraction_C - normal_C * scale * words_C.sign().where(words_C != 0, 1) * -1
@@ -326,7 +326,8 @@ def test_temporaries_of_a_long_vector_stay_small(stage):
 
 
 @pytest.mark.usefixtures("rounding_kernel", "decision_kernel")
-def test_noise_is_drawn_with_the_kernels(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_drawn_with_the_kernels(monkeypatch, dtype):
     """Each call has a key of its own, and the noise its scale."""
     monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
     monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: write_blocks)
@@ -337,7 +338,7 @@ def test_noise_is_drawn_with_the_kernels(monkeypatch):
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
     drawn = []
     for _ in range(2):
-        sums = torch.zeros(100, 100)
+        sums = torch.zeros(100, 100, dtype=dtype)
         with torch.device("meta"):  # The default device has no effect.
             GaussianNoise().add_([sums], stddev=2.0)
         drawn.append(sums)
@@ -347,3 +348,25 @@ def test_noise_is_drawn_with_the_kernels(monkeypatch):
     assert not torch.equal(*drawn)
     assert torch.equal(drawn[0] * 8, (drawn[0] * 8).round())
     assert torch.cat(drawn).std().item() == pytest.approx(2, abs=0.06)  # 6 sigma
+
+
+@pytest.mark.usefixtures("rounding_kernel", "decision_kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_mix_of_stages_gives_the_same_noise(monkeypatch, dtype):
+    """What is left by either first stage is decided alike by either last one."""
+    monkeypatch.setattr(os, "urandom", lambda n: bytes(range(n)))
+    lattice = Lattice.on(CPU, 1.7)
+    kernels = sys.modules[DECISION_KERNEL]
+    x = torch.linspace(-100, 100, 20_000, dtype=dtype)
+    found = []
+    for last in (InManyOperations(lattice), InKernels(lattice, kernels)):
+        for one_kernel in (True, False):
+            words = ChaChaWords(CPU, write_blocks)
+            first = InTorch(lattice, words)
+            if one_kernel:
+                first = InOneKernel(lattice, words, round_in_float32)
+            found.append(x.clone())
+            OnDevice(lattice, words, first, last).add_(found[-1])
+
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert (found[0] - x).std().item() == pytest.approx(1.7, abs=0.06)  # 6 sigma
