@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 import dp
 from dp import DPOptimizer, PoissonSampling
+from dp.audit import replay, training
 from dp.clipping import FlatClipping
 from dp.per_sample import Engine
 
@@ -255,6 +256,31 @@ def test_a_check_finds_what_is_wrong_on_a_gpu():
 
     assert not report.ok
     assert "BatchNorm" in str(report)
+
+
+class Far(nn.Module):
+    """Takes batches of the host, and returns their losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, batch):
+        x, y_B = (part.to(self.layers[0].weight.device) for part in batch)
+        return F.cross_entropy(self.layers(x), y_B, reduction="none")
+
+
+def test_a_run_on_a_gpu_replays(make_plan):
+    """One record moves sums by the clipping norm, and nothing else."""
+    plan = make_plan(max_grad_norm=0.5, expected_batch_size=20.0)
+    x = torch.randn(40, 4)
+    x[-1] = 50.0
+    data = TensorDataset(x, torch.randint(3, (40,)))
+
+    report = replay(training(plan), Far().to(CUDA), data)
+
+    assert report.ok, str(report)
+    assert "of 0.5 allowed" in report.findings[0].detail
 
 
 def test_gradients_of_single_examples_are_not_all_held():
