@@ -29,7 +29,7 @@ def compose(accountant: "PLDAccountant", event: "DpEvent") -> None:
 
 @final
 class Library:
-    """``PLDAccountant``s by what they composed, so that each composes it once.
+    """Instances of ``PLDAccountant`` by what they composed, once each.
 
     Args:
         compose: Called with an accountant and what it is to compose, which is one kind
