@@ -2,16 +2,20 @@
 
 First, of a model with 10 million parameters, the share of a step that is neither the
 model, nor drawing noise, nor the wrapped optimizer's update: tickets, clipping factors,
-the ledger, dividing, guards. Then the time of steps of models with 100, 1000 and 10 000
-parameter tensors, an element at a time: in proportion, if nothing grows faster.
+the ledger, dividing, guards. Then the processor time of steps of models with more and
+more parameter tensors, of two elements each, beside the ordinary backward and step, with
+Python's garbage collector on and off. ``--tensors 1000 10000`` prints only these.
 """
 
+import argparse
+import gc
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dp
 
@@ -75,26 +79,54 @@ def shares(steps: int = 12) -> None:
         print(f"| {name} | {1e3 * seconds:.1f} | {share:.1%} |")  # noqa: T201
 
 
-def growth() -> None:
-    """Print the time a tensor, by the number of tensors."""
-    for num_tensors in (100, 1000, 10_000):
-        model = nn.ParameterList(torch.zeros(2) for _ in range(num_tensors))
-        optimizer = private(model, 6)
-        x = torch.randn(4, 2)
-        times = []
-        for _ in range(6):
-            losses: Tensor = torch.stack([(x * p).sum(1) for p in model]).sum(0)
-            start = time.perf_counter()
-            optimizer.backward(losses)
-            optimizer.step()
-            times.append((time.perf_counter() - start) / num_tensors)
-        later = statistics.median(times[2:])
-        print(  # noqa: T201
-            f"| {num_tensors} | {1e6 * times[0]:.0f} | {1e6 * later:.0f} |", flush=True
+def growth(counts: Sequence[int], rounds: int = 7) -> None:
+    """Print processor time a tensor, private beside ordinary, by number of tensors."""
+    for collects in (True, False):
+        for num_tensors in counts:
+            (gc.enable if collects else gc.disable)()
+            private_us, ordinary_us = _a_tensor(num_tensors, rounds)
+            print(  # noqa: T201
+                f"| {'on' if collects else 'off'} | {num_tensors} | {private_us:.0f}"
+                f" | {ordinary_us:.1f} | {private_us / ordinary_us:.2f} |",
+                flush=True,
+            )
+    gc.enable()
+
+
+def _a_tensor(num_tensors: int, rounds: int) -> tuple[float, float]:
+    """Return microseconds a tensor of a private step and of an ordinary one."""
+    x = torch.randn(4, 2)
+    model, other = (
+        nn.ParameterList(torch.zeros(2) for _ in range(num_tensors)) for _ in range(2)
+    )
+    optimizer = private(model, rounds)
+    ordinary = torch.optim.SGD(other.parameters(), lr=0.1, foreach=True)
+    times: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        losses, total = (
+            torch.stack([(x * p).sum(1) for p in some]).sum(0)
+            for some in (model, other)
         )
+        start = time.process_time()
+        optimizer.backward(losses)
+        optimizer.step()
+        middle = time.process_time()
+        total.sum().backward()
+        ordinary.step()
+        ordinary.zero_grad()
+        end = time.process_time()
+        del losses, total
+        times.append((middle - start, end - middle))
+    of_private, of_ordinary = zip(*times[2:], strict=True)
+    scale = 1e6 / num_tensors
+    return scale * statistics.median(of_private), scale * statistics.median(of_ordinary)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tensors", type=int, nargs="*", help="only their growth")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shares()
-    growth()
+    if not arguments.tensors:
+        shares()
+    growth(arguments.tensors or (100, 1000, 10_000))
