@@ -61,11 +61,12 @@ def local_norm_only():
 
     def local(self, group_of):
         parts = {i: p for i, p in self._parts.items() if i % size == rank}
-        whole, self._parts = self._parts, parts
+        whole = self._parts, self._small
+        self._parts, self._small = parts, self._small & parts.keys()
         try:
             return norms(self, group_of)
         finally:
-            self._parts = whole
+            self._parts, self._small = whole
 
     with patch.object(PerSampleGradients, "squared_norms", local):
         yield
