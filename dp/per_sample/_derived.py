@@ -17,7 +17,7 @@ from dp.per_sample._outer import Outer
 from dp.per_sample._parts import Kept, Part, chunk_bytes, chunked_norms, chunks, wide
 
 
-__all__ = ("Sliced", "parts_of_parameters")
+__all__ = ("Sliced", "parts_of_parameters", "turned_back")
 
 _MATRIX = 2
 
@@ -42,7 +42,7 @@ def parts_of_parameters(
     if operand.chain is None or isinstance(part, Sliced):
         return _derived(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, Outer | Kept) and _is_transposed(operand):
+    if isinstance(part, Outer) and _is_transposed(operand):
         return [(parameter, part.transposed())]
     if _is_cast(operand):
         return [(parameter, part)]
@@ -64,6 +64,21 @@ def _is_cast(operand: Operand) -> bool:
     """Whether the operand is its parameter in another dtype, and nothing else."""
     chain = operand.chain or ()
     return {name_of(node) for node, _ in chain} == {"ToCopyBackward0"}
+
+
+def turned_back(part: Part) -> Part:
+    """Return kept gradients of a transposed parameter as its own, to look up rows.
+
+    All of them lie in memory as the operand's do, in which order norms and sums read
+    them several times as fast.
+    """
+    if (
+        isinstance(part, Seen)
+        and isinstance(part.inner, Kept)
+        and _is_transposed(part.operand)
+    ):
+        return part.inner.transposed()
+    return part
 
 
 @final

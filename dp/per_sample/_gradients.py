@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp.per_sample._derived import turned_back
 from dp.per_sample._lookup import Lookup
 from dp.per_sample._outer import Outer, concatenated
 from dp.per_sample._parts import SMALL, Kept, Part, chunked_norms, wide
@@ -269,12 +270,12 @@ def _joint_squared_norms(
     parts: Sequence[Part], num_samples: int, parameter: Tensor
 ) -> Tensor:
     """Return the squared norms of the sum of several uses, cross terms included."""
-    match parts:
-        case [part]:
-            return part.squared_norms()
+    if len(parts) == 1:
+        return parts[0].squared_norms()
+    match [turned_back(parts[0]), *parts[1:]]:
         case [Outer() | Kept() as head, Lookup() as table] if _is_one_product(head):
             cross_B = table.products_with(head)
-            whole_B = head.squared_norms() + table.squared_norms()
+            whole_B = parts[0].squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.
             margin_B = _MARGIN * torch.finfo(whole_B.dtype).eps * whole_B
             return (whole_B + 2 * cross_B).clamp(min=0) + margin_B
