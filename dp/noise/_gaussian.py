@@ -38,6 +38,9 @@ _LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
 _HOST: Final = torch.device("cpu")
 _WITH_FLOAT64: Final = frozenset({"cuda"})  # Other devices lack it, or do it slowly.
 _CHUNKS_WORTH_A_THREAD: Final = 2
+# Of the host: threads wait for each other between numpy's calls, and 16 of them took
+# twice as long as 2.
+_MOST_THREADS: Final = 2
 
 
 @final
@@ -121,7 +124,7 @@ class GaussianNoise:
             _check_range(dtype, stddev)
         if stddev == 0:
             return stddev
-        chunks = list(in_chunks(sums, num_threads=torch.get_num_threads()))
+        chunks = list(in_chunks(sums, num_threads=_num_threads()))
         if self._rng == "os":
             on_host, on_device = _by_place(chunks)
             if on_host:
@@ -184,9 +187,9 @@ def _by_place(
 
 
 def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
-    """Add noise drawn on the host, on as many threads as torch may use."""
+    """Add noise drawn on the host, on a thread or two."""
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    num_threads = min(torch.get_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
+    num_threads = min(_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
     if num_threads <= 1:
         _add_to_waiting(waiting, stddev)
         return
@@ -198,6 +201,10 @@ def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
         _add_to_waiting(waiting, stddev)
         for other in others:
             other.result()
+
+
+def _num_threads() -> int:
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 @torch.no_grad()

@@ -333,8 +333,11 @@ def test_parts_are_not_taken_for_one_beyond_their_memory():
     assert _adjoining([one[:3], one[3:]]) == 4
 
 
-def test_threads_share_the_work_and_no_key(monkeypatch):
-    """Every element gets noise of its own, drawn under one key for each thread."""
+def test_two_threads_share_the_work_and_no_key(monkeypatch):
+    """Every element gets noise of its own, drawn under one key for each thread.
+
+    There are no more than two, however many torch may use.
+    """
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
@@ -343,7 +346,7 @@ def test_threads_share_the_work_and_no_key(monkeypatch):
     sums = torch.zeros(20, 1000)
     GaussianNoise().add_([sums], stddev=1.0)
 
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 2
     assert len({tuple(row) for row in sums.tolist()}) == 20
     assert sums.std().item() == pytest.approx(1, abs=0.03)
 
