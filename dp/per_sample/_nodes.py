@@ -224,7 +224,8 @@ def check(name: str, example: Example | None, reads: Iterable[str]) -> str | Non
         reads: What it keeps for its backward.
     """
     if example is None:
-        return _missing(name, getattr(torch._C._functions, name, None), reads)  # noqa: SLF001
+        torch_c: Any = torch._C  # noqa: SLF001 -- where the classes of nodes are
+        return _missing(name, getattr(torch_c._functions, name, None), reads)  # noqa: SLF001
     with torch.enable_grad():
         node: Node = example().grad_fn
     while node is not None and name_of(node) != name:

@@ -94,6 +94,19 @@ def test_batches_of_any_size_are_one_graph(walks, assert_exact, per_example):
     assert walks == [B, 1]  # One example alone has every axis.
 
 
+def test_examples_on_another_axis_are_another_graph(walks, assert_exact):
+    """Also where no operation has another argument, but memory is read otherwise."""
+    layer, engine = nn.Linear(3, 4), Engine()
+    for shape, steps in ((B, T, 3), (1, T)), ((T, B, 3), (B, 1)):
+        for _ in range(2):
+            rows = layer(torch.randn(shape))
+            by_step = rows.sum(2).as_strided((T, B), steps)
+            losses_B = by_step.square().sum(0)
+            assert_exact(losses_B, trained(layer), engine=engine)
+
+    assert walks == [B, B]
+
+
 def test_layers_of_one_row_with_long_products_are_served_as_one(
     stacks, assert_exact, per_example
 ):
