@@ -10,7 +10,7 @@ Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, some at 
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, final
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from dp.noise._chacha import ChaChaWords, kernel_on
 from dp.noise._chunks import as_vector
 from dp.noise._first_stage import (
+    FirstStage,
     InOneKernel,
     InTorch,
     Lattice,
@@ -39,18 +40,6 @@ from dp.noise._refinement import REST_BITS
 __all__ = ("OnDevice", "add_rounded")
 
 _CANDIDATES: Final = 1 << 21  # Temporaries of 8 bytes: not too many of them at once.
-
-
-class FirstStage(Protocol):
-    """See :mod:`dp.noise._first_stage`."""
-
-    def round_(self, x_N: Tensor) -> Left:
-        """Add noise and round, in place; return what that may be wrong for."""
-        ...
-
-    def longest(self, dtype: torch.dtype) -> int:
-        """Return how long a vector may be for temporaries of some 200 MB."""
-        ...
 
 
 def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:

@@ -34,7 +34,15 @@ from dp.noise._rounding import (
 )
 
 
-__all__ = ("InOneKernel", "InTorch", "Lattice", "Left", "Words", "rounding_kernel_on")
+__all__ = (
+    "FirstStage",
+    "InOneKernel",
+    "InTorch",
+    "Lattice",
+    "Left",
+    "Words",
+    "rounding_kernel_on",
+)
 
 _LONGEST_IN_TORCH: Final = 1 << 26  # Bytes; temporaries take up to four times that.
 _LONGEST_IN_ONE_KERNEL: Final = 1 << 25  # Elements; temporaries take 3 to 17 bytes.
@@ -63,6 +71,18 @@ class Left(NamedTuple):
     indices: Tensor
     x: Tensor
     words: Tensor
+
+
+class FirstStage(Protocol):
+    """Either way of it."""
+
+    def round_(self, x_N: Tensor) -> Left:
+        """Add noise and round, in place; return what that may be wrong for."""
+        ...
+
+    def longest(self, dtype: torch.dtype) -> int:
+        """Return how long a vector may be for temporaries of some 200 MB."""
+        ...
 
 
 @final
@@ -104,11 +124,11 @@ class InTorch:
         self._words = words
 
     def longest(self, dtype: torch.dtype) -> int:
-        """Return how long a vector may be for temporaries of some 200 MB."""
+        """See :class:`FirstStage`."""
         return _LONGEST_IN_TORCH // dtype.itemsize
 
     def round_(self, x_N: Tensor) -> Left:
-        """Add noise and round, in place; return what that may be wrong for."""
+        """See :class:`FirstStage`."""
         words_N = self._words.draw(len(x_N), torch.int16)
         steps_N = x_N * (1 / self._lattice.spacing)
         where_C = self._round(steps_N, words_N)
@@ -141,13 +161,13 @@ class InOneKernel:
         self._for_float64 = InTorch(lattice, words)
 
     def longest(self, dtype: torch.dtype) -> int:
-        """Return how long a vector may be for temporaries of some 200 MB."""
+        """See :class:`FirstStage`."""
         if dtype != torch.float32:
             return self._for_float64.longest(dtype)
         return _LONGEST_IN_ONE_KERNEL
 
     def round_(self, x_N: Tensor) -> Left:
-        """Add noise and round, in place; return what that may be wrong for."""
+        """See :class:`FirstStage`."""
         if x_N.dtype != torch.float32:
             return self._for_float64.round_(x_N)
         state, num_blocks = self._words.blocks_for(2 * len(x_N))

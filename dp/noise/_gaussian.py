@@ -22,8 +22,8 @@ __all__ = ("GaussianNoise",)
 _DESCRIPTIONS: Final = {
     "os": (
         f"AES-{KEY_BITS} in counter mode, or ChaCha20 on a CUDA device, under a fresh"
-        f" {KEY_BITS}-bit key of the operating system for every release; the exact sum rounded to a lattice of 1/16 to 1/32 of the"
-        " standard deviation"
+        f" {KEY_BITS}-bit key of the operating system for every release; the exact sum"
+        " rounded to a lattice of 1/16 to 1/32 of the standard deviation"
     ),
     "fast": (
         "torch's generator, NOT cryptographic, with a 64-bit seed of the operating"
