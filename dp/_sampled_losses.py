@@ -2,7 +2,7 @@
 
 The losses, how they are cut off and how they are put into buckets are those of
 ``dp_accounting``. Where a loss is reached is known in closed form; here it is computed
-for all losses at once, which is ten to a hundred times as fast.
+for all losses at once, which is 2 to 20 times as fast.
 
 Not done here: composing losses into an epsilon (:mod:`dp.accounting`).
 
