@@ -6,7 +6,7 @@ Run ``python docs/operations.py`` after a change of the engine's rules.
 from itertools import groupby
 from pathlib import Path
 
-from dp.per_sample._rules import RULES
+from dp.per_sample._rules.table import RULES
 
 
 PAGE = Path(__file__).parent / "reference" / "operations.md"

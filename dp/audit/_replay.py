@@ -26,7 +26,6 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dp import _keystream
-from dp._guard import owner_of
 from dp.audit._progress import Bar, bar_of
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, hooked, seeded
@@ -34,6 +33,7 @@ from dp.certificate import Finding
 from dp.exceptions import PrivacyError
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
+from dp.optimizer._guard import owner_of
 from dp.plan import PrivacyPlan
 
 

@@ -25,7 +25,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Dataset
 
-from dp._guard import owner_of
 from dp.audit._progress import Bar
 from dp.audit._statistics import Floats
 from dp.exceptions import (
@@ -35,6 +34,7 @@ from dp.exceptions import (
 )
 from dp.ledger import Charge
 from dp.optimizer import DPOptimizer
+from dp.optimizer._guard import owner_of
 from dp.plan import PrivacyPlan
 
 

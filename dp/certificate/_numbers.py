@@ -1,7 +1,7 @@
 """Everything in a certificate that is computed, and so can be computed again.
 
 A certificate is written with the numbers by which budgets were kept while training:
-those of the closed form of :mod:`dp._sampled_losses`. ``verify`` computes them again by
+those of the closed form of :mod:`dp.accounting._sampled_losses`. ``verify`` computes them again by
 ``dp_accounting``'s accountants alone. Were both of one kind, verifying would repeat a
 mistake and not find it; and a run would wait seconds for its certificate, with a
 schedule minutes.
@@ -9,7 +9,7 @@ schedule minutes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import (
@@ -20,11 +20,9 @@ from dp.accounting import (
     group_epsilon,
     merged,
 )
+from dp.certificate._run import CertifiedRun
 from dp.noise import GaussianNoise
 
-
-if TYPE_CHECKING:
-    from dp.certificate._document import CertifiedRun
 
 __all__ = ("Numbers",)
 
@@ -82,7 +80,7 @@ class Numbers:
         )
 
 
-def _delta_error(run: "CertifiedRun", spent: float) -> float:
+def _delta_error(run: CertifiedRun, spent: float) -> float:
     if not run.steps:
         return 0.0
     num_elements = run.num_parameters * run.steps

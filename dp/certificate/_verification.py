@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
-from dp._library import compose
 from dp.accounting import Library, epsilon
+from dp.accounting._reference import compose
 from dp.certificate import _json
-from dp.certificate._document import Certificate, CertifiedRun
+from dp.certificate._document import Certificate
 from dp.certificate._numbers import Numbers
+from dp.certificate._run import CertifiedRun
 from dp.certificate._software import version_of_accountants
 
 

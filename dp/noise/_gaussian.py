@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dp import _checks
 from dp._keystream import KEY_BITS, Keystream
-from dp.noise import _device
 from dp.noise._chunks import as_vector, in_chunks
-from dp.noise._rounding import TOTAL_VARIATION, RoundedGaussian, granularity
+from dp.noise._device.noise import add_rounded
+from dp.noise._host.lattice import TOTAL_VARIATION, RoundedGaussian, granularity
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -130,7 +130,7 @@ class GaussianNoise:
             if on_host:
                 _add_rounded(on_host, stddev)
             if on_device:
-                _device.add_rounded(on_device, stddev)
+                add_rounded(on_device, stddev)
         else:
             self._add_fast(chunks, stddev)
         return stddev

@@ -16,15 +16,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp.per_sample._collected import Collected
-from dp.per_sample._fallback import by_graph
+from dp.per_sample._backward_pass import Collected
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph import Edge, Graph, Signature
-from dp.per_sample._parts import wide
-from dp.per_sample._plan import Plan, check_opaque, check_shared, planned
-from dp.per_sample._stacks import Alike, alike
-from dp.per_sample._template import Template
-from dp.per_sample._walk import walked
+from dp.per_sample._graph.template import Template
+from dp.per_sample._graph.uses import Edge, Graph, Signature
+from dp.per_sample._graph.walk import walked
+from dp.per_sample._isolation.graph_plan import (
+    Plan,
+    check_opaque,
+    check_shared,
+    planned,
+)
+from dp.per_sample._layer_batching import Alike, alike
+from dp.per_sample._parts.part import wide
+from dp.per_sample._rules.fallback import by_graph
 
 
 __all__ = ("Engine",)

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp.per_sample._derived import turned_back
-from dp.per_sample._lookup import Lookup
-from dp.per_sample._outer import Outer, concatenated
-from dp.per_sample._parts import SMALL, Kept, Part, chunked_norms, wide
-from dp.per_sample._precision import FullPrecision
+from dp.per_sample._full_precision import FullPrecision
+from dp.per_sample._parts.embedding import Lookup
+from dp.per_sample._parts.factored import Outer, concatenated
+from dp.per_sample._parts.part import SMALL, Kept, Part, chunked_norms, wide
+from dp.per_sample._parts.reparametrized import turned_back
 
 
 __all__ = ("PerSampleGradients", "Stacked")

@@ -34,7 +34,7 @@ def _draws(draw):
             sampling_probability,
         )
 
-    return mock.patch("dp.sampling.poisson_sample", poisson_sample)
+    return mock.patch("dp.sampling._loader.poisson_sample", poisson_sample)
 
 
 def noise_scaled(factor):

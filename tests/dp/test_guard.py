@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dp import PrivacyError
-from dp._guard import owner_of
-from dp._protected import Protected
+from dp.optimizer._guard import owner_of
+from dp.optimizer._registry import Protected
 
 
 def weights(model):
@@ -80,8 +80,8 @@ def test_an_optimizer_around_the_private_one_may_step(make_run):
 
 def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
     """Importing dp changes no other training."""
-    monkeypatch.setattr("dp._guard._protected", Protected())
-    monkeypatch.setattr("dp._guard.parameters_of", None)
+    monkeypatch.setattr("dp.optimizer._guard._protected", Protected())
+    monkeypatch.setattr("dp.optimizer._guard.parameters_of", None)
     weight = nn.Parameter(torch.ones(1))
 
     other(weight).step()

@@ -71,7 +71,7 @@ def accountant(monkeypatch):
         asked.append(tuple(releases))
         return cheap_cost(releases, **about)
 
-    monkeypatch.setattr("dp.ledger.epsilon", cost)
+    monkeypatch.setattr("dp.ledger._ledger.epsilon", cost)
     return asked
 
 
@@ -178,7 +178,7 @@ def test_epsilon_is_a_budget():
 def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
     """A release is charged if, and only if, it keeps the target."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.ledger.epsilon", cheap_cost)
+        patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
         ledger = Ledger(plan(target_epsilon=target, steps=30))
         for noise_multiplier in noise_multipliers:
             kind = {**PLANNED, "noise_multiplier": noise_multiplier}
@@ -300,7 +300,7 @@ def test_a_copy_is_a_fork(copied):
 def test_another_process_id_is_another_segment(monkeypatch):
     """A ledger that finds itself in a child stops writing under its parent's id."""
     ledger = charged(2)
-    monkeypatch.setattr("dp.ledger.os.getpid", lambda: -1)
+    monkeypatch.setattr("dp.ledger._ledger.os.getpid", lambda: -1)
     ledger.reserve(**PLANNED)
     ledger.reserve(**PLANNED)
 
@@ -419,7 +419,7 @@ class Life(RuleBasedStateMachine):
         self.known = {}  # The releases behind each ledger.
         self.num_released = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dp.ledger.epsilon", cheap_cost)
+        self.patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
 
     def teardown(self):
         self.patch.undo()

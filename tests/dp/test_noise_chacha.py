@@ -15,19 +15,20 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian, _last_stage
-from dp.noise._chacha import ChaChaWords
-from dp.noise._device import OnDevice, _noise_on
-from dp.noise._first_stage import InOneKernel, InTorch, Lattice
-from dp.noise._host_words import HostWords
-from dp.noise._last_stage import InKernels, InManyOperations
+from dp.noise import GaussianNoise, _gaussian
+from dp.noise._device import chacha, float32_stage, float64_stage
+from dp.noise._device.chacha import ChaChaWords
+from dp.noise._device.float32_stage import InOneKernel, InTorch, Lattice
+from dp.noise._device.float64_stage import InKernels, InManyOperations
+from dp.noise._device.host_words import HostWords
+from dp.noise._device.noise import OnDevice, _noise_on
 
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
-KERNEL = "dp.noise._chacha_kernel"
-ROUNDING_KERNEL = "dp.noise._rounding_kernel"
-DECISION_KERNEL = "dp.noise._decision_kernel"
+KERNEL = "dp.noise._device.kernels.chacha"
+ROUNDING_KERNEL = "dp.noise._device.kernels.rounding"
+DECISION_KERNEL = "dp.noise._device.kernels.decision"
 
 
 def blocks_of(key, counter, num_blocks):
@@ -101,9 +102,9 @@ def round_in_float64(
 @pytest.fixture(autouse=True)
 def _fresh():
     asked = (
-        _chacha.kernel_on,
-        _first_stage.rounding_kernel_on,
-        _last_stage.last_stage_on,
+        chacha.kernel_on,
+        float32_stage.rounding_kernel_on,
+        float64_stage.last_stage_on,
     )
     for each in asked:
         each.cache_clear()
@@ -118,10 +119,10 @@ def kernel(monkeypatch):
     module = types.ModuleType(KERNEL)
     module.write_blocks = write_blocks
     monkeypatch.setitem(sys.modules, KERNEL, module)
-    monkeypatch.setattr(_chacha, "find_spec", lambda name: name)
+    monkeypatch.setattr(chacha, "find_spec", lambda name: name)
     # A device that is called CUDA's and is not: nothing is pinned or sent.
-    state = _chacha._state
-    monkeypatch.setattr(_chacha, "_state", lambda _device, *rest: state(CPU, *rest))
+    state = chacha._state
+    monkeypatch.setattr(chacha, "_state", lambda _device, *rest: state(CPU, *rest))
     return module
 
 
@@ -172,9 +173,9 @@ def test_a_kernel_that_writes_what_openssl_does_is_used(kernel):
     """It is asked once for each device."""
     device = torch.device("cuda", 1)
 
-    assert _chacha.kernel_on(device) is kernel.write_blocks
+    assert chacha.kernel_on(device) is kernel.write_blocks
     kernel.write_blocks = None
-    assert _chacha.kernel_on(device) is write_blocks
+    assert chacha.kernel_on(device) is write_blocks
 
 
 def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
@@ -186,7 +187,7 @@ def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
 
     kernel.write_blocks = wrong
     with pytest.warns(RuntimeWarning, match="drawn on the host.*is not OpenSSL's"):
-        assert _chacha.kernel_on(CUDA) is None
+        assert chacha.kernel_on(CUDA) is None
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(kernel):
@@ -199,24 +200,24 @@ def test_a_kernel_that_does_not_compile_is_not_used(kernel):
     with pytest.warns(
         RuntimeWarning, match="cuda:0.*as safe.*Failed to find C compiler"
     ):
-        assert _chacha.kernel_on(CUDA) is None
+        assert chacha.kernel_on(CUDA) is None
 
 
 def test_without_triton_and_elsewhere_there_is_no_kernel(kernel, monkeypatch):
     """No warning: there is nothing that could be used."""
-    assert _chacha.kernel_on(CPU) is None
-    monkeypatch.setattr(_chacha, "find_spec", lambda _: None)
-    assert _chacha.kernel_on(CUDA) is None
+    assert chacha.kernel_on(CPU) is None
+    monkeypatch.setattr(chacha, "find_spec", lambda _: None)
+    assert chacha.kernel_on(CUDA) is None
     assert kernel.write_blocks is write_blocks
 
 
 def test_a_rounding_kernel_that_does_what_torch_does_is_used(rounding_kernel):
     """It is asked once for each device."""
-    found = _first_stage.rounding_kernel_on(CPU, write_blocks)
+    found = float32_stage.rounding_kernel_on(CPU, write_blocks)
     assert found is round_in_float32
 
     rounding_kernel.round_in_float32 = None
-    assert _first_stage.rounding_kernel_on(CPU, write_blocks) is round_in_float32
+    assert float32_stage.rounding_kernel_on(CPU, write_blocks) is round_in_float32
 
 
 @pytest.mark.parametrize("change", ["result", "left", "words"])
@@ -235,7 +236,7 @@ def test_a_rounding_kernel_that_errs_anywhere_is_not_used(rounding_kernel, chang
 
     rounding_kernel.round_in_float32 = wrong
     with pytest.warns(RuntimeWarning, match="as safe and slower.*not those of torch"):
-        assert _first_stage.rounding_kernel_on(CPU, write_blocks) is None
+        assert float32_stage.rounding_kernel_on(CPU, write_blocks) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -258,10 +259,10 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
 
 def test_decision_kernels_that_do_what_torch_does_are_used(decision_kernel):
     """They are asked once for each device."""
-    assert _last_stage.last_stage_on(CPU) is decision_kernel
+    assert float64_stage.last_stage_on(CPU) is decision_kernel
 
     decision_kernel.write_tails = None
-    assert _last_stage.last_stage_on(CPU) is decision_kernel
+    assert float64_stage.last_stage_on(CPU) is decision_kernel
 
 
 @pytest.mark.parametrize("change", ["tail", "result", "unsure"])
@@ -284,7 +285,7 @@ def test_decision_kernels_that_err_anywhere_are_not_used(decision_kernel, change
     else:
         decision_kernel.round_in_float64 = wrong_rounding
     with pytest.warns(RuntimeWarning, match="refined in many operations.*not those of"):
-        assert _last_stage.last_stage_on(CPU) is None
+        assert float64_stage.last_stage_on(CPU) is None
 
 
 @pytest.mark.usefixtures("kernel")
@@ -292,11 +293,11 @@ def test_a_device_gets_what_it_can_run(rounding_kernel, decision_kernel, monkeyp
     """All kernels, some of them, the words' alone, or none."""
     lattice = Lattice.on(CPU, 1.7)
     monkeypatch.setattr(Lattice, "on", lambda *_: lattice)
-    monkeypatch.setattr(_first_stage, "_check", lambda *_: None)
-    monkeypatch.setattr(_last_stage, "_check", lambda *_: None)
+    monkeypatch.setattr(float32_stage, "_check", lambda *_: None)
+    monkeypatch.setattr(float64_stage, "_check", lambda *_: None)
 
     def found(device):
-        _first_stage.rounding_kernel_on.cache_clear()
+        float32_stage.rounding_kernel_on.cache_clear()
         noise = _noise_on(device, 1.7, None, 1)
         assert noise._lattice is lattice
         return [type(p) for p in (noise._words, noise._first_stage, noise._last_stage)]
@@ -305,7 +306,7 @@ def test_a_device_gets_what_it_can_run(rounding_kernel, decision_kernel, monkeyp
     del rounding_kernel.round_in_float32
     with pytest.warns(RuntimeWarning, match="rounded in many operations"):
         assert found(CUDA) == [ChaChaWords, InTorch, InKernels]
-    _last_stage.last_stage_on.cache_clear()
+    float64_stage.last_stage_on.cache_clear()
     monkeypatch.setitem(sys.modules, DECISION_KERNEL, None)
     with pytest.warns(RuntimeWarning) as warned:
         assert found(CUDA) == [ChaChaWords, InTorch, InManyOperations]
@@ -330,9 +331,9 @@ def test_temporaries_of_a_long_vector_stay_small(stage):
 def test_noise_is_drawn_with_the_kernels(monkeypatch, dtype):
     """Each call has a key of its own, and the noise its scale."""
     monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
-    monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: write_blocks)
-    assert _first_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
-    assert _last_stage.last_stage_on(CPU)
+    monkeypatch.setattr("dp.noise._device.noise.kernel_on", lambda _: write_blocks)
+    assert float32_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
+    assert float64_stage.last_stage_on(CPU)
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])

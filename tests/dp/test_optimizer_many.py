@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonSampling, PrivacyError, SamplingMismatchError
-from dp._guard import owner_of
+from dp.optimizer._guard import owner_of
 
 
 ALL = PoissonSampling(sampling_probability=1.0)

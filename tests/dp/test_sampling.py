@@ -241,7 +241,7 @@ def test_the_coin_is_exact_to_its_last_bit(monkeypatch, probability):
         def integers(self, _count, dtype):
             return np.array([0, max(winning - 1, 0), winning, 2**64 - 1], dtype=dtype)
 
-    monkeypatch.setattr("dp._schemes.Keystream", Coins)
+    monkeypatch.setattr("dp.sampling._schemes.Keystream", Coins)
     expected = [0, 1] if winning else []
     assert poisson_sample(4, sampling_probability=probability) == expected
 

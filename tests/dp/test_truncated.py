@@ -28,7 +28,7 @@ from dp.exceptions import (
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
-from dp.sampling import random_part
+from dp.sampling._schemes import random_part
 
 
 TRUNCATED = TruncatedPoissonSampling(
@@ -215,7 +215,7 @@ def test_ties_are_drawn_anew(monkeypatch):
         def integers(self, _count, dtype):
             return np.array(next(draws), dtype=dtype)
 
-    monkeypatch.setattr("dp._schemes.Keystream", Coins)
+    monkeypatch.setattr("dp.sampling._schemes.Keystream", Coins)
 
     assert random_part([10, 20, 30], size=2) == [20, 30]
 
@@ -373,7 +373,7 @@ def test_several_processes_are_refused(monkeypatch):
     arguments = {"sampling_probability": 0.5, "steps": 2, "max_batch_size": 3}
     with pytest.raises(UnsupportedOperationError, match="train in one process"):
         iter(PoissonLoader(range(20), sharded=True, **arguments))
-    monkeypatch.setattr("dp.sampling.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("dp.sampling._loader.rank_and_size", lambda: (0, 2))
     with pytest.raises(UnsupportedOperationError, match="train in one process"):
         iter(PoissonLoader(range(20), **arguments))
 

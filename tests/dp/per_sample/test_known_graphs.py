@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample import Engine, _collected, _engine
+from dp.per_sample import Engine, _backward_pass, _engine
 
 
 B, T = 5, 3
@@ -44,8 +44,8 @@ def stacks(monkeypatch):
         sizes.append(0 if found is None else len(members))
         return found
 
-    stacked = _collected.stacked
-    monkeypatch.setattr(_collected, "stacked", counting)
+    stacked = _backward_pass.stacked
+    monkeypatch.setattr(_backward_pass, "stacked", counting)
     return sizes
 
 

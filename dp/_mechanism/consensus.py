@@ -1,0 +1,95 @@
+"""What the ranks of one run must agree on before a step releases anything.
+
+A few integers are compared at every step. What is slow to compare is compared once,
+and again after something was loaded, copied or replaced on any rank; the ranks then
+also agree on the id under which their ledgers charge, so that the ledgers stay equal
+and one run is not counted once a rank.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol, TypeVar, final
+
+from torch import Tensor
+
+from dp._mechanism.current_values import Settings
+from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
+from dp.clipping import Clipping
+from dp.distributed import World
+from dp.noise import GaussianNoise
+from dp.sampling import PoissonLoader, Ticket
+
+
+__all__ = ("Agreement",)
+
+
+class _Ready(Protocol):
+    @property
+    def ticket(self) -> Ticket | None: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+
+
+_ReadyT = TypeVar("_ReadyT", bound=_Ready)
+
+
+@final
+class Agreement:
+    """The agreement of the ranks that train together; it is never copied."""
+
+    def __init__(self) -> None:
+        self._settled: Hashable = None
+
+    def reached(
+        self,
+        ready: Callable[[], _ReadyT],
+        *,
+        settings: Settings,
+        clipping: Clipping,
+        noise: GaussianNoise,
+        loader: PoissonLoader | None,
+        parameters: Sequence[Tensor],
+    ) -> tuple[World, _ReadyT]:
+        """Return the ranks, and what *ready* returned, once all ranks are ready.
+
+        Raises:
+            RankFailedError: If another rank raised, died, or did not come in time.
+            RanksDivergedError: If the ranks differ in something.
+        """
+        world, ledger = World.current(), settings.ledger
+
+        def identity() -> Hashable:
+            return world, ledger.segment, id(loader), tuple(map(id, parameters))
+
+        if world.size == 1:
+            if self._settled is not None:  # It shared its id with others until now.
+                ledger.charge_as(None)
+                self._settled = None
+            return world, ready()
+        pending, settled = world.together(
+            ready,
+            facts=lambda pending: {
+                "the batch": None if pending.ticket is None else pending.ticket.ordinal,
+                "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
+                "the clipping norm": pending.max_grad_norm,
+                "the noise": settings.noise_multiplier,
+            },
+            agreed=self._settled == identity(),
+        )
+        if not settled:
+            whole = [p for p in parameters if not hasattr(p, "placements")]
+            facts = {
+                "the plan": settings.plan,
+                "the clipping rule": clipping,
+                "the source of noise": noise,
+                "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],
+                "the parameters' values": fingerprint_of_tensors(whole),
+                "the dataset": (
+                    None
+                    if loader is None or loader.sharded
+                    else fingerprint_of_dataset(loader.dataset)
+                ),
+            }
+            ledger.charge_as(world.settle(facts, offer=ledger.segment))
+            self._settled = identity()
+        return world, pending

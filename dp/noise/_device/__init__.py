@@ -1,0 +1,1 @@
+"""The same noise, drawn on an accelerator."""

@@ -1,0 +1,71 @@
+"""Per-example gradients that something else has left on the parameters.
+
+Opacus' ``GradSampleModule`` and others put them into ``p.grad_sample``, one row an
+example, or a list of such tensors, one for each backward pass.
+
+Shapes: ``B`` examples, ``P`` elements of a parameter.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._parts.part import Kept, Part, wide
+
+
+__all__ = ("clear_grad_samples", "from_grad_samples")
+
+
+def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None:
+    """Return the gradients in ``p.grad_sample``, or None if no parameter has any.
+
+    Whoever made them vouches that a row depends on its own example only; nothing of
+    the graph is left that could show it.
+
+    Args:
+        parameters: One without ``grad_sample`` has gradients of zero.
+
+    Raises:
+        ValueError: If they are of different numbers of examples, or do not have the
+            shape of their parameter.
+    """
+    found = {
+        index: rows
+        for index, parameter in enumerate(parameters)
+        if (rows := _rows(parameter)) is not None
+    }
+    if not found:
+        return None
+    sizes = {len(rows) for rows in found.values()}
+    if len(sizes) > 1:
+        raise ValueError(
+            "the parameters' grad_sample have different numbers of rows; give each"
+            " one row for every example of the batch"
+        )
+    for index, rows in found.items():
+        shape = tuple(parameters[index].shape)
+        if tuple(rows.shape[1:]) != shape:
+            raise ValueError(
+                f"the rows of grad_sample have shape {tuple(rows.shape[1:])}, but the"
+                f" parameter has {shape}; give each example the parameter's shape"
+            )
+    parts: dict[int, Sequence[Part]] = {i: [Kept(rows)] for i, rows in found.items()}
+    first = next(iter(found.values()))
+    start_B = wide(first.new_zeros(len(first)))
+    return PerSampleGradients(parts, parameters, start_B)
+
+
+def clear_grad_samples(parameters: Iterable[Tensor]) -> None:
+    """Drop what ``p.grad_sample`` holds, where there is one."""
+    for parameter in parameters:
+        if getattr(parameter, "grad_sample", None) is not None:
+            parameter.grad_sample = None  # type: ignore[attr-defined]  # not torch's own
+
+
+def _rows(parameter: Tensor) -> Tensor | None:
+    found: Tensor | list[Tensor] | None = getattr(parameter, "grad_sample", None)
+    if isinstance(found, list):
+        return torch.cat(found).detach() if found else None
+    return None if found is None else found.detach()

@@ -1,0 +1,94 @@
+"""Gradients of embeddings.
+
+Shapes: ``B`` examples, ``L`` lookups in all, ``D`` embedding dimensions, ``V`` rows of
+the table, ``K`` pairs of an example and a row, ``T`` positions of an example.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._parts.factored import Outer
+from dp.per_sample._parts.part import Kept, Part, squared_norms, wide, zeroed
+
+
+__all__ = ("Lookup",)
+
+
+@final
+class Lookup(Part):
+    """Gradients of a table: each example touches the rows that it looks up."""
+
+    def __init__(
+        self,
+        indices_L: Tensor,
+        owners_L: Tensor,
+        grads_LD: Tensor,
+        *,
+        num_rows: int,
+        num_samples: int,
+    ) -> None:
+        self.indices_L = indices_L
+        self.owners_L = owners_L  # Whose lookup it is.
+        self.grads_LD = grads_LD
+        self.num_rows = num_rows
+        self.num_samples = num_samples
+
+    def squared_norms(self) -> Tensor:
+        keys_L = self.indices_L + self.owners_L * self.num_rows
+        touched_K, where_L = keys_L.unique(return_inverse=True)
+        grads_LD = wide(self.grads_LD)
+        rows_KD = grads_LD.new_zeros(len(touched_K), grads_LD.shape[1])
+        rows_KD.index_add_(0, where_L, grads_LD)
+        owners_K = touched_K.div_(self.num_rows, rounding_mode="floor")
+        norms_B = grads_LD.new_zeros(self.num_samples)
+        return norms_B.index_add_(0, owners_K, squared_norms(rows_KD))
+
+    def products_with(self, head: Outer | Kept) -> Tensor:
+        """Return each example's inner product with the gradient of an output layer.
+
+        Args:
+            head: Of the same table: its left factor is [B, T, V].
+        """
+        if isinstance(head, Kept):
+            rows_LD = wide(head.grads_BP[self.owners_L, self.indices_L])
+            products_L = (rows_LD * self.grads_LD).sum(1)
+            products_B = products_L.new_zeros(self.num_samples)
+            return products_B.index_add_(0, self.owners_L, products_L)
+        left_BTV, right_BTD = wide(head.left), wide(head.right)
+        # One lookup meets T positions: a_LT of the head's gradient at its row.
+        at_row_LT = left_BTV[self.owners_L, :, self.indices_L]
+        found = []
+        for lookups in torch.arange(len(self.indices_L)).split(4096):
+            inputs_LTD = right_BTD[self.owners_L[lookups]]
+            grads_LD1 = wide(self.grads_LD[lookups])[..., None]
+            found.append(((inputs_LTD @ grads_LD1)[..., 0] * at_row_LT[lookups]).sum(1))
+        products_B = right_BTD.new_zeros(self.num_samples)
+        return products_B.index_add_(0, self.owners_L, torch.cat(found))
+
+    def gradients(self, examples: slice) -> Tensor:
+        start, stop, _ = examples.indices(self.num_samples)
+        mine_L = (self.owners_L >= start) & (self.owners_L < stop)
+        grads_LD = wide(self.grads_LD[mine_L])
+        result = grads_LD.new_zeros(stop - start, self.num_rows, grads_LD.shape[1])
+        rows_L = (self.owners_L[mine_L] - start) * self.num_rows
+        flat = result.view(-1, grads_LD.shape[1])
+        flat.index_add_(0, rows_L + self.indices_L[mine_L], grads_LD)
+        return result
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        grads_LD = self.grads_LD.to(total.dtype)
+        weighted_LD = grads_LD * factors_B.to(total.dtype)[self.owners_L, None]
+        if not beta:
+            total.zero_()
+        total.index_add_(0, self.indices_L, weighted_LD)
+
+    def without(self, bad_B: Tensor) -> Part:
+        return Lookup(
+            self.indices_L,
+            self.owners_L,
+            zeroed(self.grads_LD, bad_B[self.owners_L]),
+            num_rows=self.num_rows,
+            num_samples=self.num_samples,
+        )

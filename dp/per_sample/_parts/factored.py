@@ -1,0 +1,139 @@
+"""Gradients of matrix products.
+
+Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an example,
+``I`` by ``O`` the operand, ``R = B * T`` rows.
+"""
+
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._parts.part import (
+    Kept,
+    Part,
+    chunk_bytes,
+    chunked_norms,
+    chunks,
+    squared_norms,
+    wide,
+    zeroed,
+)
+
+
+__all__ = ("Outer", "concatenated", "gram_is_cheaper")
+
+# A Gram norm is a difference of large numbers where gradients cancel over positions.
+_GRAM_MARGIN: Final = 4.0
+
+
+@final
+class Outer(Part):
+    """Gradients ``left.mT @ right``, held as these two factors.
+
+    Args:
+        left: [B, T, I], or [B, N, T, I] for N matrices in one operand.
+        right: [B, T, O] or [B, N, T, O].
+        left_rows: The gradients that *left* is as well, if any: a bias has those of
+            the outputs.
+        right_rows: Those that *right* is as well.
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        *,
+        left_rows: Kept | None = None,
+        right_rows: Kept | None = None,
+    ) -> None:
+        self.left = left
+        self.right = right
+        self.left_rows = left_rows
+        self.right_rows = right_rows
+
+    def transposed(self) -> "Outer":
+        """Return the gradients of the transposed operand."""
+        return Outer(
+            self.right,
+            self.left,
+            left_rows=self.right_rows,
+            right_rows=self.left_rows,
+        )
+
+    def squared_norms(self) -> Tensor:
+        T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
+        O = self.right.shape[-1]  # noqa: E741 -- a shape suffix
+        B = len(self.left)
+        if T == 1 and self.left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            left, right = self.left_rows, self.right_rows
+            left_B = left.squared_norms() if left else squared_norms(self.left)
+            right_B = right.squared_norms() if right else squared_norms(self.right)
+            return left_B * right_B
+        if gram_is_cheaper(T, I, O):
+            return self._gram_norms()
+        size = self.left[0, ..., 0, 0].numel() * I * O
+        return chunked_norms([self], B, size, self.left.device)
+
+    def _gram_norms(self) -> Tensor:
+        B, T = len(self.left), self.left.shape[-2]
+        num_products = self.left[0, ..., 0, 0].numel()
+        norms = []
+        at_most = chunk_bytes(self.left.device)
+        for examples in chunks(B, 8 * T * T * num_products, at_most):
+            left, right = wide(self.left[examples]), wide(self.right[examples])
+            product = left @ left.mT
+            eps = torch.finfo(product.dtype).eps
+            other = right @ right.mT
+            lengths = (_diagonal(product) * _diagonal(other)).sqrt_()
+            margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
+            found = torch.linalg.vecdot(product.flatten(-2), other.flatten(-2))
+            found = found.clamp_(min=0).add_(margin)
+            norms.append(found.view(len(found), -1).sum(1))
+        return torch.cat(norms)
+
+    def gradients(self, examples: slice) -> Tensor:
+        product: Tensor = wide(self.left[examples]).mT @ wide(self.right[examples])
+        return product
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        left, right = self.left.to(total.dtype), self.right.to(total.dtype)
+        factors = factors_B.to(total.dtype).view(-1, *[1] * (left.dim() - 1))
+        if left.shape[-1] < right.shape[-1]:
+            left = left * factors
+        else:
+            right = right * factors
+        if left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            left_RI, right_RO = left.flatten(0, 1), right.flatten(0, 1)
+            total.addmm_(left_RI.T, right_RO, beta=beta)
+            return
+        left_NRI = left.transpose(0, 1).flatten(1, 2)
+        right_NRO = right.transpose(0, 1).flatten(1, 2)
+        total.baddbmm_(left_NRI.mT, right_NRO, beta=beta)
+
+    def stacked_sums(self, factors_LB: Tensor) -> Tensor:
+        """Return the weighted sums of L layers whose examples lie behind one another."""
+        L = len(factors_LB)
+        left, right = wide(self.left), wide(self.right)
+        factors = factors_LB.to(right.device, right.dtype)
+        right = right * factors.reshape(-1, 1, 1)
+        left_LRI = left.reshape(L, -1, left.shape[-1])
+        return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
+
+    def without(self, bad_B: Tensor) -> "Outer":
+        return Outer(zeroed(self.left, bad_B), zeroed(self.right, bad_B))
+
+
+def concatenated(parts: list[Outer]) -> Outer:
+    """Return the sum of parts of one operand, as one part of more positions."""
+    left = torch.cat([part.left for part in parts], dim=-2)
+    return Outer(left, torch.cat([part.right for part in parts], dim=-2))
+
+
+def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes
+    """Whether T by T products take less than the I by O gradients themselves."""
+    return T * (I + O) < I * O
+
+
+def _diagonal(product: Tensor) -> Tensor:
+    return product.diagonal(dim1=-2, dim2=-1)

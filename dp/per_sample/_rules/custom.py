@@ -1,0 +1,149 @@
+"""Rules that users give for functions of their own.
+
+Shapes: ``B`` examples.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from dp.exceptions import UnsupportedOperationError
+from dp.per_sample._graph.nodes import Node, by_input, leaf, materialized, output_shape
+from dp.per_sample._parts.part import Kept
+from dp.per_sample._rules.context import Grads, Parts, Rule, Site
+from dp.per_sample._rules.fallback import by_node
+
+
+__all__ = ("custom_rule", "rule_for")
+
+PerExample = Callable[..., "Tensor | tuple[Tensor | None, ...] | None"]
+_Given = TypeVar("_Given", bound=PerExample)
+
+_RULES: Final[dict[type[Any], Rule]] = {}  # By the type of the function's nodes.
+
+
+def rule_for(function: type[Any]) -> Callable[[_Given], _Given]:
+    """Give the engine a rule for a function of one's own, as a decorator.
+
+    >>> import torch
+    >>> from dp.per_sample import rule_for
+    >>> class Scale(torch.autograd.Function):
+    ...     @staticmethod
+    ...     def forward(ctx, x, w):
+    ...         ctx.save_for_backward(x, w)
+    ...         return x * w
+    ...
+    ...     @staticmethod
+    ...     def backward(ctx, grad):
+    ...         x, w = ctx.saved_tensors
+    ...         return grad * w, (grad * x).sum(0)
+    >>> @rule_for(Scale)
+    ... def scale(ctx, grad):
+    ...     x, w = ctx.saved_tensors
+    ...     return None, grad * x
+
+    The rule is called as ``backward`` is, and returns as many values. For an argument
+    that is a parameter, or made of parameters, it is every example's gradient: of the
+    argument's shape, with the examples in front. Of others it is not looked at.
+
+    Guarantees:
+        * The first gradients of a rule are compared with those that a backward pass of
+          the function for each example finds, which are exact.
+        * Where the examples are not the first axis of every output, each in one row,
+          the rule is not used, and that backward pass is.
+
+    Args:
+        function: The function, whose nodes the rule serves. Another rule of it is
+            replaced.
+
+    Raises:
+        TypeError: If it is no ``torch.autograd.Function``.
+        UnsupportedOperationError: Later, by ``backward``, if the rule returns gradients
+            of another shape, or others than the function's own.
+    """
+    if not (isinstance(function, type) and issubclass(function, Function)):
+        raise TypeError(
+            f"function must be a subclass of torch.autograd.Function, got {function!r};"
+            " torch's own operations need no rule of yours"
+        )
+    node_type = function._backward_cls  # noqa: SLF001 -- torch has no public name
+
+    def registered(per_example: _Given) -> _Given:
+        _RULES[node_type] = Rule(
+            _Checked(function.__name__, per_example),
+            reads=(),
+            example=partial(leaf, 1),
+            operations=f"`{function.__name__}`",
+            applies=_has_a_row_an_example,
+            takes_all=True,
+            waits=True,
+        )
+        return per_example
+
+    return registered
+
+
+def custom_rule(node: Node) -> Rule | None:
+    """Return the rule that was given for a node, if there is one."""
+    return _RULES.get(type(node))
+
+
+class _Checked:
+    """A rule that is compared with the function itself when it is used first."""
+
+    def __init__(self, name: str, per_example: PerExample) -> None:
+        self._name = name
+        self._per_example = per_example
+        self._is_checked = False
+
+    def __call__(self, site: Site, grads: Grads) -> Parts:
+        node = site.use.node
+        missing = len(node._input_metadata) - len(grads)  # noqa: SLF001 -- see _nodes
+        found = by_input(
+            node,
+            self._per_example(node, *materialized(node, [*grads, *[None] * missing])),
+        )
+        parts = {i: self._kept(site, i, found[i]) for i in site.operands}
+        if not self._is_checked:
+            self._is_checked = self._agrees(parts, by_node(site, grads))
+        return dict(parts)
+
+    def _kept(self, site: Site, position: int, found: Tensor | None) -> Kept:
+        shape = (site.num_samples, *site.operands[position].shape)
+        if found is None or tuple(found.shape) != shape:
+            got = None if found is None else tuple(found.shape)
+            raise UnsupportedOperationError(
+                f"the rule for {self._name} must return every example's gradient, of"
+                f" shape {shape}, for a parameter of shape {shape[1:]}; got {got}"
+            )
+        return Kept(found.detach())
+
+    def _agrees(self, parts: dict[int, Kept], exact: Parts) -> bool:
+        """Whether there is anything to compare; raise if it differs."""
+        sizes = []
+        for position, part in parts.items():
+            true = exact[position].gradients(slice(None))
+            error = float((part.gradients(slice(None)) - true).norm())
+            sizes.append(float(true.norm()))
+            if error > sizes[-1] * torch.finfo(part.grads_BP.dtype).eps ** 0.5:
+                raise UnsupportedOperationError(
+                    f"the rule for {self._name} errs by {error:.2g} in gradients of norm"
+                    f" {sizes[-1]:.2g}, against a backward pass of the function for each"
+                    " example; correct it, or do without: the function works as it is"
+                )
+        return all(0 < size < math.inf for size in sizes)
+
+
+def _has_a_row_an_example(site: Site) -> bool:
+    if site.num_samples == 1:
+        return all(output_shape(site.use.node, i)[:1] == (1,) for i in site.layouts)
+    return all(
+        layout.axis == -len(shape) and shape[0] == site.num_samples
+        for i, layout in site.layouts.items()
+        for shape in [output_shape(site.use.node, i)]
+    )

@@ -1,0 +1,80 @@
+"""Rules of rows that are picked from a table by number.
+
+Shapes: ``B`` examples, ``T`` positions of an example, ``D`` entries of a row.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._graph.nodes import leaf
+from dp.per_sample._parts.embedding import Lookup
+from dp.per_sample._rules.context import Parts, Rule, Site
+
+
+__all__ = ("INDEX_RULES",)
+
+_MATRIX: Final = 2
+_WHOLE_NUMBERS: Final = frozenset({torch.int64, torch.int32})
+
+
+def _index(site: Site, grad: Tensor) -> Parts:
+    (indices,) = site.saved("indices")
+    return _rows(site, indices, grad)
+
+
+def _index_select(site: Site, grad: Tensor) -> Parts:
+    return _rows(site, site.saved("index"), grad)
+
+
+def _rows(site: Site, indices: Tensor, grad: Tensor) -> Parts:
+    """Return the parts of ``table[indices]``, [..., D] of [...]."""
+    g_BTD = site.rows(grad)
+    num_rows = site.operands[0].shape[0]
+    indices_BT1 = site.rows(indices.long().remainder(num_rows)[..., None])
+    B, T, D = g_BTD.shape
+    owners_B1 = torch.arange(B, device=grad.device)[:, None]
+    part = Lookup(
+        indices_BT1.flatten(),
+        owners_B1.expand(B, T).flatten(),
+        g_BTD.reshape(-1, D),
+        num_rows=num_rows,
+        num_samples=B,
+    )
+    return {0: part}
+
+
+def _takes_rows(site: Site) -> bool:
+    """Whether whole rows of a matrix are picked, and those of an example lie together."""
+    is_matrix = len(site.operands[0].shape) == _MATRIX
+    return is_matrix and site.axis < len(site.use.shape) - 1
+
+
+def _takes_rows_by_number(site: Site) -> bool:
+    indices = site.saved("indices")
+    is_single = len(indices) == 1 and indices[0].dtype in _WHOLE_NUMBERS
+    return is_single and _takes_rows(site)
+
+
+INDEX_RULES: Final[Mapping[str, Rule]] = {
+    "IndexBackward0": Rule(
+        _index,
+        ("indices",),
+        lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
+        "`table[index]`",
+        "rows that are looked up",
+        _takes_rows_by_number,
+    ),
+    "IndexSelectBackward0": Rule(
+        _index_select,
+        ("dim", "index"),
+        lambda: leaf(2, 1).index_select(
+            0, torch.zeros(1, dtype=torch.long, device="cpu")
+        ),
+        "`torch.index_select` of rows",
+        "rows that are looked up",
+        lambda site: site.saved("dim") == 0 and _takes_rows(site),
+    ),
+}
