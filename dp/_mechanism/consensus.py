@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, final
 
 from torch import Tensor
 
-from dp._mechanism.current_values import Settings
+from dp._mechanism.current_values import CurrentValues
 from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
 from dp.clipping import Clipping
 from dp.distributed import World
@@ -20,7 +20,7 @@ from dp.noise import GaussianNoise
 from dp.sampling import PoissonLoader, Ticket
 
 
-__all__ = ("Agreement",)
+__all__ = ("Consensus",)
 
 
 class _Ready(Protocol):
@@ -34,17 +34,17 @@ _ReadyT = TypeVar("_ReadyT", bound=_Ready)
 
 
 @final
-class Agreement:
+class Consensus:
     """The agreement of the ranks that train together; it is never copied."""
 
     def __init__(self) -> None:
         self._settled: Hashable = None
 
-    def reached(
+    def check(
         self,
         ready: Callable[[], _ReadyT],
         *,
-        settings: Settings,
+        settings: CurrentValues,
         clipping: Clipping,
         noise: GaussianNoise,
         loader: PoissonLoader | None,
@@ -63,10 +63,10 @@ class Agreement:
 
         if world.size == 1:
             if self._settled is not None:  # It shared its id with others until now.
-                ledger.charge_as(None)
+                ledger.use_segment(None)
                 self._settled = None
             return world, ready()
-        pending, settled = world.together(
+        pending, settled = world.agree_or_raise(
             ready,
             facts=lambda pending: {
                 "the batch": None if pending.ticket is None else pending.ticket.ordinal,
@@ -90,6 +90,6 @@ class Agreement:
                     else fingerprint_of_dataset(loader.dataset)
                 ),
             }
-            ledger.charge_as(world.settle(facts, offer=ledger.segment))
+            ledger.use_segment(world.compare_once(facts, offer=ledger.segment))
             self._settled = identity()
         return world, pending

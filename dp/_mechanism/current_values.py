@@ -20,7 +20,7 @@ from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("ScheduledClipping", "Settings")
+__all__ = ("CurrentValues", "ScheduledClipping")
 
 _CHECKS: Final[Mapping[str, Callable[..., float]]] = {
     "noise_multiplier": _checks.non_negative,
@@ -38,7 +38,7 @@ _DECISIVE: Final = (
 
 @final
 @dataclass(slots=True, kw_only=True)
-class Settings:
+class CurrentValues:
     """What holds for the next release of a run."""
 
     plan: PrivacyPlan
@@ -72,7 +72,9 @@ class Settings:
         decisive = {name: plan[name] for name in _DECISIVE}
         return {"assigned": dict(self.assigned), "plan": decisive}
 
-    def prepared(self, states: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    def overrides_from(
+        self, states: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float] | None:
         """Return what is to be assigned to go on from *states*; None if none says.
 
         Warns if they were made by another plan, which would go on in its place.
@@ -98,13 +100,13 @@ class Settings:
                 ) from error
         return assigned[0]
 
-    def resume(self, assigned: Mapping[str, float]) -> None:
+    def restore(self, assigned: Mapping[str, float]) -> None:
         """Let what was assigned hold, and the plan for all else."""
         for name in _CHECKS:
             if name in assigned:
                 self.assigned[name] = assigned[name]
             else:
-                self.withdraw(name)
+                self.reset(name)
 
     def _warn_of_another_plan(self, plans: Sequence[Mapping[str, Any]]) -> None:
         ours = self.state_dict()["plan"]
@@ -124,7 +126,7 @@ class Settings:
                     stacklevel=5,
                 )
 
-    def withdraw(self, name: str) -> None:
+    def reset(self, name: str) -> None:
         """Follow the plan again."""
         self.assigned.pop(name, None)
 
@@ -139,7 +141,7 @@ class ScheduledClipping(Clipping):
     """
 
     rule: Clipping
-    settings: Settings
+    settings: CurrentValues
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return the rule's groups."""

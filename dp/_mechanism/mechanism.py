@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from dp._mechanism.consensus import Agreement
-from dp._mechanism.current_values import ScheduledClipping, Settings
+from dp._mechanism.consensus import Consensus
+from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.sums import zero_sums
 from dp.clipping import Clipping
-from dp.distributed import Exchange, gathered, sharding_of
+from dp.distributed import Exchange, sharding_of, unsharded_parameters
 from dp.exceptions import (
     PrivacyError,
     SamplingMismatchError,
@@ -76,14 +76,14 @@ class Mechanism:
     ledger: Ledger
     loader: PoissonLoader | None
     engine: Engine = field(default_factory=Engine)
-    agreement: Agreement = field(default_factory=Agreement)
+    agreement: Consensus = field(default_factory=Consensus)
     pending: Pending | None = None
     assigned: dict[str, float] = field(default_factory=dict)
-    settings: Settings = field(init=False)
+    settings: CurrentValues = field(init=False)
     rule: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
-        self.settings = Settings(
+        self.settings = CurrentValues(
             plan=self.plan, ledger=self.ledger, assigned=self.assigned
         )
         self.rule = self.clipping
@@ -100,7 +100,7 @@ class Mechanism:
 
     @noise_multiplier.deleter
     def noise_multiplier(self) -> None:
-        self.settings.withdraw("noise_multiplier")
+        self.settings.reset("noise_multiplier")
 
     @property
     def max_grad_norm(self) -> float:
@@ -113,7 +113,7 @@ class Mechanism:
 
     @max_grad_norm.deleter
     def max_grad_norm(self) -> None:
-        self.settings.withdraw("max_grad_norm")
+        self.settings.reset("max_grad_norm")
 
     def accumulate(
         self, losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float = 1.0
@@ -136,7 +136,7 @@ class Mechanism:
         """
         pending = self._pending_for(parameters)
         self._admit(pending, num_samples=len(losses_B))
-        with gathered(pending.parameters) as leaves:
+        with unsharded_parameters(pending.parameters) as leaves:
             if len(losses_B):
                 gradients = self.engine.gradients(
                     losses_B, leaves, loss_scale=loss_scale
@@ -186,7 +186,7 @@ class Mechanism:
               it once, whatever the number of ranks is.
         """
         shardings = [sharding_of(p) for p in parameters]
-        world, pending = self.agreement.reached(
+        world, pending = self.agreement.check(
             lambda: self._complete(parameters),
             settings=self.settings,
             clipping=self.rule,
@@ -208,7 +208,7 @@ class Mechanism:
         exchange = Exchange(world, pending.sums, shardings)
         for share in exchange:  # Of the total over all ranks.
             self._add_noise(share, stddev)  # Private from here on.
-            exchange.publish()
+            exchange.start_all_gather()
         return exchange.results()
 
     def _complete(self, parameters: Sequence[Tensor]) -> Pending:

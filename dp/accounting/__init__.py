@@ -7,27 +7,27 @@ really released is :mod:`dp.ledger`'s business.
 """
 
 from dp.accounting._accountant import (
-    CLAIMED,
+    VALUE_DISCRETIZATION_INTERVAL,
     Guarantee,
     epsilon,
     epsilon_curve,
     group_epsilon,
 )
 from dp.accounting._dp_events import to_dp_event
-from dp.accounting._reference import Library
-from dp.accounting._release import Release, Truncation, merged
+from dp.accounting._reference import ReferenceAccountant
+from dp.accounting._release import Release, Truncation, merge_equal_releases
 
 
 __all__ = (
-    "CLAIMED",
+    "VALUE_DISCRETIZATION_INTERVAL",
     "Guarantee",
-    "Library",
+    "ReferenceAccountant",
     "Release",
     "Truncation",
     "epsilon",
     "epsilon_curve",
     "group_epsilon",
-    "merged",
+    "merge_equal_releases",
     "to_dp_event",
 )
 

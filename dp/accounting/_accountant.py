@@ -19,30 +19,30 @@ from typing import TYPE_CHECKING, Final, final, get_args
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting._dp_events import neighbors, to_dp_event
-from dp.accounting._reference import Library
-from dp.accounting._release import Release, Truncation, merged
+from dp.accounting._reference import ReferenceAccountant
+from dp.accounting._release import Release, Truncation, merge_equal_releases
 
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 __all__ = (
-    "CLAIMED",
+    "VALUE_DISCRETIZATION_INTERVAL",
     "Guarantee",
-    "Library",
+    "ReferenceAccountant",
     "Release",
     "Truncation",
     "epsilon",
     "epsilon_curve",
     "group_epsilon",
-    "merged",
+    "merge_equal_releases",
     "to_dp_event",
 )
 
-CLAIMED: Final = 1e-4
+VALUE_DISCRETIZATION_INTERVAL: Final = 1e-4
 """Width of the buckets of losses, of every epsilon that is claimed."""
 _LARGEST: Final = 500.0  # Of the epsilons of groups; beyond, they say nothing.
-_COARSE: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
+_COARSE_INTERVAL: Final = 1e-3  # Of epsilons that are only shown: as valid, and faster.
 _MOST_BUCKETS: Final = 1e5  # Of losses of unsampled releases: epsilon to 8 digits.
 
 
@@ -75,8 +75,8 @@ def epsilon(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
-    interval: float = CLAIMED,
-    library: Library | None = None,
+    interval: float = VALUE_DISCRETIZATION_INTERVAL,
+    library: ReferenceAccountant | None = None,
 ) -> Guarantee:
     """Return the guarantee of all the releases together.
 
@@ -105,7 +105,7 @@ def epsilon(
         of truncated batches: https://arxiv.org/abs/2508.15089.
     """
     _checks.open_unit(delta=delta)
-    releases = merged(releases)
+    releases = merge_equal_releases(releases)
     _check_relation(neighboring_relation, releases)
     return _bounded(releases, delta, neighboring_relation, interval, library)
 
@@ -134,7 +134,9 @@ def epsilon_curve(
             _first(point, releases),
             delta=delta,
             neighboring_relation=neighboring_relation,
-            interval=CLAIMED if point == num_steps else _COARSE,
+            interval=VALUE_DISCRETIZATION_INTERVAL
+            if point == num_steps
+            else _COARSE_INTERVAL,
         ).epsilon
         curve.extend([bound] * (point + 1 - len(curve)))
     return tuple(curve)
@@ -146,7 +148,7 @@ def group_epsilon(
     delta: float,
     neighboring_relation: NeighboringRelation,
     group_size: int,
-    library: Library | None = None,
+    library: ReferenceAccountant | None = None,
 ) -> float:
     """Return an epsilon that holds if *group_size* examples differ at once.
 
@@ -173,7 +175,7 @@ def group_epsilon(
     """
     _checks.open_unit(delta=delta)
     size = _checks.count(group_size=group_size)
-    releases = merged(releases)
+    releases = merge_equal_releases(releases)
     _check_relation(neighboring_relation, releases)
     if not releases:
         return 0.0
@@ -183,19 +185,21 @@ def group_epsilon(
     truncated = any(release.truncation for release in releases)
     # A truncated batch may have one more example in another's place, and that twice.
     reach = (4 if truncated else size) / sigma
-    interval = min(0.05, max(CLAIMED, _largest_loss(reach) / 2000))
+    interval = min(
+        0.05, max(VALUE_DISCRETIZATION_INTERVAL, _largest_loss(reach) / 2000)
+    )
     if truncated:
         single = _epsilons(releases, neighboring_relation, interval, library)
-        return _in_turn(size, delta, single)
+        return _group_by_composition(size, delta, single)
     epsilon_at = (
         _composed_for_group(releases, size, interval).get_epsilon_for_delta
         if library is None
-        else library.of_group(releases, size, interval)
+        else library.epsilon_of_group(releases, size, interval)
     )
     if neighboring_relation != "replace_one":
         return max(0.0, float(epsilon_at(delta)))
     # Removing the group leads to a dataset that adding the other group leads to.
-    return _in_turn(2, delta, epsilon_at)
+    return _group_by_composition(2, delta, epsilon_at)
 
 
 def _largest_loss(reach: float) -> float:
@@ -203,7 +207,9 @@ def _largest_loss(reach: float) -> float:
     return reach**2 / 2 + 10 * reach
 
 
-def _in_turn(size: int, delta: float, epsilon_at: Callable[[float], float]) -> float:
+def _group_by_composition(
+    size: int, delta: float, epsilon_at: Callable[[float], float]
+) -> float:
     """Return the epsilon of *size* changes, each of which costs *epsilon_at* a delta.
 
     Each multiplies the delta of those before it by ``exp(epsilon)``.
@@ -263,7 +269,7 @@ def _bounded(
     delta: float,
     relation: NeighboringRelation,
     interval: float,
-    library: Library | None = None,
+    library: ReferenceAccountant | None = None,
 ) -> Guarantee:
     pld: float
     rdp: float | None
@@ -306,7 +312,7 @@ def _bounds(
     delta: float,
     relation: NeighboringRelation,
     interval: float,
-    library: Library | None,
+    library: ReferenceAccountant | None,
 ) -> tuple[float, float | None]:
     if library is None:
         pld = _by_pld(releases, delta, relation, interval)
@@ -346,11 +352,11 @@ def _epsilons(
     releases: tuple[Release, ...],
     relation: NeighboringRelation,
     interval: float,
-    library: Library | None,
+    library: ReferenceAccountant | None,
 ) -> Callable[[float], float]:
     """Return the epsilon of all the releases, by delta."""
     if library is not None:
-        return library.of_one(releases, relation, interval)
+        return library.epsilon_of_example(releases, relation, interval)
     return _composed(releases, relation, interval).get_epsilon_for_delta
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-__all__ = ("Library", "compose")
+__all__ = ("ReferenceAccountant", "compose")
 
 EpsilonAt = Callable[[float], float]  # Of a delta.
 
@@ -28,7 +28,7 @@ def compose(accountant: "PLDAccountant", event: "DpEvent") -> None:
 
 
 @final
-class Library:
+class ReferenceAccountant:
     """Instances of ``PLDAccountant`` by what they composed, once each.
 
     Args:
@@ -42,7 +42,7 @@ class Library:
         self._compose = compose
         self._known: dict[Hashable, PLDAccountant] = {}
 
-    def of_one(
+    def epsilon_of_example(
         self,
         releases: Sequence[Release],
         relation: NeighboringRelation,
@@ -52,7 +52,7 @@ class Library:
         events = (to_dp_event([release]) for release in releases)
         return self._composed((*releases, relation), events, relation, interval)
 
-    def of_group(
+    def epsilon_of_group(
         self, releases: Sequence[Release], group_size: int, interval: float
     ) -> EpsilonAt:
         """Return the epsilon of a group that is added or removed, by delta."""

@@ -7,7 +7,7 @@ from typing import final
 from dp import _checks
 
 
-__all__ = ("Release", "Truncation", "merged")
+__all__ = ("Release", "Truncation", "merge_equal_releases")
 
 
 @final
@@ -60,7 +60,7 @@ class Release:
         _checks.count(count=self.count)
 
 
-def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
+def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the same releases with equal ones counted together, in a fixed order.
 
     Composition does not depend on order, so neither does any epsilon.

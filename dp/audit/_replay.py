@@ -28,12 +28,12 @@ from torch.utils.data import Dataset, Subset
 from dp import _keystream
 from dp.audit._progress import Bar, bar_of
 from dp.audit._report import AuditReport
-from dp.audit._subject import Train, hooked, seeded
+from dp.audit._subject import Train, fixed_seeds, hooked
 from dp.certificate import Finding
 from dp.exceptions import PrivacyError
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
-from dp.optimizer._guard import owner_of
+from dp.optimizer._guard import private_owner_of
 from dp.plan import PrivacyPlan
 
 
@@ -140,7 +140,7 @@ def _run(
     parameters = list(model.parameters())
 
     def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        owns = any(owner_of(parameter) is optimizer for parameter in parameters)
+        owns = any(private_owner_of(parameter) is optimizer for parameter in parameters)
         if isinstance(optimizer, DPOptimizer) and owns:
             tape.optimizers.append(optimizer)
             tape.states.append(_state(model, optimizer))
@@ -148,7 +148,7 @@ def _run(
 
     printed = io.StringIO()
     with (
-        seeded(),
+        fixed_seeds(),
         hooked(look),
         _same_coins(),
         _taped(tape),

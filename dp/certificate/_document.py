@@ -229,7 +229,7 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     known: dict[str, tuple[Charge, ...]] = {}
     for run in runs:
         for key, segment in run.segments.items():
-            known[key] = Ledger.longer(known.get(key, ()), segment, key)
+            known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
     kept = []
     for run in runs:
         ours = {key: known.pop(key) for key in run.segments if key in known}

@@ -14,11 +14,11 @@ from typing import Final, final
 from dp._typing import NeighboringRelation
 from dp.accounting import (
     Guarantee,
-    Library,
+    ReferenceAccountant,
     Release,
     epsilon,
     group_epsilon,
-    merged,
+    merge_equal_releases,
 )
 from dp.certificate._run import CertifiedRun
 from dp.noise import GaussianNoise
@@ -51,10 +51,12 @@ class Numbers:
         *,
         delta: float,
         relation: NeighboringRelation,
-        library: Library | None = None,
+        library: ReferenceAccountant | None = None,
     ) -> "Numbers":
         """Compute them, for all runs together."""
-        releases = merged(release for run in runs for release in run.releases)
+        releases = merge_equal_releases(
+            release for run in runs for release in run.releases
+        )
         spent = epsilon(
             releases, delta=delta, neighboring_relation=relation, library=library
         )
@@ -88,7 +90,7 @@ def _delta_error(run: CertifiedRun, spent: float) -> float:
 
 
 def _unamplified(
-    releases: tuple[Release, ...], spent: Guarantee, library: Library | None
+    releases: tuple[Release, ...], spent: Guarantee, library: ReferenceAccountant | None
 ) -> Guarantee:
     return epsilon(
         [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
-from dp.accounting import Release, merged
+from dp.accounting import Release, merge_equal_releases
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
 
@@ -48,4 +48,4 @@ class CertifiedRun:
     @property
     def releases(self) -> tuple[Release, ...]:
         """What the accountant needs of the charges."""
-        return merged(charge.to_release() for charge in self.charges)
+        return merge_equal_releases(charge.to_release() for charge in self.charges)

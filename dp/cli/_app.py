@@ -43,7 +43,7 @@ from dp.cli._options import (
     Target,
     check,
 )
-from dp.cli._processes import joined, make_alike
+from dp.cli._processes import make_alike, process_group
 from dp.cli._progress import progress_of, recomputing
 from dp.exceptions import LedgerError, PrivacyError
 
@@ -115,7 +115,7 @@ def train(
         optimizer=optimizer,
     )
     table = _input.load(data, target=target, ranges=ranges)
-    with joined() as speaks:
+    with process_group() as speaks:
         _train_both(table, settings, report if speaks else None)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 from torch import nn
 
-from dp.audit import Train, audited, training
+from dp.audit import Train, run_all, training
 from dp.checking import check
 from dp.cli._errors import InputError
 from dp.cli._options import NoiseMultiplier, Probability, Steps, check as check_options
@@ -115,7 +115,7 @@ def audit_command(
     )
     open_folder(report, "audit.txt")
     try:
-        suite = audited(function, num_records=records, progress=True)
+        suite = run_all(function, num_records=records, progress=True)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     typer.echo(suite.to_text())

@@ -9,8 +9,8 @@ Not done here: which examples a rank has (:mod:`dp.sampling`), what a step costs
 """
 
 from dp.distributed._exchange import Exchange
-from dp.distributed._fsdp import gathered, sharding_of
+from dp.distributed._fsdp import sharding_of, unsharded_parameters
 from dp.distributed._world import World
 
 
-__all__ = ("Exchange", "World", "gathered", "sharding_of")
+__all__ = ("Exchange", "World", "sharding_of", "unsharded_parameters")

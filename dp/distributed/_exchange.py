@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch.nn.functional import pad
 
 from dp.distributed._fsdp import Sharding
-from dp.distributed._world import World, naming_failures
+from dp.distributed._world import World, translate_errors
 
 
 __all__ = ("Exchange",)
@@ -29,13 +29,13 @@ class Exchange:
     """One exchange of sums over the ranks of a world.
 
     Iterating yields, bucket after bucket, this rank's share of the totals, to be
-    noised in place; the next bucket is under way meanwhile. :meth:`publish` sends the
+    noised in place; the next bucket is under way meanwhile. :meth:`start_all_gather` sends the
     share out, and :meth:`results` returns what every rank ends up with.
 
     >>> exchange = Exchange(World(), [torch.ones(2)], [None])
     >>> for (share,) in exchange:
     ...     _ = share.add_(1)
-    ...     exchange.publish()
+    ...     exchange.start_all_gather()
     >>> exchange.results()
     [tensor([2., 2.])]
 
@@ -78,13 +78,13 @@ class Exchange:
             yield self._results
         for i, bucket in enumerate(self._buckets):
             for due in self._buckets[i : i + 2]:
-                due.start(self._results)
-            yield [bucket.total()]
+                due.start_reduce_scatter(self._results)
+            yield [bucket.wait_total()]
 
-    def publish(self) -> None:
+    def start_all_gather(self) -> None:
         """Send out the share that was yielded last, noised by now."""
         if self._world.size > 1:
-            self._buckets[self._num_published].publish()
+            self._buckets[self._num_published].start_all_gather()
             self._num_published += 1
 
     def results(self) -> list[Tensor]:
@@ -94,7 +94,7 @@ class Exchange:
             RankFailedError: If a rank is gone, or does not come within the timeout.
         """
         for bucket in self._buckets:
-            bucket.fill(self._results)
+            bucket.scatter_to(self._results)
         return [
             sharding.shard_of(result) if sharding and sharding.axis is None else result
             for result, sharding in zip(self._results, self._shardings, strict=True)
@@ -115,7 +115,7 @@ class _Bucket:
         self._rows_WR = self._total_R = torch.empty(0)
         self._work: Any = None
 
-    def start(self, sums: list[Tensor]) -> None:
+    def start_reduce_scatter(self, sums: list[Tensor]) -> None:
         """Send every rank its row, once."""
         if self._work is not None:
             return
@@ -123,7 +123,7 @@ class _Bucket:
         self._shapes = [tensor.shape for tensor in mine]
         sent_WR = self._matrix(mine)
         self._total_R = sent_WR.new_empty(sent_WR.shape[1])
-        with naming_failures():
+        with translate_errors():
             if _trades_rows(sent_WR.device):
                 self._rows_WR = torch.empty_like(sent_WR)
                 self._work = distributed.all_to_all_single(
@@ -134,28 +134,28 @@ class _Bucket:
                     self._total_R, sent_WR.view(-1), async_op=True
                 )
 
-    def total(self) -> Tensor:
+    def wait_total(self) -> Tensor:
         """Wait for this rank's row of all ranks, and return their sum."""
-        with naming_failures():
+        with translate_errors():
             self._work.wait()
         if self._rows_WR.numel():
             torch.sum(self._rows_WR, dim=0, out=self._total_R)
             self._rows_WR = self._rows_WR.new_empty(0)
         return self._total_R
 
-    def publish(self) -> None:
+    def start_all_gather(self) -> None:
         """Give this rank's row to all, unless it is a shard and stays here."""
         if self._is_sharded:
             return
         self._rows_WR = self._total_R.new_empty(self._world.size, len(self._total_R))
-        with naming_failures():
+        with translate_errors():
             self._work = distributed.all_gather_single(
                 self._rows_WR.view(-1), self._total_R, async_op=True
             )
 
-    def fill(self, results: list[Tensor]) -> None:
+    def scatter_to(self, results: list[Tensor]) -> None:
         """Put what this rank needs into *results*."""
-        with naming_failures():
+        with translate_errors():
             self._work.wait()
         if self._is_sharded:
             found = self._shards()

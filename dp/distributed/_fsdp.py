@@ -18,7 +18,7 @@ from dp._ranks import rank_and_size
 from dp.exceptions import UnsupportedOperationError
 
 
-__all__ = ("Sharding", "gathered", "sharding_of")
+__all__ = ("Sharding", "sharding_of", "unsharded_parameters")
 
 
 @final
@@ -121,7 +121,7 @@ def sharding_of(parameter: Tensor) -> Sharding | None:
 
 
 @contextmanager
-def gathered(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def unsharded_parameters(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Give the tensors that the graph knows *parameters* by, whole while in use.
 
     Every rank must enter, also one without examples: shards are gathered from all.

@@ -13,7 +13,7 @@ from dp._ranks import rank_and_size
 from dp.exceptions import RankFailedError, RanksDivergedError
 
 
-__all__ = ("World", "naming_failures")
+__all__ = ("World", "translate_errors")
 
 _T = TypeVar("_T")
 _READY: Final = 1
@@ -39,7 +39,7 @@ class World:
         """Return the processes of torch's default group, or this one alone."""
         return cls(*rank_and_size())
 
-    def together(
+    def agree_or_raise(
         self,
         ready: Callable[[], _T],
         *,
@@ -83,7 +83,7 @@ class World:
             self._check_equal(name, [row[column] for row in rows])
         return result, all(row[0] & _AGREED for row in rows)
 
-    def settle(self, facts: Mapping[str, object], offer: _T) -> _T:
+    def compare_once(self, facts: Mapping[str, object], offer: _T) -> _T:
         """Compare *facts* over all ranks, and return rank 0's *offer*.
 
         Raises:
@@ -92,7 +92,7 @@ class World:
         """
         known = {name: _digest(fact) for name, fact in facts.items()}
         answers: list[Any] = [None] * self.size
-        with naming_failures():
+        with translate_errors():
             distributed.all_gather_object(answers, (known, offer))
         for name in known:
             self._check_equal(name, [theirs.get(name) for theirs, _ in answers])
@@ -104,7 +104,7 @@ class World:
         mine = torch.zeros(_ROW, dtype=torch.int64, device=device)
         mine[: len(row)] = torch.tensor(row, dtype=torch.int64)
         rows = mine.new_empty(self.size * _ROW)
-        with naming_failures():
+        with translate_errors():
             distributed.all_gather_single(rows, mine)
             found: list[list[int]] = rows.view(self.size, _ROW).tolist()
         return found
@@ -133,7 +133,7 @@ _REMEDIES: Final = {
 
 
 @contextmanager
-def naming_failures() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn what a process group raises when a peer is gone into a named error."""
     try:
         yield

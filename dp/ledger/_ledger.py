@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, final
 
-from dp.accounting import Guarantee, Release, Truncation, epsilon, merged
+from dp.accounting import Guarantee, Release, Truncation, epsilon, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
 from dp.plan import PrivacyPlan
@@ -40,8 +40,8 @@ class Ledger:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._writer = _Writer()
-        self._found = _Found()
-        self._standing = _Standing(self._segments, steps=0, as_planned=True)
+        self._found = _BudgetCache()
+        self._standing = _Totals(self._segments, steps=0, as_planned=True)
         self._steps_within_target: int | None = None
 
     @property
@@ -64,7 +64,7 @@ class Ledger:
         """The id under which this process charges."""
         return self._writer.key()
 
-    def charge_as(self, segment: str | None) -> None:
+    def use_segment(self, segment: str | None) -> None:
         """Charge under an id that the processes of one run share; None makes a new one.
 
         Whoever shares it must charge the same: it counts once where ledgers meet.
@@ -81,7 +81,7 @@ class Ledger:
 
     def releases(self) -> tuple[Release, ...]:
         """Return the releases that were charged, equal ones counted together."""
-        return merged(charge.to_release() for charge in self.charges())
+        return merge_equal_releases(charge.to_release() for charge in self.charges())
 
     def spent(self) -> Guarantee:
         """Return the guarantee of everything charged, at the plan's delta."""
@@ -128,9 +128,9 @@ class Ledger:
                 " was not taken. Make a new plan to go on: its cost adds to this one's"
             )
         key = self._writer.key()
-        longer = appended(self._segments.get(key, ()), charge)
-        self._segments = {**self._segments, key: longer}
-        self._standing = _Standing(self._segments, stands.steps + 1, planned)
+        merge_segment = appended(self._segments.get(key, ()), charge)
+        self._segments = {**self._segments, key: merge_segment}
+        self._standing = _Totals(self._segments, stands.steps + 1, planned)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
@@ -152,14 +152,14 @@ class Ledger:
         loaded = parsed(state_dict)
         merged_segments = dict(self._segments)
         for key, segment in loaded.items():
-            merged_segments[key] = self.longer(
+            merged_segments[key] = self.merge_segment(
                 self._segments.get(key, ()), segment, key
             )
         self._writer = _Writer()  # What follows is a fork of that state.
         self._segments = merged_segments
 
     @staticmethod
-    def longer(
+    def merge_segment(
         ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str
     ) -> tuple[Charge, ...]:
         """Return that of two states of one segment which continues the other.
@@ -199,12 +199,14 @@ class Ledger:
             neighboring_relation=self._plan.neighboring_relation,
         )
 
-    def _stands(self) -> "_Standing":
+    def _stands(self) -> "_Totals":
         """Return where the ledger stands, adding up only what was not charged here."""
         if self._standing.segments is not self._segments:
             steps = sum(charge.count for charge in self.charges())
-            as_planned = self.releases() == merged(self._plan.releases(steps))
-            self._standing = _Standing(self._segments, steps, as_planned)
+            as_planned = self.releases() == merge_equal_releases(
+                self._plan.releases(steps)
+            )
+            self._standing = _Totals(self._segments, steps, as_planned)
         return self._standing
 
     def _is_planned(self, charge: Charge, step: int) -> bool:
@@ -220,11 +222,11 @@ class Ledger:
 
     def _allows(self, release: Release) -> bool:
         """Whether the plan allows one more release."""
-        after = merged((*self.releases(), release))
+        after = merge_equal_releases((*self.releases(), release))
         num_steps = self.steps + 1
         if num_steps > self._plan.steps:
             return False
-        if after == merged(self._plan.releases(num_steps)):
+        if after == merge_equal_releases(self._plan.releases(num_steps)):
             return self._allows_as_planned(num_steps)
         kind = replace(release, count=1)
         others = tuple(r for r in after if replace(r, count=1) != kind)
@@ -235,7 +237,7 @@ class Ledger:
         # Twice as far as last time, so that a run of equal steps asks rarely.
         for goal in (min(most, count + self._found.stride(others, kind)), count):
             if self._within_target((*others, replace(release, count=goal))):
-                self._found = _Found(others, kind, goal, goal - count + 1)
+                self._found = _BudgetCache(others, kind, goal, goal - count + 1)
                 return True
         return False
 
@@ -281,7 +283,7 @@ class _Writer:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class _Totals:
     """What some segments add up to; true of them alone, whatever came after.
 
     ``as_planned``: whether the plan's first steps release just that.
@@ -294,7 +296,7 @@ class _Standing:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _BudgetCache:
     """What the accountant was asked already; true of the plan, whatever is charged.
 
     Beside the releases *others*, up to *count* of the kind *kind* keep the target.

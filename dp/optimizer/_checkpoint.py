@@ -14,24 +14,24 @@ ledger itself is in the :class:`~dp.ledger.Ledger`, and in what ``state_dict`` r
 import json
 from typing import Any, Final
 
-from dp._mechanism.current_values import Settings
+from dp._mechanism.current_values import CurrentValues
 from dp.exceptions import LedgerError
 from dp.ledger import Ledger
 
 
-__all__ = ("KEY", "mark", "packed", "unpacked")
+__all__ = ("KEY", "embed_ledger", "extract_ledgers", "reserve_key")
 
 KEY: Final = "dp_ledger"
 _MARK: Final = "is in state_dict()"
 
 
-def mark(param_groups: list[dict[str, Any]]) -> None:
+def reserve_key(param_groups: list[dict[str, Any]]) -> None:
     """Make room for the ledger in the groups of a live optimizer."""
     param_groups[0][KEY] = _MARK
 
 
-def packed(
-    state_dict: dict[str, Any], ledger: Ledger, settings: Settings
+def embed_ledger(
+    state_dict: dict[str, Any], ledger: Ledger, settings: CurrentValues
 ) -> dict[str, Any]:
     """Return *state_dict* with the ledger, and the settings, in its first group."""
     first, *others = state_dict["param_groups"]
@@ -40,13 +40,15 @@ def packed(
     return {**state_dict, "param_groups": [carrier, *others]}
 
 
-def unpacked(state_dict: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def extract_ledgers(
+    state_dict: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return *state_dict* with a mark for every ledger, and the ledgers themselves.
 
     There are several where groups of several optimizers were put into one.
 
     Raises:
-        LedgerError: If a ledger is no longer what :func:`packed` wrote.
+        LedgerError: If a ledger is no longer what :func:`embed_ledger` wrote.
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
     texts = [group.pop(KEY) for group in groups if KEY in group]
@@ -54,5 +56,5 @@ def unpacked(state_dict: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str,
         ledgers = [json.loads(text) for text in texts if text != _MARK]
     except (TypeError, ValueError) as error:
         raise LedgerError(f"the ledger in the state is damaged: {error}") from error
-    mark(groups)
+    reserve_key(groups)
     return {**state_dict, "param_groups": groups}, ledgers

@@ -28,12 +28,12 @@ from dp.optimizer import _checkpoint as carried
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
-    permitted,
     protect,
     refresh,
+    run_permitted,
 )
 from dp.optimizer._private_loss import LossScale, Placeholder, private_loss
-from dp.optimizer._step_hooks import hooked, untraced
+from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
     check_loader,
@@ -137,7 +137,7 @@ class DPOptimizer(TransparentOptimizer):
             ledger=Ledger(plan),
             loader=loader,
         )
-        carried.mark(self.param_groups)
+        carried.reserve_key(self.param_groups)
         self._loss_scale = LossScale()
         self._placeholder = Placeholder()
         protect(self)
@@ -180,19 +180,19 @@ class DPOptimizer(TransparentOptimizer):
         check_losses(losses_B)
         return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
 
-    @untraced
+    @disable_dynamo
     def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
         check_losses(losses_B)
         refresh(self)
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
-        scale = self._loss_scale.admitted(
+        scale = self._loss_scale.power_of_two_for(
             arrived, expected_batch_size=self.plan.expected_batch_size
         )
         is_first = self.mechanism.accumulate(losses_B, parameters, loss_scale=scale)
-        self._loss_scale.was_always_given = arrived is not None and (
-            is_first or self._loss_scale.was_always_given
+        self._loss_scale.all_scaled = arrived is not None and (
+            is_first or self._loss_scale.all_scaled
         )
         if arrived is None:
             self._placeholder.clear(parameters)
@@ -200,7 +200,7 @@ class DPOptimizer(TransparentOptimizer):
             back_off = torch.inf if self._loss_scale.has_grown(arrived) else 0.0
             self._placeholder.put(parameters, value=back_off)
 
-    @hooked
+    @wrap_step_hooks
     def step(
         self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -226,10 +226,10 @@ class DPOptimizer(TransparentOptimizer):
         """
         loss = _evaluated(closure)
         self._set_private_gradients()
-        result = permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
-    @untraced
+    @disable_dynamo
     def _set_private_gradients(self) -> None:
         parameters = self._trainable()
         if self._only_initialises_state(parameters):
@@ -241,7 +241,7 @@ class DPOptimizer(TransparentOptimizer):
             check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
-        elif self._placeholder.has_company(parameters):
+        elif self._placeholder.has_foreign_grads(parameters):
             warnings.warn(
                 "gradients of another loss were found on private parameters and dropped:"
                 " only losses given to backward or private_loss count. Add every other"
@@ -254,7 +254,7 @@ class DPOptimizer(TransparentOptimizer):
             parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
             parameter.grad = noisy_sum.to(parameter.dtype)
-        self._placeholder.wrote(parameters)
+        self._placeholder.mark_released(parameters)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -263,7 +263,7 @@ class DPOptimizer(TransparentOptimizer):
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
         return (
-            self._placeholder.is_foreign(parameters)
+            self._placeholder.all_foreign(parameters)
             and not self.state
             and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
@@ -279,7 +279,7 @@ class DPOptimizer(TransparentOptimizer):
         self._placeholder.remove()
 
     def _check_scaled(self) -> None:
-        if "grad_scale" in vars(self) and not self._loss_scale.was_always_given:
+        if "grad_scale" in vars(self) and not self._loss_scale.all_scaled:
             raise UnsupportedOperationError(
                 "a gradient scaler takes part in this step, but the losses were given to"
                 " backward(), which clips them as they are; call"
@@ -296,10 +296,10 @@ class DPOptimizer(TransparentOptimizer):
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.packed(state_dict, self.ledger, self.mechanism.settings)
+        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.settings)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        state_dict, ledgers = carried.unpacked(state_dict)
+        state_dict, ledgers = carried.extract_ledgers(state_dict)
         if not ledgers:
             raise LedgerError(
                 "the state has no ledger, so what was spent to reach it is unknown;"
@@ -307,14 +307,14 @@ class DPOptimizer(TransparentOptimizer):
                 " load_state_dict_without_ledger if no private data was used for it"
             )
         settings = self.mechanism.settings
-        assigned = settings.prepared(
+        assigned = settings.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
         self._discard()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         if assigned is not None:
-            settings.resume(assigned)
+            settings.restore(assigned)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -325,14 +325,14 @@ class DPOptimizer(TransparentOptimizer):
         Raises:
             LedgerError: If the state has a ledger after all.
         """
-        state_dict, ledgers = carried.unpacked(state_dict)
+        state_dict, ledgers = carried.extract_ledgers(state_dict)
         if ledgers:
             raise LedgerError(
                 "the state has a ledger, so private data was used for it; call"
                 " load_state_dict, which adds what was spent"
             )
         settings = self.mechanism.settings
-        self.load_state_dict(carried.packed(state_dict, self.ledger, settings))
+        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, settings))
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.

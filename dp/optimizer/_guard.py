@@ -16,16 +16,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp.exceptions import PrivacyError, UnsupportedOperationError
-from dp.optimizer._registry import Protected, parameters_of
+from dp.optimizer._registry import OptimizerRegistry, parameters_of
 
 
 __all__ = (
     "check_subclass",
     "check_wrappable",
-    "owner_of",
-    "permitted",
+    "private_owner_of",
     "protect",
     "refresh",
+    "run_permitted",
 )
 
 # Optimizers whose update cannot be made from one private gradient a step.
@@ -43,7 +43,7 @@ _REFUSED_AROUND: Final = {
     ),
 }
 
-_protected: Final = Protected()
+_protected: Final = OptimizerRegistry()
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
 
 
@@ -61,12 +61,12 @@ def refresh(optimizer: Optimizer) -> None:
     _protected.refresh(optimizer)
 
 
-def owner_of(parameter: Tensor) -> Optimizer | None:
+def private_owner_of(parameter: Tensor) -> Optimizer | None:
     """Return the private optimizer that steps *parameter*, if there is one."""
     return next(iter(_protected.owners_of([parameter])), None)
 
 
-def permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call *step*, which may step the wrapped optimizer.
 
     Guarantees:

@@ -65,9 +65,11 @@ class LossScale:
 
     def __init__(self) -> None:
         self._first: float | None = None
-        self.was_always_given = True  # For every backward pass of this step.
+        self.all_scaled = True  # For every backward pass of this step.
 
-    def admitted(self, arrived: float | None, *, expected_batch_size: float) -> float:
+    def power_of_two_for(
+        self, arrived: float | None, *, expected_batch_size: float
+    ) -> float:
         """Return the power of two to differentiate with, as a mean loss would see it.
 
         Args:
@@ -125,7 +127,7 @@ class Placeholder:
         if self._parameter is not None:
             self._parameter.grad = torch.full_like(self._parameter, value)
 
-    def has_company(self, parameters: Sequence[Tensor]) -> bool:
+    def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of somebody else came since the last :meth:`clear`."""
         grads = [p.grad for p in parameters if p is not self._parameter]
         return any(grad is not None and bool(grad.any()) for grad in grads)
@@ -138,13 +140,13 @@ class Placeholder:
         """Forget it: what stands there now is a released gradient, or nothing."""
         self._parameter = None
 
-    def wrote(self, parameters: Sequence[Tensor]) -> None:
+    def mark_released(self, parameters: Sequence[Tensor]) -> None:
         """Remember that the gradients of *parameters* were released by a step."""
         self.remove()
         grads = [p.grad for p in parameters if p.grad is not None]
         self._written = weakref.ref(grads[0]) if grads else None
 
-    def is_foreign(self, parameters: Sequence[Tensor]) -> bool:
+    def all_foreign(self, parameters: Sequence[Tensor]) -> bool:
         """Whether all gradients were set by somebody else than this object's owner."""
         ours = {id(self._parameter.grad)} if self._parameter is not None else set()
         if self._written is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-__all__ = ("Protected", "parameters_of")
+__all__ = ("OptimizerRegistry", "parameters_of")
 
 
 @final
@@ -27,7 +27,7 @@ class _Seen:
 
 
 @final
-class Protected:
+class OptimizerRegistry:
     """An index of the parameters of all private optimizers that are alive.
 
     Guarantees:
@@ -53,7 +53,7 @@ class Protected:
         A proxy of an owner has its groups, and is not known.
         """
         for known in [owner] if owner in self._seen else self._alive():
-            outline = _outline(known)
+            outline = _groups_signature(known)
             parameters = tuple(map(id, parameters_of(known)))
             last = self._seen[known]
             if outline is not None and (
@@ -65,7 +65,7 @@ class Protected:
     def owners_of(self, parameters: Iterable[Tensor]) -> list[Optimizer]:
         """Return every private optimizer that has one of *parameters*."""
         for owner in self._alive():
-            if _outline(owner) != self._seen[owner].outline:
+            if _groups_signature(owner) != self._seen[owner].outline:
                 self.refresh(owner)
         index = self._indexed()
         found: dict[int, Optimizer] = {}
@@ -111,7 +111,7 @@ def _some(found: Any) -> Sequence[Any]:
     return found if isinstance(found, list | tuple) else ()
 
 
-def _outline(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
+def _groups_signature(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
     """Return what changes where a group, or its list of parameters, is replaced.
 
     None if there is a group that cannot be read.
@@ -127,4 +127,6 @@ def _outline(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
 
 
 def _has(owner: Optimizer, parameter: Tensor) -> bool:
-    return _outline(owner) is None or any(p is parameter for p in parameters_of(owner))
+    return _groups_signature(owner) is None or any(
+        p is parameter for p in parameters_of(owner)
+    )

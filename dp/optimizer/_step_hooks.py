@@ -14,20 +14,20 @@ from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
 
-__all__ = ("hooked", "step_of_wrapped", "untraced")
+__all__ = ("disable_dynamo", "step_of_wrapped", "wrap_step_hooks")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def hooked(step: Callable[P, R]) -> Callable[P, R]:
+def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
     """Wrap ``step`` of a class as torch would, and mark it so that torch does not."""
     wrapper = Optimizer.profile_hook_step(step)
     wrapper.hooked = True  # type: ignore[attr-defined]  # torch's mark
     return wrapper
 
 
-def untraced(function: Callable[P, R]) -> Callable[P, R]:
+def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     """Let ``torch.compile`` call *function* as it is.
 
     A traced ledger or noise generator could be replayed with what it did before.
@@ -37,7 +37,7 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 
 
 # All that torch wraps share this code, and nothing else has it.
-_TORCHS_WRAPPER = hooked(lambda: None).__code__
+_TORCHS_WRAPPER = wrap_step_hooks(lambda: None).__code__
 
 
 def step_of_wrapped(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from dp.optimizer._step_hooks import hooked, step_of_wrapped
+from dp.optimizer._step_hooks import step_of_wrapped, wrap_step_hooks
 from forwarding import ForwardingMeta, forwarded, target
 
 
@@ -59,7 +59,7 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
         self._warned_capturable_if_run_uncaptured = True
         self._patch_step_function()
 
-    @hooked
+    @wrap_step_hooks
     def step(self, closure: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Let the wrapped optimizer take its step."""
         if closure is not None or args:

@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.per_sample._gradients import Stacked
+from dp.per_sample._gradients import BatchedGrads
 from dp.per_sample._graph.uses import Graph
 from dp.per_sample._isolation.graph_plan import Plan, check_norm
-from dp.per_sample._layer_batching import Alike, Stack, stacked
-from dp.per_sample._parts.part import Part
+from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
+from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
-from dp.per_sample._rules.context import Budget, Grads, Rule, Site
+from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
 from dp.per_sample._rules.fallback import by_node
 from dp.per_sample._rules.table import rule_of
 
 
-__all__ = ("Collected",)
+__all__ = ("BackwardPass",)
 
 # Of the bytes of the model's own activations: what kept gradients may need besides.
 _ALLOWANCE: Final = 0.05
 _ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
-_Item = tuple[Site, Rule | None, float]  # With the bytes that are freed before it.
+_Item = tuple[
+    RuleContext, Rule | None, float
+]  # With the bytes that are freed before it.
 
 
 def _postpone(postponed: list[tuple[_Item, Grads]], item: _Item, grads: Grads) -> None:
@@ -36,44 +38,50 @@ def _postpone(postponed: list[tuple[_Item, Grads]], item: _Item, grads: Grads) -
 
 
 @final
-class Collected:
+class BackwardPass:
     """Parts of one batch, collected while the backward pass reaches the uses."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, layers: Sequence[Alike], num_samples: int
+        self, graph: Graph, plan: Plan, layers: Sequence[LayerGroup], num_samples: int
     ) -> None:
-        self.parts: dict[int, list[Part]] = {}
-        self.stacked: list[Stacked] = []
+        self.parts: dict[int, list[GradPart]] = {}
+        self.stacked: list[BatchedGrads] = []
         self.unknown: dict[int, Tensor] = {}  # Parameters, of this batch.
-        self.without_rule: list[Site] = []
+        self.without_rule: list[RuleContext] = []
         self._num_samples = num_samples
         self._sites: list[_Item] = []
-        self._stacks: list[Stack] = []
-        budget = Budget(max(_ALLOWED_BYTES, _ALLOWANCE * plan.num_bytes * num_samples))
+        self._stacks: list[BatchedLayers] = []
+        budget = MemoryBudget(
+            max(_ALLOWED_BYTES, _ALLOWANCE * plan.num_bytes * num_samples)
+        )
         in_stacks = self._put_together(graph, plan, layers, budget)
-        for position, (use, layouts, freed) in enumerate(
-            zip(graph.uses, plan.layouts, plan.freed, strict=True)
+        for position, (use, layouts, bytes_freed) in enumerate(
+            zip(graph.uses, plan.layouts, plan.bytes_freed, strict=True)
         ):
             if position in in_stacks:
                 continue
             if layouts is None:
                 self.unknown.update((id(p), p) for p in use.parameters)
                 continue
-            site = Site(use, layouts, num_samples, budget)
+            site = RuleContext(use, layouts, num_samples, budget)
             rule = rule_of(use)
             if rule is None or not rule.applies(site):
                 check_norm(site.use)
                 self.without_rule.append(site)
                 rule = None
-            self._sites.append((site, rule, freed * num_samples))
+            self._sites.append((site, rule, bytes_freed * num_samples))
 
     def _put_together(
-        self, graph: Graph, plan: Plan, layers: Sequence[Alike], budget: Budget
+        self,
+        graph: Graph,
+        plan: Plan,
+        layers: Sequence[LayerGroup],
+        budget: MemoryBudget,
     ) -> set[int]:
         """Make one of layers that are alike, and return the positions of these."""
         done: set[int] = set()
         for some in layers:
-            stack = stacked(
+            stack = batch_layers(
                 [graph.uses[i] for i in some.members],
                 some,
                 plan.layouts[some.members[0]] or {},
@@ -85,7 +93,7 @@ class Collected:
                 done.update(some.members)
         return done
 
-    def replace(self, whole: Mapping[int, Part]) -> None:
+    def replace(self, whole: Mapping[int, GradPart]) -> None:
         """Take whole gradients of parameters, instead of those of their uses."""
         self.parts.update((key, [part]) for key, part in whole.items())
 
@@ -131,25 +139,27 @@ class Collected:
         remaining = list(reversed(found))
         del found
         with torch.no_grad():
-            for (site, rule, freed), some in postponed:
-                self._add(site, rule, freed, some)
-            for site, rule, freed in last:
+            for (site, rule, bytes_freed), some in postponed:
+                self._add(site, rule, bytes_freed, some)
+            for site, rule, bytes_freed in last:
                 grads: dict[int, Tensor | None] = {
                     output: remaining.pop() for output in site.use.outputs
                 }
                 width = 1 + max(site.use.outputs)
-                self._add(site, rule, freed, [grads.get(i) for i in range(width)])
+                self._add(site, rule, bytes_freed, [grads.get(i) for i in range(width)])
             for stack in self._stacks:
                 self._add_stack(stack, [remaining.pop() for _ in stack.nodes])
 
-    def _add_stack(self, stack: Stack, grads: Grads) -> None:
+    def _add_stack(self, stack: BatchedLayers, grads: Grads) -> None:
         self.stacked += [
-            Stacked(stack.alike.indices[position], part)
+            BatchedGrads(stack.group.indices[position], part)
             for position, part in stack.parts(grads).items()
         ]
 
-    def _add(self, site: Site, rule: Rule | None, freed: float, grads: Grads) -> None:
-        site.budget.release(freed)
+    def _add(
+        self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
+    ) -> None:
+        site.budget.release(bytes_freed)
         if all(grad is None for grad in grads):
             return
         parts = by_node(site, grads) if rule is None else rule.found(site, grads)

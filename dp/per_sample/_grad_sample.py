@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._parts.part import Kept, Part, wide
+from dp.per_sample._parts.part import GradPart, MaterializedGrads, wide
 
 
 __all__ = ("clear_grad_samples", "from_grad_samples")
@@ -51,10 +51,12 @@ def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None
                 f"the rows of grad_sample have shape {tuple(rows.shape[1:])}, but the"
                 f" parameter has {shape}; give each example the parameter's shape"
             )
-    parts: dict[int, Sequence[Part]] = {i: [Kept(rows)] for i, rows in found.items()}
+    parts: dict[int, Sequence[GradPart]] = {
+        i: [MaterializedGrads(rows)] for i, rows in found.items()
+    }
     first = next(iter(found.values()))
-    start_B = wide(first.new_zeros(len(first)))
-    return PerSampleGradients(parts, parameters, start_B)
+    nonfinite_B = wide(first.new_zeros(len(first)))
+    return PerSampleGradients(parts, parameters, nonfinite_B)
 
 
 def clear_grad_samples(parameters: Iterable[Tensor]) -> None:

@@ -13,20 +13,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.embedding import Lookup
-from dp.per_sample._parts.factored import Outer, concatenated
-from dp.per_sample._parts.part import SMALL, Kept, Part, chunked_norms, wide
-from dp.per_sample._parts.reparametrized import turned_back
+from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.factored import FactoredGrads, concatenated
+from dp.per_sample._parts.part import (
+    SMALL,
+    GradPart,
+    MaterializedGrads,
+    chunked_norms,
+    wide,
+)
+from dp.per_sample._parts.reparametrized import transposed_back
 
 
-__all__ = ("PerSampleGradients", "Stacked")
+__all__ = ("BatchedGrads", "PerSampleGradients")
 
 _MARGIN: Final = 8.0
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stacked:
+class BatchedGrads:
     """Gradients of parameters of one shape, each one's examples behind another's.
 
     Attributes:
@@ -35,7 +41,7 @@ class Stacked:
     """
 
     indices: Sequence[int]
-    part: Kept | Outer
+    part: MaterializedGrads | FactoredGrads
 
 
 @final
@@ -49,23 +55,23 @@ class PerSampleGradients:
 
     def __init__(
         self,
-        parts: Mapping[int, Sequence[Part]],
+        parts: Mapping[int, Sequence[GradPart]],
         parameters: Sequence[Tensor],
-        start_B: Tensor,
+        nonfinite_B: Tensor,
         *,
         loss_scale: float = 1.0,
-        stacks: Sequence[Stacked] = (),
+        stacks: Sequence[BatchedGrads] = (),
         is_detached: bool = False,
     ) -> None:
         self._stacks = stacks
         self._parts = {index: _merged(some) for index, some in parts.items()}
         self._parameters = parameters
-        self._start_B = start_B
+        self._start_B = nonfinite_B
         self._small = frozenset(filter(self._is_small, self._parts))
-        self._device_types = {p.device.type for p in (start_B, *parameters)}
+        self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
         self._loss_scale = loss_scale  # Every gradient is to be divided by it.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
-        self.num_samples: int = len(start_B)
+        self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
 
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
@@ -144,7 +150,7 @@ class PerSampleGradients:
     ) -> None:
         """Add the weighted sum of a parameter that is handled by itself."""
         for some in self._parts.get(index, ()):
-            rows = some if bad_B is None else some.without(bad_B)
+            rows = some if bad_B is None else some.mask_examples(bad_B)
             rows.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
             beta = 1
         if not beta:
@@ -162,7 +168,7 @@ class PerSampleGradients:
         for flat in self._flat_parts(group_of):
             kept = flat.part
             if any_dropped[flat.group]:
-                kept = kept.without(dropped_GB[flat.group])
+                kept = kept.mask_examples(dropped_GB[flat.group])
             shapes = [self._parameters[index].shape for index in flat.indices]
             totals = _split(kept, factors_GB[flat.group], shapes)
             found.update(zip(flat.indices, totals, strict=True))
@@ -170,7 +176,7 @@ class PerSampleGradients:
             groups = [group_of[index] for index in stack.indices]
             part = stack.part
             if any(any_dropped[group] for group in groups):
-                part = part.without(_by_layer(dropped_GB, groups).flatten())
+                part = part.mask_examples(_by_layer(dropped_GB, groups).flatten())
             by_layer = part.stacked_sums(_by_layer(factors_GB, groups))
             found.update(zip(stack.indices, by_layer.unbind(), strict=True))
         return found
@@ -179,7 +185,7 @@ class PerSampleGradients:
         parts = self._parts.get(index, ())
         return (
             len(parts) == 1
-            and isinstance(parts[0], Kept)
+            and isinstance(parts[0], MaterializedGrads)
             and not parts[0].is_held_anyway
             and self._parameters[index].numel() <= SMALL
         )
@@ -197,13 +203,15 @@ class PerSampleGradients:
         flats = []
         for (group, _, _), indices in members.items():
             rows = [self._kept(i).reshape(self.num_samples, -1) for i in indices]
-            flats.append(_Flat(group, indices, Kept(torch.cat(rows, dim=1))))
+            flats.append(
+                _Flat(group, indices, MaterializedGrads(torch.cat(rows, dim=1)))
+            )
         self._flats = list(group_of), flats
         return flats
 
     def _kept(self, index: int) -> Tensor:
         (part,) = self._parts[index]
-        assert isinstance(part, Kept)  # noqa: S101 -- see _is_small
+        assert isinstance(part, MaterializedGrads)  # noqa: S101 -- see _is_small
         return part.grads_BP
 
 
@@ -214,7 +222,7 @@ class _Flat:
 
     group: int
     indices: Sequence[int]
-    part: Kept
+    part: MaterializedGrads
 
 
 def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
@@ -224,7 +232,9 @@ def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
     return values_GB[groups]
 
 
-def _split(part: Kept, factors_B: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+def _split(
+    part: MaterializedGrads, factors_B: Tensor, shapes: Sequence[torch.Size]
+) -> list[Tensor]:
     """Return the weighted sums of gradients that lie side by side."""
     grads_BF = wide(part.grads_BP)
     total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
@@ -241,39 +251,46 @@ def _deliver(sums: list[Tensor], found: list[Tensor], beta: int) -> None:
         torch.ops.aten._foreach_copy_(sums, found)
 
 
-def _merged(parts: Sequence[Part]) -> Sequence[Part]:
+def _merged(parts: Sequence[GradPart]) -> Sequence[GradPart]:
     """Return the uses of one parameter with those of a kind as one."""
     if len(parts) == 1:
         return parts
-    kept = [part.grads_BP for part in parts if isinstance(part, Kept)]
-    outer = [part for part in parts if isinstance(part, Outer)]
-    rest = [part for part in parts if not isinstance(part, Kept | Outer)]
+    kept = [part.grads_BP for part in parts if isinstance(part, MaterializedGrads)]
+    outer = [part for part in parts if isinstance(part, FactoredGrads)]
+    rest = [
+        part
+        for part in parts
+        if not isinstance(part, MaterializedGrads | FactoredGrads)
+    ]
     if len(kept) > 1:
         total = wide(kept[0]) + kept[1]
         for grads_BP in kept[2:]:
             total += grads_BP
         kept = [total]
-    by_axes: dict[int, list[Outer]] = {}
+    by_axes: dict[int, list[FactoredGrads]] = {}
     for part in outer:
         by_axes.setdefault(part.left.dim(), []).append(part)
     joined = [
         some[0] if len(some) == 1 else concatenated(some) for some in by_axes.values()
     ]
-    return [*map(Kept, kept), *joined, *rest]
+    return [*map(MaterializedGrads, kept), *joined, *rest]
 
 
-def _is_one_product(head: Outer | Kept) -> bool:
-    return isinstance(head, Kept) or head.left.dim() == 3  # noqa: PLR2004 -- [B, T, V]
+def _is_one_product(head: FactoredGrads | MaterializedGrads) -> bool:
+    return isinstance(head, MaterializedGrads) or head.left.dim() == 3  # noqa: PLR2004 -- [B, T, V]
 
 
 def _joint_squared_norms(
-    parts: Sequence[Part], num_samples: int, parameter: Tensor
+    parts: Sequence[GradPart], num_samples: int, parameter: Tensor
 ) -> Tensor:
     """Return the squared norms of the sum of several uses, cross terms included."""
     if len(parts) == 1:
         return parts[0].squared_norms()
-    match [turned_back(parts[0]), *parts[1:]]:
-        case [Outer() | Kept() as head, Lookup() as table] if _is_one_product(head):
+    match [transposed_back(parts[0]), *parts[1:]]:
+        case [
+            FactoredGrads() | MaterializedGrads() as head,
+            EmbeddingGrads() as table,
+        ] if _is_one_product(head):
             cross_B = table.products_with(head)
             whole_B = parts[0].squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.

@@ -18,13 +18,13 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import Node, is_checkpointed, name_of, size
 from dp.per_sample._graph.uses import Graph, Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._parts.factored import Outer
-from dp.per_sample._parts.part import SMALL, Kept
-from dp.per_sample._rules.context import Budget, Rule, Site
+from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.part import SMALL, MaterializedGrads
+from dp.per_sample._rules.context import MemoryBudget, Rule, RuleContext
 from dp.per_sample._rules.table import RULES
 
 
-__all__ = ("Alike", "Stack", "alike", "stacked")
+__all__ = ("BatchedLayers", "LayerGroup", "batch_layers", "find_identical_layers")
 
 _FEWEST: Final = 3  # Layers that are worth it.
 _LARGEST_BYTES: Final = 1 << 16  # Of one layer's outputs.
@@ -32,7 +32,7 @@ _LARGEST_BYTES: Final = 1 << 16  # Of one layer's outputs.
 
 @final
 @dataclass(frozen=True, slots=True)
-class Alike:
+class LayerGroup:
     """Uses that may be served as one.
 
     Attributes:
@@ -46,13 +46,13 @@ class Alike:
     transposed: frozenset[int]
 
 
-def alike(
+def find_identical_layers(
     graph: Graph,
     layouts: Sequence[Mapping[int, Layout] | None],
     parameters: Sequence[Tensor],
     *,
     num_samples: int,
-) -> list[Alike]:
+) -> list[LayerGroup]:
     """Return which uses may be served as one, in graphs like this one."""
     index_of = {id(p): i for i, p in enumerate(parameters)}
     times_used = Counter(id(p) for use in graph.uses for p in use.parameters)
@@ -61,7 +61,7 @@ def alike(
         rule = RULES.get(use.operation)
         if rule is None or found is None or not rule.stacks or [*found] != [0]:
             continue
-        site = Site(use, found, num_samples)
+        site = RuleContext(use, found, num_samples)
         if (
             site.examples_lead
             and rule.applies(site)
@@ -74,20 +74,22 @@ def alike(
         ):
             members.setdefault(_kind(use, found[0]), []).append(position)
     return [
-        _alike(graph, some, index_of)
+        _layer_group(graph, some, index_of)
         for some in members.values()
         if len(some) >= _FEWEST
     ]
 
 
-def _alike(graph: Graph, members: Sequence[int], index_of: Mapping[int, int]) -> Alike:
+def _layer_group(
+    graph: Graph, members: Sequence[int], index_of: Mapping[int, int]
+) -> LayerGroup:
     uses = [graph.uses[i] for i in members]
     indices = {
         position: [index_of[id(use.operands[position].parameters[0])] for use in uses]
         for position in uses[0].operands
     }
     transposed = [i for i, operand in uses[0].operands.items() if operand.chain]
-    return Alike(members, indices, frozenset(transposed))
+    return LayerGroup(members, indices, frozenset(transposed))
 
 
 def _is_plain(operand: Operand) -> bool:
@@ -113,22 +115,24 @@ def _kind(use: Use, layout: Layout) -> Hashable:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stack:
+class BatchedLayers:
     """Some layers of one batch, as one.
 
     Attributes:
-        alike: What they are.
+        group: What they are.
         nodes: Their nodes.
         rule: Theirs.
         site: Where the rule finds them, as more examples.
     """
 
-    alike: Alike
+    group: LayerGroup
     nodes: Sequence[Node]
     rule: Rule
-    site: Site
+    site: RuleContext
 
-    def parts(self, grads: Sequence[Tensor | None]) -> dict[int, Kept | Outer]:
+    def parts(
+        self, grads: Sequence[Tensor | None]
+    ) -> dict[int, MaterializedGrads | FactoredGrads]:
         """Return the parts of all layers' parameters, by input position.
 
         Args:
@@ -138,22 +142,22 @@ class Stack:
         if some is None:
             return {}
         all_grads = [torch.zeros_like(some) if g is None else g for g in grads]
-        found: dict[int, Kept | Outer] = {}
+        found: dict[int, MaterializedGrads | FactoredGrads] = {}
         for position, part in self.rule.parts(self.site, torch.cat(all_grads)).items():
-            assert isinstance(part, Kept | Outer)  # noqa: S101 -- see Rule.stacks
-            is_turned = position in self.alike.transposed
+            assert isinstance(part, MaterializedGrads | FactoredGrads)  # noqa: S101 -- see Rule.stacks
+            is_turned = position in self.group.transposed
             found[position] = part.transposed() if is_turned else part
         return found
 
 
-def stacked(
+def batch_layers(
     members: Sequence[Use],
-    some: Alike,
+    some: LayerGroup,
     layouts: Mapping[int, Layout],
     *,
     num_samples: int,
-    budget: Budget,
-) -> Stack | None:
+    budget: MemoryBudget,
+) -> BatchedLayers | None:
     """Put the layers of one batch behind one another, if they are still alike.
 
     What they kept for the backward pass is read now, before it is freed.
@@ -162,14 +166,14 @@ def stacked(
     rule = RULES[first.operation]
     num_bytes = size(first.shape) * next(iter(first.parameters)).itemsize
     if num_bytes > _LARGEST_BYTES or not rule.applies(
-        Site(first, layouts, num_samples)
+        RuleContext(first, layouts, num_samples)
     ):
         return None
     held = _held(nodes, rule)
     if held is None or not budget.take(2 * num_bytes * len(nodes)):
         return None
-    site = Site(first, layouts, num_samples * len(nodes), budget, held)
-    return Stack(some, nodes, rule, site)
+    site = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
+    return BatchedLayers(some, nodes, rule, site)
 
 
 def _held(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:

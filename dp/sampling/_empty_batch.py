@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dp.sampling._fetch import fetched
+from dp.sampling._fetch import fetch
 
 
 __all__ = ("empty_batch_of",)
@@ -37,12 +37,12 @@ def empty_batch_of(dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
             "dataset holds no example to tell the shape of an empty batch from; pass"
             " empty_batch="
         )
-    first = deepcopy(fetched(dataset, [0]))  # Collating may use up what it is given.
+    first = deepcopy(fetch(dataset, [0]))  # Collating may use up what it is given.
     if isinstance(first, list):  # And reading twice may not give the same.
         twice = first + deepcopy(first)
         first = deepcopy(first)
     else:
-        twice = fetched(dataset, [0, 0])
+        twice = fetch(dataset, [0, 0])
     return _emptied(collate_fn(first), collate_fn(twice))
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
 
-__all__ = ("fetched", "in_process")
+__all__ = ("fetch", "iter_batches")
 
 
-def in_process(
+def iter_batches(
     dataset: Any,
     draws: Iterable[Sequence[int]],
     collate_fn: Callable[[list[Any]], Any],
@@ -31,10 +31,10 @@ def in_process(
             yield _columns(dataset, _vector(indices))
     else:
         for indices in draws:
-            yield collate_fn(fetched(dataset, indices))
+            yield collate_fn(fetch(dataset, indices))
 
 
-def fetched(dataset: Any, indices: Sequence[int]) -> Any:
+def fetch(dataset: Any, indices: Sequence[int]) -> Any:
     """Read examples as torch's loader does."""
     if getattr(dataset, "__getitems__", None):
         return dataset.__getitems__(indices)

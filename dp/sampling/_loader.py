@@ -21,15 +21,15 @@ from dp import _checks
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._empty_batch import empty_batch_of
-from dp.sampling._fetch import in_process
-from dp.sampling._refused_arguments import check_map_style, refuse
+from dp.sampling._fetch import iter_batches
+from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
     PoissonSampling,
     TruncatedPoissonSampling,
     poisson_sample,
-    random_part,
+    random_subset,
 )
-from dp.sampling._ticket import Desk, Ticket
+from dp.sampling._ticket import Ticket, TicketIssuer
 
 
 __all__ = ("PoissonLoader",)
@@ -105,7 +105,7 @@ class PoissonLoader(DataLoader[Any]):
         persistent_workers: bool = False,
         **refused: Any,
     ) -> None:
-        refuse(refused)
+        reject_arguments(refused)
         check_map_style(dataset)
         self._sampling = _scheme(sampling_probability, max_batch_size, dataset)
         collate_fn = default_collate if collate_fn is None else collate_fn
@@ -113,8 +113,8 @@ class PoissonLoader(DataLoader[Any]):
             empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
         )
         self._sharded = sharded
-        self._desk = Desk()
-        self._draws = _ServedDraws(_checks.count(steps=steps))
+        self._issuer = TicketIssuer()
+        self._draws = _GuardedBatchSampler(_checks.count(steps=steps))
         super().__init__(
             dataset,  # type: ignore[arg-type]  # A Sequence serves as a Dataset.
             batch_sampler=self._draws,
@@ -146,7 +146,7 @@ class PoissonLoader(DataLoader[Any]):
     @property
     def ticket(self) -> Ticket | None:
         """The ticket of the batch yielded last, or None before the first of a pass."""
-        return self._desk.ticket
+        return self._issuer.ticket
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Not torch's own.
         if not self.in_order:
@@ -158,13 +158,15 @@ class PoissonLoader(DataLoader[Any]):
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
         draws = _Draws(self.dataset, self._sampling, share, num_draws=len(self))
-        number = self._desk.open()
+        number = self._issuer.open()
         if self.num_workers or self.pin_memory:
             with self._draws.serving(draws):
                 batches: Iterator[Any] = super().__iter__()
         else:
-            batches = in_process(self.dataset, draws, self.collate_fn)
-        return _Pass(batches, draws.sizes, self._desk, number, self._empty_batch)
+            batches = iter_batches(self.dataset, draws, self.collate_fn)
+        return _EpochIterator(
+            batches, draws.sizes, self._issuer, number, self._empty_batch
+        )
 
     def _check_alone(self) -> None:
         if self._sharded or rank_and_size()[1] > 1:
@@ -231,11 +233,11 @@ class _Draws(Iterator[list[int]]):
                 f" made, and has {num_examples} now; what truncated batches cost depends"
                 " on the number, so it has to stay"
             )
-        return random_part(drawn, size=scheme.max_batch_size)
+        return random_subset(drawn, size=scheme.max_batch_size)
 
 
 @final
-class _ServedDraws:
+class _GuardedBatchSampler:
     """The batch sampler that torch sees: it has draws only while a pass is set up.
 
     Whoever else takes it, as those do who rebuild a loader to shard or to resume it,
@@ -271,33 +273,33 @@ _NOTHING: Final = object()
 
 
 @final
-class _Pass(Iterator[Any]):
+class _EpochIterator(Iterator[Any]):
     """One pass over a loader: torch's batches, with the empty ones put back."""
 
     def __init__(
         self,
         batches: Iterator[Any],
         sizes: deque[int],
-        desk: Desk,
+        desk: TicketIssuer,
         number: tuple[int, int],
         empty_batch: Any,
     ) -> None:
         self._batches = batches
         self._sizes = sizes
-        self._desk = desk
+        self._issuer = desk
         self._number = number
         self._empty_batch = empty_batch
         self._loaded: Any = _NOTHING
 
     def __next__(self) -> Any:
-        self._desk.check(self._number)
+        self._issuer.check(self._number)
         if self._loaded is _NOTHING and not (self._sizes and self._sizes[0] == 0):
             self._load()
         if not self._sizes:
             raise StopIteration
         size = self._sizes.popleft()
         batch = self._take() if size else deepcopy(self._empty_batch)
-        self._desk.issue(size)
+        self._issuer.issue(size)
         return batch
 
     def _load(self) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 from torch.utils.data import IterableDataset
 
 
-__all__ = ("check_map_style", "refuse")
+__all__ = ("check_map_style", "reject_arguments")
 
 _CHOICE: Final = "each batch is drawn by sampling_probability"
 _REFUSED: Final = {
@@ -20,7 +20,7 @@ _REFUSED: Final = {
 }
 
 
-def refuse(arguments: Mapping[str, object]) -> None:
+def reject_arguments(arguments: Mapping[str, object]) -> None:
     """Raise for arguments that torch's loader takes and this one cannot."""
     for name, value in arguments.items():
         if name in _REFUSED:

@@ -20,7 +20,7 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "poisson_sample",
-    "random_part",
+    "random_subset",
 )
 
 
@@ -120,7 +120,7 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
     return selected
 
 
-def random_part(indices: Sequence[int], *, size: int) -> list[int]:
+def random_subset(indices: Sequence[int], *, size: int) -> list[int]:
     """Return *size* of the indices, each set of them as likely, in their order.
 
     >>> random_part([3, 5], size=2)

@@ -8,7 +8,7 @@ from typing import Final, final
 from dp.exceptions import SamplingMismatchError
 
 
-__all__ = ("Desk", "Ticket")
+__all__ = ("Ticket", "TicketIssuer")
 
 # One count for the whole process: a ticket of one loader never passes for another's.
 _serials: Final = counter()
@@ -32,7 +32,7 @@ class Ticket:
 
 @final
 @dataclass(slots=True)
-class Desk:
+class TicketIssuer:
     """Issues the tickets of the one live pass of a loader."""
 
     ticket: Ticket | None = None
@@ -64,4 +64,4 @@ class Desk:
         self._num_issued += 1
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Desk, ()  # A copied loader has yielded nothing yet.
+        return TicketIssuer, ()  # A copied loader has yielded nothing yet.

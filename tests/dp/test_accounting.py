@@ -14,7 +14,7 @@ from dp.accounting import (
     _dp_events,
     epsilon,
     epsilon_curve,
-    merged,
+    merge_equal_releases,
     to_dp_event,
 )
 
@@ -239,7 +239,7 @@ def test_equal_releases_are_merged():
     release = Release(sampling_probability=0.5, noise_multiplier=1.0, count=2)
     other = Release(sampling_probability=0.5, noise_multiplier=2.0, count=1)
 
-    assert merged([release, other, release]) == (
+    assert merge_equal_releases([release, other, release]) == (
         Release(sampling_probability=0.5, noise_multiplier=1.0, count=4),
         other,
     )

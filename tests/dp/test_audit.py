@@ -19,9 +19,9 @@ import dp
 from dp import DPOptimizer, PoissonSampling, PrivacyPlan, Unamplified
 from dp.audit import (
     _statistics as statistics,
-    audited,
     canaries,
     conformance,
+    run_all,
     training,
 )
 from dp.audit._canaries import _Claim, _epsilon
@@ -69,7 +69,7 @@ def test_a_right_run_conforms(train):
 
     assert report.ok, str(report)
     assert len(report.findings) == 16
-    report.raise_if_refuted()
+    report.raise_if_failed()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_broken_build_does_not_conform(train, build, claims):
 
     assert claims <= refuted(report), str(report)
     with pytest.raises(dp.PrivacyError, match="REFUTED"):
-        report.raise_if_refuted()
+        report.raise_if_failed()
 
 
 def test_twenty_right_runs_are_not_accused(plan):
@@ -210,10 +210,10 @@ def test_every_release_pays_attention_to_its_charge(plan):
     """The score of an attack is the exact log-likelihood ratio, by its definition."""
     from dp.audit._canaries import _scores  # noqa: PLC0415
     from dp.audit._progress import Bar  # noqa: PLC0415
-    from dp.audit._subject import included, observed  # noqa: PLC0415
+    from dp.audit._subject import observe_training, sample_membership  # noqa: PLC0415
 
-    run, _ = observed(training(plan), included(1000), bar=Bar(None))
-    x_TM, q, sigma = run.along(), 0.1, 1.0
+    run, _ = observe_training(training(plan), sample_membership(1000), bar=Bar(None))
+    x_TM, q, sigma = run.signal(), 0.1, 1.0
     normal = stats.norm(scale=sigma)
     present = (1 - q) * normal.pdf(x_TM) + q * normal.pdf(x_TM - 1)
 
@@ -435,7 +435,7 @@ def test_too_few_records_are_refused(train, number):
 
 def test_all_audits_together_leave_files(train, tmp_path, capsys):
     """Text, JSON and a picture; and progress is shown if asked."""
-    suite = audited(train, num_records=NUM_RECORDS, progress=True)
+    suite = run_all(train, num_records=NUM_RECORDS, progress=True)
 
     suite.write(tmp_path / "new")
 
@@ -459,7 +459,7 @@ def test_all_audits_together_leave_files(train, tmp_path, capsys):
 def test_a_suite_with_one_refuted_audit_does_not_hold(train):
     """Whichever it is."""
     with builds.shuffled():
-        suite = audited(train, num_records=NUM_RECORDS)
+        suite = run_all(train, num_records=NUM_RECORDS)
 
     assert not suite.ok
     assert suite.attack.ok

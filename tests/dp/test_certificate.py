@@ -18,7 +18,13 @@ from dp import (
     Unamplified,
     compose,
 )
-from dp.accounting import Library, Release, _accountant, epsilon, group_epsilon
+from dp.accounting import (
+    ReferenceAccountant,
+    Release,
+    _accountant,
+    epsilon,
+    group_epsilon,
+)
 from dp.accounting._group_losses import group_losses
 from dp.certificate import Certificate, _json, verify
 from dp.ledger import Ledger
@@ -370,9 +376,9 @@ def test_both_ways_cost_a_group_the_same(relation):
     about = {"delta": 1e-5, "neighboring_relation": relation, "group_size": 2}
     ours = group_epsilon(KINDS, **about)
 
-    assert group_epsilon(KINDS, **about, library=Library()) == pytest.approx(
-        ours, rel=1e-7
-    )
+    assert group_epsilon(
+        KINDS, **about, library=ReferenceAccountant()
+    ) == pytest.approx(ours, rel=1e-7)
 
 
 @pytest.mark.parametrize(

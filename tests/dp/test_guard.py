@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dp import PrivacyError
-from dp.optimizer._guard import owner_of
-from dp.optimizer._registry import Protected
+from dp.optimizer._guard import private_owner_of
+from dp.optimizer._registry import OptimizerRegistry
 
 
 def weights(model):
@@ -80,7 +80,7 @@ def test_an_optimizer_around_the_private_one_may_step(make_run):
 
 def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
     """Importing dp changes no other training."""
-    monkeypatch.setattr("dp.optimizer._guard._protected", Protected())
+    monkeypatch.setattr("dp.optimizer._guard._protected", OptimizerRegistry())
     monkeypatch.setattr("dp.optimizer._guard.parameters_of", None)
     weight = nn.Parameter(torch.ones(1))
 
@@ -151,8 +151,8 @@ def test_parameters_that_take_the_place_of_others_are_protected(make_run):
         other(new[1]).step()
     other(*old).step()  # Nobody's now.
 
-    assert owner_of(new[0]) is run.optimizer
-    assert owner_of(old[0]) is None
+    assert private_owner_of(new[0]) is run.optimizer
+    assert private_owner_of(old[0]) is None
 
 
 def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch(
@@ -165,7 +165,7 @@ def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch
     )
     middle = nn.Parameter(torch.ones(1))
     parameters = run.optimizer.param_groups[1]["params"]
-    assert owner_of(parameters[1]) is run.optimizer
+    assert private_owner_of(parameters[1]) is run.optimizer
     taken_out, parameters[1] = parameters[1], middle
     other(taken_out).step()  # Nobody's now.
     run.optimizer.backward(run.losses(next(iter(run.loader))))
@@ -183,4 +183,4 @@ def test_a_private_optimizer_that_is_gone_protects_nothing(make_run):
     gc.collect()
     other(*model.parameters()).step()
 
-    assert owner_of(model.weight) is None
+    assert private_owner_of(model.weight) is None

@@ -332,13 +332,13 @@ def test_processes_of_one_run_charge_under_one_id():
     """What they share counts once where they meet; without it they are forks."""
     one, other = charged(1), charged(1)
     for ledger in (one, other):
-        ledger.charge_as("shared")
+        ledger.use_segment("shared")
         ledger.reserve(**PLANNED)
     one.load_state_dict(other.state_dict())
 
     assert other.segment == "shared"
     assert (one.steps, one.num_segments) == (3, 3)
-    other.charge_as(None)
+    other.use_segment(None)
     assert other.segment != "shared"
 
 

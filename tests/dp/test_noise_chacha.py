@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from dp.noise import GaussianNoise, _gaussian
 from dp.noise._device import chacha, float32_stage, float64_stage
 from dp.noise._device.chacha import ChaChaWords
-from dp.noise._device.float32_stage import InOneKernel, InTorch, Lattice
-from dp.noise._device.float64_stage import InKernels, InManyOperations
+from dp.noise._device.float32_stage import Lattice, TorchFloat32, TritonFloat32
+from dp.noise._device.float64_stage import TorchFloat64, TritonFloat64
 from dp.noise._device.host_words import HostWords
 from dp.noise._device.noise import OnDevice, _noise_on
 
@@ -245,8 +245,8 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
     monkeypatch.setattr(os, "urandom", lambda n: bytes(range(n)))
     lattice = Lattice.on(CPU, 1.7)
     streams = [ChaChaWords(CPU, write_blocks) for _ in range(2)]
-    by_kernel = InOneKernel(lattice, streams[0], round_in_float32)
-    in_torch = InTorch(lattice, streams[1])
+    by_kernel = TritonFloat32(lattice, streams[0], round_in_float32)
+    in_torch = TorchFloat32(lattice, streams[1])
     for count in (5000, 1, 33):
         x = torch.linspace(-100, 100, count, dtype=dtype)
         noisy, expected = x.clone(), x.clone()
@@ -302,27 +302,27 @@ def test_a_device_gets_what_it_can_run(rounding_kernel, decision_kernel, monkeyp
         assert noise._lattice is lattice
         return [type(p) for p in (noise._words, noise._first_stage, noise._last_stage)]
 
-    assert found(CUDA) == [ChaChaWords, InOneKernel, InKernels]
+    assert found(CUDA) == [ChaChaWords, TritonFloat32, TritonFloat64]
     del rounding_kernel.round_in_float32
     with pytest.warns(RuntimeWarning, match="rounded in many operations"):
-        assert found(CUDA) == [ChaChaWords, InTorch, InKernels]
+        assert found(CUDA) == [ChaChaWords, TorchFloat32, TritonFloat64]
     float64_stage.last_stage_on.cache_clear()
     monkeypatch.setitem(sys.modules, DECISION_KERNEL, None)
     with pytest.warns(RuntimeWarning) as warned:
-        assert found(CUDA) == [ChaChaWords, InTorch, InManyOperations]
+        assert found(CUDA) == [ChaChaWords, TorchFloat32, TorchFloat64]
     assert ["refined" in str(w.message) for w in warned] == [True, False]
-    assert found(CPU) == [HostWords, InTorch, InManyOperations]
+    assert found(CPU) == [HostWords, TorchFloat32, TorchFloat64]
     assert decision_kernel.write_tails is write_tails
 
 
-@pytest.mark.parametrize("stage", [InOneKernel, InTorch])
+@pytest.mark.parametrize("stage", [TritonFloat32, TorchFloat32])
 def test_temporaries_of_a_long_vector_stay_small(stage):
     """In torch's operations they are of 15 to 27 bytes an element, and of 3 else."""
-    noise = stage(*(Lattice.on(CPU, 1.7), None, None)[: 3 - (stage is InTorch)])
+    noise = stage(*(Lattice.on(CPU, 1.7), None, None)[: 3 - (stage is TorchFloat32)])
 
     assert noise.longest(torch.float64) * 27 < 256 << 20
     assert (
-        noise.longest(torch.float32) * (3 if stage is InOneKernel else 15) < 256 << 20
+        noise.longest(torch.float32) * (3 if stage is TritonFloat32 else 15) < 256 << 20
     )
 
 
@@ -360,12 +360,12 @@ def test_any_mix_of_stages_gives_the_same_noise(monkeypatch, dtype):
     kernels = sys.modules[DECISION_KERNEL]
     x = torch.linspace(-100, 100, 20_000, dtype=dtype)
     found = []
-    for last in (InManyOperations(lattice), InKernels(lattice, kernels)):
+    for last in (TorchFloat64(lattice), TritonFloat64(lattice, kernels)):
         for one_kernel in (True, False):
             words = ChaChaWords(CPU, write_blocks)
-            first = InTorch(lattice, words)
+            first = TorchFloat32(lattice, words)
             if one_kernel:
-                first = InOneKernel(lattice, words, round_in_float32)
+                first = TritonFloat32(lattice, words, round_in_float32)
             found.append(x.clone())
             OnDevice(lattice, words, first, last).add_(found[-1])
 

@@ -17,8 +17,8 @@ from hypothesis import given, strategies as st
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian
 from dp.noise._device import float32_stage, float64_stage, noise as device_noise
-from dp.noise._device.float32_stage import InTorch, Lattice
-from dp.noise._device.float64_stage import InManyOperations
+from dp.noise._device.float32_stage import Lattice, TorchFloat32
+from dp.noise._device.float64_stage import TorchFloat64
 from dp.noise._device.host_words import HostWords
 from dp.noise._device.noise import OnDevice
 from dp.noise._host import exact, lattice as host_lattice
@@ -42,7 +42,7 @@ def here(monkeypatch):
 
 def noise_in_torch(stddev, words):
     lattice = Lattice.on(CPU, stddev)
-    stages = InTorch(lattice, words), InManyOperations(lattice)
+    stages = TorchFloat32(lattice, words), TorchFloat64(lattice)
     return OnDevice(lattice, words, *stages)
 
 
@@ -101,7 +101,7 @@ class ByCell:
         return noisy
 
 
-DECIDE = exact.decide
+DECIDE = exact.round_refined
 IN_FLOAT64 = float64_stage.in_float64
 DECIDE_ON_DEVICE = OnDevice._decide
 

@@ -82,7 +82,7 @@ class ByCell:
         return DECIDE(bits_E, fraction_E, scale=scale, keystream=script)
 
 
-DECIDE = exact.decide
+DECIDE = exact.round_refined
 
 
 def rounded(x, stddev, source, *, num_short=0):
@@ -154,7 +154,7 @@ def test_a_short_vector_gets_what_a_long_one_gets(numbers, stddev, dtype, seed):
 def test_the_ends_of_the_uniform_are_exact(first, word):
     """Tails beyond 4 standard deviations get all the bits they need, on both sides."""
     keystream = Script([word], [word, word, 1])
-    steps = exact.decide(
+    steps = exact.round_refined(
         np.array([first], np.uint16), np.array([0.25]), scale=20.0, keystream=keystream
     )
     words = [word] if len(keystream.drawn) == 1 else [word, word, word, 1]
@@ -187,7 +187,7 @@ def test_what_float64_cannot_decide_is_decided_by_more_digits():
     """Sums within 1e-16 of a midpoint of the lattice are rounded as real numbers."""
     bits_E, fraction_E, words_E, rest_E3, expected = near_midpoints(64)
     keystream = Script(words_E, *rest_E3)
-    steps_E = exact.decide(bits_E, fraction_E, scale=20.0, keystream=keystream)
+    steps_E = exact.round_refined(bits_E, fraction_E, scale=20.0, keystream=keystream)
 
     assert steps_E.tolist() == expected
 
@@ -207,7 +207,7 @@ def test_the_last_resort_does_not_depend_on_its_guess(wrong):
     words = [3 << 12, 0, 0, 0, 0]
     expected = int(mpmath.nint(0.1 + 20 * real_normal(3 << 268, 272)))
 
-    assert exact.exactly(words, 0.1, 20.0, expected + wrong) == expected
+    assert exact.round_exact(words, 0.1, 20.0, expected + wrong) == expected
 
 
 ALL_CELLS = np.random.default_rng(8).permutation(1 << 16).astype(np.uint16)

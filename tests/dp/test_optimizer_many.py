@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonSampling, PrivacyError, SamplingMismatchError
-from dp.optimizer._guard import owner_of
+from dp.optimizer._guard import private_owner_of
 
 
 ALL = PoissonSampling(sampling_probability=1.0)
@@ -107,8 +107,8 @@ def test_a_parameter_leads_to_the_optimizer_that_makes_it_private(make_run):
     """Trainers hold a model only, and must find out whose it is."""
     run = make_run()
 
-    assert owner_of(run.model.weight) is run.optimizer
-    assert owner_of(nn.Parameter(torch.zeros(1))) is None
+    assert private_owner_of(run.model.weight) is run.optimizer
+    assert private_owner_of(nn.Parameter(torch.zeros(1))) is None
 
 
 def test_one_optimizer_on_two_models_noises_both(make_plan):

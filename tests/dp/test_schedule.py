@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 import dp
 from dp import DPOptimizer, PoissonSampling, PrivacyError, Schedule, Unamplified
-from dp.accounting import Release, merged
+from dp.accounting import Release, merge_equal_releases
 from dp.clipping import FlatClipping
 
 
@@ -23,7 +23,7 @@ phases = st.lists(
 def test_runs_are_the_values_step_by_step(phases, num_steps):
     """Counting by runs and asking for every step give the same."""
     schedule = Schedule(phases)
-    by_runs = [v for count, v in schedule.runs(num_steps) for _ in range(count)]
+    by_runs = [v for count, v in schedule.phases_until(num_steps) for _ in range(count)]
 
     assert by_runs == [schedule(step) for step in range(num_steps)]
 
@@ -98,7 +98,9 @@ def test_noise_and_charges_follow_the_plans_schedules(wide_run):
         (c.noise_multiplier, c.max_grad_norm, c.count)
         for c in run.optimizer.ledger.charges()
     ] == [(2.0, 1.0, 1), (1.0, 1.0, 1), (1.0, 0.25, 2)]
-    assert run.optimizer.ledger.releases() == merged(run.optimizer.plan.releases(4))
+    assert run.optimizer.ledger.releases() == merge_equal_releases(
+        run.optimizer.plan.releases(4)
+    )
 
 
 def test_clipping_follows_the_schedule_of_the_norm(make_run):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dp.noise._device.chacha import ChaChaWords, WriteBlocks, num_blocks_for, written
-from dp.noise._device.load_kernel import checked
+from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.lattice import (
     FLOAT32_ERROR,
     FLOAT32_ERROR_OF_X,
@@ -36,10 +36,10 @@ from dp.noise._host.lattice import (
 
 __all__ = (
     "FirstStage",
-    "InOneKernel",
-    "InTorch",
     "Lattice",
-    "Left",
+    "TorchFloat32",
+    "TritonFloat32",
+    "Undecided",
     "Words",
     "rounding_kernel_on",
 )
@@ -65,7 +65,7 @@ class Blocks(Words, Protocol):
         ...
 
 
-class Left(NamedTuple):
+class Undecided(NamedTuple):
     """The C elements that are not decided: where, their sums and their 16 bits."""
 
     indices: Tensor
@@ -76,7 +76,7 @@ class Left(NamedTuple):
 class FirstStage(Protocol):
     """Either way of it."""
 
-    def round_(self, x_N: Tensor) -> Left:
+    def round_(self, x_N: Tensor) -> Undecided:
         """Add noise and round, in place; return what that may be wrong for."""
         ...
 
@@ -116,7 +116,7 @@ class Lattice:
 
 
 @final
-class InTorch:
+class TorchFloat32:
     """The stage in torch's operations, for float32 and float64."""
 
     def __init__(self, lattice: Lattice, words: Words) -> None:
@@ -127,12 +127,12 @@ class InTorch:
         """See :class:`FirstStage`."""
         return _LONGEST_IN_TORCH // dtype.itemsize
 
-    def round_(self, x_N: Tensor) -> Left:
+    def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""
         words_N = self._words.draw(len(x_N), torch.int16)
         steps_N = x_N * (1 / self._lattice.spacing)
         where_C = self._round(steps_N, words_N)
-        left = Left(where_C, x_N[where_C], words_N[where_C])
+        left = Undecided(where_C, x_N[where_C], words_N[where_C])
         torch.mul(steps_N, self._lattice.spacing, out=x_N).add_(0.0)  # -0 + 0 is 0.
         return left
 
@@ -149,7 +149,7 @@ class InTorch:
 
 
 @final
-class InOneKernel:
+class TritonFloat32:
     """The stage as one kernel, with the words in it, for float32."""
 
     def __init__(
@@ -158,7 +158,7 @@ class InOneKernel:
         self._lattice = lattice
         self._words = words
         self._kernel = kernel
-        self._for_float64 = InTorch(lattice, words)
+        self._for_float64 = TorchFloat32(lattice, words)
 
     def longest(self, dtype: torch.dtype) -> int:
         """See :class:`FirstStage`."""
@@ -166,7 +166,7 @@ class InOneKernel:
             return self._for_float64.longest(dtype)
         return _LONGEST_IN_ONE_KERNEL
 
-    def round_(self, x_N: Tensor) -> Left:
+    def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""
         if x_N.dtype != torch.float32:
             return self._for_float64.round_(x_N)
@@ -185,7 +185,7 @@ class InOneKernel:
             error_of_x=FLOAT32_ERROR_OF_X,
         )
         where_C = is_left_N.nonzero().squeeze(1)
-        return Left(where_C, x_N[where_C], words_N[where_C])
+        return Undecided(where_C, x_N[where_C], words_N[where_C])
 
 
 @lru_cache
@@ -196,7 +196,7 @@ def rounding_kernel_on(
 
     A warning says why it is not used.
     """
-    module = checked(
+    module = load_verified_kernel(
         "rounding",
         lambda module: _check(module.round_in_float32, write_blocks, device),
         otherwise=f"noise on {device} is rounded in many operations",
@@ -214,8 +214,8 @@ def _check(
     state, _num_blocks = ChaChaWords(device, write_blocks).blocks_for(0)
     words = _Given(write_blocks, state)
     by_kernel_N, by_torch_N = x_N.clone(), x_N.clone()
-    left = InOneKernel(lattice, words, kernel).round_(by_kernel_N)
-    expected = InTorch(lattice, words).round_(by_torch_N)
+    left = TritonFloat32(lattice, words, kernel).round_(by_kernel_N)
+    expected = TorchFloat32(lattice, words).round_(by_torch_N)
     by_torch_N[expected.indices] = expected.x
     same = zip((by_kernel_N, *left), (by_torch_N, *expected), strict=True)
     if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same):

@@ -24,18 +24,18 @@ from typing import Final, Protocol, cast, final
 import torch
 from torch import Tensor
 
-from dp.noise._device.float32_stage import Lattice, Left
-from dp.noise._device.load_kernel import checked
+from dp.noise._device.float32_stage import Lattice, Undecided
+from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.exact import (
     FIRST_BITS,
     MIN_PROBABILITY,
     MORE_BITS,
     SAFE_DISTANCE,
-    exactly,
+    round_exact,
 )
 
 
-__all__ = ("InKernels", "InManyOperations", "LastStage", "last_resort", "last_stage_on")
+__all__ = ("LastStage", "TorchFloat64", "TritonFloat64", "last_resort", "last_stage_on")
 
 _SMALLEST: Final = 2.0 ** -(FIRST_BITS + MORE_BITS)
 
@@ -43,7 +43,7 @@ _SMALLEST: Final = 2.0 ** -(FIRST_BITS + MORE_BITS)
 class LastStage(Protocol):
     """Either way of it."""
 
-    def round_(self, x_N: Tensor, left: Left, more_C: Tensor) -> Tensor:
+    def round_(self, x_N: Tensor, left: Undecided, more_C: Tensor) -> Tensor:
         """Round what is left, in place; return where that may be wrong.
 
         Args:
@@ -56,12 +56,12 @@ class LastStage(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True)
-class InManyOperations:
+class TorchFloat64:
     """The stage in torch's operations."""
 
     lattice: Lattice
 
-    def round_(self, x_N: Tensor, left: Left, more_C: Tensor) -> Tensor:
+    def round_(self, x_N: Tensor, left: Undecided, more_C: Tensor) -> Tensor:
         """See :class:`LastStage`."""
         units_C = left.x.double() * (1 / self.lattice.spacing)
         whole_C = units_C.round()
@@ -121,13 +121,13 @@ class Kernels(Protocol):
 
 @final
 @dataclass(frozen=True, slots=True)
-class InKernels:
+class TritonFloat64:
     """The stage in two kernels, with the quantile of torch in between."""
 
     lattice: Lattice
     kernels: Kernels
 
-    def round_(self, x_N: Tensor, left: Left, more_C: Tensor) -> Tensor:
+    def round_(self, x_N: Tensor, left: Undecided, more_C: Tensor) -> Tensor:
         """See :class:`LastStage`."""
         tail_C = torch.empty(more_C.shape, dtype=torch.float64, device=x_N.device)
         self.kernels.write_tails(left.words, more_C, tail_C)
@@ -164,7 +164,7 @@ def last_resort(x: float, words: list[int], lattice: Lattice) -> float:
     bits = words[0] % (1 << FIRST_BITS)
     about = (bits + 0.5) / (1 << FIRST_BITS)
     guess = round(NormalDist(fraction, lattice.scale).inv_cdf(about))
-    steps = exactly([bits, *words[1:]], fraction, lattice.scale, guess)
+    steps = round_exact([bits, *words[1:]], fraction, lattice.scale, guess)
     return (steps + whole) * lattice.spacing
 
 
@@ -174,7 +174,7 @@ def last_stage_on(device: torch.device) -> Kernels | None:
 
     A warning says why they are not used. Not to be asked where Triton is missing.
     """
-    kernels = checked(
+    kernels = load_verified_kernel(
         "decision",
         lambda kernels: _check(cast("Kernels", kernels), device),
         otherwise=f"noise on {device} is refined in many operations",
@@ -196,10 +196,10 @@ def _check(kernels: Kernels, device: torch.device) -> None:
         checked_lattice = replace(lattice, scale=scale)
         x_N = words_C.to(dtype).square().mul(0.0123)
         x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
-        left = Left(indices_C, x_N[indices_C], words_C.to(torch.int16))
+        left = Undecided(indices_C, x_N[indices_C], words_C.to(torch.int16))
         ours, theirs = torch.full_like(x_N, 7.0), x_N.clone()
-        unsure_C = InKernels(checked_lattice, kernels).round_(ours, left, more_C)
-        expected_C = InManyOperations(checked_lattice).round_(theirs, left, more_C)
+        unsure_C = TritonFloat64(checked_lattice, kernels).round_(ours, left, more_C)
+        expected_C = TorchFloat64(checked_lattice).round_(theirs, left, more_C)
         theirs[indices_C[expected_C]] = 7.0
         if not (
             torch.equal(ours.nan_to_num(), theirs.nan_to_num())

@@ -6,10 +6,10 @@ from importlib import import_module
 from types import ModuleType
 
 
-__all__ = ("checked",)
+__all__ = ("load_verified_kernel",)
 
 
-def checked(
+def load_verified_kernel(
     name: str, check: Callable[[ModuleType], None], *, otherwise: str
 ) -> ModuleType | None:
     """Return a module of kernels if it can be imported, compiled and trusted.

@@ -19,17 +19,17 @@ from dp.noise._chunks import as_vector
 from dp.noise._device.chacha import ChaChaWords, kernel_on
 from dp.noise._device.float32_stage import (
     FirstStage,
-    InOneKernel,
-    InTorch,
     Lattice,
-    Left,
+    TorchFloat32,
+    TritonFloat32,
+    Undecided,
     Words,
     rounding_kernel_on,
 )
 from dp.noise._device.float64_stage import (
-    InKernels,
-    InManyOperations,
     LastStage,
+    TorchFloat64,
+    TritonFloat64,
     last_resort,
     last_stage_on,
 )
@@ -60,19 +60,19 @@ def _noise_on(
 ) -> "OnDevice":
     """Use what the device has: kernels, or one of them, or words of the host."""
     lattice = Lattice.on(device, stddev)
-    last: LastStage = InManyOperations(lattice)
+    last: LastStage = TorchFloat64(lattice)
     write_blocks = kernel_on(device)
     if write_blocks is None:
         from_host = HostWords(device, pool=pool, num_threads=num_threads)
-        return OnDevice(lattice, from_host, InTorch(lattice, from_host), last)
+        return OnDevice(lattice, from_host, TorchFloat32(lattice, from_host), last)
     words = ChaChaWords(device, write_blocks)
     kernels = last_stage_on(device)
     if kernels is not None:
-        last = InKernels(lattice, kernels)
+        last = TritonFloat64(lattice, kernels)
     kernel = rounding_kernel_on(device, write_blocks)
     if kernel is None:
-        return OnDevice(lattice, words, InTorch(lattice, words), last)
-    return OnDevice(lattice, words, InOneKernel(lattice, words, kernel), last)
+        return OnDevice(lattice, words, TorchFloat32(lattice, words), last)
+    return OnDevice(lattice, words, TritonFloat32(lattice, words, kernel), last)
 
 
 @final
@@ -106,9 +106,9 @@ class OnDevice:
                 continue
             pieces = (of_C.split(_CANDIDATES) for of_C in left)
             for piece in zip(*pieces, strict=True):
-                self._decide(part_N, Left(*piece))
+                self._decide(part_N, Undecided(*piece))
 
-    def _decide(self, x_N: Tensor, left: Left) -> None:
+    def _decide(self, x_N: Tensor, left: Undecided) -> None:
         """Round what is left, with more bits."""
         more_C = self._words.draw(len(left.x), torch.int64)
         unsure_C = self._last_stage.round_(x_N, left, more_C)

@@ -25,9 +25,9 @@ __all__ = (
     "MORE_BITS",
     "REST_BITS",
     "SAFE_DISTANCE",
-    "decide",
-    "exactly",
     "quantiles",
+    "round_exact",
+    "round_refined",
 )
 
 FIRST_BITS: Final = 16
@@ -44,7 +44,7 @@ _Integers = NDArray[np.integer[Any]]
 _Floats = NDArray[np.float64]
 
 
-def decide(
+def round_refined(
     bits_E: _Integers, fraction_E: _Floats, *, scale: float, keystream: Keystream
 ) -> _Floats:
     """Return ``round(fraction + scale * Z)`` for normals ``Z``.
@@ -62,7 +62,7 @@ def decide(
         rest_3 = np.empty(REST_BITS // 64, _UINT64)
         keystream.fill(rest_3)
         words = [bits_E[i], more_E[i], *rest_3]
-        steps_E[i] = exactly(words, float(fraction_E[i]), scale, int(steps_E[i]))
+        steps_E[i] = round_exact(words, float(fraction_E[i]), scale, int(steps_E[i]))
     return steps_E
 
 
@@ -96,7 +96,7 @@ def _in_float64(
     return steps_E, unsure_E
 
 
-def exactly(words: Sequence[Any], fraction: float, scale: float, guess: int) -> int:
+def round_exact(words: Sequence[Any], fraction: float, scale: float, guess: int) -> int:
     """Round with 320-bit arithmetic; wrong with probability below ``2**-130``.
 
     The bits of ``U`` come in *words*, signed or not: 16, 64 and the rest by 64 each.

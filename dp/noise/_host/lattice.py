@@ -53,7 +53,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp._keystream import Keystream
-from dp.noise._host.exact import FIRST_BITS, decide, quantiles
+from dp.noise._host.exact import FIRST_BITS, quantiles, round_refined
 
 
 __all__ = (
@@ -180,7 +180,7 @@ class RoundedGaussian:
         safe_C = 0.5 - _FLOAT64_ERROR - reach_C * self._scale
         unsure_E = np.flatnonzero(np.abs(sum_C - steps_C) > safe_C)
         if len(unsure_E):
-            steps_C[unsure_E] = decide(
+            steps_C[unsure_E] = round_refined(
                 words_C[unsure_E],
                 fraction_C[unsure_E],
                 scale=self._scale,

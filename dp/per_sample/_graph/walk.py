@@ -27,14 +27,14 @@ from dp.per_sample._graph.untracked_inputs import (
 from dp.per_sample._graph.uses import Edge, Graph, Operand, Signature, Use
 
 
-__all__ = ("walked",)
+__all__ = ("find_uses",)
 
 Edges = Sequence[tuple[Node | None, int]]
 
 _NONE: Final[Sequence[Tensor]] = ()
 
 
-def walked(
+def find_uses(
     root: Edge,
     parameters: Sequence[Tensor],
     *,
@@ -67,7 +67,9 @@ class _Walk:
         self._num_samples = num_samples
         self._constants = constants
         self._edges: dict[Node, Edges] = {}
-        self._behind: dict[Node, Sequence[Tensor]] = {}  # Of parameters alone.
+        self._parameters_below: dict[
+            Node, Sequence[Tensor]
+        ] = {}  # Of parameters alone.
         self._reaches_use: dict[Node, bool] = {}
         self._with_constants: set[Node] = set()  # Of parameters, but not alone.
         self._with_rows: set[Node] = set()  # And of as many entries as examples.
@@ -78,7 +80,7 @@ class _Walk:
         self._shape: list[Any] = []
 
     def run(self, root: Node) -> None:
-        edges, behind = self._edges, self._behind
+        edges, behind = self._edges, self._parameters_below
         pending = [root]
         while pending:
             node = pending[-1]
@@ -98,10 +100,10 @@ class _Walk:
     def _add(self, node: Node, children: Edges) -> None:
         if not children:
             known = self._parameters.get(id(getattr(node, "variable", None)))
-            self._behind[node] = _NONE if known is None else (known,)
+            self._parameters_below[node] = _NONE if known is None else (known,)
             self._reaches_use[node] = False
             return
-        found = [self._behind[c] for c, _ in children if c is not None]
+        found = [self._parameters_below[c] for c, _ in children if c is not None]
         name = name_of(node)
         is_use, sign = any(found), None
         if is_use and all(found):
@@ -114,7 +116,7 @@ class _Walk:
         elif name in WITH_FACTOR and None in [child for child, _ in children]:
             self._hiding.append((node, None))
         self._note_constant(node, name, children, any_size=False)
-        self._behind[node] = _NONE
+        self._parameters_below[node] = _NONE
         self._reaches_use[node] = is_use or any(
             self._reaches_use[c] for c, _ in children if c is not None
         )
@@ -145,7 +147,7 @@ class _Walk:
         behind: Sequence[Tensor],
         is_constant: bool,  # noqa: FBT001 -- private
     ) -> None:
-        self._behind[node], self._reaches_use[node] = behind, False
+        self._parameters_below[node], self._reaches_use[node] = behind, False
         self._note_constant(node, name_of(node), children, any_size=True)
         if is_constant or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
@@ -168,7 +170,7 @@ class _Walk:
             self._constant += [(node, some) for some in looked_up(node, name)]
 
     def graph(self, root: Edge) -> Graph:
-        if self._behind[root[0]]:  # The losses are of parameters alone.
+        if self._parameters_below[root[0]]:  # The losses are of parameters alone.
             if root[0] in self._with_constants:
                 raise SampleMixingError(
                     "examples' data and parameters meet only where examples are mixed:"
@@ -195,7 +197,7 @@ class _Walk:
         for position, (child, index) in enumerate(self._edges[node]):
             if child is None:
                 continue
-            behind = self._behind[child]
+            behind = self._parameters_below[child]
             if behind:
                 chain = self._chain(child, index) if len(behind) == 1 else None
                 operands[position] = Operand(

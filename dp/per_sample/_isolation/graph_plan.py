@@ -75,13 +75,13 @@ class Plan:
     """
 
     layouts: Sequence[Mapping[int, Layout] | None]
-    freed: Sequence[float]
+    bytes_freed: Sequence[float]
     constants: dict[Hashable, Sequence[float]] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> float:
         """Return about how much an example's activations take."""
-        return sum(self.freed)
+        return sum(self.bytes_freed)
 
 
 def planned(
@@ -186,7 +186,7 @@ def _fingerprint(constant: Tensor) -> Sequence[float]:
 
 def _freed(graph: Graph, num_samples: int) -> list[float]:
     """Return what lies between the uses in the order of the backward pass."""
-    freed: dict[Node, float] = {}
+    bytes_freed: dict[Node, float] = {}
     total = 0.0
     uses = {use.node for use in graph.uses}
     for node in reversed(graph.nodes):
@@ -194,8 +194,8 @@ def _freed(graph: Graph, num_samples: int) -> list[float]:
             for output in node._input_metadata:  # noqa: SLF001 -- see _nodes
                 total += size(output.shape) * output.dtype.itemsize
         if node in uses:
-            freed[node], total = total / num_samples, 0.0
-    return [freed[use.node] for use in graph.uses]
+            bytes_freed[node], total = total / num_samples, 0.0
+    return [bytes_freed[use.node] for use in graph.uses]
 
 
 def _mixing(use: Use, *, apart: bool = False) -> SampleMixingError:

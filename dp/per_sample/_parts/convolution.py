@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.per_sample._parts.factored import Outer, gram_is_cheaper
+from dp.per_sample._parts.factored import FactoredGrads, gram_is_cheaper
 from dp.per_sample._parts.part import (
-    Part,
+    GradPart,
     chunk_bytes,
     chunked_norms,
     chunks,
@@ -23,7 +23,7 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("Convolution",)
+__all__ = ("ConvolutionGrads",)
 
 # Pairs of channels from which a product of windows is faster than a convolution of
 # as many groups as examples. On an accelerator it always is: 4 times as fast and more.
@@ -33,7 +33,7 @@ _CACHE: Final = 1 << 20  # Of windows at a time: what a core's cache holds.
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Convolution(Part):
+class ConvolutionGrads(GradPart):
     """Gradients of a convolution's kernel, computed when they are asked for.
 
     Args:
@@ -93,7 +93,7 @@ class Convolution(Part):
         else:
             total.copy_(weighted)
 
-    def without(self, bad_B: Tensor) -> Part:
+    def mask_examples(self, bad_B: Tensor) -> GradPart:
         return replace(
             self,
             inputs=zeroed(self.inputs, bad_B),
@@ -130,7 +130,7 @@ class Convolution(Part):
         at_most = _CACHE if self.inputs.is_cpu else chunk_bytes(self.inputs.device)
         return chunks(num_samples, size, at_most)
 
-    def _product(self, examples: slice) -> Outer:
+    def _product(self, examples: slice) -> FactoredGrads:
         """Return [b, positions, O] times [b, positions, C * ...] as gradients.
 
         Of several groups, each has factors of its own, on a second axis. A transposed
@@ -143,7 +143,7 @@ class Convolution(Part):
         by_kernel = windows.reshape(
             *fixed.shape[:2], self.kernel[0].numel() * self.groups, -1
         )
-        return Outer(
+        return FactoredGrads(
             _positions_first(fixed.flatten(3), self.groups),
             _positions_first(by_kernel, self.groups),
         )

@@ -9,15 +9,21 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dp.per_sample._parts.factored import Outer
-from dp.per_sample._parts.part import Kept, Part, squared_norms, wide, zeroed
+from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.part import (
+    GradPart,
+    MaterializedGrads,
+    squared_norms,
+    wide,
+    zeroed,
+)
 
 
-__all__ = ("Lookup",)
+__all__ = ("EmbeddingGrads",)
 
 
 @final
-class Lookup(Part):
+class EmbeddingGrads(GradPart):
     """Gradients of a table: each example touches the rows that it looks up."""
 
     def __init__(
@@ -45,13 +51,13 @@ class Lookup(Part):
         norms_B = grads_LD.new_zeros(self.num_samples)
         return norms_B.index_add_(0, owners_K, squared_norms(rows_KD))
 
-    def products_with(self, head: Outer | Kept) -> Tensor:
+    def products_with(self, head: FactoredGrads | MaterializedGrads) -> Tensor:
         """Return each example's inner product with the gradient of an output layer.
 
         Args:
             head: Of the same table: its left factor is [B, T, V].
         """
-        if isinstance(head, Kept):
+        if isinstance(head, MaterializedGrads):
             rows_LD = wide(head.grads_BP[self.owners_L, self.indices_L])
             products_L = (rows_LD * self.grads_LD).sum(1)
             products_B = products_L.new_zeros(self.num_samples)
@@ -84,8 +90,8 @@ class Lookup(Part):
             total.zero_()
         total.index_add_(0, self.indices_L, weighted_LD)
 
-    def without(self, bad_B: Tensor) -> Part:
-        return Lookup(
+    def mask_examples(self, bad_B: Tensor) -> GradPart:
+        return EmbeddingGrads(
             self.indices_L,
             self.owners_L,
             zeroed(self.grads_LD, bad_B[self.owners_L]),

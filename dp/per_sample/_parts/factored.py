@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._parts.part import (
-    Kept,
-    Part,
+    GradPart,
+    MaterializedGrads,
     chunk_bytes,
     chunked_norms,
     chunks,
@@ -21,14 +21,14 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("Outer", "concatenated", "gram_is_cheaper")
+__all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper")
 
 # A Gram norm is a difference of large numbers where gradients cancel over positions.
 _GRAM_MARGIN: Final = 4.0
 
 
 @final
-class Outer(Part):
+class FactoredGrads(GradPart):
     """Gradients ``left.mT @ right``, held as these two factors.
 
     Args:
@@ -44,17 +44,17 @@ class Outer(Part):
         left: Tensor,
         right: Tensor,
         *,
-        left_rows: Kept | None = None,
-        right_rows: Kept | None = None,
+        left_rows: MaterializedGrads | None = None,
+        right_rows: MaterializedGrads | None = None,
     ) -> None:
         self.left = left
         self.right = right
         self.left_rows = left_rows
         self.right_rows = right_rows
 
-    def transposed(self) -> "Outer":
+    def transposed(self) -> "FactoredGrads":
         """Return the gradients of the transposed operand."""
-        return Outer(
+        return FactoredGrads(
             self.right,
             self.left,
             left_rows=self.right_rows,
@@ -120,14 +120,14 @@ class Outer(Part):
         left_LRI = left.reshape(L, -1, left.shape[-1])
         return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
 
-    def without(self, bad_B: Tensor) -> "Outer":
-        return Outer(zeroed(self.left, bad_B), zeroed(self.right, bad_B))
+    def mask_examples(self, bad_B: Tensor) -> "FactoredGrads":
+        return FactoredGrads(zeroed(self.left, bad_B), zeroed(self.right, bad_B))
 
 
-def concatenated(parts: list[Outer]) -> Outer:
+def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:
     """Return the sum of parts of one operand, as one part of more positions."""
     left = torch.cat([part.left for part in parts], dim=-2)
-    return Outer(left, torch.cat([part.right for part in parts], dim=-2))
+    return FactoredGrads(left, torch.cat([part.right for part in parts], dim=-2))
 
 
 def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes

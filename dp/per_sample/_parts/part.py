@@ -17,8 +17,8 @@ from torch import Tensor
 
 __all__ = (
     "SMALL",
-    "Kept",
-    "Part",
+    "GradPart",
+    "MaterializedGrads",
     "chunk_bytes",
     "chunked_norms",
     "chunks",
@@ -36,7 +36,7 @@ _CHUNK_BYTES: Final = {"cpu": 8 << 20}
 _ACCELERATOR_BYTES: Final = 64 << 20
 
 
-class Part(ABC):
+class GradPart(ABC):
     """The gradients of all examples that pass through one use of a parameter."""
 
     @abstractmethod
@@ -58,12 +58,12 @@ class Part(ABC):
         """
 
     @abstractmethod
-    def without(self, bad_B: Tensor) -> "Part":
+    def mask_examples(self, bad_B: Tensor) -> "GradPart":
         """Return the part with the gradients of some examples set to zero."""
 
 
 @final
-class Kept(Part):
+class MaterializedGrads(GradPart):
     """Gradients that are held in full.
 
     Args:
@@ -93,12 +93,12 @@ class Kept(Part):
             weighted = (factors_B @ grads_BP).view(total.shape)
             total.copy_(total + weighted if beta else weighted)
 
-    def without(self, bad_B: Tensor) -> "Kept":
-        return Kept(zeroed(self.grads_BP, bad_B))
+    def mask_examples(self, bad_B: Tensor) -> "MaterializedGrads":
+        return MaterializedGrads(zeroed(self.grads_BP, bad_B))
 
-    def transposed(self) -> "Kept":
+    def transposed(self) -> "MaterializedGrads":
         """Return the gradients of the transposed operand."""
-        return Kept(self.grads_BP.mT)
+        return MaterializedGrads(self.grads_BP.mT)
 
     def stacked_sums(self, factors_LB: Tensor) -> Tensor:
         """Return the weighted sums of L layers whose examples lie behind one another."""
@@ -142,7 +142,7 @@ def _squared_norms(rows: Tensor) -> Tensor:
 
 
 def chunked_norms(
-    parts: Sequence[Part], num_samples: int, size: int, device: torch.device
+    parts: Sequence[GradPart], num_samples: int, size: int, device: torch.device
 ) -> Tensor:
     """Return the squared norms of the sum of parts, by some examples at a time."""
     norms = []

@@ -13,10 +13,10 @@ from torch.autograd.graph import GradientEdge
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.uses import Operand
-from dp.per_sample._parts.factored import Outer
+from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
-    Kept,
-    Part,
+    GradPart,
+    MaterializedGrads,
     chunk_bytes,
     chunked_norms,
     chunks,
@@ -24,21 +24,21 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("Sliced", "parts_of_parameters", "turned_back")
+__all__ = ("SlicedGrads", "parts_of_parameters", "transposed_back")
 
 _MATRIX = 2
 
 
 def parts_of_parameters(
-    part: Part, operand: Operand, num_samples: int
-) -> list[tuple[Tensor, Part]]:
+    part: GradPart, operand: Operand, num_samples: int
+) -> list[tuple[Tensor, GradPart]]:
     """Return what the gradients of an operand add to those of its parameters.
 
     Raises:
         SampleMixingError: If examples have slices of their own of something that was
             taken for constant, because examples are mixed on the way to it.
     """
-    if isinstance(part, Sliced) and operand.has_constants:
+    if isinstance(part, SlicedGrads) and operand.has_constants:
         shapes = ", ".join(str(tuple(p.shape)) for p in operand.parameters)
         raise SampleMixingError(
             f"examples are mixed on the way to parameters of shape {shapes}: what was"
@@ -46,14 +46,14 @@ def parts_of_parameters(
         )
     if operand.chain == []:
         return [(operand.parameters[0], part)]
-    if operand.chain is None or isinstance(part, Sliced):
+    if operand.chain is None or isinstance(part, SlicedGrads):
         return _derived(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, Outer) and _is_transposed(operand):
+    if isinstance(part, FactoredGrads) and _is_transposed(operand):
         return [(parameter, part.transposed())]
     if _is_cast(operand):
         return [(parameter, part)]
-    return [(parameter, Seen(part, operand))]
+    return [(parameter, ViewGrads(part, operand))]
 
 
 def _is_transposed(operand: Operand) -> bool:
@@ -73,15 +73,15 @@ def _is_cast(operand: Operand) -> bool:
     return {name_of(node) for node, _ in chain} == {"ToCopyBackward0"}
 
 
-def turned_back(part: Part) -> Part:
+def transposed_back(part: GradPart) -> GradPart:
     """Return kept gradients of a transposed parameter as its own, to look up rows.
 
     All of them lie in memory as the operand's do, in which order norms and sums read
     them several times as fast.
     """
     if (
-        isinstance(part, Seen)
-        and isinstance(part.inner, Kept)
+        isinstance(part, ViewGrads)
+        and isinstance(part.inner, MaterializedGrads)
         and _is_transposed(part.operand)
     ):
         return part.inner.transposed()
@@ -89,10 +89,10 @@ def turned_back(part: Part) -> Part:
 
 
 @final
-class Seen(Part):
+class ViewGrads(GradPart):
     """Gradients of an operand that is a view of its parameter."""
 
-    def __init__(self, inner: Part, operand: Operand) -> None:
+    def __init__(self, inner: GradPart, operand: Operand) -> None:
         self.inner = inner
         self.operand = operand
         self.parameter = operand.parameters[0]
@@ -113,12 +113,12 @@ class Seen(Part):
             total.zero_()
         self.inner.add_weighted_sum(factors_B, view, beta=beta)
 
-    def without(self, bad_B: Tensor) -> Part:
-        return Seen(self.inner.without(bad_B), self.operand)
+    def mask_examples(self, bad_B: Tensor) -> GradPart:
+        return ViewGrads(self.inner.mask_examples(bad_B), self.operand)
 
 
 @final
-class Sliced(Part):
+class SlicedGrads(GradPart):
     """Gradients of an operand of which every example has a slice of its own.
 
     Args:
@@ -128,7 +128,7 @@ class Sliced(Part):
             consecutive entries.
     """
 
-    def __init__(self, inner: Part, shape: Sequence[int], axis: int) -> None:
+    def __init__(self, inner: GradPart, shape: Sequence[int], axis: int) -> None:
         self.inner = inner
         self.shape = shape
         self.axis = axis
@@ -151,16 +151,16 @@ class Sliced(Part):
         weighted = (inner * factors).movedim(0, self.axis).reshape(self.shape)
         total.copy_(total + weighted if beta else weighted)
 
-    def without(self, bad_B: Tensor) -> Part:
-        return Sliced(self.inner.without(bad_B), self.shape, self.axis)
+    def mask_examples(self, bad_B: Tensor) -> GradPart:
+        return SlicedGrads(self.inner.mask_examples(bad_B), self.shape, self.axis)
 
 
 @final
-class Through(Part):
+class ReparametrizedGrads(GradPart):
     """Gradients of an operand, taken further back to one of its parameters."""
 
     def __init__(
-        self, inner: Part, operand: Operand, parameter: Tensor, num_samples: int
+        self, inner: GradPart, operand: Operand, parameter: Tensor, num_samples: int
     ) -> None:
         self.inner = inner
         self.operand = operand
@@ -184,20 +184,25 @@ class Through(Part):
         (grad,) = _backward(self.operand, [self.parameter], inner_total, batched=False)
         total.copy_(total + grad if beta else grad)
 
-    def without(self, bad_B: Tensor) -> Part:
-        return Through(
-            self.inner.without(bad_B), self.operand, self.parameter, self.num_samples
+    def mask_examples(self, bad_B: Tensor) -> GradPart:
+        return ReparametrizedGrads(
+            self.inner.mask_examples(bad_B),
+            self.operand,
+            self.parameter,
+            self.num_samples,
         )
 
 
 def _derived(
-    part: Part, operand: Operand, num_samples: int
-) -> list[tuple[Tensor, Part]]:
+    part: GradPart, operand: Operand, num_samples: int
+) -> list[tuple[Tensor, GradPart]]:
     """Keep the parameters' gradients if they are smaller than the operand's."""
     parameters = operand.parameters
     size = sum(parameter.numel() for parameter in parameters)
     if len(parameters) == 1 or size > _size(operand):
-        return [(p, Through(part, operand, p, num_samples)) for p in parameters]
+        return [
+            (p, ReparametrizedGrads(part, operand, p, num_samples)) for p in parameters
+        ]
     columns: list[list[Tensor]] = [[] for _ in parameters]
     at_most = chunk_bytes(parameters[0].device)
     for examples in chunks(num_samples, 4 * _size(operand), at_most):
@@ -205,7 +210,7 @@ def _derived(
         for column, grad in zip(columns, grads, strict=True):
             column.append(grad)
     return [
-        (p, Kept(torch.cat(column)))
+        (p, MaterializedGrads(torch.cat(column)))
         for p, column in zip(parameters, columns, strict=True)
     ]
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import Example, output_shape, saved
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._parts.factored import Outer
-from dp.per_sample._parts.part import SMALL, Kept, Part
-from dp.per_sample._parts.reparametrized import Sliced
+from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.part import SMALL, GradPart, MaterializedGrads
+from dp.per_sample._parts.reparametrized import SlicedGrads
 
 
-__all__ = ("Budget", "Grads", "Parts", "Rule", "Site", "spread")
+__all__ = ("Grads", "MemoryBudget", "Parts", "Rule", "RuleContext", "reduce_broadcast")
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
-Parts = dict[int, Part]  # By input position.
+Parts = dict[int, GradPart]  # By input position.
 
 _FREE_BYTES: Final = 1 << 16  # Of a use, too few to count.
 # Multiplications in the time that it takes to write and read a number three times.
@@ -29,7 +29,7 @@ _FLOPS_PER_ELEMENT: Final = 60
 
 
 @final
-class Budget:
+class MemoryBudget:
     """How much more memory gradients may be kept in, while activations are freed.
 
     Args:
@@ -53,7 +53,7 @@ class Budget:
 
 @final
 @dataclass(slots=True)
-class Site:
+class RuleContext:
     """One use of parameters, and where the examples are.
 
     Attributes:
@@ -67,7 +67,7 @@ class Site:
     use: Use
     layouts: Mapping[int, Layout]
     num_samples: int
-    budget: Budget = field(default_factory=lambda: Budget(0))
+    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,19 +103,19 @@ class Site:
         moved = self.layout.examples_first(tensor, self.num_samples)
         return moved.reshape(self.num_samples, -1, tensor.shape[-1])
 
-    def product(self, left: Tensor, right: Tensor) -> Part:
+    def product(self, left: Tensor, right: Tensor) -> GradPart:
         """Return the gradients ``left.mT @ right``, kept if that is best."""
         T, I = left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = right.shape[-1]  # noqa: E741 -- a shape suffix
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
-            return Outer(left, right)
+            return FactoredGrads(left, right)
         matrix = I * O
         pays = matrix <= SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
         if pays and (num_bytes <= _FREE_BYTES or self.budget.take(num_bytes)):
-            return Kept(left.mT @ right)
+            return MaterializedGrads(left.mT @ right)
         self.budget.take(left.numel() * left.itemsize + right.numel() * right.itemsize)
-        return Outer(left, right)
+        return FactoredGrads(left, right)
 
 
 @final
@@ -138,25 +138,25 @@ class Rule:
         waits: Whether the node must not be in the middle of its own backward.
     """
 
-    parts: Callable[[Site, Any], Parts]
+    parts: Callable[[RuleContext, Any], Parts]
     reads: tuple[str, ...]
     example: Example | None
     operations: str
     how: str = "keep"
-    applies: Callable[[Site], bool] = lambda _site: True
+    applies: Callable[[RuleContext], bool] = lambda _site: True
     stacks: tuple[str, ...] = ()
     matrix: int | None = None
     takes_all: bool = False
     waits: bool = False
 
-    def found(self, site: Site, grads: Grads) -> Parts:
+    def found(self, site: RuleContext, grads: Grads) -> Parts:
         """Return the parts of a site, of the gradients of its outputs."""
         if self.takes_all:
             return self.parts(site, grads)
         return {} if grads[0] is None else self.parts(site, grads[0])
 
 
-def spread(site: Site, position: int, grad: Tensor) -> Part:
+def reduce_broadcast(site: RuleContext, position: int, grad: Tensor) -> GradPart:
     """Sum gradients over the axes that an operand was spread over, by example.
 
     Args:
@@ -167,9 +167,9 @@ def spread(site: Site, position: int, grad: Tensor) -> Part:
     shape = tuple(site.operands[position].shape)
     B = site.num_samples
     if shape == grad.shape[1:] and len(grad) == B and site.examples_lead:
-        return Kept(grad)
+        return MaterializedGrads(grad)
     if B == 1:
-        return Kept(grad.sum_to_size(shape)[None])
+        return MaterializedGrads(grad.sum_to_size(shape)[None])
     axis = len(shape) + site.layout.axis
     if axis >= 0 and shape[axis] == grad.shape[site.layout.axis]:
         return _sliced(grad.sum_to_size(shape), axis, site)
@@ -184,15 +184,15 @@ def spread(site: Site, position: int, grad: Tensor) -> Part:
     ]
     if summed:
         grads = grads.sum(summed)
-    return Kept(grads.reshape(B, *shape))
+    return MaterializedGrads(grads.reshape(B, *shape))
 
 
-def _sliced(grad: Tensor, axis: int, site: Site) -> Part:
+def _sliced(grad: Tensor, axis: int, site: RuleContext) -> GradPart:
     """Return the gradients of an operand that the examples have parts of."""
     B = site.num_samples
     if not site.layout.time_major:
         apart = grad.unflatten(axis, (B, -1))
-        return Sliced(Kept(apart.movedim(axis, 0)), grad.shape, axis)
+        return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
     owners = site.layout.owners(grad.shape, B, grad.device)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
-    return Kept(torch.where(owners == index, grad, 0))
+    return MaterializedGrads(torch.where(owners == index, grad, 0))

@@ -14,8 +14,8 @@ from torch.autograd import Function
 
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._graph.nodes import Node, by_input, leaf, materialized, output_shape
-from dp.per_sample._parts.part import Kept
-from dp.per_sample._rules.context import Grads, Parts, Rule, Site
+from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._rules.context import Grads, Parts, Rule, RuleContext
 from dp.per_sample._rules.fallback import by_node
 
 
@@ -101,7 +101,7 @@ class _Checked:
         self._per_example = per_example
         self._is_checked = False
 
-    def __call__(self, site: Site, grads: Grads) -> Parts:
+    def __call__(self, site: RuleContext, grads: Grads) -> Parts:
         node = site.use.node
         missing = len(node._input_metadata) - len(grads)  # noqa: SLF001 -- see _nodes
         found = by_input(
@@ -113,7 +113,9 @@ class _Checked:
             self._is_checked = self._agrees(parts, by_node(site, grads))
         return dict(parts)
 
-    def _kept(self, site: Site, position: int, found: Tensor | None) -> Kept:
+    def _kept(
+        self, site: RuleContext, position: int, found: Tensor | None
+    ) -> MaterializedGrads:
         shape = (site.num_samples, *site.operands[position].shape)
         if found is None or tuple(found.shape) != shape:
             got = None if found is None else tuple(found.shape)
@@ -121,9 +123,9 @@ class _Checked:
                 f"the rule for {self._name} must return every example's gradient, of"
                 f" shape {shape}, for a parameter of shape {shape[1:]}; got {got}"
             )
-        return Kept(found.detach())
+        return MaterializedGrads(found.detach())
 
-    def _agrees(self, parts: dict[int, Kept], exact: Parts) -> bool:
+    def _agrees(self, parts: dict[int, MaterializedGrads], exact: Parts) -> bool:
         """Whether there is anything to compare; raise if it differs."""
         sizes = []
         for position, part in parts.items():
@@ -139,7 +141,7 @@ class _Checked:
         return all(0 < size < math.inf for size in sizes)
 
 
-def _has_a_row_an_example(site: Site) -> bool:
+def _has_a_row_an_example(site: RuleContext) -> bool:
     if site.num_samples == 1:
         return all(output_shape(site.use.node, i)[:1] == (1,) for i in site.layouts)
     return all(

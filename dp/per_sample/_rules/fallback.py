@@ -22,8 +22,8 @@ from dp.per_sample._graph.nodes import (
     output_shapes,
     size,
 )
-from dp.per_sample._parts.part import Kept
-from dp.per_sample._rules.context import Grads, Parts, Site
+from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 
 __all__ = ("by_graph", "by_node")
@@ -32,7 +32,7 @@ _BYTES_AT_ONCE: Final = 32 << 20
 _ROWS_AT_ONCE: Final = 16  # Examples whose backward through the graph runs together.
 
 
-def by_node(site: Site, grads: Grads) -> Parts:
+def by_node(site: RuleContext, grads: Grads) -> Parts:
     """Return whole gradients by one backward pass of the node for each example.
 
     Raises:
@@ -69,7 +69,7 @@ def by_node(site: Site, grads: Grads) -> Parts:
         ]
     columns = zip(*chunks, strict=True)
     return {
-        position: Kept(torch.cat(column))
+        position: MaterializedGrads(torch.cat(column))
         for position, column in zip(positions, columns, strict=True)
     }
 
@@ -83,7 +83,7 @@ def _batched(
     return found
 
 
-def _or_zeros(site: Site, position: int, found: Tensor | None) -> Tensor:
+def _or_zeros(site: RuleContext, position: int, found: Tensor | None) -> Tensor:
     """Return a gradient in the operand's shape; zeros if the node has none."""
     operand = site.operands[position]
     if found is None:
@@ -99,7 +99,7 @@ def _called(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     return found if isinstance(found, tuple) else (found,)
 
 
-def _check_separable(site: Site, found: Sequence[Tensor]) -> None:
+def _check_separable(site: RuleContext, found: Sequence[Tensor]) -> None:
     """Raise if 0 times what the node holds is not 0.
 
     A backward pass for one example sends 0 to the others. Where one of them holds
@@ -124,14 +124,14 @@ def _device(owners: dict[int, Tensor]) -> torch.device:
     return next(iter(owners.values())).device
 
 
-def _largest(site: Site) -> int:
+def _largest(site: RuleContext) -> int:
     outputs = sum(size(output_shape(site.use.node, i)) for i in site.layouts)
     return max(outputs, *(size(o.shape) for o in site.operands.values()))
 
 
 def by_graph(
     losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float
-) -> dict[int, Kept]:
+) -> dict[int, MaterializedGrads]:
     """Return whole gradients by one backward pass an example, several at a time."""
     found = torch.autograd.grad(
         losses_B,
@@ -148,7 +148,10 @@ def by_graph(
         rows = _rows(losses_B, parameters, loss_scale, batched=True)
     except RuntimeError:  # An operation that torch.vmap cannot batch.
         rows = _rows(losses_B, parameters, loss_scale, batched=False)
-    return {id(p): Kept(grads) for p, grads in zip(parameters, rows, strict=True)}
+    return {
+        id(p): MaterializedGrads(grads)
+        for p, grads in zip(parameters, rows, strict=True)
+    }
 
 
 def _rows(

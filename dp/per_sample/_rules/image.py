@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf
-from dp.per_sample._parts.convolution import Convolution
-from dp.per_sample._parts.part import Kept, Part
-from dp.per_sample._parts.reparametrized import Sliced
-from dp.per_sample._rules.context import Parts, Rule, Site
+from dp.per_sample._parts.convolution import ConvolutionGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
+from dp.per_sample._parts.reparametrized import SlicedGrads
+from dp.per_sample._rules.context import Parts, Rule, RuleContext
 
 
 __all__ = ("IMAGE_RULES",)
 
 
-def _convolution(site: Site, grad: Tensor) -> Parts:
+def _convolution(site: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
     weight, bias = 1, 2
     grads = _images(site, grad)  # [B, T, C, ...]
     if bias in site.operands:
-        parts[bias] = Kept(grads.flatten(3).sum((1, 3)))
+        parts[bias] = MaterializedGrads(grads.flatten(3).sum((1, 3)))
     if weight in site.operands:
         inputs = _images(site, site.saved("input"))
-        part = Convolution(
+        part = ConvolutionGrads(
             inputs=inputs,
             grads=grads,
             kernel=site.saved("weight"),
@@ -44,17 +44,17 @@ def _convolution(site: Site, grad: Tensor) -> Parts:
     return parts
 
 
-def _kept_if_small(site: Site, part: Convolution) -> Part:
+def _kept_if_small(site: RuleContext, part: ConvolutionGrads) -> GradPart:
     """Keep the gradients if there is room and no faster way to their norms."""
     kernels = site.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
     if not part.is_gram_cheaper and site.budget.take(num_bytes):
-        return Kept(part.gradients(slice(None)))
+        return MaterializedGrads(part.gradients(slice(None)))
     site.budget.take((part.grads.numel() + part.inputs.numel()) * part.grads.itemsize)
     return part
 
 
-def _images(site: Site, tensor: Tensor) -> Tensor:
+def _images(site: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, C, ...] of [B * T, C, ...]."""
     if site.layout.time_major and site.num_samples > 1:
         apart = tensor.reshape(-1, site.num_samples, *tensor.shape[1:])
@@ -62,7 +62,7 @@ def _images(site: Site, tensor: Tensor) -> Tensor:
     return tensor.reshape(site.num_samples, -1, *tensor.shape[1:])
 
 
-def _group_norm(site: Site, grad: Tensor) -> Parts:
+def _group_norm(site: RuleContext, grad: Tensor) -> Parts:
     # Norming N examples of C channels in G groups is norming one example of N * C
     # channels in N * G groups, whose weight gradients are the examples' own.
     num_images, C = grad.shape[:2]
@@ -81,35 +81,37 @@ def _group_norm(site: Site, grad: Tensor) -> Parts:
     )
     found = {1: weight, 2: bias}
     return {
-        i: Kept(_images(site, found[i].view(num_images, C)).sum(1))
+        i: MaterializedGrads(_images(site, found[i].view(num_images, C)).sum(1))
         for i in site.operands
     }
 
 
-def _batch_norm(site: Site, grad: Tensor, *, eps: str = "eps") -> Parts:
+def _batch_norm(site: RuleContext, grad: Tensor, *, eps: str = "eps") -> Parts:
     """Serve a norm by running statistics, or one over the channels of one image."""
     if site.saved("training"):
         return _instance_norm(site, grad)
     scale = (site.saved("running_var") + site.saved(eps)).rsqrt()
     found = _summed(site, grad, -site.saved("running_mean") * scale, scale)
-    return {i: Kept(_images(site, found[i]).sum(1)) for i in site.operands}
+    return {i: MaterializedGrads(_images(site, found[i]).sum(1)) for i in site.operands}
 
 
-def _instance_norm(site: Site, grad: Tensor) -> Parts:
+def _instance_norm(site: RuleContext, grad: Tensor) -> Parts:
     # torch norms [B, C, ...] as one image of B * C channels.
     scale = site.saved("result2")
     found = _summed(site, grad, -site.saved("result1") * scale, scale)
     if site.num_samples == 1:
-        return {i: Kept(found[i].sum(0, keepdim=True)) for i in site.operands}
+        return {
+            i: MaterializedGrads(found[i].sum(0, keepdim=True)) for i in site.operands
+        }
     shape = (grad.shape[1],)
     return {
-        i: Sliced(Kept(found[i].view(site.num_samples, -1)), shape, 0)
+        i: SlicedGrads(MaterializedGrads(found[i].view(site.num_samples, -1)), shape, 0)
         for i in site.operands
     }
 
 
 def _summed(
-    site: Site, grad: Tensor, shift_C: Tensor, scale_C: Tensor
+    site: RuleContext, grad: Tensor, shift_C: Tensor, scale_C: Tensor
 ) -> Mapping[int, Tensor]:
     """Return the weight's and the bias's gradients, image by image and channel."""
     shape = (*grad.shape[:2], -1)
@@ -118,7 +120,7 @@ def _summed(
     return {1: weighted * scale_C + bias * shift_C, 2: bias}
 
 
-def _norms_each_example(site: Site) -> bool:
+def _norms_each_example(site: RuleContext) -> bool:
     if not site.saved("training"):
         return site.axis == 0
     if site.num_samples == 1:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import leaf
-from dp.per_sample._parts.embedding import Lookup
-from dp.per_sample._rules.context import Parts, Rule, Site
+from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._rules.context import Parts, Rule, RuleContext
 
 
 __all__ = ("INDEX_RULES",)
@@ -20,23 +20,23 @@ _MATRIX: Final = 2
 _WHOLE_NUMBERS: Final = frozenset({torch.int64, torch.int32})
 
 
-def _index(site: Site, grad: Tensor) -> Parts:
+def _index(site: RuleContext, grad: Tensor) -> Parts:
     (indices,) = site.saved("indices")
     return _rows(site, indices, grad)
 
 
-def _index_select(site: Site, grad: Tensor) -> Parts:
+def _index_select(site: RuleContext, grad: Tensor) -> Parts:
     return _rows(site, site.saved("index"), grad)
 
 
-def _rows(site: Site, indices: Tensor, grad: Tensor) -> Parts:
+def _rows(site: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     """Return the parts of ``table[indices]``, [..., D] of [...]."""
     g_BTD = site.rows(grad)
     num_rows = site.operands[0].shape[0]
     indices_BT1 = site.rows(indices.long().remainder(num_rows)[..., None])
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
-    part = Lookup(
+    part = EmbeddingGrads(
         indices_BT1.flatten(),
         owners_B1.expand(B, T).flatten(),
         g_BTD.reshape(-1, D),
@@ -46,13 +46,13 @@ def _rows(site: Site, indices: Tensor, grad: Tensor) -> Parts:
     return {0: part}
 
 
-def _takes_rows(site: Site) -> bool:
+def _takes_rows(site: RuleContext) -> bool:
     """Whether whole rows of a matrix are picked, and those of an example lie together."""
     is_matrix = len(site.operands[0].shape) == _MATRIX
     return is_matrix and site.axis < len(site.use.shape) - 1
 
 
-def _takes_rows_by_number(site: Site) -> bool:
+def _takes_rows_by_number(site: RuleContext) -> bool:
     indices = site.saved("indices")
     is_single = len(indices) == 1 and indices[0].dtype in _WHOLE_NUMBERS
     return is_single and _takes_rows(site)

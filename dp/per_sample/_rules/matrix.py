@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dp.per_sample._graph.nodes import leaf
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._parts.factored import Outer
-from dp.per_sample._parts.part import Kept, Part
-from dp.per_sample._parts.reparametrized import Sliced
-from dp.per_sample._rules.context import Parts, Rule, Site, spread
+from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
+from dp.per_sample._parts.reparametrized import SlicedGrads
+from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
 
 
 __all__ = ("MATRIX_RULES",)
@@ -24,14 +24,14 @@ __all__ = ("MATRIX_RULES",)
 _BATCH, _ROWS, _COLUMNS = -3, -2, -1
 
 
-def _addmm(site: Site, grad: Tensor) -> Parts:
+def _addmm(site: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
     bias, weight = 0, 2
     if weight in site.operands:
         product = _scaled(grad, site.saved("alpha"))
         parts[weight] = site.product(site.rows(site.saved("mat1")), site.rows(product))
     if bias in site.operands:
-        parts[bias] = spread(site, bias, _scaled(grad, site.saved("beta")))
+        parts[bias] = reduce_broadcast(site, bias, _scaled(grad, site.saved("beta")))
     return _sharing(parts, bias, weight)
 
 
@@ -39,58 +39,62 @@ def _sharing(parts: Parts, bias: int, weight: int) -> Parts:
     """Let the norms of what a bias and a weight both have be computed once."""
     kept, outer = parts.get(bias), parts.get(weight)
     if (
-        isinstance(kept, Kept)
-        and isinstance(outer, Outer)
+        isinstance(kept, MaterializedGrads)
+        and isinstance(outer, FactoredGrads)
         and kept.grads_BP.data_ptr() == outer.right.data_ptr()
         and kept.grads_BP.numel() == outer.right.numel()
     ):
-        rows = Kept(kept.grads_BP, is_held_anyway=True)
+        rows = MaterializedGrads(kept.grads_BP, is_held_anyway=True)
         return {
             bias: rows,
-            weight: Outer(outer.left, outer.right, right_rows=rows),
+            weight: FactoredGrads(outer.left, outer.right, right_rows=rows),
         }
     return parts
 
 
-def _mm(site: Site, grad: Tensor) -> Parts:
+def _mm(site: RuleContext, grad: Tensor) -> Parts:
     if 1 in site.operands:
         return {1: site.product(site.rows(site.saved("self")), site.rows(grad))}
-    turned = _turned(site)
+    turned = _transposed_context(site)
     return {0: site.product(turned.rows(grad.mT), turned.rows(site.saved("mat2").mT))}
 
 
-def _bmm(site: Site, grad: Tensor) -> Parts:
+def _bmm(site: RuleContext, grad: Tensor) -> Parts:
     return _products(site, grad, first=0, names=("self", "mat2"))
 
 
-def _baddbmm(site: Site, grad: Tensor) -> Parts:
+def _baddbmm(site: RuleContext, grad: Tensor) -> Parts:
     product = _scaled(grad, site.saved("alpha"))
     parts = _products(site, product, first=1, names=("batch1", "batch2"))
     if 0 in site.operands:
-        parts[0] = spread(site, 0, _scaled(grad, site.saved("beta")))
+        parts[0] = reduce_broadcast(site, 0, _scaled(grad, site.saved("beta")))
     return parts
 
 
-def _products(site: Site, grad: Tensor, *, first: int, names: tuple[str, str]) -> Parts:
+def _products(
+    site: RuleContext, grad: Tensor, *, first: int, names: tuple[str, str]
+) -> Parts:
     """Return the parts of N products ``left @ right`` of [N, ...] each."""
     left, right = names
     if first + 1 in site.operands:
         inputs = site.saved(left)
         return {first + 1: _product(site, site.layout, inputs, grad)}
     if first in site.operands:
-        turned = _turned(site).layout
+        turned = _transposed_context(site).layout
         return {first: _product(site, turned, grad.mT, site.saved(right).mT)}
     return {}
 
 
-def _product(site: Site, layout: Layout, left: Tensor, right: Tensor) -> Part:
+def _product(
+    site: RuleContext, layout: Layout, left: Tensor, right: Tensor
+) -> GradPart:
     B = site.num_samples
     if B == 1:
         return site.product(left[None], right[None])
     if layout.axis == _ROWS:
         return site.product(_by_example(left, layout, B), _by_example(right, layout, B))
     inner = site.product(left.unflatten(0, (B, -1)), right.unflatten(0, (B, -1)))
-    return Sliced(inner, (len(left), left.shape[-1], right.shape[-1]), 0)
+    return SlicedGrads(inner, (len(left), left.shape[-1], right.shape[-1]), 0)
 
 
 def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
@@ -101,29 +105,29 @@ def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
     return tensor.reshape(N, num_samples, -1, D).transpose(0, 1)
 
 
-def _turned(site: Site) -> Site:
+def _transposed_context(site: RuleContext) -> RuleContext:
     """Return the site of the transposed product, whose examples are on the rows."""
     if site.num_samples == 1 or site.layout.axis != _COLUMNS:
         return site
     return replace(site, layouts={0: replace(site.layout, axis=_ROWS)})
 
 
-def _mv(site: Site, grad: Tensor) -> Parts:
+def _mv(site: RuleContext, grad: Tensor) -> Parts:
     products = site.saved("self") * grad[:, None]
     B = site.num_samples
     if site.layout.time_major:
-        return {1: Kept(products.unflatten(0, (-1, B)).sum(0))}
-    return {1: Kept(products.unflatten(0, (B, -1)).sum(1))}
+        return {1: MaterializedGrads(products.unflatten(0, (-1, B)).sum(0))}
+    return {1: MaterializedGrads(products.unflatten(0, (B, -1)).sum(1))}
 
 
 def _scaled(grad: Tensor, factor: float) -> Tensor:
     return grad if factor == 1 else grad * factor
 
 
-def _right_is_shared(right: int, *more_axes: int) -> Callable[[Site], bool]:
+def _right_is_shared(right: int, *more_axes: int) -> Callable[[RuleContext], bool]:
     """Return whether one factor is an operand that does not depend on the example."""
 
-    def applies(site: Site) -> bool:
+    def applies(site: RuleContext) -> bool:
         left = right - 1
         if left in site.operands and right in site.operands:
             return False

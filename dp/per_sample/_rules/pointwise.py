@@ -11,68 +11,73 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf, output_shape, signed
-from dp.per_sample._rules.context import Parts, Rule, Site, spread
+from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
 
 
 __all__ = ("POINTWISE_RULES",)
 
 
-def _add(site: Site, grad: Tensor) -> Parts:
+def _add(site: RuleContext, grad: Tensor) -> Parts:
     return _sum(site, grad, site.saved("alpha"))
 
 
-def _sub(site: Site, grad: Tensor) -> Parts:
+def _sub(site: RuleContext, grad: Tensor) -> Parts:
     return _sum(site, grad, -site.saved("alpha"))
 
 
-def _sum(site: Site, grad: Tensor, scale: float) -> Parts:
+def _sum(site: RuleContext, grad: Tensor, scale: float) -> Parts:
     parts = Parts()
     if 0 in site.operands:
-        parts[0] = spread(site, 0, grad)
+        parts[0] = reduce_broadcast(site, 0, grad)
     if 1 in site.operands:
-        parts[1] = spread(site, 1, grad if scale == 1 else grad * scale)
+        parts[1] = reduce_broadcast(site, 1, grad if scale == 1 else grad * scale)
     return parts
 
 
-def _mul(site: Site, grad: Tensor) -> Parts:
+def _mul(site: RuleContext, grad: Tensor) -> Parts:
     factors = {0: "other", 1: "self"}
-    return {i: spread(site, i, grad * site.saved(factors[i])) for i in site.operands}
+    return {
+        i: reduce_broadcast(site, i, grad * site.saved(factors[i]))
+        for i in site.operands
+    }
 
 
-def _div(site: Site, grad: Tensor) -> Parts:
+def _div(site: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
     divisor = site.saved("other")
     if 0 in site.operands:
-        parts[0] = spread(site, 0, grad / divisor)
+        parts[0] = reduce_broadcast(site, 0, grad / divisor)
     if 1 in site.operands:
         quotient = site.saved("self") / divisor
-        parts[1] = spread(site, 1, -grad * quotient / divisor)
+        parts[1] = reduce_broadcast(site, 1, -grad * quotient / divisor)
     return parts
 
 
-def _where(site: Site, grad: Tensor) -> Parts:
+def _where(site: RuleContext, grad: Tensor) -> Parts:
     condition = site.saved("condition")
     masked = {0: grad.where(condition, 0), 1: grad.masked_fill(condition, 0)}
-    return {i: spread(site, i, masked[i]) for i in site.operands}
+    return {i: reduce_broadcast(site, i, masked[i]) for i in site.operands}
 
 
-def _prelu(site: Site, grad: Tensor) -> Parts:
+def _prelu(site: RuleContext, grad: Tensor) -> Parts:
     inputs = site.saved("self")
     negative = (grad * inputs).masked_fill(inputs > 0, 0)
-    return {1: spread(site, 1, negative)}
+    return {1: reduce_broadcast(site, 1, negative)}
 
 
-def _cat(site: Site, grad: Tensor) -> Parts:
+def _cat(site: RuleContext, grad: Tensor) -> Parts:
     dim = signed(site.saved("dim"))
     parts, start = Parts(), 0
     for position, length in enumerate(_lengths(site, dim, grad.shape[dim])):
         if position in site.operands:
-            parts[position] = spread(site, position, grad.narrow(dim, start, length))
+            parts[position] = reduce_broadcast(
+                site, position, grad.narrow(dim, start, length)
+            )
         start += length
     return parts
 
 
-def _lengths(site: Site, dim: int, total: int) -> list[int]:
+def _lengths(site: RuleContext, dim: int, total: int) -> list[int]:
     """Return how long the inputs of a concatenation are; one may have no graph."""
     found = [
         _length(edge, dim, site) for edge in enumerate(site.use.node.next_functions)
@@ -81,14 +86,16 @@ def _lengths(site: Site, dim: int, total: int) -> list[int]:
     return [total - known if length is None else length for length in found]
 
 
-def _length(item: tuple[int, tuple[object, int]], dim: int, site: Site) -> int | None:
+def _length(
+    item: tuple[int, tuple[object, int]], dim: int, site: RuleContext
+) -> int | None:
     position, (child, index) = item
     if position in site.operands:
         return site.operands[position].shape[dim]
     return None if child is None else output_shape(child, index)[dim]
 
 
-def _lengths_are_known(site: Site) -> bool:
+def _lengths_are_known(site: RuleContext) -> bool:
     children = [child for child, _ in site.use.node.next_functions]
     dim = signed(site.saved("dim"))
     num_axes = len(site.use.shape)

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import leaf
-from dp.per_sample._parts.part import Kept, wide
-from dp.per_sample._rules.context import Grads, Parts, Rule, Site, spread
+from dp.per_sample._parts.part import MaterializedGrads, wide
+from dp.per_sample._rules.context import (
+    Grads,
+    Parts,
+    Rule,
+    RuleContext,
+    reduce_broadcast,
+)
 
 
 __all__ = ("RECURRENT_RULES",)
@@ -26,7 +32,7 @@ _SEQUENCES: Final = -2  # The axis of outputs [T, N, H] and of states [N, H].
 _LSTM: Final = 2  # As torch numbers the kinds of layers.
 
 
-def _lstm(site: Site, grads: Grads) -> Parts:
+def _lstm(site: RuleContext, grads: Grads) -> Parts:
     site = replace(site, layouts={0: next(iter(site.layouts.values()))})
     inputs_TNI, hidden_TNH = (
         _by_step(site, wide(site.saved(name))) for name in ("input", "result0")
@@ -50,14 +56,14 @@ def _lstm(site: Site, grads: Grads) -> Parts:
         if position in site.operands:
             parts[position] = site.product(rows, site.rows(other))
     for position in {_B_IH, _B_HH} & site.operands.keys():
-        parts[position] = Kept(rows.sum(1))
+        parts[position] = MaterializedGrads(rows.sum(1))
     for position, grad in ((_HX, d_hx), (_CX, d_cx)):
         if position in site.operands:
-            parts[position] = spread(site, position, grad)
+            parts[position] = reduce_broadcast(site, position, grad)
     return parts
 
 
-def _by_step(site: Site, tensor: Tensor) -> Tensor:
+def _by_step(site: RuleContext, tensor: Tensor) -> Tensor:
     """Return the steps in the order in which the layer takes them."""
     return tensor.flip(0) if site.saved("reverse") else tensor
 
@@ -97,7 +103,7 @@ def _through_time(
     return back_TNG, d_h, d_c
 
 
-def _is_along_sequences(site: Site) -> bool:
+def _is_along_sequences(site: RuleContext) -> bool:
     if 0 in site.operands or site.saved("mode") != _LSTM or site.saved("batch_sizes"):
         return False
     if site.num_samples == 1:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf, signed, size
-from dp.per_sample._parts.embedding import Lookup
-from dp.per_sample._parts.part import Kept
-from dp.per_sample._rules.context import Parts, Rule, Site
+from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._rules.context import Parts, Rule, RuleContext
 
 
 __all__ = ("SEQUENCE_RULES",)
@@ -21,12 +21,12 @@ __all__ = ("SEQUENCE_RULES",)
 _SUM, _MEAN = 0, 1  # Modes of an embedding bag.
 
 
-def _embedding(site: Site, grad: Tensor) -> Parts:
+def _embedding(site: RuleContext, grad: Tensor) -> Parts:
     g_BTD = site.rows(grad)
     indices_BT = site.rows(site.saved("indices")[..., None])[..., 0]
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
-    part = Lookup(
+    part = EmbeddingGrads(
         indices_BT.flatten(),
         owners_B1.expand(B, T).flatten(),
         _without_padding(site, indices_BT[..., None], g_BTD).reshape(-1, D),
@@ -36,7 +36,7 @@ def _embedding(site: Site, grad: Tensor) -> Parts:
     return {0: part}
 
 
-def _embedding_bag(site: Site, grad: Tensor) -> Parts:
+def _embedding_bag(site: RuleContext, grad: Tensor) -> Parts:
     indices_L, offsets = site.saved("indices"), site.saved("offsets")
     position_L = torch.arange(len(indices_L), device=grad.device)
     bags_L = torch.searchsorted(offsets, position_L, right=True) - 1
@@ -50,7 +50,7 @@ def _embedding_bag(site: Site, grad: Tensor) -> Parts:
     if weights_L is not None:
         grads_LD = grads_LD * weights_L[:, None]
     owner_of_bag = site.layout.owners(grad.shape, site.num_samples, grad.device)
-    part = Lookup(
+    part = EmbeddingGrads(
         indices_L,
         owner_of_bag.flatten().expand(len(grad))[bags_L],
         _without_padding(site, indices_L[:, None], grads_LD),
@@ -60,16 +60,16 @@ def _embedding_bag(site: Site, grad: Tensor) -> Parts:
     return {0: part}
 
 
-def _without_padding(site: Site, indices: Tensor, grads: Tensor) -> Tensor:
+def _without_padding(site: RuleContext, indices: Tensor, grads: Tensor) -> Tensor:
     padding = signed(site.saved("padding_idx"))
     return grads.masked_fill(indices == padding, 0) if padding >= 0 else grads
 
 
-def _is_plain(site: Site) -> bool:
+def _is_plain(site: RuleContext) -> bool:
     return not (site.saved("scale_grad_by_freq") or site.saved("sparse"))
 
 
-def _layer_norm(site: Site, grad: Tensor) -> Parts:
+def _layer_norm(site: RuleContext, grad: Tensor) -> Parts:
     found = Parts()
     g_BTD = _blocks(site, grad)
     shape = tuple(site.saved("normalized_shape"))
@@ -79,22 +79,24 @@ def _layer_norm(site: Site, grad: Tensor) -> Parts:
         shift_BT1 = -_blocks(site, site.saved("result1")) * rstd_BT1
         inputs_BTD = _blocks(site, site.saved("input"))
         normed_BTD = torch.addcmul(shift_BT1, inputs_BTD, rstd_BT1)
-        found[weight] = Kept(normed_BTD.mul_(g_BTD).sum(1).unflatten(1, shape))
+        found[weight] = MaterializedGrads(
+            normed_BTD.mul_(g_BTD).sum(1).unflatten(1, shape)
+        )
     if bias in site.operands:
-        found[bias] = Kept(g_BTD.sum(1).unflatten(1, shape))
+        found[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
     return found
 
 
-def _rms_norm(site: Site, grad: Tensor) -> Parts:
+def _rms_norm(site: RuleContext, grad: Tensor) -> Parts:
     shape = tuple(site.saved("normalized_shape"))
     normed_BTD = _blocks(site, site.saved("input")) * _blocks(
         site, site.saved("result1")
     )
     weighted_BD = (normed_BTD * _blocks(site, grad)).sum(1)
-    return {1: Kept(weighted_BD.unflatten(1, shape))}
+    return {1: MaterializedGrads(weighted_BD.unflatten(1, shape))}
 
 
-def _blocks(site: Site, tensor: Tensor) -> Tensor:
+def _blocks(site: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, D] for [..., *shape], or [B, T, 1] for what was computed of it."""
     num_normed = len(site.saved("normalized_shape"))
     length = size(tensor.shape[tensor.dim() - num_normed :])
@@ -104,7 +106,7 @@ def _blocks(site: Site, tensor: Tensor) -> Tensor:
     return moved.reshape(site.num_samples, -1, length)
 
 
-def _norms_within_examples(site: Site) -> bool:
+def _norms_within_examples(site: RuleContext) -> bool:
     lead = len(site.use.shape) - len(site.saved("normalized_shape"))
     return 0 not in site.operands and (site.num_samples == 1 or site.axis < lead)
 

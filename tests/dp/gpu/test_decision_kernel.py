@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dp.noise._device import float64_stage, noise
-from dp.noise._device.float32_stage import InOneKernel, Lattice, Left
-from dp.noise._device.float64_stage import InKernels, InManyOperations
+from dp.noise._device.float32_stage import Lattice, TritonFloat32, Undecided
+from dp.noise._device.float64_stage import TorchFloat64, TritonFloat64
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -50,10 +50,10 @@ def test_the_kernels_do_what_torch_does(kernels, count, magnitude, dtype):
         more[:SMALLEST_TAILS] >>= (torch.arange(count, device=DEVICE) % 64)[
             :SMALLEST_TAILS
         ]
-        left = Left(indices, x[indices], words.to(torch.int16))
+        left = Undecided(indices, x[indices], words.to(torch.int16))
         ours, theirs = torch.full_like(x, 7.0), x.clone()
-        unsure = InKernels(lattice, kernels).round_(ours, left, more)
-        expected = InManyOperations(lattice).round_(theirs, left, more)
+        unsure = TritonFloat64(lattice, kernels).round_(ours, left, more)
+        expected = TorchFloat64(lattice).round_(theirs, left, more)
         theirs[indices[expected]] = 7.0
 
         assert torch.equal(unsure, expected)
@@ -68,6 +68,6 @@ def test_this_gpu_uses_all_kernels(recwarn):
     float64_stage.last_stage_on.cache_clear()
     stage = noise._noise_on(DEVICE, 1.7, None, 1)
 
-    assert isinstance(stage._first_stage, InOneKernel)
-    assert isinstance(stage._last_stage, InKernels)
+    assert isinstance(stage._first_stage, TritonFloat32)
+    assert isinstance(stage._last_stage, TritonFloat64)
     assert not recwarn.list

@@ -13,8 +13,8 @@ from scipy import stats
 
 from dp.noise import GaussianNoise
 from dp.noise._device import float64_stage
-from dp.noise._device.float32_stage import InTorch, Lattice
-from dp.noise._device.float64_stage import InManyOperations
+from dp.noise._device.float32_stage import Lattice, TorchFloat32
+from dp.noise._device.float64_stage import TorchFloat64
 from dp.noise._device.noise import OnDevice
 
 
@@ -52,7 +52,7 @@ def in_all_cells(device, dtype, magnitude, stddev=1.99):
     noisy = torch.from_numpy(x).to(device, dtype)
     words = Scripted(device)
     lattice = Lattice.on(device, stddev)
-    stages = InTorch(lattice, words), InManyOperations(lattice)
+    stages = TorchFloat32(lattice, words), TorchFloat64(lattice)
     OnDevice(lattice, words, *stages).add_(noisy)
     return noisy.cpu().nan_to_num(7.7), words.asked
 

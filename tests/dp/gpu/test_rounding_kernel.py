@@ -12,7 +12,7 @@ import torch
 
 from dp.noise._device import float32_stage
 from dp.noise._device.chacha import ChaChaWords, kernel_on
-from dp.noise._device.float32_stage import InOneKernel, InTorch, Lattice
+from dp.noise._device.float32_stage import Lattice, TorchFloat32, TritonFloat32
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,8 +46,8 @@ def in_both_ways(kernels, x, stddev):
     lattice = Lattice.on(DEVICE, stddev)
     found = []
     for stage, noisy in (
-        (InOneKernel(lattice, words, round_in_float32), x),
-        (InTorch(lattice, words), x.clone()),
+        (TritonFloat32(lattice, words, round_in_float32), x),
+        (TorchFloat32(lattice, words), x.clone()),
     ):
         before = noisy.clone()
         left = stage.round_(noisy)

@@ -18,7 +18,7 @@ from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts import convolution
 from dp.per_sample._rules import recurrent
-from dp.per_sample._rules.context import Site
+from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
 
 
@@ -395,7 +395,7 @@ def test_a_fused_rms_norm_is_exact():
     use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
     rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
-    site = Site(use, {0: Layout(-3)}, B, held=held)
+    site = RuleContext(use, {0: Layout(-3)}, B, held=held)
     grad = torch.randn(B, 2, 3)
 
     part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
