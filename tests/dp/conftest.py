@@ -17,7 +17,12 @@ DEVICE = os.environ.get("DP_TEST_DEVICE", "cpu")
 
 @pytest.fixture(autouse=True)
 def device():
-    """Put the tensors of a test where they were asked to be."""
+    """Put the tensors of a test where they were asked to be.
+
+    Whichever tests ran before, models and data are the same; noise and draws are the
+    operating system's and cannot be seeded.
+    """
+    torch.manual_seed(0)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     yield DEVICE

@@ -77,7 +77,7 @@ class ByCell:
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_lattice, "decide", decide)
+            patch.setattr(host_lattice, "round_refined", decide)
             noise = host_lattice.RoundedGaussian(stddev=stddev, keystream=self)
             noise.add_(noisy.numpy())
         return noisy

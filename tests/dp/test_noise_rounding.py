@@ -88,7 +88,7 @@ DECIDE = exact.round_refined
 def rounded(x, stddev, source, *, num_short=0):
     noisy = x.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lattice, "decide", source.decide)
+        patch.setattr(lattice, "round_refined", source.decide)
         patch.setattr(lattice, "_SHORT", num_short)
         stage = lattice.RoundedGaussian(stddev=stddev, keystream=source)
         stage.add_(noisy.numpy())
