@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonSampling, PrivacyError, SamplingMismatchError
 from dp.optimizer._guard import private_owner_of
+from dp.per_sample import PerSampleGradients
 
 
 ALL = PoissonSampling(sampling_probability=1.0)
@@ -258,6 +259,28 @@ def test_a_batch_that_failed_half_way_can_be_run_again(make_run):
 
     torch.testing.assert_close(run.model.weight, twin.model.weight)
     assert run.optimizer.ledger.steps == 1
+
+
+def test_a_micro_batch_that_failed_half_way_leaves_no_half_sum(make_run, monkeypatch):
+    """What an error left in the sums is dropped, and the batch is incomplete then."""
+    run = make_run(noise_multiplier=0.0, sampling=ALL)
+    x, y = next(iter(run.loader))
+    run.optimizer.backward(run.losses((x[:7], y[:7])))
+    add_weighted_sum = PerSampleGradients.add_weighted_sum
+
+    def run_out_of_memory(*args, **kwargs):
+        add_weighted_sum(*args, **kwargs)
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PerSampleGradients, "add_weighted_sum", run_out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run.optimizer.backward(run.losses((x[7:], y[7:])))
+    run.optimizer.backward(run.losses((x[7:], y[7:])))
+
+    with pytest.raises(SamplingMismatchError, match="not seen every example"):
+        run.optimizer.step()
+    assert run.optimizer.ledger.steps == 0
 
 
 def test_a_graph_is_good_for_one_backward(make_run):
