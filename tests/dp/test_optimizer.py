@@ -408,7 +408,7 @@ def test_a_state_without_a_ledger_is_refused(make_run):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_a_copy_keeps_the_charges_and_shares_no_noise(make_run, duplicate):
     """A copy is a fork: it has spent what the original spent, and goes its own way."""
-    run = make_run()
+    run = make_run(num_features=64)
     run.train(2)
     before = weights(run.model)
 

@@ -53,11 +53,11 @@ def released(run):
 def test_a_resumed_run_repeats_no_noise(make_run):
     """Nothing in a checkpoint or a seed brings back noise that was released."""
     torch.manual_seed(0)
-    run = make_run()
+    run = make_run(num_features=64)
     state = copy.deepcopy(run.optimizer.state_dict())
     first = [released(run) for _ in range(3)]
     torch.manual_seed(0)
-    resumed = make_run()
+    resumed = make_run(num_features=64)
     resumed.optimizer.load_state_dict(state)
     second = [released(resumed) for _ in range(3)]
 
