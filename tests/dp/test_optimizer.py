@@ -76,7 +76,7 @@ def test_equal_seeds_do_not_give_equal_noise(make_run):
     gradients = []
     for _ in range(2):
         torch.manual_seed(0)
-        run = make_run()
+        run = make_run(num_features=64)
         batch = next(iter(run.loader))
         torch.manual_seed(0)
         run.optimizer.backward(run.losses(batch) * 0)

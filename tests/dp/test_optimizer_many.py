@@ -154,7 +154,7 @@ def test_a_private_discriminator_trains_against_a_public_generator(make_plan):
 
 def test_parameters_may_be_frozen_and_unfrozen_between_steps(make_run):
     """What is frozen does not move; what is not is noised, from the next batch on."""
-    run = make_run()
+    run = make_run(num_features=64)
     weight = run.model.weight
     moved = []
     for trains, batch in zip((True, False, True), run.loader, strict=False):
