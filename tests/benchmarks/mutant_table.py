@@ -142,4 +142,17 @@ MUTANTS = (
     Mutant("noise", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))[:1]", "the rest of a long vector on a device gets no noise", DEVICE),
     Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
     Mutant("noise", "x_N += 0.0  # -0 + 0 is 0.", "pass", "zeros show the sign of an inexact sum", NOISE),
+    # What the suite once left unnoticed
+    Mutant("optimizer/_dp_optimizer", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_dp_optimizer", "        super().__setstate__(state)", "        return super().__setstate__(state)", "the wrapped optimizer of a copy steps by itself", "test_guard.py"),
+    Mutant("_mechanism/mechanism", "self.pending = None  # A failure half-way must not leave half a sum.", "pass", "an error in a second micro-batch leaves half a sum", "test_optimizer_many.py"),
+    Mutant("ledger/_ledger", "                or last.count > end.count", "", "a segment that made fewer of the same charges takes charges back", "test_ledger.py"),
+    Mutant("ledger/_ledger", "planned = stands.as_planned and self._is_planned(charge, stands.steps)", "planned = self._is_planned(charge, stands.steps)", "a run that spent more than planned goes on past its target", "test_ledger.py"),
+    Mutant("ledger/_ledger", "            and charge.truncation == plan.truncation", "", "a truncated release counts as the planned one", "test_ledger.py"),
+    Mutant("ledger/_charge", "        and left.truncation == right.truncation", "", "a truncated release is charged as the one before it", "test_ledger.py test_truncated.py"),
+    Mutant("distributed/_fsdp", " or mesh.size() != num_ranks:", ":", "a model that is sharded over some ranks only is trained apart", "distributed/test_failures.py"),
+    Mutant("clipping", "normal_GB = factors_GB >= torch.finfo(norms_GB.dtype).tiny", "normal_GB = factors_GB > 0", "subnormal factors are rounded up beyond C", "test_clipping.py"),
+    Mutant("noise/_gaussian", "(1 + math.exp(epsilon)) * distance", "2 * distance", "the error in delta does not grow with epsilon", "test_noise.py"),
+    Mutant("noise/_host/lattice", "_FLOAT64_ERROR: Final = 2.0**-36", "_FLOAT64_ERROR: Final = 0.0", "no margin for what float64 rounds", "test_noise_rounding.py"),
+    Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
 )  # fmt: skip
