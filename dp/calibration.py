@@ -227,7 +227,7 @@ def _central_limit(target_epsilon: float, target_delta: float) -> float:
     Many small releases are nearly one such mechanism (Bu et al. 2019). How nearly is
     not known in general, so it serves to begin a search and never as a claim.
     """
-    from scipy.stats import norm  # noqa: PLC0415 -- a second
+    from scipy.stats import norm
 
     def excess(mu: float) -> float:
         at = target_epsilon / mu
@@ -261,7 +261,7 @@ def _smallest_satisfying(bound: _Bound, target: float, *, start: float) -> float
 
     Bounds fall with the number, in the logarithms of both nearly in a line.
     """
-    from scipy.optimize import root_scalar  # noqa: PLC0415 -- half a second
+    from scipy.optimize import root_scalar
 
     interval = _interval(target)
     known: dict[float, float] = {}
