@@ -19,11 +19,12 @@ import torch._functorch.config
 from torch import Tensor, fx
 from torch.fx.passes.split_module import split_module
 
+from dp import _tuning
+
 
 __all__ = ("compile_backend", "is_compiled", "is_opaque")
 
 _MARK: Final = "dp.per_sample"  # In the metadata of nodes that this backend made.
-_FEW: Final = 2  # Operations that are worth a call of a compiled function.
 _VIEWS: Final = frozenset(
     [
         "chunk",
@@ -253,4 +254,6 @@ def _pays(part: fx.GraphModule) -> bool:
         for node in part.graph.nodes
         if node.op.startswith("call")
     ]
-    return sum(name not in _VIEWS for name in names) >= _FEW
+    return (
+        sum(name not in _VIEWS for name in names) >= _tuning.FEWEST_COMPILED_OPERATIONS
+    )

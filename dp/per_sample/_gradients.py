@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
 from dp.per_sample._parts.embedding import EmbeddingGrads
 from dp.per_sample._parts.factored import FactoredGrads, concatenated
 from dp.per_sample._parts.part import (
-    SMALL,
     GradPart,
     MaterializedGrads,
     chunked_norms,
@@ -187,7 +187,7 @@ class PerSampleGradients:
             len(parts) == 1
             and isinstance(parts[0], MaterializedGrads)
             and not parts[0].is_held_anyway
-            and self._parameters[index].numel() <= SMALL
+            and self._parameters[index].numel() <= _tuning.SMALL_PARAMETER
         )
 
     def _flat_parts(self, group_of: Sequence[int]) -> list["_Flat"]:

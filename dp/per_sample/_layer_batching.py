@@ -10,24 +10,22 @@ Shapes: ``L`` layers, ``B`` examples.
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._graph.nodes import Node, is_checkpointed, name_of, size
 from dp.per_sample._graph.uses import Graph, Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
-from dp.per_sample._parts.part import SMALL, MaterializedGrads
+from dp.per_sample._parts.part import MaterializedGrads
 from dp.per_sample._rules.context import MemoryBudget, Rule, RuleContext
 from dp.per_sample._rules.table import RULES
 
 
 __all__ = ("BatchedLayers", "LayerGroup", "batch_layers", "find_identical_layers")
-
-_FEWEST: Final = 3  # Layers that are worth it.
-_LARGEST_BYTES: Final = 1 << 16  # Of one layer's outputs.
 
 
 @final
@@ -61,10 +59,10 @@ def find_identical_layers(
         rule = RULES.get(use.operation)
         if rule is None or found is None or not rule.stacks or [*found] != [0]:
             continue
-        site = RuleContext(use, found, num_samples)
+        context = RuleContext(use, found, num_samples)
         if (
-            site.examples_lead
-            and rule.applies(site)
+            context.examples_lead
+            and rule.applies(context)
             and all(
                 _is_plain(operand)
                 and times_used[id(operand.parameters[0])] == 1
@@ -76,7 +74,7 @@ def find_identical_layers(
     return [
         _layer_group(graph, some, index_of)
         for some in members.values()
-        if len(some) >= _FEWEST
+        if len(some) >= _tuning.FEWEST_IDENTICAL_LAYERS
     ]
 
 
@@ -94,7 +92,7 @@ def _layer_group(
 
 def _is_plain(operand: Operand) -> bool:
     """Whether an operand is a small parameter, as it is or transposed."""
-    if operand.chain is None or operand.parameters[0].numel() > SMALL:
+    if operand.chain is None or operand.parameters[0].numel() > _tuning.SMALL_PARAMETER:
         return False
     return [name_of(node) for node, _ in operand.chain] in ([], ["TBackward0"])
 
@@ -122,13 +120,13 @@ class BatchedLayers:
         group: What they are.
         nodes: Their nodes.
         rule: Theirs.
-        site: Where the rule finds them, as more examples.
+        context: Where the rule finds them, as more examples.
     """
 
     group: LayerGroup
     nodes: Sequence[Node]
     rule: Rule
-    site: RuleContext
+    context: RuleContext
 
     def parts(
         self, grads: Sequence[Tensor | None]
@@ -143,7 +141,9 @@ class BatchedLayers:
             return {}
         all_grads = [torch.zeros_like(some) if g is None else g for g in grads]
         found: dict[int, MaterializedGrads | FactoredGrads] = {}
-        for position, part in self.rule.parts(self.site, torch.cat(all_grads)).items():
+        for position, part in self.rule.parts(
+            self.context, torch.cat(all_grads)
+        ).items():
             assert isinstance(part, MaterializedGrads | FactoredGrads)  # noqa: S101 -- see Rule.stacks
             is_turned = position in self.group.transposed
             found[position] = part.transposed() if is_turned else part
@@ -165,15 +165,15 @@ def batch_layers(
     first, nodes = members[0], [use.node for use in members]
     rule = RULES[first.operation]
     num_bytes = size(first.shape) * next(iter(first.parameters)).itemsize
-    if num_bytes > _LARGEST_BYTES or not rule.applies(
+    if num_bytes > _tuning.LARGEST_LAYER_BYTES or not rule.applies(
         RuleContext(first, layouts, num_samples)
     ):
         return None
     held = _held(nodes, rule)
     if held is None or not budget.take(2 * num_bytes * len(nodes)):
         return None
-    site = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
-    return BatchedLayers(some, nodes, rule, site)
+    context = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
+    return BatchedLayers(some, nodes, rule, context)
 
 
 def _held(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:

@@ -5,12 +5,13 @@ Shapes: ``B`` examples, ``T`` images of an example, ``C`` channels in, ``O`` out
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
+from dp import _tuning
 from dp.per_sample._parts.factored import FactoredGrads, gram_is_cheaper
 from dp.per_sample._parts.part import (
     GradPart,
@@ -24,11 +25,6 @@ from dp.per_sample._parts.part import (
 
 
 __all__ = ("ConvolutionGrads",)
-
-# Pairs of channels from which a product of windows is faster than a convolution of
-# as many groups as examples. On an accelerator it always is: 4 times as fast and more.
-_MANY_CHANNELS: Final = {"cpu": 64 * 64}
-_CACHE: Final = 1 << 20  # Of windows at a time: what a core's cache holds.
 
 
 @final
@@ -118,7 +114,7 @@ class ConvolutionGrads(GradPart):
     @property
     def _is_product(self) -> bool:
         """Whether gradients are found as products of windows and what they became."""
-        fewest = _MANY_CHANNELS.get(self.inputs.device.type, 0)
+        fewest = _tuning.MANY_CHANNEL_PAIRS.get(self.inputs.device.type, 0)
         pairs = self.kernel.shape[0] * self.kernel.shape[1]
         is_pointwise = self.kernel.numel() == pairs
         return not fewest or (self.groups == 1 and (is_pointwise or pairs >= fewest))
@@ -127,7 +123,11 @@ class ConvolutionGrads(GradPart):
         """Return slices of examples whose windows do not need much memory."""
         windowed = self._num_positions * self.kernel[0].numel() * self.groups
         size = 4 * max(windowed, self.kernel.numel())
-        at_most = _CACHE if self.inputs.is_cpu else chunk_bytes(self.inputs.device)
+        at_most = (
+            _tuning.WINDOW_CHUNK_BYTES
+            if self.inputs.is_cpu
+            else chunk_bytes(self.inputs.device)
+        )
         return chunks(num_samples, size, at_most)
 
     def _product(self, examples: slice) -> FactoredGrads:

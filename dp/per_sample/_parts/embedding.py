@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
     GradPart,
@@ -66,7 +67,7 @@ class EmbeddingGrads(GradPart):
         # One lookup meets T positions: a_LT of the head's gradient at its row.
         at_row_LT = left_BTV[self.owners_L, :, self.indices_L]
         found = []
-        for lookups in torch.arange(len(self.indices_L)).split(4096):
+        for lookups in torch.arange(len(self.indices_L)).split(_tuning.LOOKUPS_AT_ONCE):
             inputs_LTD = right_BTD[self.owners_L[lookups]]
             grads_LD1 = wide(self.grads_LD[lookups])[..., None]
             found.append(((inputs_LTD @ grads_LD1)[..., 0] * at_row_LT[lookups]).sum(1))

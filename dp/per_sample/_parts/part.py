@@ -14,9 +14,10 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from dp import _tuning
+
 
 __all__ = (
-    "SMALL",
     "GradPart",
     "MaterializedGrads",
     "chunk_bytes",
@@ -27,13 +28,7 @@ __all__ = (
     "zeroed",
 )
 
-# Elements of a parameter that is handled with others: keeping small gradients costs
-# less than the calls that a Gram norm takes.
-SMALL: Final = 4096
 _ROW: Final = 4096  # Elements that one floating-point reduction may run over.
-# Of gradients or products at a time; on an accelerator enough to keep it busy.
-_CHUNK_BYTES: Final = {"cpu": 8 << 20}
-_ACCELERATOR_BYTES: Final = 64 << 20
 
 
 class GradPart(ABC):
@@ -156,7 +151,7 @@ def chunked_norms(
 
 def chunk_bytes(device: torch.device) -> int:
     """Return how much memory is taken at a time, beside the model's own."""
-    return _CHUNK_BYTES.get(device.type, _ACCELERATOR_BYTES)
+    return _tuning.CHUNK_BYTES.get(device.type, _tuning.ACCELERATOR_CHUNK_BYTES)
 
 
 def chunks(num_samples: int, bytes_each: int, at_most: int) -> list[slice]:

@@ -5,16 +5,17 @@ Shapes: ``B`` examples, ``T`` positions of an example, ``D`` the last axis.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._graph.nodes import Example, output_shape, saved
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
-from dp.per_sample._parts.part import SMALL, GradPart, MaterializedGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
 
 
@@ -22,10 +23,6 @@ __all__ = ("Grads", "MemoryBudget", "Parts", "Rule", "RuleContext", "reduce_broa
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
 Parts = dict[int, GradPart]  # By input position.
-
-_FREE_BYTES: Final = 1 << 16  # Of a use, too few to count.
-# Multiplications in the time that it takes to write and read a number three times.
-_FLOPS_PER_ELEMENT: Final = 60
 
 
 @final
@@ -110,9 +107,14 @@ class RuleContext:
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
             return FactoredGrads(left, right)
         matrix = I * O
-        pays = matrix <= SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
+        pays = (
+            matrix <= _tuning.SMALL_PARAMETER
+            or matrix * _tuning.FLOPS_PER_ELEMENT < T * T * (I + O)
+        )
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
-        if pays and (num_bytes <= _FREE_BYTES or self.budget.take(num_bytes)):
+        if pays and (
+            num_bytes <= _tuning.UNCOUNTED_BYTES or self.budget.take(num_bytes)
+        ):
             return MaterializedGrads(left.mT @ right)
         self.budget.take(left.numel() * left.itemsize + right.numel() * right.itemsize)
         return FactoredGrads(left, right)
@@ -124,12 +126,12 @@ class Rule:
     """How one operation's parameter gradients are found.
 
     Attributes:
-        parts: Returns the parts by input position, of a site and the gradient of its output.
+        parts: Returns the parts by input position, of a context and the gradient of its output.
         reads: What of the node it reads: the names are torch's own.
         example: Makes such a node on the host; None if only accelerators have it.
         operations: What a user calls it.
         how: "keep", "gram", "redo": how its gradients are held.
-        applies: Whether it can serve a site; if not, the fallback does.
+        applies: Whether it can serve a context; if not, the fallback does.
         stacks: What of *reads* has a row for every example, if several uses may be
             served as one that has more examples. Its parts are then kept or outer.
         matrix: The input that is the matrix of a product.
@@ -143,39 +145,39 @@ class Rule:
     example: Example | None
     operations: str
     how: str = "keep"
-    applies: Callable[[RuleContext], bool] = lambda _site: True
+    applies: Callable[[RuleContext], bool] = lambda _context: True
     stacks: tuple[str, ...] = ()
     matrix: int | None = None
     takes_all: bool = False
     waits: bool = False
 
-    def found(self, site: RuleContext, grads: Grads) -> Parts:
-        """Return the parts of a site, of the gradients of its outputs."""
+    def found(self, context: RuleContext, grads: Grads) -> Parts:
+        """Return the parts of a context, of the gradients of its outputs."""
         if self.takes_all:
-            return self.parts(site, grads)
-        return {} if grads[0] is None else self.parts(site, grads[0])
+            return self.parts(context, grads)
+        return {} if grads[0] is None else self.parts(context, grads[0])
 
 
-def reduce_broadcast(site: RuleContext, position: int, grad: Tensor) -> GradPart:
+def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradPart:
     """Sum gradients over the axes that an operand was spread over, by example.
 
     Args:
-        site: Where.
+        context: Where.
         position: Of the operand.
         grad: The gradient of the operand, spread over the output's shape.
     """
-    shape = tuple(site.operands[position].shape)
-    B = site.num_samples
-    if shape == grad.shape[1:] and len(grad) == B and site.examples_lead:
+    shape = tuple(context.operands[position].shape)
+    B = context.num_samples
+    if shape == grad.shape[1:] and len(grad) == B and context.examples_lead:
         return MaterializedGrads(grad)
     if B == 1:
         return MaterializedGrads(grad.sum_to_size(shape)[None])
-    axis = len(shape) + site.layout.axis
-    if axis >= 0 and shape[axis] == grad.shape[site.layout.axis]:
-        return _sliced(grad.sum_to_size(shape), axis, site)
+    axis = len(shape) + context.layout.axis
+    if axis >= 0 and shape[axis] == grad.shape[context.layout.axis]:
+        return _sliced(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
-    sizes.pop(site.layout.axis)  # 1: the operand does not extend along it.
-    grads = site.layout.examples_first(grad, B)
+    sizes.pop(context.layout.axis)  # 1: the operand does not extend along it.
+    grads = context.layout.examples_first(grad, B)
     num_shared = grads.dim() - 1 - len(sizes)  # 1 if positions shared the axis.
     summed = [1 + i for i in range(num_shared)] + [
         1 + num_shared + i
@@ -187,12 +189,12 @@ def reduce_broadcast(site: RuleContext, position: int, grad: Tensor) -> GradPart
     return MaterializedGrads(grads.reshape(B, *shape))
 
 
-def _sliced(grad: Tensor, axis: int, site: RuleContext) -> GradPart:
+def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
     """Return the gradients of an operand that the examples have parts of."""
-    B = site.num_samples
-    if not site.layout.time_major:
+    B = context.num_samples
+    if not context.layout.time_major:
         apart = grad.unflatten(axis, (B, -1))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
-    owners = site.layout.owners(grad.shape, B, grad.device)
+    owners = context.layout.owners(grad.shape, B, grad.device)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
     return MaterializedGrads(torch.where(owners == index, grad, 0))

@@ -101,22 +101,22 @@ class _Checked:
         self._per_example = per_example
         self._is_checked = False
 
-    def __call__(self, site: RuleContext, grads: Grads) -> Parts:
-        node = site.use.node
+    def __call__(self, context: RuleContext, grads: Grads) -> Parts:
+        node = context.use.node
         missing = len(node._input_metadata) - len(grads)  # noqa: SLF001 -- see _nodes
         found = by_input(
             node,
             self._per_example(node, *materialized(node, [*grads, *[None] * missing])),
         )
-        parts = {i: self._kept(site, i, found[i]) for i in site.operands}
+        parts = {i: self._kept(context, i, found[i]) for i in context.operands}
         if not self._is_checked:
-            self._is_checked = self._agrees(parts, by_node(site, grads))
+            self._is_checked = self._agrees(parts, by_node(context, grads))
         return dict(parts)
 
     def _kept(
-        self, site: RuleContext, position: int, found: Tensor | None
+        self, context: RuleContext, position: int, found: Tensor | None
     ) -> MaterializedGrads:
-        shape = (site.num_samples, *site.operands[position].shape)
+        shape = (context.num_samples, *context.operands[position].shape)
         if found is None or tuple(found.shape) != shape:
             got = None if found is None else tuple(found.shape)
             raise UnsupportedOperationError(
@@ -141,11 +141,13 @@ class _Checked:
         return all(0 < size < math.inf for size in sizes)
 
 
-def _has_a_row_an_example(site: RuleContext) -> bool:
-    if site.num_samples == 1:
-        return all(output_shape(site.use.node, i)[:1] == (1,) for i in site.layouts)
+def _has_a_row_an_example(context: RuleContext) -> bool:
+    if context.num_samples == 1:
+        return all(
+            output_shape(context.use.node, i)[:1] == (1,) for i in context.layouts
+        )
     return all(
-        layout.axis == -len(shape) and shape[0] == site.num_samples
-        for i, layout in site.layouts.items()
-        for shape in [output_shape(site.use.node, i)]
+        layout.axis == -len(shape) and shape[0] == context.num_samples
+        for i, layout in context.layouts.items()
+        for shape in [output_shape(context.use.node, i)]
     )

@@ -8,11 +8,12 @@ Shapes: ``B`` examples.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._graph.nodes import (
     Node,
@@ -28,21 +29,18 @@ from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 __all__ = ("by_graph", "by_node")
 
-_BYTES_AT_ONCE: Final = 32 << 20
-_ROWS_AT_ONCE: Final = 16  # Examples whose backward through the graph runs together.
 
-
-def by_node(site: RuleContext, grads: Grads) -> Parts:
+def by_node(context: RuleContext, grads: Grads) -> Parts:
     """Return whole gradients by one backward pass of the node for each example.
 
     Raises:
         UnsupportedOperationError: If 0 times what the node holds is not 0.
     """
-    node, B = site.use.node, site.num_samples
-    positions = list(site.operands)
+    node, B = context.use.node, context.num_samples
+    positions = list(context.operands)
     grads = [*grads, *[None] * (len(output_shapes(node)) - len(grads))]
     owners = {
-        i: site.layouts[i].owners(grad.shape, B, grad.device)
+        i: context.layouts[i].owners(grad.shape, B, grad.device)
         for i, grad in enumerate(grads)
         if grad is not None
     }
@@ -54,13 +52,13 @@ def by_node(site: RuleContext, grads: Grads) -> Parts:
         ]
         found = _called(node, masked)
         return tuple(
-            _or_zeros(site, position, found[position]) for position in positions
+            _or_zeros(context, position, found[position]) for position in positions
         )
 
     if B > 1:
-        _check_separable(site, of_example(torch.tensor(-1, device=_device(owners))))
+        _check_separable(context, of_example(torch.tensor(-1, device=_device(owners))))
     index_B = torch.arange(B, device=_device(owners))
-    chunk = max(1, _BYTES_AT_ONCE // (8 * _largest(site) or 1))
+    chunk = max(1, _tuning.FALLBACK_CHUNK_BYTES // (8 * _largest(context) or 1))
     try:
         chunks = [_batched(of_example, some) for some in index_B.split(chunk)]
     except RuntimeError:  # An operation that torch.vmap cannot batch.
@@ -83,9 +81,9 @@ def _batched(
     return found
 
 
-def _or_zeros(site: RuleContext, position: int, found: Tensor | None) -> Tensor:
+def _or_zeros(context: RuleContext, position: int, found: Tensor | None) -> Tensor:
     """Return a gradient in the operand's shape; zeros if the node has none."""
-    operand = site.operands[position]
+    operand = context.operands[position]
     if found is None:
         return torch.zeros(operand.shape, device=operand.parameters[0].device)
     return found.sum_to_size(operand.shape)  # As autograd does for broadcast inputs.
@@ -99,7 +97,7 @@ def _called(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | Non
     return found if isinstance(found, tuple) else (found,)
 
 
-def _check_separable(site: RuleContext, found: Sequence[Tensor]) -> None:
+def _check_separable(context: RuleContext, found: Sequence[Tensor]) -> None:
     """Raise if 0 times what the node holds is not 0.
 
     A backward pass for one example sends 0 to the others. Where one of them holds
@@ -107,7 +105,7 @@ def _check_separable(site: RuleContext, found: Sequence[Tensor]) -> None:
     """
     for grad in found:
         if not bool(grad.isfinite().all()):
-            raise _inseparable(site.use.parameters)
+            raise _inseparable(context.use.parameters)
 
 
 def _inseparable(parameters: Sequence[Tensor]) -> UnsupportedOperationError:
@@ -124,9 +122,9 @@ def _device(owners: dict[int, Tensor]) -> torch.device:
     return next(iter(owners.values())).device
 
 
-def _largest(site: RuleContext) -> int:
-    outputs = sum(size(output_shape(site.use.node, i)) for i in site.layouts)
-    return max(outputs, *(size(o.shape) for o in site.operands.values()))
+def _largest(context: RuleContext) -> int:
+    outputs = sum(size(output_shape(context.use.node, i)) for i in context.layouts)
+    return max(outputs, *(size(o.shape) for o in context.operands.values()))
 
 
 def by_graph(
@@ -164,7 +162,7 @@ def _rows(
     one_hot_BB = torch.eye(len(losses_B), dtype=losses_B.dtype, device=losses_B.device)
     seeds_BB = one_hot_BB * loss_scale
     chunks = []
-    for seeds in seeds_BB.split(_ROWS_AT_ONCE) if batched else seeds_BB:
+    for seeds in seeds_BB.split(_tuning.GRAPH_PASSES_AT_ONCE) if batched else seeds_BB:
         found = torch.autograd.grad(
             losses_B,
             parameters,

@@ -20,20 +20,20 @@ _MATRIX: Final = 2
 _WHOLE_NUMBERS: Final = frozenset({torch.int64, torch.int32})
 
 
-def _index(site: RuleContext, grad: Tensor) -> Parts:
-    (indices,) = site.saved("indices")
-    return _rows(site, indices, grad)
+def _index(context: RuleContext, grad: Tensor) -> Parts:
+    (indices,) = context.saved("indices")
+    return _rows(context, indices, grad)
 
 
-def _index_select(site: RuleContext, grad: Tensor) -> Parts:
-    return _rows(site, site.saved("index"), grad)
+def _index_select(context: RuleContext, grad: Tensor) -> Parts:
+    return _rows(context, context.saved("index"), grad)
 
 
-def _rows(site: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
+def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     """Return the parts of ``table[indices]``, [..., D] of [...]."""
-    g_BTD = site.rows(grad)
-    num_rows = site.operands[0].shape[0]
-    indices_BT1 = site.rows(indices.long().remainder(num_rows)[..., None])
+    g_BTD = context.rows(grad)
+    num_rows = context.operands[0].shape[0]
+    indices_BT1 = context.rows(indices.long().remainder(num_rows)[..., None])
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
     part = EmbeddingGrads(
@@ -46,16 +46,16 @@ def _rows(site: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     return {0: part}
 
 
-def _takes_rows(site: RuleContext) -> bool:
+def _takes_rows(context: RuleContext) -> bool:
     """Whether whole rows of a matrix are picked, and those of an example lie together."""
-    is_matrix = len(site.operands[0].shape) == _MATRIX
-    return is_matrix and site.axis < len(site.use.shape) - 1
+    is_matrix = len(context.operands[0].shape) == _MATRIX
+    return is_matrix and context.axis < len(context.use.shape) - 1
 
 
-def _takes_rows_by_number(site: RuleContext) -> bool:
-    indices = site.saved("indices")
+def _takes_rows_by_number(context: RuleContext) -> bool:
+    indices = context.saved("indices")
     is_single = len(indices) == 1 and indices[0].dtype in _WHOLE_NUMBERS
-    return is_single and _takes_rows(site)
+    return is_single and _takes_rows(context)
 
 
 INDEX_RULES: Final[Mapping[str, Rule]] = {
@@ -75,6 +75,6 @@ INDEX_RULES: Final[Mapping[str, Rule]] = {
         ),
         "`torch.index_select` of rows",
         "rows that are looked up",
-        lambda site: site.saved("dim") == 0 and _takes_rows(site),
+        lambda context: context.saved("dim") == 0 and _takes_rows(context),
     ),
 }

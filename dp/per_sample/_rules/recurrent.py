@@ -32,40 +32,40 @@ _SEQUENCES: Final = -2  # The axis of outputs [T, N, H] and of states [N, H].
 _LSTM: Final = 2  # As torch numbers the kinds of layers.
 
 
-def _lstm(site: RuleContext, grads: Grads) -> Parts:
-    site = replace(site, layouts={0: next(iter(site.layouts.values()))})
+def _lstm(context: RuleContext, grads: Grads) -> Parts:
+    context = replace(context, layouts={0: next(iter(context.layouts.values()))})
     inputs_TNI, hidden_TNH = (
-        _by_step(site, wide(site.saved(name))) for name in ("input", "result0")
+        _by_step(context, wide(context.saved(name))) for name in ("input", "result0")
     )
-    before_TNH = torch.cat([wide(site.saved("hx_"))[None], hidden_TNH[:-1]])
-    w_ih, w_hh, *biases = (wide(site.saved(f"weight{i}")) for i in range(4))
+    before_TNH = torch.cat([wide(context.saved("hx_"))[None], hidden_TNH[:-1]])
+    w_ih, w_hh, *biases = (wide(context.saved(f"weight{i}")) for i in range(4))
     gates_TNG = inputs_TNI @ w_ih.mT
     gates_TNG += before_TNH @ w_hh.mT
-    if site.saved("has_biases"):
+    if context.saved("has_biases"):
         gates_TNG += sum(biases)
     back_TNG, d_hx, d_cx = _through_time(
         gates_TNG,
         w_hh,
-        wide(site.saved("cx_")),
+        wide(context.saved("cx_")),
         [*(None if grad is None else wide(grad) for grad in grads), None, None],
-        reverse=site.saved("reverse"),
+        reverse=context.saved("reverse"),
     )
     parts = Parts()
-    rows = site.rows(back_TNG)
+    rows = context.rows(back_TNG)
     for position, other in ((_W_IH, inputs_TNI), (_W_HH, before_TNH)):
-        if position in site.operands:
-            parts[position] = site.product(rows, site.rows(other))
-    for position in {_B_IH, _B_HH} & site.operands.keys():
+        if position in context.operands:
+            parts[position] = context.product(rows, context.rows(other))
+    for position in {_B_IH, _B_HH} & context.operands.keys():
         parts[position] = MaterializedGrads(rows.sum(1))
     for position, grad in ((_HX, d_hx), (_CX, d_cx)):
-        if position in site.operands:
-            parts[position] = reduce_broadcast(site, position, grad)
+        if position in context.operands:
+            parts[position] = reduce_broadcast(context, position, grad)
     return parts
 
 
-def _by_step(site: RuleContext, tensor: Tensor) -> Tensor:
+def _by_step(context: RuleContext, tensor: Tensor) -> Tensor:
     """Return the steps in the order in which the layer takes them."""
-    return tensor.flip(0) if site.saved("reverse") else tensor
+    return tensor.flip(0) if context.saved("reverse") else tensor
 
 
 def _through_time(
@@ -103,12 +103,16 @@ def _through_time(
     return back_TNG, d_h, d_c
 
 
-def _is_along_sequences(site: RuleContext) -> bool:
-    if 0 in site.operands or site.saved("mode") != _LSTM or site.saved("batch_sizes"):
+def _is_along_sequences(context: RuleContext) -> bool:
+    if (
+        0 in context.operands
+        or context.saved("mode") != _LSTM
+        or context.saved("batch_sizes")
+    ):
         return False
-    if site.num_samples == 1:
+    if context.num_samples == 1:
         return True
-    layouts = {*site.layouts.values()}
+    layouts = {*context.layouts.values()}
     return len(layouts) == 1 and layouts.pop().axis == _SEQUENCES
 
 
