@@ -62,9 +62,7 @@ def calibrate_noise_multiplier(
         ValueError: If a number is out of range.
     """
     _check_target(target_epsilon, target_delta)
-    phases = list(
-        (shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps))
-    )
+    phases = list((shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps)))
 
     def bound(sigma: float, interval: float) -> float:
         releases = [

@@ -160,10 +160,10 @@ class BackwardPass:
     def _add(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
     ) -> None:
-        site.budget.release(bytes_freed)
+        site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return
-        parts = by_node(site, grads) if rule is None else rule.found(site, grads)
+        parts = by_node(site, grads) if rule is None else rule.apply(site, grads)
         for position, part in parts.items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(

@@ -170,7 +170,7 @@ def batch_layers(
     ):
         return None
     held = _held(nodes, rule)
-    if held is None or not budget.take(2 * num_bytes * len(nodes)):
+    if held is None or not budget.try_reserve(2 * num_bytes * len(nodes)):
         return None
     context = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
     return BatchedLayers(some, nodes, rule, context)

@@ -75,10 +75,9 @@ def rule_for(function: type[Any]) -> Callable[[_Given], _Given]:
 
     def registered(per_example: _Given) -> _Given:
         _RULES[node_type] = Rule(
-            _Checked(function.__name__, per_example),
+            parts=_Checked(function.__name__, per_example),
             reads=(),
             example=partial(leaf, 1),
-            operations=f"`{function.__name__}`",
             applies=_has_a_row_an_example,
             takes_all=True,
             waits=True,

@@ -48,9 +48,9 @@ def _kept_if_small(context: RuleContext, part: ConvolutionGrads) -> GradPart:
     """Keep the gradients if there is room and no faster way to their norms."""
     kernels = context.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
-    if not part.is_gram_cheaper and context.budget.take(num_bytes):
+    if not part.is_gram_cheaper and context.budget.try_reserve(num_bytes):
         return MaterializedGrads(part.gradients(slice(None)))
-    context.budget.take(
+    context.budget.try_reserve(
         (part.grads.numel() + part.inputs.numel()) * part.grads.itemsize
     )
     return part
@@ -139,8 +139,8 @@ def _norms_each_example(context: RuleContext) -> bool:
 
 IMAGE_RULES: Final[Mapping[str, Rule]] = {
     "ConvolutionBackward0": Rule(
-        _convolution,
-        (
+        parts=_convolution,
+        reads=(
             "input",
             "weight",
             "stride",
@@ -150,14 +150,12 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "output_padding",
             "groups",
         ),
-        lambda: F.conv1d(leaf(1, 1, 2), leaf(1, 1, 1), leaf(1)),
-        "convolutions of 1 to 3 dimensions, also transposed, dilated, in groups",
-        "keep, redo",
-        lambda context: context.axis == 0 and 0 not in context.operands,
+        example=lambda: F.conv1d(leaf(1, 1, 2), leaf(1, 1, 1), leaf(1)),
+        applies=lambda context: context.axis == 0 and 0 not in context.operands,
     ),
     "NativeBatchNormBackward0": Rule(
-        _batch_norm,
-        (
+        parts=_batch_norm,
+        reads=(
             "input",
             "running_mean",
             "running_var",
@@ -166,15 +164,14 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "result1",
             "result2",
         ),
-        lambda: F.batch_norm(leaf(2, 1), None, None, training=True),
-        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
+        example=lambda: F.batch_norm(leaf(2, 1), None, None, training=True),
         applies=lambda context: (
             0 not in context.operands and _norms_each_example(context)
         ),
     ),
     "CudnnBatchNormBackward0": Rule(
-        partial(_batch_norm, eps="epsilon"),
-        (
+        parts=partial(_batch_norm, eps="epsilon"),
+        reads=(
             "input",
             "running_mean",
             "running_var",
@@ -183,17 +180,15 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "result1",
             "result2",
         ),
-        None,
-        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
+        example=None,
         applies=lambda context: (
             0 not in context.operands and _norms_each_example(context)
         ),
     ),
     "NativeGroupNormBackward0": Rule(
-        _group_norm,
-        ("input", "result1", "result2", "group"),
-        lambda: F.group_norm(leaf(1, 2, 2), 1, leaf(2), leaf(2)),
-        "`nn.GroupNorm`",
+        parts=_group_norm,
+        reads=("input", "result1", "result2", "group"),
+        example=lambda: F.group_norm(leaf(1, 2, 2), 1, leaf(2), leaf(2)),
         applies=lambda context: context.axis == 0 and 0 not in context.operands,
     ),
 }

@@ -60,21 +60,17 @@ def _takes_rows_by_number(context: RuleContext) -> bool:
 
 INDEX_RULES: Final[Mapping[str, Rule]] = {
     "IndexBackward0": Rule(
-        _index,
-        ("indices",),
-        lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
-        "`table[index]`",
-        "rows that are looked up",
-        _takes_rows_by_number,
+        parts=_index,
+        reads=("indices",),
+        example=lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
+        applies=_takes_rows_by_number,
     ),
     "IndexSelectBackward0": Rule(
-        _index_select,
-        ("dim", "index"),
-        lambda: leaf(2, 1).index_select(
+        parts=_index_select,
+        reads=("dim", "index"),
+        example=lambda: leaf(2, 1).index_select(
             0, torch.zeros(1, dtype=torch.long, device="cpu")
         ),
-        "`torch.index_select` of rows",
-        "rows that are looked up",
-        lambda context: context.saved("dim") == 0 and _takes_rows(context),
+        applies=lambda context: context.saved("dim") == 0 and _takes_rows(context),
     ),
 }

@@ -104,30 +104,43 @@ def _lengths_are_known(context: RuleContext) -> bool:
 
 
 POINTWISE_RULES: Final[Mapping[str, Rule]] = {
-    "AddBackward0": Rule(_add, ("alpha",), lambda: leaf(1) + leaf(1), "`+`"),
+    "AddBackward0": Rule(
+        parts=_add,
+        reads=("alpha",),
+        example=lambda: leaf(1) + leaf(1),
+    ),
     "CatBackward0": Rule(
-        _cat,
-        ("dim",),
-        lambda: torch.cat([leaf(1), leaf(1)]),
-        "`torch.cat`, such as of a class token",
+        parts=_cat,
+        reads=("dim",),
+        example=lambda: torch.cat([leaf(1), leaf(1)]),
         applies=_lengths_are_known,
     ),
-    "DivBackward0": Rule(_div, ("self", "other"), lambda: leaf(1) / leaf(1), "`/`"),
-    "MulBackward0": Rule(_mul, ("self", "other"), lambda: leaf(1) * leaf(1), "`*`"),
+    "DivBackward0": Rule(
+        parts=_div,
+        reads=("self", "other"),
+        example=lambda: leaf(1) / leaf(1),
+    ),
+    "MulBackward0": Rule(
+        parts=_mul,
+        reads=("self", "other"),
+        example=lambda: leaf(1) * leaf(1),
+    ),
     "PreluKernelBackward0": Rule(
-        _prelu,
-        ("self",),
-        lambda: F.prelu(leaf(1, 1), leaf(1)),
-        "`nn.PReLU`",
+        parts=_prelu,
+        reads=("self",),
+        example=lambda: F.prelu(leaf(1, 1), leaf(1)),
         applies=lambda context: 0 not in context.operands,
     ),
-    "SubBackward0": Rule(_sub, ("alpha",), lambda: leaf(1) - leaf(1), "`-`"),
+    "SubBackward0": Rule(
+        parts=_sub,
+        reads=("alpha",),
+        example=lambda: leaf(1) - leaf(1),
+    ),
     "WhereBackward0": Rule(
-        _where,
-        ("condition",),
-        lambda: torch.where(
+        parts=_where,
+        reads=("condition",),
+        example=lambda: torch.where(
             torch.ones(1, dtype=torch.bool, device="cpu"), leaf(1), leaf(1)
         ),
-        "`torch.where`",
     ),
 }

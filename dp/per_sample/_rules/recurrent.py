@@ -142,8 +142,8 @@ def _table() -> Mapping[str, Rule]:
         return {}
     return {
         "MkldnnRnnLayerBackward0": Rule(
-            _lstm,
-            (
+            parts=_lstm,
+            reads=(
                 "input",
                 "result0",
                 "hx_",
@@ -157,10 +157,8 @@ def _table() -> Mapping[str, Rule]:
                 "mode",
                 "batch_sizes",
             ),
-            _example,
-            "`nn.LSTM` that oneDNN runs",
-            "keep, gram, redo",
-            _is_along_sequences,
+            example=_example,
+            applies=_is_along_sequences,
             takes_all=True,
         )
     }

@@ -115,16 +115,16 @@ def _norms_within_examples(context: RuleContext) -> bool:
 
 SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     "EmbeddingBackward0": Rule(
-        _embedding,
-        ("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
-        lambda: F.embedding(torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)),
-        "`nn.Embedding`",
-        "rows that are looked up",
-        _is_plain,
+        parts=_embedding,
+        reads=("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
+        example=lambda: F.embedding(
+            torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)
+        ),
+        applies=_is_plain,
     ),
     "EmbeddingBagBackward0": Rule(
-        _embedding_bag,
-        (
+        parts=_embedding_bag,
+        reads=(
             "indices",
             "offsets",
             "mode",
@@ -133,30 +133,26 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
             "scale_grad_by_freq",
             "sparse",
         ),
-        lambda: F.embedding_bag(
+        example=lambda: F.embedding_bag(
             torch.zeros(1, 1, dtype=torch.long, device="cpu"), leaf(2, 1)
         ),
-        "`nn.EmbeddingBag` of sums and means",
-        "rows that are looked up",
-        lambda context: (
+        applies=lambda context: (
             _is_plain(context)
             and context.saved("mode") in (_SUM, _MEAN)
             and [*context.operands] == [0]
         ),
     ),
     "NativeLayerNormBackward0": Rule(
-        _layer_norm,
-        ("input", "result1", "result2", "normalized_shape"),
-        lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
-        "`nn.LayerNorm`",
+        parts=_layer_norm,
+        reads=("input", "result1", "result2", "normalized_shape"),
+        example=lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
         applies=_norms_within_examples,
         stacks=("input", "result1", "result2"),
     ),
     "FusedRmsNormBackward0": Rule(
-        _rms_norm,
-        ("input", "result1", "normalized_shape"),
-        None,
-        "`nn.RMSNorm`",
+        parts=_rms_norm,
+        reads=("input", "result1", "normalized_shape"),
+        example=None,
         applies=_norms_within_examples,
         stacks=("input", "result1"),
     ),

@@ -398,7 +398,7 @@ def test_a_fused_rms_norm_is_exact():
     site = RuleContext(use, {0: Layout(-3)}, B, held=held)
     grad = torch.randn(B, 2, 3)
 
-    part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
+    part = RULES["FusedRmsNormBackward0"].apply(site, [grad])[1]
 
     torch.testing.assert_close(part.grads_BP, (x * rstd * grad).sum(1))
 
