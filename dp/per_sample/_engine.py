@@ -20,7 +20,7 @@ from dp import _tuning
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.template import Template
-from dp.per_sample._graph.uses import Edge, Graph, Signature
+from dp.per_sample._graph.uses import Edge, Graph, Signature, shapes_of
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.graph_plan import (
     Plan,
@@ -166,9 +166,9 @@ class Engine:
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:
             self._warned.add(operation)
-            shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             warnings.warn(
-                f"no rule serves {operation} with parameters of shape {shapes}:"
+                f"no rule serves {operation} with parameters of shape"
+                f" {shapes_of(parameters)}:"
                 " their gradients are right, but found by a backward pass of it for"
                 " each example",
                 stacklevel=6,

@@ -40,12 +40,12 @@ def _convolution(context: RuleContext, grad: Tensor) -> Parts:
             output_padding=list(context.saved("output_padding")),
             groups=context.saved("groups"),
         )
-        parts[weight] = _kept_if_small(context, part)
+        parts[weight] = _materialize_if_room(context, part)
     return parts
 
 
-def _kept_if_small(context: RuleContext, part: ConvolutionGrads) -> GradPart:
-    """Keep the gradients if there is room and no faster way to their norms."""
+def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPart:
+    """Materialize gradients if there is room, and no faster way to their norms."""
     kernels = context.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
     if not part.is_gram_cheaper and context.budget.try_reserve(num_bytes):
@@ -65,8 +65,8 @@ def _images(context: RuleContext, tensor: Tensor) -> Tensor:
 
 
 def _group_norm(context: RuleContext, grad: Tensor) -> Parts:
-    # Norming N examples of C channels in G groups is norming one example of N * C
-    # channels in N * G groups, whose weight gradients are the examples' own.
+    # A norm of N images of C channels in G groups equals a norm of one image of N * C
+    # channels in N * G groups, and the weight of that has an entry for every image.
     num_images, C = grad.shape[:2]
     rstd = context.saved("result2")
     _, weight, bias = torch.ops.aten.native_group_norm_backward(
@@ -81,47 +81,45 @@ def _group_norm(context: RuleContext, grad: Tensor) -> Parts:
         num_images * context.saved("group"),
         [False, True, True],
     )
-    found = {1: weight, 2: bias}
+    of_images = {1: weight, 2: bias}
     return {
-        i: MaterializedGrads(_images(context, found[i].view(num_images, C)).sum(1))
+        i: MaterializedGrads(_images(context, of_images[i].view(num_images, C)).sum(1))
         for i in context.operands
     }
 
 
 def _batch_norm(context: RuleContext, grad: Tensor, *, eps: str = "eps") -> Parts:
-    """Serve a norm by running statistics, or one over the channels of one image."""
+    """Serve a norm by running statistics, or an instance norm."""
     if context.saved("training"):
         return _instance_norm(context, grad)
     scale = (context.saved("running_var") + context.saved(eps)).rsqrt()
-    found = _summed(context, grad, -context.saved("running_mean") * scale, scale)
+    sums = _sums_by_image(context, grad, -context.saved("running_mean") * scale, scale)
     return {
-        i: MaterializedGrads(_images(context, found[i]).sum(1))
-        for i in context.operands
+        i: MaterializedGrads(_images(context, sums[i]).sum(1)) for i in context.operands
     }
 
 
 def _instance_norm(context: RuleContext, grad: Tensor) -> Parts:
-    # torch norms [B, C, ...] as one image of B * C channels.
+    # torch reshapes [B, C, ...] into one image of B * C channels and norms that.
     scale = context.saved("result2")
-    found = _summed(context, grad, -context.saved("result1") * scale, scale)
+    sums = _sums_by_image(context, grad, -context.saved("result1") * scale, scale)
     if context.num_samples == 1:
         return {
-            i: MaterializedGrads(found[i].sum(0, keepdim=True))
-            for i in context.operands
+            i: MaterializedGrads(sums[i].sum(0, keepdim=True)) for i in context.operands
         }
     shape = (grad.shape[1],)
     return {
         i: SlicedGrads(
-            MaterializedGrads(found[i].view(context.num_samples, -1)), shape, 0
+            MaterializedGrads(sums[i].view(context.num_samples, -1)), shape, 0
         )
         for i in context.operands
     }
 
 
-def _summed(
+def _sums_by_image(
     context: RuleContext, grad: Tensor, shift_C: Tensor, scale_C: Tensor
 ) -> Mapping[int, Tensor]:
-    """Return the weight's and the bias's gradients, image by image and channel."""
+    """Return the gradients of weight and bias, one entry an image and channel."""
     shape = (*grad.shape[:2], -1)
     bias = grad.reshape(shape).sum(2)
     weighted = (grad * context.saved("input")).reshape(shape).sum(2)

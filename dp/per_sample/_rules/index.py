@@ -1,4 +1,4 @@
-"""Rules of rows that are picked from a table by number.
+"""Rules of indexing: rows of a table that are picked by number.
 
 Shapes: ``B`` examples, ``T`` positions of an example, ``D`` entries of a row.
 """
@@ -47,7 +47,7 @@ def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
 
 
 def _takes_rows(context: RuleContext) -> bool:
-    """Whether whole rows of a matrix are picked, and those of an example lie together."""
+    """Whether whole rows of a matrix are picked, with the examples on an index's axis."""
     is_matrix = len(context.operands[0].shape) == _MATRIX
     return is_matrix and context.axis < len(context.use.shape) - 1
 

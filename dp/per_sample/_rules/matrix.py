@@ -36,22 +36,26 @@ def _addmm(context: RuleContext, grad: Tensor) -> Parts:
         parts[bias] = reduce_broadcast(
             context, bias, _scaled(grad, context.saved("beta"))
         )
-    return _sharing(parts, bias, weight)
+    return _share_norms(parts, bias, weight)
 
 
-def _sharing(parts: Parts, bias: int, weight: int) -> Parts:
-    """Let the norms of what a bias and a weight both have be computed once."""
-    kept, outer = parts.get(bias), parts.get(weight)
+def _share_norms(parts: Parts, bias: int, weight: int) -> Parts:
+    """Let a bias and a weight that hold the same tensor compute its norms once.
+
+    With one position an example, the weight's gradient is the outer product of the
+    input and the output gradient, and the bias's is that output gradient itself.
+    """
+    bias_part, weight_part = parts.get(bias), parts.get(weight)
     if (
-        isinstance(kept, MaterializedGrads)
-        and isinstance(outer, FactoredGrads)
-        and kept.grads_BP.data_ptr() == outer.right.data_ptr()
-        and kept.grads_BP.numel() == outer.right.numel()
+        isinstance(bias_part, MaterializedGrads)
+        and isinstance(weight_part, FactoredGrads)
+        and bias_part.grads_BP.data_ptr() == weight_part.right.data_ptr()
+        and bias_part.grads_BP.numel() == weight_part.right.numel()
     ):
-        rows = MaterializedGrads(kept.grads_BP, is_held_anyway=True)
+        rows = MaterializedGrads(bias_part.grads_BP, is_held_anyway=True)
         return {
             bias: rows,
-            weight: FactoredGrads(outer.left, outer.right, right_rows=rows),
+            weight: FactoredGrads(weight_part.left, weight_part.right, right_rows=rows),
         }
     return parts
 
@@ -61,9 +65,11 @@ def _mm(context: RuleContext, grad: Tensor) -> Parts:
         return {
             1: context.product(context.rows(context.saved("self")), context.rows(grad))
         }
-    turned = _transposed_context(context)
+    transposed = _transposed_context(context)
     return {
-        0: context.product(turned.rows(grad.mT), turned.rows(context.saved("mat2").mT))
+        0: context.product(
+            transposed.rows(grad.mT), transposed.rows(context.saved("mat2").mT)
+        )
     }
 
 
@@ -88,8 +94,8 @@ def _products(
         inputs = context.saved(left)
         return {first + 1: _product(context, context.layout, inputs, grad)}
     if first in context.operands:
-        turned = _transposed_context(context).layout
-        return {first: _product(context, turned, grad.mT, context.saved(right).mT)}
+        transposed = _transposed_context(context).layout
+        return {first: _product(context, transposed, grad.mT, context.saved(right).mT)}
     return {}
 
 
@@ -116,7 +122,7 @@ def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
 
 
 def _transposed_context(context: RuleContext) -> RuleContext:
-    """Return the context of the transposed product, whose examples are on the rows."""
+    """Return the context of the transposed product, with the examples on its rows."""
     if context.num_samples == 1 or context.layout.axis != _COLUMNS:
         return context
     return replace(context, layouts={0: replace(context.layout, axis=_ROWS)})
@@ -135,7 +141,12 @@ def _scaled(grad: Tensor, factor: float) -> Tensor:
 
 
 def _right_is_shared(right: int, *more_axes: int) -> Callable[[RuleContext], bool]:
-    """Return whether one factor is an operand that does not depend on the example."""
+    """Return a test of whether one factor is an operand that all examples share.
+
+    Args:
+        right: The input position of the right factor; the left one is before it.
+        more_axes: Axes of the output that the examples may be on as well.
+    """
 
     def applies(context: RuleContext) -> bool:
         left = right - 1

@@ -1,4 +1,4 @@
-"""Rules of operations that treat every element alone, or only put them together.
+"""Rules of elementwise operations and of concatenation.
 
 Shapes: none are fixed.
 """
@@ -78,19 +78,23 @@ def _cat(context: RuleContext, grad: Tensor) -> Parts:
 
 
 def _lengths(context: RuleContext, dim: int, total: int) -> list[int]:
-    """Return how long the inputs of a concatenation are; one may have no graph."""
-    found = [
+    """Return the lengths of a concatenation's inputs.
+
+    An input without a graph has no node that would tell its length; one such input
+    has what the others leave of the total.
+    """
+    lengths = [
         _length(edge, dim, context)
         for edge in enumerate(context.use.node.next_functions)
     ]
-    known = sum(length for length in found if length is not None)
-    return [total - known if length is None else length for length in found]
+    known = sum(length for length in lengths if length is not None)
+    return [total - known if length is None else length for length in lengths]
 
 
 def _length(
-    item: tuple[int, tuple[object, int]], dim: int, context: RuleContext
+    indexed_edge: tuple[int, tuple[object, int]], dim: int, context: RuleContext
 ) -> int | None:
-    position, (child, index) = item
+    position, (child, index) = indexed_edge
     if position in context.operands:
         return context.operands[position].shape[dim]
     return None if child is None else output_shape(child, index)[dim]

@@ -18,7 +18,7 @@ from dp.per_sample._rules.context import Parts, Rule, RuleContext
 
 __all__ = ("SEQUENCE_RULES",)
 
-_SUM, _MEAN = 0, 1  # Modes of an embedding bag.
+_SUM, _MEAN = 0, 1  # Modes of an embedding bag, as torch numbers them.
 
 
 def _embedding(context: RuleContext, grad: Tensor) -> Parts:
@@ -41,6 +41,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
     position_L = torch.arange(len(indices_L), device=grad.device)
     bags_L = torch.searchsorted(offsets, position_L, right=True) - 1
     if context.saved("mode") == _MEAN:
+        # Padding does not count, neither in the sum nor in the number.
         counted_L1 = grad.new_ones(len(indices_L), 1)
         counted_L1 = _without_padding(context, indices_L[:, None], counted_L1)
         sizes = grad.new_zeros(len(grad), 1).index_add_(0, bags_L, counted_L1)
@@ -66,11 +67,12 @@ def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Te
 
 
 def _is_plain(context: RuleContext) -> bool:
+    """Whether gradients are dense, and divided by no count over the batch."""
     return not (context.saved("scale_grad_by_freq") or context.saved("sparse"))
 
 
 def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
-    found = Parts()
+    parts = Parts()
     g_BTD = _blocks(context, grad)
     shape = tuple(context.saved("normalized_shape"))
     weight, bias = 1, 2
@@ -79,12 +81,12 @@ def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
         shift_BT1 = -_blocks(context, context.saved("result1")) * rstd_BT1
         inputs_BTD = _blocks(context, context.saved("input"))
         normed_BTD = torch.addcmul(shift_BT1, inputs_BTD, rstd_BT1)
-        found[weight] = MaterializedGrads(
+        parts[weight] = MaterializedGrads(
             normed_BTD.mul_(g_BTD).sum(1).unflatten(1, shape)
         )
     if bias in context.operands:
-        found[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
-    return found
+        parts[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
+    return parts
 
 
 def _rms_norm(context: RuleContext, grad: Tensor) -> Parts:
@@ -97,7 +99,7 @@ def _rms_norm(context: RuleContext, grad: Tensor) -> Parts:
 
 
 def _blocks(context: RuleContext, tensor: Tensor) -> Tensor:
-    """Return [B, T, D] for [..., *shape], or [B, T, 1] for what was computed of it."""
+    """Return [B, T, D] for a tensor of [..., *shape], or [B, T, 1] for its statistics."""
     num_normed = len(context.saved("normalized_shape"))
     length = size(tensor.shape[tensor.dim() - num_normed :])
     if context.num_samples == 1 or context.examples_lead:
