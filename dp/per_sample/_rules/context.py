@@ -13,6 +13,7 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import Example, output_shape, saved
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import SMALL, GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
@@ -62,6 +63,8 @@ class RuleContext:
         num_samples: How many there are.
         budget: For gradients that are kept because it is faster.
         held: What the node kept, where it was read before.
+        owners: Which unit each element of these outputs belongs to, where units lie
+            along no axis, so that there is no layout.
     """
 
     use: Use
@@ -69,6 +72,7 @@ class RuleContext:
     num_samples: int
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
+    owners: Mapping[int, Owners] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:

@@ -29,8 +29,8 @@ def walks(monkeypatch):
         sizes.append(num_samples)
         return walked(root, parameters, num_samples=num_samples, constants=constants)
 
-    walked = _engine.walked
-    monkeypatch.setattr(_engine, "walked", counting)
+    walked = _engine.find_uses
+    monkeypatch.setattr(_engine, "find_uses", counting)
     return sizes
 
 
@@ -44,8 +44,8 @@ def stacks(monkeypatch):
         sizes.append(0 if found is None else len(members))
         return found
 
-    stacked = _backward_pass.stacked
-    monkeypatch.setattr(_backward_pass, "stacked", counting)
+    stacked = _backward_pass.batch_layers
+    monkeypatch.setattr(_backward_pass, "batch_layers", counting)
     return sizes
 
 
