@@ -14,6 +14,7 @@ from dp import _tuning
 from dp.per_sample._graph.nodes import Example, output_shape, saved
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
@@ -60,9 +61,11 @@ class RuleContext:
     Attributes:
         use: The use.
         layouts: By output that matters for the losses, how the examples lie in it.
-        num_samples: The number of examples.
+        num_samples: The number of examples, or of units.
         budget: Memory for gradients that are held because it is faster.
         held: Saved values that were read before, by name; the node's own otherwise.
+        owners: By output, the unit that owns each element, where units lie along no
+            axis. There are no layouts then.
     """
 
     use: Use
@@ -70,6 +73,7 @@ class RuleContext:
     num_samples: int
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
+    owners: Mapping[int, Owners] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
