@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
     Mutant("per_sample", "tensor if tensor.dtype == torch.float64 else tensor.float()", "tensor", "norms in the gradients' own precision", ENGINE),
-    Mutant("per_sample", "rows.masked_fill(bad_B", "rows.masked_fill(~bad_B", "the good examples are dropped", ENGINE),
+    Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_schemes", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),

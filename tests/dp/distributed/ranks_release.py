@@ -170,7 +170,7 @@ def exchange(sizes, *, bucket_bytes, trades_rows=True):
     sums = [torch.full((n,), 10.0**rank) for n in sizes]
     module = "dp.distributed._exchange"
     with (
-        patch(f"{module}._BUCKET_BYTES", bucket_bytes),
+        patch("dp._tuning.BUCKET_BYTES", bucket_bytes),
         patch(f"{module}._trades_rows", lambda _device: trades_rows),
     ):
         exchange = Exchange(World.current(), sums, [None] * len(sums))
