@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = None", "        pass", "a new pass leaves the old ticket valid", SAMPLING),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
-    Mutant("sampling", "        refuse(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
+    Mutant("sampling", "        reject_arguments(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
     Mutant("sampling", "if not self.in_order:", "if False:", "a ticket may belong to another batch", SAMPLING),
     Mutant("_mechanism/mechanism", "_last_spent[self.loader] = pending.ticket.serial", "pass", "tickets are not consumed", OPTIMIZER),
     Mutant("_mechanism/mechanism", "elif pending.num_samples + num_samples > _drawn(pending):", "elif False:", "an example may count twice", OPTIMIZER),
