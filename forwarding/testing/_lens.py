@@ -72,7 +72,7 @@ LENS = (
     ),
     Law(
         name="no stale read",
-        follows=frozenset({"get", "put-get"}),
+        follows=frozenset({"get", "put-get", "no shadow"}),
         on="settable",
         values=2,
         statement="After t.a = v, w.a is v: also when w.a was read or put before.",
@@ -93,7 +93,7 @@ LENS = (
     ),
     Law(
         name="delete",
-        follows=frozenset({"put-get"}),
+        follows=frozenset({"put-get", "no shadow"}),
         on="deletable",
         statement="After del w.a, neither t nor w has a.",
         why=(

@@ -145,6 +145,7 @@ LIFE = (
     ),
     Law(
         name="freed",
+        follows=frozenset({"get"}),
         on="data",
         statement="Dropping w frees t at once: the wrapper adds no reference cycle.",
         why=(
@@ -185,7 +186,7 @@ LIFE = (
         statement="Where w equals another wrapper or t, their hashes are equal.",
         why=(
             "A wrapper that forwards __eq__ and not __hash__ is lost in a dict or a "
-            "set: it equals a key and is not found (wrapt #351, mock #356)."
+            "set: it equals a key and is not found (soupy #10)."
         ),
         script="""
             assert hashes_agree(wrapper, FACTORY(BELOW))

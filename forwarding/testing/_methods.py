@@ -51,6 +51,7 @@ METHODS = (
     ),
     Law(
         name="async",
+        follows=frozenset({"method"}),
         on="method",
         statement="w.m is a coroutine function if t.m is one.",
         why=(
@@ -109,6 +110,7 @@ METHODS = (
     ),
     Law(
         name="callable kind",
+        follows=frozenset({"method"}),
         on="method",
         statement="w.m is a generator or async generator function if t.m is one.",
         why=(
@@ -122,6 +124,7 @@ METHODS = (
     ),
     Law(
         name="signature",
+        follows=frozenset({"method"}),
         on="method",
         statement="w.m has the parameters of t.m.",
         why=(

@@ -87,17 +87,19 @@ class Report:
     @property
     def summary(self) -> str:
         """One line: how many laws hold, how many are broken, and by which causes."""
-        counts = {status: len(self.named(status)) for status in _TOLD}
         parts = [
-            f"{count} {_TOLD[status]}" for status, count in counts.items() if count
+            f"{len(self.named(status))} {told}{self._causes(status)}"
+            for status, told in _TOLD.items()
+            if self.named(status)
         ]
-        if self.roots:
-            causes = f"{len(self.roots)} cause{'s' * (len(self.roots) > 1)}"
-            parts[parts.index(f"{counts['broken']} broken")] += (
-                f" for {causes} ({', '.join(self.roots)})"
-            )
         layers = f"{self.depth} layer{'s' * (self.depth > 1)}"
         return f"{self.label}, {layers}: {', '.join(parts)}"
+
+    def _causes(self, status: Status) -> str:
+        if status != "broken":
+            return ""
+        causes = f"{len(self.roots)} cause{'s' * (len(self.roots) > 1)}"
+        return f" for {causes} ({', '.join(self.roots)})"
 
 
 _TOLD: dict[Status, str] = {

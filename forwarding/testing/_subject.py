@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self, final
 
 from hypothesis import strategies as st
@@ -157,25 +157,24 @@ def _check_listed(option: str, given: Collection[str], names: Collection[str]) -
         raise ValueError(f"{option} names {strangers}, which names does not list")
 
 
-def _layers(
-    factory: Callable[[Any], Any], make_target: Callable[[], Any], depth: int
-) -> Iterator[Any]:
-    wrapper = make_target()
-    for _ in range(depth):
-        wrapper = factory(wrapper)
-        yield wrapper
-
-
 def _attainable_depth(
     factory: Callable[[Any], Any], make_target: Callable[[], Any], depth: int
 ) -> int:
-    """Return how often the factory can wrap its own result, at most ``depth``."""
-    factory(make_target())  # What it raises here is the caller's to mend.
-    layers = _layers(factory, make_target, depth)
-    count = 0
-    while count < depth and probes.attempt(next, layers) is None:
-        count += 1
-    return max(count, 1)
+    """Return how often the factory can wrap its own result, at most ``depth``.
+
+    It cannot where it raises, or makes something else of its own result, as
+    ``torch.compile`` makes a function of what it compiled.
+    """
+    wrapper = factory(make_target())  # What it raises here is the caller's to mend.
+    kinds = set(type(wrapper).__mro__) - {object}
+    for layers in range(2, depth + 1):
+        try:
+            wrapper = factory(wrapper)
+        except Exception:  # noqa: BLE001  # whatever it is, it does not wrap
+            return layers - 1
+        if kinds.isdisjoint(type(wrapper).__mro__):
+            return layers - 1
+    return depth
 
 
 def _find_target(

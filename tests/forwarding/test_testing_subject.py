@@ -62,6 +62,15 @@ def test_a_factory_that_cannot_wrap_its_own_result_is_judged_on_fewer_layers():
     assert report["layers"].summary == "not applicable: needs 2 layers"
 
 
+def test_a_factory_that_makes_something_else_of_its_result_does_not_stack():
+    """As a compiler of modules compiles a compiled one to a function."""
+
+    def once(target):
+        return (lambda: target) if isinstance(target, Car) else Car(target)
+
+    assert judge(once, Engine, ["rpm"], settings=FEW).depth == 1
+
+
 def test_a_factory_that_cannot_wrap_even_a_target_raises_what_it_raises():
     """That is no finding about depth."""
 

@@ -88,7 +88,8 @@ def touched(
 ) -> list[str]:
     """Return those of ``names`` that ``action`` gives another value on ``target``.
 
-    >>> point = types.SimpleNamespace(x=1, y=2)
+    >>> from types import SimpleNamespace
+    >>> point = SimpleNamespace(x=1, y=2)
     >>> touched(point, ["x", "y"], lambda: setattr(point, "x", 7))
     ['x']
     """
@@ -108,7 +109,8 @@ def touched(
 def own_dict(layer: object) -> dict[str, Any]:
     """Return the attributes that ``layer`` itself stores, not those it shows.
 
-    >>> own_dict(types.SimpleNamespace(a=1))
+    >>> from types import SimpleNamespace
+    >>> own_dict(SimpleNamespace(a=1))
     {'a': 1}
     """
     for name in ("__self_dict__", "__dict__"):  # wrapt keeps its own apart
