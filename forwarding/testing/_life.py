@@ -224,8 +224,8 @@ LIFE = (
         control="",
         statement="A target that is bound in one thread or context is not seen in another.",
         why=(
-            "A request sees the session of another user (werkzeug #811, "
-            "SQLAlchemy's scoped_session without its scope)."
+            "A request sees the session of another user: a target that is kept on the "
+            "class or in a module leaks from one thread, or task, into the next."
         ),
         script="""
             current = BIND(target)
