@@ -184,7 +184,7 @@ STRUCTURE = (
             "Lightning #4974)."
         ),
         script="""
-            assert uncovered(wrapper, BELOW, LEAVE_OUT) == {}
+            assert uncovered(wrapper, target, LEAVE_OUT) == {}
         """,
     ),
 )
