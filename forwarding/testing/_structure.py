@@ -96,6 +96,7 @@ STRUCTURE = (
         ),
         script="""
             empty = half_built(type(wrapper))
+            unbound(empty, target, "NAME")
             assert not hasattr(empty, "NAME")
             assert attempt(setattr, empty, "NAME", value) is not None
             assert "NAME" not in own_dict(empty)

@@ -45,6 +45,7 @@ from forwarding.testing.probes._overrides import (
     raised_in,
     raising,
     sourceless,
+    unbound,
 )
 from forwarding.testing.probes._pickling import pickled
 from forwarding.testing.probes._values import (
@@ -102,6 +103,7 @@ __all__ = (
     "touched",
     "travelled",
     "types",
+    "unbound",
     "uncovered",
     "weakly",
 )

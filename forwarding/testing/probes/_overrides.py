@@ -22,6 +22,7 @@ __all__ = (
     "raised_in",
     "raising",
     "sourceless",
+    "unbound",
 )
 
 _MEETING_SECONDS = 5.0
@@ -34,6 +35,16 @@ def half_built(cls: type) -> Any:
         return new(cls)
     except TypeError as error:
         raise NotApplicableError(f"{cls.__name__} has no bare instances") from error
+
+
+def unbound(empty: object, target: object, name: str) -> None:
+    """Require that a half-built wrapper does not know its target from elsewhere.
+
+    One that asks a registry or a context has a target before ``__init__`` ran.
+    """
+    if attempt(getattr, empty, name) is None:
+        if getattr(empty, name) is getattr(target, name):
+            raise NotApplicableError("the target does not depend on the instance")
 
 
 def _subclass(cls: type, namespace: dict[str, object]) -> type:
