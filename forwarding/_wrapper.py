@@ -3,6 +3,7 @@
 from reprlib import recursive_repr
 from typing import Generic, TypeVar
 
+from forwarding._dynamic import is_built
 from forwarding._mixin import Forwarding
 from forwarding._record import record_of
 
@@ -29,7 +30,8 @@ class Wrapper(Forwarding, Generic[T]):
 
     @recursive_repr()
     def __repr__(self) -> str:
-        has_target = hasattr(self, "__wrapped__")
+        # Looking at a wrapper, in a log or a debugger, must not make its lazy target.
+        has_target = is_built(self, "__wrapped__") and hasattr(self, "__wrapped__")
         inside = repr(self.__wrapped__) if has_target else "<nothing yet>"
         return f"{type(self).__name__}({inside})"
 

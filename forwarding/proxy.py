@@ -23,7 +23,8 @@ from typing import (
 
 from wrapt import BaseObjectProxy, CallableObjectProxy
 
-from forwarding._descriptor import Forwarded
+from forwarding._annotations import annotations_of
+from forwarding._descriptor import Forwarded, replaced
 from forwarding._mixin import Forwarding
 from forwarding._record import record_of
 from forwarding._specials import SPECIALS
@@ -65,7 +66,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
 
     >>> class Labelled(TransparentProxy[list[int]]):
     ...     label: str
-    ...     size = Forwarded("__wrapped__.__len__")
+    ...     size = Forwarded(path="__wrapped__.__len__")
     >>> labelled = Labelled([1, 2])
     >>> labelled.label = "mine"
     >>> labelled.append(3)
@@ -98,7 +99,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
                 "so that copies and pickles of the proxy keep them"
             )
         cls._self_variants = {}
-        for name in vars(cls).get("__annotations__", ()):
+        for name in annotations_of(cls):
             if name not in vars(cls) and not name.startswith(("__", "_self_")):
                 setattr(cls, name, _Own(name))
         super().__init_subclass__(**kwargs)
@@ -235,7 +236,7 @@ def _around_another(proxy: _Proxy, wrapped: object) -> _Proxy:
 
 
 def around(
-    path: str = "",
+    place: str | None = None, /, *, to: str = "", path: str = ""
 ) -> Callable[[Callable[Concatenate[Any, Callable[..., Any], P], R]], "_Around[P, R]"]:
     """Let a method advise the method that it stands for on the target.
 
@@ -260,28 +261,36 @@ def around(
         advice. Write a plain ``def step`` there.
 
     Args:
-        path: Where the target's method is, as for :class:`forwarding.Forwarded`.
+        to: Path to the object that has a method of this name, as for
+            :class:`forwarding.Forwarded`.
+        path: Path to the method itself.
 
     Raises:
         ForwardingError: The path or the name cannot be forwarded.
     """
-    Forwarded[Any](path)  # Raises what is wrong with the path, here and now.
-    return functools.partial(_Around, path)
+    if place is not None:
+        to, path = replaced(place, "around")
+    Forwarded[Any](to=to, path=path)  # Raises what is wrong with it, here and now.
+    return functools.partial(_Around, to, path)
 
 
 class _Around(Generic[P, R]):
     """Descriptor of one advice; not a data descriptor, so that patches stay here."""
 
     def __init__(
-        self, path: str, advice: Callable[Concatenate[Any, Callable[..., Any], P], R]
+        self,
+        to: str,
+        path: str,
+        advice: Callable[Concatenate[Any, Callable[..., Any], P], R],
     ) -> None:
+        self._to = to
         self._path = path
         self.advice = advice
         self.__doc__ = advice.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
-        declaration = Forwarded[Any](self._path, kind="data")
+        declaration = Forwarded[Any](to=self._to, path=self._path, kind="data")
         type.__setattr__(owner, name, declaration)
         declaration.__set_name__(owner, name)
         attribute: Any = vars(owner)[name]

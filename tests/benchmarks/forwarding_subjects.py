@@ -86,11 +86,11 @@ class Holds:
 
 
 class Declared(Holds):
-    a = Forwarded("inner")
-    b = Forwarded("inner")
-    serial = Forwarded("inner")
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    a = Forwarded(to="inner")
+    b = Forwarded(to="inner")
+    serial = Forwarded(to="inner")
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
 
 class Typed(Holds):
@@ -116,11 +116,11 @@ class Wrapped(Wrapper[Target], forward="a b serial m co"): ...
 
 class Slotted:
     __slots__ = ("__weakref__", "inner")
-    a = Forwarded("inner")
-    b = Forwarded("inner")
-    serial = Forwarded("inner")
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    a = Forwarded(to="inner")
+    b = Forwarded(to="inner")
+    serial = Forwarded(to="inner")
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -129,11 +129,11 @@ class Slotted:
 @dataclass(eq=False)
 class Data:
     inner: Any
-    a: int = Forwarded("inner")
-    b: list[int] = Forwarded("inner")  # noqa: RUF009 -- It becomes a property.
-    serial: int = Forwarded("inner", set=False, delete=False)
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    a: int = Forwarded(to="inner")
+    b: list[int] = Forwarded(to="inner")  # noqa: RUF009 -- It becomes a property.
+    serial: int = Forwarded(to="inner", set=False, delete=False)
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
 
 class DeclaredProxy(TransparentProxy[Target]):

@@ -129,7 +129,7 @@ def test_a_target_in_a_slot_is_found():
 
     class Slotted:
         __slots__ = ("engine", "unbound")
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
         def __init__(self, engine):
             self.engine = engine
@@ -184,7 +184,7 @@ def test_methods_are_patched_only_where_they_can_be():
 
     class Slotted:
         __slots__ = ("inner",)
-        start = Forwarded("inner", kind="method")
+        start = Forwarded(to="inner", kind="method")
 
         def __init__(self, inner):
             self.inner = inner
