@@ -26,8 +26,13 @@ from forwarding.testing import LAWS, Report, judge
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
 SETTINGS = settings(max_examples=25, derandomize=True)
-# A proxy that declares nothing has no names on its class, by design.
-WAIVED = {"`TransparentProxy`": {"class access", "patched method", "rebound method"}}
+# A proxy that declares nothing has no names on its class, by design. Where nothing
+# tells the class of the target, a method cannot repeat its signature.
+WAIVED = {
+    "`TransparentProxy`": {"class access", "patched method", "rebound method"},
+    "`Forwarded`": {"signature"},
+    "`Forwarded` with `__slots__`": {"signature"},
+}
 
 
 class Judged(NamedTuple):
@@ -52,6 +57,7 @@ def judged(subject: Subject, search: settings = SETTINGS) -> Judged:
             subject.names,
             values=subject.values,
             settings=search,
+            **subject.more,
         )
     return Judged(title, report, time.perf_counter() - before)
 

@@ -42,9 +42,9 @@ def unbound(empty: object, target: object, name: str) -> None:
 
     One that asks a registry or a context has a target before ``__init__`` ran.
     """
-    if attempt(getattr, empty, name) is None:
-        if getattr(empty, name) is getattr(target, name):
-            raise NotApplicableError("the target does not depend on the instance")
+    answers = attempt(getattr, empty, name) is None
+    if answers and getattr(empty, name) is getattr(target, name):
+        raise NotApplicableError("the target does not depend on the instance")
 
 
 def _subclass(cls: type, namespace: dict[str, object]) -> type:
