@@ -115,17 +115,18 @@ class Forwarded(_Base, Generic[T]):
         self.doc = doc
         self.kind = _checked_kind(kind)
         self.accessors: dict[str, Callable[..., Any]] = {}
-        self.lens: Lens | None = Lens(
-            get=get,
-            set=set if callable(set) else None,
-            default=() if default is _NOTHING else (default,),
-            returns_wrapper=_is_wrapper(returns),
-            each=bool(each),
-            on_class=on_class,
-            exact=exact,
-        )
-        if self.lens == Lens():
-            self.lens = None
+        self.lens: Lens | None = None
+        converts = get is not None or callable(set)
+        if converts or default is not _NOTHING or returns or each or on_class or exact:
+            self.lens = Lens(
+                get=get,
+                set=set if callable(set) else None,
+                default=() if default is _NOTHING else (default,),
+                returns_wrapper=_is_wrapper(returns),
+                each=bool(each),
+                on_class=on_class,
+                exact=exact,
+            )
 
     def __set_name__(self, owner: type, name: str) -> None:
         if vars(owner).get(name) is not self:
@@ -194,6 +195,8 @@ def replaced(place: str, call: str) -> tuple[str, str]:
 def _places(
     to: str | tuple[str, ...], path: str, each: str
 ) -> tuple[tuple[Part, ...], ...]:
+    if to and isinstance(to, str) and not path and not each:
+        return (parsed_path(to, "Forwarded(to=...)"),)
     given = {"to": to, "path": path, "each": each}
     chosen = [word for word, place in given.items() if place not in ("", ())]
     if len(chosen) > 1:

@@ -5,7 +5,7 @@
 property in between would call Python twice for each access.
 """
 
-import threading
+from _thread import RLock  # What threading has, without its import of 1 ms.
 from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar, final
 
@@ -101,7 +101,7 @@ class _Lock:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -157,7 +157,7 @@ class _InThread:
     errors: Final = "AttributeError"
     may_be_none: Final = False
 
-    def __init__(self, local: threading.local) -> None:
+    def __init__(self, local: Any) -> None:
         self.via = local
         self.reason = "this thread has bound none"
 
@@ -207,7 +207,8 @@ def resolver_for(via: Any) -> Resolver:
     Raises:
         ForwardingError: ``via`` is none of what leads to a target.
     """
-    import weakref  # noqa: PLC0415 -- For dynamic targets only.
+    import threading  # noqa: PLC0415 -- For dynamic targets only.
+    import weakref  # noqa: PLC0415
     from contextvars import ContextVar  # noqa: PLC0415
 
     if isinstance(via, lazy):

@@ -10,12 +10,11 @@ the columns that a traceback underlines.
 """
 
 import functools
-import string
 from collections.abc import Iterable
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-from forwarding._record import Record, mark, record_of, undecorated
+from forwarding._record import Kind, Record, Spec, mark, record_of, undecorated
 from forwarding._source import Shape, source_of
 
 
@@ -48,8 +47,9 @@ def generated(
     # must not hide what the next source refers to.
     exec(_code(shape, source, filename), space, made)  # noqa: S102
     attribute: property | FunctionType = made[shape.name]
+    qualname = f"{cls.__qualname__}.{shape.name}"
     for function in _functions(attribute):
-        function.__qualname__ = f"{cls.__qualname__}.{shape.name}"
+        function.__qualname__ = qualname
         mark(function, shape.spec)
     return attribute
 
@@ -135,13 +135,11 @@ def _forget(filenames: Iterable[str]) -> None:
 def _code(shape: Shape, source: str, filename: str) -> CodeType:
     if not shape.is_plain:
         return compile(source, filename, "exec")
-    placeholders = _placeholders(shape.name, *map(str, shape.spec.path))
-    path = tuple(placeholders[str(part)] for part in shape.spec.path)
-    template = _template(
-        shape._replace(
-            name=placeholders[shape.name], spec=shape.spec._replace(path=path)
-        )
-    )
+    path, kind, *options, _ = shape.spec
+    placeholders = _placeholders(shape.name, *map(str, path))
+    parts = tuple(placeholders[str(part)] for part in (shape.name, *path))
+    flags = (*options, shape.is_undecided, shape.is_recorded)
+    template = _template(parts, kind, *flags)
     names = {placeholder: real for real, placeholder in placeholders.items()}
     return _renamed(template, names, filename)
 
@@ -149,31 +147,48 @@ def _code(shape: Shape, source: str, filename: str) -> CodeType:
 def _placeholders(*names: str) -> dict[str, str]:
     """Return for each different name another one of its length in UTF-8."""
     different = dict.fromkeys(names)
-    letters = string.ascii_letters[: len(different)]
     return {
-        name: letter * len(name.encode())
-        for name, letter in zip(different, letters, strict=True)
+        name: chr(ord("A") + at) * len(name.encode()) for at, name in enumerate(different)
     }
 
 
 @functools.lru_cache(maxsize=256)
-def _template(shape: Shape) -> CodeType:
+def _template(
+    parts: tuple[str, ...],
+    kind: Kind,
+    set_: bool,
+    delete: bool,
+    is_undecided: bool,
+    is_recorded: bool,
+    /,
+) -> CodeType:
+    name, *path = parts
+    shape = Shape(name, Spec(tuple(path), kind, set_, delete), is_undecided, is_recorded)
     return compile(source_of(shape), "<forwarded>", "exec")
 
 
 def _renamed(code: CodeType, names: dict[str, str], filename: str) -> CodeType:
+    """Put the names of one attribute into the functions of a template."""
+    functions = [
+        const.replace(
+            co_name=names[const.co_name],
+            co_qualname=names[const.co_name],
+            co_names=tuple([names.get(name, name) for name in const.co_names]),
+            co_filename=filename,
+            co_consts=tuple([_renamed_const(c, names) for c in const.co_consts]),
+        )
+        if isinstance(const, CodeType)
+        else const
+        for const in code.co_consts
+    ]
     return code.replace(
-        co_name=names.get(code.co_name, code.co_name),
-        co_qualname=names.get(code.co_qualname, code.co_qualname),
-        co_names=tuple(names.get(name, name) for name in code.co_names),
+        co_names=tuple([names.get(name, name) for name in code.co_names]),
         co_filename=filename,
-        co_consts=tuple(_renamed_const(c, names, filename) for c in code.co_consts),
+        co_consts=tuple(functions),
     )
 
 
-def _renamed_const(const: object, names: dict[str, str], filename: str) -> object:
-    if isinstance(const, CodeType):
-        return _renamed(const, names, filename)
+def _renamed_const(const: object, names: dict[str, str]) -> object:
     return names.get(const, const) if isinstance(const, str) else const
 
 

@@ -2,9 +2,9 @@
 
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from forwarding._annotations import annotations_of, remove_annotation
 from forwarding._build import build
@@ -26,6 +26,9 @@ from forwarding.exceptions import ForwardingError
 
 
 __all__ = ("Declaration", "install", "refuse_in_place")
+
+
+_SAY_NOTHING: Final[tuple[Any, ...]] = (object, typing.Generic, Protocol)
 
 
 class Declaration(Protocol):
@@ -183,13 +186,23 @@ def _kind_elsewhere(cls: type, name: str, last: str, model: Any) -> Kind | None:
     if last in SPECIALS:
         return "method"
     # The wrapper's own bases: Optimizer.step is a method, whatever is wrapped.
-    return next((k for b in cls.__mro__[1:] if (k := kind_in((b,), name))), None)
+    return next((k for b in _bases(cls) if (k := kind_in((b,), name))), None)
+
+
+def _bases(cls: type) -> Iterator[type]:
+    """Yield the bases that tell something: not those for declaring, and not object."""
+    for base in cls.__mro__[1:]:
+        if "_forwarding_is_checked" not in vars(base) and base not in _SAY_NOTHING:
+            yield base
 
 
 def _owner_types(cls: type, path: tuple[Part, ...]) -> tuple[type, ...]:
     if any(isinstance(part, Item) for part in path[:-1]):
         return ()
-    types = target_types(cls, str(path[0]))
+    known, root = record_of(cls).known_types, str(path[0])
+    if root not in known:
+        known[root] = target_types(cls, root)
+    types = known[root]
     return functools.reduce(attribute_types, map(str, path[1:-1]), types)
 
 
@@ -224,6 +237,8 @@ def _may_turn(spec: Spec) -> bool:
 
 def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> None:
     """Refuse options that could mean two things, or nothing."""
+    if spec.lens is None and not declaration.accessors:
+        return
     lens = spec.lens or Lens()
     is_data = spec.kind == "data"
     ambiguous = {

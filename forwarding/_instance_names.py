@@ -6,9 +6,11 @@ to itself while the optimizer steps with the old one: opacus#649, finetrainers#2
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from forwarding._static import static_attribute
 
@@ -17,8 +19,9 @@ __all__ = ("body_names", "instance_names")
 
 # What runs while an instance is being built.
 _BUILDERS: Final = ("__new__", "__init__", "__post_init__", "__attrs_post_init__")
-_SETTERS: Final = ("setattr", "__setattr__")
-_DICTS: Final = ("__dict__", "vars")
+_SETTERS: Final = {"setattr", "__setattr__"}
+_DICTS: Final = {"__dict__", "vars"}
+_CACHE: Final[WeakKeyDictionary[type, tuple[str, ...]]] = WeakKeyDictionary()
 _NOISE: Final = (
     "EXTENDED_ARG",
     "NOP",
@@ -45,10 +48,12 @@ def instance_names(cls: type) -> tuple[str, ...]:
     >>> instance_names(Engine)
     ('rpm', 'oil', 'fuel')
     """
-    names: dict[str, None] = {}
-    for base in reversed(cls.__mro__):
-        names |= dict.fromkeys(body_names(base, cls))
-    return tuple(names)
+    names = _CACHE.get(cls)
+    if names is None:
+        found = (body_names(base, cls) for base in reversed(cls.__mro__))
+        names = tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
+        _CACHE[cls] = names
+    return names
 
 
 def body_names(base: type, cls: type) -> tuple[str, ...]:
@@ -118,19 +123,17 @@ def _assigned(
         if opname == "STORE_ATTR" and before and _is_self(code, *before[-1]):
             yield argument
         elif opname == "LOAD_CONST" and _is_name(argument):
-            names_before = [name for _, name in before]
             is_stored = instructions[at + 1 : at + 2] == (("STORE_SUBSCR", None),)
-            # setattr(self, "x", v), super().__setattr__("x", v)
-            if any(name in _SETTERS for name in names_before) or (is_stored and any(name in _DICTS for name in names_before)):
+            before_names = {name for _, name in before if isinstance(name, str)}
+            # A setter's argument, or an item that is stored in the instance's dict.
+            if before_names & _SETTERS or (is_stored and before_names & _DICTS):
                 yield argument
 
 
 def _methods_used(
     code: CodeType, instructions: tuple[tuple[str, Any], ...]
 ) -> Iterator[str]:
-    for (_, loaded), (opname, argument) in zip(
-        instructions, instructions[1:], strict=False
-    ):
+    for (_, loaded), (opname, argument) in itertools.pairwise(instructions):
         if opname in ("LOAD_ATTR", "LOAD_METHOD") and _is_self(code, "LOAD", loaded):
             yield argument
 

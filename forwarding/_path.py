@@ -1,5 +1,6 @@
 """Paths from a wrapper to an attribute: names, and items in brackets."""
 
+import functools
 import keyword
 from typing import Any, Final, TypeAlias
 
@@ -36,6 +37,7 @@ _ADVICE = (
 )
 
 
+@functools.lru_cache(maxsize=256)
 def parsed_path(text: object, where: str) -> tuple[Part, ...]:
     """Return the parts of a spelled path.
 

@@ -111,6 +111,7 @@ class Record:
         "excepted",
         "failure",
         "interfaces",
+        "known_types",
         "namespace",
         "resolvers",
         "said_data",
@@ -131,6 +132,8 @@ class Record:
         # What but= and forward= said, which coverage() and verify() ask.
         self.excepted: set[str] = set()
         self.interfaces: tuple[type, ...] = ()
+        # Classes that a target may be of, so that it is found out once a class.
+        self.known_types: dict[str, tuple[type, ...]] = {}
         # Names with an accessor of their own: @rpm.setter beside a declaration.
         self.composed: set[str] = set()
         # What the generated functions of the class share as their globals.
@@ -140,7 +143,7 @@ class Record:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process only."""
-        local = ("namespace", "failure")
+        local = ("namespace", "failure", "known_types")
         return {
             name: getattr(self, name) for name in self.__slots__ if name not in local
         }
@@ -169,7 +172,8 @@ def record_in(cls: type) -> Record | None:
 def mark(function: FunctionType, spec: Spec) -> None:
     """Say on a generated function what it was generated from."""
     # functools.wraps copies both marks to a function that is then not the marked one.
-    vars(function).update(__forwarded__=spec, __forwarded_by__=function)
+    marks = vars(function)
+    marks["__forwarded__"], marks["__forwarded_by__"] = spec, function
 
 
 def spec_of(attribute: object) -> Spec | None:

@@ -5,11 +5,12 @@ a dynamic target adds is added only where it was declared, so that it costs noth
 elsewhere.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from forwarding._path import Item, Part, spelled_path
-from forwarding._record import Lens, Spec
+from forwarding._record import Kind, Lens, Spec
 
 
 __all__ = ("Shape", "source_of")
@@ -77,6 +78,24 @@ class Shape(NamedTuple):
 
 def source_of(shape: Shape) -> str:
     """Return the definitions of a property, or of a method."""
+    if shape.is_plain:
+        _, kind, set_, delete, _ = spec = shape.spec
+        flags = (shape.is_undecided, shape.is_recorded)
+        pattern = _pattern(kind, set_, delete, *flags)
+        return pattern.format(name=shape.name, path=spelled_path(spec.path))
+    return _composed(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(
+    kind: Kind, set_: bool, delete: bool, is_undecided: bool, is_recorded: bool, /
+) -> str:
+    """Return the source of all plain attributes that differ in names only."""
+    spec = Spec(("{path}",), kind, set_, delete)
+    return _composed(Shape("{name}", spec, is_undecided, is_recorded))
+
+
+def _composed(shape: Shape) -> str:
     if shape.spec.kind == "async generator method":
         return _ASYNC_GENERATOR.format(
             name=shape.name,
