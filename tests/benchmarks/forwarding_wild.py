@@ -6,13 +6,10 @@ do more in its other methods.
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from forwarding_subjects import NAMES, Subject, Target, available
-
-
-Build = Callable[[], tuple[Callable[[Any], Any], Callable[[], Any], tuple[str, ...]]]
 
 
 def wild() -> Iterator[Subject]:
@@ -41,7 +38,16 @@ def wild() -> Iterator[Subject]:
             warnings.simplefilter("ignore")
             found = available(label, build)
         if found is not None:
-            yield Subject(label, *found, distribution=distribution)
+            factory, make_target, names, *more = found
+            options = more[0] if more else {}
+            yield Subject(
+                label,
+                factory,
+                make_target,
+                names,
+                distribution=distribution,
+                more=options,
+            )
 
 
 def django_lazy_object() -> Any:
@@ -50,7 +56,7 @@ def django_lazy_object() -> Any:
     def SimpleLazyObject(inner: Any) -> Any:  # noqa: N802
         return Lazy(lambda: inner)
 
-    return SimpleLazyObject, Target, NAMES
+    return SimpleLazyObject, Target, NAMES, {"lazy": Lazy}
 
 
 def celery_proxy() -> Any:
@@ -68,7 +74,7 @@ def celery_promise() -> Any:
     def PromiseProxy(inner: Any) -> Any:  # noqa: N802
         return Late(lambda: inner)
 
-    return PromiseProxy, Target, NAMES
+    return PromiseProxy, Target, NAMES, {"lazy": Late}
 
 
 def weak_proxy() -> Any:
