@@ -179,3 +179,74 @@ test_a_session = law_tests(
 def test_no_name_of_a_session_is_missing():
     """SQLAlchemy's own lacks 17 (#7103 asks for this test)."""
     assert coverage(scoped(session()), session()).complete
+
+
+def averaged(model):
+    nn = pytest.importorskip("torch.nn")
+    ema = example("wrap_torch_ema").EMA
+    if isinstance(model, ema):
+        raise TypeError("an average of an average")  # noqa: TRY004
+
+    class Averaged(ema, to="module", forward=type(model), but=nn.Module):
+        def __init__(self, model):
+            super().__init__(model)
+            # The laws are about the model that they hold, not about a copy.
+            self.module = model
+
+    return Averaged(model)
+
+
+def network():
+    nn = pytest.importorskip("torch.nn")
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.body = 2, nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.body(x)
+
+        def generate(self, x, times=1):
+            return self.body(x) * times
+
+    return Network()
+
+
+test_an_average = law_tests(
+    averaged,
+    network,
+    ["training", "width", "body", "generate"],
+    waive={
+        "AttributeError in the wrapper": "nn.Module.__getattr__ masks it",
+        "missing": "nn.Module.__getattr__ names the wrapper",
+        "preserved": "nn.Module.__init__ assigns training, computed or not",
+    },
+    settings=FEW,
+)
+
+
+def test_an_average_moves_towards_the_model():
+    """By one minus the decay; integer buffers are copied."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.BatchNorm1d(1)
+    ema = example("wrap_torch_ema").EMA(model, decay=0.75)
+    with torch.no_grad():
+        model.weight += 4.0
+    model.num_batches_tracked += 8
+    ema.update(model)
+
+    assert ema.module.weight.item() == 2.0
+    assert ema.module.num_batches_tracked.item() == 8
+    assert ema.num_updates.item() == 1
+    assert sorted(ema.state_dict())[:2] == ["module.bias", "module.num_batches_tracked"]
+
+
+def test_an_average_is_in_the_mode_of_its_model():
+    """``eval`` of either is seen in both."""
+    torch = pytest.importorskip("torch")
+    ema = example("wrap_torch_ema").EMA(torch.nn.Dropout().eval())
+    before = ema.training
+    ema.train()
+
+    assert (before, ema.module.training) == (False, True)
