@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import inspect
 import io
 import sys
 from typing import ClassVar
@@ -106,7 +107,7 @@ def test_a_property_that_is_annotated_does_become_a_field():
 @each_body
 def test_the_type_moves_from_the_annotation_to_the_getter(body):
     """Documentation still knows it; what makes fields does not."""
-    annotations = vars(body)["__annotations__"]
+    annotations = inspect.get_annotations(body)
 
     assert body.note.fget.__annotations__ == {"return": str}
     assert annotations.keys() <= {"engine", "start"}
