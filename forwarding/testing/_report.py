@@ -86,7 +86,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line: how many laws hold, how many are broken, and by which causes."""
+        """How many laws hold, how many are broken, and by which causes, in one line."""
         parts = [
             f"{len(self.named(status))} {told}{self._causes(status)}"
             for status, told in _TOLD.items()

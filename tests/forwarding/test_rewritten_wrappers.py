@@ -185,7 +185,7 @@ def averaged(model):
     nn = pytest.importorskip("torch.nn")
     ema = example("wrap_torch_ema").EMA
     if isinstance(model, ema):
-        raise TypeError("an average of an average")  # noqa: TRY004
+        raise TypeError("an average of an average")
 
     class Averaged(ema, to="module", forward=type(model), but=nn.Module):
         def __init__(self, model):

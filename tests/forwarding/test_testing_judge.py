@@ -381,6 +381,45 @@ def test_a_probe_that_does_not_bite_on_the_bare_target_accuses_nobody():
         assert "the bare target does not keep it" in report[law].detail
 
 
+def test_a_value_that_the_bare_target_does_not_keep_accuses_nobody():
+    """The control is run again on the values on which a law fails."""
+
+    class HandsOutCopies:
+        def __init__(self):
+            self.kept = 0, 0
+
+        @property
+        def a(self):
+            value, gets = self.kept
+            self.kept = value, gets + 1
+            return list(value) if gets and isinstance(value, list) else value
+
+        @a.setter
+        def a(self, value):
+            self.kept = value, 0
+
+    class Declared(Wrapper):
+        a = Forwarded()
+
+    many = settings(max_examples=30, derandomize=True)
+    report = judge(Declared, HandsOutCopies, ["a"], settings=many)
+
+    assert report.roots == ()
+    assert report["put-get"].status == "holds"
+
+
+def test_a_value_that_cannot_be_copied_is_tried_as_it_is():
+    """Others are copied for each run, so that no run sees what another did to them."""
+
+    class Lock:
+        def __deepcopy__(self, memo):
+            raise TypeError("a lock")
+
+    report = judge(Car, Engine, ["rpm"], values=st.builds(Lock), settings=FEW)
+
+    assert report["put-get"].status == "holds"
+
+
 def test_a_base_that_assigns_the_name_when_it_is_built_is_no_false_alarm():
     """As ``torch.nn.Module`` assigns ``training``."""
 

@@ -86,6 +86,10 @@ class Uncopyable:
         self.lock = threading.Lock()
 
 
+class Same:
+    here = 7
+
+
 class DropsEverything:
     def __deepcopy__(self, memo):
         return type(self)()
@@ -114,6 +118,7 @@ class ClassIsFixed:
             lambda: probes.compute(Uncopyable(), "lock"),
             "value of lock cannot be copied",
         ),
+        (lambda: probes.unbound(Same, Same, "here"), "not depend on the instance"),
         (lambda: probes.parameters(dict.update), "a method tells no signature"),
         (lambda: probes.travelled(Uncopyable()), "cloudpickle cannot pack it"),
         (lambda: probes.weakly(7, lambda: 7), "takes no weak references"),
