@@ -8,7 +8,7 @@ once more before the release; a ticket is spent by the first release that uses i
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from weakref import WeakKeyDictionary
 
@@ -42,7 +42,9 @@ class PendingBatch:
         sums: For each of them, the sum of the clipped gradients so far.
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
-        num_samples: How many examples were added. Private.
+        num_samples: How many units were added. Private.
+        units: Which of the drawn units were added, where calls said so. Private.
+        may_lack_units: Whether the caller named the units, and may leave out some.
         num_backwards: How many calls added them.
         all_scaled: Whether every loss passed through a private loss, which knows the
             scale that a trainer applied.
@@ -53,24 +55,45 @@ class PendingBatch:
     ticket: Ticket | None
     max_grad_norm: float
     num_samples: int = 0
+    units: set[int] = field(default_factory=set)
+    may_lack_units: bool = False
     num_backwards: int = 0
     all_scaled: bool = True
 
     @property
     def num_drawn(self) -> int:
-        """How many examples the loader drew for this batch; a private number."""
+        """How many units the loader drew for this batch; a private number."""
         return 0 if self.ticket is None else self.ticket.num_samples
 
     def admit(
         self,
         num_samples: int,
         sampling: PoissonSampling | Truncated | Unamplified,
+        units: Sequence[int] = (),
     ) -> None:
-        """Raise unless another *num_samples* examples may join this batch.
+        """Raise unless another *num_samples* units may join this batch.
+
+        Args:
+            num_samples: How many.
+            sampling: How batches are drawn.
+            units: Which of the drawn units they are, where losses were grouped.
 
         Raises:
-            SamplingMismatchError: If an example could count twice.
+            SamplingMismatchError: If a unit could count twice.
         """
+        is_grouped = bool(units)
+        if num_samples and self.num_samples and is_grouped != bool(self.units):
+            raise SamplingMismatchError(
+                "some losses of this step came with units and others without, so"
+                " nobody can tell whether a unit counts twice; pass units to every"
+                " backward of the step"
+            )
+        if not self.units.isdisjoint(units):
+            raise SamplingMismatchError(
+                "a unit has losses in two backward calls of one step, so it would be"
+                " clipped twice; pass all losses of a unit to one call (dp.MicroBatches"
+                " splits a batch between units)"
+            )
         if isinstance(sampling, Unamplified):
             limit = sampling.backwards_per_step
             if self.num_backwards >= limit:
@@ -119,7 +142,9 @@ class PendingBatch:
                 "step was called without gradients; call optimizer.backward(losses)"
                 " first" + explain_deepspeed()
             )
-        if self.num_samples < self.num_drawn:
+        # Units that the caller named may be fewer: one whose losses were left out
+        # contributes nothing, and what the others contribute is their own.
+        if self.num_samples < self.num_drawn and not self.may_lack_units:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"
                 " batch; pass the losses of the whole batch to optimizer.backward"

@@ -93,4 +93,7 @@ def _slow_facts(
             if loader is None or loader.sharded
             else fingerprint_of_dataset(loader.dataset)
         ),
+        "the units of the dataset": (
+            None if loader is None or loader.sharded else loader.units_digest
+        ),
     }

@@ -20,6 +20,7 @@ from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
+from dp._mechanism.unit_losses import Reduction, unit_losses
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
@@ -101,35 +102,49 @@ class Mechanism:
 
     def accumulate(
         self,
-        losses_B: Tensor,
+        losses: Tensor,
         parameters: Sequence[Tensor],
         *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
         loss_scale: float = 1.0,
         is_scaled: bool = True,
     ) -> None:
         """Add the clipped gradient of every example to the sums of its batch.
 
         Args:
-            losses_B: One loss an example.
+            losses: One loss an example, or several a unit.
             parameters: What the release is about; the same for all of a batch.
+            units: The unit of each loss; None if the loader knows.
+            reduction: Whether a unit's loss is the sum or the mean of its losses.
             loss_scale: A power of two that the backward pass is multiplied with, and
                 gradients are divided by before they are clipped.
             is_scaled: Whether the scale of a trainer, if it has one, is known.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
-                was already released, or holds fewer examples than ``losses_B``.
+                was already released, or holds fewer examples than there are losses.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
         batch = self._batch_for(parameters)
-        batch.admit(len(losses_B), self.plan.sampling)
+        grouped = unit_losses(
+            losses,
+            units,
+            reduction=reduction,
+            ticket=batch.ticket,
+            part=None if self.loader is None else self.loader.part,
+        )
+        losses_U = grouped.losses
+        batch.admit(len(losses_U), self.plan.sampling, grouped.units)
         with unsharded_parameters(batch.parameters) as leaves:
-            if len(losses_B):
+            if len(losses_U):
                 gradients = self.engine.gradients(
-                    losses_B, leaves, loss_scale=loss_scale
+                    losses_U, leaves, loss_scale=loss_scale
                 )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.units.update(grouped.units)
+        batch.may_lack_units |= grouped.may_lack_units
         batch.num_backwards += 1
         batch.all_scaled &= is_scaled
         self.step.accumulate(batch)

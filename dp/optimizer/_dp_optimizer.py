@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp._mechanism.mechanism import Mechanism
+from dp._mechanism.unit_losses import Reduction
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
@@ -143,25 +144,51 @@ class DPOptimizer(TransparentOptimizer):
         super().__init_subclass__(**kwargs)
         check_subclass(cls)
 
-    def backward(self, losses_B: Tensor) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> None:
         """Add the clipped gradient of every example's loss to the sums of this step.
 
         May be called several times for one step, each time with other examples of
         the batch; the split into micro-batches does not change the result.
 
         Args:
-            losses_B: One loss an example, with its autograd graph, which is freed.
+            losses: One loss an example, with its autograd graph, which is freed. With
+                a loader that has ``units``, one loss a row of its batch. With *units*,
+                losses of any shape.
+            units: Whose each loss is, where a unit of privacy has several: integers of
+                the shape of *losses*, the positions of the units among those drawn.
+                All losses of a unit are clipped as one.
+            reduction: Whether a unit's loss is the ``"sum"`` or the ``"mean"`` of its
+                losses; with *units* only.
 
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses.
+            ValueError: If *losses* is not a vector of floating-point losses, or
+                if *units* do not fit it.
             SampleMixingError: If one example's loss depends on another example.
             UnsupportedOperationError: If the losses come from none of the parameters.
-            SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
-                another library left per-example gradients in ``p.grad_sample``.
-        """
-        self._backward(losses_B, scale=None)
+            SamplingMismatchError: If the losses do not fit the batch that was drawn, if
+                a unit has losses in two calls of a step, or if another library left
+                per-example gradients in ``p.grad_sample``.
 
-    def private_loss(self, losses_B: Tensor) -> Tensor:
+        References:
+            Several views of an example, clipped once (augmentation multiplicity): De
+            et al., "Unlocking High-Accuracy Differentially Private Image
+            Classification through Scale", 2022, https://arxiv.org/abs/2204.13650.
+        """
+        self._backward(losses, units, reduction, scale=None)
+
+    def private_loss(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
 
         For trainers that call ``loss.backward()`` themselves. What they multiply the
@@ -170,23 +197,39 @@ class DPOptimizer(TransparentOptimizer):
         the sum of clipped gradients is divided by the plan's expected batch size,
         once, in :meth:`step`. Weigh the losses themselves instead.
 
+        Args:
+            losses: As for :meth:`backward`.
+            units: As for :meth:`backward`.
+            reduction: As for :meth:`backward`.
+
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses; from
+            ValueError: If *losses* is not a vector of floating-point losses; from
                 ``backward()``, if it was multiplied with 0 or less.
         """
-        check_losses(losses_B)
-        return private_loss(losses_B, lambda g: self._backward(losses_B, scale=g))
+        check_losses(losses, has_units=units is not None)
+        return private_loss(
+            losses, lambda g: self._backward(losses, units, reduction, scale=g)
+        )
 
     @disable_dynamo
-    def _backward(self, losses_B: Tensor, *, scale: float | None) -> None:
-        check_losses(losses_B)
+    def _backward(
+        self,
+        losses: Tensor,
+        units: Tensor | None,
+        reduction: Reduction,
+        *,
+        scale: float | None,
+    ) -> None:
+        check_losses(losses, has_units=units is not None)
         refresh(self)
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
         self.mechanism.accumulate(
-            losses_B,
+            losses,
             parameters,
+            units=units,
+            reduction=reduction,
             loss_scale=power_of_two_for(
                 scale, expected_batch_size=self.plan.expected_batch_size
             ),

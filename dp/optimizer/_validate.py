@@ -1,7 +1,4 @@
-"""What a private optimizer is given, held against its plan before anything is built.
-
-Shapes: ``B`` examples in a batch.
-"""
+"""Validate DPOptimizer's arguments against its plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +14,14 @@ from dp.sampling import PoissonLoader, Unamplified
 __all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
 
 
-def check_losses(losses_B: Tensor) -> None:
-    """Raise unless *losses_B* is a vector of losses."""
-    if losses_B.dim() != 1 or not losses_B.is_floating_point():
+def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
+    """Raise unless *losses* is a vector of losses, or any tensor of them with units."""
+    if (losses.dim() != 1 and not has_units) or not losses.is_floating_point():
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only"
+            f" {losses.dtype} with {losses.dim()} dimensions; use"
+            " reduction='none', and reduce over each example's own terms only, or"
+            " pass units= with the example of every loss"
         )
 
 

@@ -81,7 +81,7 @@ MUTANTS = (
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "return [share[i] for i in drawn]", "return [share[i] for i in drawn[:1]]", "all but one of a draw are dropped", SAMPLING),
-    Mutant("sampling", "self.sizes.append(len(drawn))", "self.sizes.extend([len(drawn)] if drawn else [])", "empty batches are dropped", SAMPLING),
+    Mutant("sampling", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = None", "        pass", "a new pass leaves the old ticket valid", SAMPLING),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
