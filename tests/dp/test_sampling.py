@@ -439,6 +439,16 @@ def test_a_rebuilt_loader_yields_no_batch(rebuild):
     assert loader.ticket is None
 
 
+def test_the_batch_sampler_is_served_only_while_a_pass_is_set_up():
+    """Who takes it later, while workers load batches, gets none without a ticket."""
+    loader = make_loader(num_workers=1)
+    batches = iter(loader)
+    next(batches)
+
+    with pytest.raises(SamplingMismatchError, match="iterate over the PoissonLoader"):
+        iter(loader.batch_sampler)
+
+
 def rows_of_tensors():
     """Datasets that are tensors, as training scripts have them."""
     numbers = TensorDataset(torch.arange(40), torch.randn(40, 3, 2))
