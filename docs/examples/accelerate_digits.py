@@ -37,7 +37,7 @@ def main(steps: int = 60) -> tuple[float, float]:
 
     for x, y in loader:
         with accelerator.accumulate(model):
-            losses = cross_entropy(model(x), y, reduction="none")  # + One for each image.
+            losses = cross_entropy(model(x), y, reduction="none")  # + One per image.
             accelerator.backward(private_loss(losses, optimizer))  # +
             optimizer.step()
             scheduler.step()

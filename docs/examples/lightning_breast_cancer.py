@@ -23,7 +23,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         """Return the loss that Lightning differentiates."""
         x, y = batch
-        losses = cross_entropy(self.net(x), y, reduction="none")  # + One for each patient.
+        losses = cross_entropy(self.net(x), y, reduction="none")  # + One per patient.
         return self.optimizers().private_loss(losses)  # +
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
