@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
-    Mutant("sampling/_schemes", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
+    Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "return [share[i] for i in drawn]", "return [share[i] for i in drawn[:1]]", "all but one of a draw are dropped", SAMPLING),
     Mutant("sampling", "self.sizes.append(len(drawn))", "self.sizes.extend([len(drawn)] if drawn else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
@@ -94,7 +94,9 @@ MUTANTS = (
     Mutant("_mechanism/batch", "if self.num_backwards >= limit:", "if False:", "unamplified batches may overlap", OPTIMIZER),
     Mutant("optimizer", "        check_loader(self.plan, loader)", "        pass", "any loader may be attached", OPTIMIZER),
     Mutant("_mechanism/mechanism", "1 / self.plan.expected_batch_size)", "1 / max(1, self.loader.ticket.num_samples))", "division by the number that was drawn", OPTIMIZER + " test_audit_replay.py"),
-    Mutant("sampling/_schemes", "np.argsort(_distinct(len(indices)))[:size]", "np.arange(size)", "of a large batch the first examples are kept", "test_truncated.py"),
+    Mutant("sampling/_draws", "(num_trials - above) * wins", "(num_trials - above) * loses", "another law for the number of winners", "test_sampling_draws.py"),
+    Mutant("sampling/_draws", "2**64 - 2**64 % below - 1", "2**64 - 1", "small indices are likelier", "test_sampling_draws.py"),
+    Mutant("sampling/_draws", "np.argsort(_distinct_words(len(indices)))[:size]", "np.arange(size)", "of a large batch the first examples are kept", "test_truncated.py"),
     Mutant("accounting/_sampled_losses", "min(1.0, taken / full), sigma / 2", "min(1.0, taken / full), sigma", "a displaced example is forgotten", "test_truncated.py"),
     Mutant("accounting", 'if relation == "add_or_remove_one" and any(', "if False and any(", "truncated batches hide the number of examples", "test_truncated.py"),
     # Ledger
