@@ -102,7 +102,8 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/_keystream.py": Claim("Keys come from the operating system, and no part of a key stream is used twice.", (_NOISE + "a_keystream_is_aes_in_counter_mode", _NOISE + "a_forked_process_draws_other_noise")),
     },
     "Sampling": {
-        "dp/sampling/_schemes.py": Claim("Every example is drawn by a coin of its own, of exactly the stated probability.", (_SAMPLING + "the_coin_is_exact_to_its_last_bit", "dp/test_sampling_statistics.py::test_the_draws_pass_every_test")),
+        "dp/sampling/_draws.py": Claim("A draw has the law of one coin for each example, of the stated probability.", ("dp/test_sampling_draws.py::test_the_number_of_winners_is_binomial", "dp/test_sampling_draws.py::test_every_subset_is_as_likely", "dp/test_sampling_statistics.py::test_the_draws_pass_every_test")),
+        "dp/sampling/_schemes.py": Claim("The numbers of a scheme are in their range, and are those of the plan.", ("dp/test_truncated.py::test_numbers_out_of_range_are_refused", "dp/test_plan.py::test_the_loader_samples_as_planned")),
         "dp/sampling/_loader.py": Claim("The batch that is yielded is the one that was drawn, and its ticket counts it.", (_SAMPLING + "the_ticket_is_that_of_the_batch_yielded_last", _SAMPLING + "a_pass_does_not_survive_a_fork")),
         "dp/sampling/_ticket.py": Claim("No two batches have the same ticket.", (_SAMPLING + "serials_rise_over_all_loaders_of_a_process",)),
     },
