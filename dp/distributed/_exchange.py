@@ -9,19 +9,18 @@ Shapes: ``W`` ranks, ``R`` elements in a row of a bucket.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, distributed
 from torch.nn.functional import pad
 
+from dp import _tuning
 from dp.distributed._fsdp import Sharding
 from dp.distributed._world import World, translate_errors
 
 
 __all__ = ("Exchange",)
-
-_BUCKET_BYTES: Final = 32 << 20
 
 
 @final
@@ -216,7 +215,7 @@ def _packed(
         kind = (tensor.dtype, tensor.device, _cut(sharding) is None)
         bucket = waiting.setdefault(kind, [])
         size = sum(sums[j].nbytes for j in bucket)
-        if bucket and size + tensor.nbytes > _BUCKET_BYTES:
+        if bucket and size + tensor.nbytes > _tuning.BUCKET_BYTES:
             yield bucket
             bucket = waiting[kind] = []
         bucket.append(i)

@@ -7,19 +7,14 @@ so that neither Python nor temporaries grow with the model.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
+
 
 __all__ = ("as_vector", "in_chunks")
-
-# Threads wait for each other between numpy's calls, so they gain by long ones only;
-# what is longer than this does not stay in cache.
-_CPU_CHUNK: Final = 1 << 18
-_SHORT_CPU_CHUNK: Final = 1 << 16
-_DEVICE_CHUNK: Final = 1 << 27  # Bytes: worth the launches, and what else they take.
 
 
 def in_chunks(
@@ -31,10 +26,14 @@ def in_chunks(
     Chunks on the host are short enough for *num_threads* to get two each.
     """
     share = sum(t.numel() for t in tensors if t.is_cpu) // (2 * num_threads)
-    cpu_chunk = min(_CPU_CHUNK, max(_SHORT_CPU_CHUNK, share + 1))
+    cpu_chunk = min(_tuning.HOST_CHUNK, max(_tuning.SHORT_HOST_CHUNK, share + 1))
     waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
     for tensor in tensors:
-        chunk = cpu_chunk if tensor.is_cpu else _DEVICE_CHUNK // tensor.itemsize
+        chunk = (
+            cpu_chunk
+            if tensor.is_cpu
+            else _tuning.DEVICE_CHUNK_BYTES // tensor.itemsize
+        )
         queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
         for part, size in _split(tensor, chunk):
             if queue.num_elements + size > chunk:

@@ -9,7 +9,7 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor
 
-from dp import _checks
+from dp import _checks, _tuning
 from dp._keystream import KEY_BITS, Keystream
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._device.noise import add_rounded
@@ -37,10 +37,6 @@ _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 _LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
 _HOST: Final = torch.device("cpu")
 _WITH_FLOAT64: Final = frozenset({"cuda"})  # Other devices lack it, or do it slowly.
-_CHUNKS_WORTH_A_THREAD: Final = 2
-# Of the host: threads wait for each other between numpy's calls, and 16 of them took
-# twice as long as 2.
-_MOST_THREADS: Final = 2
 
 
 @final
@@ -189,7 +185,7 @@ def _by_place(
 def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
     """Add noise drawn on the host, on a thread or two."""
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    num_threads = min(_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
+    num_threads = min(_num_threads(), len(chunks) // _tuning.CHUNKS_PER_THREAD)
     if num_threads <= 1:
         _add_to_waiting(waiting, stddev)
         return
@@ -204,7 +200,7 @@ def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
 
 
 def _num_threads() -> int:
-    return min(torch.get_num_threads(), _MOST_THREADS)
+    return min(torch.get_num_threads(), _tuning.MOST_THREADS)
 
 
 @torch.no_grad()

@@ -5,12 +5,13 @@ Shapes: ``B`` examples.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
 from dp.per_sample._graph.uses import Graph
 from dp.per_sample._isolation.graph_plan import Plan, check_norm
@@ -24,9 +25,6 @@ from dp.per_sample._rules.table import rule_of
 
 __all__ = ("BackwardPass",)
 
-# Of the bytes of the model's own activations: what kept gradients may need besides.
-_ALLOWANCE: Final = 0.05
-_ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
 _Item = tuple[
     RuleContext, Rule | None, float
@@ -52,7 +50,10 @@ class BackwardPass:
         self._sites: list[_Item] = []
         self._stacks: list[BatchedLayers] = []
         budget = MemoryBudget(
-            max(_ALLOWED_BYTES, _ALLOWANCE * plan.num_bytes * num_samples)
+            max(
+                _tuning.ALLOWED_BYTES,
+                _tuning.ALLOWED_SHARE * plan.num_bytes * num_samples,
+            )
         )
         in_stacks = self._put_together(graph, plan, layers, budget)
         for position, (use, layouts, bytes_freed) in enumerate(
@@ -159,10 +160,10 @@ class BackwardPass:
     def _add(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
     ) -> None:
-        site.budget.release(bytes_freed)
+        site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return
-        parts = by_node(site, grads) if rule is None else rule.found(site, grads)
+        parts = by_node(site, grads) if rule is None else rule.apply(site, grads)
         for position, part in parts.items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(

@@ -10,16 +10,17 @@ Shapes: ``B`` examples.
 
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Final, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.template import Template
-from dp.per_sample._graph.uses import Edge, Graph, Signature
+from dp.per_sample._graph.uses import Edge, Graph, Signature, shapes_of
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.graph_plan import (
     Plan,
@@ -33,8 +34,6 @@ from dp.per_sample._rules.fallback import by_graph
 
 
 __all__ = ("Engine",)
-
-_MAX_KNOWN: Final = 4  # Graphs.
 
 
 @final
@@ -161,15 +160,15 @@ class Engine:
         layers = find_identical_layers(
             graph, plan.layouts, parameters, num_samples=num_samples
         )
-        kept = self._known[: _MAX_KNOWN - 1]
+        kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
         self._known = [(template, plan, layers), *kept]
 
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:
             self._warned.add(operation)
-            shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             warnings.warn(
-                f"no rule serves {operation} with parameters of shape {shapes}:"
+                f"no rule serves {operation} with parameters of shape"
+                f" {shapes_of(parameters)}:"
                 " their gradients are right, but found by a backward pass of it for"
                 " each example",
                 stacklevel=6,

@@ -244,11 +244,11 @@ def test_the_attack_refutes_the_claim_of_a_broken_build(train, build, decisions)
 
 def test_every_release_pays_attention_to_its_charge(plan):
     """The score of an attack is the exact log-likelihood ratio, by its definition."""
+    from dp._progress import Bar  # noqa: PLC0415
     from dp.audit._canaries import _scores  # noqa: PLC0415
-    from dp.audit._progress import Bar  # noqa: PLC0415
     from dp.audit._subject import observe_training, sample_membership  # noqa: PLC0415
 
-    run, _ = observe_training(training(plan), sample_membership(1000), bar=Bar(None))
+    run, _ = observe_training(training(plan), sample_membership(1000), bar=Bar())
     x_TM, q, sigma = run.signal(), 0.1, 1.0
     normal = stats.norm(scale=sigma)
     present = (1 - q) * normal.pdf(x_TM) + q * normal.pdf(x_TM - 1)

@@ -290,8 +290,8 @@ def test_chunks_cover_every_element_once(layouts, chunk):
         tensors.append(tensor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.noise._chunks._CPU_CHUNK", chunk)
-        patch.setattr("dp.noise._chunks._SHORT_CPU_CHUNK", chunk)
+        patch.setattr("dp._tuning.HOST_CHUNK", chunk)
+        patch.setattr("dp._tuning.SHORT_HOST_CHUNK", chunk)
         for parts in in_chunks(tensors):
             assert sum(part.numel() for part in parts) <= chunk
             with as_vector(parts, torch.device("cpu")) as vector:
@@ -341,7 +341,7 @@ def test_two_threads_share_the_work_and_no_key(monkeypatch):
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
-    monkeypatch.setattr("dp.noise._chunks._CPU_CHUNK", 1000)
+    monkeypatch.setattr("dp._tuning.HOST_CHUNK", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     sums = torch.zeros(20, 1000)
     GaussianNoise().add_([sums], stddev=1.0)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from dp import _tuning
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian
-from dp.noise._device import float32_stage, float64_stage, noise as device_noise
+from dp.noise._device import float32_stage, float64_stage
 from dp.noise._device.float32_stage import Lattice, TorchFloat32
 from dp.noise._device.float64_stage import TorchFloat64
 from dp.noise._device.host_words import HostWords
@@ -184,7 +185,7 @@ def test_a_huge_sum_makes_the_others_no_harder(monkeypatch):
 
 def test_candidates_are_decided_some_at_a_time(monkeypatch):
     """However many there are, temporaries of 8 bytes are of a bounded size."""
-    monkeypatch.setattr(device_noise, "_CANDIDATES", 100)
+    monkeypatch.setattr(_tuning, "CANDIDATES_AT_ONCE", 100)
     in_parts = in_all_cells("on_device", torch.float32, 1e12, 1050)
 
     assert torch.equal(in_parts, in_all_cells("on_host", torch.float32, 1e12, 1050))
@@ -200,7 +201,7 @@ def test_the_last_resort_leaves_what_is_no_number(x):
 
 def test_long_vectors_are_rounded_in_parts(monkeypatch):
     """Every part has words of its own, and none is left out."""
-    monkeypatch.setattr(float32_stage, "_LONGEST_IN_TORCH", 4000)
+    monkeypatch.setattr(_tuning, "LONGEST_IN_TORCH", 4000)
     drawn = []
 
     class Words:
@@ -343,7 +344,7 @@ def test_threads_that_noise_on_a_device_share_no_stream():
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
 def test_words_are_shared_out_among_threads(monkeypatch, dtype):
     """Every thread fills its part from a keystream of its own, which goes on after."""
-    monkeypatch.setattr("dp.noise._device.host_words._LEAST_SHARE", 1000)
+    monkeypatch.setattr("dp._tuning.LEAST_KEYSTREAM_SHARE", 1000)
     keys = [bytes([i]) * 32 for i in range(3)]
     given_keys = list(keys)
     monkeypatch.setattr(os, "urandom", lambda _: given_keys.pop(0))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from dp import _tuning
 from dp.noise import GaussianNoise
 from dp.noise._host import exact, lattice
 
@@ -89,7 +90,7 @@ def rounded(x, stddev, source, *, num_short=0):
     noisy = x.clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lattice, "round_refined", source.decide)
-        patch.setattr(lattice, "_SHORT", num_short)
+        patch.setattr(_tuning, "SHORT_VECTOR", num_short)
         stage = lattice.RoundedGaussian(stddev=stddev, keystream=source)
         stage.add_(noisy.numpy())
     return noisy

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, Self, final
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.noise._device.chacha import ChaChaWords, WriteBlocks, num_blocks_for, written
 from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.lattice import (
@@ -44,8 +45,6 @@ __all__ = (
     "rounding_kernel_on",
 )
 
-_LONGEST_IN_TORCH: Final = 1 << 26  # Bytes; temporaries take up to four times that.
-_LONGEST_IN_ONE_KERNEL: Final = 1 << 25  # Elements; temporaries take 3 to 17 bytes.
 _CHECKED: Final = (1 << 16) + 7
 
 
@@ -125,7 +124,7 @@ class TorchFloat32:
 
     def longest(self, dtype: torch.dtype) -> int:
         """See :class:`FirstStage`."""
-        return _LONGEST_IN_TORCH // dtype.itemsize
+        return _tuning.LONGEST_IN_TORCH // dtype.itemsize
 
     def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""
@@ -164,7 +163,7 @@ class TritonFloat32:
         """See :class:`FirstStage`."""
         if dtype != torch.float32:
             return self._for_float64.longest(dtype)
-        return _LONGEST_IN_ONE_KERNEL
+        return _tuning.LONGEST_IN_ONE_KERNEL
 
     def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""

@@ -1,18 +1,17 @@
 """Uniform integers for a device, drawn on the host and sent there."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp._keystream import Keystream
 
 
 __all__ = ("HostWords", "pinned")
-
-_LEAST_SHARE: Final = 1 << 20  # Bytes that are worth a thread: 0.2 ms.
 
 
 @final
@@ -41,7 +40,7 @@ class HostWords:
         """
         words = pinned(count, dtype, self._device)
         buffer = words.numpy().view(np.uint8)
-        share = max(_LEAST_SHARE, -(-len(buffer) // self._num_threads))
+        share = max(_tuning.LEAST_KEYSTREAM_SHARE, -(-len(buffer) // self._num_threads))
         parts = [buffer[i : i + share] for i in range(0, len(buffer), share)]
         while len(self._keystreams) < len(parts):
             self._keystreams.append(Keystream())

@@ -10,11 +10,12 @@ Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, some at 
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.noise._chunks import as_vector
 from dp.noise._device.chacha import ChaChaWords, kernel_on
 from dp.noise._device.float32_stage import (
@@ -38,8 +39,6 @@ from dp.noise._host.exact import REST_BITS
 
 
 __all__ = ("OnDevice", "add_rounded")
-
-_CANDIDATES: Final = 1 << 21  # Temporaries of 8 bytes: not too many of them at once.
 
 
 def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -104,7 +103,7 @@ class OnDevice:
             left = self._first_stage.round_(part_N)
             if not len(left.x):
                 continue
-            pieces = (of_C.split(_CANDIDATES) for of_C in left)
+            pieces = (of_C.split(_tuning.CANDIDATES_AT_ONCE) for of_C in left)
             for piece in zip(*pieces, strict=True):
                 self._decide(part_N, Undecided(*piece))
 

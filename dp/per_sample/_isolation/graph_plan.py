@@ -13,7 +13,7 @@ from torch import Tensor
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample._compile_backend import is_compiled, is_opaque
 from dp.per_sample._graph.nodes import VIEWS, Node, name_of, size
-from dp.per_sample._graph.uses import Graph, Signature, Use
+from dp.per_sample._graph.uses import Graph, Signature, Use, shapes_of
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.nan_probe import owned, probed
 
@@ -130,7 +130,7 @@ def check_opaque(graph: Graph) -> None:
     """Refuse what hides operations on parameters."""
     for use in graph.uses:
         if is_opaque(use.operation):
-            holding = f" with parameters of shape {_shapes(use)}"
+            holding = f" with parameters of shape {shapes_of(use.parameters)}"
             raise UnsupportedOperationError(_COMPILED.format(holding=holding))
     for node in graph.nodes:
         name = name_of(node)
@@ -204,7 +204,7 @@ def _mixing(use: Use, *, apart: bool = False) -> SampleMixingError:
         hint += _PARAMETRIZED
     return SampleMixingError(
         f"examples are mixed on the way from the losses to {use.operation} with"
-        f" parameters of shape {_shapes(use)}: one example's loss depends on another's"
+        f" parameters of shape {shapes_of(use.parameters)}: one example's loss depends on another's"
         f" data. {_REMEDY}{hint}"
     )
 
@@ -216,7 +216,3 @@ def _below(node: Node) -> set[Node]:
         seen |= unseen
         pending.extend(unseen)
     return seen
-
-
-def _shapes(use: Use) -> str:
-    return ", ".join(str(tuple(p.shape)) for p in use.parameters)
