@@ -55,11 +55,13 @@ def test_an_item_is_got_set_and_deleted_on_its_container():
 
 @pytest.mark.parametrize("name", ["missing", "far"])
 def test_an_item_that_is_not_there_is_no_attribute(name):
-    """hasattr answers; the error names the path and the reason."""
+    """Hasattr answers; the error names the path and the reason."""
     rates = Rates(Inner())
 
     assert not hasattr(rates, name)
-    with pytest.raises(AttributeError, match=rf"Rates.{name} is forwarded to inner.param_g"):
+    with pytest.raises(
+        AttributeError, match=rf"Rates.{name} is forwarded to inner.param_g"
+    ):
         getattr(rates, name)
     with pytest.raises(AttributeError, match="which is not there"):
         delattr(rates, name)
@@ -165,9 +167,7 @@ def test_a_default_does_not_hide_a_missing_target():
 
 class Chain(Forwarding):
     colour = Forwarded(to=("user", "site", "factory"), set=False, delete=False)
-    size = Forwarded(
-        to=("user", "site"), get=int, default=0, set=False, delete=False
-    )
+    size = Forwarded(to=("user", "site"), get=int, default=0, set=False, delete=False)
     paint = Forwarded(to=("user", "factory"), kind="method")
 
     def __init__(self, user, site, factory):
@@ -275,7 +275,10 @@ def test_a_broken_collection_changes_no_owner():
     [
         ({"each": "envs", "default": 0}, "each= gathers a list"),
         ({"each": "envs", "returns": "wrapper", "kind": "method"}, "each= gathers"),
-        ({"each": "a", "to": "b"}, "takes one of to=, path= and each=, got to and each"),
+        (
+            {"each": "a", "to": "b"},
+            "takes one of to=, path= and each=, got to and each",
+        ),
         ({"path": "a.b", "to": "b"}, "got to and path"),
         ({"path": "engine"}, r"an attribute of the wrapper itself; .*\(to='engine'\)"),
         ({"path": "engine..rpm"}, "attribute names joined by dots"),
@@ -328,7 +331,9 @@ def test_the_class_of_the_wrapper_has_what_the_class_of_the_target_has():
 
 def test_the_level_of_the_class_needs_a_known_class():
     """There is no target to ask."""
-    with pytest.raises(ForwardingError, match="on_class= needs the class of the target"):
+    with pytest.raises(
+        ForwardingError, match="on_class= needs the class of the target"
+    ):
 
         class Car(Wrapper):
             make = Forwarded(on_class=True)
@@ -347,7 +352,11 @@ def test_a_slotted_wrapper_has_no_dict():
 
     assert not hasattr(small, "__dict__")
     assert forwarded_attributes(Small)["make"].kind == "method"
-    for twin in (copy.copy(small), copy.deepcopy(small), pickle.loads(pickle.dumps(small))):  # noqa: S301
+    for twin in (
+        copy.copy(small),
+        copy.deepcopy(small),
+        pickle.loads(pickle.dumps(small)),
+    ):
         assert (type(twin), twin.rpm) == (Small, 4)
     assert weakref.ref(small)() is small
     assert repr(Small(3)) == "Small(3)"
@@ -372,7 +381,9 @@ class Old(Forwarding):
 )
 def test_the_old_spelling_warns_and_means_what_it_meant(place, word):
     """One dot decided; the warning says what to write."""
-    with pytest.warns(DeprecationWarning, match=rf"write Forwarded\({word}='{place}'\)"):
+    with pytest.warns(
+        DeprecationWarning, match=rf"write Forwarded\({word}='{place}'\)"
+    ):
         declaration = Forwarded(place)
     old = type("Old", (), {"rpm": declaration})
     new = type("New", (), {"rpm": Forwarded(**{word: place})})

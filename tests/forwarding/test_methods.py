@@ -205,7 +205,14 @@ def test_an_exact_method_takes_what_the_target_takes(depth):
     top, _ = stack(depth, Exact)
 
     assert top.plain(1, key=3) == (1, 2, (), 3, True, {})
-    assert top.plain(1, 4, 5, key=3, flag=False, x=6) == (1, 4, (5,), 3, False, {"x": 6})
+    assert top.plain(1, 4, 5, key=3, flag=False, x=6) == (
+        1,
+        4,
+        (5,),
+        3,
+        False,
+        {"x": 6},
+    )
     assert (top.fixed(4), top.made(size=5)) == (4, (Feed, 5))
     assert list(top.rows(count=2)) == [0, 1]
     assert asyncio.run(top.later(value=3)) == 3

@@ -182,7 +182,9 @@ def test_hooks_run_once_on_the_module(depth):
 
 @each_kind
 @each_depth
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301
+@pytest.mark.parametrize(
+    "twin_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_a_copy_is_whole_and_independent(kind, depth, twin_of):
     """Its parameters are those of its own module, at every layer."""
     inner = made()
@@ -225,7 +227,9 @@ def test_an_own_error_is_not_taken_for_a_missing_name():
         def ratio(self):
             return self.__wrapped__.absent
 
-    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'absent'"):
+    with pytest.raises(
+        AttributeError, match="'Linear' object has no attribute 'absent'"
+    ):
         Failing(nn.Linear(1, 1)).ratio  # noqa: B018
     assert not hasattr(Thin.__new__(Thin), "weight")
 
@@ -238,7 +242,9 @@ def test_what_is_wrong_is_told_when_it_is_built():
 
     with pytest.raises(ForwardingError, match="wraps a module, got an object of list"):
         Thin([])
-    with pytest.raises(ForwardingError, match=r"class NoBase\(ModuleForwarding, torch.nn"):
+    with pytest.raises(
+        ForwardingError, match=r"class NoBase\(ModuleForwarding, torch.nn"
+    ):
         NoBase(nn.Linear(1, 1))
 
 
@@ -275,7 +281,9 @@ def test_the_compiler_traces_it_without_a_break(kind, depth):
 
     assert torch.allclose(compiled(x), top(x))
     assert torch.allclose(around(x), inner(x))
-    assert around.state_dict().keys() == {f"_orig_mod.{key}" for key in inner.state_dict()}
+    assert around.state_dict().keys() == {
+        f"_orig_mod.{key}" for key in inner.state_dict()
+    }
     assert compiled.training is top.training
     torch.compiler.reset()
 
