@@ -255,6 +255,8 @@ def test_a_weak_target_is_not_kept_alive():
 
     with pytest.raises(TargetMissingError, match="it was collected"):
         weak.name  # noqa: B018
+    with pytest.raises(TargetMissingError, match="it was collected"):
+        weak.session  # noqa: B018
 
 
 class Car(Forwarding):
@@ -292,6 +294,7 @@ def test_a_lazy_target_is_made_once_and_is_then_an_attribute(car):
         car.add(1)
 
     assert Car.made == 1
+    assert not isinstance(Car.session, Session)
     assert vars(car) == {"session": car.session}
     assert Car.name.fget.__code__.co_names == ("session", "name")
 

@@ -60,6 +60,11 @@ def by_dill(cls):
     return dill.loads(dill.dumps(cls, byref=False, recurse=True))
 
 
+def by_dill_with_globals(cls):
+    dill = pytest.importorskip("dill", reason="it is not installed")
+    return dill.loads(dill.dumps(cls, byref=False))  # noqa: S301
+
+
 def by_type(cls):
     body = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
     return type(cls)(cls.__name__, cls.__bases__, body)
@@ -99,6 +104,7 @@ def twice(cls):
 JOURNEYS = [
     by_cloudpickle,
     by_dill,
+    by_dill_with_globals,
     by_type,
     by_attrs,
     by_subclass,

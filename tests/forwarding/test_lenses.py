@@ -18,6 +18,7 @@ from forwarding import (
     owner_of,
     target,
 )
+from forwarding.proxy import around
 
 
 class Inner:
@@ -149,6 +150,32 @@ def test_a_default_is_read_where_the_owner_lacks_the_name():
     assert lenient.mode == "plain"
     with pytest.raises(AttributeError):
         del lenient.mode
+
+
+class Plain(Wrapper):
+    mode = Forwarded()
+
+
+def test_a_default_is_found_missing_through_layers_and_items():
+    """The innermost owner lacks it; or the container lacks the item."""
+
+    class Rate(Wrapper):
+        momentum = Forwarded(
+            path="__wrapped__.param_groups[0]['momentum']", default=0.9
+        )
+
+    assert Lenient(Plain(Plain(Inner()))).mode == "plain"
+    assert Rate(Inner()).momentum == 0.9
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        Lenient(Plain(Failing())).mode  # noqa: B018
+
+
+def test_specs_can_be_compared_and_collected():
+    """Those with items, too."""
+    specs = forwarded_attributes(Rates)
+
+    assert len({*specs.values(), *specs.values()}) == len(specs)
+    assert specs["lr"].path[-1] == specs["last"].path[-1] != specs["dotted"].path[-1]
 
 
 def test_a_default_does_not_hide_an_error_of_the_owner():
@@ -372,10 +399,6 @@ def test_what_is_not_used_costs_nothing():
     assert type(OnClass.rpm) is property
 
 
-class Old(Forwarding):
-    pass
-
-
 @pytest.mark.parametrize(
     ("place", "word"), [("engine", "to"), ("engine.gearbox.rpm", "path")]
 )
@@ -389,3 +412,16 @@ def test_the_old_spelling_warns_and_means_what_it_meant(place, word):
     new = type("New", (), {"rpm": Forwarded(**{word: place})})
 
     assert forwarded_attributes(old) == forwarded_attributes(new)
+
+
+def test_advice_has_the_same_spelling_and_warns_too():
+    """``around`` takes ``to`` and ``path`` as a declaration does."""
+
+    def advice(self, proceed, *args):
+        return proceed(*args)
+
+    with pytest.warns(DeprecationWarning, match=r"write around\(path='engine.make'\)"):
+        old = around("engine.make")
+    car = type("Car", (), {"go": old(advice), "engine": Engine})()
+
+    assert car.go(3).rpm == 3

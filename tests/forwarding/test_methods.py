@@ -231,6 +231,33 @@ def test_an_exact_method_packs_nothing():
     )
 
 
+class Parameters:
+    def first(self, a, /):
+        return a
+
+    def last(self, *, key=1):
+        return key
+
+    def mixed(self, a, /, b, *, key, **more):
+        return a, b, key, more
+
+
+def test_exact_methods_have_every_form_of_parameter_list():
+    """Stars and slashes where they belong."""
+
+    class All(Wrapper[Parameters], forward=Parameters, exact=True):
+        pass
+
+    every = All(Parameters())
+    for name in ("first", "last", "mixed"):
+        assert inspect.signature(getattr(every, name)) == (
+            inspect.signature(getattr(Parameters(), name))
+        )
+
+    assert (every.first(1), every.last(), every.last(key=2)) == (1, 1, 2)
+    assert every.mixed(1, b=2, key=3, x=4) == (1, 2, 3, {"x": 4})
+
+
 def test_exact_needs_a_signature_with_values():
     """A Protocol that leaves a default out does not say what to pass."""
 
@@ -264,6 +291,15 @@ def test_exact_is_refused_where_nothing_is_known():
             append = Forwarded(exact=True)
 
     assert "needs a method written in Python" in str(caught.value)
+
+
+def test_what_returns_the_wrapper_is_a_method():
+    """Where nothing else tells."""
+    car = type("Car", (Wrapper,), {"fluent": Forwarded(returns="wrapper")})(Feed())
+
+    assert car.fluent() is car
+    car.fluent = len
+    assert "fluent" not in vars(car.__wrapped__)
 
 
 class Fluent(Forwarding):

@@ -76,6 +76,17 @@ class Outer:
 
 class Plain:
     rpm = 3
+
+
+class Special(Wrapper[Engine], forward="__len__"):
+    pass
+
+
+class Gone(Wrapper[Engine], forward="rpm"):
+    pass
+
+
+del Gone
 '''
 
 
@@ -212,6 +223,18 @@ def test_a_module_without_bulk_declarations_is_left_alone(tmp_path, monkeypatch)
 
     assert stub("plain_cars", write=True) is True
     assert path.read_text(encoding="utf-8") == "class Car:\n    pass\n"
+
+
+def test_what_is_imported_already_is_not_imported_again(cars):
+    """The module may use it itself."""
+    text = cars.read_text(encoding="utf-8")
+    imports = (
+        "from typing import TYPE_CHECKING, Any\nfrom forwarding import forwarded\n"
+    )
+    cars.write_text(text.replace("class Engine", f"{imports}\nclass Engine", 1))
+    stub("stubbed_cars", write=True)
+
+    assert cars.read_text(encoding="utf-8").count("import TYPE_CHECKING") == 1
 
 
 def test_a_module_without_source_is_refused():
