@@ -42,12 +42,17 @@ def fetch() -> bool:
     if ready.exists():
         return True
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    pure = ["--only-binary=:all:", "--platform=any", "--implementation=py", "--abi=none"]
+    pure = [
+        "--only-binary=:all:",
+        "--platform=any",
+        "--implementation=py",
+        "--abi=none",
+    ]
     wheels = [f"--python-version={PYTHON}", f"--dest={CACHE / 'wheels'}", *WHEELS]
     install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={CACHE}"]
     failed = (
         npm([*install, f"pyodide@{PYODIDE}"])
-        or subprocess.run([*pip, *pure, *wheels], check=False).returncode
+        or subprocess.run([*pip, *pure, *wheels], check=False).returncode  # noqa: S603
     )
     if not failed:
         ready.touch()
@@ -68,7 +73,7 @@ def main() -> int:
         REPOSITORY,
         *("-q", "-p", "no:cacheprovider", *TESTS, *NOT_THERE, *sys.argv[1:]),
     ]
-    return subprocess.run(command, check=False, timeout=600).returncode
+    return subprocess.run(command, check=False, timeout=600).returncode  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ from forwarding._dynamic import lazy
 from forwarding._inspect import chain, owner_of, unwrap
 from forwarding._meta import ForwardingABCMeta, ForwardingMeta
 from forwarding._mixin import Forwarding
+from forwarding._module import ModuleForwarding
 from forwarding._preserved import preserved
 from forwarding._record import Spec, forwarded_attributes
 from forwarding._targets import target
 from forwarding._verify import verify
-from forwarding._wrapper import Wrapper
+from forwarding._wrapper import SlottedWrapper, Wrapper
 from forwarding.exceptions import ForwardingError, TargetMissingError
 
 
@@ -21,6 +22,8 @@ __all__ = (
     "ForwardingABCMeta",
     "ForwardingError",
     "ForwardingMeta",
+    "ModuleForwarding",
+    "SlottedWrapper",
     "Spec",
     "TargetMissingError",
     "Wrapper",

@@ -15,7 +15,6 @@ __all__ = (
     "type_argument",
 )
 
-_DEFERRED: Final = sys.version_info >= (3, 14)
 _KEPT_IN: Final = ("__annotations__", "__annotate_func__", "__annotate__")
 # Any has been a class since Python 3.11, and says nothing.
 _SAY_NOTHING: Final[tuple[Any, ...]] = (Any, object, type(None))
@@ -30,12 +29,11 @@ def annotations_of(holder: Any) -> dict[str, Any]:
     """
     if not isinstance(holder, type):
         return _of_function(holder)
-    if not _DEFERRED:
-        annotations = vars(holder).get("__annotations__")
-        return annotations if isinstance(annotations, dict) else {}
-    if not any(name in vars(holder) for name in _KEPT_IN):
-        return {}
-    return _forward_references(holder)
+    if sys.version_info >= (3, 14):
+        is_annotated = any(name in vars(holder) for name in _KEPT_IN)
+        return _forward_references(holder) if is_annotated else {}
+    annotations = vars(holder).get("__annotations__")
+    return annotations if isinstance(annotations, dict) else {}
 
 
 def has_annotation(cls: type, name: str) -> bool:
@@ -45,20 +43,10 @@ def has_annotation(cls: type, name: str) -> bool:
 
 def remove_annotation(cls: type, name: str) -> None:
     """Take an annotation from a class body, before a decorator makes a field of it."""
-    if not _DEFERRED or "__annotations__" in vars(cls):
+    if "__annotations__" in vars(cls):
         del vars(cls)["__annotations__"][name]
-        return
-    import annotationlib  # noqa: PLC0415 -- Exists from Python 3.14 on.
-
-    original = cls.__annotate__
-
-    def annotate(form: Any, /) -> dict[str, Any]:
-        all_: dict[str, Any] = annotationlib.call_annotate_function(
-            original, form, owner=cls
-        )
-        return {key: value for key, value in all_.items() if key != name}
-
-    cls.__annotate__ = annotate
+    elif sys.version_info >= (3, 14):
+        cls.__annotate__ = _without(cls, name)
 
 
 def classes_meant(annotation: Any, module: str, scope: Any = None) -> tuple[type, ...]:
@@ -110,19 +98,34 @@ def type_argument(cls: type, generic: type) -> tuple[Any, str]:
 
 
 def _of_function(function: Any) -> dict[str, Any]:
-    if _DEFERRED and hasattr(function, "__annotate__"):
+    if sys.version_info >= (3, 14) and hasattr(function, "__annotate__"):
         return _forward_references(function)
     annotations: dict[str, Any] = getattr(function, "__annotations__", None) or {}
     return annotations
 
 
-def _forward_references(holder: Any) -> dict[str, Any]:
-    import annotationlib  # noqa: PLC0415 -- Exists from Python 3.14 on.
+if sys.version_info >= (3, 14):
 
-    annotations: dict[str, Any] = annotationlib.get_annotations(
-        holder, format=annotationlib.Format.FORWARDREF
-    )
-    return annotations
+    def _forward_references(holder: Any) -> dict[str, Any]:
+        import annotationlib  # noqa: PLC0415 -- 5 ms.
+
+        return annotationlib.get_annotations(
+            holder, format=annotationlib.Format.FORWARDREF
+        )
+
+    def _without(cls: type, name: str) -> Any:
+        """Return the function that evaluates annotations, for all names but one."""
+        import annotationlib  # noqa: PLC0415
+
+        original = cls.__annotate__
+
+        def annotate(form: Any, /) -> dict[str, Any]:
+            annotations = annotationlib.call_annotate_function(
+                original, form, owner=cls
+            )
+            return {key: text for key, text in annotations.items() if key != name}
+
+        return annotate
 
 
 def _classes(annotation: Any, module: str, scope: Any) -> Iterator[type]:
@@ -145,15 +148,16 @@ def _parts(annotation: Any, module: str, scope: Any) -> tuple[Any, ...]:
     for behind in ("__value__", "__supertype__"):  # An alias, and a NewType.
         if hasattr(annotation, behind):
             return (getattr(annotation, behind),)
-    origin = typing.get_origin(annotation)
-    if origin in (None, annotation):
-        return (annotation,)
-    arguments = typing.get_args(annotation)
+    return _of_alias(annotation)
+
+
+def _of_alias(annotation: Any) -> tuple[Any, ...]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return arguments
     if origin in (typing.ClassVar, typing.Final, typing.Annotated):
         return arguments[:1]
-    return (origin,)
+    return (annotation if origin is None else origin,)
 
 
 def _evaluated(text: str, module: str, scope: Any) -> Any:

@@ -5,7 +5,7 @@ from types import FunctionType, MethodType
 from typing import Any, Final
 
 from forwarding._describe import describe
-from forwarding._dynamic import Lazily, resolver_of, unbound
+from forwarding._dynamic import resolver_of, unbound
 from forwarding._exact import exact_signature
 from forwarding._generate import generated, recode
 from forwarding._kind import kind_of
@@ -148,7 +148,7 @@ def _shape(
     """Return what the source depends on, and the names that it alone refers to."""
     shape, names, lens = Shape(name, spec), {}, spec.lens
     resolver = resolver_of(cls, str(spec.path[0]))
-    if resolver is not None and not isinstance(resolver, Lazily):
+    if resolver is not None and resolver.make is None:
         root = str(spec.path[0])
         names[f"{root}_via"] = resolver.via
         shape = shape._replace(

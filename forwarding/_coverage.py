@@ -144,22 +144,28 @@ class _View:
         """Return which field of :class:`Coverage` a name belongs to."""
         if name in self._specs:
             return "forwarded"
-        if any(name in record.excepted for record in self._records):
+        if self._is_said(name):
             return "composed" if self._is_composed(name) else "own"
-        if name in self._roots or name in self._of_layers:
-            return "own"
-        if any(name in record.composed for record in self._records):
-            return "composed"
         definer = self._definer(name)
         if definer is not None and definer not in self._target.__mro__:
             return self._kind_of_definition(name)
-        if name in self._own:
-            return "own" if has_annotation(self._cls, name) else "shadowed"
-        if definer is not None:
+        return self._kind_by_accident(name, is_inherited=definer is not None)
+
+    def _is_said(self, name: str) -> bool:
+        """Whether the class says that a name is the wrapper's, or has it on purpose."""
+        if name in self._roots or name in self._of_layers:
+            return True
+        return any(name in r.excepted or name in r.composed for r in self._records)
+
+    def _kind_by_accident(self, name: str, *, is_inherited: bool) -> str:
+        """Return the kind of a name that no class body of the wrapper defines."""
+        if self._is_annotated(name):
+            return "own"
+        if name in self._own or is_inherited:
             return "shadowed"
-        if name in self._reached or self._answers(name):
-            return "forwarded"
-        return "own" if self._is_annotated(name) else "missing"
+        return (
+            "forwarded" if name in self._reached or self._answers(name) else "missing"
+        )
 
     def _definer(self, name: str) -> type | None:
         return next((b for b in self._cls.__mro__ if name in vars(b)), None)
@@ -179,6 +185,8 @@ class _View:
     def _is_composed(self, name: str) -> bool:
         """Whether a definition asks the target for the same name, or ``super()``."""
         attribute = static_attribute(self._cls, name)
+        if any(name in record.composed for record in self._records):
+            return True
         roots = self._roots or {"__wrapped__"}
         for code in _codes(attribute):
             used = set(_names_used(code))

@@ -7,14 +7,13 @@ property in between would call Python twice for each access.
 
 from _thread import RLock  # What threading has, without its import of 1 ms.
 from collections.abc import Callable
-from typing import Any, Final, Generic, Protocol, TypeVar, final
+from typing import Any, Generic, NamedTuple, TypeVar, final
 
 from forwarding._record import record_in
 from forwarding.exceptions import ForwardingError, TargetMissingError
 
 
 __all__ = (
-    "Lazily",
     "Resolver",
     "is_built",
     "lazy",
@@ -26,24 +25,33 @@ __all__ = (
 T = TypeVar("T")
 
 
-class Resolver(Protocol):
+class Resolver(NamedTuple):
     """How one dynamic target is found."""
 
-    reason: str
-    """What an error says when there is no target."""
     expression: str
-    """Source of the look-up; ``{name}`` is the target's, ``{via}`` this resolver's."""
-    errors: str
+    """Source of the look-up; ``{name}`` is the target's, ``{via}`` this one's ``via``."""
+    via: Any = None
+    """What ``{via}`` is in the expression."""
+    errors: str = ""
     """Exceptions that mean "nothing is bound", as source; "" if none does."""
-    may_be_none: bool
+    may_be_none: bool = False
     """Whether the look-up gives None when there is no target."""
-
-    @property
-    def via(self) -> Any:
-        """What ``{via}`` is in the expression."""
+    reason: str = ""
+    """What an error says when there is no target."""
+    bind: Callable[[Any, str, Any], None] | None = None
+    """Called with wrapper, name and value where a target is assigned."""
+    make: Callable[[Any], Any] | None = None
+    """Makes the target at its first use; afterwards it is a plain attribute."""
 
     def attribute(self, name: str) -> Any:
         """Return what stands on the class under the target's name."""
+        if self.make is not None:
+            return LazyTarget(name, self.make)
+        bind = self.bind
+        found = property(_Finder(self, name))
+        if bind is None:
+            return found
+        return found.setter(lambda wrapper, value: bind(wrapper, name, value))
 
 
 @final
@@ -113,94 +121,6 @@ class _Lock:
         return _Lock, ()
 
 
-class _Called:
-    """Any callable without arguments: a registry, the top of a stack."""
-
-    expression: Final = "{via}()"
-    errors: Final = "LookupError"
-    may_be_none: Final = False
-
-    def __init__(self, via: Callable[[], Any]) -> None:
-        self.via = via
-        self.reason = f"{getattr(via, '__qualname__', type(via).__name__)}() found none"
-
-    def attribute(self, name: str) -> Any:
-        return _property(self, name)
-
-
-class _InContext:
-    """A ContextVar: each task and each thread has its own target."""
-
-    expression: Final = "{via}()"
-    errors: Final = "LookupError"
-    may_be_none: Final = False
-
-    def __init__(self, variable: Any) -> None:
-        self._variable = variable
-        self.via = variable.get
-        self.reason = f"the ContextVar {variable.name!r} is not set in this context"
-
-    def attribute(self, name: str) -> Any:
-        def bind(_wrapper: object, value: Any) -> None:
-            self._variable.set(value)
-
-        return _property(self, name).setter(bind)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _InContext, (self._variable,)
-
-
-class _InThread:
-    """An attribute, of the target's name, of a ``threading.local``."""
-
-    expression: Final = "{via}.{name}"
-    errors: Final = "AttributeError"
-    may_be_none: Final = False
-
-    def __init__(self, local: Any) -> None:
-        self.via = local
-        self.reason = "this thread has bound none"
-
-    def attribute(self, name: str) -> Any:
-        def bind(_wrapper: object, value: Any) -> None:
-            setattr(self.via, name, value)
-
-        return _property(self, name).setter(bind)
-
-
-class _Weakly:
-    """A weak reference, which the wrapper holds in ``_<name>_ref``."""
-
-    expression: Final = "self._{name}_ref()"
-    errors: Final = "AttributeError"
-    may_be_none: Final = True
-    reason: Final = "it was collected, or none was assigned"
-
-    def __init__(self, reference: Callable[[Any], Any]) -> None:
-        self.via = reference
-
-    def attribute(self, name: str) -> Any:
-        def bind(wrapper: object, value: Any) -> None:
-            setattr(wrapper, f"_{name}_ref", self.via(value))
-
-        return _property(self, name).setter(bind)
-
-
-class Lazily:
-    """No look-up of its own: after the first use, the target is a plain attribute."""
-
-    expression: Final = "self.{name}"
-    errors: Final = ""
-    may_be_none: Final = False
-    reason: Final = ""
-
-    def __init__(self, via: lazy[Any]) -> None:
-        self.via = via
-
-    def attribute(self, name: str) -> Any:
-        return LazyTarget(name, self.via.make)
-
-
 def resolver_for(via: Any) -> Resolver:
     """Return how to find a target that ``via`` leads to.
 
@@ -212,18 +132,56 @@ def resolver_for(via: Any) -> Resolver:
     from contextvars import ContextVar  # noqa: PLC0415
 
     if isinstance(via, lazy):
-        return Lazily(via)
+        return Resolver("self.{name}", make=via.make)
     if isinstance(via, ContextVar):
-        return _InContext(via)
+        return _in_context(via)
     if isinstance(via, threading.local):
-        return _InThread(via)
+        return _in_thread(via)
     if isinstance(via, type) and issubclass(via, weakref.ref):
-        return _Weakly(via)
+        return _weakly(via)
     if callable(via) and not isinstance(via, type):
-        return _Called(via)
+        name = getattr(via, "__qualname__", type(via).__name__)
+        return Resolver("{via}()", via, "LookupError", reason=f"{name}() found none")
     raise ForwardingError(
         "via= takes a ContextVar, a threading.local, weakref.ref, lazy(make) or a "
         f"function without arguments, got {via!r}"
+    )
+
+
+def _in_context(variable: Any) -> Resolver:
+    """Look up a ContextVar: each task and each thread has its own target."""
+    return Resolver(
+        "{via}()",
+        variable.get,
+        "LookupError",
+        reason=f"the ContextVar {variable.name!r} is not set in this context",
+        bind=lambda _wrapper, _name, value: variable.set(value),
+    )
+
+
+def _in_thread(local: Any) -> Resolver:
+    """Look up the attribute, of the target's name, of a ``threading.local``."""
+    return Resolver(
+        "{via}.{name}",
+        local,
+        "AttributeError",
+        reason="this thread has bound none",
+        bind=lambda _wrapper, name, value: setattr(local, name, value),
+    )
+
+
+def _weakly(reference: Callable[[Any], Any]) -> Resolver:
+    """Look up a weak reference, which the wrapper holds in ``_<name>_ref``."""
+
+    def bind(wrapper: Any, name: str, value: Any) -> None:
+        setattr(wrapper, f"_{name}_ref", reference(value))
+
+    return Resolver(
+        "self._{name}_ref()",
+        errors="AttributeError",
+        may_be_none=True,
+        reason="it was collected, or none was assigned",
+        bind=bind,
     )
 
 
@@ -250,27 +208,26 @@ def unbound(wrapper: object, name: str) -> TargetMissingError:
 def is_built(wrapper: object, name: str) -> bool:
     """Return whether asking for a target would not make it."""
     resolver = resolver_of(type(wrapper), name)
-    return not isinstance(resolver, Lazily) or name in vars(wrapper)
+    is_lazy = resolver is not None and resolver.make is not None
+    return not is_lazy or name in vars(wrapper)
 
 
-def _property(resolver: Resolver, name: str) -> property:
-    source = resolver.expression.format(name=name, via="via")
-    space = {"via": resolver.via}
-    look_up = eval(f"lambda self: {source}", space)  # noqa: S307 -- Ours, of above.
+class _Finder:
+    """Getter of the target itself, as it is found for each forwarded attribute."""
 
-    def find(wrapper: object) -> Any:
+    def __init__(self, resolver: Resolver, name: str) -> None:
+        source = resolver.expression.format(name=name, via="via")
+        space = {"via": resolver.via}
+        self._look_up = eval(f"lambda self: {source}", space)  # noqa: S307 -- Ours.
+        self._errors = (LookupError, AttributeError) if resolver.errors else ()
+        self._may_be_none = resolver.may_be_none
+        self._name = name
+
+    def __call__(self, wrapper: object) -> Any:
         try:
-            found = look_up(wrapper)
-        except (LookupError, AttributeError) as error:
-            if resolver.errors not in (type(error).__name__, *_bases(error)):
-                raise
-            raise unbound(wrapper, name) from error
-        if found is None and resolver.may_be_none:
-            raise unbound(wrapper, name)
+            found = self._look_up(wrapper)
+        except self._errors as error:
+            raise unbound(wrapper, self._name) from error
+        if found is None and self._may_be_none:
+            raise unbound(wrapper, self._name)
         return found
-
-    return property(find)
-
-
-def _bases(error: BaseException) -> list[str]:
-    return [base.__name__ for base in type(error).__mro__]

@@ -37,7 +37,8 @@ def exact_signature(
 
     given = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     parameters = given if isinstance(model, staticmethod) else given[1:]
-    texts, arguments, defaults = ["self"], [], {}
+    texts, arguments = ["self"], []
+    defaults: dict[str, Any] = {}
     marked_positional = False
     for before, parameter in zip([None, *parameters], parameters, strict=False):
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:

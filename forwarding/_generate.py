@@ -20,7 +20,7 @@ from forwarding._source import Shape, source_of
 
 __all__ = ("generated", "recode")
 
-_TOKEN: Final = "__forwarding_source__"
+_TOKEN: Final = "__forwarding_source__"  # noqa: S105 -- A name, no secret.
 
 
 def generated(
@@ -139,7 +139,7 @@ def _code(shape: Shape, source: str, filename: str) -> CodeType:
     placeholders = _placeholders(shape.name, *map(str, path))
     parts = tuple(placeholders[str(part)] for part in (shape.name, *path))
     flags = (*options, shape.is_undecided, shape.is_recorded)
-    template = _template(parts, kind, *flags)
+    template = _template(parts, kind, flags)
     names = {placeholder: real for real, placeholder in placeholders.items()}
     return _renamed(template, names, filename)
 
@@ -148,22 +148,17 @@ def _placeholders(*names: str) -> dict[str, str]:
     """Return for each different name another one of its length in UTF-8."""
     different = dict.fromkeys(names)
     return {
-        name: chr(ord("A") + at) * len(name.encode()) for at, name in enumerate(different)
+        name: chr(ord("A") + at) * len(name.encode())
+        for at, name in enumerate(different)
     }
 
 
 @functools.lru_cache(maxsize=256)
-def _template(
-    parts: tuple[str, ...],
-    kind: Kind,
-    set_: bool,
-    delete: bool,
-    is_undecided: bool,
-    is_recorded: bool,
-    /,
-) -> CodeType:
+def _template(parts: tuple[str, ...], kind: Kind, flags: tuple[bool, ...]) -> CodeType:
     name, *path = parts
-    shape = Shape(name, Spec(tuple(path), kind, set_, delete), is_undecided, is_recorded)
+    can_set, can_delete, is_undecided, is_recorded = flags
+    spec = Spec(tuple(path), kind, can_set, can_delete)
+    shape = Shape(name, spec, is_undecided, is_recorded)
     return compile(source_of(shape), "<forwarded>", "exec")
 
 

@@ -75,7 +75,10 @@ def install(cls: type, name: str, declaration: Declaration, model: Any = None) -
     _check_lens(cls, name, spec, declaration)
     is_undecided = known.kind is None and spec.kind == "data" and _may_turn(spec)
     attribute = build(cls, name, spec, model=known.model, is_undecided=is_undecided)
-    _describe(cls, name, attribute, spec, declaration, known)
+    annotation = _type_of_value(cls, name, spec, declaration, known)
+    describe(
+        attribute, spec, doc=declaration.doc, model=known.model, annotation=annotation
+    )
     record = record_of(cls)
     record.specs[name] = spec
     if is_undecided:
@@ -259,23 +262,16 @@ def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> N
             raise ForwardingError(f"{cls.__name__}.{name}: {reason}")
 
 
-def _describe(
-    cls: type,
-    name: str,
-    attribute: property | FunctionType,
-    spec: Spec,
-    declaration: Declaration,
-    known: _Knowledge,
-) -> None:
+def _type_of_value(
+    cls: type, name: str, spec: Spec, declaration: Declaration, known: _Knowledge
+) -> Any:
+    """Return the annotation of what is read, None if it is not known."""
     annotation = _annotation(cls, name, declaration)
     last = spec.path[-1]
     if annotation is None and known.owners and isinstance(last, str):
         annotation = annotation_of(known.owners[0], last)
-    if spec.lens is not None and annotation is not None:
-        annotation = None if spec.lens.get or spec.lens.each else annotation
-    describe(
-        attribute, spec, doc=declaration.doc, model=known.model, annotation=annotation
-    )
+    is_changed = spec.lens is not None and (spec.lens.get or spec.lens.each)
+    return None if is_changed else annotation
 
 
 def _finished(
@@ -298,8 +294,8 @@ def _finished(
 
 def _with_accessors(attribute: Any, accessors: Mapping[str, Any]) -> property:
     names = ("fget", "fset", "fdel")
-    given = [accessors.get(name, getattr(attribute, name)) for name in names]
-    return property(*given, doc=attribute.__doc__)
+    given = {name: accessors.get(name, getattr(attribute, name)) for name in names}
+    return property(**given, doc=attribute.__doc__)
 
 
 def _on_class(cls: type, name: str, attribute: Any, known: _Knowledge) -> Any:

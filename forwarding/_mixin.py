@@ -13,7 +13,7 @@ from forwarding._descriptor import Forwarded
 from forwarding._install import install, refuse_in_place
 from forwarding._interface import Names, interfaces, members, spelled
 from forwarding._path import parsed_path
-from forwarding._record import record_of
+from forwarding._record import Kind, record_of
 from forwarding._routing import route_writes
 from forwarding.exceptions import ForwardingError
 
@@ -97,7 +97,7 @@ class _Bulk:
 
     def declaration(self, name: str) -> Forwarded[Any]:
         """Return what stands for one declaration in the class body."""
-        kind = "method" if name in self.methods else None
+        kind: Kind | None = "method" if name in self.methods else None
         return Forwarded(to=self.to, kind=kind)
 
 

@@ -21,15 +21,16 @@ def route_writes(cls: type) -> None:
     layer's bias, while a Parameter, on its way back, would be registered on the
     wrapper (peft#3246).
     """
-    if not all(hasattr(cls, name) for name in _OF_MODULES):
+    specs = forwarded_attributes(cls).values()
+    is_module = all(hasattr(cls, name) for name in _OF_MODULES)
+    if not is_module or all(spec.kind != "data" for spec in specs):
         return
     for hook in _HOOKS:
         inherited = getattr(cls, hook)
         is_python = isinstance(inherited, FunctionType)
         is_routed = "__forwarding_routes__" in getattr(inherited, "__dict__", {})
         if is_python and not is_routed and hook not in vars(cls):
-            if any(s.kind == "data" for s in forwarded_attributes(cls).values()):
-                type.__setattr__(cls, hook, _routed(cls, hook))
+            type.__setattr__(cls, hook, _routed(cls, hook))
 
 
 def _routed(cls: type, hook: str) -> FunctionType:

@@ -79,19 +79,17 @@ class Shape(NamedTuple):
 def source_of(shape: Shape) -> str:
     """Return the definitions of a property, or of a method."""
     if shape.is_plain:
-        _, kind, set_, delete, _ = spec = shape.spec
-        flags = (shape.is_undecided, shape.is_recorded)
-        pattern = _pattern(kind, set_, delete, *flags)
-        return pattern.format(name=shape.name, path=spelled_path(spec.path))
+        path, kind, *options, _ = shape.spec
+        flags = (*options, shape.is_undecided, shape.is_recorded)
+        return _pattern(kind, flags).format(name=shape.name, path=spelled_path(path))
     return _composed(shape)
 
 
 @functools.lru_cache(maxsize=64)
-def _pattern(
-    kind: Kind, set_: bool, delete: bool, is_undecided: bool, is_recorded: bool, /
-) -> str:
+def _pattern(kind: Kind, flags: tuple[bool, ...]) -> str:
     """Return the source of all plain attributes that differ in names only."""
-    spec = Spec(("{path}",), kind, set_, delete)
+    can_set, can_delete, is_undecided, is_recorded = flags
+    spec = Spec(("{path}",), kind, can_set, can_delete)
     return _composed(Shape("{name}", spec, is_undecided, is_recorded))
 
 

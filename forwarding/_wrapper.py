@@ -8,25 +8,19 @@ from forwarding._mixin import Forwarding
 from forwarding._record import record_of
 
 
-__all__ = ("Wrapper",)
+__all__ = ("Holder", "SlottedWrapper", "Wrapper")
 
 T = TypeVar("T")
 
 
-class Wrapper(Forwarding, Generic[T]):
-    """Hold the wrapped object as ``__wrapped__``; forward what is declared.
+class Holder(Forwarding, Generic[T]):
+    """What every ready wrapper does, wherever it keeps its target."""
 
-    >>> from forwarding import Forwarded
-    >>> class Loud(Wrapper[list[int]]):
-    ...     count = Forwarded()
-    >>> Loud([1, 1, 2]).count(1)
-    2
-    """
-
+    __slots__ = ()
     __wrapped__: T
 
     def __init__(self, wrapped: T, /) -> None:
-        self.__wrapped__ = wrapped
+        self.__wrapped__ = wrapped  # type: ignore[misc]  # A subclass has the place.
 
     @recursive_repr()
     def __repr__(self) -> str:
@@ -36,5 +30,33 @@ class Wrapper(Forwarding, Generic[T]):
         return f"{type(self).__name__}({inside})"
 
 
+class Wrapper(Holder[T]):
+    """Hold the wrapped object as ``__wrapped__``; forward what is declared.
+
+    >>> from forwarding import Forwarded
+    >>> class Loud(Wrapper[list[int]]):
+    ...     count = Forwarded()
+    >>> Loud([1, 1, 2]).count(1)
+    2
+    """
+
+
+class SlottedWrapper(Holder[T]):
+    """A :class:`Wrapper` whose instances have no ``__dict__``, for many small ones.
+
+    Give its subclasses ``__slots__`` too, or they have one again.
+
+    >>> from forwarding import Forwarded
+    >>> class Small(SlottedWrapper[list[int]]):
+    ...     __slots__ = ()
+    ...     count = Forwarded()
+    >>> small = Small([1, 1, 2])
+    >>> small.count(1), hasattr(small, "__dict__")
+    (2, False)
+    """
+
+    __slots__ = ("__weakref__", "__wrapped__")
+
+
 # Its class is known from Wrapper[T].
-record_of(Wrapper).targets["__wrapped__"] = None
+record_of(Holder).targets["__wrapped__"] = None

@@ -192,9 +192,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
         if type(self) is not variant:
             _set_class(self, variant)
 
-    for _self_name in _ASKING:
-        vars()[_self_name] = _Absent(_self_name)
-    del _self_name
+    vars().update({name: _Absent(name) for name in _ASKING})
 
     @property
     def __object_proxy__(self) -> Any:
@@ -276,7 +274,9 @@ def _lacking(cls: type[_Proxy], target: type) -> tuple[str, ...]:
     )
     # wrapt's is written in C, where iter() does not see it.
     is_wrapts = isinstance(static_attribute(cls, "__getitem__"), _Absent)
-    by_index = hasattr(target, "__getitem__") and not issubclass(target, BaseObjectProxy)
+    by_index = hasattr(target, "__getitem__") and not issubclass(
+        target, BaseObjectProxy
+    )
     if by_index and not hasattr(target, "__iter__") and is_wrapts:
         return (*names, "__getitem__")
     return names
@@ -347,6 +347,7 @@ def around(
         advice. Write a plain ``def step`` there.
 
     Args:
+        place: The old spelling of ``to`` and ``path``, which warns.
         to: Path to the object that has a method of this name, as for
             :class:`forwarding.Forwarded`.
         path: Path to the method itself.
