@@ -91,10 +91,12 @@ class Case:
             "LAZY": (options.lazy, "lazy"),
             "BIND": (options.bind, "bind"),
         }
-        labels = {
-            word: (label(function, otherwise) if function else "", function)
-            for word, (function, otherwise) in given.items()
-        }
+        labels: dict[str, tuple[str, Any]] = {}
+        for word, (function, otherwise) in given.items():
+            name = label(function, otherwise) if function else ""
+            # Two callables of one name cannot both be called by it.
+            taken = {other for other, known in labels.values() if known is not function}
+            labels[word] = (otherwise if name in taken else name, function)
         if not self.depth:
             labels["FACTORY"] = ("itself", _itself)
         return labels
