@@ -13,7 +13,7 @@ gradient of a unit is the sum over its rows. What it returns is then grouped by 
 The uses of one parameter are joined before its norm is taken, since a unit's norm is
 that of the sum over all its rows, wherever they are.
 
-Shapes: ``R`` rows, ``U`` units, ``P`` elements of a parameter, ``N`` products, ``I`` by
+Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``P`` elements of a parameter, ``N`` products, ``I`` by
 ``O`` the operand, ``u`` units of a bucket, ``T`` rows of a unit.
 """
 
@@ -42,9 +42,9 @@ class RaggedGrads(GradPart):
     """Gradients of units that each own some rows.
 
     Args:
-        rows: The gradients with every row as an example of its own: a part of R
-            examples of one position each.
-        groups: The owners of the rows.
+        rows: The gradients with every row that is a unit's as an example of its own:
+            a part of r examples of one position each.
+        groups: The units of the rows.
     """
 
     def __init__(self, rows: _Rows, groups: RowGroups) -> None:
@@ -60,8 +60,8 @@ class RaggedGrads(GradPart):
         return norms_U
 
     def gradients(self, examples: slice) -> Tensor:
-        rows_r, groups = self.groups.within(examples)
-        rows = _select(self.rows, rows_r)
+        mine, groups = self.groups.within(examples)
+        rows = _select(self.rows, mine)
         if isinstance(rows, MaterializedGrads):
             return RaggedGrads(rows, groups).materialized().grads_BP
         grads = _zeros(rows, [groups.num_units, *_operand_shape(rows)])
@@ -71,12 +71,13 @@ class RaggedGrads(GradPart):
         return grads
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
-        factors_R = factors_B[self.groups.owner_R.to(factors_B.device)]
-        self.rows.add_weighted_sum(factors_R, total, beta=beta)
+        factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]
+        self.rows.add_weighted_sum(factors_r, total, beta=beta)
 
     def mask_examples(self, mask_B: Tensor) -> GradPart:
-        mask_R = mask_B.to(self.groups.owner_R.device)[self.groups.owner_R]
-        return RaggedGrads(self.rows.mask_examples(mask_R), self.groups)
+        owner_r = self.groups.owner_r
+        mask_r = mask_B.to(owner_r.device)[owner_r]
+        return RaggedGrads(self.rows.mask_examples(mask_r), self.groups)
 
     def materialized(self) -> MaterializedGrads:
         """Return rows that are held in full as one row for each unit."""
@@ -88,39 +89,37 @@ class RaggedGrads(GradPart):
         return RaggedGrads(self.rows.transposed(), self.groups)
 
 
-def by_unit(part: GradPart, owner_R: Tensor, num_units: int) -> GradPart:
+def by_unit(part: GradPart, groups: RowGroups) -> GradPart:
     """Return the gradients of units, given those of R rows.
 
     Args:
-        part: The gradients of every row, as those of an example.
-        owner_R: The unit of each row; a negative number if it is nobody's, and then
-            its gradient is zero.
-        num_units: The number of units.
+        part: The gradients of every row, as those of an example. Those of a row that
+            is nobody's are zero.
+        groups: The units of the rows.
     """
     if isinstance(part, EmbeddingGrads):
-        return part.owned_by(owner_R, num_units)
+        return part.owned_by(groups.unit_R, groups.num_units)
     if isinstance(part, SlicedGrads):
-        return _put_in_place(part, owner_R, num_units)
+        return _put_in_place(part, groups)
     rows, repeats = _one_position_each(part)
     if repeats > 1:
-        owner_R = owner_R.repeat_interleave(repeats)
-    is_owned_R = owner_R >= 0
+        unit_R = groups.unit_R.repeat_interleave(repeats)
+        groups = RowGroups(unit_R, groups.num_units)
     # Rows of nobody are dropped, not multiplied by zero: they may hold infinity.
-    if not bool(is_owned_R.all()):
-        owned_r = is_owned_R.nonzero()[:, 0]
-        rows, owner_R = _select(rows, owned_r), owner_R[owned_r]
-    return RaggedGrads(rows, RowGroups(owner_R, num_units))
+    if groups.owned_r is not None:
+        rows = _select(rows, groups.owned_r)
+    return RaggedGrads(rows, groups)
 
 
-def _put_in_place(
-    part: SlicedGrads, owner_R: Tensor, num_units: int
-) -> MaterializedGrads:
+def _put_in_place(part: SlicedGrads, groups: RowGroups) -> MaterializedGrads:
     """Return whole operands of units, zero but for the slices of their rows."""
     slices = part.inner.gradients(slice(None)).movedim(1 + part.axis, 1)  # [R, L, ...]
     shape = [n for axis, n in enumerate(part.shape) if axis != part.axis]
-    whole = slices.new_zeros(num_units, *slices.shape[:2], *shape)
-    row_r = (owner_R >= 0).nonzero()[:, 0]
-    whole[owner_R[row_r], row_r] = slices[row_r]
+    whole = slices.new_zeros(groups.num_units, *slices.shape[:2], *shape)
+    row_r = groups.owned_r
+    if row_r is None:
+        row_r = torch.arange(len(slices), device=slices.device)
+    whole[groups.owner_r, row_r] = slices[row_r]
     return MaterializedGrads(whole.flatten(1, 2).movedim(1, 1 + part.axis))
 
 
@@ -140,12 +139,12 @@ def _one_position_each(part: GradPart) -> tuple[_Rows, int]:
     return replace(part, inputs=inputs, grads=grads), part.inputs.shape[1]
 
 
-def _select(rows: _Rows, index_r: Tensor) -> _Rows:
+def _select(rows: _Rows, index: Tensor) -> _Rows:
     if isinstance(rows, MaterializedGrads):
-        return MaterializedGrads(rows.grads_BP[index_r])
+        return MaterializedGrads(rows.grads_BP[index])
     if isinstance(rows, FactoredGrads):
-        return FactoredGrads(rows.left[index_r], rows.right[index_r])
-    return replace(rows, inputs=rows.inputs[index_r], grads=rows.grads[index_r])
+        return FactoredGrads(rows.left[index], rows.right[index])
+    return replace(rows, inputs=rows.inputs[index], grads=rows.grads[index])
 
 
 def _of_bucket(rows: FactoredGrads | ConvolutionGrads, bucket: Bucket) -> GradPart:
@@ -176,10 +175,10 @@ def _added_up(parts: Sequence[RaggedGrads], num_units: int) -> MaterializedGrads
     total_UP: Tensor | None = None
     for part in parts:
         assert isinstance(part.rows, MaterializedGrads)  # noqa: S101 -- by its callers
-        rows_RP = wide(part.rows.grads_BP)
+        rows_rP = wide(part.rows.grads_BP)
         if total_UP is None:
-            total_UP = rows_RP.new_zeros(num_units, *rows_RP.shape[1:])
-        part.groups.total(rows_RP, total_UP)
+            total_UP = rows_rP.new_zeros(num_units, *rows_rP.shape[1:])
+        total_UP.index_add_(0, part.groups.owner_r, rows_rP)
     assert total_UP is not None  # noqa: S101 -- there is at least one
     return MaterializedGrads(total_UP)
 
@@ -203,8 +202,9 @@ def join_ragged(uses: Sequence[GradPart]) -> Sequence[GradPart]:
         # A use whose units do lie along an axis is a ragged one too.
         regular = [use for use in others if isinstance(use, FactoredGrads)]
         others = [use for use in others if not isinstance(use, FactoredGrads)]
-        index_U = torch.arange(num_units, device=products[0].groups.owner_R.device)
-        as_ragged = [by_unit(use, index_U, num_units) for use in regular]
+        index_U = torch.arange(num_units, device=products[0].groups.owner_r.device)
+        groups = RowGroups(index_U, num_units)
+        as_ragged = [by_unit(use, groups) for use in regular]
         joined += _join_products([*products, *as_ragged])
     return [*others, *joined]
 
@@ -224,6 +224,6 @@ def _join_same(uses: Sequence[tuple[FactoredGrads, RowGroups]]) -> RaggedGrads:
         return RaggedGrads(*uses[0])
     left = torch.cat([rows.left for rows, _ in uses])
     right = torch.cat([rows.right for rows, _ in uses])
-    owner_R = torch.cat([groups.owner_R for _, groups in uses])
-    groups = RowGroups(owner_R, uses[0][1].num_units)
+    unit_R = torch.cat([groups.owner_r for _, groups in uses])
+    groups = RowGroups(unit_R, uses[0][1].num_units)
     return RaggedGrads(FactoredGrads(left, right), groups)

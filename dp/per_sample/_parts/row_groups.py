@@ -10,8 +10,8 @@ Units with 1, 5, 6 and 20 rows come in three buckets, of 1 x 1, 2 x 6 and 1 x 20
 in a bucket nobody has more than twice the rows of another, so padding never takes more
 memory than the rows themselves.
 
-Shapes: ``R`` rows, ``U`` units, ``u`` units of a bucket, ``r`` their rows, ``T`` rows of
-a unit, at most.
+Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``u`` units of a bucket,
+``T`` rows of a unit, at most.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,24 +33,24 @@ class Bucket:
     Attributes:
         units_u: The units.
         length: The largest number of rows of one of them.
-        rows_r: Their rows, unit by unit.
-        slots_r: Where each row goes among u * T; None if it is already there, since all
+        rows: Their rows, unit by unit.
+        slots: Where each row goes among u * T; None if it is already there, since all
             units have as many rows.
     """
 
     units_u: Tensor
     length: int
-    rows_r: Tensor
-    slots_r: Tensor | None
+    rows: Tensor
+    slots: Tensor | None
 
-    def gather(self, values_R: Tensor) -> Tensor:
-        """Return [u, T, ...] of [R, ...], with zeros behind a unit's last row."""
-        values_r = values_R[self.rows_r]
-        shape = (len(self.units_u), self.length, *values_R.shape[1:])
-        if self.slots_r is None:
-            return values_r.view(shape)
-        padded = values_R.new_zeros(shape[0] * shape[1], *shape[2:])
-        return padded.index_copy_(0, self.slots_r, values_r).view(shape)
+    def gather(self, values_r: Tensor) -> Tensor:
+        """Return [u, T, ...] of [r, ...], with zeros behind a unit's last row."""
+        values = values_r[self.rows]
+        shape = (len(self.units_u), self.length, *values_r.shape[1:])
+        if self.slots is None:
+            return values.view(shape)
+        padded = values_r.new_zeros(shape[0] * shape[1], *shape[2:])
+        return padded.index_copy_(0, self.slots, values).view(shape)
 
 
 @final
@@ -58,16 +58,26 @@ class RowGroups:
     """The rows of a use, by unit.
 
     Args:
-        owner_R: The unit of each row: 0 .. U - 1. There are no rows of nobody.
+        unit_R: The unit of each row, 0 .. U - 1, or a negative number if it is nobody's.
         num_units: U; a unit may have no row.
+
+    Attributes:
+        owned_r: The rows that are a unit's; None if all of them are.
+        owner_r: The unit of each of these.
     """
 
-    __slots__ = ("_buckets", "num_units", "owner_R")
+    __slots__ = ("_buckets", "num_units", "owned_r", "owner_r", "unit_R")
 
-    def __init__(self, owner_R: Tensor, num_units: int) -> None:
-        self.owner_R = owner_R
+    def __init__(self, unit_R: Tensor, num_units: int) -> None:
+        self.unit_R = unit_R
         self.num_units = num_units
+        self.owned_r: Tensor | None = None
+        self.owner_r = unit_R
         self._buckets: Sequence[Bucket] | None = None
+        is_owned_R = unit_R >= 0
+        if not bool(is_owned_R.all()):
+            self.owned_r = is_owned_R.nonzero()[:, 0]
+            self.owner_r = unit_R[self.owned_r]
 
     @property
     def buckets(self) -> Sequence[Bucket]:
@@ -77,31 +87,28 @@ class RowGroups:
         return self._buckets
 
     def _make_buckets(self) -> Iterator[Bucket]:
-        counts_U = torch.bincount(self.owner_R, minlength=self.num_units)
-        order_R = self.owner_R.argsort(stable=True)
-        owner_R = self.owner_R[order_R]
+        counts_U = torch.bincount(self.owner_r, minlength=self.num_units)
+        order_r = self.owner_r.argsort(stable=True)
+        owner_r = self.owner_r[order_r]
         start_U = counts_U.cumsum(0) - counts_U
-        position_R = torch.arange(len(order_R), device=order_R.device)
-        position_R -= start_U[owner_R]  # Of a row among its unit's.
+        position_r = torch.arange(len(order_r), device=order_r.device)
+        position_r -= start_U[owner_r]  # Of a row among its unit's.
         # The exponent e of a count in [2^(e - 1), 2^e), found without rounding.
         exponent_U = torch.frexp(counts_U.double()).exponent
         for exponent in exponent_U[counts_U > 0].unique().tolist():
             is_in_U = (exponent_U == exponent) & (counts_U > 0)
             units_u = is_in_U.nonzero()[:, 0]
             length = int(counts_U[units_u].max())
-            chosen_r = is_in_U[owner_R].nonzero()[:, 0]
-            slots_r = None
-            if len(chosen_r) < len(units_u) * length:
+            chosen = is_in_U[owner_r].nonzero()[:, 0]
+            slots = None
+            if len(chosen) < len(units_u) * length:
                 place_U = is_in_U.cumsum(0) - 1  # Of a unit in its bucket.
-                slots_r = place_U[owner_R[chosen_r]] * length + position_R[chosen_r]
-            yield Bucket(units_u, length, order_R[chosen_r], slots_r)
-
-    def total(self, values_R: Tensor, total_U: Tensor) -> Tensor:
-        """Add [R, ...] to [U, ...] by unit, in place, and return it."""
-        return total_U.index_add_(0, self.owner_R, values_R)
+                slots = place_U[owner_r[chosen]] * length + position_r[chosen]
+            yield Bucket(units_u, length, order_r[chosen], slots)
 
     def within(self, units: slice) -> tuple[Tensor, "RowGroups"]:
-        """Return the rows of consecutive units, and their groups."""
+        """Return which of the owned rows are those of consecutive units, in groups."""
         start, stop, _ = units.indices(self.num_units)
-        rows_r = ((self.owner_R >= start) & (self.owner_R < stop)).nonzero()[:, 0]
-        return rows_r, RowGroups(self.owner_R[rows_r] - start, stop - start)
+        mine_r = (self.owner_r >= start) & (self.owner_r < stop)
+        rows = mine_r.nonzero()[:, 0]
+        return rows, RowGroups(self.owner_r[rows] - start, stop - start)

@@ -19,9 +19,9 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.owners import Owners
-from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.ragged import by_unit
 from dp.per_sample._parts.reparametrized import SlicedGrads, check_slices
+from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import (
     Grads,
     Parts,
@@ -43,10 +43,10 @@ def fitting_rule(context: RuleContext) -> Rule | None:
         return None
     if not context.owners:
         return rule if rule.applies(context) else None
+    if not any(_groups(context, output) for output in context.owners):
+        return rule  # Which has nothing to do.
     by_row = _by_row(context)
-    if by_row is None or not _fits(rule, by_row[0]):
-        return None
-    return rule
+    return rule if by_row is not None and _fits(rule, by_row[0]) else None
 
 
 def _fits(rule: Rule, context: RuleContext) -> bool:
@@ -66,65 +66,67 @@ def parts_of_use(rule: Rule | None, context: RuleContext, grads: Grads) -> Parts
     if not context.owners:
         return by_node(context, grads) if rule is None else rule.apply(context, grads)
     grads = [
-        grad if grad is not None and grad.numel() and _is_owned(context, i) else None
-        for i, grad in enumerate(grads)
+        grad if grad is not None and _groups(context, output) else None
+        for output, grad in enumerate(grads)
     ]
     if all(grad is None for grad in grads):
         return {}  # As of an expert that no token was routed to.
     by_row = None if rule is None else _by_row(context)
     if rule is None or by_row is None:
         return by_node(context, grads)
-    rows, owner_R = by_row
+    rows, groups = by_row
     parts = rule.apply(rows, grads)
-    return {
-        position: _grouped(part, position, context, owner_R)
-        for position, part in parts.items()
-    }
+    for position, part in parts.items():
+        if isinstance(part, SlicedGrads):
+            check_slices(context.operands[position])
+    return {position: by_unit(part, groups) for position, part in parts.items()}
 
 
-def _grouped(
-    part: GradPart, position: int, context: RuleContext, owner_R: Tensor
-) -> GradPart:
-    if isinstance(part, SlicedGrads):
-        check_slices(context.operands[position])
-    return by_unit(part, owner_R, context.num_samples)
+def _by_row(context: RuleContext) -> tuple[RuleContext, RowGroups] | None:
+    """Return the use with every row as an example, and the units of the rows.
 
-
-def _is_owned(context: RuleContext, output: int) -> bool:
-    """Whether anything of an output is a unit's."""
-    owners = context.owners.get(output)
-    return owners is not None and (owners.rows is not None or owners.is_regular)
-
-
-def _by_row(context: RuleContext) -> tuple[RuleContext, Tensor] | None:
-    """Return the use with every row as an example, and the unit of each row.
-
-    The unit is negative for a row that is nobody's. None if the outputs that matter
-    do not have the same rows.
+    None if the outputs that matter do not have the same rows.
     """
-    owner_R: Tensor | None = None
+    first: RowGroups | None = None
     layouts: dict[int, Layout | SpreadLayout] = {}
     for output, owners in context.owners.items():
-        if not _is_owned(context, output):
+        groups = _groups(context, output)
+        if groups is None:
             continue
-        shape = output_shape(context.use.node, output)
-        owner = _owner_tensor(context, owners, len(shape))
-        if owner_R is not None and not torch.equal(owner_R, owner.flatten()):
+        if first is not None and not torch.equal(first.unit_R, groups.unit_R):
             return None
-        owner_R = owner.flatten()
-        axes = [axis - len(shape) for axis, n in enumerate(owner.shape) if n > 1]
-        # A single owner has all of the tensor, so any axis will do.
-        layouts[output] = _layout(axes) if axes else Layout(-1)
-    if owner_R is None:
+        first = groups
+        rank = len(output_shape(context.use.node, output))
+        layouts[output] = _layout(owners, context, rank)
+    if first is None:
         return None
-    rows = replace(context, layouts=layouts, num_samples=len(owner_R), owners={})
-    return rows, owner_R
+    rows = replace(context, layouts=layouts, num_samples=len(first.unit_R), owners={})
+    return rows, first
 
 
-def _layout(axes: list[int]) -> Layout | SpreadLayout:
+def _groups(context: RuleContext, output: int) -> RowGroups | None:
+    """Return the rows of an output by unit; None if all of it is nobody's."""
+    owners = context.owners.get(output)
+    if owners is None or (owners.rows is None and not owners.is_regular):
+        return None
+    key = (id(owners.rows), *owners[1:3])
+    groups = context.groups.get(key)
+    if groups is None:
+        rank = len(output_shape(context.use.node, output))
+        unit_R = _unit_tensor(owners, context, rank).flatten()
+        groups = context.groups[key] = RowGroups(unit_R, context.num_samples)
+    return groups if len(groups.owner_r) else None
+
+
+def _layout(owners: Owners, context: RuleContext, rank: int) -> Layout | SpreadLayout:
+    """Return how rows lie in an output of *rank* axes."""
+    lengths = _unit_tensor(owners, context, rank).shape
+    axes = [axis - rank for axis, length in enumerate(lengths) if length > 1]
+    if not axes:
+        return Layout(-1)  # All of it is one row, so any axis will do.
     return Layout(axes[0]) if len(axes) == 1 else SpreadLayout(tuple(axes))
 
 
-def _owner_tensor(context: RuleContext, owners: Owners, rank: int) -> Tensor:
+def _unit_tensor(owners: Owners, context: RuleContext, rank: int) -> Tensor:
     device = context.use.parameters[0].device
     return owners.as_rows(rank, context.num_samples, device)

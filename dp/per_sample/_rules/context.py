@@ -3,7 +3,7 @@
 Shapes: ``B`` examples, ``T`` positions of an example, ``D`` the last axis.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -18,6 +18,7 @@ from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
+from dp.per_sample._parts.row_groups import RowGroups
 
 
 __all__ = (
@@ -86,13 +87,6 @@ class SpreadLayout:
         moved = tensor.movedim([*self.axes], [*range(len(self.axes))])
         return moved.reshape(num_samples, *moved.shape[len(self.axes) :])
 
-    def owners(
-        self, shape: Sequence[int], num_samples: int, device: torch.device
-    ) -> Tensor:
-        """Return a tensor, broadcast to *shape*, that says whose an element is."""
-        sizes = [n if k - len(shape) in self.axes else 1 for k, n in enumerate(shape)]
-        return torch.arange(num_samples, device=device).view(sizes)
-
 
 @final
 @dataclass(slots=True)
@@ -107,6 +101,7 @@ class RuleContext:
         held: Saved values that were read before, by name; the node's own otherwise.
         owners: By output, the unit that owns each element, where units lie along no
             axis. There are no layouts then.
+        groups: The rows of uses by unit, which all uses of a batch may share.
     """
 
     use: Use
@@ -115,6 +110,7 @@ class RuleContext:
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
     owners: Mapping[int, Owners] = field(default_factory=dict)
+    groups: dict[Hashable, RowGroups] = field(default_factory=dict)
 
     @property
     def layout(self) -> "Layout | SpreadLayout":
@@ -139,6 +135,7 @@ class RuleContext:
         """
         if not self.owners:
             layout = self.layouts[output]
+            assert isinstance(layout, Layout)  # noqa: S101 -- see Rule.spreads
             return layout.owners(grad.shape, self.num_samples, grad.device)
         owners = self.owners[output]
         rows: Tensor = owners.as_rows(grad.dim(), self.num_samples, grad.device)
@@ -307,6 +304,6 @@ def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
     if not context.layout.time_major:
         apart = grad.unflatten(axis, (B, -1))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
-    owners = context.layout.owners(grad.shape, B, grad.device)
+    owners = context.owner_tensor(0, grad)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
     return MaterializedGrads(torch.where(owners == index, grad, 0))

@@ -27,6 +27,7 @@ from dp.per_sample._graph.nodes import (
 from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.ragged import by_unit
+from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 
@@ -86,7 +87,7 @@ def _of_units(grads_KP: Tensor, unit_K: Tensor, context: RuleContext) -> GradPar
     part = MaterializedGrads(grads_KP)
     if not context.owners:
         return part
-    return by_unit(part, unit_K, context.num_samples)
+    return by_unit(part, RowGroups(unit_K, context.num_samples))
 
 
 def _rows_of_examples(

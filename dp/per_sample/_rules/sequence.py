@@ -50,7 +50,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
     weights_L = context.saved("per_sample_weights")
     if weights_L is not None:
         grads_LD = grads_LD * weights_L[:, None]
-    owner_of_bag = context.layout.owners(grad.shape, context.num_samples, grad.device)
+    owner_of_bag = context.owner_tensor(0, grad)
     part = EmbeddingGrads(
         indices_L,
         owner_of_bag.flatten().expand(len(grad))[bags_L],

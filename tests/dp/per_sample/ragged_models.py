@@ -76,7 +76,9 @@ class PackedBatch(nn.Module):
         h = self.tokens(tokens_BT) + self.table[tokens_BT]
         h = self.norm(h) + self.rms(h) / self.factor
         h = self.layer(h * self.factor - self.shift)
-        return by_unit(h.flatten(0, 1), owner_BT.flatten()).sin().sum(1), torch.arange(U)
+        return by_unit(h.flatten(0, 1), owner_BT.flatten()).sin().sum(1), torch.arange(
+            U
+        )
 
 
 class Graphs(nn.Module):

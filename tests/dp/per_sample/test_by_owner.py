@@ -78,7 +78,9 @@ def ragged_gradients(losses, units, parameters, num_units, served=None):
     return PerSampleGradients(parts, parameters, torch.zeros(num_units))
 
 
-def assert_as_by_loop(losses, units, parameters, *, num_units=U, served=None, rtol=1e-10):
+def assert_as_by_loop(
+    losses, units, parameters, *, num_units=U, served=None, rtol=1e-10
+):
     rows = []
     for unit in range(num_units):
         seeds = (units == unit).to(losses.dtype)
@@ -119,3 +121,152 @@ def test_models_whose_units_lie_along_no_axis_are_as_by_a_loop(name, seed):
     losses, units = model()
 
     assert_as_by_loop(losses, units, [*model.parameters()])
+
+
+def test_sequences_of_users_are_served_where_onednn_runs_a_layer():
+    """One operation has all gates of all steps; its sequences have any owners."""
+    torch.set_default_dtype(torch.float32)  # In double precision it runs step by step.
+    model, served = MODELS["sequences"](), []
+    losses, units = model()
+
+    parameters = [*model.parameters()]
+    assert_as_by_loop(losses, units, parameters, served=served, rtol=1e-4)
+
+    assert served == [("MkldnnRnnLayerBackward0", True)]
+
+
+@pytest.mark.parametrize("name", set(MODELS) - {"sequences"})
+def test_no_model_needs_a_backward_an_operation(name):
+    """All of them are served by the rules that ordinary batches have."""
+    model, served = MODELS[name](), []
+    losses, units = model()
+    ragged_gradients(losses, units, [*model.parameters()], U, served)
+
+    assert served
+    assert all(is_by_rule for _, is_by_rule in served), served
+
+
+# One use each: its output for some number of rows, and its parameters.
+def _bilinear(num_rows, w):
+    x = torch.randn(2, num_rows, 3)
+    return torch.nn.functional.bilinear(x[0], x[1], w)
+
+
+def _rows_of_table(num_rows, w):
+    return w[torch.randint(len(w), (num_rows,))]
+
+
+USES = {
+    "linear": (lambda n, w, b: torch.addmm(b, torch.randn(n, 3), w), [(3, 2), (2,)]),
+    "large": (lambda n, w: torch.randn(n, 90) @ w, [(90, 50)]),
+    "transposed": (lambda n, w: w @ torch.randn(3, n), [(2, 3)]),
+    "wide rows": (lambda n, w: torch.randn(n, 5, 3) + w, [(5, 1)]),
+    "a slice each": (lambda n, w: torch.randn(n, 3) * w[:n], [(24, 3)]),
+    "vector": (lambda n, w: torch.randn(n, 3) @ w, [(3,)]),
+    "norm": (
+        lambda n, w, b: torch.nn.functional.layer_norm(torch.randn(n, 3), [3], w, b),
+        [(3,), (3,)],
+    ),
+    "lookup": (_rows_of_table, [(5, 3)]),
+    "images": (
+        lambda n, w, b: torch.nn.functional.conv1d(torch.randn(n, 2, 5), w, b),
+        [(3, 2, 2), (3,)],
+    ),
+    "products": (lambda n, w: torch.bmm(torch.randn(2, n, 3), w), [(2, 3, 2)]),
+    "products of rows": (
+        lambda n, w: torch.bmm(torch.randn(n, 2, 3), w[:n]),
+        [(24, 3, 2)],
+    ),
+    "no rule": (_bilinear, [(2, 3, 3)]),
+}
+AXES = {"transposed": 1, "products": 1}
+
+
+def assert_use_is_as_by_loop(output, parameters, owner, num_units):
+    """Compare every unit's gradient of one use with its backward on the unit's rows."""
+    graph = find_uses(
+        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
+    )
+    (use,) = graph.uses
+    grad = torch.randn_like(output).masked_fill(owner < 0, 0)
+    context = RuleContext(use, {}, num_units, owners={0: Owners.irregular(owner)})
+    rows = [
+        torch.autograd.grad(
+            output,
+            parameters,
+            torch.where(owner == unit, grad, 0),
+            retain_graph=True,
+        )
+        for unit in range(num_units)
+    ]
+    index_of = {id(p): i for i, p in enumerate(parameters)}
+    parts = {}
+    with torch.no_grad():
+        found = parts_of_use(fitting_rule(context), context, [grad])
+        for position, part in found.items():
+            pairs = parts_of_parameters(part, use.operands[position], num_units)
+            for parameter, whole in pairs:
+                parts.setdefault(index_of[id(parameter)], []).append(whole)
+    gradients = PerSampleGradients(parts, parameters, torch.zeros(num_units))
+    factors_GU = torch.rand(1, num_units)
+    factors_GU[:, :1] = 0
+    sums = [torch.full_like(p, torch.nan) for p in parameters]
+    group_of = [0] * len(parameters)
+    gradients.add_weighted_sum(factors_GU, group_of, sums, beta=0)
+
+    true_UP = [torch.stack(column) for column in zip(*rows, strict=True)]
+    norms_U = sum(g.reshape(num_units, -1).square().sum(1) for g in true_UP)
+    torch.testing.assert_close(
+        gradients.squared_norms(group_of)[0], norms_U, rtol=1e-10, atol=1e-12
+    )
+    for total, grad_UP in zip(sums, true_UP, strict=True):
+        true = torch.einsum("u...,u->...", grad_UP, factors_GU[0])
+        torch.testing.assert_close(total, true, rtol=1e-10, atol=1e-12)
+    for index, uses in parts.items():
+        for part in uses[: len(uses) == 1]:
+            grads = part.gradients(slice(1, num_units))
+            torch.testing.assert_close(
+                grads.reshape(-1, *parameters[index].shape),
+                true_UP[index][1:],
+                rtol=1e-10,
+                atol=1e-12,
+            )
+
+
+@pytest.mark.parametrize("name", USES)
+@given(
+    owner_R=st.lists(st.integers(-1, 4), min_size=1, max_size=24),
+    num_units=st.integers(5, 7),
+)
+def test_any_owners_of_rows_are_as_by_a_loop(name, owner_R, num_units):
+    """Rows of nobody, units without rows, one row in all, any order."""
+    make, shapes = USES[name]
+    parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    output = make(len(owner_R), *parameters)
+    axis = AXES.get(name, 0)
+    owner = torch.tensor(owner_R)
+    owner = owner.view([-1 if k == axis else 1 for k in range(output.dim())])
+
+    assert_use_is_as_by_loop(output, parameters, owner, num_units)
+
+
+@given(
+    owner_BT=st.lists(st.integers(-1, 4), min_size=12, max_size=12),
+    name=st.sampled_from(["norm", "table", "+", "/", "where", "product"]),
+)
+def test_any_owners_along_two_axes_are_as_by_a_loop(owner_BT, name):
+    """As of documents that are packed into the rows of a batch."""
+    w = torch.randn(3, requires_grad=True)
+    table = torch.randn(5, 3, requires_grad=True)
+    x = torch.randn(3, 4, 3)
+    output, parameter = {
+        "norm": lambda: (torch.nn.functional.rms_norm(x, [3], w), w),
+        "table": lambda: (table[torch.randint(5, (3, 4))], table),
+        "+": lambda: (x + w, w),
+        "/": lambda: (x / w, w),
+        "where": lambda: (torch.where(x > 0, w, x), w),
+        "product": lambda: (x * table[:4], table),
+    }[name]()
+    owner = torch.tensor(owner_BT).view(3, 4, 1)
+
+    assert_use_is_as_by_loop(output, [parameter], owner, 5)
