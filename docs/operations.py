@@ -110,10 +110,10 @@ def picture() -> str:
     lines = [_line(*edge) for edge in _EDGES]
     boxes = [_box(name, *place) for name, place in _BOXES.items()]
     notes = [
-        _note(1, 2, "gradient of the outputs, and the inputs it kept"),
-        _note(1, 4, "gradient of the outputs, and the inputs it kept"),
-        _caption(0, "solid: the way of the backward pass"),
-        _caption(2, "dashed: gradients that nobody computes"),
+        _note(1, 2, "output gradient, and the inputs it kept"),
+        _note(1, 4, "output gradient, and the inputs it kept"),
+        _caption(0, "solid: the backward pass"),
+        _caption(2, "dashed: gradients that are never computed"),
     ]
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 730 410"'

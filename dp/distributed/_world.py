@@ -1,7 +1,7 @@
-"""Whether the processes are of one mind, before anything is released."""
+"""Check that all ranks agree before anything is released."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast, final
@@ -39,62 +39,62 @@ class World:
         """Return the processes of torch's default group, or this one alone."""
         return cls(*rank_and_size())
 
-    def agree_or_raise(
-        self,
-        ready: Callable[[], _T],
-        *,
-        facts: Callable[[_T], Mapping[str, object]],
-        agreed: bool,
-    ) -> tuple[_T, bool]:
-        """Call *ready* on every rank; go on only if all of them can, and agree.
+    @contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """Let the other ranks know if the block raises, so that none waits for it.
 
-        One exchange of a few integers, so that no rank waits for one that raised.
+        It stands right before :meth:`agree_or_raise`, in which the others listen.
+        """
+        try:
+            yield
+        except Exception:
+            if self.size > 1:
+                with suppress(RankFailedError):  # This rank's own error says more.
+                    self._exchanged([])
+            raise
+
+    def agree_or_raise(self, facts: Mapping[str, object], *, agreed: bool) -> bool:
+        """Go on only if every rank gets here, with equal facts.
+
+        One exchange of a few integers.
 
         Args:
-            ready: Makes this rank ready to release, or raises.
-            facts: What must be equal on all ranks, by name, given what *ready*
-                returned.
+            facts: What must be equal on all ranks, by name.
             agreed: Whether this rank needs no new agreement on what is slow to
                 compare.
 
         Returns:
-            What *ready* returned, and whether every rank passed *agreed*.
+            Whether every rank passed *agreed*.
 
         Raises:
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If a fact differs.
         """
-        try:
-            result = ready()
-        except Exception:
-            with suppress(RankFailedError):  # This rank's own error says more.
-                self._exchanged([])
-            raise
-        known = {name: _digest(fact) for name, fact in facts(result).items()}
+        digests = {name: _digest(fact) for name, fact in facts.items()}
         flags = _READY + (_AGREED if agreed else 0)
-        rows = self._exchanged([flags, *known.values()])
+        rows = self._exchanged([flags, *digests.values()])
         failed = [r for r, row in enumerate(rows) if not row[0] & _READY]
         if failed:
             raise RankFailedError(
                 f"rank {failed[0]} of {self.size} raised before this step, so no rank"
                 " takes it; see the error of that process. Nothing was charged for it"
             )
-        for column, name in enumerate(known, start=1):
+        for column, name in enumerate(digests, start=1):
             self._check_equal(name, [row[column] for row in rows])
-        return result, all(row[0] & _AGREED for row in rows)
+        return all(row[0] & _AGREED for row in rows)
 
-    def compare_once(self, facts: Mapping[str, object], offer: _T) -> _T:
-        """Compare *facts* over all ranks, and return rank 0's *offer*.
+    def compare_once(self, facts: Mapping[str, object], proposal: _T) -> _T:
+        """Compare *facts* over all ranks, and return rank 0's *proposal*.
 
         Raises:
             RanksDivergedError: If a fact differs. Its values are not shown: they may
                 come from data.
         """
-        known = {name: _digest(fact) for name, fact in facts.items()}
+        digests = {name: _digest(fact) for name, fact in facts.items()}
         answers: list[Any] = [None] * self.size
         with translate_errors():
-            distributed.all_gather_object(answers, (known, offer))
-        for name in known:
+            distributed.all_gather_object(answers, (digests, proposal))
+        for name in digests:
             self._check_equal(name, [theirs.get(name) for theirs, _ in answers])
         return cast("_T", answers[0][1])
 
@@ -106,8 +106,8 @@ class World:
         rows = mine.new_empty(self.size * _ROW)
         with translate_errors():
             distributed.all_gather_single(rows, mine)
-            found: list[list[int]] = rows.view(self.size, _ROW).tolist()
-        return found
+            listed: list[list[int]] = rows.view(self.size, _ROW).tolist()
+        return listed
 
     def _check_equal(self, name: str, values: Sequence[object]) -> None:
         others = [r for r, value in enumerate(values) if value != values[0]]
@@ -134,7 +134,7 @@ _REMEDIES: Final = {
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what a process group raises when a peer is gone into a named error."""
+    """Turn the errors of a process group whose peer is gone into a named one."""
     try:
         yield
     except RuntimeError as error:  # The base of all that torch.distributed raises.

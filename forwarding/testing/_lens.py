@@ -21,6 +21,7 @@ LENS = (
     ),
     Law(
         name="put-get",
+        follows=frozenset({"get"}),
         on="settable",
         values=1,
         statement="After w.a = v, t.a is v and w.a is v.",
@@ -39,6 +40,7 @@ LENS = (
     ),
     Law(
         name="get-put",
+        follows=frozenset({"get", "put-get"}),
         on="settable",
         statement="w.a = w.a changes nothing.",
         why=(
@@ -54,6 +56,7 @@ LENS = (
     ),
     Law(
         name="put-put",
+        follows=frozenset({"put-get"}),
         on="settable",
         values=2,
         statement="After w.a = v; w.a = u, only u is left.",
@@ -69,6 +72,7 @@ LENS = (
     ),
     Law(
         name="no stale read",
+        follows=frozenset({"get", "put-get", "no shadow"}),
         on="settable",
         values=2,
         statement="After t.a = v, w.a is v: also when w.a was read or put before.",
@@ -89,6 +93,7 @@ LENS = (
     ),
     Law(
         name="delete",
+        follows=frozenset({"put-get", "no shadow"}),
         on="deletable",
         statement="After del w.a, neither t nor w has a.",
         why=(
@@ -105,6 +110,7 @@ LENS = (
     ),
     Law(
         name="frame",
+        follows=frozenset({"put-get"}),
         on="settable",
         values=1,
         statement="w.a = v changes no other attribute than t.a = v does.",
@@ -121,6 +127,8 @@ LENS = (
     ),
     Law(
         name="read-only",
+        follows=frozenset({"put-get", "class access"}),
+        control="",
         on="read-only",
         statement="w.a = v and del w.a raise AttributeError and change nothing.",
         why=(

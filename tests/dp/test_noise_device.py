@@ -78,7 +78,7 @@ class ByCell:
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_lattice, "decide", decide)
+            patch.setattr(host_lattice, "round_refined", decide)
             noise = host_lattice.RoundedGaussian(stddev=stddev, keystream=self)
             noise.add_(noisy.numpy())
         return noisy
@@ -266,7 +266,7 @@ def test_tensors_of_every_kind_are_noised():
         torch.zeros(9, 7, 4)[..., 1],
         torch.zeros(800, dtype=torch.float64),
         torch.zeros(0, 3),
-        *torch.zeros(300, 5),
+        *torch.zeros(300, 9),
     ]
     GaussianNoise().add_(sums, stddev=2.0)
     drawn = torch.cat([s.double().flatten() for s in sums])
@@ -295,7 +295,7 @@ def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     monkeypatch.setattr(
         _gaussian, "_add_rounded", lambda chunks, _: placed.extend(chunks)
     )
-    sums = [torch.zeros(3), torch.zeros(3, device="meta")]
+    sums = [torch.zeros(30), torch.zeros(3, device="meta")]
     GaussianNoise().add_(sums, stddev=1.0)
 
     assert [[part.device.type for part in parts] for parts in placed] == [["meta"]]

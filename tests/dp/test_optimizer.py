@@ -76,7 +76,7 @@ def test_equal_seeds_do_not_give_equal_noise(make_run):
     gradients = []
     for _ in range(2):
         torch.manual_seed(0)
-        run = make_run()
+        run = make_run(num_features=64)
         batch = next(iter(run.loader))
         torch.manual_seed(0)
         run.optimizer.backward(run.losses(batch) * 0)
@@ -408,7 +408,7 @@ def test_a_state_without_a_ledger_is_refused(make_run):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_a_copy_keeps_the_charges_and_shares_no_noise(make_run, duplicate):
     """A copy is a fork: it has spent what the original spent, and goes its own way."""
-    run = make_run()
+    run = make_run(num_features=64)
     run.train(2)
     before = weights(run.model)
 

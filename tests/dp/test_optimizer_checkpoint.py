@@ -179,6 +179,22 @@ def test_a_private_step_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, ki
             break
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_raw_gradient_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, kind):
+    """It would go into the state, which later updates are made of, and cost nothing."""
+    everyone = PoissonSampling(sampling_probability=1.0)
+    run = make_run(KINDS[kind], lr=0.0, sampling=everyone)
+    next(iter(run.loader))
+    run.model.weight.grad = torch.zeros_like(run.model.weight)
+    run.model.bias.grad = torch.ones_like(run.model.bias)
+
+    with pytest.raises(SamplingMismatchError):
+        run.optimizer.step()
+
+    assert not run.optimizer.state
+    assert run.optimizer.ledger.steps == 0
+
+
 def test_an_empty_batch_at_rate_zero_is_not_taken_for_a_checkpoints(make_run):
     """It needs no backward, and zeroed gradients of the last release stay ours."""
     run = make_run(lr=0.0, sampling=PoissonSampling(sampling_probability=1e-12))

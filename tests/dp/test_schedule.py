@@ -191,7 +191,7 @@ def test_a_rule_of_ones_own_is_scaled_with_the_norm(make_plan):
     optimizer = DPOptimizer(torch.optim.SGD([weight], lr=1.0), plan=plan, clipping=rule)
     optimizer.backward(weight * torch.tensor([8.0, 0.0]))
     optimizer.step()
-    clipping = optimizer.mechanism.clipping
+    clipping = optimizer.mechanism.effective_clipping
 
     assert clipping.factors(torch.tensor([[8.0, 0.5]])).tolist() == [
         pytest.approx([1 / 8, 1.0], rel=1e-5)

@@ -21,12 +21,12 @@ class Owner:
 
 
 class Layer(Forwarding, Base):
-    lr = Forwarded("inner")
-    state = Forwarded("inner")
-    groups = Forwarded("inner")
-    made = Forwarded("inner")
-    fixed = Forwarded("inner", set=False)
-    step = Forwarded("inner", kind="method")
+    lr = Forwarded(to="inner")
+    state = Forwarded(to="inner")
+    groups = Forwarded(to="inner")
+    made = Forwarded(to="inner")
+    fixed = Forwarded(to="inner", set=False)
+    step = Forwarded(to="inner", kind="method")
 
     def __init__(self, inner):
         self.inner = inner

@@ -74,7 +74,7 @@ def local_norm_only():
 
 @contextmanager
 def a_ledger_for_each_rank():
-    with patch.object(Ledger, "charge_as", lambda _self, _segment: None):
+    with patch.object(Ledger, "use_segment", lambda _self, _segment: None):
         yield
 
 
