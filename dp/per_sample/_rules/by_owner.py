@@ -98,8 +98,7 @@ def _by_row(context: RuleContext) -> tuple[RuleContext, RowGroups] | None:
         first = groups
         rank = len(output_shape(context.use.node, output))
         layouts[output] = _layout(owners, context, rank)
-    if first is None:
-        return None
+    assert first is not None  # noqa: S101 -- by the callers something is a unit's
     rows = replace(context, layouts=layouts, num_samples=len(first.unit_R), owners={})
     return rows, first
 

@@ -13,12 +13,12 @@ from torch.autograd.graph import GradientEdge
 
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._graph.walk import find_uses
-from dp.per_sample._isolation.owners import MIXED, NOBODY, Owners, meet
+from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
 from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import RuleContext
 
-from .ragged_models import MODELS, U
+from .ragged_models import MODELS, U, by_unit
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -144,6 +144,69 @@ def test_no_model_needs_a_backward_an_operation(name):
 
     assert served
     assert all(is_by_rule for _, is_by_rule in served), served
+
+
+def test_outputs_with_other_rows_are_served_by_their_own_backward():
+    """Of some sequences the outputs matter, of others the last state."""
+    torch.set_default_dtype(torch.float32)
+    layer, served = torch.nn.LSTM(4, 3, batch_first=True), []
+    out, (h, _) = layer(torch.randn(6, 4, 4))
+    losses = torch.cat([out[:3].square().sum((1, 2)), h[0, 3:].square().sum(1)])
+    units = torch.tensor([0, 1, 1, 2, 3, 4])
+
+    parameters = [*layer.parameters()]
+    assert_as_by_loop(losses, units, parameters, served=served, rtol=1e-4)
+
+    assert served == [("MkldnnRnnLayerBackward0", False)]
+
+
+def test_a_use_that_nothing_flows_to_has_no_parts():
+    """As of an expert that only others' tokens reach."""
+    layer = torch.nn.Linear(3, 2)
+    output = layer(torch.randn(4, 3))
+    parameters = [*layer.parameters()]
+    graph = find_uses(
+        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
+    )
+    context = RuleContext(graph.uses[0], {}, U, owners={0: NOBODYS})
+
+    rule = fitting_rule(context)
+
+    assert rule is not None
+    assert parts_of_use(rule, context, [torch.zeros(4, 2)]) == {}
+
+
+def test_a_loop_over_a_large_layer_is_one_product():
+    """Each pass has several rows of one unit; none holds a gradient of its own."""
+    layer = torch.nn.Linear(90, 80, bias=False)
+    units = torch.tensor([2, 0, 1, 0])
+    passes = [layer(torch.randn(n, 90)).square().sum() for n in (1, 3, 2, 4)]
+
+    assert_as_by_loop(torch.stack(passes), units, [layer.weight], num_units=3)
+
+
+def test_a_unit_meets_a_use_along_an_axis_and_one_along_none():
+    """The norm is that of the sum over both."""
+    layer = torch.nn.Linear(90, 80)
+    owner_R = torch.tensor([0, 3, 3, 1, 2, 0, 0])
+    regular = layer(torch.randn(U, 2, 90)).square().sum((1, 2))
+    losses = regular + by_unit(layer(torch.randn(7, 90)), owner_R).sin().sum(1)
+
+    assert_as_by_loop(losses, torch.arange(U), [*layer.parameters()])
+
+
+def test_infinity_in_a_row_of_nobody_stays_there():
+    """Its gradient is zero, and zero times infinity is not."""
+    layer, x = torch.nn.Linear(3, 2), torch.randn(5, 3)
+    x[2] = torch.inf
+    losses = layer(x)[[0, 1, 3, 4]].square().sum(1)
+
+    assert_as_by_loop(losses, torch.tensor([0, 1, 0, 1]), [layer.bias], num_units=2)
+    gradients = ragged_gradients(
+        losses, torch.tensor([0, 1, 0, 1]), [*layer.parameters()], 2
+    )
+
+    assert gradients.squared_norms([0, 0]).isfinite().all()
 
 
 # One use each: its output for some number of rows, and its parameters.
