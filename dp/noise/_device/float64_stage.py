@@ -196,7 +196,9 @@ def _check(kernels: Kernels, device: torch.device) -> None:
         x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
         left = Undecided(indices_C, x_N[indices_C], words_C.to(torch.int16))
         by_kernels_N, by_torch_N = torch.full_like(x_N, 7.0), x_N.clone()
-        unsure_C = TritonFloat64(checked_lattice, kernels).round_(by_kernels_N, left, more_C)
+        unsure_C = TritonFloat64(checked_lattice, kernels).round_(
+            by_kernels_N, left, more_C
+        )
         expected_C = TorchFloat64(checked_lattice).round_(by_torch_N, left, more_C)
         by_torch_N[indices_C[expected_C]] = 7.0
         if not (
