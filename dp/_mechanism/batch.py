@@ -5,6 +5,7 @@ ticket. Whether the losses that arrive are these is checked here, when they arri
 once more before the release; a ticket is spent by the first release that uses it.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -85,8 +86,8 @@ class PendingBatch:
         if num_samples and self.num_samples and is_grouped != bool(self.units):
             raise SamplingMismatchError(
                 "some losses of this step came with units and others without, so"
-                " nobody can tell whether a unit counts twice; pass units to every"
-                " backward of the step"
+                " whether a unit counts twice cannot be checked; pass units to every"
+                " backward call of the step"
             )
         if not self.units.isdisjoint(units):
             raise SamplingMismatchError(
@@ -189,6 +190,11 @@ def current_ticket(plan: PrivacyPlan, loader: PoissonLoader | None) -> Ticket | 
         raise SamplingMismatchError(
             "no batch has been drawn from the loader; iterate over the loader that"
             " was given to DPOptimizer" + explain_deepspeed()
+        )
+    if ticket.process != os.getpid():
+        raise SamplingMismatchError(
+            "this batch was drawn before the process forked, so two processes would"
+            " release it; draw the next one in this process"
         )
     if ticket.serial <= _last_spent.get(loader, -1):
         raise SamplingMismatchError(

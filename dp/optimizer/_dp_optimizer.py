@@ -221,21 +221,22 @@ class DPOptimizer(TransparentOptimizer):
         scale: float | None,
     ) -> None:
         check_losses(losses, has_units=units is not None)
-        refresh(self)
-        self._drop_cleared()
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
-        parameters = self._trainable()
-        self.mechanism.accumulate(
-            losses,
-            parameters,
-            units=units,
-            reduction=reduction,
-            loss_scale=power_of_two_for(
-                scale, expected_batch_size=self.plan.expected_batch_size
-            ),
-            is_scaled=scale is not None,
-        )
-        self.mechanism.step.hide_gradients(parameters, scale=scale)
+        with self.mechanism.step.exclusive() as state:
+            refresh(self)
+            self._drop_cleared()
+            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+            parameters = self._trainable()
+            self.mechanism.accumulate(
+                losses,
+                parameters,
+                units=units,
+                reduction=reduction,
+                loss_scale=power_of_two_for(
+                    scale, expected_batch_size=self.plan.expected_batch_size
+                ),
+                is_scaled=scale is not None,
+            )
+            state.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
@@ -262,7 +263,8 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
-        self._set_private_gradients()
+        with self.mechanism.step.exclusive():
+            self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
@@ -402,7 +404,7 @@ class DPOptimizer(TransparentOptimizer):
         Args:
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says that nothing did.
-                If None, the certificate says that nobody said.
+                If None, the certificate says that this was not stated.
             assumptions: What else must hold for it to be true, one sentence each.
         """
         return Certificate.of(

@@ -26,11 +26,12 @@ def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
 
 
 def check_no_grad_sample(
-    param_groups: Sequence[Mapping[str, Any]], told: str, *, nor_soon: bool
+    param_groups: Sequence[Mapping[str, Any]], remedy: str, *, nor_soon: bool
 ) -> None:
-    """Raise if a parameter has ``grad_sample``, with its name and what was *told*.
+    """Raise if a parameter has ``grad_sample``, with its name and the *remedy*.
 
-    With *nor_soon*, also if a hook of Opacus waits for a backward pass to make one.
+    With *nor_soon*, also if a hook of Opacus' GradSampleModule waits for a backward
+    pass to make one: it counts forward passes in ``_forward_counter``.
     """
     for number, group in enumerate(param_groups):
         names = group.get("param_names")
@@ -41,7 +42,7 @@ def check_no_grad_sample(
                 has = "will get" if awaited else "has"
                 raise SamplingMismatchError(
                     f"the parameter{name} at {index} of group {number}, of shape"
-                    f" {tuple(parameter.shape)}, {has} a grad_sample {told}"
+                    f" {tuple(parameter.shape)}, {has} a grad_sample {remedy}"
                 )
 
 

@@ -54,8 +54,8 @@ class PoissonLoader(DataLoader[Any]):
         max_batch_size: The most units of a batch, of which a random part is taken if
             more were drawn; None for no such limit.
         collate_fn: Makes a batch of a list of examples.
-        empty_batch: The batch of no examples. If None, it is found by collating the
-            first example once and twice and emptying what grew.
+        empty_batch: The batch of no examples. If None, it is inferred by collating the
+            first example once and then twice, and emptying what grew.
         sharded: Whether *dataset* holds this process's examples only, none of which
             another process has. If not, all processes of torch's default group have
             the same dataset, and each draws from every n-th example of it.

@@ -49,11 +49,13 @@ class Ticket:
         serial: Strictly increasing over all loaders of the process.
         draw: Which rows were drawn, of which units. Private: it is not shown.
         ordinal: How many tickets the loader issued before.
+        process: The process that drew it; a fork has no right to it.
     """
 
     serial: int
     draw: Draw = field(repr=False, compare=False)
     ordinal: int = field(default=0, repr=False)
+    process: int = field(default_factory=os.getpid, repr=False)
 
     @property
     def num_samples(self) -> int:

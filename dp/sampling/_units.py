@@ -18,7 +18,7 @@ Units = Sequence[Hashable] | NDArray[Any] | torch.Tensor
 
 @final
 class UnitIndex:
-    """The rows of each unit, found in the time that reading them takes.
+    """An index from each unit to its rows.
 
     Args:
         units: The unit of every row of the dataset, in its order.
