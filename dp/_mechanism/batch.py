@@ -30,6 +30,8 @@ __all__ = ("PendingBatch", "current_ticket", "explain_deepspeed")
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
 # on the chance not to be in its batch; two releases of one batch share that chance.
+# Keyed by loader and not by optimizer, so that a second optimizer on the same batch
+# (the two of a GAN, opacus#418) finds it spent.
 _last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
 
 
@@ -95,6 +97,8 @@ class PendingBatch:
                 " clipped twice; pass all losses of a unit to one call (dp.MicroBatches"
                 " splits a batch between units)"
             )
+        # Each call clips on its own, so an example in two calls contributes 2 C where C
+        # is charged. Opacus 1.6 lets it: two backward passes of one batch.
         if isinstance(sampling, Unamplified):
             limit = sampling.backwards_per_step
             if self.num_backwards >= limit:
@@ -116,6 +120,8 @@ class PendingBatch:
         Raises:
             PrivacyError: If the clipping norm or the trainable parameters changed.
         """
+        # Noise is scaled by one norm; sums of two norms have the larger sensitivity.
+        # With a scheduled C, Opacus' ghost clipping clips at one and noises at another.
         if self.max_grad_norm != max_grad_norm:
             raise PrivacyError(
                 f"max_grad_norm changed from {self.max_grad_norm!r} to"
@@ -138,6 +144,9 @@ class PendingBatch:
             SamplingMismatchError: If some are missing, or if nothing was added where
                 no ticket says that the batch is empty.
         """
+        # A draw may be empty, and a step of noise alone is right then: skipping it would
+        # show that the draw was empty (opacus#522, #530). Without tickets an empty draw
+        # cannot be told from a step by mistake.
         if self.ticket is None and self.num_backwards == 0:
             raise SamplingMismatchError(
                 "step was called without gradients; call optimizer.backward(losses)"

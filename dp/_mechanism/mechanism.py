@@ -126,6 +126,7 @@ class Mechanism:
                 was already released, or holds fewer examples than there are losses.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
+        # Everything that can be refused is, before the first gradient is computed.
         batch = self._batch_for(parameters)
         grouped = unit_losses(
             losses,
@@ -189,6 +190,8 @@ class Mechanism:
             * Every parameter gets noise, also one that no example reached, and gets
               it once, whatever the number of ranks is.
         """
+        # Charging comes before noise is drawn: a crash in between loses a release,
+        # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
         totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
         stddev = self._charge(batch)
@@ -242,6 +245,9 @@ class Mechanism:
     def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
         """Add noise to each share of the totals, once, on the rank that has it."""
         for share in totals:
+            # What was charged is held against what the noise stage says it did, and not
+            # against what it was told: an accountant that is fed the configured sigma
+            # misses the noise that was really added (opacus#807).
             used = self.noise.add_(share, stddev=stddev)
             if used != stddev:
                 raise PrivacyError(
@@ -252,7 +258,11 @@ class Mechanism:
         return totals.results()
 
     def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
-        """Divide by a public constant; never by the size that the batch really had."""
+        """Divide by a public constant; never by the size that the batch really had.
+
+        The size is private, and dividing by it also changes the sensitivity of the
+        mean (opacus#571, #819: the denominator followed ``len(dataset)``).
+        """
         scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
         return noisy_sums
 
@@ -262,7 +272,8 @@ class Mechanism:
         self.loader = loader
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
-        # The batch at hand is secret, the loader's data is not ours to copy.
+        # The batch at hand is secret, and the loader's data is not ours to copy. A copied
+        # ledger charges under an id of its own, so that forks add up.
         return Mechanism(
             plan=self.plan,
             clipping=deepcopy(self.clipping, memo),

@@ -119,6 +119,8 @@ class StepState:
         of one example; nothing that depends on it, a skipped step or another scale,
         may be seen.
         """
+        # A raw gradient in `p.grad` is one `original_optimizer.step()` away from being
+        # released (opacus#313: Lightning trained without privacy).
         for parameter in parameters:
             parameter.grad = None
         self._stand_in = None
@@ -126,6 +128,7 @@ class StepState:
             return
         if self._first_scale is None:
             self._first_scale = scale
+        # The smallest: a scaler reads every gradient that it finds.
         self._stand_in = min(parameters, key=Tensor.numel, default=None)
         if self._stand_in is not None:
             has_grown = scale > max(self._first_scale, 1.0)

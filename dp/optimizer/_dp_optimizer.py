@@ -126,6 +126,8 @@ class DPOptimizer(TransparentOptimizer):
             )
         check_loader(plan, loader)
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
+        # Built only from what can be trained: an error in the first step would come after
+        # hours of preparation.
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
@@ -263,6 +265,7 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
+        # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
@@ -275,6 +278,7 @@ class DPOptimizer(TransparentOptimizer):
             return
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
+        # Cleared only now: what is refused above leaves everything as it was.
         for parameter in self._all_parameters():
             parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -310,6 +314,8 @@ class DPOptimizer(TransparentOptimizer):
         ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
+        # All four conditions are needed: a raw gradient at a learning rate of 0 would
+        # still enter momentum, which later steps apply.
         return (
             self.mechanism.step.all_foreign(parameters)
             and not self.state

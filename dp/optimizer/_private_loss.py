@@ -40,6 +40,8 @@ class PrivateLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         """Pass on the incoming scalar: the trainer's scale, which no data went into."""
+        # Autograd runs this where it finds it, with gradients disabled; the per-example
+        # pass below it needs them.
         (gradient,) = gradients
         with torch.enable_grad():
             ctx.private_backward(gradient.item())

@@ -111,6 +111,8 @@ class PoissonLoader(DataLoader[Any]):
         persistent_workers: bool = False,
         **refused: Any,
     ) -> None:
+        # torch would take a shuffling sampler, and the claim would be one of Poisson
+        # sampling all the same (opacus#128; #813 for weighted samplers).
         reject_arguments(refused)
         check_map_style(dataset)
         rows: Any = dataset  # torch's Dataset declares no __len__; it was checked.
@@ -193,6 +195,7 @@ class PoissonLoader(DataLoader[Any]):
                 "in_order is False, so a ticket could belong to another batch; set it"
                 " to True"
             )
+        # Asked at each pass: Lightning makes its process group after the loader.
         share = (0, 1) if self._sharded else rank_and_size()
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
@@ -358,6 +361,8 @@ class _EpochIterator(Iterator[Any]):
 
     def __next__(self) -> Any:
         self._issuer.check(self._number)
+        # torch's iterator knows nothing of empty draws: it is asked for the next batch
+        # that has rows, and the empty ones before it are put back here.
         if self._loaded is _NOTHING and not self._next_is_empty():
             self._load()
         if not self._draws:

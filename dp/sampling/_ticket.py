@@ -80,6 +80,8 @@ class TicketIssuer:
         return self._pass
 
     def check(self, number: tuple[int, int]) -> None:
+        # A pass that was broken off must leave nothing to a later one: with prefetching
+        # workers its batches would come with the tickets of others.
         if number != self._pass:
             raise SamplingMismatchError(
                 "another iteration over this loader has begun, which ended this one;"
