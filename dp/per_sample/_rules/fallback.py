@@ -42,7 +42,7 @@ def by_node(site: RuleContext, grads: Grads) -> Parts:
     positions = list(site.operands)
     grads = [*grads, *[None] * (len(output_shapes(node)) - len(grads))]
     owners = {
-        i: site.layouts[i].owners(grad.shape, B, grad.device)
+        i: site.owners[i].as_rows(grad.dim(), B, grad.device)
         for i, grad in enumerate(grads)
         if grad is not None
     }
