@@ -29,6 +29,7 @@ __all__ = ("BackwardPass",)
 _ALLOWANCE: Final = 0.05
 _ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
+_Parts = dict[int, list[GradPart]]  # By the identity of the parameter.
 _Item = tuple[
     RuleContext, Rule | None, float
 ]  # With the bytes that are freed before it.
@@ -45,7 +46,7 @@ class BackwardPass:
     def __init__(
         self, graph: Graph, plan: Plan, layers: Sequence[LayerGroup], num_samples: int
     ) -> None:
-        self.parts: dict[int, list[GradPart]] = {}
+        self.parts: _Parts = {}
         self.stacked: list[BatchedGrads] = []
         self.without_rule: list[RuleContext] = []
         self._num_samples = num_samples

@@ -19,7 +19,7 @@ from dp.per_sample._graph.nodes import Node
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.uses import Edge, Graph, Signature
 from dp.per_sample._graph.walk import find_uses
-from dp.per_sample._isolation.analysis import Analysis, Plan, analysed
+from dp.per_sample._isolation.analysis import Analysis, Plan, analysed, neither
 from dp.per_sample._isolation.checks import (
     Fingerprints,
     check_above,
@@ -167,9 +167,9 @@ class KnownGraphs:
                 break
             refusal = refusal or found.refusal
             rejected |= found.not_shared
-            more = (constants | found.shared) - rejected
+            more = (constants | found.shared.keys()) - rejected
             if more == constants:
-                raise refusal or _undecided()
+                raise refusal or neither(next(iter(found.shared.values())))
             constants = more
         _check_order(graph, found.plan, units)
         self._constants |= constants
@@ -207,11 +207,3 @@ def _of_sizes(
 def _check_order(graph: Graph, plan: Plan, units: Units) -> None:
     if units.num_units > 1 and not units.are_given:
         check_order(graph.uses, plan.owners, num_units=units.num_units)
-
-
-def _undecided() -> SampleMixingError:
-    return SampleMixingError(
-        "examples are mixed: parameters meet a tensor without a graph that is shared by"
-        " all examples in one place and is one example's in another; declare what is"
-        " public: DPOptimizer(..., public=[tensor])"
-    )

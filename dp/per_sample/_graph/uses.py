@@ -29,14 +29,11 @@ class Operand:
         parameters: What it is computed from.
         chain: The views between a single parameter and the operand, nearest to the
             operand first; None if something else lies between them.
-        has_constants: Whether something without a graph went into it that may be data
-            and was not declared public, so that all units must share all of it.
     """
 
     edge: Edge
     parameters: Sequence[Tensor]
     chain: Sequence[Edge] | None
-    has_constants: bool
 
     @property
     def shape(self) -> Sequence[int]:

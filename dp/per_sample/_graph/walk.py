@@ -211,9 +211,7 @@ class _Walk:
             behind = self._parameters_below[child]
             if behind:
                 chain = self._chain(child, index) if len(behind) == 1 else None
-                operands[position] = Operand(
-                    (child, index), behind, chain, child in self._with_constants
-                )
+                operands[position] = Operand((child, index), behind, chain)
             else:
                 data.append(child)
         is_last = not any(self._reaches_use[child] for child in data)

@@ -4,7 +4,7 @@ Shapes: ``U`` units.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, final
 
 import torch
@@ -16,10 +16,10 @@ from dp.per_sample._graph.uses import Edge, Graph, Signature, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.following import Followed, follow, meeting_of
 from dp.per_sample._isolation.mixing_flags import check_flags
-from dp.per_sample._isolation.owners import MIXED, NOBODY, Owners, regularized
+from dp.per_sample._isolation.owners import Owners, regularized
 
 
-__all__ = ("REMEDY", "Analysis", "Plan", "analysed", "shapes_of")
+__all__ = ("REMEDY", "Analysis", "Plan", "analysed", "neither", "shapes_of")
 
 REMEDY: Final = (
     "Use GroupNorm or LayerNorm for BatchNorm, and losses with reduction='none' that"
@@ -66,7 +66,7 @@ class Analysis:
 
     plan: Plan | None
     followed: Followed | None = None
-    shared: frozenset[Signature] = frozenset()
+    shared: Mapping[Signature, Use] = field(default_factory=dict)
     not_shared: frozenset[Signature] = frozenset()
     refusal: SampleMixingError | None = None
 
@@ -86,17 +86,17 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
         alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
         layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
         return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
-    found = follow(root, graph.followed, units, num_units)
+    assumed = {*graph.followed}.difference(graph.nodes)
+    found = follow(root, graph.followed, units, num_units, assumed=assumed)
     not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))
     mixed = [use for use in graph.uses if _is_mixed(found, use)]
     if mixed:
-        shared = {use.might_be_constant for use in mixed} - {()}
+        shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
         definite = [use for use in mixed if not use.might_be_constant]
         refusal = _mixing(found, graph, definite) if definite else None
-        return Analysis(None, shared=frozenset(shared), refusal=refusal)
-    _check_shared_by_all(found, graph)
+        return Analysis(None, shared=shared, refusal=refusal)
     owners = [
         {
             output: regularized(
@@ -119,9 +119,11 @@ def _is_mixed(found: Followed, use: Use) -> bool:
 
 
 def _is_by_unit(found: Followed, node: Node) -> bool:
-    """Whether something taken for shared has rows of single units, and no other."""
+    """Whether something taken for shared is reached by one unit alone somewhere."""
     owners = found.at(node, 0)
-    return owners.axis != NOBODY and not owners.has_mixed()
+    if owners.rows is None:
+        return owners.is_regular
+    return bool((owners.rows >= 0).any())
 
 
 def _layouts(use: Use, owners: Mapping[int, Owners]) -> dict[int, Layout] | None:
@@ -134,35 +136,18 @@ def _layouts(use: Use, owners: Mapping[int, Owners]) -> dict[int, Layout] | None
     return found
 
 
-def _check_shared_by_all(found: Followed, graph: Graph) -> None:
-    """Refuse operands made with what may be data, if units have parts of their own."""
-    for use in graph.uses:
-        for operand in use.operands.values():
-            owners = found.at(*operand.edge)
-            if operand.has_constants and not _is_shared(owners):
-                shapes = ", ".join(str(tuple(p.shape)) for p in operand.parameters)
-                kept = _kept_by_assumed(graph)
-                raise SampleMixingError(
-                    f"examples are mixed on the way to parameters of shape {shapes}:"
-                    f" what was computed of them with a tensor of shape {kept} reaches"
-                    f" {use.operation} with an entry for every example, and none is"
-                    f" one's own. {_declared(kept)}"
-                )
+def neither(use: Use) -> SampleMixingError:
+    """Return why parameters and a tensor without a graph can be served in no way.
 
-
-def _is_shared(owners: Owners) -> bool:
-    if owners.rows is None:
-        return owners.axis in (MIXED, NOBODY)
-    return bool((owners.rows < 0).all())
-
-
-def _kept_by_assumed(graph: Graph) -> str:
-    shapes = {
-        str(tuple(kept.shape))
-        for node, _ in graph.assumed
-        for kept in kept_without_graph(node)
-    }
-    return ", ".join(sorted(shapes)) or "unknown"
+    Args:
+        use: Where they meet: some rows of it are one unit's and others are several's.
+    """
+    kept = ", ".join(str(tuple(one.shape)) for one in kept_without_graph(use.node))
+    return SampleMixingError(
+        f"examples are mixed on the way to parameters of shape {shapes_of(use)}, where"
+        f" {use.operation} takes a tensor of shape {kept or 'unknown'}: part of what it"
+        f" gives is one example's, and part is shared. {_declared(kept or 'unknown')}"
+    )
 
 
 def _declared(shapes: str) -> str:

@@ -16,10 +16,11 @@ What no rule knows is asked itself, by its own backward.
 Shapes: ``U`` units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, edge_shape, name_of, output_shape
@@ -93,7 +94,12 @@ class Followed:
 
 
 def follow(
-    root: Edge, nodes: Sequence[Node], units: Owners, num_units: int
+    root: Edge,
+    nodes: Sequence[Node],
+    units: Owners,
+    num_units: int,
+    *,
+    assumed: Container[Node] = (),
 ) -> Followed:
     """Follow the owners of the losses down a graph.
 
@@ -102,6 +108,8 @@ def follow(
         nodes: Those to follow owners to, inputs before outputs.
         units: The owners of the losses.
         num_units: How many units there are, two at least.
+        assumed: Nodes that are taken for shared by all units. Of these it is told
+            whether a gradient of one unit alone arrives, whatever else does.
     """
     found = Followed(num_units, {root: units})
     owners, wanted = found.owners, {*nodes}
@@ -119,7 +127,12 @@ def follow(
             found.moved.append((node, Moved(given, shapes, answers)))
         for edge, shape, answer in zip(edges, shapes, answers, strict=True):
             if shape is not None:
-                owners[edge] = _joined_at(owners, edge, answer, shape, num_units)
+                is_assumed = edge[0] in assumed
+                owners[edge] = (
+                    _one_at(owners, edge, answer, num_units)
+                    if is_assumed
+                    else _joined_at(owners, edge, answer, len(shape), num_units)
+                )
     return found
 
 
@@ -139,14 +152,30 @@ def _joined_at(
     owners: Mapping[Edge, Owners],
     edge: Edge,
     answer: Owners,
-    shape: Sequence[int],
+    rank: int,
     num_units: int,
 ) -> Owners:
     before = owners.get(edge)
     if before is None:
         return answer
     device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
-    return joined(before, answer, rank=len(shape), num_units=num_units, device=device)
+    return joined(before, answer, rank=rank, num_units=num_units, device=device)
+
+
+def _one_at(
+    owners: Mapping[Edge, Owners], edge: Edge, answer: Owners, num_units: int
+) -> Owners:
+    """Return the units of which one alone sends a gradient, before those that meet."""
+    before = owners.get(edge)
+    if before is None or before.axis == NOBODY or answer.is_same(before):
+        return answer
+    if answer.axis == NOBODY:
+        return before
+    rank = len(output_shape(*edge))
+    device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
+    left, right = (o.as_rows(rank, num_units, device) for o in (before, answer))
+    one = torch.where(left >= 0, left, right)
+    return Owners.irregular(torch.where(one == NOBODY, left, one))
 
 
 def _answers(

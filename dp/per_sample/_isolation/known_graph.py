@@ -182,7 +182,6 @@ class _Placed:
                 [index_of[id(p)] for p in operand.parameters],
                 operand.chain
                 and [(place_of[node], index) for node, index in operand.chain],
-                operand.has_constants,
             )
             for position, operand in use.operands.items()
         }
@@ -201,13 +200,11 @@ class _Placed:
                 (nodes[place], output),
                 tuple([parameters[i] for i in indices]),
                 chain and [(nodes[place], output) for place, output in chain],
-                has_constants,
             )
             for position, (
                 (place, output),
                 indices,
                 chain,
-                has_constants,
             ) in self._operands.items()
         }
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.uses import Operand
 from dp.per_sample._parts.factored import FactoredGrads
@@ -32,18 +31,7 @@ _MATRIX = 2
 def parts_of_parameters(
     part: GradPart, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, GradPart]]:
-    """Return what the gradients of an operand add to those of its parameters.
-
-    Raises:
-        SampleMixingError: If examples have slices of their own of something that was
-            taken for constant, because examples are mixed on the way to it.
-    """
-    if isinstance(part, SlicedGrads) and operand.has_constants:
-        shapes = ", ".join(str(tuple(p.shape)) for p in operand.parameters)
-        raise SampleMixingError(
-            f"examples are mixed on the way to parameters of shape {shapes}: what was"
-            " computed of them has an entry for every example, but none is one's own"
-        )
+    """Return what the gradients of an operand add to those of its parameters."""
     if operand.chain == []:
         return [(operand.parameters[0], part)]
     if operand.chain is None or isinstance(part, SlicedGrads):
