@@ -11,7 +11,7 @@ PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-a
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-distributed test test-all lint docs bench clean
+.PHONY: help demo demo-distributed test test-all test-newest lint docs bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,9 @@ test-all: ## Run the tests and pages of forwarding on every CPython that is foun
 	    fi; \
 	  done; \
 	done
+
+test-newest: $(VENV)/dev-is-ready ## Run them on a CPython for WASM, newer than those that are found.
+	$(BIN)/python .ci/newest_python.py
 
 lint: $(VENV)/dev-is-ready ## Run every static check.
 	$(BIN)/ruff check .

@@ -62,7 +62,9 @@ def calibrate_noise_multiplier(
         ValueError: If a number is out of range.
     """
     _check_target(target_epsilon, target_delta)
-    phases = list((shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps)))
+    phases = list(
+        (shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps))
+    )
 
     def bound(sigma: float, interval: float) -> float:
         releases = [
@@ -225,7 +227,7 @@ def _central_limit(target_epsilon: float, target_delta: float) -> float:
     Many small releases are nearly one such mechanism (Bu et al. 2019). How nearly is
     not known in general, so it serves to begin a search and never as a claim.
     """
-    from scipy.stats import norm  # noqa: PLC0415 -- a second
+    from scipy.stats import norm
 
     def excess(mu: float) -> float:
         at = target_epsilon / mu
@@ -259,7 +261,7 @@ def _smallest_satisfying(bound: _Bound, target: float, *, start: float) -> float
 
     Bounds fall with the number, in the logarithms of both nearly in a line.
     """
-    from scipy.optimize import root_scalar  # noqa: PLC0415 -- half a second
+    from scipy.optimize import root_scalar
 
     interval = _interval(target)
     known: dict[float, float] = {}

@@ -227,9 +227,9 @@ def _group_by_composition(
 def _composed_for_group(
     releases: tuple[Release, ...], size: int, interval: float
 ) -> "PrivacyLossDistribution":
-    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+    from dp_accounting.pld import privacy_loss_distribution as pld
 
-    from dp.accounting._group_losses import group_losses  # noqa: PLC0415 -- a second
+    from dp.accounting._group_losses import group_losses  # noqa: PLC0415 -- loads dp_accounting
 
     losses = pld.identity(value_discretization_interval=interval)
     for release in releases:
@@ -340,7 +340,7 @@ def _by_pld(
 def _by_rdp(
     releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
 ) -> float:
-    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # noqa: PLC0415
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
     with _without_advice():
@@ -364,7 +364,7 @@ def _composed(
     releases: tuple[Release, ...], relation: NeighboringRelation, interval: float
 ) -> "PrivacyLossDistribution":
     """Return what ``PLDAccountant`` would compose, term by term."""
-    from dp_accounting.pld import privacy_loss_distribution as pld  # noqa: PLC0415
+    from dp_accounting.pld import privacy_loss_distribution as pld
 
     from dp.accounting._sampled_losses import sampled_losses, truncated_losses  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ __all__ = ("group_event", "neighbors", "to_dp_event")
 
 def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
     """Return the releases as an event of ``dp_accounting``, for any accountant."""
-    from dp_accounting.dp_event import ComposedDpEvent  # noqa: PLC0415 -- a second
+    from dp_accounting.dp_event import ComposedDpEvent
 
     return ComposedDpEvent([_event(release) for release in releases])
 
@@ -27,8 +27,8 @@ def group_event(release: Release, group_size: int) -> "DpEvent":
     Each of the group is in the sample by its own coin flip, so that their number in it
     is binomial.
     """
-    from dp_accounting import dp_event  # noqa: PLC0415 -- a second
-    from scipy.stats import binom  # noqa: PLC0415 -- a second
+    from dp_accounting import dp_event
+    from scipy.stats import binom
 
     sizes = range(group_size + 1)
     in_batch = binom.pmf(sizes, group_size, release.sampling_probability)
@@ -41,7 +41,7 @@ def group_event(release: Release, group_size: int) -> "DpEvent":
 
 def neighbors(relation: NeighboringRelation) -> "Neighbors":
     """Return what ``dp_accounting`` calls a relation."""
-    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors  # noqa: PLC0415
+    from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors
 
     return {
         "add_or_remove_one": Neighbors.ADD_OR_REMOVE_ONE,
@@ -51,7 +51,7 @@ def neighbors(relation: NeighboringRelation) -> "Neighbors":
 
 
 def _event(release: Release) -> "DpEvent":
-    from dp_accounting import dp_event  # noqa: PLC0415 -- a second
+    from dp_accounting import dp_event
 
     gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
     event: DpEvent = gaussian

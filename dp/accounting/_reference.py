@@ -67,7 +67,7 @@ class ReferenceAccountant:
         relation: NeighboringRelation,
         interval: float,
     ) -> EpsilonAt:
-        from dp_accounting.pld.pld_privacy_accountant import PLDAccountant  # noqa: PLC0415
+        from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
         accountant = self._known.get((*key, interval))
         if accountant is None:

@@ -12,8 +12,8 @@ from typing import Final, final
 import numpy as np
 
 from dp import _checks
+from dp._progress import progress_bars
 from dp.accounting import epsilon
-from dp.audit._progress import bar_of
 from dp.audit._report import lines_of
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
 from dp.audit._subject import (
@@ -101,7 +101,7 @@ class CanaryReport:
 
     def draw(self, path: Path | str) -> None:
         """Draw the attack's ROC curve and what the claim allows, as a picture."""
-        from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.subplots()
@@ -176,8 +176,8 @@ def canaries(
         raise ValueError(f"num_canaries must be >= {_FEWEST}, got {num_canaries!r}")
     _checks.open_unit(confidence=confidence)
     present_M = sample_membership(num_canaries)
-    with bar_of(shown=progress) as bar:
-        run, _ = observe_training(train, present_M, bar=bar.begin("canaries"))
+    with progress_bars(shown=progress) as bars:
+        run, _ = observe_training(train, present_M, bar=bars.begin("canaries"))
     claim, spent = _claimed(run), run.optimizer.spent()
     attack = _Attack(_scores(run), present_M)
 

@@ -11,7 +11,7 @@ from typing import Final, final
 import numpy as np
 
 from dp import _checks
-from dp.audit._progress import bar_of
+from dp._progress import progress_bars
 from dp.audit._report import AuditReport
 from dp.audit._statistics import (
     FALSE_ALARM,
@@ -74,12 +74,12 @@ def conformance(
     if _checks.count(num_records=num_records) < _FEWEST:
         raise ValueError(f"num_records must be >= {_FEWEST}, got {num_records!r}")
     included_M = sample_membership(num_records)
-    with bar_of(shown=progress) as bar:
+    with progress_bars(shown=progress) as bars:
         first, checkpoint = observe_training(
-            train, included_M, bar=bar.begin("first run")
+            train, included_M, bar=bars.begin("first run")
         )
         second, _ = observe_training(
-            train, included_M, bar=bar.begin("resumed run"), resumed=checkpoint
+            train, included_M, bar=bars.begin("resumed run"), resumed=checkpoint
         )
     findings = [
         *_about_noise(first, second),

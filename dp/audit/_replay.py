@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dp import _keystream
-from dp.audit._progress import Bar, bar_of
+from dp._progress import Bar, progress_bars
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, fixed_seeds, hooked
 from dp.certificate import Finding
@@ -77,12 +77,12 @@ def replay(
         Cebere et al., "Privacy in Theory, Bugs in Practice: Grey-Box Auditing of
         Differential Privacy Libraries", 2026, https://arxiv.org/abs/2602.17454.
     """
-    with bar_of(shown=progress) as bar:
-        first = _run(train, model, dataset, bar.begin("one dataset"))
-        again = _run(train, model, dataset, bar.begin("again"), follows=first)
+    with progress_bars(shown=progress) as bars:
+        first = _run(train, model, dataset, bars.begin("one dataset"))
+        again = _run(train, model, dataset, bars.begin("again"), follows=first)
         given = neighbour is not None
         other = neighbour if neighbour is not None else _neighbour(dataset, first)
-        second = _run(train, model, other, bar.begin("its neighbour"), follows=first)
+        second = _run(train, model, other, bars.begin("its neighbour"), follows=first)
     if first.error is not None and second.error == first.error:
         raise PrivacyError(f"the training function raises on any data: {first.error}")
     return AuditReport(

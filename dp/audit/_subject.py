@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Dataset
 
-from dp.audit._progress import Bar
+from dp._progress import Bar
 from dp.audit._statistics import Floats
 from dp.exceptions import (
     BudgetExhaustedError,

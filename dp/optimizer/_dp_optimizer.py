@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp._mechanism.mechanism import Mechanism
-from dp._mechanism.sums import scale_sums
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
@@ -32,7 +31,7 @@ from dp.optimizer._guard import (
     refresh,
     run_permitted,
 )
-from dp.optimizer._private_loss import LossScale, Placeholder, private_loss
+from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
@@ -138,8 +137,6 @@ class DPOptimizer(TransparentOptimizer):
             loader=loader,
         )
         carried.reserve_key(self.param_groups)
-        self._loss_scale = LossScale()
-        self._placeholder = Placeholder()
         protect(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -162,7 +159,7 @@ class DPOptimizer(TransparentOptimizer):
             SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
                 another library left per-example gradients in ``p.grad_sample``.
         """
-        self._backward(losses_B, arrived=None)
+        self._backward(losses_B, scale=None)
 
     def private_loss(self, losses_B: Tensor) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
@@ -178,27 +175,24 @@ class DPOptimizer(TransparentOptimizer):
                 ``backward()``, if it was multiplied with 0 or less.
         """
         check_losses(losses_B)
-        return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
+        return private_loss(losses_B, lambda g: self._backward(losses_B, scale=g))
 
     @disable_dynamo
-    def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
+    def _backward(self, losses_B: Tensor, *, scale: float | None) -> None:
         check_losses(losses_B)
         refresh(self)
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
-        scale = self._loss_scale.power_of_two_for(
-            arrived, expected_batch_size=self.plan.expected_batch_size
+        self.mechanism.accumulate(
+            losses_B,
+            parameters,
+            loss_scale=power_of_two_for(
+                scale, expected_batch_size=self.plan.expected_batch_size
+            ),
+            is_scaled=scale is not None,
         )
-        is_first = self.mechanism.accumulate(losses_B, parameters, loss_scale=scale)
-        self._loss_scale.all_scaled = arrived is not None and (
-            is_first or self._loss_scale.all_scaled
-        )
-        if arrived is None:
-            self._placeholder.clear(parameters)
-        else:
-            back_off = torch.inf if self._loss_scale.has_grown(arrived) else 0.0
-            self._placeholder.put(parameters, value=back_off)
+        self.mechanism.step.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
@@ -234,27 +228,36 @@ class DPOptimizer(TransparentOptimizer):
         parameters = self._trainable()
         if self._only_initialises_state(parameters):
             return
+        self._take_gradients(parameters)
+        gradients = self.mechanism.release(parameters)  # Private from here on.
+        for parameter in self._all_parameters():
+            parameter.grad = None  # A frozen one may still hold a raw gradient.
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+
+    def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make sure that the batch at hand is all that a release would be about.
+
+        Raises:
+            SamplingMismatchError: If ``backward`` and another library both made
+                per-example gradients for it.
+            UnsupportedOperationError: If a gradient scaler's scale is unknown.
+        """
         refresh(self)
         self._drop_cleared()
         self._check_scaled()
-        if self.mechanism.pending is not None:
-            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
-        elif self._placeholder.has_foreign_grads(parameters):
+            return
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
+        if self.mechanism.step.has_foreign_grads(parameters):
             warnings.warn(
                 "gradients of another loss were found on private parameters and dropped:"
                 " only losses given to backward or private_loss count. Add every other"
                 " term, such as a penalty on the weights, to each example's loss",
-                stacklevel=4,
+                stacklevel=5,
             )
-        noisy_sums = self.mechanism.release(parameters)  # Private from here on.
-        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)  # A public constant.
-        for parameter in self._all_parameters():
-            parameter.grad = None  # A frozen one may still hold a raw gradient.
-        for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
-            parameter.grad = noisy_sum.to(parameter.dtype)
-        self._placeholder.mark_released(parameters)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -263,7 +266,7 @@ class DPOptimizer(TransparentOptimizer):
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
         return (
-            self._placeholder.all_foreign(parameters)
+            self.mechanism.step.all_foreign(parameters)
             and not self.state
             and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
@@ -271,15 +274,13 @@ class DPOptimizer(TransparentOptimizer):
 
     def _drop_cleared(self) -> None:
         """Drop the batch at hand if its gradients were set to None on the model."""
-        if self._placeholder.is_gone():
-            self._discard()
-
-    def _discard(self) -> None:
-        self.mechanism.discard()
-        self._placeholder.remove()
+        if self.mechanism.step.was_cleared():
+            self.mechanism.step.drop()
 
     def _check_scaled(self) -> None:
-        if "grad_scale" in vars(self) and not self._loss_scale.all_scaled:
+        pending = self.mechanism.pending
+        all_scaled = pending is None or pending.all_scaled
+        if "grad_scale" in vars(self) and not all_scaled:
             raise UnsupportedOperationError(
                 "a gradient scaler takes part in this step, but the losses were given to"
                 " backward(), which clips them as they are; call"
@@ -291,12 +292,12 @@ class DPOptimizer(TransparentOptimizer):
 
         A batch that was dropped may be computed again before its step.
         """
-        self._discard()
+        self.mechanism.step.drop()
         clear_grad_samples(self._all_parameters())
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.settings)
+        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.values)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict, ledgers = carried.extract_ledgers(state_dict)
@@ -306,15 +307,15 @@ class DPOptimizer(TransparentOptimizer):
                 " save state_dict() of the DPOptimizer, or call"
                 " load_state_dict_without_ledger if no private data was used for it"
             )
-        settings = self.mechanism.settings
-        assigned = settings.overrides_from(
+        values = self.mechanism.values
+        assigned = values.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
-        self._discard()
+        self.mechanism.step.drop()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         if assigned is not None:
-            settings.restore(assigned)
+            values.restore(assigned)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -331,8 +332,8 @@ class DPOptimizer(TransparentOptimizer):
                 "the state has a ledger, so private data was used for it; call"
                 " load_state_dict, which adds what was spent"
             )
-        settings = self.mechanism.settings
-        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, settings))
+        values = self.mechanism.values
+        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, values))
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.

@@ -3,14 +3,15 @@
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
 from dp.per_sample._graph.uses import Graph
 from dp.per_sample._isolation.analysis import Plan
@@ -18,18 +19,16 @@ from dp.per_sample._isolation.checks import check_norm
 from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
+from dp.per_sample._parts.row_groups import RowGroups
+from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
-from dp.per_sample._rules.fallback import by_node
-from dp.per_sample._rules.table import rule_of
 
 
 __all__ = ("BackwardPass",)
 
-# Of the bytes of the model's own activations: what kept gradients may need besides.
-_ALLOWANCE: Final = 0.05
-_ALLOWED_BYTES: Final = 8 << 20  # Of a small model, as much as a large one's chunks.
 
 _Parts = dict[int, list[GradPart]]  # By the identity of the parameter.
+_Groups = dict[Hashable, RowGroups]  # Shared by the uses of a batch.
 _Item = tuple[
     RuleContext, Rule | None, float
 ]  # With the bytes that are freed before it.
@@ -52,20 +51,26 @@ class BackwardPass:
         self._num_samples = num_samples
         self._sites: list[_Item] = []
         self._stacks: list[BatchedLayers] = []
-        budget = MemoryBudget(max(_ALLOWED_BYTES, _ALLOWANCE * plan.num_bytes))
+        budget = MemoryBudget(
+            max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
+        )
         in_stacks = self._put_together(graph, plan, layers, budget)
-        for position, (use, layouts, owners, bytes_freed) in enumerate(
-            zip(graph.uses, plan.layouts, plan.owners, plan.bytes_freed, strict=True)
+        groups: _Groups = {}
+        for position, (use, bytes_freed) in enumerate(
+            zip(graph.uses, plan.bytes_freed, strict=True)
         ):
             if position in in_stacks:
                 continue
-            site = RuleContext(use, layouts or {}, num_samples, budget, owners=owners)
-            rule = None if layouts is None else rule_of(use)
-            if rule is None or not rule.applies(site):
+            layouts, owners = plan.layouts[position], plan.owners[position]
+            site = (
+                RuleContext(use, {}, num_samples, budget, owners=owners, groups=groups)
+                if layouts is None
+                else RuleContext(use, layouts, num_samples, budget)
+            )
+            rule = fitting_rule(site)
+            if rule is None:
                 check_norm(site.use)
-                if layouts is not None:
-                    self.without_rule.append(site)
-                rule = None
+                self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
 
     def _put_together(
@@ -159,11 +164,10 @@ class BackwardPass:
     def _add(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
     ) -> None:
-        site.budget.release(bytes_freed)
+        site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return
-        parts = by_node(site, grads) if rule is None else rule.found(site, grads)
-        for position, part in parts.items():
+        for position, part in parts_of_use(rule, site, grads).items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(
                 part, operand, self._num_samples

@@ -19,6 +19,7 @@ from torch import Tensor
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._isolation.data_rows import check_batch
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Trial, Verification, Verifier
@@ -151,9 +152,9 @@ class Engine:
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:
             self._warned.add(operation)
-            shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             warnings.warn(
-                f"no rule serves {operation} with parameters of shape {shapes}:"
+                f"no rule serves {operation} with parameters of shape"
+                f" {shapes_of(parameters)}:"
                 " their gradients are right, but found by a backward pass of it for"
                 " each example",
                 stacklevel=6,

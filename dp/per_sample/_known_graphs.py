@@ -10,10 +10,11 @@ Shapes: ``U`` units.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import final
 
 from torch import Tensor
 
+from dp import _tuning
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._graph.public import PublicTensors
@@ -34,9 +35,6 @@ from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
 
 
 __all__ = ("Found", "KnownGraphs")
-
-_MOST_GRAPHS: Final = 4
-_MOST_SIZES: Final = 256  # Of one graph.
 
 
 @final
@@ -111,7 +109,7 @@ class _Known:
         if sizes is not None:
             self.by_sizes.pop(sizes, None)
             self.by_sizes[sizes] = known
-            if len(self.by_sizes) > _MOST_SIZES:
+            if len(self.by_sizes) > _tuning.KNOWN_SIZES:
                 del self.by_sizes[next(iter(self.by_sizes))]
 
 
@@ -177,7 +175,7 @@ class KnownGraphs:
         check_shared(fingerprints, graph)
         if units.num_units > 1:
             template = Template(graph, root, parameters, self._public)
-            kept = self._known[: _MOST_GRAPHS - 1]
+            kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
             self._known = [_Known(template, fingerprints), *kept]
         return Found(graph, found.plan)
 

@@ -20,15 +20,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dp import _checks
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._fetch import iter_batches
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
-from dp.sampling._schemes import (
-    PoissonSampling,
-    TruncatedPoissonSampling,
-    poisson_sample,
-    random_subset,
-)
+from dp.sampling._schemes import PoissonSampling, TruncatedPoissonSampling
 from dp.sampling._ticket import Ticket, TicketIssuer
 
 

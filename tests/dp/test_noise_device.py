@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from dp import _tuning
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian
-from dp.noise._device import float32_stage, float64_stage, noise as device_noise
+from dp.noise._device import float32_stage, float64_stage
 from dp.noise._device.float32_stage import Lattice, TorchFloat32
 from dp.noise._device.float64_stage import TorchFloat64
 from dp.noise._device.host_words import HostWords
@@ -77,7 +78,7 @@ class ByCell:
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_lattice, "decide", decide)
+            patch.setattr(host_lattice, "round_refined", decide)
             noise = host_lattice.RoundedGaussian(stddev=stddev, keystream=self)
             noise.add_(noisy.numpy())
         return noisy
@@ -184,7 +185,7 @@ def test_a_huge_sum_makes_the_others_no_harder(monkeypatch):
 
 def test_candidates_are_decided_some_at_a_time(monkeypatch):
     """However many there are, temporaries of 8 bytes are of a bounded size."""
-    monkeypatch.setattr(device_noise, "_CANDIDATES", 100)
+    monkeypatch.setattr(_tuning, "CANDIDATES_AT_ONCE", 100)
     in_parts = in_all_cells("on_device", torch.float32, 1e12, 1050)
 
     assert torch.equal(in_parts, in_all_cells("on_host", torch.float32, 1e12, 1050))
@@ -200,7 +201,7 @@ def test_the_last_resort_leaves_what_is_no_number(x):
 
 def test_long_vectors_are_rounded_in_parts(monkeypatch):
     """Every part has words of its own, and none is left out."""
-    monkeypatch.setattr(float32_stage, "_LONGEST_IN_TORCH", 4000)
+    monkeypatch.setattr(_tuning, "LONGEST_IN_TORCH", 4000)
     drawn = []
 
     class Words:
@@ -265,7 +266,7 @@ def test_tensors_of_every_kind_are_noised():
         torch.zeros(9, 7, 4)[..., 1],
         torch.zeros(800, dtype=torch.float64),
         torch.zeros(0, 3),
-        *torch.zeros(300, 5),
+        *torch.zeros(300, 9),
     ]
     GaussianNoise().add_(sums, stddev=2.0)
     drawn = torch.cat([s.double().flatten() for s in sums])
@@ -294,7 +295,7 @@ def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     monkeypatch.setattr(
         _gaussian, "_add_rounded", lambda chunks, _: placed.extend(chunks)
     )
-    sums = [torch.zeros(3), torch.zeros(3, device="meta")]
+    sums = [torch.zeros(30), torch.zeros(3, device="meta")]
     GaussianNoise().add_(sums, stddev=1.0)
 
     assert [[part.device.type for part in parts] for parts in placed] == [["meta"]]
@@ -343,7 +344,7 @@ def test_threads_that_noise_on_a_device_share_no_stream():
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
 def test_words_are_shared_out_among_threads(monkeypatch, dtype):
     """Every thread fills its part from a keystream of its own, which goes on after."""
-    monkeypatch.setattr("dp.noise._device.host_words._LEAST_SHARE", 1000)
+    monkeypatch.setattr("dp._tuning.LEAST_KEYSTREAM_SHARE", 1000)
     keys = [bytes([i]) * 32 for i in range(3)]
     given_keys = list(keys)
     monkeypatch.setattr(os, "urandom", lambda _: given_keys.pop(0))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from dp import _tuning
 from dp.noise import GaussianNoise
 from dp.noise._host import exact, lattice
 
@@ -88,8 +89,8 @@ DECIDE = exact.round_refined
 def rounded(x, stddev, source, *, num_short=0):
     noisy = x.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lattice, "decide", source.decide)
-        patch.setattr(lattice, "_SHORT", num_short)
+        patch.setattr(lattice, "round_refined", source.decide)
+        patch.setattr(_tuning, "SHORT_VECTOR", num_short)
         stage = lattice.RoundedGaussian(stddev=stddev, keystream=source)
         stage.add_(noisy.numpy())
     return noisy
@@ -241,6 +242,27 @@ def test_the_last_resort_agrees_with_all_stages(monkeypatch, dtype):
     monkeypatch.setattr(exact, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, rounded_in_all_cells(dtype, 9.0, 600))
+
+
+def test_float64_leaves_sums_at_the_ends_of_cells_to_more_digits():
+    """Its own error may hide that a cell reaches across a midpoint of the lattice.
+
+    Every sum is, at the end of its cell, above a midpoint by less than float64 sees.
+    """
+    words = np.arange(1000, 64_000, 97).astype(np.uint16)
+    stddev, scale = 1.25, 20.0  # The lattice is 1/16.
+    fractions, expected = [], []
+    with mpmath.workprec(400):
+        for word in words:
+            end = scale * real_normal((int(word) + 1 << 300) - 1, 316)
+            midpoint = mpmath.floor(end) + mpmath.mpf(0.5)
+            fractions.append(float(midpoint - end + mpmath.ldexp(1, -50)))
+            expected.append((float(midpoint) + 0.5) / 16)
+    source = ByCell(words)
+    source.more[:] = source.rest[:] = 2**64 - 1
+    x = torch.tensor(fractions, dtype=torch.float64) / 16
+
+    assert rounded(x, stddev, source).tolist() == expected
 
 
 @pytest.mark.parametrize("stage", ["FLOAT32_ERROR", "_FLOAT64_ERROR"])

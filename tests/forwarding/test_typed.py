@@ -133,7 +133,7 @@ def test_a_target_below_the_declarations_is_found():
     """The order in a class body does not matter for paths in words."""
 
     class Upside:
-        start = Forwarded("engine")
+        start = Forwarded(to="engine")
         stop = Forwarded()
         engine = target(Engine)
 
@@ -162,7 +162,7 @@ def test_a_subclass_can_declare_more_of_an_inherited_target():
     """By a path in words, whose kind the inherited target still tells."""
 
     class Loud(Car):
-        again = Forwarded("engine.start")
+        again = Forwarded(path="engine.start")
 
     assert forwarded_attributes(Loud)["again"].kind == "method"
 

@@ -52,6 +52,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from dp import _tuning
 from dp._keystream import Keystream
 from dp.noise._host.exact import FIRST_BITS, quantiles, round_refined
 
@@ -76,8 +77,6 @@ _LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
 FLOAT32_ERROR: Final = 2.0**-16
 FLOAT32_ERROR_OF_X: Final = 2.0**-23
 _FLOAT64_ERROR: Final = 2.0**-36
-_SHORT: Final = 4096  # Elements of a vector from which the first stage gains time.
-_LOOK_UPS: Final = 1 << 15  # Numpy indexes with 8 bytes: do not keep many of them.
 
 _Array = NDArray[Any]
 
@@ -130,7 +129,7 @@ class RoundedGaussian:
         """Add noise to a contiguous vector, in float32 or float64."""
         words_N = self._buffer("words", x_N, _UINT16)
         self._keystream.fill(words_N)
-        if len(x_N) <= _SHORT:
+        if len(x_N) <= _tuning.SHORT_VECTOR:
             x_N[:] = self._decided(x_N, words_N)
         else:
             self._add_long(x_N, words_N)
@@ -162,8 +161,8 @@ class RoundedGaussian:
     def _noise(self, words_N: _Array) -> _Array:
         """The centre of every word's cell in lattice units, or NaN."""
         noise_N = self._buffer("noise", words_N, _FLOAT32)
-        for start in range(0, len(words_N), _LOOK_UPS):
-            part = slice(start, start + _LOOK_UPS)
+        for start in range(0, len(words_N), _tuning.LOOK_UPS_AT_ONCE):
+            part = slice(start, start + _tuning.LOOK_UPS_AT_ONCE)
             indices = self._buffer("indices", words_N[part], _INT64)
             indices[:] = words_N[part]
             np.take(self._centres, indices, out=noise_N[part], mode="clip")

@@ -4,7 +4,7 @@ A *use* is a node that takes data of examples and, beside it, a parameter or som
 computed from parameters alone: an *operand*.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,10 +13,15 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape
 
 
-__all__ = ("Edge", "Graph", "Operand", "Signature", "Use")
+__all__ = ("Edge", "Graph", "Operand", "Signature", "Use", "shapes_of")
 
 Edge = tuple[Node, int]  # A node and which of its outputs.
 Signature = tuple[Hashable, ...]
+
+
+def shapes_of(parameters: Iterable[Tensor]) -> str:
+    """Return the shapes of parameters, for a message."""
+    return ", ".join(str(tuple(parameter.shape)) for parameter in parameters)
 
 
 @final

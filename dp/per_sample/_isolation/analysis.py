@@ -12,14 +12,14 @@ import torch
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape, size
 from dp.per_sample._graph.untracked_inputs import kept_without_graph
-from dp.per_sample._graph.uses import Edge, Graph, Signature, Use
+from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.following import Followed, follow, meeting_of
 from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.owners import Owners, regularized
 
 
-__all__ = ("REMEDY", "Analysis", "Plan", "analysed", "neither", "shapes_of")
+__all__ = ("REMEDY", "Analysis", "Plan", "analysed", "neither")
 
 REMEDY: Final = (
     "Use GroupNorm or LayerNorm for BatchNorm, and losses with reduction='none' that"
@@ -144,7 +144,7 @@ def neither(use: Use) -> SampleMixingError:
     """
     kept = ", ".join(str(tuple(one.shape)) for one in kept_without_graph(use.node))
     return SampleMixingError(
-        f"examples are mixed on the way to parameters of shape {shapes_of(use)}, where"
+        f"examples are mixed on the way to parameters of shape {shapes_of(use.parameters)}, where"
         f" {use.operation} takes a tensor of shape {kept or 'unknown'}: part of what it"
         f" gives is one example's, and part is shared. {_declared(kept or 'unknown')}"
     )
@@ -164,7 +164,7 @@ def _mixing(found: Followed, graph: Graph, mixed: Sequence[Use]) -> SampleMixing
     return SampleMixingError(
         f"units meet in {meeting_of(found, graph.followed)}: examples are mixed on the"
         f" way from the losses to {use.operation} with parameters of shape"
-        f" {shapes_of(use)}: one example's loss depends on another's data."
+        f" {shapes_of(use.parameters)}: one example's loss depends on another's data."
         f" {REMEDY}{hints[0] if hints else ''}"
     )
 
@@ -206,8 +206,3 @@ def _narrowest(graph: Graph) -> torch.dtype:
         if output.dtype.is_floating_point
     }
     return max(dtypes, key=lambda d: torch.finfo(d).tiny, default=torch.float32)
-
-
-def shapes_of(use: Use) -> str:
-    """Return the shapes of a use's parameters, to be read."""
-    return ", ".join(str(tuple(p.shape)) for p in use.parameters)

@@ -12,8 +12,8 @@ from torch import Tensor
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample._compile_backend import is_compiled, is_opaque
 from dp.per_sample._graph.nodes import name_of
-from dp.per_sample._graph.uses import Graph, Use
-from dp.per_sample._isolation.analysis import REMEDY, shapes_of
+from dp.per_sample._graph.uses import Graph, Use, shapes_of
+from dp.per_sample._isolation.analysis import REMEDY
 
 
 __all__ = ("Fingerprints", "check_above", "check_norm", "check_opaque", "check_shared")
@@ -40,7 +40,7 @@ def check_opaque(graph: Graph) -> None:
     """Refuse what hides operations on parameters."""
     for use in graph.uses:
         if is_opaque(use.operation):
-            holding = f" with parameters of shape {shapes_of(use)}"
+            holding = f" with parameters of shape {shapes_of(use.parameters)}"
             raise UnsupportedOperationError(_COMPILED.format(holding=holding))
     for node in graph.nodes:
         name = name_of(node)
@@ -58,7 +58,7 @@ def check_norm(use: Use) -> None:
     if "BatchNorm" in use.operation:
         raise SampleMixingError(
             f"units meet in {use.operation}: examples are mixed on the way from the"
-            f" losses to {use.operation} with parameters of shape {shapes_of(use)}: one"
+            f" losses to {use.operation} with parameters of shape {shapes_of(use.parameters)}: one"
             f" example's loss depends on another's data. {REMEDY}"
         )
 

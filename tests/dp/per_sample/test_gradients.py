@@ -12,10 +12,10 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
+from dp import _tuning
 from dp.clipping import FlatClipping
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample import Engine, _backward_pass, _known_graphs
-from dp.per_sample._parts import convolution
+from dp.per_sample import Engine, _known_graphs
 from dp.per_sample._parts.part import squared_norms
 
 
@@ -289,9 +289,9 @@ def test_without_room_gradients_are_computed_twice(
     name, monkeypatch, assert_exact, per_example
 ):
     """Where memory is short nothing is kept, and the result is the same."""
-    monkeypatch.setattr(_backward_pass, "_ALLOWED_BYTES", 0)
-    monkeypatch.setattr(_backward_pass, "_ALLOWANCE", 0)
-    monkeypatch.setattr(convolution, "_CACHE", 1 << 19)
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", 0)
+    monkeypatch.setattr(_tuning, "ALLOWED_SHARE", 0)
+    monkeypatch.setattr(_tuning, "WINDOW_CHUNK_BYTES", 1 << 19)
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -303,9 +303,9 @@ def test_convolutions_are_products_of_windows_on_an_accelerator(
     name, room, monkeypatch, assert_exact, per_example
 ):
     """Of groups, dilated and transposed ones too; tried out on the host."""
-    monkeypatch.setattr(convolution, "_MANY_CHANNELS", {})
-    monkeypatch.setattr(_backward_pass, "_ALLOWED_BYTES", room)
-    monkeypatch.setattr(_backward_pass, "_ALLOWANCE", 0)
+    monkeypatch.setattr(_tuning, "MANY_CHANNEL_PAIRS", {})
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", room)
+    monkeypatch.setattr(_tuning, "ALLOWED_SHARE", 0)
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -564,7 +564,7 @@ def test_long_rows_are_not_under_estimated():
 
 def test_gram_norms_do_not_under_estimate_cancelling_gradients(monkeypatch, by_loop):
     """Positions that cancel leave a small difference of large numbers."""
-    monkeypatch.setattr(_backward_pass, "_ALLOWED_BYTES", 0)  # Or gradients are kept.
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", 0)  # Or gradients are kept.
     layer = nn.Linear(64, 64, bias=False, dtype=torch.float32)
     x = torch.randn(B, 1, 64, dtype=torch.float32)
     x = torch.cat([x, -x * (1 + 1e-4)], dim=1)

@@ -47,11 +47,11 @@ def stacks(monkeypatch):
     sizes = []
 
     def counting(members, *args, **kwargs):
-        found = stacked(members, *args, **kwargs)
+        found = batch_layers(members, *args, **kwargs)
         sizes.append(0 if found is None else len(members))
         return found
 
-    stacked = _backward_pass.batch_layers
+    batch_layers = _backward_pass.batch_layers
     monkeypatch.setattr(_backward_pass, "batch_layers", counting)
     return sizes
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
+from dp import _tuning
 from dp.per_sample import Engine
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._parts import convolution
 from dp.per_sample._rules import recurrent
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -370,7 +370,7 @@ def test_convolutions_are_exact_as_an_accelerator_does_them(
     name, monkeypatch, assert_exact, per_example
 ):
     """As products of windows, whatever the groups are."""
-    monkeypatch.setattr(convolution, "_MANY_CHANNELS", {})
+    monkeypatch.setattr(_tuning, "MANY_CHANNEL_PAIRS", {})
     model, x = OPERATIONS[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -398,7 +398,7 @@ def test_a_fused_rms_norm_is_exact():
     site = RuleContext(use, {0: Layout(-3)}, B, held=held)
     grad = torch.randn(B, 2, 3)
 
-    part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
+    part = RULES["FusedRmsNormBackward0"].apply(site, [grad])[1]
 
     torch.testing.assert_close(part.grads_BP, (x * rstd * grad).sum(1))
 
