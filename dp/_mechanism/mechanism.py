@@ -8,19 +8,19 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
+from dp._mechanism.loss_units import Reduction, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
-from dp._mechanism.unit_losses import Reduction, unit_losses
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
@@ -56,7 +56,8 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    engine: Engine = field(default_factory=Engine)
+    public: tuple[Tensor, ...] = ()
+    engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Mechanism:
             plan=self.plan, ledger=self.ledger, assigned=self.assigned
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+        self.engine = Engine(public=self.public)
 
     @property
     def noise_multiplier(self) -> float:
@@ -128,24 +130,27 @@ class Mechanism:
         """
         # Everything that can be refused is, before the first gradient is computed.
         batch = self._batch_for(parameters)
-        grouped = unit_losses(
+        whose = loss_units(
             losses,
             units,
             reduction=reduction,
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
-        losses_U = grouped.losses
-        batch.admit(len(losses_U), self.plan.sampling, grouped.units)
+        batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
-            if len(losses_U):
+            if whose.num_units:
                 gradients = self.engine.gradients(
-                    losses_U, leaves, loss_scale=loss_scale
+                    losses,
+                    leaves,
+                    loss_scale=loss_scale,
+                    units=whose.of_loss,
+                    reduction=reduction,
                 )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
-        batch.units.update(grouped.units)
-        batch.may_lack_units |= grouped.may_lack_units
+        batch.units.update(whose.present)
+        batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
         batch.all_scaled &= is_scaled
         self.step.accumulate(batch)
@@ -281,12 +286,20 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public=self.public,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process has other loaders: attach one there.
-        parts = (self.plan, self.clipping, self.noise, self.ledger, self.assigned)
-        return _unpickled, parts
+        stages = {
+            "plan": self.plan,
+            "clipping": self.clipping,
+            "noise": self.noise,
+            "ledger": self.ledger,
+            "assigned": self.assigned,
+            "public": self.public,
+        }
+        return _unpickled, (stages,)
 
     def _batch_for(self, parameters: Sequence[Tensor]) -> PendingBatch:
         """Return the batch at hand, or an empty one if another was drawn meanwhile."""
@@ -314,18 +327,5 @@ def _check_attached(
         )
 
 
-def _unpickled(
-    plan: PrivacyPlan,
-    clipping: Clipping,
-    noise: GaussianNoise,
-    ledger: Ledger,
-    assigned: dict[str, float],
-) -> Mechanism:
-    return Mechanism(
-        plan=plan,
-        clipping=clipping,
-        noise=noise,
-        ledger=ledger,
-        loader=None,
-        assigned=assigned,
-    )
+def _unpickled(stages: Mapping[str, Any]) -> Mechanism:
+    return Mechanism(loader=None, **stages)

@@ -8,15 +8,15 @@ Shapes: ``B`` examples in a batch.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
-from dp._mechanism.unit_losses import Reduction
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
@@ -82,6 +82,10 @@ class DPOptimizer(TransparentOptimizer):
             Required if the plan claims amplification by sampling, refused if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
+        public: Tensors that are no data, but constants of the program, for weights
+            that are computed with them: a fixed basis, a mask, a buffer of a
+            parametrization. That they are public is the caller's claim: a buffer can
+            have been computed from private data.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -117,6 +121,7 @@ class DPOptimizer(TransparentOptimizer):
         loader: PoissonLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
+        public: Iterable[Tensor] = (),
     ) -> None:
         check_wrappable(original_optimizer)
         if isinstance(original_optimizer, DPOptimizer):
@@ -138,6 +143,7 @@ class DPOptimizer(TransparentOptimizer):
             noise=GaussianNoise() if noise is None else noise,
             ledger=Ledger(plan),
             loader=loader,
+            public=tuple(public),
         )
         carried.reserve_key(self.param_groups)
         protect(self)

@@ -58,7 +58,9 @@ class Run:
         return torch.cat([s.flatten() for s in self.optimizer.mechanism.pending.sums])
 
     def clipped(self, loss):
-        grads = torch.autograd.grad(loss, list(self.model.parameters()))
+        grads = torch.autograd.grad(
+            loss, list(self.model.parameters()), retain_graph=True
+        )
         grad = torch.cat([g.flatten() for g in grads])
         return grad * (C / grad.norm()).clamp(max=1)
 
@@ -185,17 +187,16 @@ def test_a_unit_in_two_calls_is_refused():
 
 
 def test_losses_with_and_without_units_do_not_mix():
-    """Without units a row is taken for granted that may have been named before."""
-    run, rows = all_drawn()
-    units = run.loader.unit_of_row
-    first = units == 0
-    run.optimizer.backward(run.losses(rows[first]), units=units[first])
-    plain = Run(users=range(3), plan=run.plan)
-    x, _ = next(iter(plain.loader))
-    plain.optimizer.backward(plain.losses(x[:1]))
+    """A row that is taken for granted may have been named before."""
+    plan = make_plan(sampling=PoissonSampling(sampling_probability=1.0))
+    run = Run(users=range(3), plan=plan)
+    run.loader = run.plan.loader(run.data, units=None)
+    run.optimizer.attach(run.loader)
+    rows, _ = next(iter(run.loader))
+    run.optimizer.backward(run.losses(rows[:1]))
 
-    with pytest.raises(SamplingMismatchError, match="to every"):
-        plain.optimizer.backward(plain.losses(x[1:]), units=torch.tensor([1, 2]))
+    with pytest.raises(SamplingMismatchError, match="without"):
+        run.optimizer.backward(run.losses(rows[1:]), units=torch.tensor([1, 2]))
 
 
 def test_units_that_were_not_drawn_are_refused():

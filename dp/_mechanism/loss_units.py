@@ -1,10 +1,8 @@
-"""Several losses a unit of privacy, as one loss each.
+"""Whose each loss is: a unit of privacy may have several.
 
-What is clipped is the gradient of a unit: all losses of a user, all views of an image,
-all tokens of a document. So the losses of a unit become one, before any gradient is
-taken; from there on a unit is to the engine what an example is.
-
-Shapes: ``U`` units.
+What is clipped is the gradient of a unit: of all losses of a user, all views of an
+image, all tokens of a document. The loader knows the units of its rows; a caller can
+name the unit of each loss.
 """
 
 from collections.abc import Sequence
@@ -18,45 +16,45 @@ from dp.exceptions import SamplingMismatchError
 from dp.sampling import Ticket
 
 
-__all__ = ("Reduction", "UnitLosses", "unit_losses")
+__all__ = ("LossUnits", "Reduction", "loss_units")
 
 Reduction = Literal["sum", "mean"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class UnitLosses:
-    """One loss a unit, and which units they are.
+class LossUnits:
+    """The units of a tensor of losses.
 
     Attributes:
-        losses: The losses, of shape ``U``.
-        units: The positions of the units among those drawn; empty where every loss is
+        num_units: How many units have a loss. Private.
+        of_loss: The unit of each loss, of the losses' shape; None where every loss is
             a unit, in the order of the batch.
-        in_order: Whether row ``i`` of the batch is loss ``i``.
-        may_lack_units: Whether the caller chose the units, and may have left out some.
+        present: The units that have a loss, where ``of_loss`` says so.
+        may_lack_units: Whether the caller named the units, and may have left out some.
     """
 
-    losses: Tensor
-    units: Sequence[int] = ()
-    in_order: bool = True
+    num_units: int
+    of_loss: Tensor | None = None
+    present: Sequence[int] = ()
     may_lack_units: bool = False
 
 
-def unit_losses(
+def loss_units(
     losses: Tensor,
     units: Tensor | None,
     *,
     reduction: Reduction,
     ticket: Ticket | None,
     part: slice | None,
-) -> UnitLosses:
-    """Return one loss for each unit that has a loss.
+) -> LossUnits:
+    """Return whose each loss is, by the caller's word or by the loader's.
 
     Args:
-        losses: The losses, with their graph.
+        losses: The losses.
         units: The unit of each loss, of the shape of *losses*; None if the loader
             knows, or if every loss is a unit.
-        reduction: Whether a unit's loss is the sum or the mean of its losses.
+        reduction: Whether a unit's gradient is the sum or the mean of its losses'.
         ticket: What the batch was drawn with.
         part: Which rows of the batch *losses* are of; None if of all.
 
@@ -74,7 +72,7 @@ def unit_losses(
         )
     unit_of_row = None if ticket is None else ticket.draw.unit_of_row
     if unit_of_row is None:
-        return UnitLosses(losses)
+        return LossUnits(len(losses))
     rows = unit_of_row[slice(None) if part is None else part]
     if len(rows) != len(losses):
         raise SamplingMismatchError(
@@ -82,38 +80,27 @@ def unit_losses(
             " of the batch it yielded last. Split a batch by dp.MicroBatches, or say"
             " whose each loss is: backward(losses, units=loader.unit_of_row[...])"
         )
-    grouped, present = _grouped(losses, torch.from_numpy(rows), "sum")
-    return UnitLosses(grouped, present, in_order=False)
+    present = sorted(set(rows.tolist()))
+    return LossUnits(len(present), torch.from_numpy(rows), present)
 
 
 def _by_caller(
     losses: Tensor, units: Tensor, reduction: Reduction, ticket: Ticket | None
-) -> UnitLosses:
-    integral = not (units.is_floating_point() or units.is_complex())
-    if not integral or units.dtype == torch.bool or units.shape != losses.shape:
+) -> LossUnits:
+    is_integral = not (units.is_floating_point() or units.is_complex())
+    if not is_integral or units.dtype == torch.bool or units.shape != losses.shape:
         raise ValueError(
             "units must be integers of the shape of the losses,"
             f" {tuple(losses.shape)}, got {units.dtype} of shape {tuple(units.shape)}"
         )
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-    grouped, present = _grouped(losses.flatten(), units.flatten(), reduction)
+    present = units.unique().tolist()
+    # A number that no draw has would be a unit that nobody drew, and paid for.
     if ticket is not None and any(not 0 <= u < ticket.num_samples for u in present):
         raise ValueError(
             "units must be the positions of the drawn units, counted from 0 in the"
             " order of the batch; for a loader with units=, loader.unit_of_row has"
             " that of each row"
         )
-    return UnitLosses(grouped, present, in_order=False, may_lack_units=True)
-
-
-def _grouped(
-    losses_N: Tensor, units_N: Tensor, reduction: Reduction
-) -> tuple[Tensor, Sequence[int]]:
-    present_U, index_N, counts_U = torch.unique(
-        units_N.to(losses_N.device), return_inverse=True, return_counts=True
-    )
-    if reduction == "mean":
-        losses_N = losses_N / counts_U.to(losses_N.dtype)[index_N]
-    grouped_U = losses_N.new_zeros(len(present_U)).index_add(0, index_N, losses_N)
-    return grouped_U, present_U.tolist()
+    return LossUnits(len(present), units, present, may_lack_units=True)
