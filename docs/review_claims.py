@@ -140,6 +140,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_parts/convolution.py": Claim("Norm and sum of a kernel are of one gradient.", (_GRADIENTS + "without_room_gradients_are_computed_twice", "dp/per_sample/test_operations.py::test_convolutions_are_exact_as_an_accelerator_does_them")),
         "dp/per_sample/_parts/reparametrized.py": Claim("A gradient that passes a parameter's own computation is clipped as it arrives at the parameter.", (_GRADIENTS + "gradients_are_those_of_the_loop",)),
         "dp/per_sample/_parts/ragged.py": Claim("Norm and sum of a unit are of all its rows, wherever they are, and of no other.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop", _BY_OWNER + "models_whose_units_lie_along_no_axis_are_as_by_a_loop")),
+        "dp/per_sample/_parts/grouped.py": Claim("Norm and sum of a stack of matrices are of the same rows, each at its expert.", (_BY_OWNER + "grouped_products_are_those_of_routed_rows",)),
         "dp/per_sample/_parts/row_groups.py": Claim("Each row is in the place of its unit, once.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop",)),
         "dp/per_sample/_rules/by_owner.py": Claim("Where units lie along no axis, every row is an example to a rule, and its owner's afterwards.", (_BY_OWNER + "any_owners_along_two_axes_are_as_by_a_loop", _BY_OWNER + "outputs_with_other_rows_are_served_by_their_own_backward")),
         "dp/per_sample/_rules/context.py": Claim("A rule is given the rows of each example.", _EXACT, "rows"),

@@ -83,9 +83,10 @@ MUTANTS = (
     Mutant("per_sample", "units_u = is_in_U.nonzero()[:, 0]", "units_u = is_in_U.nonzero()[:, 0].flip(0)", "the norms of a bucket are other units'", BY_OWNER),
     Mutant("per_sample", "total_UP.index_add_(0, part.groups.owner_r, rows_rP)", "total_UP.index_copy_(0, part.groups.owner_r, rows_rP)", "a unit's gradient is that of its last row", BY_OWNER),
     Mutant("per_sample", "whole[groups.owner_r, row_r] = slices[row_r]", "whole[:, row_r] = slices[row_r]", "a slice of an operand is every unit's", BY_OWNER),
-    Mutant("per_sample", "owners_L = owner_B[self.owners_L]", "owners_L = self.owners_L", "look-ups count for their row's number, not its unit", BY_OWNER),
+    Mutant("per_sample", "owners_L = unit_B[self.owners_L]", "owners_L = self.owners_L", "look-ups count for their row's number, not its unit", BY_OWNER),
     Mutant("per_sample", "not torch.equal(first.unit_R, groups.unit_R)", "False", "outputs with other rows are served as if they had the same", BY_OWNER),
-    Mutant("per_sample", "if groups.owned_r is not None:", "if False:", "a row that is nobody's counts as somebody's", BY_OWNER),
+    Mutant("per_sample", "virtual = self.units * self.num_experts + self.experts", "virtual = self.units * self.num_experts", "a unit's matrices are added up before the norm", BY_OWNER),
+    Mutant("per_sample", "rows = _select(rows, groups.owned_r)", "pass", "a row that is nobody's counts as somebody's", BY_OWNER),
     Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
