@@ -19,6 +19,7 @@ __all__ = (
     "Node",
     "by_input",
     "check",
+    "edge_shape",
     "is_checkpointed",
     "is_number",
     "leaf",
@@ -54,6 +55,13 @@ def output_shapes(node: Node) -> list[tuple[int, ...]]:
 def output_shape(node: Node, index: int) -> tuple[int, ...]:
     """Return the shape of one of a node's outputs."""
     return tuple(node._input_metadata[index].shape)  # noqa: SLF001 -- as above
+
+
+def edge_shape(node: Node, index: int) -> tuple[int, ...]:
+    """Return the shape of what an input of a node brings, a leaf's too."""
+    if node.next_functions or not hasattr(node, "variable"):
+        return output_shape(node, index)
+    return tuple(node.variable.shape)
 
 
 def materialized(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor]:

@@ -1,8 +1,6 @@
 """Gradients of operations that no rule serves.
 
-There are two ways, both exact: one backward of the operation alone for each example
-(:func:`by_node`), or, where the batch does not show which rows are whose, one backward
-pass of the whole graph for each example (:func:`by_graph`).
+One backward of the operation alone for each example is exact, whatever it is.
 
 Shapes: ``B`` examples.
 """
@@ -31,7 +29,7 @@ from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 
-__all__ = ("by_graph", "by_node")
+__all__ = ("by_node",)
 
 _NO_UNIT: Final = -9  # Neither a unit nor one of the marks of owners.
 
@@ -156,52 +154,3 @@ def _largest(context: RuleContext) -> int:
     places = context.owners or context.layouts
     outputs = sum(size(output_shape(context.use.node, i)) for i in places)
     return max(outputs, *(size(o.shape) for o in context.operands.values()))
-
-
-def by_graph(
-    losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float
-) -> dict[int, MaterializedGrads]:
-    """Return materialized gradients by one backward pass an example, in chunks."""
-    of_nobody = torch.autograd.grad(
-        losses_B,
-        parameters,
-        torch.zeros_like(losses_B),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    for parameter, grad in zip(parameters, of_nobody, strict=True):
-        if len(losses_B) > 1 and not bool(grad.isfinite().all()):
-            raise _inseparable([parameter])
-    try:
-        rows = _rows(losses_B, parameters, loss_scale, batched=True)
-    except RuntimeError:  # An operation that torch.vmap cannot batch.
-        rows = _rows(losses_B, parameters, loss_scale, batched=False)
-    return {
-        id(p): MaterializedGrads(grads)
-        for p, grads in zip(parameters, rows, strict=True)
-    }
-
-
-def _rows(
-    losses_B: Tensor,
-    parameters: Sequence[Tensor],
-    loss_scale: float,
-    *,
-    batched: bool,
-) -> list[Tensor]:
-    one_hot_BB = torch.eye(len(losses_B), dtype=losses_B.dtype, device=losses_B.device)
-    seeds_BB = one_hot_BB * loss_scale
-    chunks = []
-    for seeds in seeds_BB.split(_tuning.GRAPH_PASSES_AT_ONCE) if batched else seeds_BB:
-        grads = torch.autograd.grad(
-            losses_B,
-            parameters,
-            seeds,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-            materialize_grads=True,
-        )
-        chunks.append([g if batched else g[None] for g in grads])
-    return [torch.cat(column) for column in zip(*chunks, strict=True)]

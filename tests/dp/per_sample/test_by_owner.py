@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample import PerSampleGradients
+from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
 from dp.per_sample._parts.reparametrized import parts_of_parameters
@@ -55,7 +56,7 @@ def narrowed(owner):
 def ragged_gradients(losses, units, parameters, num_units, served=None):
     """Return the gradients of units, and note which operations rules served."""
     root = losses.grad_fn, losses.output_nr
-    graph = find_uses(root, parameters, num_samples=1, constants=frozenset())
+    graph = find_uses(root, parameters, public=PublicTensors())
     places = [(use, output) for use in graph.uses for output in use.outputs]
     edges = [GradientEdge(use.node, output) for use, output in places]
     owners = measured(losses, units, edges, num_units)
@@ -203,9 +204,7 @@ def test_a_use_that_nothing_flows_to_has_no_parts():
     layer = torch.nn.Linear(3, 2)
     output = layer(torch.randn(4, 3))
     parameters = [*layer.parameters()]
-    graph = find_uses(
-        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
-    )
+    graph = find_uses((output.grad_fn, 0), parameters, public=PublicTensors())
     context = RuleContext(graph.uses[0], {}, U, owners={0: NOBODYS})
 
     rule = fitting_rule(context)
@@ -285,9 +284,7 @@ AXES = {"transposed": 1, "products": 1}
 
 def assert_use_is_as_by_loop(output, parameters, owner, num_units):
     """Compare every unit's gradient of one use with its backward on the unit's rows."""
-    graph = find_uses(
-        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
-    )
+    graph = find_uses((output.grad_fn, 0), parameters, public=PublicTensors())
     (use,) = graph.uses
     grad = torch.randn_like(output).masked_fill(owner < 0, 0)
     context = RuleContext(use, {}, num_units, owners={0: Owners.irregular(owner)})

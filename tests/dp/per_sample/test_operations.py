@@ -392,7 +392,7 @@ def test_a_fused_rms_norm_is_exact():
     """Only accelerators have its node; a layer norm's stands for it here."""
     x, weight = torch.randn(B, 2, 3), nn.Parameter(torch.randn(3))
     node = F.layer_norm(x, [3], weight).grad_fn
-    operand = Operand(node.next_functions[1], [weight], [], has_constants=False)
+    operand = Operand(node.next_functions[1], [weight], [])
     use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
     rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
