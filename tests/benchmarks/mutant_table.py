@@ -30,6 +30,7 @@ SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
+BY_OWNER = "per_sample/test_by_owner.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -76,6 +77,16 @@ MUTANTS = (
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
     Mutant("per_sample", "tensor if tensor.dtype == torch.float64 else tensor.float()", "tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
+    Mutant("per_sample", "* length + position_r[chosen]", "* length", "the rows of a unit take each other's place", BY_OWNER),
+    Mutant("per_sample", "place_U = is_in_U.cumsum(0) - 1", "place_U = is_in_U.cumsum(0) * 0", "the units of a bucket take each other's place", BY_OWNER),
+    Mutant("per_sample", "units_u = is_in_U.nonzero()[:, 0]", "units_u = is_in_U.nonzero()[:, 0].flip(0)", "the norms of a bucket are other units'", BY_OWNER),
+    Mutant("per_sample", "total_UP.index_add_(0, part.groups.owner_r, rows_rP)", "total_UP.index_copy_(0, part.groups.owner_r, rows_rP)", "a unit's gradient is that of its last row", BY_OWNER),
+    Mutant("per_sample", "whole[groups.owner_r, row_r] = slices[row_r]", "whole[:, row_r] = slices[row_r]", "a slice of an operand is every unit's", BY_OWNER),
+    Mutant("per_sample", "owners_L = unit_B[self.owners_L]", "owners_L = self.owners_L", "look-ups count for their row's number, not its unit", BY_OWNER),
+    Mutant("per_sample", "not torch.equal(first.unit_R, groups.unit_R)", "False", "outputs with other rows are served as if they had the same", BY_OWNER),
+    Mutant("per_sample", "virtual = self.units * self.num_experts + self.experts", "virtual = self.units * self.num_experts", "a unit's matrices are added up before the norm", BY_OWNER),
+    Mutant("per_sample", "rows = _select(rows, groups.owned_r)", "pass", "a row that is nobody's counts as somebody's", BY_OWNER),
     Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
