@@ -113,7 +113,8 @@ class Forwarded(_Base, Generic[T]):
         self.set = set is not False
         self.delete = delete
         self.doc = doc
-        self.kind = _checked_kind(kind)
+        _check_kind(kind)
+        self.kind: Kind | None = kind
         self.accessors: dict[str, Callable[..., Any]] = {}
         self.lens: Lens | None = None
         converts = get is not None or callable(set)
@@ -216,12 +217,11 @@ def _places(
     return places
 
 
-def _checked_kind(kind: Kind | None) -> Kind | None:
-    if kind not in (None, *get_args(Kind)):
+def _check_kind(kind: Kind | None) -> None:
+    if kind is not None and kind not in get_args(Kind):
         raise ForwardingError(
             f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}"
         )
-    return kind
 
 
 def _is_wrapper(returns: str | None) -> bool:

@@ -56,7 +56,7 @@ def kind_in(classes: Iterable[type], name: str) -> Kind | None:
 
     None too if one of the classes does not know the name, or there is no class.
     """
-    kinds = {_kind_in(cls, name) for cls in classes}
+    kinds: set[Kind | None] = {_kind_in(cls, name) for cls in classes}
     return kinds.pop() if len(kinds) == 1 else None
 
 

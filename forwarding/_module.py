@@ -129,13 +129,15 @@ class ModuleForwarding(_Plain, Wrapper[T]):
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 -- As torch's.
         """Set the mode of the module, and of the wrapper's own modules."""
-        for module in (self.__wrapped__, *self._own_values("train")):
+        modules: list[Any] = [self.__wrapped__, *self._own_values("train")]
+        for module in modules:
             module.train(mode)
         return self
 
     def apply(self, fn: Any) -> Self:
         """Call ``fn`` on every module inside, as ``Module.apply``."""
-        for module in (self.__wrapped__, *self._own_values("apply")):
+        modules: list[Any] = [self.__wrapped__, *self._own_values("apply")]
+        for module in modules:
             module.apply(fn)
         return self
 

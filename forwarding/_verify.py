@@ -10,6 +10,7 @@ from forwarding._inspect import unwrap
 from forwarding._path import step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
 from forwarding._static import static_attribute
+from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
 
 
@@ -59,8 +60,11 @@ def _titled(wrapper: object, specs: Mapping[str, Spec]) -> str:
 
 def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, Any]]:
     """Yield the targets that are there, by name."""
-    roots = dict.fromkeys(str(s.path[0]) for s in specs.values())
-    for root in roots:
+    roots = (
+        *(str(spec.path[0]) for spec in specs.values()),
+        *target_names(type(wrapper)),
+    )
+    for root in dict.fromkeys(roots):
         if root not in specs and is_built(wrapper, root) and hasattr(wrapper, root):
             yield root, getattr(wrapper, root)
 
@@ -131,8 +135,7 @@ def _absence(owner: object, spec: Spec) -> str | None:
     except AttributeError:
         return f"do not exist on {type(owner).__name__}"
     except Exception as error:  # noqa: BLE001 -- A property can raise anything.
-        if spec.kind == "data" and isinstance(spec.path[-1], str):
-            return f"cannot be read on {type(owner).__name__} now: {error!r}"
+        return f"cannot be read on {type(owner).__name__} now: {error!r}"
     return None
 
 

@@ -192,9 +192,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
         if type(self) is not variant:
             _set_class(self, variant)
 
-    for _self_name in _ASKING:
-        vars()[_self_name] = _Absent(_self_name)
-    del _self_name
+    vars().update({name: _Absent(name) for name in _ASKING})
 
     @property
     def __object_proxy__(self) -> Any:

@@ -18,9 +18,8 @@ from dp.per_sample._isolation.graph_plan import Plan, check_norm
 from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
+from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
-from dp.per_sample._rules.fallback import by_node
-from dp.per_sample._rules.table import rule_of
 
 
 __all__ = ("BackwardPass",)
@@ -65,11 +64,10 @@ class BackwardPass:
                 self.unknown.update((id(p), p) for p in use.parameters)
                 continue
             site = RuleContext(use, layouts, num_samples, budget)
-            rule = rule_of(use)
-            if rule is None or not rule.applies(site):
+            rule = fitting_rule(site)
+            if rule is None:
                 check_norm(site.use)
                 self.without_rule.append(site)
-                rule = None
             self._sites.append((site, rule, bytes_freed * num_samples))
 
     def _put_together(
@@ -163,8 +161,7 @@ class BackwardPass:
         site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return
-        parts = by_node(site, grads) if rule is None else rule.apply(site, grads)
-        for position, part in parts.items():
+        for position, part in parts_of_use(rule, site, grads).items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(
                 part, operand, self._num_samples

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.embedding import EmbeddingGrads, join_tables
 from dp.per_sample._parts.factored import FactoredGrads, concatenated
 from dp.per_sample._parts.part import (
     GradPart,
@@ -27,6 +27,7 @@ from dp.per_sample._parts.part import (
     chunked_norms,
     wide,
 )
+from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
 
 
@@ -271,6 +272,7 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     The norm is that of the sum over all uses, so a recurrent weight that is used at
     100 steps becomes one product of 100 times as many positions, with one norm.
     """
+    uses = join_ragged(uses)
     if len(uses) == 1:
         return uses
     materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
@@ -281,7 +283,11 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     products = [
         same[0] if len(same) == 1 else concatenated(same) for same in factored.values()
     ]
-    others = [u for u in uses if not isinstance(u, MaterializedGrads | FactoredGrads)]
+    tables = [use for use in uses if isinstance(use, EmbeddingGrads)]
+    joined = (MaterializedGrads, FactoredGrads, EmbeddingGrads)
+    others = [use for use in uses if not isinstance(use, joined)]
+    if tables:
+        others.append(join_tables(tables))
     return [*_added(materialized), *products, *others]
 
 

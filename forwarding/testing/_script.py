@@ -107,8 +107,10 @@ def _compiled(script: str, *, relaxed: bool) -> list[tuple[str, _Claim | _Action
 
 @functools.cache
 def _filled(script: str, words: tuple[tuple[str, str], ...]) -> str:
-    found = dict(words)
-    return re.sub(r"\b[A-Z][A-Z_]*\b", lambda word: found.get(word[0], word[0]), script)
+    meanings = dict(words)
+    return re.sub(
+        r"\b[A-Z][A-Z_]*\b", lambda word: meanings.get(word[0], word[0]), script
+    )
 
 
 def run(

@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant("noise", "FLOAT32_ERROR_OF_X: Final = 2.0**-23", "FLOAT32_ERROR_OF_X: Final = 0.0", "large sums are rounded to float32 with their noise", NOISE),
     Mutant("noise", "_LATTICE_BITS: Final = 4", "_LATTICE_BITS: Final = 12", "the lattice is finer than float32 can decide", NOISE),
     Mutant("noise", "else piece.view_as(part)", "else pieces[0].view_as(part)", "parameters share their noise", NOISE),
-    Mutant("noise", 'int.from_bytes(os.urandom(8), "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
+    Mutant("noise", 'int.from_bytes(new_key()[:8], "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
     Mutant("noise", "if self._process != os.getpid():", "if False:", "a forked process repeats its parent's noise", NOISE),
     Mutant("_keystream", "AES256(os.urandom(KEY_BITS // 8))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
     # Per-example gradients
@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant("sampling", "share = (0, 1) if self._sharded else rank_and_size()", "share = (0, 1)", "every rank draws every example", "distributed/test_training.py distributed/test_loader.py"),
     # Noise on a device
     Mutant("noise", "self._num_blocks += num_blocks", "pass", "a device's words are drawn twice", DEVICE),
-    Mutant("noise", "self._key = os.urandom(KEY_BITS // 8)", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
+    Mutant("noise", "self._key = new_key()", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
     Mutant("noise", "more_C = torch.where(upper_C, ~more_C, more_C)", "more_C = more_C", "the bits of one tail run the wrong way on a device", DEVICE),
     Mutant("noise", "fraction_C = units_C - whole_C", "fraction_C = units_C * 0", "the fraction of a sum is lost on a device", DEVICE),
     Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_X)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),

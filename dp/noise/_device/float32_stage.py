@@ -1,19 +1,17 @@
-"""Most of the rounding on a device: what sixteen bits and float32 can decide.
+"""First rounding stage on a device: elements decided by 16 random bits in float32.
 
-The stage exists twice: in torch's operations, and as one kernel of Triton, in
-:mod:`dp.noise._device.kernels.rounding`, which reads and writes memory a tenth as often. They
-give the same results and leave the same elements. Their bound on the error of float32 is
-that of :mod:`dp.noise._host.lattice` with two differences:
+The stage exists twice: in torch operations, and as one Triton kernel in
+:mod:`dp.noise._device.kernels.rounding`, which needs a tenth of the memory traffic. Both
+give the same results and leave the same elements undecided. An element is decided if the
+sum of its noise's cell centre and ``x / g`` is so far from the midpoint of two lattice
+points that neither the reach of the cell nor the errors of float32 can carry it across.
 
-* ``M`` is each element's own, not the largest of the vector, and that part of the bound
-  is added to the distance instead of being taken from the limit. Where both together
-  are at most 1/2, their sum is off by ``2**-25``, which is the line "the bound itself"
-  of the table. So one huge sum sends no others to float64.
-* Products by powers of two share a kernel with a sum. They are exact, so that it does
-  not matter whether the compiler contracts both to one instruction. There are no other
-  products, and every operation rounds as IEEE 754 says.
+@@BOUND@@
+Products by powers of two share a kernel with a sum. They are exact, so it does not matter
+whether the compiler contracts both to one instruction. There are no other products, and
+every operation rounds as IEEE 754 says.
 
-Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left.
+Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left undecided.
 """
 
 from collections.abc import Callable
@@ -49,7 +47,7 @@ _CHECKED: Final = (1 << 16) + 7
 
 
 class Words(Protocol):
-    """Where uniform bits come from."""
+    """A source of uniform random bits."""
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return integers, uniform over all values of *dtype*, on the device."""
@@ -57,15 +55,15 @@ class Words(Protocol):
 
 
 class Blocks(Words, Protocol):
-    """Where they come from in blocks of ChaCha20."""
+    """A source of uniform random bits in blocks of ChaCha20."""
 
     def blocks_for(self, num_bytes: int) -> tuple[Tensor, int]:
-        """Return the input of the first of the next blocks, and how many they are."""
+        """Reserve the next blocks: return the input of the first, and their number."""
         ...
 
 
 class Undecided(NamedTuple):
-    """The C elements that are not decided: where, their sums and their 16 bits."""
+    """The C undecided elements: their indices, sums and 16 random bits."""
 
     indices: Tensor
     x: Tensor
@@ -73,27 +71,29 @@ class Undecided(NamedTuple):
 
 
 class FirstStage(Protocol):
-    """Either way of it."""
+    """The stage, in torch operations or as a kernel."""
 
     def round_(self, x_N: Tensor) -> Undecided:
-        """Add noise and round, in place; return what that may be wrong for."""
+        """Add noise and round, in place; return the elements that stay undecided."""
         ...
 
     def longest(self, dtype: torch.dtype) -> int:
-        """Return how long a vector may be for temporaries of some 200 MB."""
+        """Return the longest vector whose temporaries stay near 200 MB."""
         ...
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lattice:
-    """Where results lie, and what float32 needs to know of it.
+    """The lattice of results, and the constants of the float32 stage.
 
     Attributes:
-        spacing: Of the lattice; a power of two.
+        spacing: The lattice's; a power of two, so that dividing by it is exact.
         scale: Standard deviation in lattice units.
-        centres: In lattice units, NaN where float32 must not decide; on the device.
-        safe_distance: Up to which from an integer a sum is rounded surely.
+        centres: Centres of the cells in lattice units, on the device; NaN where float32
+            must not decide.
+        safe_distance: The largest distance of a sum from an integer at which rounding
+            is certainly correct.
     """
 
     spacing: float
@@ -116,7 +116,7 @@ class Lattice:
 
 @final
 class TorchFloat32:
-    """The stage in torch's operations, for float32 and float64."""
+    """The stage in torch operations, for float32 and float64."""
 
     def __init__(self, lattice: Lattice, words: Words) -> None:
         self._lattice = lattice
@@ -149,7 +149,7 @@ class TorchFloat32:
 
 @final
 class TritonFloat32:
-    """The stage as one kernel, with the words in it, for float32."""
+    """The stage as one kernel that also draws the words, for float32."""
 
     def __init__(
         self, lattice: Lattice, words: Blocks, kernel: Callable[..., None]
@@ -191,10 +191,7 @@ class TritonFloat32:
 def rounding_kernel_on(
     device: torch.device, write_blocks: WriteBlocks
 ) -> Callable[..., None] | None:
-    """Return the kernel of the stage, if it does on *device* what torch does.
-
-    A warning says why it is not used.
-    """
+    """Return a kernel of the stage that is verified on *device*, or None with a warning."""
     module = load_verified_kernel(
         "rounding",
         lambda module: _check(module.round_in_float32, write_blocks, device),
@@ -206,7 +203,7 @@ def rounding_kernel_on(
 def _check(
     kernel: Callable[..., None], write_blocks: WriteBlocks, device: torch.device
 ) -> None:
-    """Compare the kernel with torch's operations, for equal words."""
+    """Compare the kernel with torch operations on the same words; raise if they differ."""
     lattice = Lattice.on(device, 1.7)
     x_N = torch.arange(_CHECKED, device=device).float().sub(3e4).square().mul(0.0123)
     x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
@@ -218,13 +215,13 @@ def _check(
     by_torch_N[expected.indices] = expected.x
     same = zip((by_kernel_N, *left), (by_torch_N, *expected), strict=True)
     if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same):
-        raise ArithmeticError("its results are not those of torch's operations")
+        raise ArithmeticError("its results differ from those of torch operations")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """The same blocks again and again, for comparisons."""
+    """The same blocks at every call, to compare two implementations."""
 
     write_blocks: WriteBlocks
     state: Tensor
@@ -239,6 +236,6 @@ class _Given:
 
 @lru_cache(maxsize=8)
 def _table_on(device: torch.device, scale: float) -> tuple[Tensor, float]:
-    """The table of the first stage, kept where it is used."""
+    """Return the table of centres on *device*, and the longest reach of a cell."""
     table, reach = lattice_table(scale)
     return torch.from_numpy(table).to(device), reach

@@ -1,4 +1,4 @@
-"""Kernels of Triton, where there are any that do what they should."""
+"""Load compiled kernels, and verify them before their first use."""
 
 import warnings
 from collections.abc import Callable
@@ -12,17 +12,17 @@ __all__ = ("load_verified_kernel",)
 def load_verified_kernel(
     name: str, check: Callable[[ModuleType], None], *, otherwise: str
 ) -> ModuleType | None:
-    """Return a module of kernels if it can be imported, compiled and trusted.
+    """Return a module of kernels if it imports, compiles and passes *check*, or else None.
 
     Args:
-        name: Of the module in :mod:`dp.noise._device.kernels`.
-        check: Compares what its kernels do with what they should do, and raises.
-        otherwise: What is done without them, for the warning that says why.
+        name: The name of the module in :mod:`dp.noise._device.kernels`.
+        check: Compares its kernels with a reference, and raises if they differ.
+        otherwise: What happens without the kernels, for the warning that says why.
     """
     try:
         kernels = import_module(f"dp.noise._device.kernels.{name}")
         check(kernels)
-    except Exception as error:  # noqa: BLE001 -- whatever a compiler may fail with.
+    except Exception as error:  # noqa: BLE001 -- compilers fail in many ways
         warnings.warn(
             f"{otherwise}, which is as safe and slower: the kernel for it cannot be used"
             f" because of {error!r}",

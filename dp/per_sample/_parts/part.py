@@ -57,6 +57,10 @@ class GradPart(ABC):
             beta: 0 or 1.
         """
 
+    def factors_of_transposed(self) -> "GradPart | None":
+        """Return the gradients of the transposed operand, if they are two factors."""
+        return None
+
     @abstractmethod
     def mask_examples(self, mask_B: Tensor) -> "GradPart":
         """Return the part with the gradients of the marked examples set to zero."""

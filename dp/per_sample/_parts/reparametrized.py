@@ -19,7 +19,6 @@ from torch.autograd.graph import GradientEdge
 from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.uses import Operand, shapes_of
-from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -30,7 +29,12 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("SlicedGrads", "parts_of_parameters", "transposed_back")
+__all__ = (
+    "SlicedGrads",
+    "check_slices",
+    "parts_of_parameters",
+    "transposed_back",
+)
 
 _MATRIX = 2
 
@@ -45,22 +49,32 @@ def parts_of_parameters(
             tensor without a graph. Such a tensor passed as constant because examples
             were mixed on the way to it, so a slice is not one example's own.
     """
-    if isinstance(part, SlicedGrads) and operand.has_constants:
-        raise SampleMixingError(
-            "examples are mixed on the way to parameters of shape"
-            f" {shapes_of(operand.parameters)}: a tensor computed from them has an entry"
-            " for every example, but no entry is one example's own"
-        )
+    if isinstance(part, SlicedGrads):
+        check_slices(operand)
     if operand.chain == []:
         return [(operand.parameters[0], part)]
     if operand.chain is None or isinstance(part, SlicedGrads):
         return _through_autograd(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, FactoredGrads) and _is_transposed(operand):
-        return [(parameter, part.transposed())]
+    if _is_transposed(operand) and (factors := part.factors_of_transposed()):
+        return [(parameter, factors)]
     if _is_cast(operand):
         return [(parameter, part)]
     return [(parameter, ViewGrads(part, operand))]
+
+
+def check_slices(operand: Operand) -> None:
+    """Refuse an operand of which examples have slices, if it involves constants.
+
+    Raises:
+        SampleMixingError: If a tensor without a graph went into it.
+    """
+    if operand.has_constants:
+        raise SampleMixingError(
+            "examples are mixed on the way to parameters of shape"
+            f" {shapes_of(operand.parameters)}: a tensor computed from them has an entry"
+            " for every example, but no entry is one example's own"
+        )
 
 
 def _is_transposed(operand: Operand) -> bool:

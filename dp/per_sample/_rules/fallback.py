@@ -8,8 +8,8 @@ Shapes: ``B`` examples.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -25,11 +25,15 @@ from dp.per_sample._graph.nodes import (
     size,
 )
 from dp.per_sample._graph.uses import shapes_of
-from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
+from dp.per_sample._parts.ragged import by_unit
+from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 
 __all__ = ("by_graph", "by_node")
+
+_NO_UNIT: Final = -9  # Neither a unit nor one of the marks of owners.
 
 
 def by_node(context: RuleContext, grads: Grads) -> Parts:
@@ -41,14 +45,15 @@ def by_node(context: RuleContext, grads: Grads) -> Parts:
     Raises:
         UnsupportedOperationError: If 0 times what the node holds is not 0.
     """
-    node, B = context.use.node, context.num_samples
+    node = context.use.node
     positions = list(context.operands)
     grads = [*grads, *[None] * (len(output_shapes(node)) - len(grads))]
     owners = {
-        i: context.layouts[i].owners(grad.shape, B, grad.device)
+        i: context.owner_tensor(i, grad)
         for i, grad in enumerate(grads)
         if grad is not None
     }
+    unit_K = _units(context, owners)
 
     def of_example(example: Tensor) -> tuple[Tensor, ...]:
         masked = [
@@ -58,28 +63,41 @@ def by_node(context: RuleContext, grads: Grads) -> Parts:
         of_inputs = _run_backward(node, masked)
         return tuple(_or_zeros(context, i, of_inputs[i]) for i in positions)
 
-    device = next(iter(owners.values())).device
-    if B > 1:
-        _check_separable(context, of_example(torch.tensor(-1, device=device)))
-    index_B = torch.arange(B, device=device)
+    if context.num_samples > 1:
+        _check_separable(context, of_example(unit_K.new_tensor(_NO_UNIT)))
     step = max(1, _tuning.FALLBACK_CHUNK_BYTES // (8 * _largest(context) or 1))
-    columns = zip(*_rows_of_examples(of_example, index_B, step), strict=True)
+    columns = zip(*_rows_of_examples(of_example, unit_K, step), strict=True)
     return {
-        position: MaterializedGrads(torch.cat(column))
+        position: _of_units(torch.cat(column), unit_K, context)
         for position, column in zip(positions, columns, strict=True)
     }
 
 
+def _units(context: RuleContext, owners: Mapping[int, Tensor]) -> Tensor:
+    """Return the units that own anything, which may be few of many."""
+    if not context.owners:
+        device = next(iter(owners.values())).device
+        return torch.arange(context.num_samples, device=device)
+    unit_K = torch.cat([owner.flatten() for owner in owners.values()]).unique()
+    owned_K: Tensor = unit_K[unit_K >= 0]
+    return owned_K
+
+
+def _of_units(grads_KP: Tensor, unit_K: Tensor, context: RuleContext) -> GradPart:
+    part = MaterializedGrads(grads_KP)
+    if not context.owners:
+        return part
+    return by_unit(part, RowGroups(unit_K, context.num_samples))
+
+
 def _rows_of_examples(
-    of_example: Callable[[Tensor], tuple[Tensor, ...]], index_B: Tensor, step: int
+    of_example: Callable[[Tensor], tuple[Tensor, ...]], unit_K: Tensor, step: int
 ) -> list[tuple[Tensor, ...]]:
     """Return chunks of rows by operand, batched where torch can do that."""
     try:
-        return [_batched(of_example, chunk) for chunk in index_B.split(step)]
+        return [_batched(of_example, chunk) for chunk in unit_K.split(step)]
     except RuntimeError:  # An operation that torch.vmap cannot batch.
-        return [
-            tuple(grad[None] for grad in of_example(example)) for example in index_B
-        ]
+        return [tuple(grad[None] for grad in of_example(unit)) for unit in unit_K]
 
 
 def _batched(
@@ -135,7 +153,8 @@ def _inseparable(parameters: Sequence[Tensor]) -> UnsupportedOperationError:
 
 
 def _largest(context: RuleContext) -> int:
-    outputs = sum(size(output_shape(context.use.node, i)) for i in context.layouts)
+    places = context.owners or context.layouts
+    outputs = sum(size(output_shape(context.use.node, i)) for i in places)
     return max(outputs, *(size(o.shape) for o in context.operands.values()))
 
 

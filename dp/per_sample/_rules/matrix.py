@@ -90,11 +90,12 @@ def _products(
 ) -> Parts:
     """Return the parts of N products ``left @ right`` of [N, ...] each."""
     left, right = names
+    layout = _layout(context)
     if first + 1 in context.operands:
         inputs = context.saved(left)
-        return {first + 1: _product(context, context.layout, inputs, grad)}
+        return {first + 1: _product(context, layout, inputs, grad)}
     if first in context.operands:
-        transposed = _transposed_context(context).layout
+        transposed = _layout(_transposed_context(context))
         return {first: _product(context, transposed, grad.mT, context.saved(right).mT)}
     return {}
 
@@ -125,7 +126,13 @@ def _transposed_context(context: RuleContext) -> RuleContext:
     """Return the context of the transposed product, with the examples on its rows."""
     if context.num_samples == 1 or context.layout.axis != _COLUMNS:
         return context
-    return replace(context, layouts={0: replace(context.layout, axis=_ROWS)})
+    return replace(context, layouts={0: replace(_layout(context), axis=_ROWS)})
+
+
+def _layout(context: RuleContext) -> Layout:
+    layout = context.layout
+    assert isinstance(layout, Layout)  # noqa: S101 -- no rule here spreads
+    return layout
 
 
 def _mv(context: RuleContext, grad: Tensor) -> Parts:

@@ -50,7 +50,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
     weights_L = context.saved("per_sample_weights")
     if weights_L is not None:
         grads_LD = grads_LD * weights_L[:, None]
-    owner_of_bag = context.layout.owners(grad.shape, context.num_samples, grad.device)
+    owner_of_bag = context.owner_tensor(0, grad)
     part = EmbeddingGrads(
         indices_L,
         owner_of_bag.flatten().expand(len(grad))[bags_L],
@@ -118,6 +118,7 @@ def _norms_within_examples(context: RuleContext) -> bool:
 SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     "EmbeddingBackward0": Rule(
         parts=_embedding,
+        spreads=_is_plain,
         reads=("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
         example=lambda: F.embedding(
             torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)
@@ -146,6 +147,7 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     ),
     "NativeLayerNormBackward0": Rule(
         parts=_layer_norm,
+        spreads=_norms_within_examples,
         reads=("input", "result1", "result2", "normalized_shape"),
         example=lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
         applies=_norms_within_examples,
@@ -153,6 +155,7 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     ),
     "FusedRmsNormBackward0": Rule(
         parts=_rms_norm,
+        spreads=_norms_within_examples,
         reads=("input", "result1", "normalized_shape"),
         example=None,
         applies=_norms_within_examples,
