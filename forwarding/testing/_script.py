@@ -105,6 +105,14 @@ def _compiled(script: str, *, relaxed: bool) -> list[tuple[str, _Claim | _Action
     return steps
 
 
+@functools.cache
+def _filled(script: str, words: tuple[tuple[str, str], ...]) -> str:
+    meanings = dict(words)
+    return re.sub(
+        r"\b[A-Z][A-Z_]*\b", lambda word: meanings.get(word[0], word[0]), script
+    )
+
+
 def run(
     script: str,
     words: Mapping[str, str],
@@ -126,7 +134,7 @@ def run(
         ScriptFailedError: A statement raised, or an assertion does not hold.
         NotApplicableError: A probe has no meaning for these objects.
     """
-    text = re.sub(r"\b[A-Z][A-Z_]*\b", lambda word: words.get(word[0], word[0]), script)
+    text = _filled(script, tuple(words.items()))
     namespace = {**_PROBES, **callables, **variables}
     done = [f"{name} = {value!r}" for name, value in variables.items()]
     for source, step in _compiled(text, relaxed=relaxed):
