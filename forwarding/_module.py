@@ -3,7 +3,7 @@
 torch is not imported here: what a module is, is known from its registries.
 """
 
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from forwarding._annotations import annotations_of
 from forwarding._descriptor import Forwarded
@@ -38,7 +38,18 @@ class _Plain:
     """
 
 
-class ModuleForwarding(_Plain, Wrapper[T]):
+_METHODS: Final = """
+    state_dict load_state_dict _load_from_state_dict _save_to_state_dict
+    get_extra_state set_extra_state
+    register_parameter register_buffer register_module add_module
+    register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook
+    register_state_dict_pre_hook register_state_dict_post_hook
+    register_load_state_dict_pre_hook register_load_state_dict_post_hook
+"""
+
+
+class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
     """Wrap a module, and be one: put it before the module base.
 
     .. code-block:: python
@@ -82,25 +93,8 @@ class ModuleForwarding(_Plain, Wrapper[T]):
     copy and a pickle.
     """
 
-    training: Forwarded[bool] = Forwarded(kind="data")
-    state_dict = Forwarded(kind="method")
-    load_state_dict = Forwarded(kind="method")
-    _load_from_state_dict = Forwarded(kind="method")
-    _save_to_state_dict = Forwarded(kind="method")
-    get_extra_state = Forwarded(kind="method")
-    set_extra_state = Forwarded(kind="method")
-    register_parameter = Forwarded(kind="method")
-    register_buffer = Forwarded(kind="method")
-    register_module = Forwarded(kind="method")
-    add_module = Forwarded(kind="method")
-    register_forward_hook = Forwarded(kind="method")
-    register_forward_pre_hook = Forwarded(kind="method")
-    register_full_backward_hook = Forwarded(kind="method")
-    register_full_backward_pre_hook = Forwarded(kind="method")
-    register_state_dict_pre_hook = Forwarded(kind="method")
-    register_state_dict_post_hook = Forwarded(kind="method")
-    register_load_state_dict_pre_hook = Forwarded(kind="method")
-    register_load_state_dict_post_hook = Forwarded(kind="method")
+    if not TYPE_CHECKING:  # Which sees the module base's.
+        training = Forwarded(kind="data")
 
     _own_names: frozenset[str] = frozenset()
 
