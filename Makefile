@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 OTHER_PYTHONS := 3.11 3.12 3.13 3.14
 # Its pages, but for the one that wraps a module of torch.
 PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-and-nest \
-         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper
+         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper \
+         how-to/find-a-target-at-each-access how-to/convert-and-combine how-to/cover-a-target \
+         how-to/tell-type-checkers how-to/wrap-a-class-whose-init-writes
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
