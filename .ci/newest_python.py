@@ -72,6 +72,7 @@ def main() -> int:
         CACHE / "wheels",
         REPOSITORY,
         *("-q", "-p", "no:cacheprovider", *TESTS, *NOT_THERE, *sys.argv[1:]),
+        "-Wignore::pytest.PytestUnraisableExceptionWarning",  # Of what was skipped.
     ]
     return subprocess.run(command, check=False, timeout=600).returncode  # noqa: S603
 

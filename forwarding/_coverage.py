@@ -1,10 +1,11 @@
 """What a wrapper does with each public name of its target."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from forwarding._annotations import has_annotation
+from forwarding._bytecode import codes_of
 from forwarding._instance_names import body_names
 from forwarding._interface import members
 from forwarding._record import Record, forwarded_attributes, record_in
@@ -188,7 +189,7 @@ class _View:
         if any(name in record.composed for record in self._records):
             return True
         roots = self._roots or {"__wrapped__"}
-        for code in _codes(attribute):
+        for code in codes_of(attribute):
             used = set(_names_used(code))
             if name in used and (used & roots or "super" in used or not self._specs):
                 return True
@@ -225,25 +226,6 @@ def _own_dict(wrapper: object) -> Mapping[str, Any]:
     return {} if own is inner else own  # A transparent proxy shows its target's.
 
 
-def _codes(attribute: object) -> Iterator[CodeType]:
-    if isinstance(attribute, property):
-        for accessor in (attribute.fget, attribute.fset, attribute.fdel):
-            yield from _codes(accessor)
-        return
-    function: Any = getattr(attribute, "__func__", attribute)
-    function = getattr(function, "func", function)
-    while isinstance(function, FunctionType):
-        yield from _with_inner(function.__code__)
-        function = vars(function).get("__wrapped__")
-
-
-def _with_inner(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for const in code.co_consts:
-        if isinstance(const, CodeType):
-            yield from _with_inner(const)
-
-
 def _names_used(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     yield from (const for const in code.co_consts if isinstance(const, str))
@@ -251,7 +233,7 @@ def _names_used(code: CodeType) -> Iterator[str]:
 
 def _only_raises(attribute: object) -> bool:
     """Whether a function cannot return: its body is one ``raise``."""
-    codes = list(_codes(attribute))
+    codes = list(codes_of(attribute))
     if not codes:
         return False
     import dis  # noqa: PLC0415 -- 2 ms.

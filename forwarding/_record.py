@@ -212,10 +212,13 @@ def inherited_spec(cls: type, name: str) -> Spec:
         record = record_in(base)
         if record is not None and name in record.specs:
             return record.specs[name]
-        spec = spec_of(vars(base).get(name))
-        if spec is not None:
-            return spec
-    raise LookupError(f"{cls.__name__} declares no {name}")
+    # An alias, from a class that is no base: y = Other.x runs the code of x.
+    return next(
+        spec
+        for base in cls.__mro__
+        for attribute in vars(base).values()
+        if (spec := spec_of(attribute)) and attribute.fget.__name__ == name
+    )
 
 
 def forwarded_attributes(cls: type) -> Mapping[str, Spec]:

@@ -205,10 +205,8 @@ def _before(shape: Shape) -> list[str]:
     root = shape.spec.path[0]
     line = f"target_ = {shape.look_up}"
     missing = f'raise unbound(self, "{root}")'
-    lines = [line]
-    if shape.errors:
-        lines = ["try:", f"{_INDENT}{line}", f"except {shape.errors} as error:"]
-        lines += [f"{_INDENT}{missing} from error"]
+    lines = ["try:", f"{_INDENT}{line}", f"except {shape.errors} as error:"]
+    lines += [f"{_INDENT}{missing} from error"]
     if shape.may_be_none:
         lines += ["if target_ is None:", f"{_INDENT}{missing}"]
     return lines

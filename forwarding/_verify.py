@@ -60,7 +60,10 @@ def _titled(wrapper: object, specs: Mapping[str, Spec]) -> str:
 
 def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, Any]]:
     """Yield the targets that are there, by name."""
-    roots = (*(str(spec.path[0]) for spec in specs.values()), *target_names(type(wrapper)))
+    roots = (
+        *(str(spec.path[0]) for spec in specs.values()),
+        *target_names(type(wrapper)),
+    )
     for root in dict.fromkeys(roots):
         if root not in specs and is_built(wrapper, root) and hasattr(wrapper, root):
             yield root, getattr(wrapper, root)
@@ -132,8 +135,7 @@ def _absence(owner: object, spec: Spec) -> str | None:
     except AttributeError:
         return f"do not exist on {type(owner).__name__}"
     except Exception as error:  # noqa: BLE001 -- A property can raise anything.
-        if spec.kind == "data" and isinstance(spec.path[-1], str):
-            return f"cannot be read on {type(owner).__name__} now: {error!r}"
+        return f"cannot be read on {type(owner).__name__} now: {error!r}"
     return None
 
 

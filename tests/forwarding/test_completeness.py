@@ -1,5 +1,7 @@
 """What of a target a wrapper does not cover, and what it hides."""
 
+from functools import cached_property
+
 import pytest
 
 from forwarding import (
@@ -328,3 +330,40 @@ def test_verify_does_not_mix_up_two_targets():
     engine.rpm = 1
 
     verify(Two(engine, Radio()))
+
+
+def test_whatever_asks_the_target_is_composed():
+    """Within an inner function, a class method's twin, or a cached property."""
+
+    class Composing(Wrapper[Target]):
+        @cached_property
+        def unit(self):
+            return [self.__wrapped__.unit for _ in "1"][0]
+
+        def weigh(self, load):
+            def later():
+                return self.__wrapped__.weigh(load)
+
+            return later()
+
+        @property
+        def rate(self):
+            return 1
+
+        @staticmethod
+        def step():
+            return 2
+
+    found = coverage(Composing, Target)
+
+    assert found.composed == ("unit", "weigh")
+    assert found.own == ("rate", "step")
+
+
+def test_verify_lets_a_default_stand_for_what_is_missing():
+    """It was declared that the owner may lack it."""
+
+    class Lenient(Wrapper[Target]):
+        mode = Forwarded(default="plain")
+
+    verify(Lenient(Target()))

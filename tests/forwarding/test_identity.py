@@ -57,7 +57,12 @@ def by_cloudpickle(cls):
 
 def by_dill(cls):
     dill = pytest.importorskip("dill", reason="it is not installed")
-    return dill.loads(dill.dumps(cls, byref=False, recurse=True))  # noqa: S301
+    return dill.loads(dill.dumps(cls, byref=False, recurse=True))
+
+
+def by_dill_with_globals(cls):
+    dill = pytest.importorskip("dill", reason="it is not installed")
+    return dill.loads(dill.dumps(cls, byref=False))  # noqa: S301
 
 
 def by_type(cls):
@@ -99,6 +104,7 @@ def twice(cls):
 JOURNEYS = [
     by_cloudpickle,
     by_dill,
+    by_dill_with_globals,
     by_type,
     by_attrs,
     by_subclass,
@@ -230,7 +236,10 @@ def test_dropped_classes_leave_no_source_behind():
     kept = []
 
     assert lines_kept(make) == 0
-    assert lines_kept(lambda n: kept.append(type("Car", (), {"a": Forwarded(to="b")}))) == 100
+    assert (
+        lines_kept(lambda n: kept.append(type("Car", (), {"a": Forwarded(to="b")})))
+        == 100
+    )
 
 
 def test_the_source_lives_as_long_as_a_function():

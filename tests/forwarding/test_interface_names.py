@@ -10,6 +10,10 @@ from forwarding import Forwarding, Wrapper, forwarded_attributes
 from forwarding._instance_names import instance_names
 
 
+class Shared:
+    count = 0
+
+
 class ByHand:
     def __init__(self, a, *more):
         self.a = a
@@ -21,6 +25,7 @@ class ByHand:
             pass
         self.h = self.i = self.a
         a.not_mine = 1
+        Shared.count = 1
 
 
 class BySetattr:

@@ -253,10 +253,17 @@ def test_a_method_is_known_and_stays_on_the_layer(make):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="type parameters are of 3.12")
-@pytest.mark.parametrize("parameter", ["T: Engine", "T: 'Engine'", "T: (Engine, Turbine)"])
+@pytest.mark.parametrize(
+    "parameter", ["T: Engine", "T: 'Engine'", "T: (Engine, Turbine)"]
+)
 def test_the_bound_of_a_type_parameter_is_known(parameter):
     """The syntax of PEP 695, whose bounds are evaluated when they are asked for."""
-    space = {"Wrapper": Wrapper, "Engine": Engine, "Turbine": Turbine, "__name__": __name__}
+    space = {
+        "Wrapper": Wrapper,
+        "Engine": Engine,
+        "Turbine": Turbine,
+        "__name__": __name__,
+    }
     exec(  # noqa: S102
         f"class Car[{parameter}](Wrapper[T], forward='start'): pass\n"
         "type Alias = Engine\n"

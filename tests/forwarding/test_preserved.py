@@ -120,6 +120,10 @@ class Computed:
         self.log.append("get broken")
         raise ValueError("not trained yet")
 
+    @broken.setter
+    def broken(self, value):
+        self.log.append(value)
+
     @property
     def percent(self):
         self.log.append("get percent")
@@ -182,6 +186,41 @@ def test_what_cannot_be_put_back_is_told_after_all_the_rest(order):
         wrapping(NAMES, init)(computed)
 
     assert computed.lr == 0.5
+
+
+def test_a_property_that_raises_and_is_written_is_told():
+    """Its former value cannot be known."""
+    with pytest.raises(
+        ForwardingError, match=r"Computed.broken.*ValueError\('not trai"
+    ):
+        wrapping("broken", lambda self: setattr(self, "broken", 1))(Computed())
+
+
+def test_what_the_block_creates_and_takes_away_is_gone():
+    """There is nothing left to delete."""
+    inner = Owner()
+
+    def init(self):
+        self.lr = 1
+        del self.lr
+
+    wrapping("lr", init)(inner)
+
+    assert vars(inner) == {}
+
+
+def test_an_alias_of_another_class_is_recorded():
+    """It runs the code of that class under its own name."""
+
+    class Other(Forwarding):
+        rate = Layer.lr
+
+    other, inner = Other(), Owner(lr=1)
+    other.inner = inner
+    with preserved(other):
+        other.rate = 2
+
+    assert inner.lr == 1
 
 
 def test_an_error_of_the_block_is_not_hidden_by_another():
