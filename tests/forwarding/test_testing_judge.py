@@ -381,6 +381,22 @@ def test_a_probe_that_does_not_bite_on_the_bare_target_accuses_nobody():
         assert "the bare target does not keep it" in report[law].detail
 
 
+def test_a_pydantic_model_makes_no_false_alarm():
+    """It keeps its values where no property of its class hides them."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class Settings(pydantic.BaseModel):
+        mode: object = "eco"
+
+    class Declared(Wrapper):
+        mode = Forwarded()
+
+    report = judge(Declared, Settings, ["mode"], settings=FEW)
+
+    assert report.roots == ()
+    assert report["put-get"].status == "holds"
+
+
 def test_a_value_that_the_bare_target_does_not_keep_accuses_nobody():
     """The control is run again on the values on which a law fails."""
 
