@@ -1,4 +1,4 @@
-"""Write the tables of ``reference/transparency.md`` from ``dp/_surface.py``.
+"""Write the tables of ``reference/transparency.md`` from ``dp/optimizer/_surface.py``.
 
 Run ``python docs/optimizer_names.py`` after a change there; the tests hold both equal.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
-from dp._surface import COMPOSED, FORWARDED, OWN, REFUSED
+from dp.optimizer._surface import COMPOSED, FORWARDED, OWN, REFUSED
 
 
 PAGE = Path(__file__).parent / "reference" / "transparency.md"

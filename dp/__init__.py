@@ -22,42 +22,49 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 ...     optimizer.step()
 >>> optimizer.spent().epsilon <= 3.0
 True
+
+Names are loaded when they are first used, so that ``import dp`` and the accountant
+need no torch.
 """
 
-from dp import audit
-from dp.accounting import Guarantee, Release
-from dp.certificate import Certificate, compose, verify
-from dp.checking import CheckReport, check
-from dp.clipping import (
-    AutomaticClipping,
-    FlatClipping,
-    PerGroupClipping,
-    PerLayerClipping,
-)
-from dp.exceptions import (
-    BudgetExhaustedError,
-    LedgerError,
-    PrivacyError,
-    RankFailedError,
-    RanksDivergedError,
-    SampleMixingError,
-    SamplingMismatchError,
-    UnsupportedOperationError,
-)
-from dp.micro_batches import MicroBatches, split_batch
-from dp.noise import GaussianNoise
-from dp.optimizer import DPOptimizer
-from dp.per_sample import compile_backend
-from dp.plan import PrivacyPlan, plan_for
-from dp.sampling import (
-    PoissonLoader,
-    PoissonSampling,
-    TruncatedPoissonSampling,
-    Unamplified,
-)
-from dp.schedule import Schedule
-from dp.wrapping import wrap_class
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
+
+if TYPE_CHECKING:
+    from dp import audit
+    from dp.accounting import Guarantee, Release
+    from dp.certificate import Certificate, compose, verify
+    from dp.checking import CheckReport, check
+    from dp.clipping import (
+        AutomaticClipping,
+        FlatClipping,
+        PerGroupClipping,
+        PerLayerClipping,
+    )
+    from dp.exceptions import (
+        BudgetExhaustedError,
+        LedgerError,
+        PrivacyError,
+        RankFailedError,
+        RanksDivergedError,
+        SampleMixingError,
+        SamplingMismatchError,
+        UnsupportedOperationError,
+    )
+    from dp.micro_batches import MicroBatches, split_batch
+    from dp.noise import GaussianNoise
+    from dp.optimizer import DPOptimizer
+    from dp.per_sample import compile_backend
+    from dp.plan import PrivacyPlan, plan_for
+    from dp.sampling import (
+        PoissonLoader,
+        PoissonSampling,
+        TruncatedPoissonSampling,
+        Unamplified,
+    )
+    from dp.schedule import Schedule
+    from dp.wrapping import wrap_class
 
 __all__ = (
     "AutomaticClipping",
@@ -94,3 +101,42 @@ __all__ = (
     "verify",
     "wrap_class",
 )
+
+_HOME: Final = {
+    name: module
+    for module, names in {
+        "accounting": "Guarantee Release",
+        "certificate": "Certificate compose verify",
+        "checking": "CheckReport check",
+        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
+        "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
+        " RanksDivergedError SampleMixingError SamplingMismatchError"
+        " UnsupportedOperationError",
+        "micro_batches": "MicroBatches split_batch",
+        "noise": "GaussianNoise",
+        "optimizer": "DPOptimizer",
+        "per_sample": "compile_backend",
+        "plan": "PrivacyPlan plan_for",
+        "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
+        " Unamplified",
+        "schedule": "Schedule",
+        "wrapping": "wrap_class",
+    }.items()
+    for name in names.split()
+}
+_MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
+
+if not TYPE_CHECKING:  # Type checkers would take every name for one that exists.
+
+    def __getattr__(name: str) -> object:
+        """Load a public name, once (PEP 562)."""
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_MODULES, *__all__})

@@ -1,9 +1,11 @@
-"""Bytes that nobody can predict: AES-256 in counter mode, keyed by the OS.
+"""Cryptographically secure random bytes: AES-256 in counter mode, keyed by the OS.
 
-Sampling and noise draw from here and from nowhere else. A :class:`Keystream` lives
-for one draw: its 256-bit key comes from ``os.urandom``, is used for one stream from
-counter zero, and is forgotten with it. So there is no state to seed, save, copy,
+Every key of :mod:`dp.sampling` and :mod:`dp.noise` is drawn here. A :class:`Keystream`
+lives for one draw: its 256-bit key comes from ``os.urandom``, is used for one stream
+from counter zero, and is forgotten with it. So there is no state to seed, save, copy,
 share between threads or inherit over a fork, and no stream is ever produced twice.
+Generators that run elsewhere, such as ChaCha20 on a GPU, take their keys from
+:func:`new_key`, which keeps the same rule.
 """
 
 import os
@@ -16,10 +18,15 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 
-__all__ = ("KEY_BITS", "Keystream")
+__all__ = ("KEY_BITS", "Keystream", "new_key")
 
 KEY_BITS: Final = 256
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
+
+
+def new_key() -> bytes:
+    """Return a 256-bit key from the operating system."""
+    return os.urandom(KEY_BITS // 8)
 
 
 @final

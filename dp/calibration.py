@@ -10,7 +10,7 @@ from typing import Final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import CLAIMED, Release, Truncation, epsilon
+from dp.accounting import VALUE_DISCRETIZATION_INTERVAL, Release, Truncation, epsilon
 from dp.schedule import Schedule
 
 
@@ -20,7 +20,7 @@ __all__ = (
     "calibrate_steps",
 )
 
-_COARSE: Final = 1e-3
+_COARSE_INTERVAL: Final = 1e-3
 _FINE_BELOW: Final = 0.3  # Searches for a smaller epsilon use the claim's interval.
 _DIGITS: Final = 5  # Significant digits of what is found.
 _RELATIVE: Final = 10.0**-_DIGITS
@@ -62,7 +62,9 @@ def calibrate_noise_multiplier(
         ValueError: If a number is out of range.
     """
     _check_target(target_epsilon, target_delta)
-    phases = list((shape or Schedule(((1, 1.0),))).runs(_checks.count(steps=steps)))
+    phases = list(
+        (shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps))
+    )
 
     def bound(sigma: float, interval: float) -> float:
         releases = [
@@ -90,8 +92,8 @@ def calibrate_noise_multiplier(
             count * _expm1(1 / (sigma * relative) ** 2) for count, relative in phases
         )
 
-    start = _where(loss, _central_limit(target_epsilon, target_delta) ** 2)
-    return _smallest(bound, target_epsilon, start=start)
+    start = _bisect_decreasing(loss, _central_limit(target_epsilon, target_delta) ** 2)
+    return _smallest_satisfying(bound, target_epsilon, start=start)
 
 
 def calibrate_sampling_probability(
@@ -137,11 +139,11 @@ def calibrate_sampling_probability(
             interval=interval,
         ).epsilon
 
-    if bound(1.0, CLAIMED) <= target_epsilon:
+    if bound(1.0, VALUE_DISCRETIZATION_INTERVAL) <= target_epsilon:
         return 1.0
     mu = _central_limit(target_epsilon, target_delta)
     start = math.sqrt(steps * _expm1(1 / noise_multiplier**2)) / mu
-    return 1 / _smallest(bound, target_epsilon, start=max(1.0, start))
+    return 1 / _smallest_satisfying(bound, target_epsilon, start=max(1.0, start))
 
 
 def calibrate_steps(
@@ -188,7 +190,7 @@ def calibrate_steps(
         )
         return spent.epsilon <= target_epsilon
 
-    if not keeps(1, CLAIMED):
+    if not keeps(1, VALUE_DISCRETIZATION_INTERVAL):
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow one step at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
@@ -201,7 +203,7 @@ def calibrate_steps(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if keeps(middle, interval) else (low, middle)
-    while not keeps(low, CLAIMED):
+    while not keeps(low, VALUE_DISCRETIZATION_INTERVAL):
         low -= math.ceil(low * _RELATIVE)
     return low
 
@@ -212,7 +214,11 @@ def _check_target(target_epsilon: float, target_delta: float) -> None:
 
 
 def _interval(target_epsilon: float) -> float:
-    return CLAIMED if target_epsilon < _FINE_BELOW else _COARSE
+    return (
+        VALUE_DISCRETIZATION_INTERVAL
+        if target_epsilon < _FINE_BELOW
+        else _COARSE_INTERVAL
+    )
 
 
 def _central_limit(target_epsilon: float, target_delta: float) -> float:
@@ -221,17 +227,19 @@ def _central_limit(target_epsilon: float, target_delta: float) -> float:
     Many small releases are nearly one such mechanism (Bu et al. 2019). How nearly is
     not known in general, so it serves to begin a search and never as a claim.
     """
-    from scipy.stats import norm  # noqa: PLC0415 -- a second
+    from scipy.stats import norm
 
     def excess(mu: float) -> float:
         at = target_epsilon / mu
         log_tail = target_epsilon + float(norm.logcdf(-at - mu / 2))
         return float(norm.cdf(mu / 2 - at)) - math.exp(log_tail)
 
-    return _where(lambda inverse: excess(1 / inverse), target_delta, inverse=True)
+    return _bisect_decreasing(
+        lambda inverse: excess(1 / inverse), target_delta, inverse=True
+    )
 
 
-def _where(
+def _bisect_decreasing(
     falling: Callable[[float], float], value: float, *, inverse: bool = False
 ) -> float:
     """Return a number at which a falling function has nearly the *value*."""
@@ -248,12 +256,12 @@ def _expm1(number: float) -> float:
     return math.expm1(min(number, _LARGEST_EXPONENT))
 
 
-def _smallest(bound: _Bound, target: float, *, start: float) -> float:
+def _smallest_satisfying(bound: _Bound, target: float, *, start: float) -> float:
     """Return nearly the smallest number whose bound is at most *target*, never less.
 
     Bounds fall with the number, in the logarithms of both nearly in a line.
     """
-    from scipy.optimize import root_scalar  # noqa: PLC0415 -- half a second
+    from scipy.optimize import root_scalar
 
     interval = _interval(target)
     known: dict[float, float] = {}
@@ -267,7 +275,7 @@ def _smallest(bound: _Bound, target: float, *, start: float) -> float:
     ends = _bracket(lambda log_number: excess(log_number) <= 0, math.log(start))
     found = root_scalar(excess, bracket=ends, method="brentq", xtol=_PRECISION)
     number = _rounded_up(math.exp(found.root))
-    while (spent := bound(number, CLAIMED)) > target:
+    while (spent := bound(number, VALUE_DISCRETIZATION_INTERVAL)) > target:
         number = _rounded_up(number * max(1 + _RELATIVE, math.sqrt(spent / target)))
     return number
 

@@ -230,7 +230,7 @@ def _value_at(number: float | Schedule, step: int) -> float:
 
 def _runs(number: float | Schedule, num_steps: int) -> Iterable[tuple[int, float]]:
     if isinstance(number, Schedule):
-        return number.runs(num_steps)
+        return number.phases_until(num_steps)
     return [(num_steps, number)] if num_steps else []
 
 

@@ -77,7 +77,7 @@ class Schedule:
                 break
         return value
 
-    def runs(self, num_steps: int) -> Iterator[tuple[int, float]]:
+    def phases_until(self, num_steps: int) -> Iterator[tuple[int, float]]:
         """Yield how many of the first *num_steps* steps have which value, in order."""
         for count, value in self.phases:
             yield from [(min(count, num_steps), value)] if num_steps > 0 else []

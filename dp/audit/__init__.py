@@ -8,7 +8,7 @@ Three audits, by what they look at:
 * :func:`replay`: does one record change anything public, or a sum by more than stated?
 
 Each takes the training function that is to be audited, called as
-``train(model, dataset)``; :func:`audited` runs them all. It trains the model on the dataset by a
+``train(model, dataset)``; :func:`run_all` runs them all. It trains the model on the dataset by a
 :class:`~dp.DPOptimizer` that it makes, as one would train anything else; the model is
 called with a batch and returns one loss an example.
 
@@ -21,17 +21,17 @@ from dp.audit._conformance import conformance
 from dp.audit._replay import replay
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, training
-from dp.audit._suite import Suite, audited
+from dp.audit._suite import AuditSuiteReport, run_all
 
 
 __all__ = (
     "AuditReport",
+    "AuditSuiteReport",
     "CanaryReport",
-    "Suite",
     "Train",
-    "audited",
     "canaries",
     "conformance",
     "replay",
+    "run_all",
     "training",
 )

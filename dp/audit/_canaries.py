@@ -12,11 +12,17 @@ from typing import Final, final
 import numpy as np
 
 from dp import _checks
+from dp._progress import progress_bars
 from dp.accounting import epsilon
-from dp.audit._progress import bar_of
 from dp.audit._report import lines_of
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
-from dp.audit._subject import Bools, Observation, Train, included, observed
+from dp.audit._subject import (
+    Bools,
+    Observation,
+    Train,
+    observe_training,
+    sample_membership,
+)
 from dp.certificate import Finding
 
 
@@ -95,7 +101,7 @@ class CanaryReport:
 
     def draw(self, path: Path | str) -> None:
         """Draw the attack's ROC curve and what the claim allows, as a picture."""
-        from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.subplots()
@@ -169,9 +175,9 @@ def canaries(
     if _checks.count(num_canaries=num_canaries) < _FEWEST:
         raise ValueError(f"num_canaries must be >= {_FEWEST}, got {num_canaries!r}")
     _checks.open_unit(confidence=confidence)
-    present_M = included(num_canaries)
-    with bar_of(shown=progress) as bar:
-        run, _ = observed(train, present_M, bar=bar.begin("canaries"))
+    present_M = sample_membership(num_canaries)
+    with progress_bars(shown=progress) as bars:
+        run, _ = observe_training(train, present_M, bar=bars.begin("canaries"))
     claim, spent = _claimed(run), run.optimizer.spent()
     attack = _Attack(_scores(run), present_M)
 
@@ -220,7 +226,7 @@ def _claimed(run: Observation) -> _Claim:
 def _scores(run: Observation) -> Floats:
     """Return every canary's log-likelihood ratio of being present, under the claim."""
     q_T1, sigma_T1 = run.sampling_probabilities(), run.noise_multipliers()
-    exponent_TM = (run.along() - 1 / 2) / sigma_T1**2
+    exponent_TM = (run.signal() - 1 / 2) / sigma_T1**2
     with np.errstate(divide="ignore"):  # log 0 is the log-likelihood of q = 1.
         ratios_TM = np.logaddexp(np.log1p(-q_T1), np.log(q_T1) + exponent_TM)
     scores_M: Floats = ratios_TM.sum(axis=0)
@@ -239,7 +245,7 @@ class _Attack:
     """Guesses by threshold: one half of the canaries chooses it, one is counted."""
 
     def __init__(self, scores_M: Floats, present_M: Bools) -> None:
-        chooses_M = included(len(scores_M))
+        chooses_M = sample_membership(len(scores_M))
         self._scores, self._present = scores_M, present_M
         self._chooses, self._counts = chooses_M, ~chooses_M
         self._thresholds = np.quantile(

@@ -11,7 +11,7 @@ from typing import Final, final
 import numpy as np
 
 from dp import _checks
-from dp.audit._progress import bar_of
+from dp._progress import progress_bars
 from dp.audit._report import AuditReport
 from dp.audit._statistics import (
     FALSE_ALARM,
@@ -26,7 +26,13 @@ from dp.audit._statistics import (
     spread_p,
     variance_p,
 )
-from dp.audit._subject import Bools, Observation, Train, included, observed
+from dp.audit._subject import (
+    Bools,
+    Observation,
+    Train,
+    observe_training,
+    sample_membership,
+)
 from dp.certificate import Finding
 
 
@@ -67,11 +73,13 @@ def conformance(
     """
     if _checks.count(num_records=num_records) < _FEWEST:
         raise ValueError(f"num_records must be >= {_FEWEST}, got {num_records!r}")
-    included_M = included(num_records)
-    with bar_of(shown=progress) as bar:
-        first, checkpoint = observed(train, included_M, bar=bar.begin("first run"))
-        second, _ = observed(
-            train, included_M, bar=bar.begin("resumed run"), resumed=checkpoint
+    included_M = sample_membership(num_records)
+    with progress_bars(shown=progress) as bars:
+        first, checkpoint = observe_training(
+            train, included_M, bar=bars.begin("first run")
+        )
+        second, _ = observe_training(
+            train, included_M, bar=bars.begin("resumed run"), resumed=checkpoint
         )
     findings = [
         *_about_noise(first, second),
@@ -119,11 +127,11 @@ def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:
 
 def _noise(observation: Observation) -> Floats:
     """Return [T, M]: standard normals, if the noise is what was charged."""
-    return observation.across() / observation.noise_multipliers()
+    return observation.orthogonal_noise() / observation.noise_multipliers()
 
 
 def _about_clipping(observation: Observation) -> Iterator[Finding]:
-    drawn_TM, along_TM = observation.drawn(), observation.along()
+    drawn_TM, along_TM = observation.drawn(), observation.signal()
     if not drawn_TM.any():
         return
     stddev = np.broadcast_to(observation.noise_multipliers(), along_TM.shape)

@@ -26,14 +26,14 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dp import _keystream
-from dp._guard import owner_of
-from dp.audit._progress import Bar, bar_of
+from dp._progress import Bar, progress_bars
 from dp.audit._report import AuditReport
-from dp.audit._subject import Train, hooked, seeded
+from dp.audit._subject import Train, fixed_seeds, hooked
 from dp.certificate import Finding
 from dp.exceptions import PrivacyError
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
+from dp.optimizer._guard import private_owner_of
 from dp.plan import PrivacyPlan
 
 
@@ -77,12 +77,12 @@ def replay(
         Cebere et al., "Privacy in Theory, Bugs in Practice: Grey-Box Auditing of
         Differential Privacy Libraries", 2026, https://arxiv.org/abs/2602.17454.
     """
-    with bar_of(shown=progress) as bar:
-        first = _run(train, model, dataset, bar.begin("one dataset"))
-        again = _run(train, model, dataset, bar.begin("again"), follows=first)
+    with progress_bars(shown=progress) as bars:
+        first = _run(train, model, dataset, bars.begin("one dataset"))
+        again = _run(train, model, dataset, bars.begin("again"), follows=first)
         given = neighbour is not None
         other = neighbour if neighbour is not None else _neighbour(dataset, first)
-        second = _run(train, model, other, bar.begin("its neighbour"), follows=first)
+        second = _run(train, model, other, bars.begin("its neighbour"), follows=first)
     if first.error is not None and second.error == first.error:
         raise PrivacyError(f"the training function raises on any data: {first.error}")
     return AuditReport(
@@ -140,7 +140,7 @@ def _run(
     parameters = list(model.parameters())
 
     def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        owns = any(owner_of(parameter) is optimizer for parameter in parameters)
+        owns = any(private_owner_of(parameter) is optimizer for parameter in parameters)
         if isinstance(optimizer, DPOptimizer) and owns:
             tape.optimizers.append(optimizer)
             tape.states.append(_state(model, optimizer))
@@ -148,7 +148,7 @@ def _run(
 
     printed = io.StringIO()
     with (
-        seeded(),
+        fixed_seeds(),
         hooked(look),
         _same_coins(),
         _taped(tape),

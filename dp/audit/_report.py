@@ -32,7 +32,7 @@ class AuditReport:
         """Whether every finding holds."""
         return all(finding.holds for finding in self.findings)
 
-    def raise_if_refuted(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise if a finding does not hold.
 
         Raises:

@@ -88,7 +88,7 @@ def shape_p(z_N: Floats) -> float:
     At ``N = 10**6`` it sees a sum of twelve uniforms, and of course uniform or Laplace
     noise.
     """
-    from scipy import special  # noqa: PLC0415 -- a third of a second
+    from scipy import special
 
     def cumulant(x: float) -> float:  # By the expansion of Jacobi and Anger.
         total = float(special.iv(0, x))
@@ -161,7 +161,7 @@ def spread_p(counts_L: NDArray[np.int_], trials: int, probability: float) -> flo
 
     Exact, but for rounding up. It sees counts that vary too much, and such as hardly do.
     """
-    from scipy import special  # noqa: PLC0415 -- a third of a second
+    from scipy import special
 
     mean = trials * probability
     furthest = float(np.abs(counts_L - mean).max())
@@ -181,7 +181,7 @@ def _chernoff_p(
 
     Whatever the search finds, the bound holds.
     """
-    from scipy import optimize  # noqa: PLC0415 -- a third of a second
+    from scipy import optimize
 
     exponents = [0.0]
     for sign in (1, -1):
@@ -201,7 +201,7 @@ def binomial_p(successes: int, trials: int, probability: float) -> float:
     Power 0.999 against a rate that is off by ``9.2 * sqrt((1 - q) / (q * trials))``
     of itself: 2.8 % at ``q = 0.1`` and a million trials.
     """
-    from scipy import special  # noqa: PLC0415 -- a third of a second
+    from scipy import special
 
     at_most = float(special.bdtr(successes, trials, probability))
     at_least = (
@@ -228,7 +228,7 @@ def upper_limit(successes: int, trials: int, *, alpha: float) -> float:
 
 
 def _beta_quantile(probability: float, a: int, b: int) -> float:
-    from scipy import special  # noqa: PLC0415 -- a third of a second
+    from scipy import special
 
     found: Any = special.betaincinv(a, b, probability)
     return float(found)

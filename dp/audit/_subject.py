@@ -25,8 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Dataset
 
-from dp._guard import owner_of
-from dp.audit._progress import Bar
+from dp._progress import Bar
 from dp.audit._statistics import Floats
 from dp.exceptions import (
     BudgetExhaustedError,
@@ -35,17 +34,18 @@ from dp.exceptions import (
 )
 from dp.ledger import Charge
 from dp.optimizer import DPOptimizer
+from dp.optimizer._guard import private_owner_of
 from dp.plan import PrivacyPlan
 
 
 __all__ = (
+    "CanaryDataset",
     "Observation",
-    "Records",
     "Train",
+    "fixed_seeds",
     "hooked",
-    "included",
-    "observed",
-    "seeded",
+    "observe_training",
+    "sample_membership",
     "training",
 )
 
@@ -76,13 +76,13 @@ def training(plan: PrivacyPlan) -> Train:
     return train
 
 
-def included(num_records: int) -> Bools:
+def sample_membership(num_records: int) -> Bools:
     """Return which records are in the data: a fair coin of the OS for each."""
     return np.random.default_rng().random(num_records) < 1 / 2
 
 
 @final
-class Records(Dataset[Tensor]):
+class CanaryDataset(Dataset[Tensor]):
     """The records that are in the data; each is its own number."""
 
     def __init__(self, included_M: Bools) -> None:
@@ -136,13 +136,13 @@ class Observation:
         """How often parameters were updated."""
         return len(self._gradients)
 
-    def along(self) -> Floats:
+    def signal(self) -> Floats:
         """Return [T, M]: releases along each record's gradient, in units of C."""
         a, b = _DIRECTION
         first, second = self.parts()
         return a * first + b * second
 
-    def across(self) -> Floats:
+    def orthogonal_noise(self) -> Floats:
         """Return [T, M]: releases at right angles to it, which are noise alone."""
         a, b = _DIRECTION
         first, second = self.parts()
@@ -197,7 +197,7 @@ class Observation:
         self._drawn.append(drawn_M)
 
 
-def observed(
+def observe_training(
     train: Train, included_M: Bools, *, bar: Bar, resumed: bytes | None = None
 ) -> tuple[Observation, bytes]:
     """Train on the records that are included; return what was seen.
@@ -221,9 +221,9 @@ def observed(
         ValueError: If the plan's numbers leave nothing to observe.
     """
     watch = _Watch(_Canaries(len(included_M)), bar, resumed)
-    with seeded(), hooked(watch):
+    with fixed_seeds(), hooked(watch):
         try:
-            train(watch.model, Records(included_M))
+            train(watch.model, CanaryDataset(included_M))
         except BudgetExhaustedError:
             if resumed is None:
                 raise
@@ -247,7 +247,7 @@ class _Watch:
         self._resumed = resumed
 
     def __call__(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        owner = owner_of(self.model.first.weight)
+        owner = private_owner_of(self.model.first.weight)
         if not isinstance(owner, DPOptimizer) or optimizer is not owner:
             return  # What wraps it, or steps other parameters.
         if self.observation is None:
@@ -307,7 +307,7 @@ def hooked(look: Callable[[Optimizer, Any, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def seeded() -> Iterator[None]:
+def fixed_seeds() -> Iterator[None]:
     """Seed every generator that a script may seed; put them back afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global one
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):

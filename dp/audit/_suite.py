@@ -18,7 +18,7 @@ from dp.audit._report import AuditReport
 from dp.audit._subject import Train
 
 
-__all__ = ("PICTURE", "Suite", "audited")
+__all__ = ("PICTURE", "AuditSuiteReport", "run_all")
 
 PICTURE: Final = "roc.png"
 _FORMAT: Final = "forwarding-dp-audit/1"
@@ -28,7 +28,7 @@ _LAST_RECORDS: Final = {"ordinary": 1.0, "huge": 1e6, "NaN": float("nan")}
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suite:
+class AuditSuiteReport:
     """What all audits found.
 
     Attributes:
@@ -75,7 +75,9 @@ class Suite:
         self.attack.draw(folder / PICTURE)
 
 
-def audited(train: Train, *, num_records: int, progress: bool = False) -> Suite:
+def run_all(
+    train: Train, *, num_records: int, progress: bool = False
+) -> AuditSuiteReport:
     """Run every audit of *train*: replay with an ordinary, a huge and a NaN record.
 
     Args:
@@ -89,7 +91,9 @@ def audited(train: Train, *, num_records: int, progress: bool = False) -> Suite:
     """
     general = conformance(train, num_records=num_records, progress=progress)
     attack = canaries(train, num_canaries=num_records, progress=progress)
-    return Suite(attack=attack, reports=(general, *_replays(train, progress=progress)))
+    return AuditSuiteReport(
+        attack=attack, reports=(general, *_replays(train, progress=progress))
+    )
 
 
 @final

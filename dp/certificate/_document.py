@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, merged
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers
+from dp.certificate._run import CertifiedRun
 from dp.certificate._software import software
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger
@@ -18,7 +18,7 @@ from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Certificate", "CertifiedRun", "compose")
+__all__ = ("Certificate", "compose")
 
 _RELEASED: Final = (
     "the model's parameters after every step, and everything computed from them"
@@ -29,45 +29,6 @@ _NOT_COVERED: Final = (
     "Buffers that a forward pass changes, such as running statistics.",
     "How long a step took, and attacks on the machine that trained.",
 )
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertifiedRun:
-    """What one run planned, and what its ledger was charged.
-
-    Attributes:
-        plan: The plan.
-        plan_sha256: The hash of the plan as JSON.
-        segments: The charges of each process that charged, under its random id. A
-            process has keys of its own for its noise, so this is the record of resumes
-            and forks too.
-        num_parameters: How many numbers a release noised.
-        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
-        noise: Where the noise came from, in words.
-    """
-
-    plan: PrivacyPlan
-    plan_sha256: str
-    segments: Mapping[str, tuple[Charge, ...]]
-    num_parameters: int
-    rng: Literal["os", "fast"]
-    noise: str
-
-    @property
-    def charges(self) -> tuple[Charge, ...]:
-        """Every charge, segment by segment."""
-        return tuple(c for segment in self.segments.values() for c in segment)
-
-    @property
-    def steps(self) -> int:
-        """How many releases were charged."""
-        return sum(charge.count for charge in self.charges)
-
-    @property
-    def releases(self) -> tuple[Release, ...]:
-        """What the accountant needs of the charges."""
-        return merged(charge.to_release() for charge in self.charges)
 
 
 @final
@@ -268,7 +229,7 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     known: dict[str, tuple[Charge, ...]] = {}
     for run in runs:
         for key, segment in run.segments.items():
-            known[key] = Ledger.longer(known.get(key, ()), segment, key)
+            known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
     kept = []
     for run in runs:
         ours = {key: known.pop(key) for key in run.segments if key in known}

@@ -1,7 +1,7 @@
 """Everything in a certificate that is computed, and so can be computed again.
 
 A certificate is written with the numbers by which budgets were kept while training:
-those of the closed form of :mod:`dp._sampled_losses`. ``verify`` computes them again by
+those of the closed form of :mod:`dp.accounting._sampled_losses`. ``verify`` computes them again by
 ``dp_accounting``'s accountants alone. Were both of one kind, verifying would repeat a
 mistake and not find it; and a run would wait seconds for its certificate, with a
 schedule minutes.
@@ -9,22 +9,20 @@ schedule minutes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import (
     Guarantee,
-    Library,
+    ReferenceAccountant,
     Release,
     epsilon,
     group_epsilon,
-    merged,
+    merge_equal_releases,
 )
+from dp.certificate._run import CertifiedRun
 from dp.noise import GaussianNoise
 
-
-if TYPE_CHECKING:
-    from dp.certificate._document import CertifiedRun
 
 __all__ = ("Numbers",)
 
@@ -53,10 +51,12 @@ class Numbers:
         *,
         delta: float,
         relation: NeighboringRelation,
-        library: Library | None = None,
+        library: ReferenceAccountant | None = None,
     ) -> "Numbers":
         """Compute them, for all runs together."""
-        releases = merged(release for run in runs for release in run.releases)
+        releases = merge_equal_releases(
+            release for run in runs for release in run.releases
+        )
         spent = epsilon(
             releases, delta=delta, neighboring_relation=relation, library=library
         )
@@ -82,7 +82,7 @@ class Numbers:
         )
 
 
-def _delta_error(run: "CertifiedRun", spent: float) -> float:
+def _delta_error(run: CertifiedRun, spent: float) -> float:
     if not run.steps:
         return 0.0
     num_elements = run.num_parameters * run.steps
@@ -90,7 +90,7 @@ def _delta_error(run: "CertifiedRun", spent: float) -> float:
 
 
 def _unamplified(
-    releases: tuple[Release, ...], spent: Guarantee, library: Library | None
+    releases: tuple[Release, ...], spent: Guarantee, library: ReferenceAccountant | None
 ) -> Guarantee:
     return epsilon(
         [

@@ -15,7 +15,7 @@ __all__ = ("draw",)
 
 def draw(c: "Certificate", path: Path) -> None:
     """Draw epsilon over the steps beside epsilon of groups."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     over_steps, of_groups = figure.subplots(1, 2, width_ratios=[2, 1])

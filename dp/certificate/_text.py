@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 from dp.accounting import Truncation
+from dp.certificate._run import CertifiedRun
 from dp.schedule import Schedule
 
 
 if TYPE_CHECKING:
-    from dp.certificate._document import Certificate, CertifiedRun
+    from dp.certificate._document import Certificate
 
 __all__ = ("lines",)
 
@@ -55,7 +56,7 @@ def _error(delta_error: float) -> str:
     return f"{delta_error:.1e}, because noise is drawn on a computer"
 
 
-def _run(index: int, run: "CertifiedRun", num_runs: int) -> list[str]:
+def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
     plan = run.plan
     title = "  run" if num_runs == 1 else f"  run {index + 1}"
     target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"

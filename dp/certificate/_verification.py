@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
-from dp._library import compose
-from dp.accounting import Library, epsilon
+from dp.accounting import ReferenceAccountant, epsilon
+from dp.accounting._reference import compose
 from dp.certificate import _json
-from dp.certificate._document import Certificate, CertifiedRun
+from dp.certificate._document import Certificate
 from dp.certificate._numbers import Numbers
+from dp.certificate._run import CertifiedRun
 from dp.certificate._software import version_of_accountants
 
 
@@ -108,12 +109,12 @@ def verify(
     return Verification(findings=(*checked, *found), computed=computed)
 
 
-def _library(c: Certificate, progress: Progress | None) -> Library:
+def _library(c: Certificate, progress: Progress | None) -> ReferenceAccountant:
     """Return accountants that tell how far they have come."""
     if progress is None:
-        return Library()
+        return ReferenceAccountant()
     events: list[object] = []
-    planned = Library(lambda _, event: events.append(event))
+    planned = ReferenceAccountant(lambda _, event: events.append(event))
     for _ in _findings(c, planned, ""):
         pass
     done = count(1)
@@ -122,11 +123,11 @@ def _library(c: Certificate, progress: Progress | None) -> Library:
         compose(accountant, event)
         progress(next(done), len(events))
 
-    return Library(composed)
+    return ReferenceAccountant(composed)
 
 
 def _findings(
-    c: Certificate, library: Library | None, computed: str
+    c: Certificate, library: ReferenceAccountant | None, computed: str
 ) -> Iterator[Finding]:
     try:
         _checks.open_unit(delta=c.delta)
@@ -153,7 +154,7 @@ def _findings(
 
 
 def _findings_of_run(
-    prefix: str, run: CertifiedRun, c: Certificate, library: Library | None
+    prefix: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
 ) -> Iterator[Finding]:
     plan = run.plan
     sha256 = _json.sha256(plan.to_dict())

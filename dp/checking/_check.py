@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dp import _checks
 from dp.checking._batches import some_of
-from dp.checking._company import Comparison
+from dp.checking._isolation import Comparison
 from dp.checking._report import CheckReport, Problem
 from dp.checking._trial import Trial, unchanged
 from dp.exceptions import SampleMixingError, UnsupportedOperationError

@@ -1,56 +1,41 @@
 """The commands.
 
 A bad option or file ends in one line on standard error and exit code 2.
+
+Torch is loaded by the commands that train or read a certificate, and by no other, so
+that help, ``epsilon`` and ``calibrate`` answer at once.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import typer
-from rich.console import Console
 from typer.exceptions import TyperException
 
-from dp.accounting import Release, epsilon
-from dp.calibration import calibrate_noise_multiplier
-from dp.certificate import Certificate, compose, verify
-from dp.cli import _input, _plots, _report, _training
-from dp.cli._errors import InputError
 from dp.cli._examine import audit_command, check_command
-from dp.cli._models import model_for
 from dp.cli._options import (
     BatchSize,
-    CertificatePath,
-    CertificatePaths,
-    CommonDelta,
     Data,
     Delta,
     Epsilon,
-    Into,
     LearningRate,
     MaxGradNorm,
-    NoiseMultiplier,
     OptimizerName,
-    Plot,
-    Probability,
-    Quick,
     Ranges,
-    Relation,
     Report,
     Steps,
     Target,
     check,
 )
-from dp.cli._processes import joined, make_alike
-from dp.cli._progress import progress_of, recomputing
-from dp.exceptions import LedgerError, PrivacyError
+from dp.cli._planning import calibrate_command, epsilon_command
+from dp.cli._published import compose_command, verify_command
+from dp.exceptions import PrivacyError
 
 
 __all__ = ("main",)
 
-_REFUTED: Final = 1
 _USAGE_ERROR: Final = 2
 
 app = typer.Typer(
@@ -105,157 +90,26 @@ def train(
         open_unit={"--delta": delta},
         count={"--steps": steps},
     )
-    settings = _training.Settings(
-        epsilon=target_epsilon,
-        delta=delta,
-        steps=steps,
-        batch_size=batch_size,
-        max_grad_norm=max_grad_norm,
-        lr=lr,
-        optimizer=optimizer,
-    )
-    table = _input.load(data, target=target, ranges=ranges)
-    with joined() as speaks:
-        _train_both(table, settings, report if speaks else None)
+    from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
 
-
-def _train_both(
-    table: _input.Table, settings: _training.Settings, folder: Path | None
-) -> None:
-    model = model_for(table)
-    make_alike(model)
-    _training.optimizer_for(model, settings)  # A bad one is refused at once.
-    if folder is not None:
-        _report.open_folder(folder)
-    console = Console(quiet=folder is None)
-    with console.status("Calibrating the noise"):
-        plan = _training.plan_of(settings, table)
-    console.print(
-        f"{table.name}: {len(table.train)} rows, {plan.expected_batch_size:g} a batch,"
-        f" noise multiplier {plan.noise_multiplier_at(0):.4g}"
-    )
-    with progress_of(console, plan.steps) as show:
-        private, certificate = _training.train_privately(
-            model, table, plan=plan, settings=settings, show=show("private")
-        )
-        plain = _training.train_openly(
-            model, table, plan=plan, settings=settings, show=show("not private")
-        )
-    if folder is None:
-        return
-    console.print(_report.summary(certificate, private, plain))
-    _report.write(folder, certificate, private, plain)
-    console.print(
-        f"The certificate (JSON, text and picture) and {_report.PICTURE} are in {folder}"
-    )
-
-
-@app.command("epsilon")
-def show_epsilon(
-    *,
-    noise_multiplier: NoiseMultiplier,
-    sampling_probability: Probability,
-    steps: Steps,
-    delta: Delta = 1e-5,
-    relation: Relation = "add_or_remove_one",
-    plot: Plot = None,
-) -> None:
-    """Print the epsilon of a run before it is made, and draw it over the steps."""
-    check(
-        non_negative={"--noise-multiplier": noise_multiplier},
-        probability={"--sampling-probability": sampling_probability},
-        open_unit={"--delta": delta},
-        count={"--steps": steps},
-    )
-    release = Release(
-        sampling_probability=sampling_probability,
-        noise_multiplier=noise_multiplier,
-        count=steps,
-    )
-    spent = epsilon([release], delta=delta, neighboring_relation=relation)
-    if plot is not None:
-        _plots.draw_epsilon_over_steps(plot, release, delta=delta, relation=relation)
-    if spent.epsilon == math.inf:
-        typer.echo("NOT PRIVATE: there is no noise, so epsilon is infinite")
-        return
-    typer.echo(
-        f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({relation},"
-        f" {spent.accountant})"
-    )
-
-
-@app.command()
-def calibrate(
-    *,
-    target_epsilon: Epsilon,
-    sampling_probability: Probability,
-    steps: Steps,
-    delta: Delta = 1e-5,
-    relation: Relation = "add_or_remove_one",
-    plot: Plot = None,
-) -> None:
-    """Print the least noise multiplier that keeps an epsilon, and draw it over epsilon."""
-    check(
-        positive={"--epsilon": target_epsilon},
-        probability={"--sampling-probability": sampling_probability},
-        open_unit={"--delta": delta},
-        count={"--steps": steps},
-    )
-    sigma = calibrate_noise_multiplier(
-        target_epsilon=target_epsilon,
-        target_delta=delta,
-        sampling_probability=sampling_probability,
-        steps=steps,
-        neighboring_relation=relation,
-    )
-    if plot is not None:
-        _plots.draw_noise_over_epsilon(
-            plot,
-            target_epsilon=target_epsilon,
+    _comparison.train_both(
+        _input.load(data, target=target, ranges=ranges),
+        _training.Settings(
+            epsilon=target_epsilon,
             delta=delta,
-            sampling_probability=sampling_probability,
             steps=steps,
-            relation=relation,
-        )
-    typer.echo(f"noise multiplier = {sigma:g} ({relation})")
+            batch_size=batch_size,
+            max_grad_norm=max_grad_norm,
+            lr=lr,
+            optimizer=optimizer,
+        ),
+        report,
+    )
 
 
-@app.command("verify")
-def show_verification(certificate: CertificatePath, *, quick: Quick = False) -> None:
-    """Compute a certificate's numbers again; exit code 1 if one does not hold.
-
-    By the accountants of dp_accounting alone, which takes seconds for each noise
-    multiplier that a run had.
-    """
-    try:
-        with recomputing(Console(stderr=True)) as show:
-            verification = verify(certificate, quick=quick, progress=show)
-    except (OSError, UnicodeError, LedgerError) as error:
-        raise InputError(f"{certificate} cannot be verified: {error}") from error
-    for finding in verification.findings:
-        verdict = "yes" if finding.holds else "NO "
-        typer.echo(f"{verdict}  {finding.claim}: {finding.detail}")
-    verdict = "The certificate holds" if verification.ok else "It does NOT hold"
-    typer.echo(f"{verdict}, computed again {verification.computed}.")
-    raise typer.Exit(0 if verification.ok else _REFUTED)
-
-
-@app.command("compose")
-def show_composition(
-    certificates: CertificatePaths, *, delta: CommonDelta = None, report: Into = None
-) -> None:
-    """State what several runs on the same data cost together, by their certificates."""
-    check(open_unit={"--delta": delta})
-    try:
-        parts = [Certificate.from_json(p.read_text("utf-8")) for p in certificates]
-        whole = compose(*parts, delta=delta)
-    except (OSError, UnicodeError, ValueError) as error:
-        raise InputError(f"the certificates cannot be composed: {error}") from error
-    typer.echo(whole.to_text(), nl=False)
-    if report is not None:
-        _report.open_folder(report, "certificate.png")
-        whole.write(report)
-
-
+app.command("epsilon")(epsilon_command)
+app.command("calibrate")(calibrate_command)
+app.command("verify")(verify_command)
+app.command("compose")(compose_command)
 app.command("check")(check_command)
 app.command("audit")(audit_command)

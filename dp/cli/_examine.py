@@ -1,19 +1,17 @@
 """The commands that look at what a user wrote: ``check`` and ``audit``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from torch import nn
 
-from dp.audit import Train, audited, training
-from dp.checking import check
 from dp.cli._errors import InputError
 from dp.cli._options import NoiseMultiplier, Probability, Steps, check as check_options
-from dp.cli._report import open_folder
 from dp.cli._target import function_of
-from dp.plan import PrivacyPlan
-from dp.sampling import PoissonSampling
+
+
+if TYPE_CHECKING:
+    from dp.audit import Train
 
 
 __all__ = ("audit_command", "check_command")
@@ -62,6 +60,10 @@ def check_command(setup: Setup) -> None:
     Finds examples that are mixed, buffers that keep private numbers, parameters
     without gradients, operations that are slow or refused, and low precision.
     """
+    from torch import nn  # noqa: PLC0415 -- a second
+
+    from dp.checking import check  # noqa: PLC0415 -- torch
+
     made: Any = function_of(setup)()
     if not isinstance(made, tuple) or len(made) != _PARTS_OF_A_SETUP:
         raise InputError(f"{setup} must return (model, loss_fn, batch)")
@@ -99,26 +101,39 @@ def audit_command(
     )
     if records < _FEWEST_RECORDS:
         raise InputError(f"--records must be >= {_FEWEST_RECORDS}, got {records}")
+    from dp.audit import run_all  # noqa: PLC0415 -- torch
+    from dp.cli._report import open_folder  # noqa: PLC0415 -- torch
+
     function: Train = (
-        function_of(train)
-        if train is not None
-        else training(
-            PrivacyPlan(
-                sampling=PoissonSampling(sampling_probability=sampling_probability),
-                noise_multiplier=noise_multiplier,
-                max_grad_norm=1.0,
-                expected_batch_size=sampling_probability * records / 2,
-                steps=steps,
-                target_delta=1e-5,
-            )
-        )
+        _own_loop(noise_multiplier, sampling_probability, steps, records)
+        if train is None
+        else function_of(train)
     )
     open_folder(report, "audit.txt")
     try:
-        suite = audited(function, num_records=records, progress=True)
+        suite = run_all(function, num_records=records, progress=True)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     typer.echo(suite.to_text())
     suite.write(report)
     typer.echo(f"audit.json, audit.txt and roc.png are in {report}")
     raise typer.Exit(0 if suite.ok else _REFUTED)
+
+
+def _own_loop(
+    noise_multiplier: float, sampling_probability: float, steps: int, records: int
+) -> "Train":
+    from dp import audit, plan, sampling  # noqa: PLC0415 -- torch
+
+    return audit.training(
+        plan.PrivacyPlan(
+            sampling=sampling.PoissonSampling(
+                sampling_probability=sampling_probability
+            ),
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=1.0,
+            expected_batch_size=sampling_probability * records / 2,
+            steps=steps,
+            target_delta=1e-5,
+        )
+    )

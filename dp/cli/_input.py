@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from dp.cli._errors import InputError
+from dp.cli._options import BUILT_IN
 
 
-__all__ = ("BUILT_IN", "Table", "load")
+__all__ = ("Table", "load")
 
-BUILT_IN: Final = ("mnist", "digits", "breast_cancer")
 _HELD_OUT: Final = 0.2
 _FEWEST_ROWS: Final = 20
 _LARGEST_SHARE_OF_CLASSES: Final = 0.5

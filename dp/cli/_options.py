@@ -1,17 +1,17 @@
 """The options of the commands: what each means, and what values it takes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.cli import _input
 from dp.cli._errors import InputError
 
 
 __all__ = (
+    "BUILT_IN",
     "BatchSize",
     "CertificatePath",
     "CertificatePaths",
@@ -34,10 +34,12 @@ __all__ = (
     "check",
 )
 
+BUILT_IN: Final = ("mnist", "digits", "breast_cancer")
+
 Data = Annotated[
     str,
     typer.Option(
-        help=f"What to train on: {', '.join(_input.BUILT_IN)}, or a CSV file of"
+        help=f"What to train on: {', '.join(BUILT_IN)}, or a CSV file of"
         " numbers with a header.",
         metavar="NAME|PATH.csv",
     ),

@@ -1,11 +1,10 @@
 """Pictures that help to plan a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dp._typing import NeighboringRelation
 from dp.accounting import Release, epsilon_curve
-from dp.calibration import calibrate_noise_multiplier
 from dp.cli._errors import InputError
 
 
@@ -32,38 +31,21 @@ def draw_epsilon_over_steps(
 
 
 def draw_noise_over_epsilon(
-    path: Path,
-    *,
-    target_epsilon: float,
-    delta: float,
-    sampling_probability: float,
-    steps: int,
-    relation: NeighboringRelation,
+    path: Path, least_noise: Callable[[float], float], *, around: float, title: str
 ) -> None:
-    """Draw the least noise multiplier for epsilons around *target_epsilon*.
+    """Draw the least noise multiplier for epsilons from a quarter to four times one.
 
     Raises:
         InputError: If the picture cannot be written.
     """
-    epsilons = [target_epsilon * 2.0**power for power in (-2, -1, 0, 1, 2)]
-    noise = [
-        calibrate_noise_multiplier(
-            target_epsilon=spent,
-            target_delta=delta,
-            sampling_probability=sampling_probability,
-            steps=steps,
-            neighboring_relation=relation,
-        )
-        for spent in epsilons
-    ]
+    epsilons = [around * 2.0**power for power in (-2, -1, 0, 1, 2)]
     _draw(
         path,
-        (epsilons, noise),
+        (epsilons, [least_noise(spent) for spent in epsilons]),
         marker=".",
         xlabel="epsilon",
         ylabel="least noise multiplier",
-        title=f"q = {sampling_probability:g}, {steps} steps, delta = {delta:g},"
-        f" {relation}",
+        title=title,
         xscale="log",
         yscale="log",
     )
@@ -76,7 +58,7 @@ def _draw(
     marker: str = "",
     **about: str,
 ) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

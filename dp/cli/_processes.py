@@ -10,11 +10,11 @@ from torch import distributed, nn
 from dp._ranks import rank_and_size
 
 
-__all__ = ("add_up_gradients", "joined", "make_alike")
+__all__ = ("add_up_gradients", "make_alike", "process_group")
 
 
 @contextmanager
-def joined() -> Iterator[bool]:
+def process_group() -> Iterator[bool]:
     """Join the other processes meanwhile; yield whether this one is to speak."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True

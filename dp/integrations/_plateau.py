@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
-__all__ = ("warn_of_plateaus",)
+__all__ = ("warn_about_plateau_schedulers",)
 
 
-def warn_of_plateaus(schedulers: Iterable[object]) -> None:
+def warn_about_plateau_schedulers(schedulers: Iterable[object]) -> None:
     """Warn if one of *schedulers*, wrapped by a framework or not, follows a metric.
 
     On the weights of each step it acts as something that looked at the data of that

@@ -5,10 +5,10 @@ from typing import Any
 from dp.optimizer import DPOptimizer
 
 
-__all__ = ("found", "unwrapped")
+__all__ = ("find_private_optimizer", "require_private_optimizer")
 
 
-def found(optimizer: Any) -> DPOptimizer | None:
+def find_private_optimizer(optimizer: Any) -> DPOptimizer | None:
     """Return the private optimizer that *optimizer* is or leads to, or None.
 
     Frameworks keep what they wrap as ``optimizer``: accelerate's AcceleratedOptimizer
@@ -23,13 +23,13 @@ def found(optimizer: Any) -> DPOptimizer | None:
     return None
 
 
-def unwrapped(optimizer: Any) -> DPOptimizer:
+def require_private_optimizer(optimizer: Any) -> DPOptimizer:
     """Return the private optimizer that *optimizer* is or leads to.
 
     Raises:
         TypeError: If there is none.
     """
-    private = found(optimizer)
+    private = find_private_optimizer(optimizer)
     if private is None:
         raise TypeError(
             f"no DPOptimizer was found in {type(optimizer).__name__}: wrap the"

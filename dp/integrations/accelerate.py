@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp.exceptions import SamplingMismatchError
-from dp.integrations._plateau import warn_of_plateaus
-from dp.integrations._unwrapping import unwrapped
+from dp.integrations._plateau import warn_about_plateau_schedulers
+from dp.integrations._unwrapping import require_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
 from dp.sampling import PoissonLoader
@@ -49,7 +49,7 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     Returns:
         The prepared objects, in the same order; one alone if there was one.
     """
-    warn_of_plateaus(objects)
+    warn_about_plateau_schedulers(objects)
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)
@@ -81,7 +81,7 @@ def private_loss(losses_B: Tensor, optimizer: Optimizer) -> Tensor:
         TypeError: If there is no DPOptimizer in *optimizer*.
         ValueError: If *losses_B* is not a vector of floating-point losses.
     """
-    return unwrapped(optimizer).private_loss(losses_B)
+    return require_private_optimizer(optimizer).private_loss(losses_B)
 
 
 def private_optimizer(optimizer: Optimizer) -> DPOptimizer:
@@ -90,7 +90,7 @@ def private_optimizer(optimizer: Optimizer) -> DPOptimizer:
     Raises:
         TypeError: If there is none.
     """
-    return unwrapped(optimizer)
+    return require_private_optimizer(optimizer)
 
 
 @final

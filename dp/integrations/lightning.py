@@ -22,8 +22,8 @@ from typing import Any, Final, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
-from dp.integrations._plateau import warn_of_plateaus
-from dp.integrations._unwrapping import found
+from dp.integrations._plateau import warn_about_plateau_schedulers
+from dp.integrations._unwrapping import find_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
 from dp.sampling import Unamplified
@@ -68,7 +68,9 @@ class PrivacyCallback(Callback):
             )
         for optimizer in private:
             _check_accumulation(trainer, optimizer)
-        warn_of_plateaus(config.scheduler for config in trainer.lr_scheduler_configs)
+        warn_about_plateau_schedulers(
+            config.scheduler for config in trainer.lr_scheduler_configs
+        )
 
     def on_train_batch_end(
         self,
@@ -93,7 +95,7 @@ class PrivacyCallback(Callback):
 
 
 def _private(trainer: Trainer) -> list[DPOptimizer]:
-    optimizers = [found(optimizer) for optimizer in trainer.optimizers]
+    optimizers = [find_private_optimizer(optimizer) for optimizer in trainer.optimizers]
     return [optimizer for optimizer in optimizers if optimizer is not None]
 
 

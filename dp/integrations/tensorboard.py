@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from dp import _checks
-from dp.integrations._unwrapping import unwrapped
+from dp.integrations._unwrapping import require_private_optimizer
 
 
 __all__ = ("Writer", "log_epsilon")
@@ -48,7 +48,7 @@ def log_epsilon(
         TypeError: If there is no DPOptimizer in *optimizer*.
         ValueError: If *every* is not a whole number of at least 1.
     """
-    private = unwrapped(optimizer)
+    private = require_private_optimizer(optimizer)
     every = _checks.count(every=every)
 
     def write(*_: Any) -> None:

@@ -25,8 +25,11 @@ from transformers.trainer_utils import TrainOutput
 from dp.certificate import Certificate
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
-from dp.integrations._plateau import warn_of_plateaus
-from dp.integrations._unwrapping import found, unwrapped
+from dp.integrations._plateau import warn_about_plateau_schedulers
+from dp.integrations._unwrapping import (
+    find_private_optimizer,
+    require_private_optimizer,
+)
 from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
@@ -61,8 +64,8 @@ class PrivacyCallback(TrainerCallback):
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
-        warn_of_plateaus([kwargs.get("lr_scheduler")])
-        ledger = unwrapped(kwargs["optimizer"]).ledger
+        warn_about_plateau_schedulers([kwargs.get("lr_scheduler")])
+        ledger = require_private_optimizer(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(
                 f"the checkpoint took {state.global_step} steps, but the ledger knows"
@@ -79,7 +82,7 @@ class PrivacyCallback(TrainerCallback):
     ) -> None:
         """Stop training if the plan allows no other step."""
         del args, state
-        if unwrapped(kwargs["optimizer"]).ledger.is_exhausted:
+        if require_private_optimizer(kwargs["optimizer"]).ledger.is_exhausted:
             control.should_training_stop = True
 
 
@@ -136,7 +139,7 @@ class PrivateTrainer(Trainer):
     @property
     def private_optimizer(self) -> DPOptimizer:
         """The private optimizer, once training has begun."""
-        return unwrapped(self.optimizer)
+        return require_private_optimizer(self.optimizer)
 
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost."""
@@ -180,7 +183,7 @@ class PrivateTrainer(Trainer):
         A private one that was made or passed before goes on, on the new loader.
         """
         optimizer: Optimizer = super().create_optimizer(model)
-        private = found(optimizer)
+        private = find_private_optimizer(optimizer)
         if private is None:
             private = optimizer = self.make_private(optimizer, self._loader)
         elif private.plan != self.plan:
@@ -264,7 +267,7 @@ class PrivateTrainer(Trainer):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log what the guarantee covers, and epsilon with it."""
-        private = found(self.optimizer)
+        private = find_private_optimizer(self.optimizer)
         if not self.unsafe_log_loss:
             logs = {k: v for k, v in logs.items() if k not in _UNCOVERED}
         if private is not None:

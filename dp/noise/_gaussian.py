@@ -1,4 +1,4 @@
-"""The noise stage: what is asked of it, and what it promises."""
+"""The noise stage: its interface and its guarantees."""
 
 import math
 from collections import deque
@@ -9,11 +9,11 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor
 
-from dp import _checks
+from dp import _checks, _tuning
 from dp._keystream import KEY_BITS, Keystream
-from dp.noise import _device
 from dp.noise._chunks import as_vector, in_chunks
-from dp.noise._rounding import TOTAL_VARIATION, RoundedGaussian, granularity
+from dp.noise._device.noise import add_rounded
+from dp.noise._host.lattice import TOTAL_VARIATION, RoundedGaussian, granularity
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -34,13 +34,10 @@ _DESCRIPTIONS: Final = {
 # Standard deviations that keep a lattice inside the normal numbers of the dtype.
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
-_LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
+_LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
 _HOST: Final = torch.device("cpu")
-_WITH_FLOAT64: Final = frozenset({"cuda"})  # Other devices lack it, or do it slowly.
-_CHUNKS_WORTH_A_THREAD: Final = 2
-# Of the host: threads wait for each other between numpy's calls, and 16 of them took
-# twice as long as 2.
-_MOST_THREADS: Final = 2
+# Devices that round by themselves; others lack float64, or emulate it slowly.
+_WITH_FLOAT64: Final = frozenset({"cuda"})
 
 
 @final
@@ -49,28 +46,28 @@ class GaussianNoise:
 
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
-            of the operating system, and rounds exactly. Tensors of CUDA devices are
-            rounded there, with bits of ChaCha20 where Triton is installed, and else
-            of AES, sent from the host. Tensors of other devices are copied to the
-            host and back by chunks. The first call on a CUDA device takes some seconds,
-            to compile and to check. ``"fast"`` draws from torch's generator on the
-            tensor's device, seeded by the operating system, and adds in floating
-            point: whoever guesses the seed subtracts the noise.
+            of the operating system, and rounds exactly. Tensors on CUDA devices are
+            rounded there, with random bits from ChaCha20 where Triton is installed, or
+            else from AES on the host. Tensors on other devices are copied to the host
+            and back in chunks. The first call on a CUDA device takes several seconds, to
+            compile and check the kernels. ``"fast"`` draws from torch's generator on
+            the tensor's device, seeded by the operating system, and adds in floating
+            point; an attacker who guesses the seed can subtract the noise.
 
     Raises:
-        ValueError: If *rng* is neither.
+        ValueError: If *rng* is neither ``"os"`` nor ``"fast"``.
 
     Guarantees:
-        * No seed, state or checkpoint has an effect on the noise. With ``"os"`` a key
-          lives for one thread's or device's part of one call; with ``"fast"`` every object,
-          thread, device and forked process has a generator of its own. Copies and
-          pickles carry neither.
+        * No seed, state or checkpoint affects the noise. With ``"os"`` a key lives for
+          one thread's or device's part of one call; with ``"fast"`` every object,
+          thread, device and forked process has its own generator. Copies and pickles
+          carry neither.
         * With ``"os"`` the result is ``round(x + N)`` for the real number ``x + N``,
-          where ``round`` goes to the nearest multiple of :meth:`granularity`. It is
-          post-processing of the ideal Gaussian mechanism on the tensor as it stands,
-          so that floating-point attacks on noise (Mironov 2012) find nothing, and no
-          sensitivity is added. :meth:`delta_error` bounds what is missing to that.
-        * Not covered: how the sum that is passed in was itself rounded.
+          where ``round`` goes to the nearest multiple of :meth:`granularity`. This is
+          post-processing of the ideal Gaussian mechanism on the tensor as given, so
+          floating-point attacks on noise (Mironov 2012) do not apply, and the
+          sensitivity does not grow. :meth:`delta_error` bounds the deviation from it.
+        * Not covered: rounding errors in the computation of the sums passed in.
 
     References:
         Knuth and Yao, "The Complexity of Nonuniform Random Number Generation", 1976:
@@ -87,19 +84,19 @@ class GaussianNoise:
 
     @property
     def rng(self) -> Literal["os", "fast"]:
-        """Where the noise comes from."""
+        """The source of randomness."""
         return self._rng
 
     @property
     def description(self) -> str:
-        """One line on the generator, for the certificate."""
+        """A one-line description of the generator, for the certificate."""
         return _DESCRIPTIONS[self._rng]
 
     def __repr__(self) -> str:
         return f"GaussianNoise(rng={self._rng!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuilt, (self._rng,)  # A copy has its own randomness.
+        return _rebuilt, (self._rng,)  # Never its state: a copy draws other noise.
 
     @torch.no_grad()
     def add_(self, sums: Sequence[Tensor], *, stddev: float) -> float:
@@ -130,7 +127,7 @@ class GaussianNoise:
             if on_host:
                 _add_rounded(on_host, stddev)
             if on_device:
-                _device.add_rounded(on_device, stddev)
+                add_rounded(on_device, stddev)
         else:
             self._add_fast(chunks, stddev)
         return stddev
@@ -145,7 +142,7 @@ class GaussianNoise:
                 x.add_(noise, alpha=stddev)
 
     def granularity(self, *, stddev: float) -> float:
-        """Return the spacing of the lattice that results lie on; 0 if there is none.
+        """Return the spacing of the lattice of results, or 0 if there is none.
 
         >>> GaussianNoise().granularity(stddev=1.0)
         0.0625
@@ -154,17 +151,17 @@ class GaussianNoise:
         return 0.0 if self._rng == "fast" else granularity(stddev)
 
     def delta_error(self, num_elements: int, *, epsilon: float) -> float:
-        """Return what to add to delta for sampling that is not perfectly Gaussian.
+        """Return the increase of delta that accounts for inexact sampling.
 
         Args:
-            num_elements: Elements noised over all releases.
-            epsilon: The epsilon that the delta belongs to.
+            num_elements: The number of elements noised, over all releases.
+            epsilon: The epsilon of the (epsilon, delta) guarantee.
 
         Returns:
-            ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation between
-            what was released and the rounded ideal mechanism, given uniform key
+            ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation distance
+            between the releases and the rounded ideal mechanism, given uniform random
             bytes; infinity for ``"fast"``, for which no bound is known, and for an
-            *epsilon* so large that it says nothing.
+            *epsilon* so large that it guarantees nothing.
         """
         if self._rng == "fast" or epsilon > _LARGEST_EPSILON:
             return math.inf
@@ -179,7 +176,7 @@ def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
 def _by_place(
     chunks: Sequence[list[Tensor]],
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Sort chunks by where they are rounded: on the host, and on their device."""
+    """Split chunks into those rounded on the host and those rounded on their device."""
     places: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
     for parts in chunks:
         places[parts[0].device.type in _WITH_FLOAT64].append(parts)
@@ -189,7 +186,7 @@ def _by_place(
 def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
     """Add noise drawn on the host, on a thread or two."""
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    num_threads = min(_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
+    num_threads = min(_num_threads(), len(chunks) // _tuning.CHUNKS_PER_THREAD)
     if num_threads <= 1:
         _add_to_waiting(waiting, stddev)
         return
@@ -204,7 +201,7 @@ def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
 
 
 def _num_threads() -> int:
-    return min(torch.get_num_threads(), _MOST_THREADS)
+    return min(torch.get_num_threads(), _tuning.MOST_THREADS)
 
 
 @torch.no_grad()

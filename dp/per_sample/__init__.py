@@ -1,11 +1,11 @@
 """Per-example gradients of any model, read from its autograd graph."""
 
-from dp.per_sample._compiled import compile_backend
-from dp.per_sample._custom import rule_for
+from dp.per_sample._compile_backend import compile_backend
 from dp.per_sample._engine import Engine
-from dp.per_sample._grad_samples import clear_grad_samples, from_grad_samples
+from dp.per_sample._grad_sample import clear_grad_samples, from_grad_samples
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._rules import check_torch
+from dp.per_sample._rules.custom import rule_for
+from dp.per_sample._rules.table import check_torch
 
 
 __all__ = (

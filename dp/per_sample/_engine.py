@@ -10,26 +10,30 @@ Shapes: ``B`` examples.
 
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Final, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp.per_sample._collected import Collected
-from dp.per_sample._fallback import by_graph
+from dp import _tuning
+from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph import Edge, Graph, Signature
-from dp.per_sample._parts import wide
-from dp.per_sample._plan import Plan, check_opaque, check_shared, planned
-from dp.per_sample._stacks import Alike, alike
-from dp.per_sample._template import Template
-from dp.per_sample._walk import walked
+from dp.per_sample._graph.template import Template
+from dp.per_sample._graph.uses import Edge, Graph, Signature, shapes_of
+from dp.per_sample._graph.walk import find_uses
+from dp.per_sample._isolation.graph_plan import (
+    Plan,
+    check_opaque,
+    check_shared,
+    planned,
+)
+from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+from dp.per_sample._parts.part import wide
+from dp.per_sample._rules.fallback import by_graph
 
 
 __all__ = ("Engine",)
-
-_MAX_KNOWN: Final = 4  # Graphs.
 
 
 @final
@@ -47,7 +51,9 @@ class Engine:
 
     def __init__(self) -> None:
         self._plans: dict[Hashable, Plan] = {}
-        self._known: list[tuple[Template, Plan, Sequence[Alike]]] = []  # Newest first.
+        self._known: list[
+            tuple[Template, Plan, Sequence[LayerGroup]]
+        ] = []  # Newest first.
         self._constants: frozenset[Signature] = frozenset()
         self._warned: set[str] = set()
 
@@ -74,12 +80,14 @@ class Engine:
         """
         # By an example's own loss alone, so that no other one can change it.
         own_B = losses_B.detach()
-        start_B = wide(own_B - own_B).nan_to_num_(nan=torch.inf)
+        nonfinite_B = wide(own_B - own_B).nan_to_num_(nan=torch.inf)
         is_detached = losses_B.grad_fn is None
-        if is_detached or bool(start_B.all()):
-            return PerSampleGradients({}, parameters, start_B, is_detached=is_detached)
+        if is_detached or bool(nonfinite_B.all()):
+            return PerSampleGradients(
+                {}, parameters, nonfinite_B, is_detached=is_detached
+            )
         graph, plan, layers = self._planned(losses_B, parameters)
-        collected = Collected(graph, plan, layers, len(losses_B))
+        collected = BackwardPass(graph, plan, layers, len(losses_B))
         for site in collected.without_rule:
             self._warn_of(site.use.operation, site.use.parameters)
         if collected.unknown:
@@ -91,7 +99,7 @@ class Engine:
         return PerSampleGradients(
             by_index,
             parameters,
-            start_B,
+            nonfinite_B,
             loss_scale=loss_scale,
             stacks=collected.stacked,
             is_detached=not graph.uses,
@@ -99,7 +107,7 @@ class Engine:
 
     def _planned(
         self, losses_B: Tensor, parameters: Sequence[Tensor]
-    ) -> tuple[Graph, Plan, Sequence[Alike]]:
+    ) -> tuple[Graph, Plan, Sequence[LayerGroup]]:
         """Return the graph and its plan, from an earlier batch if there is one.
 
         And the layers that are alike, once the graph was seen before.
@@ -114,7 +122,7 @@ class Engine:
                 check_shared(plan, known)
                 return known, plan, layers
         while True:
-            graph = walked(
+            graph = find_uses(
                 root,
                 parameters,
                 num_samples=B,
@@ -149,16 +157,18 @@ class Engine:
             num_samples=num_samples,
             constants=self._constants,
         )
-        layers = alike(graph, plan.layouts, parameters, num_samples=num_samples)
-        kept = self._known[: _MAX_KNOWN - 1]
+        layers = find_identical_layers(
+            graph, plan.layouts, parameters, num_samples=num_samples
+        )
+        kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
         self._known = [(template, plan, layers), *kept]
 
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:
             self._warned.add(operation)
-            shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             warnings.warn(
-                f"no rule serves {operation} with parameters of shape {shapes}:"
+                f"no rule serves {operation} with parameters of shape"
+                f" {shapes_of(parameters)}:"
                 " their gradients are right, but found by a backward pass of it for"
                 " each example",
                 stacklevel=6,

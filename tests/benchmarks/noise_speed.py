@@ -17,7 +17,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from dp.noise import GaussianNoise, _chacha
+from dp.noise import GaussianNoise
+
+# The parameters of GPT-2 small, 124 million: two embeddings, 12 layers, a last norm.
+from dp.noise._device import chacha
 
 
 # The parameters of GPT-2 small, 124 million: two embeddings, 12 layers, a last norm.
@@ -53,7 +56,7 @@ def main() -> None:
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name(device)},")  # noqa: T201
     print(f"{torch.get_num_threads()} threads of the host, medians, float32")  # noqa: T201
-    print("GB/s are bytes of sums; kernel for words:", _chacha.kernel_on(device))  # noqa: T201
+    print("GB/s are bytes of sums; kernel for words:", chacha.kernel_on(device))  # noqa: T201
     for name, shapes, rounds in subjects():
         sums = [torch.zeros(shape, device=device) for shape in shapes]
         num_elements = sum(s.numel() for s in sums)
@@ -116,7 +119,7 @@ def ways_on(device: torch.device, sums: list[Tensor]) -> Ways:
             torch.randn(s.shape, device=device)
 
     def host_words() -> None:
-        with mock.patch("dp.noise._device.kernel_on", return_value=None):
+        with mock.patch("dp.noise._device.noise.kernel_on", return_value=None):
             secure.add_(sums, stddev=1.5)
 
     def on_host() -> None:

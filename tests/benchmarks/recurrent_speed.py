@@ -20,7 +20,8 @@ from opacus.layers import DPLSTM
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.per_sample import Engine, _rules
+from dp.per_sample import Engine
+from dp.per_sample._rules import table
 
 
 _WIDTH = 128
@@ -60,8 +61,8 @@ def ways(x: Tensor, y: Tensor) -> dict[str, Callable[[], None]]:
         gradients.add_weighted_sum(factors_GB, group_of, sums, beta=0)
 
     def fallback() -> None:
-        rules = {k: v for k, v in _rules.RULES.items() if not k.startswith("Mkldnn")}
-        with mock.patch.object(_rules, "RULES", rules):
+        rules = {k: v for k, v in table.RULES.items() if not k.startswith("Mkldnn")}
+        with mock.patch.object(table, "RULES", rules):
             private(slow)
 
     def opacus() -> None:

@@ -8,12 +8,13 @@ from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, stats
 
-from dp import _events, accounting
 from dp.accounting import (
     Release,
+    _accountant,
+    _dp_events,
     epsilon,
     epsilon_curve,
-    merged,
+    merge_equal_releases,
     to_dp_event,
 )
 
@@ -155,7 +156,7 @@ def test_the_smaller_bound_is_reported_and_named():
 
 def test_the_other_bound_is_reported_where_it_is_smaller(monkeypatch):
     """Nothing but the numbers decides which one it is."""
-    monkeypatch.setattr("dp.accounting._bounds", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr("dp.accounting._accountant._bounds", lambda *_: (2.0, 1.0))
     guarantee = cost((0.25, 4.5, 160))
 
     assert guarantee.epsilon == 1.0
@@ -208,7 +209,9 @@ def test_epsilon_is_monotonic(q, sigma, count, delta):
     def bound(kind, delta):
         q, sigma, count = kind
         release = Release(sampling_probability=q, noise_multiplier=sigma, count=count)
-        return accounting._bounded((release,), delta, "add_or_remove_one", 1e-3).epsilon
+        return _accountant._bounded(
+            (release,), delta, "add_or_remove_one", 1e-3
+        ).epsilon
 
     check_monotonicity(bound, q, sigma, count, delta)
 
@@ -236,7 +239,7 @@ def test_equal_releases_are_merged():
     release = Release(sampling_probability=0.5, noise_multiplier=1.0, count=2)
     other = Release(sampling_probability=0.5, noise_multiplier=2.0, count=1)
 
-    assert merged([release, other, release]) == (
+    assert merge_equal_releases([release, other, release]) == (
         Release(sampling_probability=0.5, noise_multiplier=1.0, count=4),
         other,
     )
@@ -290,7 +293,7 @@ def test_epsilon_is_that_of_dp_accountings_own_accountant(relation):
         Release(sampling_probability=0.1, noise_multiplier=2.0, count=10),
         Release(sampling_probability=1.0, noise_multiplier=8.0, count=3),
     )
-    accountant = PLDAccountant(_events.neighbors(relation))
+    accountant = PLDAccountant(_dp_events.neighbors(relation))
     accountant.compose(to_dp_event(releases))
     ours = epsilon(releases, delta=1e-6, neighboring_relation=relation)
 

@@ -104,7 +104,7 @@ def test_steps_have_an_end(monkeypatch):
 
 def test_steps_that_the_coarse_bound_allowed_too_many_of_are_taken_back(monkeypatch):
     """What was found is checked once more by the bound that will be claimed."""
-    keeps = {calibration._COARSE: 500, calibration.CLAIMED: 480}
+    keeps = {calibration._COARSE_INTERVAL: 500, calibration.CLAIMED: 480}
 
     def cost(releases, *, delta, neighboring_relation, interval):
         (release,) = releases

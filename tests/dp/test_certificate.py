@@ -16,11 +16,16 @@ from dp import (
     PoissonSampling,
     Schedule,
     Unamplified,
-    accounting,
     compose,
 )
-from dp._group_losses import group_losses
-from dp.accounting import Library, Release, epsilon, group_epsilon
+from dp.accounting import (
+    ReferenceAccountant,
+    Release,
+    _accountant,
+    epsilon,
+    group_epsilon,
+)
+from dp.accounting._group_losses import group_losses
 from dp.certificate import Certificate, _json, verify
 from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
@@ -322,8 +327,8 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     """Nothing of the closed form by which it was stated is run; each line says so."""
     one.write(tmp_path)
     for name in ("_composed", "_composed_for_group"):
-        monkeypatch.delattr(f"dp.accounting.{name}")
-    accounting._by_pld.cache_clear()
+        monkeypatch.delattr(f"dp.accounting._accountant.{name}")
+    _accountant._by_pld.cache_clear()
     seen = []
     found = verify(tmp_path / "certificate.json", progress=lambda *at: seen.append(at))
     lines = {finding.claim: finding.detail for finding in found.findings}
@@ -343,10 +348,10 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
 
 def test_a_closed_form_that_errs_is_found(monkeypatch):
     """By a hundred-thousandth only: what verifying by itself would confirm."""
-    accounting._by_pld.cache_clear()
-    right = accounting._epsilons
+    _accountant._by_pld.cache_clear()
+    right = _accountant._epsilons
     monkeypatch.setattr(
-        "dp.accounting._epsilons",
+        "dp.accounting._accountant._epsilons",
         lambda *about: (
             lambda delta: right(*about)(delta) * (1 if about[-1] else 1 - 1e-5)
         ),
@@ -354,7 +359,7 @@ def test_a_closed_form_that_errs_is_found(monkeypatch):
     wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
     by_itself, by_library = quickly(wrong), verify(wrong)
     monkeypatch.undo()
-    accounting._by_pld.cache_clear()
+    _accountant._by_pld.cache_clear()
 
     assert by_itself.ok
     assert by_itself.computed == "by the closed form of this package"
@@ -371,9 +376,9 @@ def test_both_ways_cost_a_group_the_same(relation):
     about = {"delta": 1e-5, "neighboring_relation": relation, "group_size": 2}
     ours = group_epsilon(KINDS, **about)
 
-    assert group_epsilon(KINDS, **about, library=Library()) == pytest.approx(
-        ours, rel=1e-7
-    )
+    assert group_epsilon(
+        KINDS, **about, library=ReferenceAccountant()
+    ) == pytest.approx(ours, rel=1e-7)
 
 
 @pytest.mark.parametrize(

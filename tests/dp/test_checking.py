@@ -54,7 +54,7 @@ def test_a_sound_model_passes(batch):
     assert report.ok
     assert report.problems == ()
     assert str(report) == "dp.check: nothing found (6 examples compared)"
-    report.raise_if_unsafe()
+    report.raise_if_failed()
 
 
 def test_dropout_is_no_mixing(batch):
@@ -134,7 +134,7 @@ def test_mixed_examples_are_found(batch, model, loss_fn):
 
     assert "examples are mixed" in found(report)
     with pytest.raises(dp.PrivacyError, match="examples are mixed"):
-        report.raise_if_unsafe()
+        report.raise_if_failed()
 
 
 def test_a_contrastive_loss_is_found(batch):
@@ -255,7 +255,7 @@ def test_losses_must_be_one_an_example(batch, loss_fn, said):
 
     assert found(report) == ["losses"]
     with pytest.raises(dp.PrivacyError, match=said):
-        report.raise_if_unsafe()
+        report.raise_if_failed()
 
 
 def test_a_frozen_model_has_nothing_to_train(batch):

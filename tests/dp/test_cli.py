@@ -85,7 +85,7 @@ def test_training_leaves_a_certificate_that_verifies(call, report):
     assert (report / "certificate.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "training.png").read_bytes().startswith(b"\x89PNG")
     assert code == 0
-    assert "The certificate holds, computed again by dp_accounting" in out
+    assert "The certificate holds, recomputed by dp_accounting" in out
 
 
 def test_the_epsilon_is_the_accountants(report):
@@ -385,7 +385,7 @@ def test_a_false_certificate_is_refuted(call, report, tmp_path):
 
     assert code == 1
     assert "NO   epsilon: states" in out
-    assert "It does NOT hold, computed again by the closed form" in out
+    assert "It does NOT hold, recomputed by the closed form" in out
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"format": 1}'])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dp._fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
+from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,24 @@
 """No optimizer steps private parameters but through the private one, at little cost."""
 
+import copy
 import gc
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from dp import PrivacyError
-from dp._guard import owner_of
-from dp._protected import Protected
+from dp.optimizer._guard import private_owner_of
+from dp.optimizer._registry import OptimizerRegistry
 
 
 def weights(model):
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def pickled(optimizer):
+    return pickle.loads(pickle.dumps(optimizer))  # noqa: S301 -- our own bytes
 
 
 def other(*parameters):
@@ -31,6 +37,22 @@ def test_the_wrapped_optimizer_cannot_step_by_itself(make_run):
         run.inner.step()
 
     assert torch.equal(weights(run.model), before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_the_wrapped_optimizer_of_a_copy_cannot_step_by_itself(make_run, copied):
+    """A copy protects its parameters before it has seen a batch."""
+    run = make_run()
+    twin = copied(run.optimizer)
+    (group,) = twin.param_groups
+    for parameter in group["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.detach().clone() for parameter in group["params"]]
+
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        twin.original_optimizer.step()
+
+    assert all(map(torch.equal, group["params"], before))
 
 
 def test_another_optimizer_cannot_step_private_parameters(make_run):
@@ -80,8 +102,8 @@ def test_an_optimizer_around_the_private_one_may_step(make_run):
 
 def test_without_private_optimizers_the_guard_looks_at_nothing(monkeypatch):
     """Importing dp changes no other training."""
-    monkeypatch.setattr("dp._guard._protected", Protected())
-    monkeypatch.setattr("dp._guard.parameters_of", None)
+    monkeypatch.setattr("dp.optimizer._guard._protected", OptimizerRegistry())
+    monkeypatch.setattr("dp.optimizer._guard.parameters_of", None)
     weight = nn.Parameter(torch.ones(1))
 
     other(weight).step()
@@ -151,8 +173,8 @@ def test_parameters_that_take_the_place_of_others_are_protected(make_run):
         other(new[1]).step()
     other(*old).step()  # Nobody's now.
 
-    assert owner_of(new[0]) is run.optimizer
-    assert owner_of(old[0]) is None
+    assert private_owner_of(new[0]) is run.optimizer
+    assert private_owner_of(old[0]) is None
 
 
 def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch(
@@ -165,7 +187,7 @@ def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch
     )
     middle = nn.Parameter(torch.ones(1))
     parameters = run.optimizer.param_groups[1]["params"]
-    assert owner_of(parameters[1]) is run.optimizer
+    assert private_owner_of(parameters[1]) is run.optimizer
     taken_out, parameters[1] = parameters[1], middle
     other(taken_out).step()  # Nobody's now.
     run.optimizer.backward(run.losses(next(iter(run.loader))))
@@ -183,4 +205,4 @@ def test_a_private_optimizer_that_is_gone_protects_nothing(make_run):
     gc.collect()
     other(*model.parameters()).step()
 
-    assert owner_of(model.weight) is None
+    assert private_owner_of(model.weight) is None

@@ -15,19 +15,20 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dp.noise import GaussianNoise, _chacha, _first_stage, _gaussian, _last_stage
-from dp.noise._chacha import ChaChaWords
-from dp.noise._device import OnDevice, _noise_on
-from dp.noise._first_stage import InOneKernel, InTorch, Lattice
-from dp.noise._host_words import HostWords
-from dp.noise._last_stage import InKernels, InManyOperations
+from dp.noise import GaussianNoise, _gaussian
+from dp.noise._device import chacha, float32_stage, float64_stage
+from dp.noise._device.chacha import ChaChaWords
+from dp.noise._device.float32_stage import Lattice, TorchFloat32, TritonFloat32
+from dp.noise._device.float64_stage import TorchFloat64, TritonFloat64
+from dp.noise._device.host_words import HostWords
+from dp.noise._device.noise import OnDevice, _noise_on
 
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
-KERNEL = "dp.noise._chacha_kernel"
-ROUNDING_KERNEL = "dp.noise._rounding_kernel"
-DECISION_KERNEL = "dp.noise._decision_kernel"
+KERNEL = "dp.noise._device.kernels.chacha"
+ROUNDING_KERNEL = "dp.noise._device.kernels.rounding"
+DECISION_KERNEL = "dp.noise._device.kernels.decision"
 
 
 def blocks_of(key, counter, num_blocks):
@@ -101,9 +102,9 @@ def round_in_float64(
 @pytest.fixture(autouse=True)
 def _fresh():
     asked = (
-        _chacha.kernel_on,
-        _first_stage.rounding_kernel_on,
-        _last_stage.last_stage_on,
+        chacha.kernel_on,
+        float32_stage.rounding_kernel_on,
+        float64_stage.last_stage_on,
     )
     for each in asked:
         each.cache_clear()
@@ -118,10 +119,10 @@ def kernel(monkeypatch):
     module = types.ModuleType(KERNEL)
     module.write_blocks = write_blocks
     monkeypatch.setitem(sys.modules, KERNEL, module)
-    monkeypatch.setattr(_chacha, "find_spec", lambda name: name)
+    monkeypatch.setattr(chacha, "find_spec", lambda name: name)
     # A device that is called CUDA's and is not: nothing is pinned or sent.
-    state = _chacha._state
-    monkeypatch.setattr(_chacha, "_state", lambda _device, *rest: state(CPU, *rest))
+    state = chacha._state
+    monkeypatch.setattr(chacha, "_state", lambda _device, *rest: state(CPU, *rest))
     return module
 
 
@@ -172,9 +173,9 @@ def test_a_kernel_that_writes_what_openssl_does_is_used(kernel):
     """It is asked once for each device."""
     device = torch.device("cuda", 1)
 
-    assert _chacha.kernel_on(device) is kernel.write_blocks
+    assert chacha.kernel_on(device) is kernel.write_blocks
     kernel.write_blocks = None
-    assert _chacha.kernel_on(device) is write_blocks
+    assert chacha.kernel_on(device) is write_blocks
 
 
 def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
@@ -186,7 +187,7 @@ def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
 
     kernel.write_blocks = wrong
     with pytest.warns(RuntimeWarning, match="drawn on the host.*is not OpenSSL's"):
-        assert _chacha.kernel_on(CUDA) is None
+        assert chacha.kernel_on(CUDA) is None
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(kernel):
@@ -199,24 +200,24 @@ def test_a_kernel_that_does_not_compile_is_not_used(kernel):
     with pytest.warns(
         RuntimeWarning, match="cuda:0.*as safe.*Failed to find C compiler"
     ):
-        assert _chacha.kernel_on(CUDA) is None
+        assert chacha.kernel_on(CUDA) is None
 
 
 def test_without_triton_and_elsewhere_there_is_no_kernel(kernel, monkeypatch):
     """No warning: there is nothing that could be used."""
-    assert _chacha.kernel_on(CPU) is None
-    monkeypatch.setattr(_chacha, "find_spec", lambda _: None)
-    assert _chacha.kernel_on(CUDA) is None
+    assert chacha.kernel_on(CPU) is None
+    monkeypatch.setattr(chacha, "find_spec", lambda _: None)
+    assert chacha.kernel_on(CUDA) is None
     assert kernel.write_blocks is write_blocks
 
 
 def test_a_rounding_kernel_that_does_what_torch_does_is_used(rounding_kernel):
     """It is asked once for each device."""
-    found = _first_stage.rounding_kernel_on(CPU, write_blocks)
+    found = float32_stage.rounding_kernel_on(CPU, write_blocks)
     assert found is round_in_float32
 
     rounding_kernel.round_in_float32 = None
-    assert _first_stage.rounding_kernel_on(CPU, write_blocks) is round_in_float32
+    assert float32_stage.rounding_kernel_on(CPU, write_blocks) is round_in_float32
 
 
 @pytest.mark.parametrize("change", ["result", "left", "words"])
@@ -235,7 +236,7 @@ def test_a_rounding_kernel_that_errs_anywhere_is_not_used(rounding_kernel, chang
 
     rounding_kernel.round_in_float32 = wrong
     with pytest.warns(RuntimeWarning, match="as safe and slower.*not those of torch"):
-        assert _first_stage.rounding_kernel_on(CPU, write_blocks) is None
+        assert float32_stage.rounding_kernel_on(CPU, write_blocks) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -244,8 +245,8 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
     monkeypatch.setattr(os, "urandom", lambda n: bytes(range(n)))
     lattice = Lattice.on(CPU, 1.7)
     streams = [ChaChaWords(CPU, write_blocks) for _ in range(2)]
-    by_kernel = InOneKernel(lattice, streams[0], round_in_float32)
-    in_torch = InTorch(lattice, streams[1])
+    by_kernel = TritonFloat32(lattice, streams[0], round_in_float32)
+    in_torch = TorchFloat32(lattice, streams[1])
     for count in (5000, 1, 33):
         x = torch.linspace(-100, 100, count, dtype=dtype)
         noisy, expected = x.clone(), x.clone()
@@ -258,10 +259,10 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
 
 def test_decision_kernels_that_do_what_torch_does_are_used(decision_kernel):
     """They are asked once for each device."""
-    assert _last_stage.last_stage_on(CPU) is decision_kernel
+    assert float64_stage.last_stage_on(CPU) is decision_kernel
 
     decision_kernel.write_tails = None
-    assert _last_stage.last_stage_on(CPU) is decision_kernel
+    assert float64_stage.last_stage_on(CPU) is decision_kernel
 
 
 @pytest.mark.parametrize("change", ["tail", "result", "unsure"])
@@ -284,7 +285,7 @@ def test_decision_kernels_that_err_anywhere_are_not_used(decision_kernel, change
     else:
         decision_kernel.round_in_float64 = wrong_rounding
     with pytest.warns(RuntimeWarning, match="refined in many operations.*not those of"):
-        assert _last_stage.last_stage_on(CPU) is None
+        assert float64_stage.last_stage_on(CPU) is None
 
 
 @pytest.mark.usefixtures("kernel")
@@ -292,36 +293,36 @@ def test_a_device_gets_what_it_can_run(rounding_kernel, decision_kernel, monkeyp
     """All kernels, some of them, the words' alone, or none."""
     lattice = Lattice.on(CPU, 1.7)
     monkeypatch.setattr(Lattice, "on", lambda *_: lattice)
-    monkeypatch.setattr(_first_stage, "_check", lambda *_: None)
-    monkeypatch.setattr(_last_stage, "_check", lambda *_: None)
+    monkeypatch.setattr(float32_stage, "_check", lambda *_: None)
+    monkeypatch.setattr(float64_stage, "_check", lambda *_: None)
 
     def found(device):
-        _first_stage.rounding_kernel_on.cache_clear()
+        float32_stage.rounding_kernel_on.cache_clear()
         noise = _noise_on(device, 1.7, None, 1)
         assert noise._lattice is lattice
         return [type(p) for p in (noise._words, noise._first_stage, noise._last_stage)]
 
-    assert found(CUDA) == [ChaChaWords, InOneKernel, InKernels]
+    assert found(CUDA) == [ChaChaWords, TritonFloat32, TritonFloat64]
     del rounding_kernel.round_in_float32
     with pytest.warns(RuntimeWarning, match="rounded in many operations"):
-        assert found(CUDA) == [ChaChaWords, InTorch, InKernels]
-    _last_stage.last_stage_on.cache_clear()
+        assert found(CUDA) == [ChaChaWords, TorchFloat32, TritonFloat64]
+    float64_stage.last_stage_on.cache_clear()
     monkeypatch.setitem(sys.modules, DECISION_KERNEL, None)
     with pytest.warns(RuntimeWarning) as warned:
-        assert found(CUDA) == [ChaChaWords, InTorch, InManyOperations]
+        assert found(CUDA) == [ChaChaWords, TorchFloat32, TorchFloat64]
     assert ["refined" in str(w.message) for w in warned] == [True, False]
-    assert found(CPU) == [HostWords, InTorch, InManyOperations]
+    assert found(CPU) == [HostWords, TorchFloat32, TorchFloat64]
     assert decision_kernel.write_tails is write_tails
 
 
-@pytest.mark.parametrize("stage", [InOneKernel, InTorch])
+@pytest.mark.parametrize("stage", [TritonFloat32, TorchFloat32])
 def test_temporaries_of_a_long_vector_stay_small(stage):
     """In torch's operations they are of 15 to 27 bytes an element, and of 3 else."""
-    noise = stage(*(Lattice.on(CPU, 1.7), None, None)[: 3 - (stage is InTorch)])
+    noise = stage(*(Lattice.on(CPU, 1.7), None, None)[: 3 - (stage is TorchFloat32)])
 
     assert noise.longest(torch.float64) * 27 < 256 << 20
     assert (
-        noise.longest(torch.float32) * (3 if stage is InOneKernel else 15) < 256 << 20
+        noise.longest(torch.float32) * (3 if stage is TritonFloat32 else 15) < 256 << 20
     )
 
 
@@ -330,9 +331,9 @@ def test_temporaries_of_a_long_vector_stay_small(stage):
 def test_noise_is_drawn_with_the_kernels(monkeypatch, dtype):
     """Each call has a key of its own, and the noise its scale."""
     monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"cpu"})
-    monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: write_blocks)
-    assert _first_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
-    assert _last_stage.last_stage_on(CPU)
+    monkeypatch.setattr("dp.noise._device.noise.kernel_on", lambda _: write_blocks)
+    assert float32_stage.rounding_kernel_on(CPU, write_blocks)  # A key to check it.
+    assert float64_stage.last_stage_on(CPU)
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
@@ -359,12 +360,12 @@ def test_any_mix_of_stages_gives_the_same_noise(monkeypatch, dtype):
     kernels = sys.modules[DECISION_KERNEL]
     x = torch.linspace(-100, 100, 20_000, dtype=dtype)
     found = []
-    for last in (InManyOperations(lattice), InKernels(lattice, kernels)):
+    for last in (TorchFloat64(lattice), TritonFloat64(lattice, kernels)):
         for one_kernel in (True, False):
             words = ChaChaWords(CPU, write_blocks)
-            first = InTorch(lattice, words)
+            first = TorchFloat32(lattice, words)
             if one_kernel:
-                first = InOneKernel(lattice, words, round_in_float32)
+                first = TritonFloat32(lattice, words, round_in_float32)
             found.append(x.clone())
             OnDevice(lattice, words, first, last).add_(found[-1])
 

@@ -1,6 +1,6 @@
 """That sums are rounded on a device as they are on the host, to the last digit.
 
-Nothing in the arithmetic of :mod:`dp.noise._device` is special to a GPU, so that it is
+Nothing in the arithmetic of :mod:`dp.noise._device.noise` is special to a GPU, so that it is
 tested on this device; ``gpu/test_noise.py`` shows that a GPU computes the same.
 """
 
@@ -14,20 +14,15 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from dp import _tuning
 from dp._keystream import Keystream
-from dp.noise import (
-    GaussianNoise,
-    _device,
-    _first_stage,
-    _gaussian,
-    _last_stage,
-    _refinement,
-    _rounding,
-)
-from dp.noise._device import OnDevice
-from dp.noise._first_stage import InTorch, Lattice
-from dp.noise._host_words import HostWords
-from dp.noise._last_stage import InManyOperations
+from dp.noise import GaussianNoise, _gaussian
+from dp.noise._device import float32_stage, float64_stage
+from dp.noise._device.float32_stage import Lattice, TorchFloat32
+from dp.noise._device.float64_stage import TorchFloat64
+from dp.noise._device.host_words import HostWords
+from dp.noise._device.noise import OnDevice
+from dp.noise._host import exact, lattice as host_lattice
 
 
 CPU = torch.device("cpu")
@@ -48,7 +43,7 @@ def here(monkeypatch):
 
 def noise_in_torch(stddev, words):
     lattice = Lattice.on(CPU, stddev)
-    stages = InTorch(lattice, words), InManyOperations(lattice)
+    stages = TorchFloat32(lattice, words), TorchFloat64(lattice)
     return OnDevice(lattice, words, *stages)
 
 
@@ -83,8 +78,8 @@ class ByCell:
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_rounding, "decide", decide)
-            noise = _rounding.RoundedGaussian(stddev=stddev, keystream=self)
+            patch.setattr(host_lattice, "round_refined", decide)
+            noise = host_lattice.RoundedGaussian(stddev=stddev, keystream=self)
             noise.add_(noisy.numpy())
         return noisy
 
@@ -100,15 +95,15 @@ class ByCell:
 
         noisy = x.clone()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_last_stage, "in_float64", in_float64)
+            patch.setattr(float64_stage, "in_float64", in_float64)
             patch.setattr(OnDevice, "_decide", decide)
             noise_in_torch(stddev, self).add_(noisy)
         assert not self.queue
         return noisy
 
 
-DECIDE = _refinement.decide
-IN_FLOAT64 = _last_stage.in_float64
+DECIDE = exact.round_refined
+IN_FLOAT64 = float64_stage.in_float64
 DECIDE_ON_DEVICE = OnDevice._decide
 
 
@@ -144,8 +139,8 @@ def test_a_device_rounds_every_cell_as_the_host_does(dtype, magnitude):
 def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
     """Where float64 is not sure, 320 bits decide from the bits that were drawn."""
     by_stages = in_all_cells("on_host", dtype, 9.0, 600)
-    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR", 1.0)
-    monkeypatch.setattr(_last_stage, "SAFE_DISTANCE", -1.0)
+    monkeypatch.setattr(float32_stage, "FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(float64_stage, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, in_all_cells("on_device", dtype, 9.0, 600))
 
@@ -153,7 +148,7 @@ def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
 def test_float32_could_not_decide_alone(monkeypatch):
     """Twin of the tests above: without its bound some roundings would be wrong."""
     right = in_all_cells("on_host", torch.float32, 9.0)
-    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR", -1.0)
+    monkeypatch.setattr(float32_stage, "FLOAT32_ERROR", -1.0)
     wrong = in_all_cells("on_device", torch.float32, 9.0)
 
     assert 10 < (right != wrong).sum() < 2000
@@ -161,7 +156,7 @@ def test_float32_could_not_decide_alone(monkeypatch):
 
 def test_large_sums_take_their_part_of_the_bound(monkeypatch):
     """In the widest cells of the first stage, it is what keeps float32 from erring."""
-    cells = np.flatnonzero(np.abs(np.abs(_rounding._cells()[:, 0]) - 2.45) < 0.05)
+    cells = np.flatnonzero(np.abs(np.abs(host_lattice._cells()[:, 0]) - 2.45) < 0.05)
     rng = np.random.default_rng(5)
     source = ByCell(rng.choice(cells.astype(np.uint16), 1 << 15))
     x = torch.from_numpy(rng.uniform(2.0**13, 2.0**14, 1 << 15)).float()
@@ -170,7 +165,7 @@ def test_large_sums_take_their_part_of_the_bound(monkeypatch):
     assert torch.equal(source.on_device(x, 1.99), right)
 
     source.queue = [source.words_N]
-    monkeypatch.setattr(_first_stage, "FLOAT32_ERROR_OF_X", 0.0)
+    monkeypatch.setattr(float32_stage, "FLOAT32_ERROR_OF_X", 0.0)
     assert (source.on_device(x, 1.99) != right).sum() > 10
 
 
@@ -190,7 +185,7 @@ def test_a_huge_sum_makes_the_others_no_harder(monkeypatch):
 
 def test_candidates_are_decided_some_at_a_time(monkeypatch):
     """However many there are, temporaries of 8 bytes are of a bounded size."""
-    monkeypatch.setattr(_device, "_CANDIDATES", 100)
+    monkeypatch.setattr(_tuning, "CANDIDATES_AT_ONCE", 100)
     in_parts = in_all_cells("on_device", torch.float32, 1e12, 1050)
 
     assert torch.equal(in_parts, in_all_cells("on_host", torch.float32, 1e12, 1050))
@@ -201,12 +196,12 @@ def test_the_last_resort_leaves_what_is_no_number(x):
     """An overflowed sum stays one, in the rarest of tails as well."""
     lattice = Lattice.on(CPU, 1.7)
 
-    assert repr(_last_stage.last_resort(x, [0] * 5, lattice)) == repr(x)
+    assert repr(float64_stage.last_resort(x, [0] * 5, lattice)) == repr(x)
 
 
 def test_long_vectors_are_rounded_in_parts(monkeypatch):
     """Every part has words of its own, and none is left out."""
-    monkeypatch.setattr(_first_stage, "_LONGEST_IN_TORCH", 4000)
+    monkeypatch.setattr(_tuning, "LONGEST_IN_TORCH", 4000)
     drawn = []
 
     class Words:
@@ -233,8 +228,8 @@ def test_float64_computes_the_same_on_both_sides():
     fraction_E = rng.uniform(-0.5, 0.5, 4096)
     # So large a scale that a step is a float64's last digits, or nearly.
     scale = 2.0**44
-    steps, unsure = _refinement._in_float64(bits_E, more_E, fraction_E, scale)
-    on_device = _last_stage.in_float64(
+    steps, unsure = exact._in_float64(bits_E, more_E, fraction_E, scale)
+    on_device = float64_stage.in_float64(
         torch.from_numpy(bits_E.astype(np.int64)),
         torch.from_numpy(more_E.view(np.int64)),
         torch.from_numpy(fraction_E),
@@ -271,7 +266,7 @@ def test_tensors_of_every_kind_are_noised():
         torch.zeros(9, 7, 4)[..., 1],
         torch.zeros(800, dtype=torch.float64),
         torch.zeros(0, 3),
-        *torch.zeros(300, 5),
+        *torch.zeros(300, 9),
     ]
     GaussianNoise().add_(sums, stddev=2.0)
     drawn = torch.cat([s.double().flatten() for s in sums])
@@ -300,7 +295,7 @@ def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     monkeypatch.setattr(
         _gaussian, "_add_rounded", lambda chunks, _: placed.extend(chunks)
     )
-    sums = [torch.zeros(3), torch.zeros(3, device="meta")]
+    sums = [torch.zeros(30), torch.zeros(3, device="meta")]
     GaussianNoise().add_(sums, stddev=1.0)
 
     assert [[part.device.type for part in parts] for parts in placed] == [["meta"]]
@@ -349,7 +344,7 @@ def test_threads_that_noise_on_a_device_share_no_stream():
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
 def test_words_are_shared_out_among_threads(monkeypatch, dtype):
     """Every thread fills its part from a keystream of its own, which goes on after."""
-    monkeypatch.setattr("dp.noise._host_words._LEAST_SHARE", 1000)
+    monkeypatch.setattr("dp._tuning.LEAST_KEYSTREAM_SHARE", 1000)
     keys = [bytes([i]) * 32 for i in range(3)]
     given_keys = list(keys)
     monkeypatch.setattr(os, "urandom", lambda _: given_keys.pop(0))

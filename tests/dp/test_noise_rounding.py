@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from dp.noise import GaussianNoise, _refinement, _rounding
+from dp import _tuning
+from dp.noise import GaussianNoise
+from dp.noise._host import exact, lattice
 
 
 UINT64 = np.dtype(np.uint64)
@@ -57,7 +59,7 @@ def real_normal(uniform, num_bits):
 def real_rounding(x, normal, stddev):
     """The multiple of the granularity next to ``x + stddev * normal``."""
     with mpmath.workprec(400):
-        spacing = mpmath.mpf(_rounding.granularity(stddev))
+        spacing = mpmath.mpf(lattice.granularity(stddev))
         return float(mpmath.nint((mpmath.mpf(x) + stddev * normal) / spacing) * spacing)
 
 
@@ -81,15 +83,15 @@ class ByCell:
         return DECIDE(bits_E, fraction_E, scale=scale, keystream=script)
 
 
-DECIDE = _refinement.decide
+DECIDE = exact.round_refined
 
 
 def rounded(x, stddev, source, *, num_short=0):
     noisy = x.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_rounding, "decide", source.decide)
-        patch.setattr(_rounding, "_SHORT", num_short)
-        stage = _rounding.RoundedGaussian(stddev=stddev, keystream=source)
+        patch.setattr(lattice, "round_refined", source.decide)
+        patch.setattr(_tuning, "SHORT_VECTOR", num_short)
+        stage = lattice.RoundedGaussian(stddev=stddev, keystream=source)
         stage.add_(noisy.numpy())
     return noisy
 
@@ -131,7 +133,7 @@ def test_results_are_the_real_numbers_rounded(numbers, stddev, dtype, seed):
     noisy = rounded(x, stddev, source)
 
     for i, word in enumerate(source.words):
-        normal = real_normal(_refinement._joined(word, source.more[word]), 80)
+        normal = real_normal(exact._joined(word, source.more[word]), 80)
         expected = real_rounding(x[i].item(), normal, stddev)
         assert noisy[i].item() == torch.tensor(expected, dtype=dtype).item()
 
@@ -153,11 +155,11 @@ def test_a_short_vector_gets_what_a_long_one_gets(numbers, stddev, dtype, seed):
 def test_the_ends_of_the_uniform_are_exact(first, word):
     """Tails beyond 4 standard deviations get all the bits they need, on both sides."""
     keystream = Script([word], [word, word, 1])
-    steps = _refinement.decide(
+    steps = exact.round_refined(
         np.array([first], np.uint16), np.array([0.25]), scale=20.0, keystream=keystream
     )
     words = [word] if len(keystream.drawn) == 1 else [word, word, word, 1]
-    uniform = _refinement._joined(first, *words)
+    uniform = exact._joined(first, *words)
 
     normal = real_normal(uniform, 16 + 64 * len(words))
     assert steps.tolist() == [mpmath.nint(0.25 + 20 * normal)]
@@ -172,7 +174,7 @@ def near_midpoints(num_elements):
     expected = []
     for i in range(num_elements):
         normal = real_normal(
-            _refinement._joined(bits_E[i], words_E[i], *rest_E3[i]), 16 + 256
+            exact._joined(bits_E[i], words_E[i], *rest_E3[i]), 16 + 256
         )
         with mpmath.workprec(400):
             fraction_E[i] = float(
@@ -186,7 +188,7 @@ def test_what_float64_cannot_decide_is_decided_by_more_digits():
     """Sums within 1e-16 of a midpoint of the lattice are rounded as real numbers."""
     bits_E, fraction_E, words_E, rest_E3, expected = near_midpoints(64)
     keystream = Script(words_E, *rest_E3)
-    steps_E = _refinement.decide(bits_E, fraction_E, scale=20.0, keystream=keystream)
+    steps_E = exact.round_refined(bits_E, fraction_E, scale=20.0, keystream=keystream)
 
     assert steps_E.tolist() == expected
 
@@ -194,7 +196,7 @@ def test_what_float64_cannot_decide_is_decided_by_more_digits():
 def test_float64_alone_errs_near_midpoints():
     """Twin of the test above: without the last resort it would fail."""
     bits_E, fraction_E, words_E, _rest, expected = near_midpoints(64)
-    steps_E, unsure_E = _refinement._in_float64(bits_E, words_E, fraction_E, 20.0)
+    steps_E, unsure_E = exact._in_float64(bits_E, words_E, fraction_E, 20.0)
 
     assert steps_E.tolist() != expected
     assert unsure_E.all()
@@ -206,7 +208,7 @@ def test_the_last_resort_does_not_depend_on_its_guess(wrong):
     words = [3 << 12, 0, 0, 0, 0]
     expected = int(mpmath.nint(0.1 + 20 * real_normal(3 << 268, 272)))
 
-    assert _refinement.exactly(words, 0.1, 20.0, expected + wrong) == expected
+    assert exact.round_exact(words, 0.1, 20.0, expected + wrong) == expected
 
 
 ALL_CELLS = np.random.default_rng(8).permutation(1 << 16).astype(np.uint16)
@@ -222,9 +224,9 @@ def rounded_in_all_cells(dtype, magnitude, num_cells=1 << 16):
 def test_all_stages_agree(monkeypatch, dtype, magnitude):
     """What float32 decides, float64 decides alike, with any number of bits."""
     by_float32 = rounded_in_all_cells(dtype, magnitude)
-    monkeypatch.setattr(_rounding, "FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(lattice, "FLOAT32_ERROR", 1.0)
     by_float64 = rounded_in_all_cells(dtype, magnitude)
-    monkeypatch.setattr(_rounding, "_FLOAT64_ERROR", 1.0)
+    monkeypatch.setattr(lattice, "_FLOAT64_ERROR", 1.0)
     by_all_bits = rounded_in_all_cells(dtype, magnitude)
 
     assert torch.equal(by_float32, by_float64)
@@ -235,18 +237,39 @@ def test_all_stages_agree(monkeypatch, dtype, magnitude):
 def test_the_last_resort_agrees_with_all_stages(monkeypatch, dtype):
     """What any stage decides, 320 bits decide alike."""
     by_stages = rounded_in_all_cells(dtype, 9.0, 600)
-    monkeypatch.setattr(_rounding, "FLOAT32_ERROR", 1.0)
-    monkeypatch.setattr(_rounding, "_FLOAT64_ERROR", 1.0)
-    monkeypatch.setattr(_refinement, "SAFE_DISTANCE", -1.0)
+    monkeypatch.setattr(lattice, "FLOAT32_ERROR", 1.0)
+    monkeypatch.setattr(lattice, "_FLOAT64_ERROR", 1.0)
+    monkeypatch.setattr(exact, "SAFE_DISTANCE", -1.0)
 
     assert torch.equal(by_stages, rounded_in_all_cells(dtype, 9.0, 600))
+
+
+def test_float64_leaves_sums_at_the_ends_of_cells_to_more_digits():
+    """Its own error may hide that a cell reaches across a midpoint of the lattice.
+
+    Every sum is, at the end of its cell, above a midpoint by less than float64 sees.
+    """
+    words = np.arange(1000, 64_000, 97).astype(np.uint16)
+    stddev, scale = 1.25, 20.0  # The lattice is 1/16.
+    fractions, expected = [], []
+    with mpmath.workprec(400):
+        for word in words:
+            end = scale * real_normal((int(word) + 1 << 300) - 1, 316)
+            midpoint = mpmath.floor(end) + mpmath.mpf(0.5)
+            fractions.append(float(midpoint - end + mpmath.ldexp(1, -50)))
+            expected.append((float(midpoint) + 0.5) / 16)
+    source = ByCell(words)
+    source.more[:] = source.rest[:] = 2**64 - 1
+    x = torch.tensor(fractions, dtype=torch.float64) / 16
+
+    assert rounded(x, stddev, source).tolist() == expected
 
 
 @pytest.mark.parametrize("stage", ["FLOAT32_ERROR", "_FLOAT64_ERROR"])
 def test_no_stage_could_decide_alone(monkeypatch, stage):
     """Twin of the tests above: without the next stage some roundings would be wrong."""
     right = rounded_in_all_cells(torch.float32, 9.0)
-    monkeypatch.setattr(_rounding, stage, -1.0)
+    monkeypatch.setattr(lattice, stage, -1.0)
     wrong = rounded_in_all_cells(torch.float32, 9.0)
 
     assert 10 < (right != wrong).sum() < 2000
@@ -254,12 +277,12 @@ def test_no_stage_could_decide_alone(monkeypatch, stage):
 
 def test_the_cells_end_where_the_normal_distribution_says():
     """Edges of cells are quantiles up to 2**-44, as exact arithmetic finds them."""
-    cells = _rounding._cells()[:, 0] + _rounding._cells()[:, 1]
+    cells = lattice._cells()[:, 0] + lattice._cells()[:, 1]
     with mpmath.workprec(100):
         for i in [*range(30), *range(30, 65_500, 97), *range(65_500, 65_535)]:
             edge, probability = mpmath.mpf(cells[i]), mpmath.mpf(i + 1) / (1 << 16)
             if i == 0:
-                edge = mpmath.mpf(_rounding._cells()[0, 0])
+                edge = mpmath.mpf(lattice._cells()[0, 0])
             assert mpmath.ncdf(edge - 2.0**-44) < probability
             assert mpmath.ncdf(edge + 2.0**-44) > probability
 
@@ -268,8 +291,8 @@ def test_the_cells_end_where_the_normal_distribution_says():
 @pytest.mark.parametrize("scale", [16.0, 31.99])
 def test_float32_errs_less_than_its_bound(magnitude, scale):
     """In every cell the sum is within the bound of the argument, and not far below."""
-    table, _reach = _rounding.lattice_table(scale)
-    centres = _rounding._cells()[:, 0] * scale
+    table, _reach = lattice.lattice_table(scale)
+    centres = lattice._cells()[:, 0] * scale
     x = np.random.default_rng(0).uniform(-magnitude, magnitude, len(table))
     x = x.astype(np.float32)
     inner = np.isfinite(table)
@@ -287,9 +310,9 @@ def test_float64_errs_less_than_its_bound():
     bits_E[:100], words_E[:100] = 0, 1 << 40  # U is just above 2**-40.
     bits_E[100:200], words_E[100:200] = 2**16 - 1, 2**64 - 1 - (1 << 40)
     scale = 2.0**44
-    steps_E, unsure_E = _refinement._in_float64(bits_E, words_E, np.zeros(500), scale)
+    steps_E, unsure_E = exact._in_float64(bits_E, words_E, np.zeros(500), scale)
     errors = [
-        abs(steps / scale - real_normal(_refinement._joined(*words), 80))
+        abs(steps / scale - real_normal(exact._joined(*words), 80))
         for steps, *words in zip(steps_E, bits_E, words_E, strict=True)
     ]
 
@@ -301,7 +324,7 @@ def test_float64_errs_less_than_its_bound():
 def test_whole_steps_of_the_lattice_only_move_the_result(numbers, stddev, num_steps):
     """Adding lattice points to the sum adds them to the result: no other effect."""
     x = torch.tensor([0.0, *numbers, 0.0, *numbers], dtype=torch.float64)
-    spacing = _rounding.granularity(stddev)
+    spacing = lattice.granularity(stddev)
     steps = (x / 1e6 / spacing).round().clamp(-(2**52), 2**52)
     x = steps * spacing  # Sums that are exact to begin with, and when moved.
     source = ByCell(words_of(len(x), np.uint16, seed=0))

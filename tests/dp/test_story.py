@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import SGD, Optimizer
 
-from dp._transparent import TransparentOptimizer
+from dp.optimizer._transparent import TransparentOptimizer
 
 
 class ReferenceCopies(Optimizer):

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, strategies as st
 
-from dp._sums import scale_sums, zero_sums
+from dp._mechanism.sums import scale_sums, zero_sums
 
 
 shapes = st.lists(st.integers(0, 70), max_size=3)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
-from dp._transparent import TransparentOptimizer
+from dp.optimizer._transparent import TransparentOptimizer
 
 
 class Layer(TransparentOptimizer):

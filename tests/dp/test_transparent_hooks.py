@@ -13,7 +13,7 @@ from torch.optim.optimizer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
-from dp._transparent import TransparentOptimizer
+from dp.optimizer._transparent import TransparentOptimizer
 
 
 class Layer(TransparentOptimizer):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dp import DPOptimizer
-from dp._surface import COMPOSED, FORWARDED, OWN, REFUSED
-from dp._transparent import TransparentOptimizer
+from dp.optimizer._surface import COMPOSED, FORWARDED, OWN, REFUSED
+from dp.optimizer._transparent import TransparentOptimizer
 from forwarding import forwarded_attributes
 
 

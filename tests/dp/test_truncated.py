@@ -28,7 +28,7 @@ from dp.exceptions import (
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
-from dp.sampling import random_part
+from dp.sampling._draws import random_subset
 
 
 TRUNCATED = TruncatedPoissonSampling(
@@ -198,7 +198,7 @@ def test_numbers_out_of_range_are_refused(field):
 def test_every_part_is_as_likely():
     """All sets of 2 of 5, by their counts; a preference of 3 % would be seen."""
     trials = 40_000
-    counts = Counter(tuple(random_part(range(5), size=2)) for _ in range(trials))
+    counts = Counter(tuple(random_subset(range(5), size=2)) for _ in range(trials))
     expected = math.comb(5, 2)
     score = sum((c - trials / expected) ** 2 for c in counts.values())
     score /= trials / expected
@@ -215,9 +215,9 @@ def test_ties_are_drawn_anew(monkeypatch):
         def integers(self, _count, dtype):
             return np.array(next(draws), dtype=dtype)
 
-    monkeypatch.setattr("dp._schemes.Keystream", Coins)
+    monkeypatch.setattr("dp.sampling._draws.Keystream", Coins)
 
-    assert random_part([10, 20, 30], size=2) == [20, 30]
+    assert random_subset([10, 20, 30], size=2) == [20, 30]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -373,7 +373,7 @@ def test_several_processes_are_refused(monkeypatch):
     arguments = {"sampling_probability": 0.5, "steps": 2, "max_batch_size": 3}
     with pytest.raises(UnsupportedOperationError, match="train in one process"):
         iter(PoissonLoader(range(20), sharded=True, **arguments))
-    monkeypatch.setattr("dp.sampling.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("dp.sampling._loader.rank_and_size", lambda: (0, 2))
     with pytest.raises(UnsupportedOperationError, match="train in one process"):
         iter(PoissonLoader(range(20), **arguments))
 

@@ -9,7 +9,7 @@ from dp import PoissonLoader
 
 
 def drawn_by(rank, size, *, num_examples, sharded=False):
-    with patch("dp.sampling.rank_and_size", lambda: (rank, size)):
+    with patch("dp.sampling._loader.rank_and_size", lambda: (rank, size)):
         loader = PoissonLoader(
             range(num_examples), sampling_probability=1.0, steps=1, sharded=sharded
         )
@@ -33,7 +33,7 @@ def test_a_dataset_that_is_a_share_already_is_drawn_from_as_a_whole():
 def test_the_ranks_are_asked_when_a_pass_begins():
     """A process group may be made after the loader, as Lightning does."""
     loader = PoissonLoader(range(4), sampling_probability=1.0, steps=1)
-    with patch("dp.sampling.rank_and_size", lambda: (1, 2)):
+    with patch("dp.sampling._loader.rank_and_size", lambda: (1, 2)):
         (batch,) = loader
 
     assert batch.tolist() == [1, 3]

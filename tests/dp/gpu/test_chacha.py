@@ -12,7 +12,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dp.noise import _chacha
+from dp.noise._device import chacha
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -26,15 +26,15 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def write_blocks():
     pytest.importorskip("triton")
-    from dp.noise import _chacha_kernel  # noqa: PLC0415 -- it needs Triton.
+    from dp.noise._device.kernels import chacha  # noqa: PLC0415 -- it needs Triton.
 
-    return _chacha_kernel.write_blocks
+    return chacha.write_blocks
 
 
 def drawn(write_blocks, key, counter, num_blocks):
     device = torch.device("cpu" if INTERPRETED else "cuda")
-    state = _chacha._state(device, key, counter)
-    words = _chacha.written(write_blocks, state, num_blocks)
+    state = chacha._state(device, key, counter)
+    words = chacha.written(write_blocks, state, num_blocks)
     return words.cpu().view(16, num_blocks).t().numpy()
 
 
@@ -84,9 +84,9 @@ def test_a_long_stream_is_that_of_openssl(write_blocks):
 def test_this_gpu_uses_the_kernel(recwarn):
     """It is found, compiled, compared and kept, within seconds."""
     pytest.importorskip("triton")
-    _chacha.kernel_on.cache_clear()
+    chacha.kernel_on.cache_clear()
     start = time.perf_counter()
 
-    assert _chacha.kernel_on(torch.device("cuda", torch.cuda.current_device()))
+    assert chacha.kernel_on(torch.device("cuda", torch.cuda.current_device()))
     assert time.perf_counter() - start < 60
     assert not recwarn.list

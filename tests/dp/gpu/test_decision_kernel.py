@@ -9,9 +9,9 @@ import os
 import pytest
 import torch
 
-from dp.noise import _device, _last_stage
-from dp.noise._first_stage import InOneKernel, Lattice, Left
-from dp.noise._last_stage import InKernels, InManyOperations
+from dp.noise._device import float64_stage, noise
+from dp.noise._device.float32_stage import Lattice, TritonFloat32, Undecided
+from dp.noise._device.float64_stage import TorchFloat64, TritonFloat64
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -29,9 +29,9 @@ SMALLEST_TAILS = 2000
 @pytest.fixture(scope="module")
 def kernels():
     pytest.importorskip("triton")
-    from dp.noise import _decision_kernel  # noqa: PLC0415
+    from dp.noise._device.kernels import decision  # noqa: PLC0415
 
-    return _decision_kernel
+    return decision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -50,10 +50,10 @@ def test_the_kernels_do_what_torch_does(kernels, count, magnitude, dtype):
         more[:SMALLEST_TAILS] >>= (torch.arange(count, device=DEVICE) % 64)[
             :SMALLEST_TAILS
         ]
-        left = Left(indices, x[indices], words.to(torch.int16))
+        left = Undecided(indices, x[indices], words.to(torch.int16))
         ours, theirs = torch.full_like(x, 7.0), x.clone()
-        unsure = InKernels(lattice, kernels).round_(ours, left, more)
-        expected = InManyOperations(lattice).round_(theirs, left, more)
+        unsure = TritonFloat64(lattice, kernels).round_(ours, left, more)
+        expected = TorchFloat64(lattice).round_(theirs, left, more)
         theirs[indices[expected]] = 7.0
 
         assert torch.equal(unsure, expected)
@@ -65,9 +65,9 @@ def test_the_kernels_do_what_torch_does(kernels, count, magnitude, dtype):
 def test_this_gpu_uses_all_kernels(recwarn):
     """They are found, compiled, compared and kept; nothing warns."""
     pytest.importorskip("triton")
-    _last_stage.last_stage_on.cache_clear()
-    noise = _device._noise_on(DEVICE, 1.7, None, 1)
+    float64_stage.last_stage_on.cache_clear()
+    stage = noise._noise_on(DEVICE, 1.7, None, 1)
 
-    assert isinstance(noise._first_stage, InOneKernel)
-    assert isinstance(noise._last_stage, InKernels)
+    assert isinstance(stage._first_stage, TritonFloat32)
+    assert isinstance(stage._last_stage, TritonFloat64)
     assert not recwarn.list

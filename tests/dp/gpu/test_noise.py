@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy import stats
 
-from dp.noise import GaussianNoise, _last_stage
-from dp.noise._device import OnDevice
-from dp.noise._first_stage import InTorch, Lattice
-from dp.noise._last_stage import InManyOperations
+from dp.noise import GaussianNoise
+from dp.noise._device import float64_stage
+from dp.noise._device.float32_stage import Lattice, TorchFloat32
+from dp.noise._device.float64_stage import TorchFloat64
+from dp.noise._device.noise import OnDevice
 
 
 pytestmark = [
@@ -51,7 +52,7 @@ def in_all_cells(device, dtype, magnitude, stddev=1.99):
     noisy = torch.from_numpy(x).to(device, dtype)
     words = Scripted(device)
     lattice = Lattice.on(device, stddev)
-    stages = InTorch(lattice, words), InManyOperations(lattice)
+    stages = TorchFloat32(lattice, words), TorchFloat64(lattice)
     OnDevice(lattice, words, *stages).add_(noisy)
     return noisy.cpu().nan_to_num(7.7), words.asked
 
@@ -80,8 +81,8 @@ def test_a_gpus_quantiles_are_within_the_bound():
     more_S[: count // 8] >>= torch.arange(count // 8) % 24
     fraction_S = torch.zeros(count, dtype=torch.float64)
     scale = 2.0**48
-    on_cpu, _ = _last_stage.in_float64(bits_S, more_S, fraction_S, scale)
-    on_gpu, _ = _last_stage.in_float64(
+    on_cpu, _ = float64_stage.in_float64(bits_S, more_S, fraction_S, scale)
+    on_gpu, _ = float64_stage.in_float64(
         bits_S.cuda(), more_S.cuda(), fraction_S.cuda(), scale
     )
 
@@ -91,7 +92,7 @@ def test_a_gpus_quantiles_are_within_the_bound():
 
 def test_the_last_resort_is_reached_from_a_gpu(monkeypatch):
     """Where float64 is not sure, the host decides, and as float64 does elsewhere."""
-    monkeypatch.setattr(_last_stage, "SAFE_DISTANCE", 0.49)
+    monkeypatch.setattr(float64_stage, "SAFE_DISTANCE", 0.49)
     on_gpu, asked = in_all_cells(CUDA, torch.float32, 9.0)
     on_cpu, _ = in_all_cells(CPU, torch.float32, 9.0)
 
@@ -144,7 +145,7 @@ def rejected(noise):
 @pytest.mark.statistical
 def test_noise_without_triton_is_as_good(monkeypatch):
     """Words of the host, and torch's operations: as where Triton is not installed."""
-    monkeypatch.setattr("dp.noise._device.kernel_on", lambda _: None)
+    monkeypatch.setattr("dp.noise._device.noise.kernel_on", lambda _: None)
     stage = GaussianNoise()
     noise = noise_of(stage)
 
@@ -178,7 +179,7 @@ def test_tensors_of_every_kind_are_noised_on_a_gpu():
         torch.zeros(8000, dtype=torch.float64, device=CUDA),
         torch.zeros(0, 3, device=CUDA),
         torch.zeros(5000),
-        *torch.zeros(300, 5, device=CUDA),
+        *torch.zeros(300, 9, device=CUDA),
     ]
     GaussianNoise().add_(sums, stddev=2.0)
 

@@ -10,9 +10,9 @@ import os
 import pytest
 import torch
 
-from dp.noise import _first_stage
-from dp.noise._chacha import ChaChaWords, kernel_on
-from dp.noise._first_stage import InOneKernel, InTorch, Lattice
+from dp.noise._device import float32_stage
+from dp.noise._device.chacha import ChaChaWords, kernel_on
+from dp.noise._device.float32_stage import Lattice, TorchFloat32, TritonFloat32
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -30,21 +30,24 @@ LARGEST = 5 if INTERPRETED else 3_000_001
 @pytest.fixture(scope="module")
 def kernels():
     pytest.importorskip("triton")
-    from dp.noise import _chacha_kernel, _rounding_kernel  # noqa: PLC0415
+    from dp.noise._device.kernels import (  # noqa: PLC0415
+        chacha,
+        rounding,
+    )
 
-    return _chacha_kernel.write_blocks, _rounding_kernel.round_in_float32
+    return chacha.write_blocks, rounding.round_in_float32
 
 
 def in_both_ways(kernels, x, stddev):
     """Round with equal words; what is left to the next stage becomes zero."""
     write_blocks, round_in_float32 = kernels
     state, _num_blocks = ChaChaWords(DEVICE, write_blocks).blocks_for(0)
-    words = _first_stage._Given(write_blocks, state)
+    words = float32_stage._Given(write_blocks, state)
     lattice = Lattice.on(DEVICE, stddev)
     found = []
     for stage, noisy in (
-        (InOneKernel(lattice, words, round_in_float32), x),
-        (InTorch(lattice, words), x.clone()),
+        (TritonFloat32(lattice, words, round_in_float32), x),
+        (TorchFloat32(lattice, words), x.clone()),
     ):
         before = noisy.clone()
         left = stage.round_(noisy)
@@ -85,7 +88,7 @@ def test_it_writes_within_its_vector(kernels):
 def test_this_gpu_uses_the_kernel(recwarn):
     """It is found, compiled, compared and kept."""
     pytest.importorskip("triton")
-    _first_stage.rounding_kernel_on.cache_clear()
+    float32_stage.rounding_kernel_on.cache_clear()
 
-    assert _first_stage.rounding_kernel_on(DEVICE, kernel_on(DEVICE))
+    assert float32_stage.rounding_kernel_on(DEVICE, kernel_on(DEVICE))
     assert not recwarn.list

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample import Engine, _custom, rule_for
+from dp.per_sample import Engine, rule_for
+from dp.per_sample._rules import custom
 
 
 B = 5
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64", "_no_rules")
 
 @pytest.fixture
 def _no_rules(monkeypatch):
-    monkeypatch.setattr(_custom, "_RULES", {})
+    monkeypatch.setattr(custom, "_RULES", {})
 
 
 def function():

@@ -12,10 +12,12 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
+from dp import _tuning
 from dp.clipping import FlatClipping
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample import Engine, _collected, _convolution, _plan
-from dp.per_sample._parts import squared_norms
+from dp.per_sample import Engine
+from dp.per_sample._isolation import graph_plan
+from dp.per_sample._parts.part import squared_norms
 
 
 B = 5
@@ -288,9 +290,9 @@ def test_without_room_gradients_are_computed_twice(
     name, monkeypatch, assert_exact, per_example
 ):
     """Where memory is short nothing is kept, and the result is the same."""
-    monkeypatch.setattr(_collected, "_ALLOWED_BYTES", 0)
-    monkeypatch.setattr(_collected, "_ALLOWANCE", 0)
-    monkeypatch.setattr(_convolution, "_CACHE", 1 << 19)
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", 0)
+    monkeypatch.setattr(_tuning, "ALLOWED_SHARE", 0)
+    monkeypatch.setattr(_tuning, "WINDOW_CHUNK_BYTES", 1 << 19)
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -302,9 +304,9 @@ def test_convolutions_are_products_of_windows_on_an_accelerator(
     name, room, monkeypatch, assert_exact, per_example
 ):
     """Of groups, dilated and transposed ones too; tried out on the host."""
-    monkeypatch.setattr(_convolution, "_MANY_CHANNELS", {})
-    monkeypatch.setattr(_collected, "_ALLOWED_BYTES", room)
-    monkeypatch.setattr(_collected, "_ALLOWANCE", 0)
+    monkeypatch.setattr(_tuning, "MANY_CHANNEL_PAIRS", {})
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", room)
+    monkeypatch.setattr(_tuning, "ALLOWED_SHARE", 0)
     model, x = GOOD[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -406,8 +408,8 @@ def probes(monkeypatch):
         sizes.append(len(losses_B))
         return probed(losses_B, places)
 
-    probed = _plan.probed
-    monkeypatch.setattr(_plan, "probed", counting)
+    probed = graph_plan.probed
+    monkeypatch.setattr(graph_plan, "probed", counting)
     return sizes
 
 
@@ -566,7 +568,7 @@ def test_long_rows_are_not_under_estimated():
 
 def test_gram_norms_do_not_under_estimate_cancelling_gradients(monkeypatch, by_loop):
     """Positions that cancel leave a small difference of large numbers."""
-    monkeypatch.setattr(_collected, "_ALLOWED_BYTES", 0)  # Or gradients are kept.
+    monkeypatch.setattr(_tuning, "ALLOWED_BYTES", 0)  # Or gradients are kept.
     layer = nn.Linear(64, 64, bias=False, dtype=torch.float32)
     x = torch.randn(B, 1, 64, dtype=torch.float32)
     x = torch.cat([x, -x * (1 + 1e-4)], dim=1)

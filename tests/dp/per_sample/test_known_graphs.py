@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample import Engine, _collected, _engine
+from dp.per_sample import Engine, _backward_pass, _engine
 
 
 B, T = 5, 3
@@ -27,10 +27,10 @@ def walks(monkeypatch):
 
     def counting(root, parameters, *, num_samples, constants):
         sizes.append(num_samples)
-        return walked(root, parameters, num_samples=num_samples, constants=constants)
+        return find_uses(root, parameters, num_samples=num_samples, constants=constants)
 
-    walked = _engine.walked
-    monkeypatch.setattr(_engine, "walked", counting)
+    find_uses = _engine.find_uses
+    monkeypatch.setattr(_engine, "find_uses", counting)
     return sizes
 
 
@@ -40,12 +40,12 @@ def stacks(monkeypatch):
     sizes = []
 
     def counting(members, *args, **kwargs):
-        found = stacked(members, *args, **kwargs)
+        found = batch_layers(members, *args, **kwargs)
         sizes.append(0 if found is None else len(members))
         return found
 
-    stacked = _collected.stacked
-    monkeypatch.setattr(_collected, "stacked", counting)
+    batch_layers = _backward_pass.batch_layers
+    monkeypatch.setattr(_backward_pass, "batch_layers", counting)
     return sizes
 
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dp
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
-from dp.per_sample import Engine, _rules
+from dp.per_sample import Engine
+from dp.per_sample._rules import table
 
 
 B = 6
@@ -266,16 +267,16 @@ def test_reentrant_checkpoints_are_refused():
 
 def test_a_torch_that_names_things_otherwise_is_refused(monkeypatch):
     """Nothing is read under a name that means something else."""
-    rule = _rules.RULES["MmBackward0"]
+    rule = table.RULES["MmBackward0"]
     renamed = {
         "MmBackward0": replace(rule, reads=("self", "gone")),
         "NewBackward0": rule,
     }
-    monkeypatch.setattr(_rules, "RULES", renamed)
+    monkeypatch.setattr(table, "RULES", renamed)
 
     told = r"no MmBackward0\._saved_gone, NewBackward0, which"
     with pytest.raises(UnsupportedOperationError, match=told):
-        _rules.check_torch()
+        table.check_torch()
 
 
 def test_a_refusal_leaves_the_graph_as_it_was():

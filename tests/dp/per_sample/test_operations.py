@@ -13,11 +13,13 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from dp.per_sample import Engine, _convolution, _recurrent_rules
-from dp.per_sample._graph import Operand, Use
-from dp.per_sample._layout import Layout
-from dp.per_sample._rules import RULES
-from dp.per_sample._site import Site
+from dp import _tuning
+from dp.per_sample import Engine
+from dp.per_sample._graph.uses import Operand, Use
+from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._rules import recurrent
+from dp.per_sample._rules.context import RuleContext
+from dp.per_sample._rules.table import RULES
 
 
 B = 5
@@ -368,7 +370,7 @@ def test_convolutions_are_exact_as_an_accelerator_does_them(
     name, monkeypatch, assert_exact, per_example
 ):
     """As products of windows, whatever the groups are."""
-    monkeypatch.setattr(_convolution, "_MANY_CHANNELS", {})
+    monkeypatch.setattr(_tuning, "MANY_CHANNEL_PAIRS", {})
     model, x = OPERATIONS[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -393,10 +395,10 @@ def test_a_fused_rms_norm_is_exact():
     use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
     rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
-    site = Site(use, {0: Layout(-3)}, B, held=held)
+    site = RuleContext(use, {0: Layout(-3)}, B, held=held)
     grad = torch.randn(B, 2, 3)
 
-    part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
+    part = RULES["FusedRmsNormBackward0"].apply(site, [grad])[1]
 
     torch.testing.assert_close(part.grads_BP, (x * rstd * grad).sum(1))
 
@@ -546,7 +548,7 @@ def test_without_onednn_there_is_no_rule_for_it(monkeypatch):
 
     monkeypatch.setattr(torch, "mkldnn_rnn_layer", cannot)
 
-    assert _recurrent_rules._table() == {}
+    assert recurrent._table() == {}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 
 from dp.clipping import FlatClipping
 from dp.per_sample import Engine
-from dp.per_sample._precision import FullPrecision
+from dp.per_sample._full_precision import FullPrecision
 
 
 BACKENDS = {

@@ -1,0 +1,1 @@
+"""The private mechanism: clipped sums of a batch, and their noised release."""

@@ -1,0 +1,96 @@
+"""What the ranks of one run must agree on before a step releases anything.
+
+A few integers are compared at every step. What is slow to compare is compared once,
+and again after something was loaded, copied or replaced on any rank; the ranks then
+also agree on the id under which their ledgers charge, so that the ledgers stay equal
+and one run is not counted once a rank.
+"""
+
+import json
+from collections.abc import Hashable, Sequence
+from typing import final
+
+from torch import Tensor
+
+from dp._mechanism.current_values import CurrentValues
+from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
+from dp.clipping import Clipping
+from dp.distributed import World
+from dp.noise import GaussianNoise
+from dp.sampling import PoissonLoader, Ticket
+
+
+__all__ = ("Consensus",)
+
+
+@final
+class Consensus:
+    """The agreement of the ranks that train together; it is never copied."""
+
+    def __init__(self) -> None:
+        self._settled: Hashable = None
+
+    def check(
+        self,
+        world: World,
+        *,
+        ticket: Ticket | None,
+        max_grad_norm: float,
+        values: CurrentValues,
+        clipping: Clipping,
+        noise: GaussianNoise,
+        loader: PoissonLoader | None,
+        parameters: Sequence[Tensor],
+    ) -> None:
+        """Return once all ranks are ready for the same release.
+
+        Raises:
+            RankFailedError: If another rank raised, died, or did not come in time.
+            RanksDivergedError: If the ranks differ in something.
+        """
+        ledger = values.ledger
+        if world.size == 1:
+            if self._settled is not None:  # It shared its id with others until now.
+                ledger.use_segment(None)
+                self._settled = None
+            return
+
+        def identity() -> Hashable:
+            return world, ledger.segment, id(loader), tuple(map(id, parameters))
+
+        settled = world.agree_or_raise(
+            {
+                "the batch": None if ticket is None else ticket.ordinal,
+                "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
+                "the clipping norm": max_grad_norm,
+                "the noise": values.noise_multiplier,
+            },
+            agreed=self._settled == identity(),
+        )
+        if not settled:
+            facts = _slow_facts(values, clipping, noise, loader, parameters)
+            ledger.use_segment(world.compare_once(facts, proposal=ledger.segment))
+            self._settled = identity()
+
+
+def _slow_facts(
+    values: CurrentValues,
+    clipping: Clipping,
+    noise: GaussianNoise,
+    loader: PoissonLoader | None,
+    parameters: Sequence[Tensor],
+) -> dict[str, object]:
+    """Return what is compared once, by the name that an error gives it."""
+    whole = [p for p in parameters if not hasattr(p, "placements")]
+    return {
+        "the plan": values.plan,
+        "the clipping rule": clipping,
+        "the source of noise": noise,
+        "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],
+        "the parameters' values": fingerprint_of_tensors(whole),
+        "the dataset": (
+            None
+            if loader is None or loader.sharded
+            else fingerprint_of_dataset(loader.dataset)
+        ),
+    }

@@ -1,0 +1,161 @@
+"""The noise multiplier and the clipping norm of the next release, in one place.
+
+They come from the plan, step by step, unless they were assigned. Clipping, noise and
+the ledger read them here, at the moment of use, so the three cannot disagree.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.clipping import Clipping
+from dp.exceptions import LedgerError
+from dp.ledger import Ledger
+from dp.plan import PrivacyPlan
+
+
+__all__ = ("CurrentValues", "ScheduledClipping")
+
+_CHECKS: Final[Mapping[str, Callable[..., float]]] = {
+    "noise_multiplier": _checks.non_negative,
+    "max_grad_norm": _checks.positive,
+}
+# Of a plan: what decides the next step, and not only when to stop.
+_DECISIVE: Final = (
+    "sampling",
+    "noise_multiplier",
+    "max_grad_norm",
+    "expected_batch_size",
+    "neighboring_relation",
+)
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class CurrentValues:
+    """The noise multiplier and clipping norm in effect for the next release."""
+
+    plan: PrivacyPlan
+    ledger: Ledger
+    assigned: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over ``max_grad_norm``."""
+        planned = self.plan.noise_multiplier_at(self.ledger.steps)
+        return self.assigned.get("noise_multiplier", planned)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """L2 norm to which each example's gradient is clipped."""
+        planned = self.plan.max_grad_norm_at(self.ledger.steps)
+        return self.assigned.get("max_grad_norm", planned)
+
+    def assign(self, name: str, value: float) -> None:
+        """Let *value* hold from now on, whatever the plan says."""
+        self.assigned[name] = self.checked(name, value)
+
+    @staticmethod
+    def checked(name: str, value: float) -> float:
+        """Return *value* if it is in the range of *name*."""
+        return _CHECKS[name](**{name: value})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was assigned, and the plan, in plain types."""
+        plan = self.plan.to_dict()
+        decisive = {name: plan[name] for name in _DECISIVE}
+        return {"assigned": dict(self.assigned), "plan": decisive}
+
+    def overrides_from(
+        self, states: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float] | None:
+        """Return the overrides stored in *states*, or None if there are none.
+
+        Warns if they were made by another plan, which would go on in its place.
+
+        Raises:
+            LedgerError: If it is out of range, or if they do not agree.
+        """
+        if not states:
+            return None
+        self._warn_of_another_plan([state.get("plan", {}) for state in states])
+        assigned: list[dict[str, float]] = [dict(s.get("assigned", {})) for s in states]
+        if any(other != assigned[0] for other in assigned):
+            raise LedgerError(
+                "several optimizers went into the state, with other numbers assigned:"
+                f" {assigned}; save them one by one"
+            )
+        for name, value in assigned[0].items():
+            try:
+                self.checked(name, value)
+            except (KeyError, ValueError) as error:
+                raise LedgerError(
+                    f"the state says that {name}={value!r} was assigned: it is damaged"
+                ) from error
+        return assigned[0]
+
+    def restore(self, assigned: Mapping[str, float]) -> None:
+        """Let what was assigned hold, and the plan for all else."""
+        for name in _CHECKS:
+            if name in assigned:
+                self.assigned[name] = assigned[name]
+            else:
+                self.reset(name)
+
+    def _warn_of_another_plan(self, plans: Sequence[Mapping[str, Any]]) -> None:
+        ours = self.state_dict()["plan"]
+        for plan in plans:
+            differing = [
+                f"{name}={plan[name]!r}, now {ours[name]!r}"
+                for name in _DECISIVE
+                if plan.get(name, ours[name]) != ours[name]
+            ]
+            if differing:
+                warnings.warn(
+                    "the state was saved under another plan ("
+                    + "; ".join(differing)
+                    + "): steps from now on follow the plan of this optimizer, and"
+                    " their cost adds to what was spent. Build it with the old plan to"
+                    " go on as before",
+                    stacklevel=5,
+                )
+
+    def reset(self, name: str) -> None:
+        """Follow the plan again."""
+        self.assigned.pop(name, None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScheduledClipping(Clipping):
+    """A rule whose bound is the current clipping norm.
+
+    Clipping ``g / r`` to ``C`` and multiplying by ``r`` clips ``g`` to ``r C``, whatever
+    the rule is: the factor is the rule's for ``norm / r``.
+    """
+
+    rule: Clipping
+    values: CurrentValues
+
+    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
+        """Return the rule's groups."""
+        return self.rule.group_of(parameters)
+
+    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
+        """Return the rule's factors, at the current clipping norm."""
+        ratio = self._ratio()
+        return self.rule.factors(norms_GB if ratio == 1 else norms_GB / ratio)
+
+    def sensitivity(self, relation: NeighboringRelation) -> float:
+        """Return the rule's sensitivity, at the current clipping norm."""
+        return self._ratio() * self.rule.sensitivity(relation)
+
+    def _ratio(self) -> float:
+        bound = self.rule.sensitivity("add_or_remove_one")
+        return self.values.max_grad_norm / bound

@@ -1,0 +1,305 @@
+"""The state of one private run, and the two things that happen to it.
+
+:class:`Mechanism` owns everything that decides what is released: the plan, the
+clipping rule, the noise, the ledger, the loader whose tickets are spent, and the
+clipped sums of the batch at hand. It knows parameters, not optimizers; which
+update is made from the released gradient is :mod:`dp.optimizer`'s business.
+
+Shapes: ``B`` examples in a batch, ``G`` clipping groups.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
+from dp._mechanism.consensus import Consensus
+from dp._mechanism.current_values import CurrentValues, ScheduledClipping
+from dp._mechanism.step_state import StepState
+from dp._mechanism.sums import scale_sums, zero_sums
+from dp.clipping import Clipping
+from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.exceptions import (
+    PrivacyError,
+    UnsupportedOperationError,
+)
+from dp.ledger import Ledger
+from dp.noise import GaussianNoise
+from dp.per_sample import (
+    Engine,
+    PerSampleGradients,
+    clear_grad_samples,
+    from_grad_samples,
+)
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader
+
+
+__all__ = ("Mechanism",)
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Mechanism:
+    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016).
+
+    ``noise_multiplier`` and ``max_grad_norm`` are those of the next release: the
+    plan's for its step, unless assigned. Deleting one returns to the plan.
+    """
+
+    plan: PrivacyPlan
+    clipping: Clipping
+    noise: GaussianNoise
+    ledger: Ledger
+    loader: PoissonLoader | None
+    engine: Engine = field(default_factory=Engine)
+    consensus: Consensus = field(default_factory=Consensus)
+    step: StepState = field(default_factory=StepState)
+    assigned: dict[str, float] = field(default_factory=dict)
+    values: CurrentValues = field(init=False)
+    effective_clipping: Clipping = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = CurrentValues(
+            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+        )
+        self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the next noise over ``max_grad_norm``."""
+        return self.values.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        self.values.assign("noise_multiplier", value)
+
+    @noise_multiplier.deleter
+    def noise_multiplier(self) -> None:
+        self.values.reset("noise_multiplier")
+
+    @property
+    def max_grad_norm(self) -> float:
+        """L2 norm to which each gradient of the next batch is clipped."""
+        return self.values.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        self.values.assign("max_grad_norm", value)
+
+    @max_grad_norm.deleter
+    def max_grad_norm(self) -> None:
+        self.values.reset("max_grad_norm")
+
+    @property
+    def pending(self) -> PendingBatch | None:
+        """The batch whose clipped sums accumulate, if there is one."""
+        return self.step.batch
+
+    def accumulate(
+        self,
+        losses_B: Tensor,
+        parameters: Sequence[Tensor],
+        *,
+        loss_scale: float = 1.0,
+        is_scaled: bool = True,
+    ) -> None:
+        """Add the clipped gradient of every example to the sums of its batch.
+
+        Args:
+            losses_B: One loss an example.
+            parameters: What the release is about; the same for all of a batch.
+            loss_scale: A power of two that the backward pass is multiplied with, and
+                gradients are divided by before they are clipped.
+            is_scaled: Whether the scale of a trainer, if it has one, is known.
+
+        Raises:
+            SamplingMismatchError: If the batch at hand was not drawn by the loader,
+                was already released, or holds fewer examples than ``losses_B``.
+            UnsupportedOperationError: If no parameter takes part in the losses.
+        """
+        batch = self._batch_for(parameters)
+        batch.admit(len(losses_B), self.plan.sampling)
+        with unsharded_parameters(batch.parameters) as leaves:
+            if len(losses_B):
+                gradients = self.engine.gradients(
+                    losses_B, leaves, loss_scale=loss_scale
+                )
+                _check_attached(gradients, leaves)
+                self._add_clipped(gradients, batch)
+        batch.num_backwards += 1
+        batch.all_scaled &= is_scaled
+        self.step.accumulate(batch)
+
+    def accumulate_grad_samples(self, parameters: Sequence[Tensor]) -> None:
+        """Add the clipped gradients that are on the parameters already, if any are.
+
+        Raises:
+            SamplingMismatchError: As :meth:`accumulate`.
+        """
+        gradients = from_grad_samples(parameters)
+        if gradients is None:
+            return
+        batch = self._batch_for(parameters)
+        batch.admit(gradients.num_samples, self.plan.sampling)
+        self._add_clipped(gradients, batch)
+        batch.num_backwards += 1
+        self.step.accumulate(batch)
+        clear_grad_samples(parameters)
+
+    def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
+        """Clip every example's gradient and add it: sensitivity <= C from here on."""
+        groups = self.effective_clipping.group_of(batch.parameters)
+        norms_GB = gradients.squared_norms(groups).sqrt()
+        factors_GB = self.effective_clipping.factors(norms_GB)
+        self.step.drop()  # A failure half-way must not leave half a sum.
+        gradients.add_weighted_sum(
+            factors_GB, groups, batch.sums, beta=int(batch.num_samples > 0)
+        )
+        batch.num_samples += gradients.num_samples
+
+    def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Charge the ledger, then return the private gradient of the batch.
+
+        This is Algorithm 1 of Abadi et al. (2016) from the sum on; its clipping is
+        in :meth:`accumulate`. Of several ranks, each gets the noised total of all
+        ranks' sums, or its shard of it where the parameter is a shard.
+
+        Guarantees:
+            * Nothing changes if the batch does not match its ticket, if the budget
+              does not allow the release, or if the ranks do not agree.
+            * Every parameter gets noise, also one that no example reached, and gets
+              it once, whatever the number of ranks is.
+        """
+        world, batch = self._ready_to_release(parameters)
+        totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
+        stddev = self._charge(batch)
+        noisy_sums = self._add_noise(totals, stddev)  # Private from here on.
+        return self._divide(noisy_sums)
+
+    def _ready_to_release(
+        self, parameters: Sequence[Tensor]
+    ) -> tuple[World, PendingBatch]:
+        """Return the ranks and the batch once nothing speaks against its release.
+
+        Raises:
+            SamplingMismatchError: If the batch does not match its ticket.
+            PrivacyError: If parameters or the clipping norm changed meanwhile.
+            RankFailedError: If another rank raised, died, or did not come in time.
+            RanksDivergedError: If the ranks do not agree.
+        """
+        world = World.current()
+        with world.telling_failures():
+            batch = self._batch_for(parameters)
+            batch.check_complete()
+        self.consensus.check(
+            world,
+            ticket=batch.ticket,
+            max_grad_norm=batch.max_grad_norm,
+            values=self.values,
+            clipping=self.clipping,
+            noise=self.noise,
+            loader=self.loader,
+            parameters=parameters,
+        )
+        return world, batch
+
+    def _charge(self, batch: PendingBatch) -> float:
+        """Charge the ledger; return the standard deviation that it was charged for.
+
+        The ticket is spent and the batch let go only afterwards: a refused charge
+        changes nothing. An interrupt in between loses a release, never a charge.
+        """
+        noise_multiplier = self.noise_multiplier
+        self.ledger.reserve(
+            sampling_probability=self.plan.sampling_probability,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=batch.max_grad_norm,
+            truncation=self.plan.truncation,
+        )
+        self.step.release()
+        batch.spend_ticket(self.loader)
+        return noise_multiplier * batch.max_grad_norm
+
+    def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
+        """Add noise to each share of the totals, once, on the rank that has it."""
+        for share in totals:
+            used = self.noise.add_(share, stddev=stddev)
+            if used != stddev:
+                raise PrivacyError(
+                    f"the noise stage used a standard deviation of {used!r} where"
+                    f" {stddev!r} was charged; nothing was released"
+                )
+            totals.start_all_gather()
+        return totals.results()
+
+    def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
+        """Divide by a public constant; never by the size that the batch really had."""
+        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
+        return noisy_sums
+
+    def attach(self, loader: PoissonLoader) -> None:
+        """Take tickets from *loader* from now on."""
+        self.step.drop()
+        self.loader = loader
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
+        # The batch at hand is secret, the loader's data is not ours to copy.
+        return Mechanism(
+            plan=self.plan,
+            clipping=deepcopy(self.clipping, memo),
+            noise=deepcopy(self.noise, memo),
+            ledger=deepcopy(self.ledger, memo),
+            loader=self.loader,
+            assigned=dict(self.assigned),
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process has other loaders: attach one there.
+        parts = (self.plan, self.clipping, self.noise, self.ledger, self.assigned)
+        return _unpickled, parts
+
+    def _batch_for(self, parameters: Sequence[Tensor]) -> PendingBatch:
+        """Return the batch at hand, or an empty one if another was drawn meanwhile."""
+        ticket = current_ticket(self.plan, self.loader)
+        batch = self.step.batch
+        if batch is not None and batch.ticket is ticket:
+            batch.check_same(parameters, self.max_grad_norm)
+            return batch
+        if batch is not None:
+            # Sums of a batch that was broken off are dropped: its ticket is void.
+            batch.warn_if_complete(stacklevel=5)
+        sums = zero_sums(parameters)
+        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
+
+
+def _check_attached(
+    gradients: PerSampleGradients, parameters: Sequence[Tensor]
+) -> None:
+    if gradients.is_detached and parameters:
+        raise UnsupportedOperationError(
+            "none of the optimizer's parameters takes part in the losses, so the step"
+            " would be noise alone: they were computed under no_grad or by another"
+            " model, or a framework trains copies in place of the model's parameters,"
+            " for which there is no gradient of one example" + explain_deepspeed()
+        )
+
+
+def _unpickled(
+    plan: PrivacyPlan,
+    clipping: Clipping,
+    noise: GaussianNoise,
+    ledger: Ledger,
+    assigned: dict[str, float],
+) -> Mechanism:
+    return Mechanism(
+        plan=plan,
+        clipping=clipping,
+        noise=noise,
+        ledger=ledger,
+        loader=None,
+        assigned=assigned,
+    )

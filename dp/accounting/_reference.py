@@ -1,0 +1,78 @@
+"""Privacy losses composed by ``dp_accounting``'s own accountants, and nothing else.
+
+For whoever does not want to believe in the closed form of :mod:`dp.accounting._sampled_losses`
+and the bisection of :mod:`dp.accounting._group_losses`, none of which is used here. It takes two
+to ten times as long.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, final
+
+from dp._typing import NeighboringRelation
+from dp.accounting._dp_events import group_event, neighbors, to_dp_event
+from dp.accounting._release import Release
+
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+__all__ = ("ReferenceAccountant", "compose")
+
+EpsilonAt = Callable[[float], float]  # Of a delta.
+
+
+def compose(accountant: "PLDAccountant", event: "DpEvent") -> None:
+    """Let an accountant compose an event."""
+    accountant.compose(event)
+
+
+@final
+class ReferenceAccountant:
+    """Instances of ``PLDAccountant`` by what they composed, once each.
+
+    Args:
+        compose: Called with an accountant and what it is to compose, which is one kind
+            of release.
+    """
+
+    def __init__(
+        self, compose: Callable[["PLDAccountant", "DpEvent"], None] = compose
+    ) -> None:
+        self._compose = compose
+        self._known: dict[Hashable, PLDAccountant] = {}
+
+    def epsilon_of_example(
+        self,
+        releases: Sequence[Release],
+        relation: NeighboringRelation,
+        interval: float,
+    ) -> EpsilonAt:
+        """Return the epsilon of one example, by delta."""
+        events = (to_dp_event([release]) for release in releases)
+        return self._composed((*releases, relation), events, relation, interval)
+
+    def epsilon_of_group(
+        self, releases: Sequence[Release], group_size: int, interval: float
+    ) -> EpsilonAt:
+        """Return the epsilon of a group that is added or removed, by delta."""
+        events = (group_event(release, group_size) for release in releases)
+        key = (*releases, group_size)
+        return self._composed(key, events, "add_or_remove_one", interval)
+
+    def _composed(
+        self,
+        key: Sequence[Hashable],
+        events: Iterable["DpEvent"],
+        relation: NeighboringRelation,
+        interval: float,
+    ) -> EpsilonAt:
+        from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+        accountant = self._known.get((*key, interval))
+        if accountant is None:
+            accountant = PLDAccountant(neighbors(relation), interval)
+            for event in events:
+                self._compose(accountant, event)
+            self._known[*key, interval] = accountant
+        return accountant.get_epsilon

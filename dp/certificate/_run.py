@@ -1,0 +1,51 @@
+"""One run of a certificate: its plan, its charges and its noise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, final
+
+from dp.accounting import Release, merge_equal_releases
+from dp.ledger import Charge
+from dp.plan import PrivacyPlan
+
+
+__all__ = ("CertifiedRun",)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedRun:
+    """What one run planned, and what its ledger was charged.
+
+    Attributes:
+        plan: The plan.
+        plan_sha256: The hash of the plan as JSON.
+        segments: The charges of each process that charged, under its random id. A
+            process has keys of its own for its noise, so this is the record of resumes
+            and forks too.
+        num_parameters: How many numbers a release noised.
+        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
+        noise: Where the noise came from, in words.
+    """
+
+    plan: PrivacyPlan
+    plan_sha256: str
+    segments: Mapping[str, tuple[Charge, ...]]
+    num_parameters: int
+    rng: Literal["os", "fast"]
+    noise: str
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """Every charge, segment by segment."""
+        return tuple(c for segment in self.segments.values() for c in segment)
+
+    @property
+    def steps(self) -> int:
+        """How many releases were charged."""
+        return sum(charge.count for charge in self.charges)
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        """What the accountant needs of the charges."""
+        return merge_equal_releases(charge.to_release() for charge in self.charges)

@@ -1,0 +1,67 @@
+"""Train one model with privacy and without, and report both runs."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dp._progress import Bars, progress_bars
+from dp.cli import _input, _report, _training
+from dp.cli._models import model_for
+from dp.cli._processes import make_alike, process_group
+
+
+__all__ = ("train_both",)
+
+
+def train_both(table: _input.Table, settings: _training.Settings, report: Path) -> None:
+    """Train on *table*, show both runs, and write what they leave into *report*.
+
+    Under torchrun all processes train; the first one alone shows and writes.
+    """
+    with process_group() as is_main:
+        model = model_for(table)
+        make_alike(model)
+        _training.optimizer_for(model, settings)  # A bad one is refused at once.
+        if is_main:
+            _report.open_folder(report)
+        console = Console(quiet=not is_main)
+        with console.status("Calibrating the noise"):
+            plan = _training.plan_of(settings, table)
+        console.print(
+            f"{table.name}: {len(table.train)} rows, {plan.expected_batch_size:g} a"
+            f" batch, noise multiplier {plan.noise_multiplier_at(0):.4g}"
+        )
+        with progress_bars(console=console) as bars:
+            private, certificate = _training.train_privately(
+                model,
+                table,
+                plan=plan,
+                settings=settings,
+                show=_shown(bars, "private", plan.steps),
+            )
+            plain = _training.train_openly(
+                model,
+                table,
+                plan=plan,
+                settings=settings,
+                show=_shown(bars, "not private", plan.steps),
+            )
+        if is_main:
+            console.print(_report.summary(certificate, private, plain))
+            _report.write(report, certificate, private, plain)
+            console.print(
+                "The certificate (JSON, text and picture) and"
+                f" {_report.PICTURE} are in {report}"
+            )
+
+
+def _shown(bars: Bars, name: str, num_steps: int) -> _training.Shown:
+    """Return what shows a run's progress, loss, accuracy and epsilon."""
+    bar = bars.begin(f"{name:11}")
+
+    def show(taken: int, point: _training.Point) -> None:
+        cost = f"  eps {point.epsilon:.2f}" if point.epsilon < float("inf") else ""
+        figures = f"  loss {point.loss:.3f}  acc {point.accuracy:.3f}{cost}"
+        bar.show(taken, num_steps, figures)
+
+    return show

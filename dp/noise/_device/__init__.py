@@ -1,0 +1,1 @@
+"""The same noise, drawn and rounded on an accelerator."""

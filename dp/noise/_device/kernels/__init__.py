@@ -1,0 +1,1 @@
+"""Triton kernels, each compared with a reference before its first use."""

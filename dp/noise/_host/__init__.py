@@ -1,0 +1,1 @@
+"""Exactly rounded Gaussian noise, drawn on the host."""

@@ -1,0 +1,128 @@
+"""Decide, with more bits and more digits, what sixteen bits could not round.
+
+A normal ``Z`` is the quantile of a uniform number ``U``, which is given by bits without
+end. Here the bits of a few elements are continued, first by 64 each in float64, and
+where that is not enough by another 192 with 320-bit arithmetic. See
+:mod:`dp.noise._host.lattice` for the argument that this makes rounding exact.
+
+Shapes: ``E`` elements.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import mpmath
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dp._keystream import Keystream
+
+
+__all__ = (
+    "FIRST_BITS",
+    "MIN_PROBABILITY",
+    "MORE_BITS",
+    "REST_BITS",
+    "SAFE_DISTANCE",
+    "quantiles",
+    "round_exact",
+    "round_refined",
+)
+
+FIRST_BITS: Final = 16
+
+MORE_BITS: Final = 64
+REST_BITS: Final = 192
+_UINT64: Final = np.dtype(np.uint64)
+# Float64 is trusted if it is this far from an integer, or further.
+SAFE_DISTANCE: Final = 0.5 - 2.0**-31
+MIN_PROBABILITY: Final = 2.0**-40
+_PRECISION: Final = 320  # Bits of the last resort.
+
+_Integers = NDArray[np.integer[Any]]
+_Floats = NDArray[np.float64]
+
+
+def round_refined(
+    bits_E: _Integers, fraction_E: _Floats, *, scale: float, keystream: Keystream
+) -> _Floats:
+    """Return ``round(fraction + scale * Z)`` for normals ``Z``.
+
+    Args:
+        bits_E: The first 16 bits of each ``U``.
+        fraction_E: What is added to the noise.
+        scale: Standard deviation of the noise, in lattice units: below 32.
+        keystream: Where the next bits come from.
+    """
+    more_E = np.empty(len(bits_E), _UINT64)
+    keystream.fill(more_E)
+    steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
+    for i in np.flatnonzero(unsure_E):
+        rest_3 = np.empty(REST_BITS // 64, _UINT64)
+        keystream.fill(rest_3)
+        words = [bits_E[i], more_E[i], *rest_3]
+        steps_E[i] = round_exact(words, float(fraction_E[i]), scale, int(steps_E[i]))
+    return steps_E
+
+
+def quantiles(probability_E: _Floats) -> _Floats:
+    """Return the normal quantiles of probabilities in float64 (Cephes' ndtri)."""
+    quantile_E: _Floats = torch.special.ndtri(torch.from_numpy(probability_E)).numpy()
+    return quantile_E
+
+
+def _in_float64(
+    bits_E: _Integers, more_E: NDArray[np.uint64], fraction_E: _Floats, scale: float
+) -> tuple[_Floats, NDArray[np.bool_]]:
+    """Round in float64, and say for which elements it may be wrong.
+
+    The smaller of ``U`` and ``1 - U`` is computed, so that both tails are alike. It is
+    off by ``2**-51`` relative and by the ``2**-80`` that further bits could add; for
+    ``U > 2**-40`` that moves ``Z`` by ``2**-39.5``, since ``U / density(Z) <= 1.26``.
+    The quantile function errs by less than ``2**-40``. In lattice units, with the
+    rounding of the sum: less than ``2**-33``.
+    """
+    half = 1 << (FIRST_BITS - 1)
+    upper_E = bits_E >= half
+    bits_E = np.where(upper_E, 2 * half - 1 - bits_E.astype(np.int64), bits_E)
+    more_E = np.where(upper_E, ~more_E, more_E)
+    tail_E = (bits_E + more_E * 2.0**-MORE_BITS) * 2.0**-FIRST_BITS
+    unsure_E = tail_E < MIN_PROBABILITY
+    normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + MORE_BITS)))
+    sum_E = fraction_E + scale * np.where(upper_E, -normal_E, normal_E)
+    steps_E = np.rint(sum_E)
+    unsure_E |= np.abs(sum_E - steps_E) > SAFE_DISTANCE
+    return steps_E, unsure_E
+
+
+def round_exact(words: Sequence[Any], fraction: float, scale: float, guess: int) -> int:
+    """Round with 320-bit arithmetic; wrong with probability below ``2**-130``.
+
+    The bits of ``U`` come in *words*, signed or not: 16, 64 and the rest by 64 each.
+    ``Z`` is beyond the midpoint of two lattice points if ``U`` is beyond its normal
+    probability, which is easier to compute than a quantile.
+    """
+    exact: Any = mpmath.MPContext()  # Its own, because mpmath.mp is global state.
+    exact.prec = _PRECISION
+    # The middle of what the bits leave.
+    u = exact.ldexp(2 * _joined(*words) + 1, -(FIRST_BITS + MORE_BITS + REST_BITS) - 1)
+
+    def is_below(midpoint: float) -> bool:
+        z = (exact.mpf(midpoint) - fraction) / scale
+        return bool(u < exact.ncdf(z))
+
+    steps = guess
+    while is_below(steps - 0.5):
+        steps -= 1
+    while not is_below(steps + 0.5):
+        steps += 1
+    return steps
+
+
+def _joined(*words: Any) -> int:
+    """Continue the bits of the first word by those of the others, 64 each."""
+    joined = 0
+    for word in words:
+        joined = (joined << 64) + int(word) % (1 << 64)
+    return joined

@@ -1,0 +1,390 @@
+"""A differentially private optimizer around any :mod:`torch.optim` optimizer.
+
+:class:`DPOptimizer` is the optimizer it wraps, as far as anyone can tell from
+outside, except that ``step`` applies a private gradient. How it stays transparent is
+:mod:`dp.optimizer._transparent`'s business; what it releases is :mod:`dp._mechanism.mechanism`'s.
+
+Shapes: ``B`` examples in a batch.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dp._mechanism.mechanism import Mechanism
+from dp.accounting import Guarantee
+from dp.certificate import Certificate
+from dp.clipping import Clipping
+from dp.distributed import sharding_of
+from dp.exceptions import LedgerError, UnsupportedOperationError
+from dp.ledger import Ledger
+from dp.noise import GaussianNoise
+from dp.optimizer import _checkpoint as carried
+from dp.optimizer._guard import (
+    check_subclass,
+    check_wrappable,
+    protect,
+    refresh,
+    run_permitted,
+)
+from dp.optimizer._private_loss import power_of_two_for, private_loss
+from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
+from dp.optimizer._transparent import TransparentOptimizer
+from dp.optimizer._validate import (
+    check_loader,
+    check_losses,
+    check_no_grad_sample,
+    clipping_for,
+)
+from dp.per_sample import clear_grad_samples
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader
+from forwarding import forwarded, target
+
+
+__all__ = ("DPOptimizer",)
+
+_STALE: Final = (
+    "already, from before it was private, as a model in Opacus' GradSampleModule leaves"
+    " it; set grad_sample to None on every parameter, and then wrap the optimizer"
+)
+_BESIDE_LOSSES: Final = (
+    "while losses were given to backward or private_loss: an example has one gradient a"
+    " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
+    " call zero_grad(), or give no losses and let step take every grad_sample"
+)
+
+
+class DPOptimizer(TransparentOptimizer):
+    """Wrap an optimizer so that every step it takes is differentially private.
+
+    Call :meth:`backward` with the vector of per-example losses, then :meth:`step`.
+    Everything else is as with the wrapped optimizer: learning-rate schedulers,
+    hooks, parameter groups and checkpoints act on it through this object.
+
+    Guarantees:
+        * One example changes a released gradient sum by at most
+          ``plan.max_grad_norm`` in L2 norm; an example whose gradient is NaN or
+          infinite contributes nothing.
+        * The ledger is charged before noise is drawn; a step that the plan does not
+          allow raises and changes nothing.
+        * No gradient without noise is ever written to ``p.grad``.
+
+    Args:
+        original_optimizer: The optimizer that makes the update.
+        plan: The public numbers of the run.
+        loader: The loader whose batches are trained on, from ``plan.loader``.
+            Required if the plan claims amplification by sampling, refused if not.
+        clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
+        noise: The source of noise; a cryptographic generator if None.
+
+    Raises:
+        TypeError: If *original_optimizer* is not an optimizer, or is private already.
+        UnsupportedOperationError: If it cannot be made private, with the reason.
+        ValueError: If *loader* or *clipping* contradict the plan.
+        SamplingMismatchError: If a parameter has a ``grad_sample`` of another run.
+
+    References:
+        Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
+        https://arxiv.org/abs/1607.00133
+    """
+
+    # Own, in one object that copies and proxies of this optimizer share.
+    mechanism: Mechanism = target(Mechanism)
+    plan: PrivacyPlan = forwarded(mechanism.plan, set=False, delete=False)
+    ledger: Ledger = forwarded(mechanism.ledger, set=False, delete=False)
+    noise_multiplier: float = forwarded(mechanism.noise_multiplier)
+    max_grad_norm: float = forwarded(mechanism.max_grad_norm)
+
+    # Own: GradScaler asks for it, so that it leaves gradients alone and calls `step`.
+    _step_supports_amp_scaling = True
+
+    # Composed: step and zero_grad (the batch at hand), state_dict and
+    # load_state_dict (the ledger).
+    # Refused: a step of the wrapped optimizer, or of any other, that goes around
+    # this one; optimizers and subclasses that need other gradients; see dp.optimizer._guard.
+
+    def __init__(
+        self,
+        original_optimizer: Optimizer,
+        *,
+        plan: PrivacyPlan,
+        loader: PoissonLoader | None = None,
+        clipping: Clipping | None = None,
+        noise: GaussianNoise | None = None,
+    ) -> None:
+        check_wrappable(original_optimizer)
+        if isinstance(original_optimizer, DPOptimizer):
+            raise TypeError(
+                "original_optimizer is a DPOptimizer already; wrapping it twice would"
+                " add noise twice and charge two ledgers"
+            )
+        check_loader(plan, loader)
+        check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
+        for group in original_optimizer.param_groups:
+            for parameter in group["params"]:
+                sharding_of(parameter)  # Raises if it is spread in an unknown way.
+        super().__init__(original_optimizer)
+        self.mechanism = Mechanism(
+            plan=plan,
+            clipping=clipping_for(plan, clipping),
+            noise=GaussianNoise() if noise is None else noise,
+            ledger=Ledger(plan),
+            loader=loader,
+        )
+        carried.reserve_key(self.param_groups)
+        protect(self)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_subclass(cls)
+
+    def backward(self, losses_B: Tensor) -> None:
+        """Add the clipped gradient of every example's loss to the sums of this step.
+
+        May be called several times for one step, each time with other examples of
+        the batch; the split into micro-batches does not change the result.
+
+        Args:
+            losses_B: One loss an example, with its autograd graph, which is freed.
+
+        Raises:
+            ValueError: If *losses_B* is not a vector of floating-point losses.
+            SampleMixingError: If one example's loss depends on another example.
+            UnsupportedOperationError: If the losses come from none of the parameters.
+            SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
+                another library left per-example gradients in ``p.grad_sample``.
+        """
+        self._backward(losses_B, scale=None)
+
+    def private_loss(self, losses_B: Tensor) -> Tensor:
+        """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
+
+        For trainers that call ``loss.backward()`` themselves. What they multiply the
+        scalar with (a gradient scaler's loss scale, a division by the number of
+        micro-batches) is divided out of every example's gradient before it is clipped:
+        the sum of clipped gradients is divided by the plan's expected batch size,
+        once, in :meth:`step`. Weigh the losses themselves instead.
+
+        Raises:
+            ValueError: If *losses_B* is not a vector of floating-point losses; from
+                ``backward()``, if it was multiplied with 0 or less.
+        """
+        check_losses(losses_B)
+        return private_loss(losses_B, lambda g: self._backward(losses_B, scale=g))
+
+    @disable_dynamo
+    def _backward(self, losses_B: Tensor, *, scale: float | None) -> None:
+        check_losses(losses_B)
+        refresh(self)
+        self._drop_cleared()
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+        parameters = self._trainable()
+        self.mechanism.accumulate(
+            losses_B,
+            parameters,
+            loss_scale=power_of_two_for(
+                scale, expected_batch_size=self.plan.expected_batch_size
+            ),
+            is_scaled=scale is not None,
+        )
+        self.mechanism.step.hide_gradients(parameters, scale=scale)
+
+    @wrap_step_hooks
+    def step(
+        self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Release a private gradient and let the wrapped optimizer apply it.
+
+        Args:
+            closure: Computes losses, calls :meth:`backward` and returns a loss. It is
+                evaluated once, with gradients enabled, before the release.
+            *args: For the wrapped optimizer's step, after its closure.
+            **kwargs: As *args*. Neither may depend on private data.
+
+        Returns:
+            What *closure* returned; without one, what the wrapped optimizer returned.
+
+        Raises:
+            BudgetExhaustedError: If the plan does not allow another step.
+            SamplingMismatchError: If the batch does not match its ticket, or if it has
+                per-example gradients from both :meth:`backward` and ``p.grad_sample``.
+            UnsupportedOperationError: If losses under a gradient scaler did not pass
+                through :meth:`private_loss`.
+            RankFailedError: If another process raised, died, or did not come in time.
+            RanksDivergedError: If processes that train together do not agree.
+        """
+        loss = _evaluated(closure)
+        self._set_private_gradients()
+        result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        return result if closure is None else loss
+
+    @disable_dynamo
+    def _set_private_gradients(self) -> None:
+        parameters = self._trainable()
+        if self._only_initialises_state(parameters):
+            return
+        self._take_gradients(parameters)
+        gradients = self.mechanism.release(parameters)  # Private from here on.
+        for parameter in self._all_parameters():
+            parameter.grad = None  # A frozen one may still hold a raw gradient.
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+
+    def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make sure that the batch at hand is all that a release would be about.
+
+        Raises:
+            SamplingMismatchError: If ``backward`` and another library both made
+                per-example gradients for it.
+            UnsupportedOperationError: If a gradient scaler's scale is unknown.
+        """
+        refresh(self)
+        self._drop_cleared()
+        self._check_scaled()
+        if self.mechanism.pending is None:  # Another library may have made them.
+            self.mechanism.accumulate_grad_samples(parameters)
+            return
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
+        if self.mechanism.step.has_foreign_grads(parameters):
+            warnings.warn(
+                "gradients of another loss were found on private parameters and dropped:"
+                " only losses given to backward or private_loss count. Add every other"
+                " term, such as a penalty on the weights, to each example's loss",
+                stacklevel=5,
+            )
+
+    def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether this is the empty step by which checkpoints create missing state.
+
+        ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
+        sets every learning rate to 0 and calls ``step``: nothing private takes part.
+        """
+        return (
+            self.mechanism.step.all_foreign(parameters)
+            and not self.state
+            and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
+            and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
+        )
+
+    def _drop_cleared(self) -> None:
+        """Drop the batch at hand if its gradients were set to None on the model."""
+        if self.mechanism.step.was_cleared():
+            self.mechanism.step.drop()
+
+    def _check_scaled(self) -> None:
+        pending = self.mechanism.pending
+        all_scaled = pending is None or pending.all_scaled
+        if "grad_scale" in vars(self) and not all_scaled:
+            raise UnsupportedOperationError(
+                "a gradient scaler takes part in this step, but the losses were given to"
+                " backward(), which clips them as they are; call"
+                " scaler.scale(optimizer.private_loss(losses)).backward() instead"
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
+        """Drop the batch at hand, and reset gradients as the wrapped optimizer does.
+
+        A batch that was dropped may be computed again before its step.
+        """
+        self.mechanism.step.drop()
+        clear_grad_samples(self._all_parameters())
+        super().zero_grad(set_to_none=set_to_none)
+
+    def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.values)
+
+    def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict, ledgers = carried.extract_ledgers(state_dict)
+        if not ledgers:
+            raise LedgerError(
+                "the state has no ledger, so what was spent to reach it is unknown;"
+                " save state_dict() of the DPOptimizer, or call"
+                " load_state_dict_without_ledger if no private data was used for it"
+            )
+        values = self.mechanism.values
+        assigned = values.overrides_from(
+            [x["settings"] for x in ledgers if "settings" in x]
+        )
+        self.mechanism.step.drop()
+        for ledger in ledgers:
+            self.ledger.load_state_dict(ledger)
+        if assigned is not None:
+            values.restore(assigned)
+        return state_dict
+
+    def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that no private data went into; the ledger stays as it is.
+
+        The caller vouches for it: a certificate cannot see what this state cost.
+
+        Raises:
+            LedgerError: If the state has a ledger after all.
+        """
+        state_dict, ledgers = carried.extract_ledgers(state_dict)
+        if ledgers:
+            raise LedgerError(
+                "the state has a ledger, so private data was used for it; call"
+                " load_state_dict, which adds what was spent"
+            )
+        values = self.mechanism.values
+        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, values))
+
+    def attach(self, loader: PoissonLoader) -> None:
+        """Take tickets from *loader* from now on, as after unpickling.
+
+        Raises:
+            ValueError: If *loader* does not sample as the plan says.
+        """
+        check_loader(self.plan, loader)
+        self.mechanism.attach(loader)
+
+    def spent(self) -> Guarantee:
+        """Return the (epsilon, delta) of every release so far, at the plan's delta."""
+        return self.ledger.spent()
+
+    def certificate(
+        self,
+        *,
+        private_data_touches: Sequence[str] | None = None,
+        assumptions: Sequence[str] = (),
+    ) -> Certificate:
+        """Return the document that says what was released and what it cost.
+
+        Args:
+            private_data_touches: What else looked at private data, such as a choice
+                of hyper-parameters, one sentence each; ``()`` says that nothing did.
+                If None, the certificate says that nobody said.
+            assumptions: What else must hold for it to be true, one sentence each.
+        """
+        return Certificate.of(
+            self.ledger,
+            noise=self.mechanism.noise,
+            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            private_data_touches=private_data_touches,
+            assumptions=assumptions,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        protect(self)
+
+    def _trainable(self) -> list[Tensor]:
+        return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _evaluated(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    if not callable(closure):
+        raise TypeError(
+            f"the first argument of step is a closure, or None, got {closure!r}; pass"
+            " arguments of the wrapped optimizer's step by name"
+        )
+    with torch.enable_grad():
+        return closure()

@@ -1,0 +1,169 @@
+"""Reject steps that bypass privacy, and optimizers that cannot be made private.
+
+An optimizer that reaches such parameters without passing through its
+:class:`~dp.DPOptimizer` would apply whatever gradient it finds and charge nothing.
+Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
+``param_groups``, and a wrapped optimizer still has a ``step`` of its own.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from functools import cache
+from typing import Any, Final
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from dp.exceptions import PrivacyError, UnsupportedOperationError
+from dp.optimizer._registry import OptimizerRegistry, parameters_of
+
+
+__all__ = (
+    "check_subclass",
+    "check_wrappable",
+    "private_owner_of",
+    "protect",
+    "refresh",
+    "run_permitted",
+)
+
+# Optimizers whose update cannot be made from one private gradient a step.
+_REFUSED: Final = {
+    "LBFGS": "its line search evaluates the loss many times within one step",
+    "SparseAdam": "it needs sparse gradients, and private noise is dense",
+}
+
+# Layers around a private optimizer that take its groups apart.
+_REFUSED_AROUND: Final = {
+    "ZeroRedundancyOptimizer": (
+        "it gives each rank a part of the parameters, whose gradients would be clipped"
+        " alone, and its checkpoints leave the ledger out; put it inside:"
+        " DPOptimizer(ZeroRedundancyOptimizer(parameters, AdamW), plan=...)"
+    ),
+}
+
+_protected: Final = OptimizerRegistry()
+_permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
+
+
+def protect(optimizer: Optimizer) -> None:
+    """Let no optimizer but *optimizer* step the parameters in its groups.
+
+    Parameters that join the groups later are protected from then on, also those that
+    a framework puts there in place of others.
+    """
+    _install_hook()
+    _protected.add(optimizer)
+
+
+@cache
+def _install_hook() -> None:
+    """Watch the steps of all optimizers, from the first private one on.
+
+    The hook is process-wide, so a program that only imports this package has none.
+    """
+    register_optimizer_step_pre_hook(_refuse_unprivate_step)
+
+
+def refresh(optimizer: Optimizer) -> None:
+    """Look at the groups of *optimizer* again, before its parameters get gradients."""
+    _protected.refresh(optimizer)
+
+
+def private_owner_of(parameter: Tensor) -> Optimizer | None:
+    """Return the private optimizer that steps *parameter*, if there is one."""
+    return next(iter(_protected.owners_of([parameter])), None)
+
+
+def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call *step*, which may step the wrapped optimizer.
+
+    Guarantees:
+        * The permission ends with the call, wherever an interrupt hits it: it is given
+          in a copy of the context.
+    """
+    return copy_context().run(_with_permission, step, *args, **kwargs)
+
+
+def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    _permitted.set(True)
+    return step(*args, **kwargs)
+
+
+def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    # A private step is its own business, also that of a proxy made of one's class.
+    if not _protected or _permitted.get() or isinstance(optimizer, _protected.kinds()):
+        return
+    for owner in _protected.owners_of(parameters_of(optimizer)):
+        if not _leads_to(optimizer, owner):
+            raise PrivacyError(
+                f"{type(optimizer).__name__}.step() would update parameters that are"
+                f" under differential privacy without clipping, noise or accounting;"
+                f" call step() of the {type(owner).__name__} that wraps them"
+            )
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in _REFUSED_AROUND and kind.__module__.startswith(
+                "torch."
+            ):
+                raise UnsupportedOperationError(
+                    f"{kind.__name__} cannot be built around a private optimizer:"
+                    f" {_REFUSED_AROUND[kind.__name__]}"
+                )
+
+
+def check_wrappable(optimizer: object) -> None:
+    """Raise unless *optimizer* makes its update from one gradient a step.
+
+    Raises:
+        TypeError: If it is not an optimizer.
+        UnsupportedOperationError: If it needs more than that, with the reason.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "original_optimizer must be a torch.optim.Optimizer, got"
+            f" {type(optimizer).__name__}; construct it first, then wrap it"
+        )
+    for kind in type(optimizer).__mro__:
+        if kind.__module__.startswith("torch.") and kind.__name__ in _REFUSED:
+            raise UnsupportedOperationError(
+                f"{kind.__name__} cannot be made private: {_REFUSED[kind.__name__]}"
+            )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UnsupportedOperationError(
+            f"{type(optimizer).__name__} cannot be made private: its step requires a"
+            " closure, so it evaluates the loss itself, where one release was charged"
+        )
+
+
+def check_subclass(cls: type) -> None:
+    """Raise if *cls* was made to rebuild a private optimizer from its groups.
+
+    Horovod's ``DistributedOptimizer`` and its like give a new class the name of the
+    optimizer's and the body of their own, whose ``__init__`` takes parameter groups.
+    """
+    init = vars(cls).get("__init__")
+    body, _, _ = getattr(init, "__qualname__", cls.__qualname__).rpartition(".")
+    named_as_a_base = any(base.__name__ == cls.__name__ for base in cls.__bases__)
+    if init is not None and named_as_a_base and body != cls.__qualname__:
+        raise TypeError(
+            f"{cls.__name__} cannot be rebuilt by {body}: it would reduce gradients"
+            " over processes before they are private. Train the DPOptimizer itself"
+            " under torch.distributed, or wrap what is built around the optimizer"
+        )
+
+
+def _leads_to(optimizer: Optimizer, owner: Optimizer) -> bool:
+    """Whether *optimizer* wraps *owner*, at any depth, as Lookahead would."""
+    seen: set[int] = set()
+    pending: list[object] = [optimizer]
+    while pending:
+        candidate = pending.pop()
+        if candidate is owner:
+            return True
+        if isinstance(candidate, Optimizer) and id(candidate) not in seen:
+            seen.add(id(candidate))
+            pending.extend(vars(candidate).values())
+    return False

@@ -1,0 +1,1 @@
+"""The autograd graph: its nodes, and where it uses private parameters."""

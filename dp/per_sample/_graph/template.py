@@ -1,0 +1,227 @@
+"""Recognise a graph that is like one that was walked before.
+
+A walk decides of every node what it is. The graphs of a training are nearly always the
+same again, for other examples; to see that one is costs a fraction of a walk, and
+everything that a walk would look at is looked at.
+"""
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, final
+
+from torch import Tensor
+
+from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.untracked_inputs import (
+    LOOKUPS,
+    arguments_of,
+    axes_of,
+    batch_axes,
+    constant_factor,
+    facts,
+    looked_up,
+)
+from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
+
+
+__all__ = ("Template",)
+
+_NOBODY: Final = 0  # The place of an input that has no graph.
+_Places = Sequence[tuple[int, int]]  # Of edges: the place of a node, and its output.
+
+
+@final
+class Template:
+    """What a graph looks like, every node by its place in a fixed order.
+
+    Args:
+        graph: One that was walked.
+        root: The node and output of its losses.
+        parameters: Those it was walked for.
+        num_samples: The number of its losses.
+        constants: Of uses that might be constant, those that are.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        root: Edge,
+        parameters: Sequence[Tensor],
+        *,
+        num_samples: int,
+        constants: Collection[Hashable],
+    ) -> None:
+        self._parameters = dict.fromkeys(map(id, parameters))
+        place_of = _places(root[0])
+        self._output = root[1]
+        self._steps: list[tuple[int, Any, _Places]] = []
+        self._leaves: list[tuple[int, type, int | None]] = []
+        for node, place in place_of.items():
+            if node is None:
+                continue
+            inputs = [(place_of[child], i) for child, i in node.next_functions]
+            if inputs:
+                self._steps.append((place, type(node), inputs))
+            else:
+                owner = _owner(node, self._parameters)
+                self._leaves.append((place, type(node), owner))
+        self._axes = [(place_of[n], axes_of(n, num_samples)) for n in graph.nodes]
+        self._arguments = [
+            (place_of[node], read, read(node))
+            for node in graph.nodes
+            for read in [arguments_of(node.__class__)]
+            if read is not None
+        ]
+        self._hiding = [
+            (place_of[n], behind, facts(n, behind, num_samples, constants))
+            for n, behind in graph.hiding
+        ]
+        self._constants = [
+            (place_of[node], which, len(some))
+            for node in dict.fromkeys(map(itemgetter(0), graph.constants))
+            for some in [_constants_of(node)]
+            for which in range(len(some))
+        ]
+        index_of = {id(p): i for i, p in enumerate(parameters)}
+        self._uses = [_Placed(use, place_of, index_of) for use in graph.uses]
+        self._shape = graph.shape
+
+    def bound(
+        self,
+        root: Edge,
+        parameters: Sequence[Tensor],
+        *,
+        num_samples: int,
+        constants: Collection[Hashable],
+    ) -> Graph | None:
+        """Return what a walk would find, or None if the graph is not like this one."""
+        if num_samples == 1 or [*map(id, parameters)] != [*self._parameters]:
+            return None
+        nodes = self._nodes(root)
+        if nodes is None or not self._is_alike(nodes, num_samples, constants):
+            return None
+        found: list[tuple[Node, Tensor]] = []
+        for place, which, count in self._constants:
+            some = _constants_of(nodes[place])
+            if len(some) != count:
+                return None
+            found.append((nodes[place], some[which]))
+        uses = [placed.bound(nodes, parameters) for placed in self._uses]
+        return Graph(uses, self._shape, (), found, (), frozenset())
+
+    def _nodes(self, root: Edge) -> list[Node] | None:
+        """Return the nodes by their places, if they are connected in the same way."""
+        nodes: list[Node] = [None, root[0]]
+        count = len(nodes)
+        for place, kind, inputs in self._steps:
+            node = nodes[place]
+            if type(node) is not kind:
+                return None
+            edges = node.next_functions
+            if len(edges) != len(inputs):
+                return None
+            for (child, output), (expected, same) in zip(edges, inputs):  # noqa: B905 -- fast
+                if expected == count:
+                    nodes.append(child)
+                    count += 1
+                elif nodes[expected] is not child:
+                    return None
+                if output != same:
+                    return None
+        is_same = root[1] == self._output and len({*nodes}) == count
+        return nodes if is_same else None
+
+    def _is_alike(
+        self, nodes: Sequence[Node], num_samples: int, constants: Collection[Hashable]
+    ) -> bool:
+        for place, kind, owner in self._leaves:
+            leaf = nodes[place]
+            if type(leaf) is not kind or _owner(leaf, self._parameters) != owner:
+                return False
+        known: dict[Sequence[int], Hashable] = {}
+        for place, expected in self._axes:
+            axes = []
+            for output in nodes[place]._input_metadata:  # noqa: SLF001 -- see _nodes
+                shape = tuple(output.shape)
+                if shape not in known:
+                    known[shape] = batch_axes(shape, num_samples)
+                axes.append(known[shape])
+            if tuple(axes) != expected:
+                return False
+        if any(read(nodes[place]) != value for place, read, value in self._arguments):
+            return False
+        return all(
+            facts(nodes[place], behind, num_samples, constants) == expected
+            for place, behind, expected in self._hiding
+        )
+
+
+@final
+class _Placed:
+    """A use, by the places of its nodes."""
+
+    def __init__(
+        self, use: Use, place_of: Mapping[Node, int], index_of: Mapping[int, int]
+    ) -> None:
+        self._place = place_of[use.node]
+        self._operands = {
+            position: (
+                (place_of[operand.edge[0]], operand.edge[1]),
+                [index_of[id(p)] for p in operand.parameters],
+                operand.chain
+                and [(place_of[node], index) for node, index in operand.chain],
+                operand.has_constants,
+            )
+            for position, operand in use.operands.items()
+        }
+        self._rest = use.outputs, use.is_last, use.might_be_constant
+
+    def bound(self, nodes: Sequence[Node], parameters: Sequence[Tensor]) -> Use:
+        """Return the same use of other nodes."""
+        operands = partial(self._bound_operands, nodes, parameters)
+        return Use(nodes[self._place], operands, *self._rest)
+
+    def _bound_operands(
+        self, nodes: Sequence[Node], parameters: Sequence[Tensor]
+    ) -> Mapping[int, Operand]:
+        return {
+            position: Operand(
+                (nodes[place], output),
+                tuple([parameters[i] for i in indices]),
+                chain and [(nodes[place], output) for place, output in chain],
+                has_constants,
+            )
+            for position, (
+                (place, output),
+                indices,
+                chain,
+                has_constants,
+            ) in self._operands.items()
+        }
+
+
+def _places(root: Node) -> dict[Node | None, int]:
+    """Return the places of a graph's nodes, those nearest to the root first."""
+    place_of: dict[Node | None, int] = {None: _NOBODY, root: 1}
+    nodes = [root]
+    for node in nodes:
+        for child, _ in node.next_functions:
+            if child not in place_of:
+                place_of[child] = len(place_of)
+                nodes.append(child)
+    return place_of
+
+
+def _owner(leaf: Node, parameters: Collection[int]) -> int | None:
+    """Return what identifies a leaf's parameter; None if it is nobody's."""
+    owner = id(getattr(leaf, "variable", None))
+    return owner if owner in parameters else None
+
+
+def _constants_of(node: Node) -> list[Tensor]:
+    name = name_of(node)
+    if name in LOOKUPS:
+        return looked_up(node, name)
+    factor = constant_factor(node)
+    return [] if factor is None else [factor]

@@ -1,0 +1,242 @@
+"""Find where parameters enter an autograd graph.
+
+A *use* is a node that takes data of examples and, beside it, a parameter or something
+computed from parameters alone: an *operand*. Between a parameter and its operand lie
+views and casts, through which a part can be seen, or any other computation, which has
+a backward pass of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample._graph.nodes import VIEWS, Node, is_number, name_of, output_shape
+from dp.per_sample._graph.untracked_inputs import (
+    LOOKUPS,
+    SUMS,
+    WITH_FACTOR,
+    arguments_of,
+    axes_of,
+    constant_factor,
+    has_room,
+    looked_up,
+    signature,
+)
+from dp.per_sample._graph.uses import Edge, Graph, Operand, Signature, Use
+
+
+__all__ = ("find_uses",)
+
+Edges = Sequence[tuple[Node | None, int]]
+
+_NONE: Final[Sequence[Tensor]] = ()
+
+
+def find_uses(
+    root: Edge,
+    parameters: Sequence[Tensor],
+    *,
+    num_samples: int,
+    constants: frozenset[Signature] = frozenset(),
+) -> Graph:
+    """Find every use of *parameters* in the graph below *root*.
+
+    Args:
+        root: The node and output of the losses.
+        parameters: Leaves of the graph.
+        num_samples: The number of losses.
+        constants: Of uses that might be constant, those that are.
+    """
+    walk = _Walk({id(p): p for p in parameters}, num_samples, constants)
+    walk.run(root[0])
+    return walk.graph(root)
+
+
+class _Walk:
+    """What is known of the nodes below the losses, inputs before outputs."""
+
+    def __init__(
+        self,
+        parameters: Mapping[int, Tensor],
+        num_samples: int,
+        constants: frozenset[Signature],
+    ) -> None:
+        self._parameters = parameters
+        self._num_samples = num_samples
+        self._constants = constants
+        self._edges: dict[Node, Edges] = {}
+        self._parameters_below: dict[
+            Node, Sequence[Tensor]
+        ] = {}  # Of parameters alone.
+        self._reaches_use: dict[Node, bool] = {}
+        self._with_constants: set[Node] = set()  # Of parameters, but not alone.
+        self._with_rows: set[Node] = set()  # And of as many entries as examples.
+        self._uses: dict[Node, Signature | None] = {}
+        self._nodes: list[Node] = []
+        self._constant: list[tuple[Node, Tensor]] = []
+        self._hiding: list[tuple[Node, Sequence[int] | None]] = []
+        self._shape: list[Any] = []
+
+    def run(self, root: Node) -> None:
+        edges, behind = self._edges, self._parameters_below
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            if node in behind:
+                pending.pop()
+                continue
+            children = edges.get(node)
+            if children is None:
+                children = edges[node] = node.next_functions
+                unseen = [c for c, _ in children if c is not None and c not in behind]
+                if unseen:
+                    pending.extend(unseen)
+                    continue
+            pending.pop()
+            self._add(node, children)
+
+    def _add(self, node: Node, children: Edges) -> None:
+        if not children:
+            known = self._parameters.get(id(getattr(node, "variable", None)))
+            self._parameters_below[node] = _NONE if known is None else (known,)
+            self._reaches_use[node] = False
+            return
+        found = [self._parameters_below[c] for c, _ in children if c is not None]
+        name = name_of(node)
+        is_use, sign = any(found), None
+        if is_use and all(found):
+            behind = tuple({id(p): p for some in found for p in some}.values())
+            sign = self._signature(node, name, behind)
+            is_use = sign is not None and sign not in self._constants
+            if not is_use:
+                self._add_of_parameters(node, children, behind, sign is not None)
+                return
+        elif name in WITH_FACTOR and None in [child for child, _ in children]:
+            self._hiding.append((node, None))
+        self._note_constant(node, name, children, any_size=False)
+        self._parameters_below[node] = _NONE
+        self._reaches_use[node] = is_use or any(
+            self._reaches_use[c] for c, _ in children if c is not None
+        )
+        self._nodes.append(node)
+        self._shape += (type(node), axes_of(node, self._num_samples))
+        read = arguments_of(node.__class__)
+        if read is not None:
+            self._shape.append(read(node))
+        if is_use:
+            self._uses[node] = sign
+            self._shape.append(tuple(id(p) for some in found for p in some))
+
+    def _signature(
+        self, node: Node, name: str, behind: Sequence[Tensor]
+    ) -> Signature | None:
+        ids = tuple(map(id, behind))
+        sign = signature(node, name, ids)
+        if name in LOOKUPS or name in SUMS or name in WITH_FACTOR:
+            self._hiding.append((node, ids))
+        if sign and not has_room(output_shape(node, 0), self._num_samples):
+            self._constants |= {sign}
+        return sign
+
+    def _add_of_parameters(
+        self,
+        node: Node,
+        children: Edges,
+        behind: Sequence[Tensor],
+        is_constant: bool,  # noqa: FBT001 -- private
+    ) -> None:
+        self._parameters_below[node], self._reaches_use[node] = behind, False
+        self._note_constant(node, name_of(node), children, any_size=True)
+        if is_constant or any(child in self._with_constants for child, _ in children):
+            self._with_constants.add(node)
+        has_rows = is_constant and has_room(output_shape(node, 0), self._num_samples)
+        if has_rows or any(child in self._with_rows for child, _ in children):
+            self._with_rows.add(node)
+
+    def _note_constant(
+        self, node: Node, name: str, children: Edges, *, any_size: bool
+    ) -> None:
+        if name in WITH_FACTOR:
+            if None not in [child for child, _ in children]:
+                return
+            constant = constant_factor(node)
+            if constant is None or is_number(constant):
+                return
+            if any_size or constant.numel() == 1:
+                self._constant.append((node, constant))
+        elif any_size and name in LOOKUPS:
+            self._constant += [(node, some) for some in looked_up(node, name)]
+
+    def graph(self, root: Edge) -> Graph:
+        if self._parameters_below[root[0]]:  # The losses are of parameters alone.
+            if root[0] in self._with_constants:
+                raise SampleMixingError(
+                    "examples' data and parameters meet only where examples are mixed:"
+                    " one example's loss depends on another's data"
+                )
+            self._uses[root[0]] = ()
+            self._nodes.append(root[0])
+        outputs = self._outputs(root)
+        uses = [
+            self._use(node, signature, sorted(outputs[node]))
+            for node, signature in self._uses.items()
+            if node in outputs  # Not of a chain that turned out to be constant.
+        ]
+        above = self._above(root[0]) if self._constant else frozenset()
+        return Graph(
+            uses, tuple(self._shape), self._nodes, self._constant, self._hiding, above
+        )
+
+    def _use(
+        self, node: Node, signature: Signature | None, outputs: Sequence[int]
+    ) -> Use:
+        operands: dict[int, Operand] = {}
+        data: list[Node] = []
+        for position, (child, index) in enumerate(self._edges[node]):
+            if child is None:
+                continue
+            behind = self._parameters_below[child]
+            if behind:
+                chain = self._chain(child, index) if len(behind) == 1 else None
+                operands[position] = Operand(
+                    (child, index), behind, chain, child in self._with_rows
+                )
+            else:
+                data.append(child)
+        is_last = not any(self._reaches_use[child] for child in data)
+        return Use(node, lambda: operands, outputs, is_last, signature or ())
+
+    def _chain(self, node: Node, index: int) -> Sequence[Edge] | None:
+        """Return the views between a parameter and an operand, if that is all."""
+        chain: list[Edge] = []
+        while self._edges[node]:
+            if name_of(node) not in VIEWS:
+                return None
+            chain.append((node, index))
+            node, index = self._edges[node][0]
+        return chain
+
+    def _outputs(self, root: Edge) -> Mapping[Node, set[int]]:
+        found = {node: {0} for node in self._uses}
+        several = {node for node in self._uses if len(node._input_metadata) > 1}  # noqa: SLF001
+        if several:
+            for node in several:
+                found[node] = set()
+            for children in (((root),), *self._edges.values()):
+                for child, index in children:
+                    if child in several:
+                        found[child].add(index)
+        return found
+
+    def _above(self, root: Node) -> frozenset[Node]:
+        seen, pending = {root}, [root]
+        while pending:
+            node = pending.pop()
+            if node in self._uses:
+                continue
+            unseen = {c for c, _ in self._edges[node] if c is not None} - seen
+            seen |= unseen
+            pending.extend(unseen)
+        return frozenset(seen)

@@ -1,0 +1,1 @@
+"""Which rows of a tensor belong to which example, and that no two share one."""

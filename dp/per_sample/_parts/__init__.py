@@ -1,0 +1,1 @@
+"""How one use's contribution to the per-example gradients is held."""

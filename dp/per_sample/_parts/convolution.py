@@ -1,0 +1,223 @@
+"""Gradients of convolution kernels.
+
+There are two ways to one example's gradient, and which is faster depends on the
+channels and the device:
+
+* as products of *windows*: every position at which the kernel is applied reads a window
+  of the input, and the gradient is ``grads[O, positions] @ windows[positions, C * K]``,
+  a matrix product whose norms may also come from Gram matrices (Bu et al.,
+  https://arxiv.org/abs/2205.10683);
+* as one convolution with as many groups as examples (Rochette et al.,
+  https://arxiv.org/abs/1912.06015).
+
+Shapes: ``B`` examples, ``T`` images of an example, ``C`` channels in, ``O`` out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+
+from dp import _tuning
+from dp.per_sample._parts.factored import FactoredGrads, gram_is_cheaper
+from dp.per_sample._parts.part import (
+    GradPart,
+    chunk_bytes,
+    chunked_norms,
+    chunks,
+    squared_norms,
+    wide,
+    zeroed,
+)
+
+
+__all__ = ("ConvolutionGrads",)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvolutionGrads(GradPart):
+    """Gradients of a convolution's kernel, computed on demand.
+
+    Args:
+        inputs: [B, T, C, ...].
+        grads: [B, T, O, ...], of the outputs.
+        kernel: The kernel itself.
+        stride: Like the remaining arguments, as ``torch.convolution`` takes it.
+    """
+
+    inputs: Tensor
+    grads: Tensor
+    kernel: Tensor
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+
+    def squared_norms(self) -> Tensor:
+        if not self._is_product:
+            return chunked_norms(
+                [self], len(self.inputs), self.kernel.numel(), self.inputs.device
+            )
+        norms = []
+        for examples in self._chunks(len(self.inputs)):
+            product = self._product(examples)
+            norms.append(
+                product.squared_norms()
+                if self.is_gram_cheaper
+                else squared_norms(product.gradients(slice(None)))
+            )
+        return torch.cat(norms)
+
+    def gradients(self, examples: slice) -> Tensor:
+        if not self._is_product:
+            return self._convolved(examples)
+        start, stop, _ = examples.indices(len(self.inputs))
+        products = [
+            self._product(slice(start + chunk.start, min(start + chunk.stop, stop)))
+            for chunk in self._chunks(stop - start)
+        ]
+        grads = torch.cat([product.gradients(slice(None)) for product in products])
+        return grads.view(-1, *self.kernel.shape)
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)
+        factors = factors_B.to(total.dtype).view(-1, *[1] * (grads.dim() - 1))
+        # An ordinary backward of the whole batch, on gradients that were scaled.
+        weighted = self._backward(
+            inputs.flatten(0, 1),
+            (grads * factors).flatten(0, 1),
+            self.kernel.detach().to(total.dtype),
+            groups=self.groups,
+        )
+        if beta:
+            total += weighted
+        else:
+            total.copy_(weighted)
+
+    def mask_examples(self, mask_B: Tensor) -> "ConvolutionGrads":
+        return replace(
+            self,
+            inputs=zeroed(self.inputs, mask_B),
+            grads=zeroed(self.grads, mask_B),
+        )
+
+    @property
+    def is_gram_cheaper(self) -> bool:
+        """Whether norms take less time than the gradients themselves."""
+        return self._is_product and gram_is_cheaper(
+            self._num_positions,
+            self.kernel[0].numel(),
+            len(self.kernel) // self.groups,
+        )
+
+    @property
+    def _num_positions(self) -> int:
+        """The number of positions at which one image meets the kernel."""
+        fixed = self.inputs if self.transposed else self.grads
+        return fixed[0, :, 0].numel()
+
+    @property
+    def _is_product(self) -> bool:
+        """Whether gradients are computed as products of windows."""
+        fewest = _tuning.MANY_CHANNEL_PAIRS.get(self.inputs.device.type, 0)
+        pairs = self.kernel.shape[0] * self.kernel.shape[1]
+        is_pointwise = self.kernel.numel() == pairs
+        return not fewest or (self.groups == 1 and (is_pointwise or pairs >= fewest))
+
+    def _chunks(self, num_samples: int) -> list[slice]:
+        """Return slices of examples whose windows fit in a cache, or a chunk of memory."""
+        windowed = self._num_positions * self.kernel[0].numel() * self.groups
+        size = 4 * max(windowed, self.kernel.numel())
+        at_most = (
+            _tuning.WINDOW_CHUNK_BYTES
+            if self.inputs.is_cpu
+            else chunk_bytes(self.inputs.device)
+        )
+        return chunks(num_samples, size, at_most)
+
+    def _product(self, examples: slice) -> FactoredGrads:
+        """Return the gradients as [b, positions, O] times [b, positions, C * ...].
+
+        With several groups, each group has factors of its own, on a second axis. A
+        transposed convolution slides over its outputs, not its inputs.
+        """
+        moving, fixed = wide(self.inputs[examples]), wide(self.grads[examples])
+        if self.transposed:
+            moving, fixed = fixed, moving
+        windows = self._windows(moving.flatten(0, 1), fixed.shape[3:])
+        by_kernel = windows.reshape(
+            *fixed.shape[:2], self.kernel[0].numel() * self.groups, -1
+        )
+        return FactoredGrads(
+            _positions_first(fixed.flatten(3), self.groups),
+            _positions_first(by_kernel, self.groups),
+        )
+
+    def _windows(self, images: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return [b * T, C, *kernel, *positions]: a strided view of the padded images.
+
+        With a kernel of 3 and a stride of 1, ``windows[..., k, p]`` is element ``p + k``.
+        """
+        sides = [
+            pad for padding in reversed(self.padding) for pad in (padding, padding)
+        ]
+        padded = F.pad(images, sides).contiguous()
+        per_image, per_channel, *strides = padded.stride()
+        moves = [s * by for s, by in zip(strides, self.stride, strict=True)]
+        spreads = [s * by for s, by in zip(strides, self.dilation, strict=True)]
+        return padded.as_strided(
+            (*padded.shape[:2], *self.kernel.shape[2:], *positions),
+            (per_image, per_channel, *spreads, *moves),
+        )
+
+    def _convolved(self, examples: slice) -> Tensor:
+        # Examples become groups of one convolution, an example's images its batch.
+        inputs, grads = wide(self.inputs[examples]), wide(self.grads[examples])
+        b = len(grads)
+        by_example = self._backward(
+            _side_by_side(inputs),
+            _side_by_side(grads),
+            grads.new_empty(()).expand(
+                b * self.kernel.shape[0], *self.kernel.shape[1:]
+            ),
+            groups=self.groups * b,
+        )
+        return by_example.view(b, *self.kernel.shape)
+
+    def _backward(
+        self, inputs: Tensor, grads: Tensor, kernel: Tensor, *, groups: int
+    ) -> Tensor:
+        result: tuple[Tensor | None, Tensor, Tensor | None]
+        result = torch.ops.aten.convolution_backward(
+            grads,
+            inputs,
+            kernel,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            groups,
+            [False, True, False],
+        )
+        return result[1]
+
+
+def _side_by_side(images: Tensor) -> Tensor:
+    """Return [T, B * C, ...] of [B, T, C, ...]."""
+    return images.transpose(0, 1).flatten(1, 2)
+
+
+def _positions_first(images: Tensor, groups: int) -> Tensor:
+    """Return [b, T * P, C] of [b, T, C, P]; of several groups, [b, G, T * P, C / G]."""
+    if groups == 1:
+        return images.transpose(2, 3).flatten(1, 2)
+    grouped: Tensor = images.unflatten(2, (groups, -1))
+    return grouped.permute(0, 2, 1, 4, 3).flatten(2, 3)

@@ -1,0 +1,155 @@
+"""Gradients of matrix products, held as their two factors.
+
+A linear layer's gradient for one example is ``a.T @ g``, a [T, I] input times a [T, O]
+output gradient. Its squared norm needs no I by O matrix:
+
+    |a.T g|^2 = sum over s, t of (a a.T)[s, t] * (g g.T)[s, t]
+
+which are two T by T Gram matrices (Li et al., https://arxiv.org/abs/2110.05679,
+section 4). The sum over examples of ``factor * a.T @ g`` is one product over all rows.
+
+Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an example,
+``I`` by ``O`` the operand, ``R = B * T`` rows.
+"""
+
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._parts.part import (
+    GradPart,
+    MaterializedGrads,
+    chunk_bytes,
+    chunked_norms,
+    chunks,
+    squared_norms,
+    wide,
+    zeroed,
+)
+
+
+__all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper")
+
+# Where gradients cancel over positions, the sum above is a small difference of large
+# numbers, and may come out too small, which would break the clipping bound. Adding
+# this many units in the last place of the terms' size keeps it an upper bound.
+_GRAM_MARGIN: Final = 4.0
+
+
+@final
+class FactoredGrads(GradPart):
+    """Gradients ``left.mT @ right``, held as these two factors.
+
+    Args:
+        left: [B, T, I], or [B, N, T, I] for N matrices in one operand.
+        right: [B, T, O] or [B, N, T, O].
+        left_rows: The same tensor as *left* where it is another parameter's gradients
+            too: the gradients of the outputs are also the bias's. Its norms are then
+            computed once.
+        right_rows: Likewise for *right*.
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        *,
+        left_rows: MaterializedGrads | None = None,
+        right_rows: MaterializedGrads | None = None,
+    ) -> None:
+        self.left = left
+        self.right = right
+        self.left_rows = left_rows
+        self.right_rows = right_rows
+
+    def transposed(self) -> "FactoredGrads":
+        """Return the gradients of the transposed operand."""
+        return FactoredGrads(
+            self.right,
+            self.left,
+            left_rows=self.right_rows,
+            right_rows=self.left_rows,
+        )
+
+    def factors_of_transposed(self) -> GradPart:
+        return self.transposed()
+
+    def squared_norms(self) -> Tensor:
+        T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
+        O = self.right.shape[-1]  # noqa: E741 -- a shape suffix
+        B = len(self.left)
+        if T == 1 and self.left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            left, right = self.left_rows, self.right_rows
+            left_B = left.squared_norms() if left else squared_norms(self.left)
+            right_B = right.squared_norms() if right else squared_norms(self.right)
+            return left_B * right_B
+        if gram_is_cheaper(T, I, O):
+            return self._gram_norms()
+        size = self.left[0, ..., 0, 0].numel() * I * O
+        return chunked_norms([self], B, size, self.left.device)
+
+    def _gram_norms(self) -> Tensor:
+        B, T = len(self.left), self.left.shape[-2]
+        num_products = self.left[0, ..., 0, 0].numel()
+        norms = []
+        at_most = chunk_bytes(self.left.device)
+        for examples in chunks(B, 8 * T * T * num_products, at_most):
+            left, right = wide(self.left[examples]), wide(self.right[examples])
+            product = left @ left.mT
+            eps = torch.finfo(product.dtype).eps
+            other = right @ right.mT
+            # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.
+            lengths = (_diagonal(product) * _diagonal(other)).sqrt_()
+            margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
+            squares = torch.linalg.vecdot(product.flatten(-2), other.flatten(-2))
+            squares = squares.clamp_(min=0).add_(margin)
+            norms.append(squares.view(len(squares), -1).sum(1))
+        return torch.cat(norms)
+
+    def gradients(self, examples: slice) -> Tensor:
+        product: Tensor = wide(self.left[examples]).mT @ wide(self.right[examples])
+        return product
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        left, right = self.left.to(total.dtype), self.right.to(total.dtype)
+        # The thinner factor is scaled: fewer multiplications, and a smaller copy.
+        factors = factors_B.to(total.dtype).view(-1, *[1] * (left.dim() - 1))
+        if left.shape[-1] < right.shape[-1]:
+            left = left * factors
+        else:
+            right = right * factors
+        if left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            left_RI, right_RO = left.flatten(0, 1), right.flatten(0, 1)
+            total.addmm_(left_RI.T, right_RO, beta=beta)
+            return
+        left_NRI = left.transpose(0, 1).flatten(1, 2)
+        right_NRO = right.transpose(0, 1).flatten(1, 2)
+        total.baddbmm_(left_NRI.mT, right_NRO, beta=beta)
+
+    def stacked_sums(self, factors_LB: Tensor) -> Tensor:
+        """Return the weighted sums of L layers whose examples are concatenated."""
+        L = len(factors_LB)
+        left, right = wide(self.left), wide(self.right)
+        factors = factors_LB.to(right.device, right.dtype)
+        right = right * factors.reshape(-1, 1, 1)
+        left_LRI = left.reshape(L, -1, left.shape[-1])
+        return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
+
+    def mask_examples(self, mask_B: Tensor) -> "FactoredGrads":
+        return FactoredGrads(zeroed(self.left, mask_B), zeroed(self.right, mask_B))
+
+
+def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:
+    """Return the sum of several uses of one operand, as one part of more positions."""
+    left = torch.cat([part.left for part in parts], dim=-2)
+    return FactoredGrads(left, torch.cat([part.right for part in parts], dim=-2))
+
+
+def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes
+    """Whether T by T Gram matrices take fewer operations than I by O gradients."""
+    return T * (I + O) < I * O
+
+
+def _diagonal(product: Tensor) -> Tensor:
+    return product.diagonal(dim1=-2, dim2=-1)

@@ -1,0 +1,273 @@
+"""Gradients of a parameter of which a use takes something computed: a view, a cast, more.
+
+A use meets an *operand*: the parameter itself, a view of it such as ``weight.T``, or
+the result of a parametrization such as weight normalisation. What is known is the
+gradient of the operand, and it has to be taken back to the parameter. Where that is
+linear and costs nothing (views) it is done on the sum alone; otherwise each example's
+gradient is taken back, several at a time.
+
+Shapes: ``B`` examples.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.uses import Operand, shapes_of
+from dp.per_sample._parts.part import (
+    GradPart,
+    MaterializedGrads,
+    chunk_bytes,
+    chunked_norms,
+    chunks,
+    wide,
+)
+
+
+__all__ = (
+    "SlicedGrads",
+    "check_slices",
+    "parts_of_parameters",
+    "transposed_back",
+)
+
+_MATRIX = 2
+
+
+def parts_of_parameters(
+    part: GradPart, operand: Operand, num_samples: int
+) -> list[tuple[Tensor, GradPart]]:
+    """Return the parts of the parameters that an operand was computed from.
+
+    Raises:
+        SampleMixingError: If each example has a slice of an operand that involves a
+            tensor without a graph. Such a tensor passed as constant because examples
+            were mixed on the way to it, so a slice is not one example's own.
+    """
+    if isinstance(part, SlicedGrads):
+        check_slices(operand)
+    if operand.chain == []:
+        return [(operand.parameters[0], part)]
+    if operand.chain is None or isinstance(part, SlicedGrads):
+        return _through_autograd(part, operand, num_samples)
+    (parameter,) = operand.parameters
+    if _is_transposed(operand) and (factors := part.factors_of_transposed()):
+        return [(parameter, factors)]
+    if _is_cast(operand):
+        return [(parameter, part)]
+    return [(parameter, ViewGrads(part, operand))]
+
+
+def check_slices(operand: Operand) -> None:
+    """Refuse an operand of which examples have slices, if it involves constants.
+
+    Raises:
+        SampleMixingError: If a tensor without a graph went into it.
+    """
+    if operand.has_constants:
+        raise SampleMixingError(
+            "examples are mixed on the way to parameters of shape"
+            f" {shapes_of(operand.parameters)}: a tensor computed from them has an entry"
+            " for every example, but no entry is one example's own"
+        )
+
+
+def _is_transposed(operand: Operand) -> bool:
+    """Whether the operand is its parameter, a matrix, with the axes exchanged."""
+    parameter = operand.parameters[0]
+    if parameter.dim() != _MATRIX or parameter.numel() == 0:
+        return False
+    if operand.chain and [name_of(node) for node, _ in operand.chain] == ["TBackward0"]:
+        return True
+    view = operand.seen_in(parameter.detach())
+    return view.shape == parameter.mT.shape and view.stride() == parameter.mT.stride()
+
+
+def _is_cast(operand: Operand) -> bool:
+    """Whether the operand is its parameter in another dtype, and otherwise unchanged."""
+    chain = operand.chain or ()
+    return {name_of(node) for node, _ in chain} == {"ToCopyBackward0"}
+
+
+def transposed_back(part: GradPart) -> GradPart:
+    """Return materialized gradients of a transposed parameter in its own orientation.
+
+    They are a view: in memory they stay in the operand's order, in which norms and
+    sums read them several times as fast. Only row look-ups need this orientation.
+    """
+    if (
+        isinstance(part, ViewGrads)
+        and isinstance(part.inner, MaterializedGrads)
+        and _is_transposed(part.operand)
+    ):
+        return part.inner.transposed()
+    return part
+
+
+@final
+class ViewGrads(GradPart):
+    """Gradients of an operand that is a view of its parameter."""
+
+    def __init__(self, inner: GradPart, operand: Operand) -> None:
+        self.inner = inner
+        self.operand = operand
+        self.parameter = operand.parameters[0]
+
+    def squared_norms(self) -> Tensor:
+        return self.inner.squared_norms()  # A view holds no element twice.
+
+    def gradients(self, examples: slice) -> Tensor:
+        inner = self.inner.gradients(examples)
+        result = inner.new_zeros(len(inner), *self.parameter.shape)
+        for row, grad in zip(result, inner, strict=True):
+            self.operand.seen_in(row).copy_(grad)
+        return result
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        view = self.operand.seen_in(total)
+        if not beta and view.numel() < total.numel():
+            total.zero_()  # The elements that the view leaves out.
+        self.inner.add_weighted_sum(factors_B, view, beta=beta)
+
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
+        return ViewGrads(self.inner.mask_examples(mask_B), self.operand)
+
+
+@final
+class SlicedGrads(GradPart):
+    """Gradients of an operand of which every example has a slice of its own.
+
+    An instance norm over 2 images of 3 channels takes its weight repeated to [6]: the
+    first 3 entries meet the first image only.
+
+    Args:
+        inner: The gradients of the examples' slices.
+        shape: The shape of the whole operand.
+        axis: The operand's axis, counted from the front, on which each example has
+            consecutive entries.
+    """
+
+    def __init__(self, inner: GradPart, shape: Sequence[int], axis: int) -> None:
+        self.inner = inner
+        self.shape = shape
+        self.axis = axis
+
+    def squared_norms(self) -> Tensor:
+        return self.inner.squared_norms()
+
+    def gradients(self, examples: slice) -> Tensor:
+        inner = self.inner.gradients(examples)
+        result = inner.new_zeros(len(inner), *self.shape)
+        length = inner.shape[1 + self.axis]
+        for i, (row, grad) in enumerate(zip(result, inner, strict=True)):
+            start = ((examples.start or 0) + i) * length
+            row.narrow(self.axis, start, length).copy_(grad)
+        return result
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        inner = self.inner.gradients(slice(None)).to(total.dtype)
+        factors = factors_B.to(total.dtype).view(-1, *[1] * (inner.dim() - 1))
+        weighted = (inner * factors).movedim(0, self.axis).reshape(self.shape)
+        total.copy_(total + weighted if beta else weighted)
+
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
+        return SlicedGrads(self.inner.mask_examples(mask_B), self.shape, self.axis)
+
+
+@final
+class ReparametrizedGrads(GradPart):
+    """Gradients of an operand, taken back to one of its parameters by autograd.
+
+    Gradients come from a batched backward pass from the operand to the parameter. It
+    is linear, so the weighted sum needs one pass only.
+    """
+
+    def __init__(
+        self, inner: GradPart, operand: Operand, parameter: Tensor, num_samples: int
+    ) -> None:
+        self.inner = inner
+        self.operand = operand
+        self.parameter = parameter
+        self.num_samples = num_samples
+
+    def squared_norms(self) -> Tensor:
+        size = max(self.parameter.numel(), _size(self.operand))
+        return chunked_norms([self], self.num_samples, size, self.parameter.device)
+
+    def gradients(self, examples: slice) -> Tensor:
+        (grads,) = _backward(
+            self.operand, [self.parameter], self.inner.gradients(examples), batched=True
+        )
+        return wide(grads)
+
+    def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        shape = self.operand.shape
+        inner_total = torch.empty(shape, dtype=total.dtype, device=total.device)
+        self.inner.add_weighted_sum(factors_B, inner_total, beta=0)
+        (grad,) = _backward(self.operand, [self.parameter], inner_total, batched=False)
+        total.copy_(total + grad if beta else grad)
+
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
+        return ReparametrizedGrads(
+            self.inner.mask_examples(mask_B),
+            self.operand,
+            self.parameter,
+            self.num_samples,
+        )
+
+
+def _through_autograd(
+    part: GradPart, operand: Operand, num_samples: int
+) -> list[tuple[Tensor, GradPart]]:
+    """Return a part for each parameter, materialized if that is smaller.
+
+    A low-rank product A @ B is larger than A and B together, so their gradients are
+    held; a weight made of one parameter of its own size gains nothing by that.
+    """
+    parameters = operand.parameters
+    size = sum(parameter.numel() for parameter in parameters)
+    if len(parameters) == 1 or size > _size(operand):
+        return [
+            (p, ReparametrizedGrads(part, operand, p, num_samples)) for p in parameters
+        ]
+    columns: list[list[Tensor]] = [[] for _ in parameters]
+    at_most = chunk_bytes(parameters[0].device)
+    for examples in chunks(num_samples, 4 * _size(operand), at_most):
+        grads = _backward(operand, parameters, part.gradients(examples), batched=True)
+        for column, grad in zip(columns, grads, strict=True):
+            column.append(grad)
+    return [
+        (p, MaterializedGrads(torch.cat(column)))
+        for p, column in zip(parameters, columns, strict=True)
+    ]
+
+
+def _backward(
+    operand: Operand, parameters: Sequence[Tensor], grads: Tensor, *, batched: bool
+) -> Sequence[Tensor]:
+    """Return the gradients of the parameters, for one gradient or a batch of them."""
+    result: Sequence[Tensor] = torch.autograd.grad(
+        [GradientEdge(*operand.edge)],
+        parameters,
+        [grads.to(_dtype(*operand.edge))],
+        retain_graph=True,
+        is_grads_batched=batched,
+    )
+    return result
+
+
+def _dtype(node: Node, index: int) -> torch.dtype:
+    dtype: torch.dtype = node._input_metadata[index].dtype  # noqa: SLF001 -- see _nodes
+    return dtype
+
+
+def _size(operand: Operand) -> int:
+    size = 1
+    for length in operand.shape:
+        size *= length
+    return size

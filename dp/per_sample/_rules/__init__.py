@@ -1,0 +1,1 @@
+"""Gradient rules: the per-example gradient of one kind of autograd node."""

@@ -1,0 +1,42 @@
+"""What a loader of Poisson batches is not given, and why."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from torch.utils.data import IterableDataset
+
+
+__all__ = ("check_map_style", "reject_arguments")
+
+_CHOICE: Final = "each batch is drawn by sampling_probability"
+_REFUSED: Final = {
+    "batch_sampler": _CHOICE,
+    "batch_size": f"{_CHOICE}; its mean size is sampling_probability * len(dataset)",
+    "drop_last": f"{_CHOICE}, and no batch is ever dropped",
+    "generator": "the operating system draws, and it cannot be seeded",
+    "in_order": "a ticket must belong to its batch",
+    "sampler": _CHOICE,
+    "shuffle": f"{_CHOICE}; a shuffled pass has another, larger epsilon",
+}
+
+
+def reject_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise for arguments that torch's loader takes and this one cannot."""
+    for name, value in arguments.items():
+        if name in _REFUSED:
+            raise TypeError(
+                f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
+            )
+        raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
+
+
+def check_map_style(dataset: object) -> None:
+    """Raise unless examples can be drawn by their index."""
+    if isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, whose examples cannot be drawn"
+            " independently; pass one with __len__ and __getitem__, such as"
+            " list(dataset)"
+        )
