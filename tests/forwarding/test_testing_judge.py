@@ -241,6 +241,29 @@ def test_a_counterexample_runs_as_it_is_printed():
         exec(detail, namespace)  # noqa: S102
 
 
+def test_a_counterexample_shows_values_without_their_addresses():
+    """So that two runs print the same, and a page of them changes when they do."""
+
+    class Unprintable:
+        def __repr__(self):
+            raise ValueError("no")
+
+    class LongName(Copied):
+        def __repr__(self):
+            return "a very long representation of a wrapper at 0x7f00, to the end"
+
+    def shown(value):
+        class Shows(Copied):
+            rpm = property(lambda _: value, lambda _, _value: None)
+
+        detail = of_rpm(Shows)["get"].detail
+        return detail.partition("fails: ")[2].partition(" is 900")[0]
+
+    assert shown(object()) == "<object object>"
+    assert shown(LongName(Engine())) == "a very long r...er, to the end"
+    assert "Unprintable instance" in shown(Unprintable())
+
+
 def test_what_is_waived_is_not_held_against_a_wrapper():
     """Nor is a law that cannot hold without it."""
     report = of_rpm(NoDelete, waive={"delete"})
