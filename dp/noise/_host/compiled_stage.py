@@ -17,12 +17,14 @@ from importlib.util import find_spec
 from typing import Any, Final, Protocol, Self, cast, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dp import _tuning
 from dp.noise._host.float32_stage import Constants, NumpyFloat32, Undecided
 from dp.noise._host.lattice import POINT_DISTANCE, Lattice
+from dp.noise._host.workspace import Workspace
 from dp.noise._load_kernel import load_verified_kernel
 
 
@@ -30,6 +32,11 @@ __all__ = ("CompiledFloat32", "Kernel", "Vectors", "kernel_for")
 
 _CHECKED: Final = (1 << 16) + 77  # Elements: each cell of the table.
 _CHECKED_SIZES: Final = (1, 0, 1000, 513, 255, _CHECKED - 1769)
+
+_DTYPES: Final[dict[torch.dtype, np.dtype[Any]]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 _Array = NDArray[Any]
 
@@ -67,14 +74,17 @@ class Vectors:
 
     @classmethod
     def of(cls, parts: Sequence[Tensor]) -> Self | None:
-        """Return the memory of *parts*, or None if one is not contiguous on the host."""
-        if not all(part.is_cpu and part.is_contiguous() for part in parts):
+        """Return the memory of tensors, or None if one is not contiguous on the host.
+
+        All have one device and dtype. There may be thousands, so nothing here is a loop
+        of Python's.
+        """
+        if not (parts[0].is_cpu and all(map(Tensor.is_contiguous, parts))):
             return None
-        dtype = np.dtype(np.float32 if parts[0].itemsize == 4 else np.float64)  # noqa: PLR2004 -- bytes
         return cls(
-            np.array([part.data_ptr() for part in parts], np.int64),
-            np.array([part.numel() for part in parts], np.int64),
-            dtype,
+            np.fromiter(map(Tensor.data_ptr, parts), np.int64, len(parts)),
+            np.fromiter(map(Tensor.numel, parts), np.int64, len(parts)),
+            _DTYPES[parts[0].dtype],
         )
 
 
@@ -82,10 +92,10 @@ class Vectors:
 class CompiledFloat32:
     """The stage as one loop."""
 
-    def __init__(self, lattice: Lattice, kernel: Kernel) -> None:
+    def __init__(self, lattice: Lattice, kernel: Kernel, workspace: Workspace) -> None:
         self._lattice = lattice
         self._kernel = kernel
-        self._room = _room(0)
+        self._workspace = workspace
 
     def round_(self, x: Vectors, words_N: _Array, points_N: _Array) -> Undecided:
         """Add noise to the next N elements and round, in place, as numpy would.
@@ -93,8 +103,9 @@ class CompiledFloat32:
         See :meth:`dp.noise._host.float32_stage.NumpyFloat32.round_`. Here ``where`` are
         addresses.
         """
-        if len(self._room.x) < len(words_N):  # All may stay undecided.
-            self._room = _room(len(words_N))
+        array, size = self._workspace.array, len(words_N)  # All may stay undecided.
+        where, x_C = array("where", size, np.int64), array("x", size, np.float64)
+        bits_C = array("bits", size, np.int64)
         count = self._kernel.round_(
             x.addresses,
             x.sizes,
@@ -102,11 +113,12 @@ class CompiledFloat32:
             words_N,
             points_N,
             self._lattice.chords,
-            *Constants.of(self._lattice, x.dtype),
+            *Constants.of(self._lattice.spacing, x.dtype),
             np.float32(POINT_DISTANCE),
-            *self._room,
+            where,
+            x_C,
+            bits_C,
         )
-        where, x_C, bits_C = self._room
         return Undecided(
             where[:count].copy(), x_C[:count].copy(), bits_C[:count].copy()
         )
@@ -114,11 +126,6 @@ class CompiledFloat32:
     def write(self, left: Undecided, values_C: NDArray[np.float64], x: Vectors) -> None:
         """Write the values of elements that were undecided."""
         self._kernel.write(left.where, values_C.astype(x.dtype))
-
-
-def _room(count: int) -> Undecided:
-    integers = np.empty((2, count), np.int64)
-    return Undecided(integers[0], np.empty(count), integers[1])
 
 
 def kernel_for(num_elements: int) -> Kernel | None:
@@ -149,10 +156,10 @@ def _check(kernel: Kernel) -> None:
     i = np.arange(_CHECKED)
     words_N = (i * 40503).astype(np.uint16)  # Odd, so that it runs through all cells.
     points_N = (i * 167).astype(np.uint8)
+    signed = (i * 7919) % 20011 / 10006 - 1
     for dtype in (np.float32, np.float64):
-        x_N: _Array = ((i - 3e4) ** 2 * 0.0123).astype(dtype)
+        x_N: _Array = (signed * 10.0 ** (i % 9 - 3)).astype(dtype)  # Of several sizes.
         x_N[:4] = np.nan, np.inf, -np.inf, -1e30
-        x_N[1000:1100] = -1e-9  # Sums that round to zero, from below.
         by_numpy, by_kernel = x_N.copy(), x_N.copy()
         _noise_by_numpy(by_numpy, words_N, points_N)
         _noise_by_kernel(kernel, by_kernel, words_N, points_N)
@@ -161,7 +168,7 @@ def _check(kernel: Kernel) -> None:
 
 
 def _noise_by_numpy(x_N: _Array, words_N: _Array, points_N: _Array) -> None:
-    left = NumpyFloat32(Lattice.of(1.7)).round_(x_N, words_N, points_N)
+    left = NumpyFloat32(Lattice.of(1.7), Workspace()).round_(x_N, words_N, points_N)
     x_N[left.where] = _marked(left)
 
 
@@ -173,7 +180,7 @@ def _noise_by_kernel(
     x = Vectors(
         x_N.ctypes.data + x_N.itemsize * starts, np.array(_CHECKED_SIZES), x_N.dtype
     )
-    stage = CompiledFloat32(Lattice.of(1.7), kernel)
+    stage = CompiledFloat32(Lattice.of(1.7), kernel, Workspace())
     half = _CHECKED // 2
     blocks = [
         stage.round_(x, words_N[:half], points_N[:half]),

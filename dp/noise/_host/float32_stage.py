@@ -7,7 +7,7 @@ as one compiled loop, with the same results to the last bit. The bounds are argu
 Shapes: ``N`` elements of a block, ``C`` of them that float32 left undecided.
 """
 
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,10 @@ from dp.noise._host.lattice import (
     POINT_DISTANCE,
     Lattice,
 )
+from dp.noise._host.workspace import Workspace
 
 
 __all__ = ("Constants", "NumpyFloat32", "Undecided")
-
-_INT64: Final = np.dtype(np.int64)
-_FLOAT32: Final = np.dtype(np.float32)
-_BOOL: Final = np.dtype(np.bool_)
 
 _Array = NDArray[Any]
 
@@ -40,6 +37,8 @@ class Undecided(NamedTuple):
     @classmethod
     def of(cls, blocks: "list[Undecided]") -> Self:
         """Return the undecided elements of several blocks."""
+        if len(blocks) == 1:
+            return cls(*blocks[0])
         return cls(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
@@ -53,16 +52,16 @@ class Constants(NamedTuple):
     error_of_sum: Any
 
     @classmethod
-    def of(cls, lattice: Lattice, dtype: np.dtype[Any]) -> Self:
-        """Return the numbers for sums of *dtype*.
+    def of(cls, spacing: float, dtype: np.dtype[Any]) -> Self:
+        """Return the numbers for a lattice and sums of *dtype*.
 
         Adding and subtracting ``integers`` rounds whatever is below a third of it to the
         nearest integer, to the even one of two. Unlike ``rint`` it has no negative zero.
         Larger sums are undecided in any case, by their errors.
         """
         return cls(
-            inverse=dtype.type(1 / lattice.spacing),
-            spacing=dtype.type(lattice.spacing),
+            inverse=dtype.type(1 / spacing),
+            spacing=dtype.type(spacing),
             integers=dtype.type(1.5 / np.finfo(dtype).eps),
             safe_distance=dtype.type(0.5 - FLOAT32_ERROR),
             error_of_sum=dtype.type(FLOAT32_ERROR_OF_SUM),
@@ -77,10 +76,10 @@ class NumpyFloat32:
     too small for them.
     """
 
-    def __init__(self, lattice: Lattice) -> None:
+    def __init__(self, lattice: Lattice, workspace: Workspace) -> None:
         self._lattice = lattice
         self._first, self._reach = lattice.columns
-        self._buffers: dict[tuple[str, np.dtype[Any]], _Array] = {}
+        self._workspace = workspace
 
     @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
     def round_(self, x_N: _Array, words_N: _Array, points_N: _Array) -> Undecided:
@@ -91,18 +90,19 @@ class NumpyFloat32:
             words_N: The first 16 bits of each element's ``U``.
             points_N: The next 8.
         """
-        constants = Constants.of(self._lattice, x_N.dtype)
+        array, size, dtype = self._workspace.array, x_N.size, x_N.dtype
+        constants = Constants.of(self._lattice.spacing, x_N.dtype)
         noise_N, reach_N = self._noise(words_N, points_N)
-        sum_N = np.multiply(x_N, constants.inverse, out=self._buffer("sum", x_N))
+        sum_N = np.multiply(x_N, constants.inverse, out=array("sum", size, dtype))
         sum_N += noise_N
-        steps_N = np.add(sum_N, constants.integers, out=self._buffer("steps", x_N))
+        steps_N = np.add(sum_N, constants.integers, out=array("steps", size, dtype))
         steps_N -= constants.integers
         distance_N = np.abs(np.subtract(sum_N, steps_N, out=sum_N), out=sum_N)
         distance_N += reach_N
-        error_N = np.abs(steps_N, out=self._buffer("error", x_N))
+        error_N = np.abs(steps_N, out=array("error", size, dtype))
         error_N *= constants.error_of_sum
         distance_N += error_N
-        is_safe_N = self._buffer("is safe", x_N, _BOOL)
+        is_safe_N = array("is safe", size, np.bool_)
         np.less_equal(distance_N, constants.safe_distance, out=is_safe_N)  # NaN is not.
         where_C = np.flatnonzero(np.logical_not(is_safe_N, out=is_safe_N))
         x_C = x_N.take(where_C)
@@ -114,28 +114,16 @@ class NumpyFloat32:
 
     def _noise(self, words_N: _Array, points_N: _Array) -> tuple[_Array, _Array]:
         """Return every element's point in lattice units, or NaN, and its reach."""
-        cells_N = self._buffer("cells", words_N, _INT64)
+        array, size = self._workspace.array, words_N.size
+        cells_N = array("cells", size, np.int64)
         cells_N[:] = words_N  # Numpy indexes with 8 bytes; once for both columns.
-        first_N = self._buffer("first", words_N, _FLOAT32)
-        reach_N = self._buffer("reach", words_N, _FLOAT32)
+        first_N = array("first", size, np.float32)
+        reach_N = array("reach", size, np.float32)
         # Cells are in range; by "clip" numpy does not copy what it takes.
         np.take(self._first, cells_N, out=first_N, mode="clip")
         np.take(self._reach, cells_N, out=reach_N, mode="clip")
-        noise_N = self._buffer("noise", words_N, _FLOAT32)
-        np.multiply(points_N, _FLOAT32.type(POINT_DISTANCE), out=noise_N)
+        noise_N = array("noise", size, np.float32)
+        np.multiply(points_N, np.float32(POINT_DISTANCE), out=noise_N)
         noise_N *= reach_N
         noise_N += first_N
         return noise_N, reach_N
-
-    def _buffer(
-        self, name: str, like: _Array, dtype: np.dtype[Any] | None = None
-    ) -> _Array:
-        """Return an uninitialised array, the same memory again for the next block.
-
-        Fresh memory for every block would cost as much as the arithmetic.
-        """
-        dtype = like.dtype if dtype is None else dtype
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.size < like.size:
-            buffer = self._buffers[name, dtype] = np.empty(like.shape, dtype)
-        return buffer[: like.size]

@@ -23,6 +23,7 @@ from dp.noise._host.compiled_stage import CompiledFloat32, Kernel, Vectors
 from dp.noise._host.exact import round_refined
 from dp.noise._host.float32_stage import NumpyFloat32, Undecided
 from dp.noise._host.lattice import Lattice
+from dp.noise._host.workspace import Workspace
 
 
 __all__ = ("RoundedGaussian",)
@@ -38,19 +39,24 @@ class RoundedGaussian:
         stddev: Standard deviation, in the unit of the tensors.
         keystream: The source of random bits.
         kernel: A verified kernel of the float32 stage; None for numpy's operations.
+        workspace: Memory for temporaries, for as long as this object is used.
     """
 
     def __init__(
-        self, *, stddev: float, keystream: Keystream, kernel: Kernel | None = None
+        self,
+        *,
+        stddev: float,
+        keystream: Keystream,
+        kernel: Kernel | None,
+        workspace: Workspace,
     ) -> None:
-        self._lattice = Lattice.of(stddev)
+        self._lattice = lattice = Lattice.of(stddev)
         self._keystream = keystream
-        self._numpy = NumpyFloat32(self._lattice)
-        self._compiled = (
-            None if kernel is None else CompiledFloat32(self._lattice, kernel)
-        )
-        self._words = np.empty(0, np.uint16)
-        self._points = np.empty(0, np.uint8)
+        self._numpy = NumpyFloat32(lattice, workspace)
+        self._compiled: CompiledFloat32 | None = None
+        if kernel is not None:
+            self._compiled = CompiledFloat32(lattice, kernel, workspace)
+        self._workspace = workspace
 
     @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
     def add_(self, parts: list[Tensor]) -> None:
@@ -85,12 +91,10 @@ class RoundedGaussian:
 
     def _drawn_blocks(self, size: int) -> Iterator[tuple[int, _Array, _Array]]:
         """Yield the start of each block, and the 16 and 8 bits of its elements."""
-        if len(self._words) < min(size, _tuning.HOST_BLOCK):
-            self._words = np.empty(min(size, _tuning.HOST_BLOCK), np.uint16)
-            self._points = np.empty(min(size, _tuning.HOST_BLOCK), np.uint8)
         for start in range(0, size, _tuning.HOST_BLOCK):
             count = min(_tuning.HOST_BLOCK, size - start)
-            words_N, points_N = self._words[:count], self._points[:count]
+            words_N = self._workspace.array("words", count, np.uint16)
+            points_N = self._workspace.array("points", count, np.uint8)
             self._keystream.fill(words_N)
             self._keystream.fill(points_N)
             yield start, words_N, points_N
