@@ -6,10 +6,20 @@ Each check takes one keyword argument, whose name is the name in the message:
 
 import math
 import operator
-from typing import SupportsIndex
+from typing import Final, SupportsIndex
 
 
-__all__ = ("count", "non_negative", "open_unit", "positive", "probability")
+__all__ = (
+    "clipping_norm",
+    "count",
+    "non_negative",
+    "open_unit",
+    "positive",
+    "probability",
+)
+
+_SMALLEST_NORM: Final = 1e-18
+_LARGEST_NORM: Final = 1e18
 
 
 def positive(**named: float) -> float:
@@ -17,6 +27,22 @@ def positive(**named: float) -> float:
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    return float(value)
+
+
+def clipping_norm(**named: float) -> float:
+    """Return the value if gradients can be clipped to it.
+
+    Beyond the range, the square of a norm near the value underflows or overflows in
+    float32, and what is clipped to it may be any multiple of it.
+    """
+    ((name, value),) = named.items()
+    positive(**named)
+    if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
+        raise ValueError(
+            f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares"
+            f" are float32 numbers, got {value!r}; scale the loss"
+        )
     return float(value)
 
 

@@ -79,7 +79,7 @@ class PrivacyPlan:
         for value in _values(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
         for value in _values(self.max_grad_norm):
-            _checks.positive(max_grad_norm=value)
+            _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
         _checks.open_unit(target_delta=self.target_delta)
