@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 OTHER_PYTHONS := 3.11 3.12 3.13 3.14
 # Its pages, but for the one that wraps a module of torch.
 PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-and-nest \
-         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper
+         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper \
+         how-to/find-a-target-at-each-access how-to/convert-and-combine how-to/cover-a-target \
+         how-to/tell-type-checkers how-to/wrap-a-class-whose-init-writes
 PROCESSES := -n auto --maxprocesses 8
 # No statistics, no processes that train together, no frameworks, no pages.
 QUICK := forwarding dp tests --ignore=tests/dp/distributed --ignore=tests/dp/integrations
@@ -26,7 +28,7 @@ demo-distributed: $(VENV)/demo-is-ready ## Train the same on two processes at on
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 -m dp train
 
 quick: $(VENV)/test-is-ready ## Run the tests that are over in two minutes on two cores.
-	$(BIN)/python -m pytest -q $(PROCESSES) -m "not statistical" $(QUICK)
+	$(BIN)/python -m pytest -q $(PROCESSES) -m "not statistical and not slow" $(QUICK)
 
 test: $(VENV)/test-is-ready ## Run the whole test suite.
 	$(BIN)/python -m pytest -q $(PROCESSES)

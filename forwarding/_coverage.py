@@ -35,8 +35,8 @@ class Coverage(NamedTuple):
     missing: _Names = ()
     """The wrapper does not have them."""
     shadowed: _Names = ()
-    """The wrapper has them by accident: inherited from a base that it shares with the
-    target, or in its own ``__dict__``. The target's are hidden."""
+    """Hide the target's by accident. The wrapper inherited them from a base that it
+    shares with the target, or has them in its own ``__dict__``."""
 
     @property
     def complete(self) -> bool:

@@ -108,9 +108,9 @@ class Forwarded(_Base, Generic[T]):
         if place is not _NOTHING:
             to, path = replaced(place, "Forwarded")
         self.recorded: Path | None = None
-        self.places = _places(to, path, each)
-        self.ends_in_owner = not path
-        self.set = set is not False
+        self.places: tuple[tuple[Part, ...], ...] = _places(to, path, each)
+        self.ends_in_owner: bool = not path
+        self.set: bool = set is not False
         self.delete = delete
         self.doc = doc
         _check_kind(kind)

@@ -20,6 +20,7 @@ __all__ = (
     "resolver_for",
     "resolver_of",
     "unbound",
+    "unbound_or",
 )
 
 T = TypeVar("T")
@@ -203,6 +204,16 @@ def unbound(wrapper: object, name: str) -> TargetMissingError:
     return TargetMissingError(
         f"{cls.__name__}.{name} has no target now: {reason}", name=name, obj=wrapper
     )
+
+
+def unbound_or(wrapper: object, name: str, error: Exception) -> Exception:
+    """Return that a weak target is gone, or else the error that was caught."""
+    try:
+        getattr(wrapper, name)
+    except TargetMissingError as missing:
+        missing.__cause__ = error
+        return missing
+    return error
 
 
 def is_built(wrapper: object, name: str) -> bool:

@@ -3,12 +3,14 @@
 torch is not imported here: what a module is, is known from its registries.
 """
 
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from forwarding._annotations import annotations_of
 from forwarding._descriptor import Forwarded
+from forwarding._kind import kind_of
 from forwarding._preserved import preserved
 from forwarding._record import record_of
+from forwarding._static import static_attribute
 from forwarding._wrapper import Holder, Wrapper
 from forwarding.exceptions import ForwardingError
 
@@ -36,7 +38,18 @@ class _Plain:
     """
 
 
-class ModuleForwarding(_Plain, Wrapper[T]):
+_METHODS: Final = """
+    state_dict load_state_dict _load_from_state_dict _save_to_state_dict
+    get_extra_state set_extra_state
+    register_parameter register_buffer register_module add_module
+    register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook
+    register_state_dict_pre_hook register_state_dict_post_hook
+    register_load_state_dict_pre_hook register_load_state_dict_post_hook
+"""
+
+
+class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
     """Wrap a module, and be one: put it before the module base.
 
     .. code-block:: python
@@ -57,7 +70,8 @@ class ModuleForwarding(_Plain, Wrapper[T]):
 
     On the wrapper itself live the names that its class has, by a definition, a value or
     a bare annotation (``scale`` above). Every other name is got, set and deleted on the
-    wrapped module: parameters, buffers and submodules as well.
+    wrapped module: parameters, buffers and submodules as well. A method of the module
+    that is replaced, though, is replaced on this layer.
 
     Args:
         wrapped: The module.
@@ -79,25 +93,8 @@ class ModuleForwarding(_Plain, Wrapper[T]):
     copy and a pickle.
     """
 
-    training: Forwarded[bool] = Forwarded(kind="data")
-    state_dict = Forwarded(kind="method")
-    load_state_dict = Forwarded(kind="method")
-    _load_from_state_dict = Forwarded(kind="method")
-    _save_to_state_dict = Forwarded(kind="method")
-    get_extra_state = Forwarded(kind="method")
-    set_extra_state = Forwarded(kind="method")
-    register_parameter = Forwarded(kind="method")
-    register_buffer = Forwarded(kind="method")
-    register_module = Forwarded(kind="method")
-    add_module = Forwarded(kind="method")
-    register_forward_hook = Forwarded(kind="method")
-    register_forward_pre_hook = Forwarded(kind="method")
-    register_full_backward_hook = Forwarded(kind="method")
-    register_full_backward_pre_hook = Forwarded(kind="method")
-    register_state_dict_pre_hook = Forwarded(kind="method")
-    register_state_dict_post_hook = Forwarded(kind="method")
-    register_load_state_dict_pre_hook = Forwarded(kind="method")
-    register_load_state_dict_post_hook = Forwarded(kind="method")
+    if not TYPE_CHECKING:  # Which sees the module base's.
+        training = Forwarded(kind="data")
 
     _own_names: frozenset[str] = frozenset()
 
@@ -161,13 +158,13 @@ class ModuleForwarding(_Plain, Wrapper[T]):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__wrapped__":
             self._share(value)
-        if name == "__wrapped__" or self._is_own(name):
+        if name == "__wrapped__" or self._is_own(name) or self._is_method(name):
             object.__setattr__(self, name, value)
         else:
             setattr(self.__wrapped__, name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name == "__wrapped__" or self._is_own(name):
+        if name in vars(self) or self._is_own(name):
             object.__delattr__(self, name)
         else:
             delattr(self.__wrapped__, name)
@@ -178,6 +175,14 @@ class ModuleForwarding(_Plain, Wrapper[T]):
 
     def _is_own(self, name: str) -> bool:
         return name in self._own_names or hasattr(type(self), name)
+
+    def _is_method(self, name: str) -> bool:
+        """Whether the module has a method of that name, which is patched on the layer."""
+        module: Any = self.__wrapped__
+        attribute = static_attribute(type(module), name)
+        if attribute is not None:
+            return kind_of(attribute) != "data"
+        return isinstance(module, ModuleForwarding) and module._is_method(name)  # noqa: SLF001
 
     def _own_values(self, method: str) -> list[Any]:
         values = (vars(self).get(name) for name in self._own_names)

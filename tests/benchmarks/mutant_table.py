@@ -28,8 +28,10 @@ class Mutant(NamedTuple):
 OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
 SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
+KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
+BY_OWNER = "per_sample/test_by_owner.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -49,12 +51,12 @@ MUTANTS = (
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
     Mutant("_mechanism/mechanism", "noisy_sums = self._add_noise(totals, stddev)", "noisy_sums = self._add_noise(totals, stddev) if batch.num_samples else batch.sums", "no noise on an empty batch", OPTIMIZER),
     Mutant("_mechanism/mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
-    Mutant("noise", "RoundedGaussian(stddev=stddev, keystream", "RoundedGaussian(stddev=stddev / 2, keystream", "half the noise", NOISE),
-    Mutant("noise", "np.where(inner, centres * scale, np.nan)", "np.where(inner, centres * scale / 1.01, np.nan)", "one percent too little noise", NOISE),
-    Mutant("noise", "fraction_C -= whole_C", "fraction_C *= 0", "the fraction of a sum is lost before noise", NOISE),
-    Mutant("noise", "steps_C[unsure_E] = round_refined(", "_ = round_refined(", "unsure roundings are left as they are", NOISE),
+    Mutant("noise", "stddev=stddev, keystream=Keystream(),", "stddev=stddev / 2, keystream=Keystream(),", "half the noise", NOISE),
+    Mutant("noise", "np.where(inner, first * scale, np.nan)", "np.where(inner, first * scale / 1.01, np.nan)", "one percent too little noise", NOISE),
+    Mutant("noise", "units_C - whole_C,  #", "units_C * 0,  #", "the fraction of a sum is lost before noise", NOISE),
+    Mutant("noise", "x_N[left.where] = self._decided(left)", "_ = self._decided(left)", "sums that float32 left get no noise", NOISE),
     Mutant("noise", "FLOAT32_ERROR: Final = 2.0**-16", "FLOAT32_ERROR: Final = -1.0", "float32 rounds what it cannot decide", NOISE),
-    Mutant("noise", "FLOAT32_ERROR_OF_X: Final = 2.0**-23", "FLOAT32_ERROR_OF_X: Final = 0.0", "large sums are rounded to float32 with their noise", NOISE),
+    Mutant("noise", "FLOAT32_ERROR_OF_SUM: Final = 2.0**-23", "FLOAT32_ERROR_OF_SUM: Final = 0.0", "large sums are rounded to float32 with their noise", NOISE),
     Mutant("noise", "_LATTICE_BITS: Final = 4", "_LATTICE_BITS: Final = 12", "the lattice is finer than float32 can decide", NOISE),
     Mutant("noise", "else piece.view_as(part)", "else pieces[0].view_as(part)", "parameters share their noise", NOISE),
     Mutant("noise", 'int.from_bytes(new_key()[:8], "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
@@ -76,12 +78,22 @@ MUTANTS = (
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
     Mutant("per_sample", "tensor if tensor.dtype == torch.float64 else tensor.float()", "tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
+    Mutant("per_sample", "* length + position_r[chosen]", "* length", "the rows of a unit take each other's place", BY_OWNER),
+    Mutant("per_sample", "place_U = is_in_U.cumsum(0) - 1", "place_U = is_in_U.cumsum(0) * 0", "the units of a bucket take each other's place", BY_OWNER),
+    Mutant("per_sample", "units_u = is_in_U.nonzero()[:, 0]", "units_u = is_in_U.nonzero()[:, 0].flip(0)", "the norms of a bucket are other units'", BY_OWNER),
+    Mutant("per_sample", "total_UP.index_add_(0, part.groups.owner_r, rows_rP)", "total_UP.index_copy_(0, part.groups.owner_r, rows_rP)", "a unit's gradient is that of its last row", BY_OWNER),
+    Mutant("per_sample", "whole[groups.owner_r, row_r] = slices[row_r]", "whole[:, row_r] = slices[row_r]", "a slice of an operand is every unit's", BY_OWNER),
+    Mutant("per_sample", "owners_L = unit_B[self.owners_L]", "owners_L = self.owners_L", "look-ups count for their row's number, not its unit", BY_OWNER),
+    Mutant("per_sample", "not torch.equal(first.unit_R, groups.unit_R)", "False", "outputs with other rows are served as if they had the same", BY_OWNER),
+    Mutant("per_sample", "virtual = self.units * self.num_experts + self.experts", "virtual = self.units * self.num_experts", "a unit's matrices are added up before the norm", BY_OWNER),
+    Mutant("per_sample", "rows = _select(rows, groups.owned_r)", "pass", "a row that is nobody's counts as somebody's", BY_OWNER),
     Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "return [share[i] for i in drawn]", "return [share[i] for i in drawn[:1]]", "all but one of a draw are dropped", SAMPLING),
-    Mutant("sampling", "self.sizes.append(len(drawn))", "self.sizes.extend([len(drawn)] if drawn else [])", "empty batches are dropped", SAMPLING),
+    Mutant("sampling", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = None", "        pass", "a new pass leaves the old ticket valid", SAMPLING),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
@@ -140,10 +152,10 @@ MUTANTS = (
     Mutant("noise", "self._key = new_key()", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
     Mutant("noise", "more_C = torch.where(upper_C, ~more_C, more_C)", "more_C = more_C", "the bits of one tail run the wrong way on a device", DEVICE),
     Mutant("noise", "fraction_C = units_C - whole_C", "fraction_C = units_C * 0", "the fraction of a sum is lost on a device", DEVICE),
-    Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_X)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),
+    Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_SUM)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),
     Mutant("noise", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))", "part_N in x_N.split(self._first_stage.longest(x_N.dtype))[:1]", "the rest of a long vector on a device gets no noise", DEVICE),
     Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
-    Mutant("noise", "x_N += 0.0  # -0 + 0 is 0.", "pass", "zeros show the sign of an inexact sum", NOISE),
+    Mutant("noise", "return steps_C + 0.0  # -0 + 0 is 0.", "return steps_C", "zeros show the sign of an inexact sum", NOISE),
     # What the suite once left unnoticed
     Mutant("optimizer/_dp_optimizer", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
     Mutant("optimizer/_dp_optimizer", "        super().__setstate__(state)", "        return super().__setstate__(state)", "the wrapped optimizer of a copy steps by itself", "test_guard.py"),
@@ -155,6 +167,12 @@ MUTANTS = (
     Mutant("distributed/_fsdp", " or mesh.size() != num_ranks:", ":", "a model that is sharded over some ranks only is trained apart", "distributed/test_failures.py"),
     Mutant("clipping", "normal_GB = factors_GB >= torch.finfo(norms_GB.dtype).tiny", "normal_GB = factors_GB > 0", "subnormal factors are rounded up beyond C", "test_clipping.py"),
     Mutant("noise/_gaussian", "(1 + math.exp(epsilon)) * distance", "2 * distance", "the error in delta does not grow with epsilon", "test_noise.py"),
-    Mutant("noise/_host/lattice", "_FLOAT64_ERROR: Final = 2.0**-36", "_FLOAT64_ERROR: Final = 0.0", "no margin for what float64 rounds", "test_noise_rounding.py"),
+    Mutant("noise/_host/lattice", "_REACH_PER_WIDTH: Final = 2.0**-6", "_REACH_PER_WIDTH: Final = 2.0**-9", "bits that were not drawn are taken for decided", "test_noise_rounding.py"),
+    Mutant("noise/_host", "steps_N -= constants.integers", "np.rint(sum_N, out=steps_N)", "zeros of float32 show the sign of an inexact sum", "test_noise_rounding.py"),
+    Mutant("noise/_host", "self._keystream.fill(points_N)", "pass", "the same 8 of 24 bits serve every block", NOISE),
+    Mutant("noise/_host", "if by_numpy.tobytes() != by_kernel.tobytes():", "if False:", "a compiled loop that errs is used", KERNEL),
+    Mutant("noise/_host", "stage.write(left, self._decided(left), x)", "self._decided(left)", "sums that the compiled loop left get no noise", KERNEL),
+    Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
+    Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
     Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
 )  # fmt: skip
