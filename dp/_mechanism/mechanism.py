@@ -8,7 +8,8 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -25,6 +26,7 @@ from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
     PrivacyError,
+    SampleMixingError,
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
@@ -140,13 +142,14 @@ class Mechanism:
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
-                gradients = self.engine.gradients(
-                    losses,
-                    leaves,
-                    loss_scale=loss_scale,
-                    units=whose.of_loss,
-                    reduction=reduction,
-                )
+                with self.ending_if_mixed():
+                    gradients = self.engine.gradients(
+                        losses,
+                        leaves,
+                        loss_scale=loss_scale,
+                        units=whose.of_loss,
+                        reduction=reduction,
+                    )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
         batch.units.update(whose.present)
@@ -170,6 +173,26 @@ class Mechanism:
         batch.num_backwards += 1
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
+
+    @contextmanager
+    def ending_if_mixed(self) -> Iterator[None]:
+        """End the run if examples turn out to be mixed after something was released.
+
+        Earlier releases may have been of mixed examples, too, between two looks; and
+        that the run stops here depends on data. Neither was paid for, so no epsilon
+        holds any more. Before the first release nothing is lost by trying again.
+        """
+        try:
+            yield
+        except SampleMixingError as error:
+            if self.ledger.steps:
+                self.step.drop()
+                self.ledger.fail(f"examples were mixed: {error}")
+                error.add_note(
+                    "Releases were made before this was noticed, so the run ends here:"
+                    " its ledger keeps the failure, and its epsilon is infinite."
+                )
+            raise
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
