@@ -338,7 +338,7 @@ def test_whatever_asks_the_target_is_composed():
     class Composing(Wrapper[Target]):
         @cached_property
         def unit(self):
-            return [self.__wrapped__.unit for _ in "1"][0]
+            return [*(self.__wrapped__.unit for _ in "12")]
 
         def weigh(self, load):
             def later():
