@@ -100,7 +100,9 @@ class LazyTarget:
         with lock:
             if self._name not in own:
                 own[self._name] = self._make(wrapper)
-        own.pop(key, None)  # Left after an error, so that waiting threads share it.
+        # Left after an error: threads that wait for this lock must not meet another one,
+        # made by who comes later, or two would run the factory at the same time.
+        own.pop(key, None)
         return own[self._name]
 
 

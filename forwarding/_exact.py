@@ -37,6 +37,8 @@ def exact_signature(
 
     given = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     parameters = given if isinstance(model, staticmethod) else given[1:]
+    # Written anew rather than by str(signature): defaults are names of the namespace,
+    # and annotations are left to describe().
     texts, arguments = ["self"], []
     defaults: dict[str, Any] = {}
     marked_positional = False
@@ -67,6 +69,7 @@ def _text(where: str, name: str, parameter: Any, defaults: dict[str, Any]) -> st
     text = f"{star.get(parameter.kind, '')}{parameter.name}"
     if parameter.default is parameter.empty:
         return text
+    # A Protocol writes "..." for "some default"; passing Ellipsis would be a surprise.
     if parameter.default is ...:
         raise ForwardingError(
             f"{where}: exact=True needs the value of {parameter.name}=..., which the "

@@ -78,6 +78,7 @@ class Shape(NamedTuple):
 
 def source_of(shape: Shape) -> str:
     """Return the definitions of a property, or of a method."""
+    # 50 declarations of one form are formatted, not composed again.
     if shape.is_plain:
         path, kind, *options, _ = shape.spec
         flags = (*options, shape.is_undecided, shape.is_recorded)
@@ -162,6 +163,7 @@ def _writing(shape: Shape) -> list[str]:
     lines += _each(shape, f"{_access(shape)} = value")
     if not shape.is_undecided:
         return lines
+    # Asked until the first assignment has told data from methods (forwarding._build).
     question = f'if not stays(self, "{shape.name}", value):'
     return [question, *(f"{_INDENT}{line}" for line in lines)]
 

@@ -37,6 +37,7 @@ def verify(wrapper: object, /) -> None:
     """
     cls = type(wrapper)
     specs = forwarded_attributes(cls)
+    # All at once: who mends a wrapper wants to see everything that is wrong with it.
     problems = (
         *_cut(cls),
         *_shadowed(wrapper, specs),
@@ -175,6 +176,7 @@ def _uncovered(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     records = list(filter(None, map(record_in, type(wrapper).__mro__)))
     interfaces = {cls for record in records for cls in record.interfaces}
     for _, target in _targets(wrapper, specs):
+        # A subclass of the interface may well have more than was promised.
         if type(target) in interfaces:
             missing = coverage(wrapper, target).missing
             if missing:
