@@ -151,6 +151,8 @@ class _View:
         """Return which field of :class:`Coverage` a name belongs to."""
         if name in self._specs:
             return "forwarded"
+        if name in self._elsewhere:
+            return "own"
         if self._is_said(name):
             return "composed" if self._is_composed(name) else "own"
         definer = self._definer(name)
@@ -160,7 +162,7 @@ class _View:
 
     def _is_said(self, name: str) -> bool:
         """Whether the class says that a name is the wrapper's, or has it on purpose."""
-        if name in self._roots | self._of_layers | self._elsewhere:
+        if name in self._roots | self._of_layers:
             return True
         return any(name in r.excepted or name in r.composed for r in self._records)
 
