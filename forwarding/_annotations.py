@@ -23,9 +23,8 @@ _SAY_NOTHING: Final[tuple[Any, ...]] = (Any, object, type(None))
 def annotations_of(holder: Any) -> dict[str, Any]:
     """Return the annotations of a class body or a function, as far as they are known.
 
-    From Python 3.14 on, they are evaluated when somebody asks. A name that is not
-    defined yet must not raise here, while the class is being made: it is given as a
-    forward reference (PEP 749).
+    Python 3.14 evaluates them on request. A name that is not defined yet must not raise
+    here, while the class is being made, so it becomes a forward reference (PEP 749).
     """
     if not isinstance(holder, type):
         return _of_function(holder)

@@ -21,11 +21,11 @@ R = TypeVar("R")
 def around(
     place: str | None = None, /, *, to: str = "", path: str = ""
 ) -> Callable[[Callable[Concatenate[Any, Callable[..., Any], P], R]], "_Around[P, R]"]:
-    """Let a method advise the method that it stands for on the target.
+    """Wrap a method of the target in work of the wrapper.
 
-    It is called with ``proceed``, the target's method, before the arguments of
-    the call. To callers it looks like the target's method: name, docstring,
-    signature, and whether it is to be awaited.
+    The decorated function is called with ``proceed``, the target's method, followed
+    by the arguments of the call. Callers see the target's method: its name,
+    docstring and signature, and whether to await it.
 
     >>> import inspect
     >>> from forwarding.proxy import TransparentProxy
@@ -41,9 +41,9 @@ def around(
     (Counted([7]), 1, <Signature (object, /)>)
 
     Warning:
-        Not for what must happen, such as the noise of an optimizer's ``step``:
-        who follows ``__wrapped__`` reaches the target's method without the
-        advice. Write a plain ``def step`` there.
+        Not for work that must happen, such as adding noise in an optimizer's
+        ``step``: code that follows ``__wrapped__`` reaches the target's method
+        without the advice. Write a plain ``def step`` there.
 
     Args:
         place: The old spelling of ``to`` and ``path``, which warns.

@@ -1,4 +1,4 @@
-"""Build the attribute that a spec stands for, and rebuild it when more is known."""
+"""Build forwarded attributes, and rebuild them when more is known."""
 
 from _thread import RLock  # What threading has, without its import of 1 ms.
 from types import CodeType, FunctionType, MethodType
@@ -43,7 +43,7 @@ def build(
         name: Its name there.
         spec: Where it goes, and how.
         model: The attribute of the target's class, None if unknown.
-        is_undecided: Whether it is data for want of better knowledge.
+        is_undecided: Whether it counts as data only because nothing is known.
     """
     shape, names = _shape(cls, name, spec, model)
     shape = shape._replace(is_undecided=is_undecided)
@@ -52,7 +52,7 @@ def build(
 
 
 def decide(wrapper: Any, name: str) -> Kind | None:
-    """Find out from a live target if an undecided name is data or a method.
+    """Decide from a live target whether an undecided name is data or a method.
 
     "Data belongs to the owner; methods belong to the layer": a scheduler that patches
     ``step`` on a wrapper must not patch the optimizer inside.

@@ -1,4 +1,4 @@
-"""What is wrong with a class that declares, found while it is being made."""
+"""Checks of a declaring class, made while Python creates it."""
 
 from typing import Any, Generic, Protocol, get_origin
 
@@ -32,7 +32,7 @@ def check_unknown(cls: type, kwargs: dict[str, Any], mixin: type) -> None:
 
 
 def check_undeclared(cls: type) -> None:
-    """Refuse what reads as a declaration and is none."""
+    """Refuse a class attribute or annotation that only looks like a declaration."""
     for name, value in vars(cls).items():
         if value is Forwarded:
             raise ForwardingError(

@@ -1,4 +1,4 @@
-"""What a wrapper does with each public name of its target."""
+"""Sort the public names of a target by what a wrapper does with them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
@@ -161,7 +161,7 @@ class _View:
         return self._kind_by_accident(name, is_inherited=definer is not None)
 
     def _is_said(self, name: str) -> bool:
-        """Whether the class says that a name is the wrapper's, or has it on purpose."""
+        """Whether the class declares a name to be the wrapper's own."""
         if name in self._roots | self._of_layers:
             return True
         return any(name in r.excepted or name in r.composed for r in self._records)
@@ -205,7 +205,7 @@ class _View:
     def _answers(self, name: str) -> bool:
         """Whether the wrapper has a name that neither its class nor its dict has."""
         if self._instance is None:
-            # That of nn.Module, which the target shares, finds the wrapper's own only.
+            # One shared with the target, as nn.Module's, finds the wrapper's own only.
             hooks = (static_attribute(self._cls, "__getattr__"),)
             shared = static_attribute(self._target, "__getattr__")
             return any(hook is not None and hook is not shared for hook in hooks)

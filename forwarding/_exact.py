@@ -1,7 +1,7 @@
-"""Methods with the target's own signature, which are called as fast as by hand.
+"""Methods that repeat the target's signature, as fast as hand-written ones.
 
-``*args, **kwargs`` take any call, and cost a tuple and a dict on each layer. A
-signature that is known for good, of a final class or a Protocol, needs neither.
+``*args, **kwargs`` accept any call and cost a tuple and a dict on each layer. A final
+class or a Protocol has a signature that will not change, so neither is needed.
 """
 
 from types import FunctionType

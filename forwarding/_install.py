@@ -1,4 +1,4 @@
-"""Turn a declaration into the attribute it stands for."""
+"""Replace a declaration by the attribute that it declares."""
 
 import functools
 import typing
@@ -254,13 +254,14 @@ def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> N
         "get=, set= and default= are for data": not is_data
         and (lens.get, lens.set, lens.default) != (None, None, ()),
         "a setter of its own is for data": not is_data and declaration.accessors,
-        "of several owners, none is the one to write to; say set=False, delete=False": (
+        "of several owners, none is the one to write to; pass set=False, delete=False": (
             lens.others and is_data and (spec.set or spec.delete)
         ),
-        "each= gathers a list, so returns=, default=, exact= have no one value": (
+        "each= gathers a list, so returns=, default= and exact= do not apply": (
             lens.each and (lens.returns_wrapper or lens.default or lens.exact)
         ),
-        "of several owners, exact= has no one signature": lens.others and lens.exact,
+        "several owners have no single signature for exact=": lens.others
+        and lens.exact,
     }
     for reason, is_so in ambiguous.items():
         if is_so:

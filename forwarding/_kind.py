@@ -1,4 +1,4 @@
-"""What classes tell about the attributes of their instances, without an instance."""
+"""Kinds and types of attributes, as far as classes reveal them without an instance."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partialmethod, singledispatchmethod

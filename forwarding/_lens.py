@@ -1,4 +1,4 @@
-"""What generated code calls where an owner lacks an attribute or an item."""
+"""Fallbacks of generated code for attributes and items that an owner lacks."""
 
 from typing import Any
 

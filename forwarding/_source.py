@@ -1,4 +1,4 @@
-"""Source code of one forwarded attribute, as a person would write it.
+"""Source code of one forwarded attribute, as written by hand.
 
 Each function returns lines. A plain attribute is one line a function; what a lens or
 a dynamic target adds is added only where it was declared, so that it costs nothing
