@@ -160,7 +160,7 @@ def dynamic(scoped: Scoped) -> None:
 
 
 class Lazy(Forwarding):
-    engine = target(Engine, via=lazy(lambda wrapper: Engine()))
+    engine = target(Engine, via=lazy(lambda _: Engine()))
     rpm = forwarded(engine.rpm)
 
 
