@@ -17,6 +17,9 @@ __all__ = ("Shape", "source_of")
 
 _INDENT: Final = "    "
 _NO_LENS: Final = Lens()
+# Stand for names in a pattern; no identifier has such a character.
+_NAME: Final = "\0name"
+_PATH: Final = "\0path"
 _CALL: Final = "(*args, **kwargs)"
 _PARAMETERS: Final = "self, /, *args, **kwargs"
 
@@ -82,7 +85,8 @@ def source_of(shape: Shape) -> str:
     if shape.is_plain:
         path, kind, *options, _ = shape.spec
         flags = (*options, shape.is_undecided, shape.is_recorded)
-        return _pattern(kind, flags).format(name=shape.name, path=spelled_path(path))
+        pattern = _pattern(kind, flags)
+        return pattern.replace(_NAME, shape.name).replace(_PATH, spelled_path(path))
     return _composed(shape)
 
 
@@ -90,8 +94,8 @@ def source_of(shape: Shape) -> str:
 def _pattern(kind: Kind, flags: tuple[bool, ...]) -> str:
     """Return the source of all plain attributes that differ in names only."""
     can_set, can_delete, is_undecided, is_recorded = flags
-    spec = Spec(("{path}",), kind, can_set, can_delete)
-    return _composed(Shape("{name}", spec, is_undecided, is_recorded))
+    spec = Spec((_PATH,), kind, can_set, can_delete)
+    return _composed(Shape(_NAME, spec, is_undecided, is_recorded))
 
 
 def _composed(shape: Shape) -> str:
