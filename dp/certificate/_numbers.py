@@ -7,6 +7,7 @@ mistake and not find it; and a run would wait seconds for its certificate, with 
 schedule minutes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -21,6 +22,7 @@ from dp.accounting import (
     merge_equal_releases,
 )
 from dp.certificate._run import CertifiedRun
+from dp.ledger import void
 from dp.noise import GaussianNoise
 
 
@@ -60,6 +62,8 @@ class Numbers:
         spent = epsilon(
             releases, delta=delta, neighboring_relation=relation, library=library
         )
+        if any(run.failure is not None for run in runs):
+            return cls._without_guarantee(runs, spent)
         return cls(
             epsilon=spent.epsilon,
             accountant=spent.accountant,
@@ -77,6 +81,24 @@ class Numbers:
                 for size in GROUP_SIZES
             },
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
+            steps=sum(run.steps for run in runs),
+            key_epochs=sum(len(run.segments) for run in runs),
+        )
+
+    @classmethod
+    def _without_guarantee(
+        cls, runs: "Sequence[CertifiedRun]", spent: Guarantee
+    ) -> "Numbers":
+        """Say that nothing bounds what the runs cost, whatever they were charged."""
+        spent = void(spent)
+        return cls(
+            epsilon=spent.epsilon,
+            accountant=spent.accountant,
+            epsilon_pld=spent.epsilon_pld,
+            epsilon_rdp=spent.epsilon_rdp,
+            epsilon_unamplified=math.inf,
+            epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            delta_error=math.inf,
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
         )

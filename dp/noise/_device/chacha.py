@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dp._keystream import new_key
 from dp.noise._device.host_words import pinned
-from dp.noise._device.load_kernel import load_verified_kernel
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written")
@@ -85,7 +85,7 @@ def kernel_on(device: torch.device) -> WriteBlocks | None:
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     kernel = load_verified_kernel(
-        "chacha",
+        "dp.noise._device.kernels.chacha",
         lambda kernel: _check(kernel.write_blocks, device),
         otherwise=f"random words for {device} are drawn on the host",
     )

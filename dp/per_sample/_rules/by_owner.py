@@ -20,7 +20,6 @@ from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.ragged import by_unit
-from dp.per_sample._parts.reparametrized import SlicedGrads, check_slices
 from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import (
     Grads,
@@ -76,9 +75,6 @@ def parts_of_use(rule: Rule | None, context: RuleContext, grads: Grads) -> Parts
         return by_node(context, grads)
     rows, groups = by_row
     parts = rule.apply(rows, grads)
-    for position, part in parts.items():
-        if isinstance(part, SlicedGrads):
-            check_slices(context.operands[position])
     return {position: by_unit(part, groups) for position, part in parts.items()}
 
 

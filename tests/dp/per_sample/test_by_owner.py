@@ -6,12 +6,16 @@ done with them.
 Shapes: ``U`` units, ``R`` rows, ``P`` elements of a parameter.
 """
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.autograd.graph import GradientEdge
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample import PerSampleGradients
+from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
 from dp.per_sample._parts.reparametrized import parts_of_parameters
@@ -52,7 +56,7 @@ def narrowed(owner):
 def ragged_gradients(losses, units, parameters, num_units, served=None):
     """Return the gradients of units, and note which operations rules served."""
     root = losses.grad_fn, losses.output_nr
-    graph = find_uses(root, parameters, num_samples=1, constants=frozenset())
+    graph = find_uses(root, parameters, public=PublicTensors())
     places = [(use, output) for use in graph.uses for output in use.outputs]
     edges = [GradientEdge(use.node, output) for use, output in places]
     owners = measured(losses, units, edges, num_units)
@@ -135,7 +139,7 @@ def test_sequences_of_users_are_served_where_onednn_runs_a_layer():
     assert served == [("MkldnnRnnLayerBackward0", True)]
 
 
-@pytest.mark.parametrize("name", set(MODELS) - {"sequences"})
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"sequences"}))
 def test_no_model_needs_a_backward_an_operation(name):
     """All of them are served by the rules that ordinary batches have."""
     model, served = MODELS[name](), []
@@ -160,14 +164,47 @@ def test_outputs_with_other_rows_are_served_by_their_own_backward():
     assert served == [("MkldnnRnnLayerBackward0", False)]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_products_are_those_of_routed_rows(transposed):
+    """One operation for all experts, of which one has no row, and rows of none."""
+    torch.set_default_dtype(torch.float32)  # It takes no other on the host.
+    stack = torch.nn.Parameter(torch.randn(4, 8, 8) / 3)
+    x, owner_R = torch.randn(12, 8), torch.randint(U, (12,))
+    offsets = torch.tensor([5, 5, 8, 11], dtype=torch.int32)
+    matrices = stack.mT if transposed else stack
+    rows = F.grouped_mm(x, matrices, offs=offsets)[:11]
+    losses, served = by_unit(rows, owner_R[:11]).sin().sum(1), []
+
+    gradients = ragged_gradients(losses, torch.arange(U), [stack], U, served)
+    # torch's own backward of the operation refuses gradients of some layouts.
+    bounds = itertools.pairwise([0, *offsets.tolist()])
+    rows = torch.cat([x[a:b] @ matrices[e] for e, (a, b) in enumerate(bounds)])
+    true_UP = torch.stack(
+        [
+            torch.autograd.grad(loss, stack, retain_graph=True)[0]
+            for loss in by_unit(rows, owner_R[:11]).sin().sum(1)
+        ]
+    )
+    factors_GU = torch.rand(1, U)
+    factors_GU[0, 1] = 0
+    total = torch.full_like(stack, torch.nan)
+    gradients.add_weighted_sum(factors_GU, [0], [total], beta=0)
+
+    assert served == [("GroupedMmBackward0", True)]
+    norms_U = true_UP.flatten(1).square().sum(1)
+    torch.testing.assert_close(gradients.squared_norms([0])[0], norms_U)
+    true = torch.einsum("u...,u->...", true_UP, factors_GU[0])
+    torch.testing.assert_close(total, true)
+    (part,) = gradients._parts[0]
+    torch.testing.assert_close(part.gradients(slice(1, 4)), true_UP[1:4])
+
+
 def test_a_use_that_nothing_flows_to_has_no_parts():
     """As of an expert that only others' tokens reach."""
     layer = torch.nn.Linear(3, 2)
     output = layer(torch.randn(4, 3))
     parameters = [*layer.parameters()]
-    graph = find_uses(
-        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
-    )
+    graph = find_uses((output.grad_fn, 0), parameters, public=PublicTensors())
     context = RuleContext(graph.uses[0], {}, U, owners={0: NOBODYS})
 
     rule = fitting_rule(context)
@@ -247,9 +284,7 @@ AXES = {"transposed": 1, "products": 1}
 
 def assert_use_is_as_by_loop(output, parameters, owner, num_units):
     """Compare every unit's gradient of one use with its backward on the unit's rows."""
-    graph = find_uses(
-        (output.grad_fn, 0), parameters, num_samples=1, constants=frozenset()
-    )
+    graph = find_uses((output.grad_fn, 0), parameters, public=PublicTensors())
     (use,) = graph.uses
     grad = torch.randn_like(output).masked_fill(owner < 0, 0)
     context = RuleContext(use, {}, num_units, owners={0: Owners.irregular(owner)})
