@@ -210,7 +210,7 @@ def _num_threads() -> int:
 @torch.no_grad()
 def _add_to_waiting(waiting: deque[list[Tensor]], stddev: float) -> None:
     """Add noise, under a key of this thread's own, to chunks while there are any."""
-    noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
+    noise = RoundedGaussian(stddev=stddev, keystream=Keystream("noise"))
     while True:
         try:
             parts = waiting.popleft()

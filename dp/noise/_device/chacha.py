@@ -5,7 +5,6 @@ that is missing, cannot be compiled, or does not give the words that OpenSSL giv
 words come from the host, as :mod:`dp.noise._device.host_words` draws them.
 """
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
-from dp._keystream import KEY_BITS
+from dp._keystream import new_key
 from dp.noise._device.host_words import pinned
 from dp.noise._device.load_kernel import load_verified_kernel
 
@@ -37,7 +36,7 @@ class ChaChaWords:
     """The key stream of one call on one device, under a fresh key.
 
     Guarantees:
-        * The key is 256 bits from ``os.urandom``; no argument or seed reaches it. It
+        * The key comes from :func:`dp._keystream.new_key`; no seed reaches it. It
           is copied to the device, where it lives as long as this object.
         * Blocks are counted with 64 bits, from zero, and none is used twice.
 
@@ -50,7 +49,7 @@ class ChaChaWords:
     def __init__(self, device: torch.device, write_blocks: WriteBlocks) -> None:
         self._device = device
         self._write_blocks = write_blocks
-        self._key = os.urandom(KEY_BITS // 8)
+        self._key = new_key("noise")
         self._num_blocks = 0
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
