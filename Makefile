@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 OTHER_PYTHONS := 3.11 3.12 3.13 3.14
 # Its pages, but for the one that wraps a module of torch.
 PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-and-nest \
-         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper
+         how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper \
+         how-to/find-a-target-at-each-access how-to/convert-and-combine how-to/cover-a-target \
+         how-to/tell-type-checkers how-to/wrap-a-class-whose-init-writes
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-distributed test test-all lint docs bench clean
+.PHONY: help demo demo-distributed test test-all test-newest lint docs bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +40,9 @@ test-all: ## Run the tests and pages of forwarding on every CPython that is foun
 	    fi; \
 	  done; \
 	done
+
+test-newest: $(VENV)/dev-is-ready ## Run them on a CPython for WASM, newer than those that are found.
+	$(BIN)/python .ci/newest_python.py
 
 lint: $(VENV)/dev-is-ready ## Run every static check.
 	$(BIN)/ruff check .

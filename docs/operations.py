@@ -4,6 +4,7 @@ Run ``python docs/operations.py`` after a change of the engine's rules.
 """
 
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from dp.per_sample._rules.table import RULES
@@ -12,6 +13,49 @@ from dp.per_sample._rules.table import RULES
 PAGE = Path(__file__).parent / "reference" / "operations.md"
 PICTURE = Path(__file__).parent / "explanation" / "the-engine.svg"
 _FIRST, _LAST = "<!-- operations -->", "<!-- end of operations -->"
+
+# By node: what a user calls the operation, and how its gradients are held.
+_DESCRIBED = {
+    "AddBackward0": ("`+`", "keep"),
+    "AddmmBackward0": ("`nn.Linear`, `torch.addmm`", "keep, gram, redo"),
+    "BaddbmmBackward0": ("`torch.baddbmm`", "keep, gram, redo"),
+    "BmmBackward0": (
+        "batched products: `torch.bmm`, `@`, `torch.einsum`",
+        "keep, gram, redo",
+    ),
+    "CatBackward0": ("`torch.cat`, such as of a class token", "keep"),
+    "ConvolutionBackward0": (
+        "convolutions of 1 to 3 dimensions, also transposed, dilated, in groups",
+        "keep, redo",
+    ),
+    "CudnnBatchNormBackward0": (
+        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
+        "keep",
+    ),
+    "DivBackward0": ("`/`", "keep"),
+    "EmbeddingBackward0": ("`nn.Embedding`", "rows that are looked up"),
+    "EmbeddingBagBackward0": (
+        "`nn.EmbeddingBag` of sums and means",
+        "rows that are looked up",
+    ),
+    "FusedRmsNormBackward0": ("`nn.RMSNorm`", "keep"),
+    "GroupedMmBackward0": ("routed experts: `F.grouped_mm`", "gram, redo"),
+    "IndexBackward0": ("`table[index]`", "rows that are looked up"),
+    "IndexSelectBackward0": ("`torch.index_select` of rows", "rows that are looked up"),
+    "MkldnnRnnLayerBackward0": ("`nn.LSTM` that oneDNN runs", "keep, gram, redo"),
+    "MmBackward0": ("`@`, `torch.mm`, `nn.Linear` without a bias", "keep, gram, redo"),
+    "MulBackward0": ("`*`", "keep"),
+    "MvBackward0": ("a matrix times a vector", "keep"),
+    "NativeBatchNormBackward0": (
+        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
+        "keep",
+    ),
+    "NativeGroupNormBackward0": ("`nn.GroupNorm`", "keep"),
+    "NativeLayerNormBackward0": ("`nn.LayerNorm`", "keep"),
+    "PreluKernelBackward0": ("`nn.PReLU`", "keep"),
+    "SubBackward0": ("`-`", "keep"),
+    "WhereBackward0": ("`torch.where`", "keep"),
+}
 
 # The picture: boxes by column and row, with their kind, and what points to what.
 _BOXES = {
@@ -47,13 +91,10 @@ _WIDTH, _HEIGHT, _ACROSS, _DOWN = 170, 34, 200, 62
 def table() -> str:
     """Return the table in Markdown, one row for each operation."""
     rows = ["| operation | in autograd's graph | how it is held |", "|---|---|---|"]
-    named = sorted(
-        RULES.items(), key=lambda item: item[1].operations.strip("`").lower()
-    )
-    for (operations, how), same in groupby(
-        named, key=lambda item: (item[1].operations, item[1].how)
-    ):
-        nodes = ", ".join(f"`{name}`" for name, _ in same)
+    described = sorted((_DESCRIBED[name], name) for name in RULES)
+    described.sort(key=lambda item: item[0][0].strip("`").lower())
+    for (operations, how), same in groupby(described, key=itemgetter(0)):
+        nodes = ", ".join(f"`{name}`" for _, name in same)
         rows.append(f"| {operations} | {nodes} | {how} |")
     return "\n".join(rows)
 
@@ -70,10 +111,10 @@ def picture() -> str:
     lines = [_line(*edge) for edge in _EDGES]
     boxes = [_box(name, *place) for name, place in _BOXES.items()]
     notes = [
-        _note(1, 2, "gradient of the outputs, and the inputs it kept"),
-        _note(1, 4, "gradient of the outputs, and the inputs it kept"),
-        _caption(0, "solid: the way of the backward pass"),
-        _caption(2, "dashed: gradients that nobody computes"),
+        _note(1, 2, "output gradient, and the inputs it kept"),
+        _note(1, 4, "output gradient, and the inputs it kept"),
+        _caption(0, "solid: the backward pass"),
+        _caption(2, "dashed: gradients that are never computed"),
     ]
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 730 410"'

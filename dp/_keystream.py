@@ -32,7 +32,7 @@ _replayed: ContextVar[Counter[str] | None] = ContextVar("replayed keys", default
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
 
 
-def new_key(purpose: str) -> bytes:
+def new_key(purpose: str = "noise") -> bytes:
     """Return a key that was never used.
 
     Guarantees:

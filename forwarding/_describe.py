@@ -1,19 +1,23 @@
 """What ``help()``, ``inspect`` and Sphinx say about a forwarded attribute."""
 
 import functools
+import sys
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
+from forwarding._annotations import annotations_of
 from forwarding._record import Spec
 
 
 __all__ = ("describe",)
 
-_SHARED = tuple(
+_SHARED: Final = tuple(
     name
     for name in functools.WRAPPER_ASSIGNMENTS
     if name not in ("__module__", "__name__", "__qualname__")
 )
+# How inspect and asyncio mark a function that returns an awaitable.
+_MARKS: Final = ("_is_coroutine_mark", "_is_coroutine_marker", "_is_coroutine")
 
 
 def describe(
@@ -48,16 +52,59 @@ def _is_documented(model: Any) -> bool:
 
 
 def _sign(function: FunctionType, model: Any) -> None:
+    """Give a method the target's signature, and not its ``__wrapped__``.
+
+    Whoever follows ``__wrapped__`` would reach the target's function, and skip what
+    the layer does.
+    """
     original = getattr(model, "__func__", model)
-    if isinstance(model, staticmethod):
-        vars(function)["__signature__"] = _with_self(original)
-    elif hasattr(original, "__code__") or getattr(original, "__text_signature__", None):
-        functools.update_wrapper(function, original, assigned=_SHARED, updated=())
+    if not hasattr(original, "__code__") and not hasattr(
+        original, "__text_signature__"
+    ):
+        return
+    for name in _SHARED:
+        if hasattr(original, name):
+            setattr(function, name, getattr(original, name))
+    _resolve_strings(function, original)
+    marks = getattr(original, "__dict__", {})
+    vars(function).update({mark: marks[mark] for mark in _MARKS if mark in marks})
+    signature = _signature(original)
+    if signature is not None:
+        is_static = isinstance(model, staticmethod)
+        vars(function)["__signature__"] = (
+            _with_self(signature) if is_static else signature
+        )
 
 
-def _with_self(function: Any) -> Any:
-    import inspect  # noqa: PLC0415 -- 10 ms, for static methods only.
+def _resolve_strings(function: FunctionType, original: Any) -> None:
+    """Evaluate annotations in quotes where their names are known."""
+    if not any(isinstance(text, str) for text in annotations_of(original).values()):
+        return
+    import typing  # noqa: PLC0415 -- Loaded anyway, and needed here only.
 
-    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(original, include_extras=True)
+    except Exception:  # noqa: BLE001 -- Evaluating them can raise anything.
+        return
+    function.__annotations__ = hints
+
+
+def _signature(original: Any) -> Any:
+    import inspect  # noqa: PLC0415 -- 10 ms, for methods of a known class only.
+
+    options: dict[str, Any] = {}
+    if sys.version_info >= (3, 14):
+        import annotationlib  # noqa: PLC0415
+
+        options["annotation_format"] = annotationlib.Format.FORWARDREF
+    try:
+        return inspect.signature(original, **options)
+    except (TypeError, ValueError):  # Written in C, without a signature.
+        return None
+
+
+def _with_self(signature: Any) -> Any:
+    import inspect  # noqa: PLC0415
+
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     return signature.replace(parameters=[first, *signature.parameters.values()])

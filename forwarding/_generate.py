@@ -1,4 +1,4 @@
-"""Source code of forwarded attributes, as a person would write it.
+"""Run the source of forwarded attributes, as if it stood in a file.
 
 Generated code is run with ``exec``: from CPython 3.12 on, a property is read at
 full speed only if it is an exact ``property`` whose getter was made by running a
@@ -10,106 +10,185 @@ the columns that a traceback underlines.
 """
 
 import functools
-import string
+from collections.abc import Iterable
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 
-from forwarding._record import Spec
-
-
-__all__ = ("generated",)
-
-_GET = """\
-@property
-def {name}(self):
-    return self.{path}
-"""
-_SET = """\
-@{name}.setter
-def {name}(self, value):
-    self.{path} = value
-"""
-_DELETE = """\
-@{name}.deleter
-def {name}(self):
-    del self.{path}
-"""
-_METHOD = """\
-def {name}(self, /, *args, **kwargs):
-    return self.{path}(*args, **kwargs)
-"""
-_ASYNC_METHOD = """\
-async def {name}(self, /, *args, **kwargs):
-    return await self.{path}(*args, **kwargs)
-"""
+from forwarding._record import Kind, Record, Spec, mark, record_of, undecorated
+from forwarding._source import Shape, source_of
 
 
-def generated(cls: type, name: str, spec: Spec) -> property | FunctionType:
-    """Return the property or function that forwards ``cls.name`` by ``spec``.
+__all__ = ("generated", "writers")
+
+_TOKEN: Final = "__forwarding_source__"  # noqa: S105 -- A name, no secret.
+
+
+def generated(
+    cls: type, shape: Shape, names: dict[str, Any], helpers: dict[str, Any]
+) -> property | FunctionType:
+    """Return the property or function that forwards ``cls.<name>``.
+
+    Args:
+        cls: The class that declares it.
+        shape: What the source depends on.
+        names: What this source alone refers to, such as a conversion.
+        helpers: What the source of every attribute may refer to.
 
     Guarantees:
-        A traceback through it shows the forwarded line.
+        A traceback through it shows the forwarded line. The line is forgotten with
+        the last function of the class.
     """
-    filename = f"<forwarded {cls.__qualname__}.{name} -> {spec}>"
-    _show(_source(name, spec), filename)
-    placeholders = _placeholders(name, *spec.path)
-    path = tuple(placeholders[part] for part in spec.path)
-    template = _template(placeholders[name], spec._replace(path=path))
-    names = {placeholder: real for real, placeholder in placeholders.items()}
-    namespace: dict[str, Any] = {"__name__": cls.__module__}
-    exec(_renamed(template, names, filename), namespace)  # noqa: S102
-    attribute: property | FunctionType = namespace[name]
+    space = _namespace(cls, record_of(cls), helpers)
+    space.update(names)
+    source = source_of(shape)
+    filename = _shown(source, f"{cls.__qualname__}.{shape.name} -> {shape.spec}", space)
+    made: dict[str, Any] = {}
+    # Definitions go into a dict of their own: a forwarded name such as "property"
+    # must not hide what the next source refers to.
+    exec(_code(shape, source, filename), space, made)  # noqa: S102
+    attribute: property | FunctionType = made[shape.name]
+    qualname = f"{cls.__qualname__}.{shape.name}"
     for function in _functions(attribute):
-        function.__qualname__ = f"{cls.__qualname__}.{name}"
-        vars(function)["__forwarded__"] = spec
+        function.__qualname__ = qualname
+        mark(function, shape.spec)
     return attribute
 
 
-def _source(name: str, spec: Spec) -> str:
-    if spec.kind == "data":
-        source = _GET + _SET * spec.set + _DELETE * spec.delete
-    else:
-        source = _METHOD if spec.kind == "method" else _ASYNC_METHOD
-    return source.format(name=name, path=spec)
+def writers(
+    attribute: property, shape: Shape, helpers: dict[str, Any]
+) -> dict[FunctionType, CodeType]:
+    """Return the code that setter and deleter have in another shape, by function.
+
+    To be assigned to them: functions keep their place in aliases, decorators and
+    rebuilt classes. The getter keeps its code: CPython 3.13 reads a property at full
+    speed only if its getter never changed. Sets have no such fast path.
+    """
+    getter = undecorated(attribute.fget)
+    source = source_of(shape)
+    title = f"{getter.__qualname__} -> {shape.spec}" if getter else str(shape.spec)
+    space = getter.__globals__ if getter else {}
+    filename = _shown(source, title, space)
+    made: dict[str, property] = {}
+    exec(_code(shape, source, filename), {}, made)  # noqa: S102
+    new = made[shape.name]
+    codes: dict[FunctionType, CodeType] = {}
+    for old, other in ((attribute.fset, new.fset), (attribute.fdel, new.fdel)):
+        function = undecorated(old)
+        if function is not None and isinstance(other, FunctionType):
+            # What came by cloudpickle has only the globals that it used, or copies.
+            function.__globals__.update(helpers)
+            codes[function] = other.__code__
+    return codes
 
 
-def _show(source: str, filename: str) -> None:
-    """Let tracebacks and ``inspect.getsource`` find the source."""
+class _Token:
+    """Lives as long as a namespace, that is as the functions that run in it."""
+
+    __slots__ = ("__weakref__", "filenames")
+
+    def __init__(self) -> None:
+        self.filenames: list[str] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Token, ()
+
+
+def _namespace(cls: type, record: Record, helpers: dict[str, Any]) -> dict[str, Any]:
+    """Return the globals that all generated functions of a class share.
+
+    One dict per attribute would take more memory than the functions themselves.
+    """
+    if not record.namespace:
+        import weakref  # noqa: PLC0415 -- For wrapper classes only.
+
+        token = _Token()
+        weakref.finalize(token, _forget, token.filenames)
+        record.namespace.update(helpers)
+        record.namespace.update({"__name__": cls.__module__, _TOKEN: token})
+    return record.namespace
+
+
+def _shown(source: str, title: str, space: dict[str, Any]) -> str:
+    """Let tracebacks and ``inspect.getsource`` find the source; return its file name."""
     import linecache  # noqa: PLC0415 -- 1 ms, for wrapper classes only.
 
+    # Two classes may have one name, so the file names are counted, as in attrs.
+    filename, count = f"<forwarded {title}>", 1
+    while filename in linecache.cache:
+        count += 1
+        filename = f"<forwarded {title}, {count}>"
     lines = source.splitlines(keepends=True)
     linecache.cache[filename] = (len(source), None, lines, filename)
+    if _TOKEN in space:
+        space[_TOKEN].filenames.append(filename)
+    return filename
+
+
+def _forget(filenames: Iterable[str]) -> None:
+    """Drop the source of a class that is gone; tests and servers make many."""
+    import linecache  # noqa: PLC0415
+
+    for filename in filenames:
+        linecache.cache.pop(filename, None)
+
+
+def _code(shape: Shape, source: str, filename: str) -> CodeType:
+    if not shape.is_plain:
+        return compile(source, filename, "exec")
+    path, kind, *options, _ = shape.spec
+    placeholders = _placeholders(shape.name, *map(str, path))
+    parts = tuple(placeholders[str(part)] for part in (shape.name, *path))
+    flags = (*options, shape.is_undecided, shape.is_recorded)
+    template = _template(parts, kind, flags)
+    names = {placeholder: real for real, placeholder in placeholders.items()}
+    return _renamed(template, names, filename)
 
 
 def _placeholders(*names: str) -> dict[str, str]:
     """Return for each different name another one of its length in UTF-8."""
     different = dict.fromkeys(names)
-    letters = string.ascii_letters[: len(different)]
     return {
-        name: letter * len(name.encode())
-        for name, letter in zip(different, letters, strict=True)
+        name: chr(ord("A") + at) * len(name.encode())
+        for at, name in enumerate(different)
     }
 
 
 @functools.lru_cache(maxsize=256)
-def _template(name: str, spec: Spec) -> CodeType:
-    return compile(_source(name, spec), "<forwarded>", "exec")
+def _template(parts: tuple[str, ...], kind: Kind, flags: tuple[bool, ...]) -> CodeType:
+    name, *path = parts
+    can_set, can_delete, is_undecided, is_recorded = flags
+    spec = Spec(tuple(path), kind, can_set, can_delete)
+    shape = Shape(name, spec, is_undecided, is_recorded)
+    return compile(source_of(shape), "<forwarded>", "exec")
 
 
 def _renamed(code: CodeType, names: dict[str, str], filename: str) -> CodeType:
+    """Put the names of one attribute into the functions of a template."""
+    functions = [
+        const.replace(
+            co_name=names[const.co_name],
+            co_qualname=names[const.co_name],
+            co_names=tuple([names.get(name, name) for name in const.co_names]),
+            co_filename=filename,
+            co_consts=tuple([_renamed_const(c, names) for c in const.co_consts]),
+        )
+        if isinstance(const, CodeType)
+        else const
+        for const in code.co_consts
+    ]
     return code.replace(
-        co_name=names.get(code.co_name, code.co_name),
-        co_names=tuple(names.get(name, name) for name in code.co_names),
+        co_names=tuple([names.get(name, name) for name in code.co_names]),
         co_filename=filename,
-        co_consts=tuple(
-            _renamed(const, names, filename) if isinstance(const, CodeType) else const
-            for const in code.co_consts
-        ),
+        co_consts=tuple(functions),
     )
+
+
+def _renamed_const(const: object, names: dict[str, str]) -> object:
+    return names.get(const, const) if isinstance(const, str) else const
 
 
 def _functions(attribute: property | FunctionType) -> list[FunctionType]:
     if isinstance(attribute, FunctionType):
         return [attribute]
-    found = (attribute.fget, attribute.fset, attribute.fdel)
-    return [function for function in found if isinstance(function, FunctionType)]
+    accessors = (attribute.fget, attribute.fset, attribute.fdel)
+    return [function for function in accessors if isinstance(function, FunctionType)]

@@ -1,7 +1,8 @@
 """Follow forwarding through the layers of a wrapped object."""
 
-from forwarding._kind import static_attribute
-from forwarding._record import forwarded_attributes
+from forwarding._path import Item
+from forwarding._record import declared_spec, forwarded_attributes
+from forwarding._static import static_attribute
 from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
 
@@ -54,7 +55,7 @@ def owner_of(wrapper: object, name: str, /) -> tuple[object, str]:
 
     >>> from forwarding import Forwarded, Wrapper
     >>> class Car(Wrapper):
-    ...     speed = Forwarded("__wrapped__.rpm")
+    ...     speed = Forwarded(path="__wrapped__.rpm")
     >>> class Engine:
     ...     rpm = 900
     >>> owner, name = owner_of(Car(Car(Engine())), "rpm")
@@ -67,13 +68,15 @@ def owner_of(wrapper: object, name: str, /) -> tuple[object, str]:
     """
     owner = wrapper
     seen: set[tuple[int, str]] = set()
-    while (spec := forwarded_attributes(type(owner)).get(name)) is not None:
+    while (spec := declared_spec(type(owner), name)) is not None:
         if (id(owner), name) in seen:
             raise ForwardingError(
                 f"{type(wrapper).__name__}.{name} is forwarded in a circle"
             )
         seen.add((id(owner), name))
         owner, name = spec.find_owner(owner), spec.name
+        if isinstance(spec.path[-1], Item):
+            break  # The owner is a container, and the name one of its items.
     return owner, name
 
 
@@ -93,7 +96,8 @@ def _root(cls: type) -> str | None:
     if declared:
         return declared[0]
     specs = forwarded_attributes(cls)
-    roots = {s.path[0]: None for s in specs.values() if s.path[0] not in specs}
+    roots = {str(s.path[0]): None for s in specs.values()}
+    roots = {root: None for root in roots if root not in specs}
     if not roots and static_attribute(cls, "__self_setattr__") is not None:
         return "__wrapped__"  # A wrapt proxy, with its C extension or without.
     if len(roots) > 1:

@@ -1,26 +1,59 @@
 """Turn a declaration into the attribute it stands for."""
 
+import functools
 import typing
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
+from typing import Any, Final, NoReturn, Protocol
 
+from forwarding._annotations import annotations_of, remove_annotation
+from forwarding._build import build
+from forwarding._class_level import ClassLevelData, ClassLevelMethod
 from forwarding._describe import describe
-from forwarding._generate import generated
-from forwarding._kind import annotation_of, attribute_type, kind_of, static_attribute
-from forwarding._record import Kind, Spec, record_of, spec_of
+from forwarding._kind import annotation_of, attribute_types, kind_in, kind_of
+from forwarding._path import Item, Part, spelled_path
+from forwarding._record import Kind, Lens, Spec, record_of, spec_of
 from forwarding._specials import SPECIALS, refusal
-from forwarding._targets import Path, recorded, target_names, target_type
+from forwarding._static import static_attribute
+from forwarding._targets import (
+    Path,
+    recorded,
+    register,
+    target_names,
+    target_types,
+)
 from forwarding.exceptions import ForwardingError
 
 
-if TYPE_CHECKING:
-    from forwarding._descriptor import Forwarded
-
-__all__ = ("install", "refuse_in_place")
+__all__ = ("Declaration", "install", "refuse_in_place")
 
 
-def install(
-    cls: type, name: str, declaration: "Forwarded[Any]", model: Any = None
-) -> None:
+_SAY_NOTHING: Final[tuple[Any, ...]] = (object, typing.Generic, Protocol)
+
+
+class Declaration(Protocol):
+    """What a class body says about one attribute: a :class:`Forwarded`."""
+
+    recorded: Path | None
+    places: tuple[tuple[Part, ...], ...]
+    ends_in_owner: bool
+    set: bool
+    delete: bool
+    doc: str | None
+    kind: Kind | None
+    lens: Lens | None
+    accessors: dict[str, Callable[..., Any]]
+
+
+class _Knowledge(typing.NamedTuple):
+    """What is known about an attribute before any instance exists."""
+
+    owners: tuple[type, ...]
+    model: Any
+    kind: Kind | None
+
+
+def install(cls: type, name: str, declaration: Declaration, model: Any = None) -> None:
     """Replace ``cls.name`` by the code that forwards it.
 
     Args:
@@ -32,25 +65,30 @@ def install(
     Raises:
         ForwardingError: The attribute cannot be forwarded as declared.
     """
-    path, root_type = _resolved(cls, name, declaration.path)
+    path, others = _resolved(cls, name, declaration)
     _check(cls, name, path)
-    owner = _owner_type(root_type, path[1:-1])
-    refuse_in_place(cls, name, owner)
-    known = None if owner is None else static_attribute(owner, path[-1])
-    model = model if known is None else known
-    spec = _spec(cls, name, path, declaration, model)
-    attribute = generated(cls, name, spec)
-    annotation = _annotation(cls, name, declaration)
-    if annotation is None and owner is not None:
-        annotation = annotation_of(owner, path[-1])
-    describe(attribute, spec, doc=declaration.doc, model=model, annotation=annotation)
-    type.__setattr__(cls, name, attribute)
-    if isinstance(attribute, property):
-        attribute.__set_name__(cls, name)  # type: ignore[attr-defined]
-    record_of(cls).specs[name] = spec
+    known = _known(cls, name, path, declaration, model)
+    refuse_in_place(cls, name, known.owners)
+    spec = _spec(cls, name, path, declaration, known)
+    if others:
+        spec = spec._replace(lens=(spec.lens or Lens())._replace(others=others))
+    _check_lens(cls, name, spec, declaration)
+    is_undecided = known.kind is None and spec.kind == "data" and _may_turn(spec)
+    attribute = build(cls, name, spec, model=known.model, is_undecided=is_undecided)
+    annotation = _type_of_value(cls, name, spec, declaration, known)
+    describe(
+        attribute, spec, doc=declaration.doc, model=known.model, annotation=annotation
+    )
+    record = record_of(cls)
+    record.specs[name] = spec
+    if is_undecided:
+        record.undecided.add(name)
+    if declaration.kind == "data":
+        record.said_data.add(name)
+    type.__setattr__(cls, name, _finished(cls, name, attribute, declaration, known))
 
 
-def refuse_in_place(cls: type, name: str, owner: type | None) -> None:
+def refuse_in_place(cls: type, name: str, owners: tuple[type, ...]) -> None:
     """Make ``wrapper += x`` an error where ``+`` is forwarded and ``+=`` changes the owner.
 
     Without a ``__iadd__``, Python would bind the result of ``+``: the wrapper would be
@@ -58,7 +96,9 @@ def refuse_in_place(cls: type, name: str, owner: type | None) -> None:
     """
     in_place = f"__i{name[2:]}"
     reason = refusal(in_place, wrapper=cls.__name__.lower())
-    if reason is None or hasattr(cls, in_place) or not hasattr(owner, in_place):
+    if reason is None or hasattr(cls, in_place):
+        return
+    if not any(hasattr(owner, in_place) for owner in owners):
         return
 
     def refuse(self: object, _other: object) -> NoReturn:
@@ -70,16 +110,29 @@ def refuse_in_place(cls: type, name: str, owner: type | None) -> None:
 
 
 def _resolved(
-    cls: type, name: str, path: Path | tuple[str, ...]
-) -> tuple[tuple[str, ...], type | None]:
-    if isinstance(path, Path):
-        return recorded(path)
-    if not path:
-        path = (_only_target(cls, name),)
-    root, *rest = path
+    cls: type, name: str, declaration: Declaration
+) -> tuple[tuple[Part, ...], tuple[tuple[Part, ...], ...]]:
+    """Return the path of an attribute, and those to fall back to."""
+    if declaration.recorded is not None:
+        path, root = recorded(declaration.recorded)
+        if path[0] == "":
+            raise ForwardingError(
+                f"{cls.__name__}.{name}: its target was not declared in the class body; "
+                "write inner = target(...) there"
+            )
+        register(cls, root)
+        return path, ()
+    places = declaration.places or ((_only_target(cls, name),),)
+    end = (name,) if declaration.ends_in_owner else ()
+    first, *others = (_mangled(cls, place) + end for place in places)
+    return first, tuple(others)
+
+
+def _mangled(cls: type, path: tuple[Part, ...]) -> tuple[Part, ...]:
+    root = str(path[0])
     if root.startswith("__") and not root.endswith("__"):
         root = f"_{cls.__name__.lstrip('_')}{root}"  # As Python does in the body.
-    return (root, *(rest or (name,))), target_type(cls, root)
+    return (root, *path[1:])
 
 
 def _only_target(cls: type, name: str) -> str:
@@ -87,71 +140,189 @@ def _only_target(cls: type, name: str) -> str:
     if len(names) != 1:
         raise ForwardingError(
             f"{cls.__name__}.{name} names no target, and {cls.__name__} declares "
-            f"{' and '.join(names) or 'none'}; say which, as in Forwarded('inner')"
+            f"{' and '.join(names) or 'none'}; say which, as in Forwarded(to='inner')"
         )
     return names[0]
 
 
-def _check(cls: type, name: str, path: tuple[str, ...]) -> None:
+def _check(cls: type, name: str, path: tuple[Part, ...]) -> None:
     if not name.isidentifier():
         raise ForwardingError(f"{cls.__name__} cannot forward {name!r}: it is no name")
-    root: str | None = path[0]
+    root: Part | None = path[0]
     while root is not None:
         if root == name:
             raise ForwardingError(
-                f"{cls.__name__}.{name} is forwarded to {'.'.join(path)!r}, "
+                f"{cls.__name__}.{name} is forwarded to {spelled_path(path)!r}, "
                 "which leads back to the attribute itself"
             )
-        spec = spec_of(static_attribute(cls, root))
+        spec = spec_of(static_attribute(cls, str(root)))
         root = spec.path[0] if spec else None
-    owner = "target" if path[-2].startswith("__") else path[-2]
-    reason = refusal(name, wrapper=cls.__name__.lower(), target=owner)
+    owner = str(path[-2])
+    reason = refusal(
+        name,
+        wrapper=cls.__name__.lower(),
+        target="target" if owner.startswith("__") else owner,
+    )
     if reason is not None:
         raise ForwardingError(f"{cls.__name__}.{name} cannot be forwarded: {reason}")
 
 
-def _owner_type(cls: type | None, path: tuple[str, ...]) -> type | None:
-    for name in path:
-        if cls is None:
-            break
-        cls = attribute_type(cls, name)
-    return cls
+def _known(
+    cls: type, name: str, path: tuple[Part, ...], declaration: Declaration, model: Any
+) -> _Knowledge:
+    """Gather what the target's class, an interface and the wrapper's bases tell."""
+    owners = _owner_types(cls, path)
+    last = path[-1]
+    if isinstance(last, Item) or (declaration.lens and declaration.lens.each):
+        return _Knowledge((), model, declaration.kind or (model and kind_of(model)))
+    models = (static_attribute(owner, last) for owner in owners)
+    found = next((known for known in models if known is not None), model)
+    kind = declaration.kind or kind_in(owners, last)
+    if kind is None and not owners:
+        kind = _kind_elsewhere(cls, name, last, model)
+    return _Knowledge(owners, found, kind)
+
+
+def _kind_elsewhere(cls: type, name: str, last: str, model: Any) -> Kind | None:
+    if model is not None:
+        return kind_of(model)
+    if last in SPECIALS:
+        return "method"
+    # The wrapper's own bases: Optimizer.step is a method, whatever is wrapped.
+    return next((k for b in _bases(cls) if (k := kind_in((b,), name))), None)
+
+
+def _bases(cls: type) -> Iterator[type]:
+    """Yield the bases that tell something: not those for declaring, and not object."""
+    for base in cls.__mro__[1:]:
+        if "_forwarding_is_checked" not in vars(base) and base not in _SAY_NOTHING:
+            yield base
+
+
+def _owner_types(cls: type, path: tuple[Part, ...]) -> tuple[type, ...]:
+    if any(isinstance(part, Item) for part in path[:-1]):
+        return ()
+    known, root = record_of(cls).known_types, str(path[0])
+    if root not in known:
+        known[root] = target_types(cls, root)
+    types = known[root]
+    return functools.reduce(attribute_types, map(str, path[1:-1]), types)
 
 
 def _spec(
     cls: type,
     name: str,
-    path: tuple[str, ...],
-    declaration: "Forwarded[Any]",
-    model: Any,
+    path: tuple[Part, ...],
+    declaration: Declaration,
+    known: _Knowledge,
 ) -> Spec:
-    kind: Kind = declaration.kind or _kind(name, model)
+    kind: Kind = known.kind or "data"
+    if known.kind is None and declaration.lens and _is_for_methods(declaration.lens):
+        kind = "method"
     if kind == "data":
-        return Spec(path, kind, declaration.set, declaration.delete)
+        return Spec(path, kind, declaration.set, declaration.delete, declaration.lens)
     if not (declaration.set and declaration.delete):
         raise ForwardingError(
             f"{cls.__name__}.{name} is a method, which is set and deleted on "
             f"{cls.__name__} itself; set= and delete= are for data"
         )
-    return Spec(path, kind, set=False, delete=False)
+    return Spec(path, kind, set=False, delete=False, lens=declaration.lens)
 
 
-def _kind(name: str, model: Any) -> Kind:
-    if model is not None:
-        return kind_of(model)
-    return "method" if name in SPECIALS else "data"
+def _is_for_methods(lens: Lens) -> bool:
+    return lens.returns_wrapper or lens.exact
 
 
-def _annotation(cls: type, name: str, declaration: "Forwarded[Any]") -> Any:
+def _may_turn(spec: Spec) -> bool:
+    """Whether data may turn out to be a method: not if the declaration speaks of data."""
+    return spec.set and spec.delete and spec.lens is None
+
+
+def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> None:
+    """Refuse options that could mean two things, or nothing."""
+    if spec.lens is None and not declaration.accessors:
+        return
+    lens = spec.lens or Lens()
+    is_data = spec.kind == "data"
+    ambiguous = {
+        "returns= and exact= are for methods": is_data and _is_for_methods(lens),
+        "get=, set= and default= are for data": not is_data
+        and (lens.get, lens.set, lens.default) != (None, None, ()),
+        "a setter of its own is for data": not is_data and declaration.accessors,
+        "of several owners, none is the one to write to; say set=False, delete=False": (
+            lens.others and is_data and (spec.set or spec.delete)
+        ),
+        "each= gathers a list, so returns=, default=, exact= have no one value": (
+            lens.each and (lens.returns_wrapper or lens.default or lens.exact)
+        ),
+        "of several owners, exact= has no one signature": lens.others and lens.exact,
+    }
+    for reason, is_so in ambiguous.items():
+        if is_so:
+            raise ForwardingError(f"{cls.__name__}.{name}: {reason}")
+
+
+def _type_of_value(
+    cls: type, name: str, spec: Spec, declaration: Declaration, known: _Knowledge
+) -> Any:
+    """Return the annotation of what is read, None if it is not known."""
+    annotation = _annotation(cls, name, declaration)
+    last = spec.path[-1]
+    if annotation is None and known.owners and isinstance(last, str):
+        annotation = annotation_of(known.owners[0], last)
+    is_changed = spec.lens is not None and (spec.lens.get or spec.lens.each)
+    return None if is_changed else annotation
+
+
+def _finished(
+    cls: type,
+    name: str,
+    attribute: property | FunctionType,
+    declaration: Declaration,
+    known: _Knowledge,
+) -> Any:
+    """Return what stands on the class: with own accessors, or for the class too."""
+    if declaration.accessors:
+        attribute = _with_accessors(attribute, declaration.accessors)
+        record_of(cls).composed.add(name)
+    if declaration.lens is not None and declaration.lens.on_class:
+        attribute = _on_class(cls, name, attribute, known)
+    if isinstance(attribute, property):
+        attribute.__set_name__(cls, name)  # type: ignore[attr-defined]
+    return attribute
+
+
+def _with_accessors(attribute: Any, accessors: Mapping[str, Any]) -> property:
+    names = ("fget", "fset", "fdel")
+    given = {name: accessors.get(name, getattr(attribute, name)) for name in names}
+    return property(**given, doc=attribute.__doc__)
+
+
+def _on_class(cls: type, name: str, attribute: Any, known: _Knowledge) -> Any:
+    if len(known.owners) != 1 or known.model is None:
+        raise ForwardingError(
+            f"{cls.__name__}.{name}: on_class= needs the class of the target, which has "
+            f"{name!r}; declare it by target() or Wrapper[...]"
+        )
+    spec = record_of(cls).specs[name]
+    if isinstance(attribute, FunctionType):
+        return ClassLevelMethod(attribute, known.owners[0], spec.name)
+    both = ClassLevelData(
+        attribute.fget, attribute.fset, attribute.fdel, attribute.__doc__
+    )
+    both.__forwarding_owner__ = (known.owners[0], spec.name)
+    return both
+
+
+def _annotation(cls: type, name: str, declaration: Declaration) -> Any:
     """Return the type of a declaration, and take its annotation from the class.
 
     It would make a field of it, in a dataclass, an attrs class or a pydantic
     model. An annotation as a ClassVar makes none, and stays.
     """
-    annotations = getattr(cls, "__annotations__", {})
-    annotation = annotations.get(name)
+    annotation = annotations_of(cls).get(name)
     if annotation is not None and "ClassVar" not in str(annotation):
-        del annotations[name]
+        remove_annotation(cls, name)
     argument = typing.get_args(getattr(declaration, "__orig_class__", None))
     if typing.get_origin(annotation) is type(declaration):
         argument = typing.get_args(annotation)

@@ -1,8 +1,10 @@
 """The names that a bulk declaration stands for."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeAlias
+from typing import Any, Final, Generic, Protocol, TypeAlias
 
+from forwarding._annotations import annotations_of
+from forwarding._instance_names import instance_names
 from forwarding._specials import refusal
 from forwarding.exceptions import ForwardingError
 
@@ -12,7 +14,9 @@ __all__ = ("Names", "interfaces", "members", "spelled")
 Names: TypeAlias = str | type | Iterable[str | type]
 """Names in one string, an interface, or several of these."""
 
-_NOT_INTERFACES: tuple[Any, ...] = (object, Generic, Protocol)
+_NOT_INTERFACES: Final[tuple[Any, ...]] = (object, Generic, Protocol)
+# Stands for data of instances, which no class body defines.
+_DATA: Final = property()
 
 
 def spelled(names: Names) -> tuple[str, ...]:
@@ -26,11 +30,12 @@ def spelled(names: Names) -> tuple[str, ...]:
 
 
 def members(names: Names) -> dict[str, Any]:
-    """Return the members of the interfaces, with their class attribute or None.
+    """Return the members of the interfaces, with their class attribute.
 
-    An interface is any class. Its members are its public names, annotated ones
-    too, and its special methods; but not what every object has (``__eq__``,
-    ``__repr__``), nor what cannot be forwarded.
+    An interface is any class. Its members are what its instances have: public names
+    of the class body, annotated ones, and those that ``__init__`` assigns; and its
+    special methods. Not among them are what every object has (``__eq__``,
+    ``__repr__``), and what cannot be forwarded.
 
     >>> from collections.abc import Sized
     >>> list(members(Sized))
@@ -60,12 +65,21 @@ def _parts(names: Any) -> Iterator[str | type]:
 
 
 def _members(interface: type) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    # The order matters: "step" is a method of a scheduler, whose __init__ assigns it too.
+    found: dict[str, Any] = dict.fromkeys(instance_names(interface), _DATA)
     for base in reversed(interface.__mro__):
         if base not in _NOT_INTERFACES:
-            found |= dict.fromkeys(getattr(base, "__annotations__", ()))
+            found |= dict.fromkeys(_annotated(base), _DATA)
             found |= vars(base)
     return {name: model for name, model in found.items() if _is_member(name, model)}
+
+
+def _annotated(cls: type) -> Iterator[str]:
+    fields = vars(cls).get("__dataclass_fields__", {})
+    for name in annotations_of(cls):
+        # An InitVar is an argument of __init__, and no attribute.
+        if name not in fields or fields[name]._field_type.name != "_FIELD_INITVAR":  # noqa: SLF001
+            yield name
 
 
 def _is_member(name: str, model: Any) -> bool:

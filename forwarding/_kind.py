@@ -1,21 +1,31 @@
-"""What the class of a target tells about its attributes, without an instance."""
+"""What classes tell about the attributes of their instances, without an instance."""
 
-import sys
-import typing
-from functools import partialmethod, singledispatchmethod
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partialmethod, singledispatchmethod
+from types import FunctionType
+from typing import Any, Final
 
-from forwarding._record import Kind
+from forwarding._annotations import annotations_of, classes_meant, has_annotation
+from forwarding._instance_names import instance_names
+from forwarding._record import Kind, spec_of
+from forwarding._static import static_attribute
 
 
-__all__ = ("annotation_of", "attribute_type", "kind_of", "static_attribute")
+__all__ = (
+    "annotation_of",
+    "attribute_types",
+    "kind_in",
+    "kind_of",
+)
 
-_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing inspect takes 10 ms.
+# Of inspect, whose import takes 10 ms.
+_CO_GENERATOR: Final = 0x20
+_CO_COROUTINE: Final = 0x80
+_CO_ASYNC_GENERATOR: Final = 0x200
 
 
 def kind_of(attribute: object) -> Kind:
-    """Return whether a class attribute is a method, sync or async, or data.
+    """Return whether a class attribute is a method, and of what sort, or data.
 
     >>> kind_of(list.append), kind_of(property()), kind_of(7)
     ('method', 'data', 'data')
@@ -25,9 +35,12 @@ def kind_of(attribute: object) -> Kind:
     function = _function(attribute)
     if not binds or stores or not callable(function):
         return "data"
-    code = getattr(function, "__code__", None)
-    is_async = code is not None and code.co_flags & _CO_COROUTINE
-    return "async method" if is_async else "method"
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & _CO_COROUTINE:
+        return "async method"
+    if flags & _CO_ASYNC_GENERATOR:
+        return "async generator method"
+    return "generator method" if flags & _CO_GENERATOR else "method"
 
 
 def _function(attribute: object) -> object:
@@ -38,12 +51,24 @@ def _function(attribute: object) -> object:
     return attribute
 
 
-def static_attribute(cls: type, name: str) -> Any:
-    """Return ``cls.name`` as it stands in a class body, None if in none."""
-    for base in cls.__mro__:
-        if name in vars(base):
-            return vars(base)[name]
-    return None
+def kind_in(classes: Iterable[type], name: str) -> Kind | None:
+    """Return the kind of ``name`` on which all classes agree, None if they do not.
+
+    None too if one of the classes does not know the name, or there is no class.
+    """
+    kinds: set[Kind | None] = {_kind_in(cls, name) for cls in classes}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _kind_in(cls: type, name: str) -> Kind | None:
+    attribute = static_attribute(cls, name)
+    spec = spec_of(attribute)
+    if spec is not None:
+        return spec.kind
+    if attribute is not None:
+        return kind_of(attribute)
+    is_data = has_annotation(cls, name) or name in instance_names(cls)
+    return "data" if is_data else None
 
 
 def annotation_of(cls: type, name: str) -> Any:
@@ -51,31 +76,48 @@ def annotation_of(cls: type, name: str) -> Any:
 
     As it is written, so it may be a string; None if there is none.
     """
-    return _annotation(cls, name)[0]
+    return next((annotation for annotation, _ in _annotations(cls, name)), None)
 
 
-def attribute_type(cls: type, name: str) -> type | None:
-    """Return the class that ``cls`` annotates its attribute ``name`` with, if any."""
-    annotation, module = _annotation(cls, name)
-    if isinstance(annotation, str):
-        annotation = _evaluated(annotation, module)
-    found = typing.get_origin(annotation) or annotation
-    return found if isinstance(found, type) else None
+def attribute_types(classes: Iterable[type], name: str) -> tuple[type, ...]:
+    """Return the classes that an attribute of these classes may be of.
+
+    Known from an annotation of the attribute, of its property's result, or of the
+    parameter of ``__init__`` that has its name; else from the value in the class body.
+    """
+    types: dict[type, None] = {}
+    for cls in classes:
+        types |= dict.fromkeys(_types(cls, name))
+    return tuple(types)
 
 
-def _annotation(cls: type, name: str) -> tuple[Any, str]:
+def _types(cls: type, name: str) -> tuple[type, ...]:
+    for annotation, scope in (*_annotations(cls, name), *_parameters(cls, name)):
+        return classes_meant(annotation, scope.__module__, scope)
+    value = static_attribute(cls, name)
+    is_plain = value is not None and not hasattr(type(value), "__get__")
+    return (type(value),) if is_plain else ()
+
+
+def _annotations(cls: type, name: str) -> Iterator[tuple[Any, type]]:
+    """Yield what is annotated, and the class that says so, the nearest first."""
     for base in cls.__mro__:
-        fget = getattr(vars(base).get(name), "fget", None)
-        source, key = (base, name) if fget is None else (fget, "return")
-        annotations = getattr(source, "__annotations__", {})
+        getter = _getter(vars(base).get(name))
+        source, key = (base, name) if getter is None else (getter, "return")
+        annotations = annotations_of(source)
         if key in annotations:
-            return annotations[key], base.__module__
-    return None, ""
+            yield annotations[key], base
 
 
-def _evaluated(annotation: str, module: str) -> Any:
-    holder = SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        return typing.get_type_hints(holder, vars(sys.modules[module]))["it"]
-    except Exception:  # noqa: BLE001 -- Evaluating it can raise anything.
-        return None
+def _parameters(cls: type, name: str) -> Iterator[tuple[Any, type]]:
+    """Yield the annotation of ``engine`` in ``def __init__(self, engine: Engine)``."""
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if isinstance(init, FunctionType) and name in annotations_of(init):
+            yield annotations_of(init)[name], base
+
+
+def _getter(attribute: object) -> object:
+    if isinstance(attribute, cached_property):
+        return attribute.func
+    return getattr(attribute, "fget", None)

@@ -4,9 +4,10 @@ import types
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from forwarding._interface import Names
-from forwarding._mixin import Forwarding, hidden, hides
-from forwarding._record import forwarded_attributes
+from forwarding._checks import hiding_error, would_hide
+from forwarding._descriptor import Forwarded
+from forwarding._mixin import Forwarding
+from forwarding._record import declared_spec
 
 
 if TYPE_CHECKING:
@@ -43,21 +44,17 @@ class ForwardingABCMeta(_Base):
         bases: tuple[type, ...],
         namespace: dict[str, Any],
         /,
-        *,
-        to: str = "",
-        forward: Names = (),
-        but: Names = (),
         **kwargs: Any,
     ) -> Any:
-        bulk = {"to": to, "forward": forward, "but": but}
-        return super().__new__(
-            cls, name, _with_mixin(bases), namespace, **bulk, **kwargs
-        )
+        return super().__new__(cls, name, _with_mixin(bases), namespace, **kwargs)
 
-    def __setattr__(cls, name: str, value: object) -> None:  # noqa: N805 -- A class.
-        if name in forwarded_attributes(cls) and hides(value):
-            raise hidden(cls, name, value)
+    def __setattr__(cls, name: str, value: object) -> None:
+        # Asked of one name: an assignment must not cost what the class declares.
+        if would_hide(value) and declared_spec(cls, name) is not None:
+            raise hiding_error(cls, name, value)
         super().__setattr__(name, value)
+        if isinstance(value, Forwarded):
+            value.__set_name__(cls, name)
 
 
 if TYPE_CHECKING:

@@ -1,15 +1,24 @@
-"""The :class:`Forwarding` base, which completes and checks declarations."""
+"""The :class:`Forwarding` base, which declares in bulk and has declarations checked."""
 
-from typing import Any, Generic, Protocol, get_origin
+from typing import Any
 
+from forwarding._checks import (
+    check_conflicts,
+    check_hiding,
+    check_keywords,
+    check_undeclared,
+    check_unknown,
+)
 from forwarding._descriptor import Forwarded
 from forwarding._install import install, refuse_in_place
 from forwarding._interface import Names, interfaces, members, spelled
-from forwarding._record import forwarded_attributes, record_of, spec_of
+from forwarding._path import parsed_path
+from forwarding._record import Kind, record_of
+from forwarding._routing import route_writes
 from forwarding.exceptions import ForwardingError
 
 
-__all__ = ("Forwarding", "hidden", "hides")
+__all__ = ("Forwarding",)
 
 
 class Forwarding:
@@ -18,7 +27,7 @@ class Forwarding:
     It has no state, no metaclass and no ``__init__``, so it goes with every
     other base; put it first.
 
-    >>> class Car(Forwarding, to="engine", forward="rpm serial"):
+    >>> class Car(Forwarding, to="engine", forward="rpm serial", methods="start"):
     ...     def __init__(self, engine):
     ...         self.engine = engine
 
@@ -28,11 +37,18 @@ class Forwarding:
         Path to the object to forward to; by default the only target of the
         class.
     ``forward``
-        Names in one string; or a class, Protocol or ABC, whose public names and
-        special methods are meant, except those that the class body defines
-        itself; or several of these.
+        Names in one string; or a class, Protocol or ABC, of which is meant what
+        its instances have: public names, those that ``__init__`` assigns
+        included, and special methods. Except what the class body defines
+        itself. Or several of these.
+    ``methods``
+        Names, in one string, that are methods. Needed only where neither the
+        target's class nor a base of the wrapper tells.
     ``but``
-        Names not to forward, in the same forms.
+        Names not to forward, in the forms of ``forward``. They are the wrapper's own.
+    ``exact``
+        Whether methods of an interface repeat its signatures; see
+        :class:`Forwarded`.
 
     Raises:
         ForwardingError: A declaration is wrong, two bases forward one name to
@@ -44,113 +60,72 @@ class Forwarding:
     _forwarding_is_checked = True
 
     def __init_subclass__(
-        cls, *, to: str = "", forward: Names = (), but: Names = (), **kwargs: Any
+        cls,
+        *,
+        to: str = "",
+        forward: Names = (),
+        methods: str = "",
+        but: Names = (),
+        exact: bool = False,
+        **kwargs: Any,
     ) -> None:
-        _check_unknown(cls, kwargs)
+        check_unknown(cls, kwargs, Forwarding)
         super().__init_subclass__(**kwargs)
-        error = record_of(cls).error
-        if error is not None:
-            raise error
-        _check_undeclared(cls)
-        _forward(cls, to, forward, but)
-        _check_hidden(cls)
-        _check_conflicts(cls)
+        failure = record_of(cls).failure
+        if failure is not None:
+            raise failure
+        check_undeclared(cls)
+        _forward(cls, _Bulk(to, forward, methods, but, exact=exact))
+        check_hiding(cls)
+        check_conflicts(cls)
+        route_writes(cls)
 
 
-_TAKES_NO_KEYWORDS: tuple[Any, ...] = (Forwarding, Generic, Protocol, object)
+class _Bulk:
+    """The class keywords of one class."""
+
+    def __init__(
+        self, to: str, forward: Names, methods: str, but: Names, *, exact: bool
+    ) -> None:
+        self.to = to
+        self.exact = exact
+        self.methods = spelled(methods)
+        self.names = (*spelled(forward), *self.methods)
+        self.members = members(forward)
+        self.interfaces = interfaces(forward)
+        self.excepted = {*spelled(but), *members(but)}
+
+    def declaration(self, name: str) -> Forwarded[Any]:
+        """Return what stands for one declaration in the class body."""
+        kind: Kind | None = "method" if name in self.methods else None
+        return Forwarded(to=self.to, kind=kind)
 
 
-def _check_unknown(cls: type, kwargs: dict[str, Any]) -> None:
-    """Refuse class keywords that no base takes; Python would not say which."""
-    takers = (base for base in cls.__mro__[1:] if "__init_subclass__" in vars(base))
-    if kwargs and all(base in _TAKES_NO_KEYWORDS for base in takers):
-        raise ForwardingError(
-            f"{cls.__name__}: no base takes the class keyword {next(iter(kwargs))!r}; "
-            "Forwarding takes to=, forward= and but="
-        )
-
-
-def _check_undeclared(cls: type) -> None:
-    """Refuse what reads as a declaration and is none."""
-    for name, value in vars(cls).items():
-        if value is Forwarded:
-            raise ForwardingError(
-                f"{cls.__name__}.{name} is Forwarded itself; write Forwarded()"
-            )
-    for name, annotation in vars(cls).get("__annotations__", {}).items():
-        if get_origin(annotation) is Forwarded and name not in vars(cls):
-            raise ForwardingError(
-                f"{cls.__name__}.{name} is annotated and not declared; "
-                f"write {name}: Forwarded[...] = Forwarded()"
-            )
-
-
-def _forward(cls: type, to: str, forward: Names, but: Names) -> None:
-    excepted = {*spelled(but), *members(but)}
-    names, interface = spelled(forward), members(forward)
-    _check_keywords(cls, to, {*names, *interface}, excepted)
-    for name in names:
+def _forward(cls: type, bulk: _Bulk) -> None:
+    check_keywords(cls, bulk.to, {*bulk.names, *bulk.members}, bulk.excepted)
+    record = record_of(cls)
+    record.excepted |= bulk.excepted
+    record.interfaces += bulk.interfaces
+    for name in bulk.names:
         if name in vars(cls):
             raise ForwardingError(
                 f"{cls.__name__}.{name} is defined in the class body "
-                f"and also forwarded to {to!r}; remove one of them"
+                f"and also forwarded to {bulk.to!r}; remove one of them"
             )
-        if name not in excepted:
-            install(cls, name, Forwarded(f"{to}.{name}" if to else ""))
-    for name, model in interface.items():
-        if name not in vars(cls) and name not in excepted:
-            install(cls, name, Forwarded(f"{to}.{name}" if to else ""), model)
-            for owner in interfaces(forward):
-                refuse_in_place(cls, name, owner)
+        if name not in bulk.excepted:
+            install(cls, name, bulk.declaration(name))
+    for name, model in bulk.members.items():
+        if not _is_own(cls, name, bulk):
+            install(cls, name, _of_interface(bulk, model), model)
+            refuse_in_place(cls, name, bulk.interfaces)
 
 
-def _check_keywords(cls: type, to: str, names: set[str], excepted: set[str]) -> None:
-    if to and not names:
-        raise ForwardingError(f"{cls.__name__}: to={to!r} needs forward=, the names")
-    unknown = ", ".join(sorted(excepted - names))
-    if unknown:
-        raise ForwardingError(
-            f"{cls.__name__}: but= excepts {unknown}, which forward= does not name"
-        )
+def _is_own(cls: type, name: str, bulk: _Bulk) -> bool:
+    """Whether a member of an interface is the wrapper's: defined, excepted, or its target."""
+    root = parsed_path(bulk.to, "to=")[:1]
+    return name in vars(cls) or name in bulk.excepted or (name,) == root
 
 
-def _check_hidden(cls: type) -> None:
-    for base in cls.__bases__:
-        for name in forwarded_attributes(base):
-            if name in vars(cls) and hides(vars(cls)[name]):
-                raise hidden(cls, name, vars(cls)[name])
-
-
-def hides(value: object) -> bool:
-    """Return whether ``value`` as a class attribute cuts a forwarding silently."""
-    return not hasattr(type(value), "__get__")
-
-
-def hidden(cls: type, name: str, value: object) -> ForwardingError:
-    """Return the error for a class attribute that hides a forwarded name."""
-    declarer = next(b.__name__ for b in cls.__mro__ if spec_of(vars(b).get(name)))
-    return ForwardingError(
-        f"{cls.__name__}.{name} = {value!r} would hide the forwarding of {name!r} "
-        f"declared in {declarer}; use a property, or set it on an instance"
-    )
-
-
-def _check_conflicts(cls: type) -> None:
-    bases = [base for base in cls.__bases__ if forwarded_attributes(base)]
-    if len(bases) < 2:  # noqa: PLR2004
-        return
-    for name, spec in forwarded_attributes(cls).items():
-        winner = _declarer(cls, name)
-        for base in bases:
-            other = _declarer(base, name)
-            another = spec_of(vars(other).get(name))
-            if another and another.path != spec.path and not issubclass(winner, other):
-                raise ForwardingError(
-                    f"{cls.__name__}.{name} is forwarded to {str(spec)!r} by "
-                    f"{winner.__name__} and to {str(another)!r} by {other.__name__}; "
-                    f"define {cls.__name__}.{name} to choose"
-                )
-
-
-def _declarer(cls: type, name: str) -> type:
-    return next((base for base in cls.__mro__ if name in vars(base)), cls)
+def _of_interface(bulk: _Bulk, model: Any) -> Forwarded[Any]:
+    is_exact = bulk.exact and hasattr(getattr(model, "__func__", model), "__code__")
+    return Forwarded(to=bulk.to, exact=is_exact)

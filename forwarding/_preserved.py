@@ -2,27 +2,30 @@
 
 from typing import Any, final
 
-from forwarding._record import forwarded_attributes
+from forwarding._build import Switch, decide, switches
+from forwarding._dynamic import is_built
+from forwarding._path import Item, Part, spelled_path, step
+from forwarding._record import Spec, forwarded_attributes
+from forwarding._recording import MISSING, Unreadable, Writes, recorders
+from forwarding.exceptions import ForwardingError
 
 
 __all__ = ("preserved",)
 
-_MISSING: Any = object()
-
 
 @final
 class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
-    """Put the values of all forwarded data back when the block ends.
+    """Undo, when the block ends, what was written to owners through a wrapper.
 
     For a base whose ``__init__`` assigns names that are forwarded: the
     assignments reach the target, which must keep its own values.
 
-    >>> from forwarding import Wrapper, Forwarded
+    >>> from forwarding import Forwarded, Wrapper
     >>> class Base:
     ...     def __init__(self):
     ...         self.lr = 0.0
     >>> class Tuned(Wrapper, Base):
-    ...     lr = Forwarded("__wrapped__")
+    ...     lr = Forwarded()
     ...     def __init__(self, wrapped):
     ...         self.__wrapped__ = wrapped
     ...         with preserved(self):
@@ -36,36 +39,94 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
 
     Raises:
         AttributeError: On entering, the target is not bound yet.
+        ForwardingError: On leaving, something that was written could not be put
+            back, such as a property that can be set and not read. All the rest was.
 
     Guarantees:
-        The same objects are put back on the same owners, also when the block
-        raises or binds another target. A name that an owner did not have is
-        deleted again.
+        * The same objects are put back on the same owners, also when the block
+          raises or binds another target. A name that an owner did not have is
+          deleted again.
+        * Attributes that the block does not write are neither read nor written.
+        * What an accessor of your own writes (``@x.setter``) is not undone.
     """
 
-    __slots__ = ("_before", "_wrapper")
+    __slots__ = ("_switches", "_wrapper", "_writes")
 
     def __init__(self, wrapper: object, /) -> None:
         self._wrapper = wrapper
-        self._before: list[tuple[object, str, Any]] = []
+        self._writes = Writes(wrapper)
+        self._switches: list[Switch] = []
 
     def __enter__(self) -> None:
-        self._before = [
-            (owner, spec.name, getattr(owner, spec.name, _MISSING))
-            for spec in forwarded_attributes(type(self._wrapper)).values()
-            if spec.kind == "data" and spec.set
-            for owner in [spec.find_owner(self._wrapper)]
+        cls = type(self._wrapper)
+        for name, spec in _data(cls).items():
+            if is_built(self._wrapper, str(spec.path[0])):
+                step(self._wrapper, spec.path[0])  # Raises here if it is not bound.
+                decide(self._wrapper, name)
+        self._switches = [s for name in _data(cls) for s in switches(cls, name)]
+        self._writes = Writes(self._wrapper)
+        recorders.append(self._writes)
+        for switch in self._switches:
+            switch.turn(by=1)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
+        for switch in self._switches:
+            switch.turn(by=-1)
+        recorders.remove(self._writes)
+        failures = [
+            failure
+            for owner, part, value in self._writes.latest_first()
+            if (failure := _put_back(owner, part, value))
         ]
+        if not failures:
+            return
+        problem = ForwardingError(
+            f"{type(self._wrapper).__name__}: preserved() could not put back "
+            f"{'; '.join(failures)}; do not forward it, or write its setter yourself"
+        )
+        if error is None:
+            raise problem
+        error.add_note(str(problem))
 
-    def __exit__(self, *_: object) -> None:
-        for owner, name, value in self._before:
-            _put_back(owner, name, value)
+
+def _data(cls: type) -> dict[str, Spec]:
+    """Return what may be written through a wrapper."""
+    return {
+        name: spec
+        for name, spec in forwarded_attributes(cls).items()
+        if spec.kind == "data" and (spec.set or spec.delete)
+    }
 
 
-def _put_back(owner: object, name: str, value: Any) -> None:
-    if getattr(owner, name, _MISSING) is value:
-        return
-    if value is _MISSING:
-        delattr(owner, name)
+def _put_back(owner: Any, part: Part, value: Any) -> str:
+    """Return what went wrong, "" if nothing did."""
+    where = type(owner).__name__ + spelled_path(("", part))
+    if isinstance(value, Unreadable):
+        return f"{where}, which could not be read before: {value.error!r}"
+    try:
+        if value is MISSING:
+            _delete(owner, part)
+        else:
+            _assign(owner, part, value)
+    except Exception as error:  # noqa: BLE001 -- The other values are put back first.
+        return f"{where}: {error!r}"
+    return ""
+
+
+def _assign(owner: Any, part: Part, value: Any) -> None:
+    try:
+        if step(owner, part) is value:
+            return
+    except Exception:  # noqa: BLE001, S110 -- It is assigned in any case.
+        pass
+    if isinstance(part, Item):
+        owner[part.key] = value
     else:
-        setattr(owner, name, value)
+        setattr(owner, part, value)
+
+
+def _delete(owner: Any, part: Part) -> None:
+    if isinstance(part, Item):
+        del owner[part.key]
+    elif hasattr(owner, part):
+        delattr(owner, part)

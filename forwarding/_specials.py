@@ -1,6 +1,6 @@
 """Every special method of the data model, and whether it can be forwarded.
 
-Covers CPython 3.11 to 3.13. A name that is missing on purpose is in the table
+Covers CPython 3.11 to 3.15. A name that is missing on purpose is in the table
 too, with its reason. A name that the language does not define, such as
 ``__array__``, is in no table and may be forwarded.
 """
@@ -74,6 +74,7 @@ _OWN = {
         "it is where the wrapper keeps its own attributes"
     ),
     "__name__ __qualname__ __module__ __doc__ __annotations__ __annotate__ "
+    "__annotate_func__ __annotations_cache__ __conditional_annotations__ "
     "__match_args__": (
         "help(), pickle and match read it from the class of the wrapper"
     ),

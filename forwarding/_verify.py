@@ -1,9 +1,16 @@
 """Check a wrapper that was built: does every declared name still reach a target?"""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from forwarding._kind import static_attribute
-from forwarding._record import Record, Spec, forwarded_attributes, spec_of
+from forwarding._build import decide, live_kind
+from forwarding._coverage import coverage, public_names
+from forwarding._dynamic import is_built
+from forwarding._inspect import unwrap
+from forwarding._path import step
+from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
+from forwarding._static import static_attribute
+from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
 
 
@@ -21,16 +28,21 @@ def verify(wrapper: object, /) -> None:
     forwarding.exceptions.ForwardingError: Scaled(__wrapped__=<int>) forwards 1 name; 'factor' does not exist on int
 
     Raises:
-        ForwardingError: Naming what does not exist on its owner (*missing*), what
-            the wrapper's own ``__dict__`` holds although nothing reads it
-            there (*shadowed*), and what was replaced on a class by a plain
-            value (*cut*).
+        ForwardingError: Naming what does not exist on its owner, or cannot be read
+            there (*missing*); what the wrapper's own ``__dict__`` holds although the
+            target has it too (*shadowed*); what was replaced on a class by a plain
+            value (*cut*); what is a method of the target and forwarded as data; and,
+            where a whole class is forwarded, what its instances have and the wrapper
+            does not.
     """
-    specs = forwarded_attributes(type(wrapper))
+    cls = type(wrapper)
+    specs = forwarded_attributes(cls)
     problems = (
-        *_cut(type(wrapper)),
+        *_cut(cls),
         *_shadowed(wrapper, specs),
         *_missing(wrapper, specs),
+        *_wrong_kind(wrapper, forwarded_attributes(cls)),
+        *_uncovered(wrapper, specs),
     )
     if problems:
         declared = f"{len(specs)} name{'s' * (len(specs) != 1)}"
@@ -40,19 +52,27 @@ def verify(wrapper: object, /) -> None:
 
 
 def _titled(wrapper: object, specs: Mapping[str, Spec]) -> str:
-    roots = dict.fromkeys(s.path[0] for s in specs.values() if s.path[0] not in specs)
     held = (
-        f"{root}=<{type(getattr(wrapper, root)).__name__}>"
-        for root in roots
-        if hasattr(wrapper, root)
+        f"{name}=<{type(target).__name__}>" for name, target in _targets(wrapper, specs)
     )
     return f"{type(wrapper).__name__}({', '.join(held)})"
 
 
+def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, Any]]:
+    """Yield the targets that are there, by name."""
+    roots = (
+        *(str(spec.path[0]) for spec in specs.values()),
+        *target_names(type(wrapper)),
+    )
+    for root in dict.fromkeys(roots):
+        if root not in specs and is_built(wrapper, root) and hasattr(wrapper, root):
+            yield root, getattr(wrapper, root)
+
+
 def _cut(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
-        record = vars(base).get("__forwarding__")
-        for name in record.specs if isinstance(record, Record) else ():
+        record = record_in(base)
+        for name in record.specs if record else ():
             now = static_attribute(cls, name)
             if spec_of(now) is None and not hasattr(type(now), "__get__"):
                 yield f"{name!r} is cut off by {cls.__name__}.{name} = {now!r}"
@@ -65,6 +85,28 @@ def _shadowed(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     for name, spec in specs.items():
         if name in own and spec.kind == "data":
             yield f"{name!r} is also in the wrapper's __dict__, where nothing reads it"
+    for root, layer in _targets(wrapper, specs):
+        target = _innermost(layer)
+        hidden = {*coverage(wrapper, target).shadowed} & own.keys()
+        for name in sorted(hidden - _elsewhere(wrapper, specs, root)):
+            yield (
+                f"{name!r} in the wrapper's __dict__ hides that of {type(target).__name__}; "
+                "forward it, or say that it is the wrapper's: annotate it, or name it in but="
+            )
+
+
+def _innermost(layer: object) -> object:
+    """Return what is wrapped in the end: what layers have for themselves hides nothing."""
+    try:
+        return unwrap(layer)
+    except (AttributeError, ForwardingError):
+        return layer
+
+
+def _elsewhere(wrapper: object, specs: Mapping[str, Spec], root: str) -> set[str]:
+    """Return the names that another target of the wrapper may well account for."""
+    others = (target for name, target in _targets(wrapper, specs) if name != root)
+    return {name for target in others for name in public_names(target)}
 
 
 def _missing(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
@@ -75,19 +117,69 @@ def _missing(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
         except AttributeError as error:
             absent.setdefault(f"are out of reach: {error}", []).append(repr(str(spec)))
         else:
-            where = _absence(owner, spec.name)
+            where = _absence(owner, spec)
             if where is not None:
                 absent.setdefault(where, []).append(repr(spec.name))
     for where, names in absent.items():
         yield f"{', '.join(names)} {_agreeing(where, len(names))}"
 
 
-def _absence(owner: object, name: str) -> str | None:
+def _absence(owner: object, spec: Spec) -> str | None:
+    lens = spec.lens
+    if lens is not None and (lens.default or lens.others or lens.each):
+        return None  # It is declared that the owner may lack it, or be several.
     try:
-        exists = hasattr(owner, name)
+        step(owner, spec.path[-1])
     except RecursionError:
         return "are forwarded in a circle"
-    return None if exists else f"do not exist on {type(owner).__name__}"
+    except AttributeError:
+        return f"do not exist on {type(owner).__name__}"
+    except Exception as error:  # noqa: BLE001 -- A property can raise anything.
+        return f"cannot be read on {type(owner).__name__} now: {error!r}"
+    return None
+
+
+def _wrong_kind(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
+    """Yield the methods of a live target that were taken for data.
+
+    Names of which nothing was known are decided here, by the way.
+    """
+    for name, spec in specs.items():
+        if spec.kind != "data" or spec.lens is not None:
+            continue
+        try:
+            kind = decide(wrapper, name)
+            owner = spec.find_owner(wrapper)
+            live = live_kind(owner, spec.path[-1])
+        except (AttributeError, RecursionError):
+            continue  # Reported as missing.
+        if (
+            kind == "data"
+            and live not in (None, "data")
+            and not _is_wanted(wrapper, name)
+        ):
+            yield (
+                f"{name!r} is a method of {type(owner).__name__} and forwarded as data; "
+                f"say kind={live!r}"
+            )
+
+
+def _is_wanted(wrapper: object, name: str) -> bool:
+    """Whether a declaration says kind="data" of a method, to give the bound method."""
+    records = filter(None, map(record_in, type(wrapper).__mro__))
+    return any(name in record.said_data for record in records)
+
+
+def _uncovered(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
+    """Yield what a target has beyond the class that was to be forwarded as a whole."""
+    records = list(filter(None, map(record_in, type(wrapper).__mro__)))
+    interfaces = {cls for record in records for cls in record.interfaces}
+    for _, target in _targets(wrapper, specs):
+        if type(target) in interfaces:
+            missing = coverage(wrapper, target).missing
+            if missing:
+                names = ", ".join(map(repr, missing))
+                yield f"{names} of {type(target).__name__} {_agreeing('are not forwarded', len(missing))}"
 
 
 def _agreeing(verb: str, count: int) -> str:

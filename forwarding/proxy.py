@@ -23,10 +23,12 @@ from typing import (
 
 from wrapt import BaseObjectProxy, CallableObjectProxy
 
-from forwarding._descriptor import Forwarded
+from forwarding._annotations import annotations_of
+from forwarding._descriptor import Forwarded, replaced
 from forwarding._mixin import Forwarding
-from forwarding._record import record_of
+from forwarding._record import Kind, record_of
 from forwarding._specials import SPECIALS
+from forwarding._static import static_attribute
 from forwarding.exceptions import ForwardingError
 
 
@@ -43,6 +45,34 @@ _BY_TARGET = tuple(
     for name, special in SPECIALS.items()
     if special.standing == "forwarded" and name not in dir(BaseObjectProxy)
 )
+# Special methods that every wrapt proxy has, and that only ask the target; here, a proxy
+# has those of its target. Operators are not among them: without its method, Python still
+# asks the other operand.
+_ASKING = (
+    "__len__",
+    "__getitem__",
+    "__setitem__",
+    "__delitem__",
+    "__contains__",
+    "__reversed__",
+    "__enter__",
+    "__exit__",
+    "__aenter__",
+    "__aexit__",
+)
+# What Python asks instead, where the first method is missing.
+_INSTEAD = {
+    "__contains__": ("__iter__", "__getitem__"),
+    "__reversed__": ("__getitem__",),
+}
+# These often return the target itself. The proxy must be returned for it, or "with proxy
+# as x" would bind the target, and iteration would let a temporary proxy go.
+_RETURN_SELF: dict[str, Kind] = {
+    "__enter__": "method",
+    "__aenter__": "async method",
+    "__iter__": "method",
+    "__aiter__": "method",
+}
 # What wrapt keeps on a proxy about its target.
 _KEPT_BY_WRAPT = {
     "__wrapped__",
@@ -55,6 +85,30 @@ _KEPT_BY_WRAPT = {
 }
 
 
+class _Absent:
+    """Stands for a special method that the target lacks.
+
+    ``hasattr(proxy, "__len__")`` is False, and ``len(proxy)`` is a TypeError, as for the
+    target (werkzeug#596).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, proxy: Any, owner: type | None = None) -> Any:
+        if proxy is None:
+            raise AttributeError(f"{self._name} is not there", name=self._name)
+        raise _AbsentError(
+            f"{type(proxy.__wrapped__).__name__!r} object has no {self._name}",
+            name=self._name,
+            obj=proxy,
+        )
+
+
+class _AbsentError(AttributeError, TypeError):
+    """What hasattr() takes for absence, and callers of len() for a wrong type."""
+
+
 class TransparentProxy(Forwarding, BaseObjectProxy[T]):
     """Pass everything to the target, except what the class keeps or changes.
 
@@ -65,7 +119,7 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
 
     >>> class Labelled(TransparentProxy[list[int]]):
     ...     label: str
-    ...     size = Forwarded("__wrapped__.__len__")
+    ...     size = Forwarded(path="__wrapped__.__len__")
     >>> labelled = Labelled([1, 2])
     >>> labelled.label = "mine"
     >>> labelled.append(3)
@@ -97,8 +151,14 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
                 f"{cls.__name__} declares __slots__; annotate the names instead, "
                 "so that copies and pickles of the proxy keep them"
             )
+        if "__wrapped__" in vars(cls):
+            raise ForwardingError(
+                f"{cls.__name__} defines __wrapped__, which operators would not ask: they "
+                "read the target that wrapt holds. For a target that changes, use a "
+                "Wrapper with __wrapped__ = target(..., via=...), or assign __wrapped__"
+            )
         cls._self_variants = {}
-        for name in vars(cls).get("__annotations__", ()):
+        for name in annotations_of(cls):
             if name not in vars(cls) and not name.startswith(("__", "_self_")):
                 setattr(cls, name, _Own(name))
         super().__init_subclass__(**kwargs)
@@ -131,6 +191,8 @@ class TransparentProxy(Forwarding, BaseObjectProxy[T]):
         variant = _variant(_public(type(self)), type(wrapped))
         if type(self) is not variant:
             _set_class(self, variant)
+
+    vars().update({name: _Absent(name) for name in _ASKING})
 
     @property
     def __object_proxy__(self) -> Any:
@@ -181,17 +243,25 @@ def _public(cls: type[_Proxy]) -> type[_Proxy]:
 
 def _variant(cls: type[_Proxy], target: type) -> type[_Proxy]:
     """Return the class that also has those special methods which ``target`` has."""
-    names = _lacking(cls, target)
-    if not names:
+    names, asking = _lacking(cls, target), _asking(cls, target)
+    if not names and not asking:
         return cls
-    if names not in cls._self_variants:
-        namespace: dict[str, Any] = {name: Forwarded() for name in names}
+    key = (*names, "", *asking)
+    if key not in cls._self_variants:
+        namespace: dict[str, Any]
+        namespace = {name: getattr(BaseObjectProxy, name) for name in asking}
+        namespace |= {name: Forwarded() for name in names}
+        namespace |= {
+            name: Forwarded(returns="wrapper", kind=kind)
+            for name, kind in _RETURN_SELF.items()
+            if name in namespace
+        }
         namespace |= {"_self_variant_of": cls, "__doc__": cls.__doc__}
         namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
         metaclass: Any = type(cls)
         variant = metaclass(cls.__name__, (cls,), namespace)
-        cls._self_variants.setdefault(names, variant)
-    found: type[_Proxy] = cls._self_variants[names]
+        cls._self_variants.setdefault(key, variant)
+    found: type[_Proxy] = cls._self_variants[key]
     return found
 
 
@@ -202,11 +272,28 @@ def _lacking(cls: type[_Proxy], target: type) -> tuple[str, ...]:
         if _defines(target, name) > _defines(cls, name)
         and getattr(target, name) is not None  # What says that it cannot.
     )
-    wrapts: Any = BaseObjectProxy.__getitem__  # In C, where iter() does not see it.
-    by_index = getattr(target, "__getitem__", wrapts) is not wrapts
-    if by_index and not hasattr(target, "__iter__") and cls.__getitem__ is wrapts:
+    # wrapt's is written in C, where iter() does not see it.
+    is_wrapts = isinstance(static_attribute(cls, "__getitem__"), _Absent)
+    by_index = hasattr(target, "__getitem__") and not issubclass(
+        target, BaseObjectProxy
+    )
+    if by_index and not hasattr(target, "__iter__") and is_wrapts:
         return (*names, "__getitem__")
     return names
+
+
+def _asking(cls: type[_Proxy], target: type) -> tuple[str, ...]:
+    """Return the special methods of wrapt that the target has, too."""
+    return tuple(
+        name
+        for name in _ASKING
+        if isinstance(static_attribute(cls, name), _Absent)
+        and any(_has(target, asked) for asked in (name, *_INSTEAD.get(name, ())))
+    )
+
+
+def _has(target: type, name: str) -> bool:
+    return getattr(target, name, None) is not None  # None says that it cannot.
 
 
 def _half_built(cls: type[_Proxy]) -> _Proxy:
@@ -235,7 +322,7 @@ def _around_another(proxy: _Proxy, wrapped: object) -> _Proxy:
 
 
 def around(
-    path: str = "",
+    place: str | None = None, /, *, to: str = "", path: str = ""
 ) -> Callable[[Callable[Concatenate[Any, Callable[..., Any], P], R]], "_Around[P, R]"]:
     """Let a method advise the method that it stands for on the target.
 
@@ -260,28 +347,37 @@ def around(
         advice. Write a plain ``def step`` there.
 
     Args:
-        path: Where the target's method is, as for :class:`forwarding.Forwarded`.
+        place: The old spelling of ``to`` and ``path``, which warns.
+        to: Path to the object that has a method of this name, as for
+            :class:`forwarding.Forwarded`.
+        path: Path to the method itself.
 
     Raises:
         ForwardingError: The path or the name cannot be forwarded.
     """
-    Forwarded[Any](path)  # Raises what is wrong with the path, here and now.
-    return functools.partial(_Around, path)
+    if place is not None:
+        to, path = replaced(place, "around")
+    Forwarded[Any](to=to, path=path)  # Raises what is wrong with it, here and now.
+    return functools.partial(_Around, to, path)
 
 
 class _Around(Generic[P, R]):
     """Descriptor of one advice; not a data descriptor, so that patches stay here."""
 
     def __init__(
-        self, path: str, advice: Callable[Concatenate[Any, Callable[..., Any], P], R]
+        self,
+        to: str,
+        path: str,
+        advice: Callable[Concatenate[Any, Callable[..., Any], P], R],
     ) -> None:
+        self._to = to
         self._path = path
         self.advice = advice
         self.__doc__ = advice.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
-        declaration = Forwarded[Any](self._path, kind="data")
+        declaration = Forwarded[Any](to=self._to, path=self._path, kind="data")
         type.__setattr__(owner, name, declaration)
         declaration.__set_name__(owner, name)
         attribute: Any = vars(owner)[name]

@@ -1,5 +1,7 @@
-"""What the README shows is what happens."""
+"""What the README shows is what happens, and what it points to is there."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCKS = list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
 
 
@@ -20,3 +23,20 @@ def test_a_block_of_the_readme_runs(block):
 def test_the_readme_has_blocks():
     """The test above has something to run: an example of each package at least."""
     assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_to_a_file_leads_to_one(name):
+    """Sphinx checks the links of the pages, and nothing else those of these files."""
+    text = (ROOT / name).read_text("utf-8")
+
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_citation_is_of_this_version():
+    """It is raised together with the version of the distribution."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+
+    assert f"\nversion: {project['version']}\n" in citation

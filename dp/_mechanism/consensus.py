@@ -7,8 +7,8 @@ and one run is not counted once a rank.
 """
 
 import json
-from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol, TypeVar, final
+from collections.abc import Hashable, Sequence
+from typing import final
 
 from torch import Tensor
 
@@ -23,16 +23,6 @@ from dp.sampling import PoissonLoader, Ticket
 __all__ = ("Consensus",)
 
 
-class _Ready(Protocol):
-    @property
-    def ticket(self) -> Ticket | None: ...
-    @property
-    def max_grad_norm(self) -> float: ...
-
-
-_ReadyT = TypeVar("_ReadyT", bound=_Ready)
-
-
 @final
 class Consensus:
     """The agreement of the ranks that train together; it is never copied."""
@@ -42,54 +32,73 @@ class Consensus:
 
     def check(
         self,
-        ready: Callable[[], _ReadyT],
+        world: World,
         *,
-        settings: CurrentValues,
+        ticket: Ticket | None,
+        max_grad_norm: float,
+        values: CurrentValues,
         clipping: Clipping,
         noise: GaussianNoise,
         loader: PoissonLoader | None,
         parameters: Sequence[Tensor],
-    ) -> tuple[World, _ReadyT]:
-        """Return the ranks, and what *ready* returned, once all ranks are ready.
+    ) -> None:
+        """Return once all ranks are ready for the same release.
 
         Raises:
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks differ in something.
         """
-        world, ledger = World.current(), settings.ledger
-
-        def identity() -> Hashable:
-            return world, ledger.segment, id(loader), tuple(map(id, parameters))
-
+        ledger = values.ledger
+        # Ranks that share an id charge the same release once; alone, this process must
+        # charge under an id of its own again.
         if world.size == 1:
             if self._settled is not None:  # It shared its id with others until now.
                 ledger.use_segment(None)
                 self._settled = None
-            return world, ready()
-        pending, settled = world.agree_or_raise(
-            ready,
-            facts=lambda pending: {
-                "the batch": None if pending.ticket is None else pending.ticket.ordinal,
+            return
+
+        def identity() -> Hashable:
+            return world, ledger.segment, id(loader), tuple(map(id, parameters))
+
+        settled = world.agree_or_raise(
+            {
+                "the batch": None if ticket is None else ticket.ordinal,
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
-                "the clipping norm": pending.max_grad_norm,
-                "the noise": settings.noise_multiplier,
+                "the clipping norm": max_grad_norm,
+                "the noise": values.noise_multiplier,
             },
             agreed=self._settled == identity(),
         )
+        # Parameters' values, the dataset and the plan take long to compare, and do not
+        # change by themselves: once is enough until one of the objects is replaced.
         if not settled:
-            whole = [p for p in parameters if not hasattr(p, "placements")]
-            facts = {
-                "the plan": settings.plan,
-                "the clipping rule": clipping,
-                "the source of noise": noise,
-                "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],
-                "the parameters' values": fingerprint_of_tensors(whole),
-                "the dataset": (
-                    None
-                    if loader is None or loader.sharded
-                    else fingerprint_of_dataset(loader.dataset)
-                ),
-            }
-            ledger.use_segment(world.compare_once(facts, offer=ledger.segment))
+            facts = _slow_facts(values, clipping, noise, loader, parameters)
+            ledger.use_segment(world.compare_once(facts, proposal=ledger.segment))
             self._settled = identity()
-        return world, pending
+
+
+def _slow_facts(
+    values: CurrentValues,
+    clipping: Clipping,
+    noise: GaussianNoise,
+    loader: PoissonLoader | None,
+    parameters: Sequence[Tensor],
+) -> dict[str, object]:
+    """Return what is compared once, by the name that an error gives it."""
+    # Shards differ by design; torch checks what they are shards of.
+    whole = [p for p in parameters if not hasattr(p, "placements")]
+    return {
+        "the plan": values.plan,
+        "the clipping rule": clipping,
+        "the source of noise": noise,
+        "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],
+        "the parameters' values": fingerprint_of_tensors(whole),
+        "the dataset": (
+            None
+            if loader is None or loader.sharded
+            else fingerprint_of_dataset(loader.dataset)
+        ),
+        "the units of the dataset": (
+            None if loader is None or loader.sharded else loader.units_digest
+        ),
+    }

@@ -1,7 +1,7 @@
 """The noise multiplier and the clipping norm of the next release, in one place.
 
-They come from the plan, step by step, unless they were assigned. Whoever clips, adds
-noise or charges the ledger reads them here, when it does so.
+They come from the plan, step by step, unless they were assigned. Clipping, noise and
+the ledger read them here, at the moment of use, so the three cannot disagree.
 """
 
 import warnings
@@ -39,8 +39,11 @@ _DECISIVE: Final = (
 @final
 @dataclass(slots=True, kw_only=True)
 class CurrentValues:
-    """What holds for the next release of a run."""
+    """The noise multiplier and clipping norm in effect for the next release."""
 
+    # Two copies of C are how a schedule comes to clip at one norm and to add noise for
+    # another: Opacus' ghost and per-layer clipping under-noise 47 times where a
+    # scheduler lowers `optimizer.max_grad_norm`. So there is one place, without a cache.
     plan: PrivacyPlan
     ledger: Ledger
     assigned: dict[str, float] = field(default_factory=dict)
@@ -75,7 +78,7 @@ class CurrentValues:
     def overrides_from(
         self, states: Sequence[Mapping[str, Any]]
     ) -> dict[str, float] | None:
-        """Return what is to be assigned to go on from *states*; None if none says.
+        """Return the overrides stored in *states*, or None if there are none.
 
         Warns if they were made by another plan, which would go on in its place.
 
@@ -141,7 +144,7 @@ class ScheduledClipping(Clipping):
     """
 
     rule: Clipping
-    settings: CurrentValues
+    values: CurrentValues
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return the rule's groups."""
@@ -158,4 +161,4 @@ class ScheduledClipping(Clipping):
 
     def _ratio(self) -> float:
         bound = self.rule.sensitivity("add_or_remove_one")
-        return self.settings.max_grad_norm / bound
+        return self.values.max_grad_norm / bound

@@ -8,24 +8,25 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import final
-from weakref import WeakKeyDictionary
+from typing import Any, final
 
 from torch import Tensor
 
+from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.sums import zero_sums
+from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.step_state import StepState
+from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
-from dp.distributed import Exchange, sharding_of, unsharded_parameters
+from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
     PrivacyError,
-    SamplingMismatchError,
+    SampleMixingError,
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
@@ -37,28 +38,10 @@ from dp.per_sample import (
     from_grad_samples,
 )
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, Ticket, Unamplified
+from dp.sampling import PoissonLoader
 
 
-__all__ = ("Mechanism", "Pending")
-
-
-# The serial of the last ticket that any optimizer spent. The cost of a release counts
-# on the chance not to be in its batch; two releases of one batch share that chance.
-_last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
-
-
-@final
-@dataclass(slots=True)
-class Pending:
-    """Clipped sums of the batch at hand: not yet noised, never shown to anyone."""
-
-    parameters: tuple[Tensor, ...]
-    sums: list[Tensor]
-    ticket: Ticket | None
-    max_grad_norm: float
-    num_samples: int = 0
-    num_backwards: int = 0
+__all__ = ("Mechanism",)
 
 
 @final
@@ -75,77 +58,105 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    engine: Engine = field(default_factory=Engine)
-    agreement: Consensus = field(default_factory=Consensus)
-    pending: Pending | None = None
+    public: tuple[Tensor, ...] = ()
+    engine: Engine = field(init=False)
+    consensus: Consensus = field(default_factory=Consensus)
+    step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
-    settings: CurrentValues = field(init=False)
-    rule: Clipping = field(init=False)
+    values: CurrentValues = field(init=False)
+    effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
-        self.settings = CurrentValues(
+        self.values = CurrentValues(
             plan=self.plan, ledger=self.ledger, assigned=self.assigned
         )
-        self.rule = self.clipping
-        self.clipping = ScheduledClipping(self.rule, self.settings)
+        self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+        self.engine = Engine(public=self.public)
 
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the next noise over ``max_grad_norm``."""
-        return self.settings.noise_multiplier
+        return self.values.noise_multiplier
 
     @noise_multiplier.setter
     def noise_multiplier(self, value: float) -> None:
-        self.settings.assign("noise_multiplier", value)
+        self.values.assign("noise_multiplier", value)
 
     @noise_multiplier.deleter
     def noise_multiplier(self) -> None:
-        self.settings.reset("noise_multiplier")
+        self.values.reset("noise_multiplier")
 
     @property
     def max_grad_norm(self) -> float:
         """L2 norm to which each gradient of the next batch is clipped."""
-        return self.settings.max_grad_norm
+        return self.values.max_grad_norm
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float) -> None:
-        self.settings.assign("max_grad_norm", value)
+        self.values.assign("max_grad_norm", value)
 
     @max_grad_norm.deleter
     def max_grad_norm(self) -> None:
-        self.settings.reset("max_grad_norm")
+        self.values.reset("max_grad_norm")
+
+    @property
+    def pending(self) -> PendingBatch | None:
+        """The batch whose clipped sums accumulate, if there is one."""
+        return self.step.batch
 
     def accumulate(
-        self, losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float = 1.0
-    ) -> bool:
+        self,
+        losses: Tensor,
+        parameters: Sequence[Tensor],
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+        loss_scale: float = 1.0,
+        is_scaled: bool = True,
+    ) -> None:
         """Add the clipped gradient of every example to the sums of its batch.
 
         Args:
-            losses_B: One loss an example.
+            losses: One loss an example, or several a unit.
             parameters: What the release is about; the same for all of a batch.
+            units: The unit of each loss; None if the loader knows.
+            reduction: Whether a unit's loss is the sum or the mean of its losses.
             loss_scale: A power of two that the backward pass is multiplied with, and
                 gradients are divided by before they are clipped.
-
-        Returns:
-            Whether these are the first losses of their batch.
+            is_scaled: Whether the scale of a trainer, if it has one, is known.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
-                was already released, or holds fewer examples than ``losses_B``.
+                was already released, or holds fewer examples than there are losses.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
-        pending = self._pending_for(parameters)
-        self._admit(pending, num_samples=len(losses_B))
-        with unsharded_parameters(pending.parameters) as leaves:
-            if len(losses_B):
-                gradients = self.engine.gradients(
-                    losses_B, leaves, loss_scale=loss_scale
-                )
+        # Everything that can be refused is, before the first gradient is computed.
+        batch = self._batch_for(parameters)
+        whose = loss_units(
+            losses,
+            units,
+            reduction=reduction,
+            ticket=batch.ticket,
+            part=None if self.loader is None else self.loader.part,
+        )
+        batch.admit(whose.num_units, self.plan.sampling, whose.present)
+        with unsharded_parameters(batch.parameters) as leaves:
+            if whose.num_units:
+                with self.ending_if_mixed():
+                    gradients = self.engine.gradients(
+                        losses,
+                        leaves,
+                        loss_scale=loss_scale,
+                        units=whose.of_loss,
+                        reduction=reduction,
+                    )
                 _check_attached(gradients, leaves)
-                self._add(pending, gradients)
-        pending.num_backwards += 1
-        self.pending = pending
-        return pending.num_backwards == 1
+                self._add_clipped(gradients, batch)
+        batch.units.update(whose.present)
+        batch.may_lack_units |= whose.may_lack_units
+        batch.num_backwards += 1
+        batch.all_scaled &= is_scaled
+        self.step.accumulate(batch)
 
     def accumulate_grad_samples(self, parameters: Sequence[Tensor]) -> None:
         """Add the clipped gradients that are on the parameters already, if any are.
@@ -156,28 +167,50 @@ class Mechanism:
         gradients = from_grad_samples(parameters)
         if gradients is None:
             return
-        pending = self._pending_for(parameters)
-        self._admit(pending, num_samples=gradients.num_samples)
-        self._add(pending, gradients)
-        pending.num_backwards += 1
-        self.pending = pending
+        batch = self._batch_for(parameters)
+        batch.admit(gradients.num_samples, self.plan.sampling)
+        self._add_clipped(gradients, batch)
+        batch.num_backwards += 1
+        self.step.accumulate(batch)
         clear_grad_samples(parameters)
 
-    def _add(self, pending: Pending, gradients: PerSampleGradients) -> None:
-        groups = self.clipping.group_of(pending.parameters)
+    @contextmanager
+    def ending_if_mixed(self) -> Iterator[None]:
+        """End the run if examples turn out to be mixed after something was released.
+
+        Earlier releases may have been of mixed examples, too, between two looks; and
+        that the run stops here depends on data. Neither was paid for, so no epsilon
+        holds any more. Before the first release nothing is lost by trying again.
+        """
+        try:
+            yield
+        except SampleMixingError as error:
+            if self.ledger.steps:
+                self.step.drop()
+                self.ledger.fail(f"examples were mixed: {error}")
+                error.add_note(
+                    "Releases were made before this was noticed, so the run ends here:"
+                    " its ledger keeps the failure, and its epsilon is infinite."
+                )
+            raise
+
+    def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
+        """Clip every example's gradient and add it: sensitivity <= C from here on."""
+        groups = self.effective_clipping.group_of(batch.parameters)
         norms_GB = gradients.squared_norms(groups).sqrt()
-        factors_GB = self.clipping.factors(norms_GB)
-        self.pending = None  # A failure half-way must not leave half a sum.
+        factors_GB = self.effective_clipping.factors(norms_GB)
+        self.step.drop()  # A failure half-way must not leave half a sum.
         gradients.add_weighted_sum(
-            factors_GB, groups, pending.sums, beta=int(pending.num_samples > 0)
+            factors_GB, groups, batch.sums, beta=int(batch.num_samples > 0)
         )
-        pending.num_samples += gradients.num_samples
+        batch.num_samples += gradients.num_samples
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Charge the ledger, then return the noised sums of the batch.
+        """Charge the ledger, then return the private gradient of the batch.
 
-        Of several ranks, each gets the noised total of all ranks' sums, or its shard
-        of it where the parameter is a shard.
+        This is Algorithm 1 of Abadi et al. (2016) from the sum on; its clipping is
+        in :meth:`accumulate`. Of several ranks, each gets the noised total of all
+        ranks' sums, or its shard of it where the parameter is a shard.
 
         Guarantees:
             * Nothing changes if the batch does not match its ticket, if the budget
@@ -185,129 +218,124 @@ class Mechanism:
             * Every parameter gets noise, also one that no example reached, and gets
               it once, whatever the number of ranks is.
         """
-        shardings = [sharding_of(p) for p in parameters]
-        world, pending = self.agreement.check(
-            lambda: self._complete(parameters),
-            settings=self.settings,
-            clipping=self.rule,
+        # Charging comes before noise is drawn: a crash in between loses a release,
+        # never a charge, and no noise can be looked at before it is paid for.
+        world, batch = self._ready_to_release(parameters)
+        totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
+        stddev = self._charge(batch)
+        noisy_sums = self._add_noise(totals, stddev)  # Private from here on.
+        return self._divide(noisy_sums)
+
+    def _ready_to_release(
+        self, parameters: Sequence[Tensor]
+    ) -> tuple[World, PendingBatch]:
+        """Return the ranks and the batch once nothing speaks against its release.
+
+        Raises:
+            SamplingMismatchError: If the batch does not match its ticket.
+            PrivacyError: If parameters or the clipping norm changed meanwhile.
+            RankFailedError: If another rank raised, died, or did not come in time.
+            RanksDivergedError: If the ranks do not agree.
+        """
+        world = World.current()
+        with world.telling_failures():
+            batch = self._batch_for(parameters)
+            batch.check_complete()
+        self.consensus.check(
+            world,
+            ticket=batch.ticket,
+            max_grad_norm=batch.max_grad_norm,
+            values=self.values,
+            clipping=self.clipping,
             noise=self.noise,
             loader=self.loader,
             parameters=parameters,
         )
+        return world, batch
+
+    def _charge(self, batch: PendingBatch) -> float:
+        """Charge the ledger; return the standard deviation that it was charged for.
+
+        The ticket is spent and the batch let go only afterwards: a refused charge
+        changes nothing. An interrupt in between loses a release, never a charge.
+        """
         noise_multiplier = self.noise_multiplier
-        stddev = noise_multiplier * pending.max_grad_norm
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
-            max_grad_norm=pending.max_grad_norm,
+            max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
         )
-        self.pending = None
-        if pending.ticket is not None and self.loader is not None:
-            _last_spent[self.loader] = pending.ticket.serial
-        exchange = Exchange(world, pending.sums, shardings)
-        for share in exchange:  # Of the total over all ranks.
-            self._add_noise(share, stddev)  # Private from here on.
-            exchange.start_all_gather()
-        return exchange.results()
+        self.step.release()
+        batch.spend_ticket(self.loader)
+        return noise_multiplier * batch.max_grad_norm
 
-    def _complete(self, parameters: Sequence[Tensor]) -> Pending:
-        pending = self._pending_for(parameters)
-        _check_complete(pending)
-        return pending
+    def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
+        """Add noise to each share of the totals, once, on the rank that has it."""
+        for share in totals:
+            # What was charged is held against what the noise stage says it did, and not
+            # against what it was told: an accountant that is fed the configured sigma
+            # misses the noise that was really added (opacus#807).
+            used = self.noise.add_(share, stddev=stddev)
+            if used != stddev:
+                raise PrivacyError(
+                    f"the noise stage used a standard deviation of {used!r} where"
+                    f" {stddev!r} was charged; nothing was released"
+                )
+            totals.start_all_gather()
+        return totals.results()
 
-    def _add_noise(self, sums: Sequence[Tensor], stddev: float) -> None:
-        used = self.noise.add_(sums, stddev=stddev)
-        if used != stddev:
-            raise PrivacyError(
-                f"the noise stage used a standard deviation of {used!r} where"
-                f" {stddev!r} was charged; nothing was released"
-            )
+    def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
+        """Divide by a public constant; never by the size that the batch really had.
+
+        The size is private, and dividing by it also changes the sensitivity of the
+        mean (opacus#571, #819: the denominator followed ``len(dataset)``).
+        """
+        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
+        return noisy_sums
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on."""
-        self.pending = None
+        self.step.drop()
         self.loader = loader
 
-    def discard(self) -> None:
-        """Forget the batch at hand; its ticket stays valid until it is spent."""
-        self.pending = None
-
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
-        # The batch at hand is secret, the loader's data is not ours to copy.
+        # The batch at hand is secret, and the loader's data is not ours to copy. A copied
+        # ledger charges under an id of its own, so that forks add up.
         return Mechanism(
             plan=self.plan,
-            clipping=deepcopy(self.rule, memo),
+            clipping=deepcopy(self.clipping, memo),
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public=self.public,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process has other loaders: attach one there.
-        parts = (self.plan, self.rule, self.noise, self.ledger, self.assigned)
-        return _unpickled, parts
+        stages = {
+            "plan": self.plan,
+            "clipping": self.clipping,
+            "noise": self.noise,
+            "ledger": self.ledger,
+            "assigned": self.assigned,
+            "public": self.public,
+        }
+        return _unpickled, (stages,)
 
-    def _pending_for(self, parameters: Sequence[Tensor]) -> Pending:
-        ticket = self._current_ticket()
-        pending = self.pending
-        if pending is None or pending.ticket is not ticket:
+    def _batch_for(self, parameters: Sequence[Tensor]) -> PendingBatch:
+        """Return the batch at hand, or an empty one if another was drawn meanwhile."""
+        ticket = current_ticket(self.plan, self.loader)
+        batch = self.step.batch
+        if batch is not None and batch.ticket is ticket:
+            batch.check_same(parameters, self.max_grad_norm)
+            return batch
+        if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            _warn_if_complete(pending)
-            sums = zero_sums(parameters)
-            return Pending(tuple(parameters), sums, ticket, self.max_grad_norm)
-        if pending.max_grad_norm != self.max_grad_norm:
-            raise PrivacyError(
-                f"max_grad_norm changed from {pending.max_grad_norm!r} to"
-                f" {self.max_grad_norm!r} between backward and step; call zero_grad()"
-                " and run the batch again"
-            )
-        if not _same(pending.parameters, parameters):
-            raise PrivacyError(
-                "the optimizer's trainable parameters changed between backward and"
-                " step; call zero_grad() and run the batch again" + _told_of_deepspeed()
-            )
-        return pending
-
-    def _current_ticket(self) -> Ticket | None:
-        if isinstance(self.plan.sampling, Unamplified):
-            return None
-        if self.loader is None:
-            raise SamplingMismatchError(
-                "the plan claims amplification by sampling, but no loader is attached;"
-                " call optimizer.attach(plan.loader(dataset))"
-            )
-        ticket = self.loader.ticket
-        if ticket is None:
-            raise SamplingMismatchError(
-                "no batch has been drawn from the loader; iterate over the loader that"
-                " was given to DPOptimizer" + _told_of_deepspeed()
-            )
-        if ticket.serial <= _last_spent.get(self.loader, -1):
-            raise SamplingMismatchError(
-                "this batch was already used for a step; draw the next one from the"
-                " loader. Two optimizers that release the same batch would cost more"
-                " than their ledgers say: put the parameters into groups of one"
-                " optimizer, or give each a loader of its own"
-            )
-        return ticket
-
-    def _admit(self, pending: Pending, *, num_samples: int) -> None:
-        if isinstance(self.plan.sampling, Unamplified):
-            limit = self.plan.sampling.backwards_per_step
-            if pending.num_backwards >= limit:
-                raise SamplingMismatchError(
-                    f"backward was called more than {limit} time(s) before step; one"
-                    " example could count twice. Declare"
-                    " Unamplified(backwards_per_step=...) if the calls of one step"
-                    " never share an example"
-                )
-        elif pending.num_samples + num_samples > _drawn(pending):
-            raise SamplingMismatchError(
-                "more losses than the loader drew examples for this batch; pass one"
-                " loss per example, and each example to backward once"
-            )
+            batch.warn_if_complete(stacklevel=5)
+        sums = zero_sums(parameters)
+        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 
 
 def _check_attached(
@@ -318,69 +346,9 @@ def _check_attached(
             "none of the optimizer's parameters takes part in the losses, so the step"
             " would be noise alone: they were computed under no_grad or by another"
             " model, or a framework trains copies in place of the model's parameters,"
-            " for which there is no gradient of one example" + _told_of_deepspeed()
+            " for which there is no gradient of one example" + explain_deepspeed()
         )
 
 
-def _check_complete(pending: Pending) -> None:
-    if pending.ticket is None and pending.num_backwards == 0:
-        raise SamplingMismatchError(
-            "step was called without gradients; call optimizer.backward(losses) first"
-            + _told_of_deepspeed()
-        )
-    if pending.num_samples < _drawn(pending):
-        raise SamplingMismatchError(
-            "backward has not seen every example that the loader drew for this batch;"
-            " pass the losses of the whole batch to optimizer.backward before step"
-        )
-
-
-def _told_of_deepspeed() -> str:
-    """Return why its engines come to these errors, where there is one."""
-    if "deepspeed" not in sys.modules:
-        return ""
-    return (
-        ". DeepSpeed's ZeRO stages 1 to 3 and its fp16 and bf16 engines put copies in"
-        " place of the parameters, and may step before any batch: train with stage 0 in"
-        " float32 or with torch_autocast, with DistributedDataParallel or with FSDP2"
-    )
-
-
-def _warn_if_complete(pending: Pending | None) -> None:
-    """Warn of accumulation over draws, which looks as if it worked."""
-    if pending is not None and 0 < pending.num_samples == _drawn(pending):
-        warnings.warn(
-            "a whole batch went through backward, but its step was never taken, and its"
-            " gradients were dropped when the next batch was drawn. Each step is made"
-            " of one draw: to accumulate, split the draw (dp.MicroBatches), and plan"
-            " for larger ones; to skip a batch on purpose, call zero_grad()",
-            stacklevel=6,
-        )
-
-
-def _drawn(pending: Pending) -> int:
-    """How many examples the loader drew for this batch; a private number."""
-    return 0 if pending.ticket is None else pending.ticket.num_samples
-
-
-def _unpickled(
-    plan: PrivacyPlan,
-    clipping: Clipping,
-    noise: GaussianNoise,
-    ledger: Ledger,
-    assigned: dict[str, float],
-) -> Mechanism:
-    return Mechanism(
-        plan=plan,
-        clipping=clipping,
-        noise=noise,
-        ledger=ledger,
-        loader=None,
-        assigned=assigned,
-    )
-
-
-def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        a is b for a, b in zip(left, right, strict=True)
-    )
+def _unpickled(stages: Mapping[str, Any]) -> Mechanism:
+    return Mechanism(loader=None, **stages)

@@ -1,15 +1,14 @@
 """The tensors that clipped gradients are added up in, and that noise is added to."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
+
 
 __all__ = ("scale_sums", "zero_sums")
-
-_SMALL: Final = 4096  # Elements of a parameter whose sum lies beside others.
 
 
 def zero_sums(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -21,7 +20,7 @@ def zero_sums(parameters: Sequence[Tensor]) -> list[Tensor]:
     small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, parameter in enumerate(parameters):
         kind = _wide(parameter.dtype), parameter.device
-        if parameter.numel() <= _SMALL:
+        if parameter.numel() <= _tuning.SMALL_SUM:
             small.setdefault(kind, []).append(index)
         else:
             dtype, device = kind

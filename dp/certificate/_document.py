@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -118,6 +118,7 @@ class Certificate:
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            failure=ledger.failure,
         )
         return _certify(
             (run,),
@@ -246,17 +247,10 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     kept = []
     for run in runs:
         ours = {key: known.pop(key) for key in run.segments if key in known}
-        kept.append(
-            CertifiedRun(
-                plan=run.plan,
-                plan_sha256=run.plan_sha256,
-                segments=ours,
-                num_parameters=run.num_parameters,
-                rng=run.rng,
-                noise=run.noise,
-            )
-        )
-    return tuple(run for run in kept if run.segments) or tuple(kept[:1])
+        kept.append(replace(run, segments=ours))
+    # A failed run counts even if an earlier certificate has all that it was charged.
+    counted = [run for run in kept if run.segments or run.failure is not None]
+    return tuple(counted) or tuple(kept[:1])
 
 
 def _the_only(what: str, values: set[Any]) -> Any:

@@ -6,12 +6,14 @@ those of the vectorised losses of :mod:`dp.accounting`. ``verify`` recomputes th
 mistake instead of finding it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import (
+    Guarantee,
     ReferenceAccountant,
     Release,
     epsilon,
@@ -19,6 +21,7 @@ from dp.accounting import (
 )
 from dp.accounting._groups import bound_of_group
 from dp.certificate._run import CertifiedRun
+from dp.ledger import void
 from dp.noise import GaussianNoise
 
 
@@ -76,6 +79,8 @@ class Numbers:
             "library": library,
         }
         spent = epsilon(releases, interval=given.get("epsilon"), **about)
+        if any(run.failure is not None for run in runs):
+            return cls._without_guarantee(runs, spent)
         unamplified = epsilon(
             _unamplified(releases), interval=given.get("epsilon_unamplified"), **about
         )
@@ -105,6 +110,25 @@ class Numbers:
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
             intervals={name: w for name, w in widths.items() if w is not None},
+        )
+
+    @classmethod
+    def _without_guarantee(
+        cls, runs: "Sequence[CertifiedRun]", spent: Guarantee
+    ) -> "Numbers":
+        """Say that nothing bounds what the runs cost, whatever they were charged."""
+        spent = void(spent)
+        return cls(
+            epsilon=spent.epsilon,
+            accountant=spent.accountant,
+            epsilon_pld=spent.epsilon_pld,
+            epsilon_rdp=spent.epsilon_rdp,
+            epsilon_unamplified=math.inf,
+            epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            delta_error=math.inf,
+            steps=sum(run.steps for run in runs),
+            key_epochs=sum(len(run.segments) for run in runs),
+            intervals={},
         )
 
 

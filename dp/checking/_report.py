@@ -60,7 +60,7 @@ class CheckReport:
         """Return the problems of one severity."""
         return tuple(p for p in self.problems if p.severity == severity)
 
-    def raise_if_unsafe(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise if there is an error.
 
         Raises:

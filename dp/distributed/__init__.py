@@ -1,11 +1,11 @@
-"""One private step by many processes, on :mod:`torch.distributed`.
+"""Private steps over several processes, on :mod:`torch.distributed`.
 
-Every process ("rank") clips and sums its own examples. The sums are then exchanged so
-that each rank holds the total of one share of the elements; it adds noise there, and
-the noisy shares are gathered. So each element gets noise once, of the full scale,
-whatever the number of ranks is, and every rank ends up with the same bits.
+Every process ("rank") clips and sums its own examples. A reduce-scatter then leaves
+each rank with the total of one share of the elements; the rank adds noise to its share,
+and an all-gather distributes the noisy shares. So each element is noised exactly once,
+at the full scale, for any number of ranks, and all ranks end up with the same bits.
 
-Not done here: which examples a rank has (:mod:`dp.sampling`), what a step costs.
+Not done here: assigning examples to ranks (:mod:`dp.sampling`), accounting.
 """
 
 from dp.distributed._exchange import Exchange

@@ -1,36 +1,36 @@
-"""Add up the ranks' sums, a share of the total on each, and gather the noisy shares.
+"""Reduce-scatter the ranks' sums, and all-gather the shares once they are noisy.
 
-Sums are packed into buckets. A bucket is a matrix with a row for every rank; the
-ranks trade rows, and each adds up its own. For sums that every rank needs whole, the
-rows are cut from the flat bucket, and gathered again afterwards: together as many
-bytes as one all-reduce. For sums that stay sharded, a row holds a rank's shards.
+Sums are packed into buckets, as DistributedDataParallel packs gradients. A bucket is a
+matrix with one row per rank; the ranks exchange rows, and each adds up its own. For
+sums that every rank needs whole, the rows are cut from the flattened bucket and gathered
+again afterwards, which sends as many bytes as one all-reduce. For sums that stay
+sharded, a row holds one rank's shards.
 
 Shapes: ``W`` ranks, ``R`` elements in a row of a bucket.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, distributed
 from torch.nn.functional import pad
 
+from dp import _tuning
 from dp.distributed._fsdp import Sharding
 from dp.distributed._world import World, translate_errors
 
 
 __all__ = ("Exchange",)
 
-_BUCKET_BYTES: Final = 32 << 20
-
 
 @final
 class Exchange:
     """One exchange of sums over the ranks of a world.
 
-    Iterating yields, bucket after bucket, this rank's share of the totals, to be
-    noised in place; the next bucket is under way meanwhile. :meth:`start_all_gather` sends the
-    share out, and :meth:`results` returns what every rank ends up with.
+    Iterating yields this rank's share of the totals, bucket by bucket, to be noised in
+    place while the next bucket is in flight. :meth:`start_all_gather` sends the share
+    to all ranks, and :meth:`results` returns the noisy totals.
 
     >>> exchange = Exchange(World(), [torch.ones(2)], [None])
     >>> for (share,) in exchange:
@@ -41,15 +41,16 @@ class Exchange:
 
     Args:
         world: The ranks.
-        sums: This rank's sums, alike in shape and dtype on all ranks. They are used
-            up.
-        shardings: How the result of each sum is spread over the ranks; None if every
-            rank needs the whole.
+        sums: This rank's sums, with the same shapes and dtypes on all ranks. Their
+            memory may be reused.
+        shardings: How the result of each sum is sharded over the ranks; None if every
+            rank needs all of it.
 
     Guarantees:
-        * Every element of a total is in the share of exactly one rank.
-        * An element is added up in the order of the ranks on CPU, so the total is the
-          same in every run; gathered, it is the same on every rank.
+        * Every element of a total is in the share of exactly one rank, so that it is
+          noised once.
+        * On a CPU an element is summed in the order of the ranks, so totals are
+          reproducible; after the all-gather they are the same on every rank.
     """
 
     def __init__(
@@ -72,26 +73,27 @@ class Exchange:
         """Yield this rank's shares.
 
         Raises:
-            RankFailedError: If a rank is gone, or does not come within the timeout.
+            RankFailedError: If a rank died or timed out.
         """
         if self._world.size == 1:
             yield self._results
         for i, bucket in enumerate(self._buckets):
+            # One bucket ahead: it travels while this one is being noised.
             for due in self._buckets[i : i + 2]:
                 due.start_reduce_scatter(self._results)
             yield [bucket.wait_total()]
 
     def start_all_gather(self) -> None:
-        """Send out the share that was yielded last, noised by now."""
+        """Send the share that was yielded last, now noisy, to all ranks."""
         if self._world.size > 1:
             self._buckets[self._num_published].start_all_gather()
             self._num_published += 1
 
     def results(self) -> list[Tensor]:
-        """Return every result, whole or this rank's shard, once all were published.
+        """Return every noisy total, or this rank's shard of it.
 
         Raises:
-            RankFailedError: If a rank is gone, or does not come within the timeout.
+            RankFailedError: If a rank died or timed out.
         """
         for bucket in self._buckets:
             bucket.scatter_to(self._results)
@@ -103,7 +105,7 @@ class Exchange:
 
 @final
 class _Bucket:
-    """Sums that travel together."""
+    """Sums that are exchanged in one collective."""
 
     def __init__(
         self, world: World, indices: Sequence[int], shardings: Sequence[Sharding | None]
@@ -116,12 +118,12 @@ class _Bucket:
         self._work: Any = None
 
     def start_reduce_scatter(self, sums: list[Tensor]) -> None:
-        """Send every rank its row, once."""
+        """Start sending every rank its row; do nothing if that was started before."""
         if self._work is not None:
             return
-        mine = [sums[i] for i in self._indices]
-        self._shapes = [tensor.shape for tensor in mine]
-        sent_WR = self._matrix(mine)
+        local_sums = [sums[i] for i in self._indices]
+        self._shapes = [tensor.shape for tensor in local_sums]
+        sent_WR = self._matrix(local_sums)
         self._total_R = sent_WR.new_empty(sent_WR.shape[1])
         with translate_errors():
             if _trades_rows(sent_WR.device):
@@ -135,16 +137,17 @@ class _Bucket:
                 )
 
     def wait_total(self) -> Tensor:
-        """Wait for this rank's row of all ranks, and return their sum."""
+        """Wait for all ranks' copies of this rank's row, and return their sum."""
         with translate_errors():
             self._work.wait()
         if self._rows_WR.numel():
+            # In the order of the ranks: a total does not depend on who came first.
             torch.sum(self._rows_WR, dim=0, out=self._total_R)
             self._rows_WR = self._rows_WR.new_empty(0)
         return self._total_R
 
     def start_all_gather(self) -> None:
-        """Give this rank's row to all, unless it is a shard and stays here."""
+        """Start sending this rank's row to all ranks, unless it stays sharded."""
         if self._is_sharded:
             return
         self._rows_WR = self._total_R.new_empty(self._world.size, len(self._total_R))
@@ -154,19 +157,19 @@ class _Bucket:
             )
 
     def scatter_to(self, results: list[Tensor]) -> None:
-        """Put what this rank needs into *results*."""
+        """Write this rank's results to their places in *results*."""
         with translate_errors():
             self._work.wait()
         if self._is_sharded:
-            found = self._shards()
+            totals = self._shards()
         else:
             sizes = [shape.numel() for shape in self._shapes]
             flat = self._rows_WR.view(-1)[: sum(sizes)]
-            found = [
+            totals = [
                 part.view(shape)
                 for part, shape in zip(flat.split(sizes), self._shapes, strict=True)
             ]
-        for index, result in zip(self._indices, found, strict=True):
+        for index, result in zip(self._indices, totals, strict=True):
             results[index] = result
 
     @property
@@ -177,17 +180,17 @@ class _Bucket:
     def _cuts(self) -> list[Sharding | None]:
         return [_cut(self._shardings[i]) for i in self._indices]
 
-    def _matrix(self, mine: Sequence[Tensor]) -> Tensor:
-        """Pack the sums into rows, padded to one length."""
+    def _matrix(self, local_sums: Sequence[Tensor]) -> Tensor:
+        """Pack the sums into one row per rank, padded to equal length."""
         W = self._world.size
         if self._is_sharded:
             rows = [
                 cut.rows(tensor, W)
-                for cut, tensor in zip(self._cuts, mine, strict=True)
+                for cut, tensor in zip(self._cuts, local_sums, strict=True)
                 if cut is not None
             ]
             return torch.cat(rows, dim=1)
-        flat = torch.cat([tensor.reshape(-1) for tensor in mine])
+        flat = torch.cat([tensor.reshape(-1) for tensor in local_sums])
         return pad(flat, (0, -len(flat) % W)).view(W, -1)
 
     def _shards(self) -> list[Tensor]:
@@ -198,25 +201,25 @@ class _Bucket:
 
 
 def _trades_rows(device: torch.device) -> bool:
-    """Whether to add rows up here: gloo's own reduce-scatter sends twice as much."""
+    """Whether to exchange rows and add them here: gloo's reduce-scatter sends twice as much."""
     return device.type == "cpu"
 
 
 def _cut(sharding: Sharding | None) -> Sharding | None:
-    """The sharding, if a rank's shard is what it would be given of a cut."""
+    """Return *sharding* if it cuts one axis over all ranks in order, or else None."""
     return None if sharding is None or sharding.axis is None else sharding
 
 
 def _packed(
     sums: Sequence[Tensor], shardings: Sequence[Sharding | None]
 ) -> Iterator[list[int]]:
-    """Yield which sums travel together: alike in kind, and at most a bucketful."""
+    """Yield the indices of each bucket's sums: of one kind, and one bucketful at most."""
     waiting: dict[object, list[int]] = {}
     for i, (tensor, sharding) in enumerate(zip(sums, shardings, strict=True)):
         kind = (tensor.dtype, tensor.device, _cut(sharding) is None)
         bucket = waiting.setdefault(kind, [])
         size = sum(sums[j].nbytes for j in bucket)
-        if bucket and size + tensor.nbytes > _BUCKET_BYTES:
+        if bucket and size + tensor.nbytes > _tuning.BUCKET_BYTES:
             yield bucket
             bucket = waiting[kind] = []
         bucket.append(i)

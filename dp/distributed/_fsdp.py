@@ -1,9 +1,9 @@
-"""Parameters that FSDP2 (``fully_shard``) keeps in shards.
+"""Parameters sharded by FSDP2 (``torch.distributed.fsdp.fully_shard``).
 
-A forward pass of such a model runs on parameters that FSDP gathered; those are what
-the autograd graph knows. The optimizer's parameters are this rank's shards of them.
-This module is the one place that knows what torch keeps where, and it refuses every
-other way of spreading a parameter over ranks.
+A forward pass of such a model runs on unsharded parameters that FSDP gathered, and these
+are the leaves of the autograd graph. The optimizer's parameters are this rank's shards,
+as ``DTensor``. This module alone depends on FSDP's internals, and it refuses every other
+kind of model parallelism.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,40 +24,40 @@ __all__ = ("Sharding", "sharding_of", "unsharded_parameters")
 @final
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How one parameter is spread over the ranks.
+    """How one parameter is sharded over the ranks.
 
     Attributes:
         parameter: This rank's shard: a ``DTensor``.
-        axis: The axis that is cut, or None if the ranks' shards are no simple cut of
-            the parameter over all ranks in order, as where they are also replicated.
+        axis: The sharded axis, or None if the shards are not one cut over all ranks in
+            order, for example in hybrid sharding, which also replicates them.
     """
 
     parameter: Any
     axis: int | None
 
     def rows(self, whole: Tensor, num_ranks: int) -> Tensor:
-        """Return the shards of *whole*, padded to one size: a row for every rank."""
+        """Return the shards of *whole*, padded to equal size: one row per rank."""
         cut = whole.movedim(self._cut_axis, 0)
-        size = -(-len(cut) // num_ranks)
+        size = -(-len(cut) // num_ranks)  # As torch.chunk cuts: the last may be short.
         missing = num_ranks * size - len(cut)
         padded = pad(cut, (0, 0) * (cut.dim() - 1) + (0, missing))
         return padded.reshape(num_ranks, -1)
 
     def width(self, num_ranks: int) -> int:
-        """Return how many elements a row has."""
+        """Return the number of elements of a row."""
         shape = self.parameter.shape
         size = shape[self._cut_axis]
         return int(shape.numel() // max(1, size) * -(-size // num_ranks))
 
     def shard(self, row: Tensor) -> Any:
-        """Return the ``DTensor`` whose shard on this rank is a padded row."""
+        """Return the ``DTensor`` whose local shard is *row* without its padding."""
         local = self.parameter.to_local()
         cut = local.movedim(self._cut_axis, 0)
         shard = row[: cut.numel()].view(cut.shape).movedim(0, self._cut_axis)
         return self._dtensor(shard.contiguous())
 
     def shard_of(self, whole: Tensor) -> Any:
-        """Return the ``DTensor`` of this rank's part of *whole*."""
+        """Return *whole* as a ``DTensor`` that holds this rank's shard of it."""
         mesh = self.parameter.device_mesh
         coordinates = mesh.get_coordinate()
         for size, place, at in zip(
@@ -88,16 +88,17 @@ class Sharding:
 
 
 def sharding_of(parameter: Tensor) -> Sharding | None:
-    """Return how FSDP2 shards *parameter*, or None if every rank has all of it.
+    """Return how FSDP2 shards *parameter*, or None if it is not sharded.
 
     Raises:
-        UnsupportedOperationError: If it is spread over ranks in another way.
+        UnsupportedOperationError: If anything but ``fully_shard`` over all ranks
+            distributes it.
     """
     if getattr(parameter, "_fsdp_flattened", False):
         raise UnsupportedOperationError(
             f"a parameter of shape {tuple(parameter.shape)} is managed by"
-            " FullyShardedDataParallel (FSDP1), which replaces it by a view that the"
-            " autograd graph cannot be matched with; use"
+            " FullyShardedDataParallel (FSDP1), which replaces it by a view that"
+            " cannot be matched with the autograd graph; use"
             " torch.distributed.fsdp.fully_shard (FSDP2)"
         )
     shard: Any = parameter
@@ -122,16 +123,16 @@ def sharding_of(parameter: Tensor) -> Sharding | None:
 
 @contextmanager
 def unsharded_parameters(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Give the tensors that the graph knows *parameters* by, whole while in use.
+    """Gather *parameters*, and yield the tensors that the autograd graph has for them.
 
-    Every rank must enter, also one without examples: shards are gathered from all.
-    Meanwhile backward passes, of which ranks may need different numbers, gather
-    nothing.
+    Every rank must enter, even one without examples, since an all-gather needs them all.
+    Inside, backward passes start no collectives, so ranks may run different numbers of
+    them.
     """
     managed = _managed(parameters)
     with ExitStack() as stack:
         for module in _modules_beside(managed.values()):
-            stack.enter_context(_whole(module))
+            stack.enter_context(_unsharded(module))
         yield [
             managed[id(p)].fsdp_param.unsharded_param if id(p) in managed else p
             for p in parameters
@@ -141,46 +142,47 @@ def unsharded_parameters(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]
 @final
 @dataclass(frozen=True, slots=True)
 class _Managed:
-    """The FSDP module that holds a parameter, and what it knows of it."""
+    """The FSDP module that manages a parameter, and its record of the parameter."""
 
     module: Any
     fsdp_param: Any
 
 
 def _managed(parameters: Sequence[Tensor]) -> dict[int, _Managed]:
-    """Return who manages the parameters that are sharded, in their order."""
+    """Return the managing FSDP modules of the sharded parameters, by parameter id."""
     sharded = {id(p) for p in parameters if hasattr(p, "placements")}
     if not sharded:
         return {}
-    # torch keeps no way back from a parameter to its FSDP module; this is where its
-    # own fully_shard looks modules up.
+    # torch has no public way from a parameter to its FSDP module; its own fully_shard
+    # looks modules up in this mapping.
     from torch.distributed._composable_state import (  # noqa: PLC0415 -- as above
         _module_state_mapping,
     )
     from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415
 
-    found = {
+    managed = {
         id(fsdp_param.sharded_param): _Managed(module, fsdp_param)
         for module in list(_module_state_mapping)
         if isinstance(module, FSDPModule)
         for group in module._get_fsdp_state()._fsdp_param_groups  # noqa: SLF001
         for fsdp_param in group.fsdp_params
     }
-    return {id(p): found[id(p)] for p in parameters if id(p) in found}
+    return {id(p): managed[id(p)] for p in parameters if id(p) in managed}
 
 
 def _modules_beside(managed: Iterable[_Managed]) -> list[Any]:
-    """The FSDP modules of the same models, also those that are frozen, in one order."""
+    """All FSDP modules of these models, frozen ones included, in one order on all ranks."""
     states = dict.fromkeys(
         state
-        for found in managed
-        for state in found.module._get_fsdp_state()._state_ctx.all_states  # noqa: SLF001 -- no getter
+        for entry in managed
+        for state in entry.module._get_fsdp_state()._state_ctx.all_states  # noqa: SLF001 -- no getter
     )
     return [state._modules[0] for state in states]  # noqa: SLF001 -- no getter
 
 
 @contextmanager
-def _whole(module: Any) -> Iterator[None]:
+def _unsharded(module: Any) -> Iterator[None]:
+    """Keep a module's parameters gathered, whatever it does after a backward pass."""
     groups = module._get_fsdp_state()._fsdp_param_groups  # noqa: SLF001 -- no getter
     reshards = [group.reshard_after_backward for group in groups]
     module.unshard()

@@ -1,7 +1,13 @@
-"""Whether the processes are of one mind, before anything is released."""
+"""Check that all ranks agree before anything is released.
+
+Ranks that step on different batches, parameters or ledgers would release something
+that no accountant has charged, so a step starts with one small all-gather: flags and
+digests of public facts. The exchange also tells the others when a rank has raised; they
+would otherwise wait in a collective until it times out.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast, final
@@ -18,102 +24,100 @@ __all__ = ("World", "translate_errors")
 _T = TypeVar("_T")
 _READY: Final = 1
 _AGREED: Final = 2
-_ROW: Final = 8  # Integers that a rank tells the others before a step.
+_ROW: Final = 8  # Integers per rank in the exchange before a step.
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes that train together; a process alone is a world too.
+    """The processes that train together; a single process is a world of size 1.
 
     Attributes:
-        rank: Which process this one is.
-        size: How many there are.
+        size: The number of ranks.
     """
 
-    rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> "World":
-        """Return the processes of torch's default group, or this one alone."""
-        return cls(*rank_and_size())
+        """Return the world of torch's default process group, or of this process alone."""
+        _, size = rank_and_size()
+        return cls(size)
 
-    def agree_or_raise(
-        self,
-        ready: Callable[[], _T],
-        *,
-        facts: Callable[[_T], Mapping[str, object]],
-        agreed: bool,
-    ) -> tuple[_T, bool]:
-        """Call *ready* on every rank; go on only if all of them can, and agree.
+    @contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """Tell the other ranks if the block raises, so that they do not wait for this one.
 
-        One exchange of a few integers, so that no rank waits for one that raised.
-
-        Args:
-            ready: Makes this rank ready to release, or raises.
-            facts: What must be equal on all ranks, by name, given what *ready*
-                returned.
-            agreed: Whether this rank needs no new agreement on what is slow to
-                compare.
-
-        Returns:
-            What *ready* returned, and whether every rank passed *agreed*.
-
-        Raises:
-            RankFailedError: If another rank raised, died, or did not come in time.
-            RanksDivergedError: If a fact differs.
+        Must come right before :meth:`agree_or_raise`, where the others listen.
         """
         try:
-            result = ready()
+            yield
         except Exception:
-            with suppress(RankFailedError):  # This rank's own error says more.
-                self._exchanged([])
+            if self.size > 1:
+                with suppress(RankFailedError):  # This rank's own error explains more.
+                    self._exchanged([])
             raise
-        known = {name: _digest(fact) for name, fact in facts(result).items()}
+
+    def agree_or_raise(self, facts: Mapping[str, object], *, agreed: bool) -> bool:
+        """Check in one exchange that every rank is ready, and that their facts are equal.
+
+        Args:
+            facts: Values that must be equal on all ranks, by name.
+            agreed: Whether this rank has compared the slow facts before, by
+                :meth:`compare_once`.
+
+        Returns:
+            Whether every rank passed *agreed*.
+
+        Raises:
+            RankFailedError: If another rank raised, died or timed out.
+            RanksDivergedError: If a fact differs.
+        """
+        digests = {name: _digest(fact) for name, fact in facts.items()}
         flags = _READY + (_AGREED if agreed else 0)
-        rows = self._exchanged([flags, *known.values()])
+        rows = self._exchanged([flags, *digests.values()])
         failed = [r for r, row in enumerate(rows) if not row[0] & _READY]
         if failed:
             raise RankFailedError(
                 f"rank {failed[0]} of {self.size} raised before this step, so no rank"
                 " takes it; see the error of that process. Nothing was charged for it"
             )
-        for column, name in enumerate(known, start=1):
+        for column, name in enumerate(digests, start=1):
             self._check_equal(name, [row[column] for row in rows])
-        return result, all(row[0] & _AGREED for row in rows)
+        return all(row[0] & _AGREED for row in rows)
 
-    def compare_once(self, facts: Mapping[str, object], offer: _T) -> _T:
-        """Compare *facts* over all ranks, and return rank 0's *offer*.
+    def compare_once(self, facts: Mapping[str, object], proposal: _T) -> _T:
+        """Compare *facts* over all ranks, and return rank 0's *proposal*.
 
         Raises:
-            RanksDivergedError: If a fact differs. Its values are not shown: they may
-                come from data.
+            RankFailedError: If another rank died or timed out.
+            RanksDivergedError: If a fact differs. Its values are not shown, since they
+                may depend on data.
         """
-        known = {name: _digest(fact) for name, fact in facts.items()}
+        digests = {name: _digest(fact) for name, fact in facts.items()}
         answers: list[Any] = [None] * self.size
         with translate_errors():
-            distributed.all_gather_object(answers, (known, offer))
-        for name in known:
-            self._check_equal(name, [theirs.get(name) for theirs, _ in answers])
+            distributed.all_gather_object(answers, (digests, proposal))
+        for name in digests:
+            self._check_equal(name, [by_name.get(name) for by_name, _ in answers])
         return cast("_T", answers[0][1])
 
     def _exchanged(self, row: Sequence[int]) -> list[list[int]]:
-        """Return the rows of all ranks, filled up with zeros."""
+        """Return the rows of all ranks, padded with zeros."""
         device = distributed.distributed_c10d._get_object_coll_device()  # noqa: SLF001 -- the device that the group exchanges objects on has no public name
-        mine = torch.zeros(_ROW, dtype=torch.int64, device=device)
-        mine[: len(row)] = torch.tensor(row, dtype=torch.int64)
-        rows = mine.new_empty(self.size * _ROW)
+        padded = torch.zeros(_ROW, dtype=torch.int64, device=device)
+        padded[: len(row)] = torch.tensor(row, dtype=torch.int64)
+        rows = padded.new_empty(self.size * _ROW)
         with translate_errors():
-            distributed.all_gather_single(rows, mine)
-            found: list[list[int]] = rows.view(self.size, _ROW).tolist()
-        return found
+            distributed.all_gather_single(rows, padded)
+            listed: list[list[int]] = rows.view(self.size, _ROW).tolist()
+        return listed
 
     def _check_equal(self, name: str, values: Sequence[object]) -> None:
-        others = [r for r, value in enumerate(values) if value != values[0]]
-        if others:
+        diverged = [r for r, value in enumerate(values) if value != values[0]]
+        if diverged:
             raise RanksDivergedError(
-                f"{name} differs between rank 0 and rank {others[0]} of {self.size};"
+                f"{name} differs between rank 0 and rank {diverged[0]} of {self.size};"
                 f" {_REMEDIES.get(name, 'give every process the same')}. Nothing was"
                 " charged for this step"
             )
@@ -134,18 +138,18 @@ _REMEDIES: Final = {
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what a process group raises when a peer is gone into a named error."""
+    """Raise RankFailedError in place of the errors of a broken process group."""
     try:
         yield
-    except RuntimeError as error:  # The base of all that torch.distributed raises.
+    except RuntimeError as error:  # The base class of torch.distributed's errors.
         raise RankFailedError(
-            "another process died, or did not come to this step within the timeout of"
+            "another process died, or did not reach this step within the timeout of"
             " the process group; end all processes and resume from a checkpoint. What"
             f" the ledger was charged stays charged ({error})"
         ) from error
 
 
 def _digest(fact: object) -> int:
-    """Return 62 bits that tell equal facts from different ones."""
+    """Return 62 bits of a hash of *fact*, which an int64 tensor can hold."""
     hashed = hashlib.sha256(repr(fact).encode()).digest()
     return int.from_bytes(hashed[:8]) >> 2

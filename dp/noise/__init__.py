@@ -1,7 +1,8 @@
-"""Gaussian noise that nobody can predict, repeat, subtract or tell from real numbers.
+"""Gaussian noise from a cryptographic generator, rounded exactly to a lattice.
 
-:class:`GaussianNoise` is the stage that makes a sum private. Not done here: how much
-noise is enough (:mod:`dp.accounting`), and what it is added to (:mod:`dp.clipping`).
+:class:`GaussianNoise` is the stage that makes a sum private. Not done here: choosing the
+noise multiplier (:mod:`dp.accounting`), and bounding the sensitivity of the sums
+(:mod:`dp.clipping`).
 """
 
 from dp.noise._gaussian import GaussianNoise

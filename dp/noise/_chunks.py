@@ -1,43 +1,52 @@
-"""Many tensors of any size and layout, as a few vectors of one size.
+"""Pack tensors of any size and layout into a few vectors of bounded size.
 
-Noise is drawn a chunk at a time: small tensors share a chunk, large ones are split,
-so that neither Python nor temporaries grow with the model.
+Noise is drawn one chunk at a time: small tensors share a chunk and large ones are split,
+so that neither the number of calls nor temporary memory grows with the model.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
+
 
 __all__ = ("as_vector", "in_chunks")
-
-# Threads wait for each other between numpy's calls, so they gain by long ones only;
-# what is longer than this does not stay in cache.
-_CPU_CHUNK: Final = 1 << 18
-_SHORT_CPU_CHUNK: Final = 1 << 16
-_DEVICE_CHUNK: Final = 1 << 27  # Bytes: worth the launches, and what else they take.
 
 
 def in_chunks(
     tensors: Sequence[Tensor], *, num_threads: int = 1
 ) -> Iterator[list[Tensor]]:
-    """Yield views that cover every tensor once, in lists of at most one chunk.
+    """Yield lists of views, at most a chunk each, that together cover every element once.
 
-    All views of a list have one dtype and device. Elements may come in any order.
-    Chunks on the host are short enough for *num_threads* to get two each.
+    The views of a list share a dtype and a device. Elements may come in any order: noise
+    is independent and identically distributed. Chunks on the host are short enough for
+    each of *num_threads* threads to get two.
     """
-    share = sum(t.numel() for t in tensors if t.is_cpu) // (2 * num_threads)
-    cpu_chunk = min(_CPU_CHUNK, max(_SHORT_CPU_CHUNK, share + 1))
+    host_chunk = _tuning.HOST_CHUNK
+    if num_threads > 1:
+        share = sum(map(Tensor.numel, tensors)) // (2 * num_threads)
+        host_chunk = min(host_chunk, max(_tuning.SHORT_HOST_CHUNK, share + 1))
     waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
-    for tensor in tensors:
-        chunk = cpu_chunk if tensor.is_cpu else _DEVICE_CHUNK // tensor.itemsize
-        queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
-        for part, size in _split(tensor, chunk):
-            if queue.num_elements + size > chunk:
+    for tensor in tensors:  # Often thousands of small ones: little is done for each.
+        kind = tensor.dtype, tensor.device
+        queue = waiting.get(kind)
+        if queue is None:
+            queue = waiting[kind] = _Waiting(
+                host_chunk
+                if tensor.is_cpu
+                else _tuning.DEVICE_CHUNK_BYTES // tensor.itemsize
+            )
+        size = tensor.numel()
+        if queue.num_elements + size <= queue.chunk:
+            queue.parts.append(tensor)
+            queue.num_elements += size
+            continue
+        for part, size in _split(tensor, queue.chunk):
+            if queue.num_elements + size > queue.chunk:
                 yield queue.parts
                 queue.parts, queue.num_elements = [], 0
             queue.parts.append(part)
@@ -47,15 +56,16 @@ def in_chunks(
 
 @dataclass(slots=True)
 class _Waiting:
-    """The views of a list that is not full yet."""
+    """A list of views that is not full yet."""
 
+    chunk: int
     parts: list[Tensor] = field(default_factory=list)
     num_elements: int = 0
 
 
 @contextmanager
 def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """One contiguous vector on *device*; on exit, *parts* have its elements."""
+    """Yield *parts* as one contiguous vector on *device*; copy it back on exit."""
     first = parts[0].detach()
     if first.device == device and (size := _adjoining(parts)) is not None:
         yield first.as_strided((size,), (1,))
@@ -65,7 +75,7 @@ def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
     yield vector
     sizes = [part.numel() for part in parts]
     pieces = torch.split_with_sizes(vector.to(first.device), sizes)
-    torch.ops.aten._foreach_copy_.default(  # As torch.optim does: one call for thousands.
+    torch.ops.aten._foreach_copy_.default(  # One call for all tensors, as in torch.optim.
         parts,
         [
             piece if part.dim() == 1 else piece.view_as(part)
@@ -75,29 +85,31 @@ def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
 
 
 def _adjoining(parts: Sequence[Tensor]) -> int | None:
-    """Return the elements of parts that lie behind one another; None if they do not."""
+    """Return the total size of *parts* if they are adjacent in memory, or else None."""
     first = parts[0]
     start = end = first.data_ptr()
     for part in parts:
         if part.data_ptr() != end or not part.is_contiguous():
             return None
         end += part.nbytes
-    memory = first.untyped_storage()  # What lies there is the same memory.
+    # Two allocations may be neighbours by chance; a view must not cross from one into the
+    # other.
+    memory = first.untyped_storage()
     is_within = end <= memory.data_ptr() + memory.nbytes()
     return (end - start) // first.itemsize if is_within else None
 
 
 def _split(tensor: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
-    """Views of at most a chunk each that cover the tensor once, and their sizes."""
+    """Yield views of at most a chunk each that cover *tensor* once, and their sizes."""
     size = tensor.numel()
     if size <= chunk:
         yield tensor, size
         return
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    dense = tensor.permute(order)  # Noise is alike in every order of the axes.
+    dense = tensor.permute(order)  # Noise has the same law in every order of the axes.
     if dense.is_contiguous():
         yield from ((p, len(p)) for p in torch.split(dense.view(-1), chunk))
         return
     rows = max(1, chunk * tensor.shape[0] // size)
-    for some_rows in torch.split(tensor, rows):
-        yield from _split(some_rows.squeeze(0), chunk)
+    for block in torch.split(tensor, rows):
+        yield from _split(block.squeeze(0), chunk)

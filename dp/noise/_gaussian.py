@@ -1,4 +1,4 @@
-"""The noise stage: what is asked of it, and what it promises."""
+"""The noise stage: its interface and its guarantees."""
 
 import math
 from collections import deque
@@ -9,11 +9,14 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor
 
-from dp import _checks
+from dp import _checks, _tuning
 from dp._keystream import KEY_BITS, Keystream
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._device.noise import add_rounded
-from dp.noise._host.lattice import TOTAL_VARIATION, RoundedGaussian, granularity
+from dp.noise._host.compiled_stage import kernel_for
+from dp.noise._host.lattice import TOTAL_VARIATION, granularity
+from dp.noise._host.rounded import RoundedGaussian
+from dp.noise._host.workspace import borrow, give_back
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -34,13 +37,9 @@ _DESCRIPTIONS: Final = {
 # Standard deviations that keep a lattice inside the normal numbers of the dtype.
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
-_LARGEST_EPSILON: Final = 700.0  # Its exponential is a number.
-_HOST: Final = torch.device("cpu")
-_WITH_FLOAT64: Final = frozenset({"cuda"})  # Other devices lack it, or do it slowly.
-_CHUNKS_WORTH_A_THREAD: Final = 2
-# Of the host: threads wait for each other between numpy's calls, and 16 of them took
-# twice as long as 2.
-_MOST_THREADS: Final = 2
+_LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
+# Devices that round by themselves; others lack float64, or emulate it slowly.
+_WITH_FLOAT64: Final = frozenset({"cuda"})
 
 
 @final
@@ -49,28 +48,28 @@ class GaussianNoise:
 
     Args:
         rng: ``"os"`` draws from a cryptographic generator under a fresh 256-bit key
-            of the operating system, and rounds exactly. Tensors of CUDA devices are
-            rounded there, with bits of ChaCha20 where Triton is installed, and else
-            of AES, sent from the host. Tensors of other devices are copied to the
-            host and back by chunks. The first call on a CUDA device takes some seconds,
-            to compile and to check. ``"fast"`` draws from torch's generator on the
-            tensor's device, seeded by the operating system, and adds in floating
-            point: whoever guesses the seed subtracts the noise.
+            of the operating system, and rounds exactly. Tensors on CUDA devices are
+            rounded there, with random bits from ChaCha20 where Triton is installed, or
+            else from AES on the host. Tensors on other devices are copied to the host
+            and back in chunks. The first call on a CUDA device takes several seconds, to
+            compile and check the kernels. ``"fast"`` draws from torch's generator on
+            the tensor's device, seeded by the operating system, and adds in floating
+            point; an attacker who guesses the seed can subtract the noise.
 
     Raises:
-        ValueError: If *rng* is neither.
+        ValueError: If *rng* is neither ``"os"`` nor ``"fast"``.
 
     Guarantees:
-        * No seed, state or checkpoint has an effect on the noise. With ``"os"`` a key
-          lives for one thread's or device's part of one call; with ``"fast"`` every object,
-          thread, device and forked process has a generator of its own. Copies and
-          pickles carry neither.
+        * No seed, state or checkpoint affects the noise. With ``"os"`` a key lives for
+          one thread's or device's part of one call; with ``"fast"`` every object,
+          thread, device and forked process has its own generator. Copies and pickles
+          carry neither.
         * With ``"os"`` the result is ``round(x + N)`` for the real number ``x + N``,
-          where ``round`` goes to the nearest multiple of :meth:`granularity`. It is
-          post-processing of the ideal Gaussian mechanism on the tensor as it stands,
-          so that floating-point attacks on noise (Mironov 2012) find nothing, and no
-          sensitivity is added. :meth:`delta_error` bounds what is missing to that.
-        * Not covered: how the sum that is passed in was itself rounded.
+          where ``round`` goes to the nearest multiple of :meth:`granularity`. This is
+          post-processing of the ideal Gaussian mechanism on the tensor as given, so
+          floating-point attacks on noise (Mironov 2012) do not apply, and the
+          sensitivity does not grow. :meth:`delta_error` bounds the deviation from it.
+        * Not covered: rounding errors in the computation of the sums passed in.
 
     References:
         Knuth and Yao, "The Complexity of Nonuniform Random Number Generation", 1976:
@@ -87,19 +86,19 @@ class GaussianNoise:
 
     @property
     def rng(self) -> Literal["os", "fast"]:
-        """Where the noise comes from."""
+        """The source of randomness."""
         return self._rng
 
     @property
     def description(self) -> str:
-        """One line on the generator, for the certificate."""
+        """A one-line description of the generator, for the certificate."""
         return _DESCRIPTIONS[self._rng]
 
     def __repr__(self) -> str:
         return f"GaussianNoise(rng={self._rng!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuilt, (self._rng,)  # A copy has its own randomness.
+        return _rebuilt, (self._rng,)  # Never its state: a copy draws other noise.
 
     @torch.no_grad()
     def add_(self, sums: Sequence[Tensor], *, stddev: float) -> float:
@@ -124,15 +123,14 @@ class GaussianNoise:
             _check_range(dtype, stddev)
         if stddev == 0:
             return stddev
-        chunks = list(in_chunks(sums, num_threads=_num_threads()))
-        if self._rng == "os":
-            on_host, on_device = _by_place(chunks)
-            if on_host:
-                _add_rounded(on_host, stddev)
-            if on_device:
-                add_rounded(on_device, stddev)
-        else:
-            self._add_fast(chunks, stddev)
+        if self._rng == "fast":
+            self._add_fast(list(in_chunks(sums)), stddev)
+            return stddev
+        on_host, on_device = _by_place(sums)
+        if on_host:
+            _add_on_host(on_host, stddev)
+        if on_device:
+            add_rounded(list(in_chunks(on_device)), stddev)
         return stddev
 
     def _add_fast(self, chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -145,7 +143,7 @@ class GaussianNoise:
                 x.add_(noise, alpha=stddev)
 
     def granularity(self, *, stddev: float) -> float:
-        """Return the spacing of the lattice that results lie on; 0 if there is none.
+        """Return the spacing of the lattice of results, or 0 if there is none.
 
         >>> GaussianNoise().granularity(stddev=1.0)
         0.0625
@@ -154,17 +152,17 @@ class GaussianNoise:
         return 0.0 if self._rng == "fast" else granularity(stddev)
 
     def delta_error(self, num_elements: int, *, epsilon: float) -> float:
-        """Return what to add to delta for sampling that is not perfectly Gaussian.
+        """Return the increase of delta that accounts for inexact sampling.
 
         Args:
-            num_elements: Elements noised over all releases.
-            epsilon: The epsilon that the delta belongs to.
+            num_elements: The number of elements noised, over all releases.
+            epsilon: The epsilon of the (epsilon, delta) guarantee.
 
         Returns:
-            ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation between
-            what was released and the rounded ideal mechanism, given uniform key
+            ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation distance
+            between the releases and the rounded ideal mechanism, given uniform random
             bytes; infinity for ``"fast"``, for which no bound is known, and for an
-            *epsilon* so large that it says nothing.
+            *epsilon* so large that it guarantees nothing.
         """
         if self._rng == "fast" or epsilon > _LARGEST_EPSILON:
             return math.inf
@@ -176,48 +174,53 @@ def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
     return GaussianNoise(rng=rng)
 
 
-def _by_place(
-    chunks: Sequence[list[Tensor]],
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Sort chunks by where they are rounded: on the host, and on their device."""
-    places: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
-    for parts in chunks:
-        places[parts[0].device.type in _WITH_FLOAT64].append(parts)
+def _by_place(sums: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Split tensors into those rounded on the host and those rounded on their device."""
+    if "cpu" not in _WITH_FLOAT64 and all(tensor.is_cpu for tensor in sums):
+        return list(sums), []  # The common case, in less time.
+    places: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for tensor in sums:
+        places[tensor.device.type in _WITH_FLOAT64].append(tensor)
     return places
 
 
-def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
-    """Add noise drawn on the host, on a thread or two."""
+def _add_on_host(sums: Sequence[Tensor], stddev: float) -> None:
+    """Add noise that is drawn and rounded on the host, on as many threads as pay."""
+    kernel = kernel_for(sum(tensor.numel() for tensor in sums))
+    num_threads = torch.get_num_threads()
+    if kernel is None:  # Numpy's calls hold the interpreter's lock too often for more.
+        num_threads = min(num_threads, _tuning.MOST_THREADS_IN_NUMPY)
+    chunks = list(in_chunks(sums, num_threads=num_threads))
+    num_threads = min(num_threads, len(chunks) // _tuning.CHUNKS_PER_THREAD)
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    num_threads = min(_num_threads(), len(chunks) // _CHUNKS_WORTH_A_THREAD)
+    workspaces = [borrow() for _ in range(max(1, num_threads))]
+    noises = [
+        RoundedGaussian(
+            stddev=stddev, keystream=Keystream(), kernel=kernel, workspace=workspace
+        )
+        for workspace in workspaces
+    ]
     if num_threads <= 1:
-        _add_to_waiting(waiting, stddev)
-        return
-    with ThreadPoolExecutor(num_threads - 1) as pool:
-        others = [
-            pool.submit(_add_to_waiting, waiting, stddev)
-            for _ in range(num_threads - 1)
-        ]
-        _add_to_waiting(waiting, stddev)
-        for other in others:
-            other.result()
-
-
-def _num_threads() -> int:
-    return min(torch.get_num_threads(), _MOST_THREADS)
+        _add_to_waiting(noises[0], waiting)
+    else:
+        with ThreadPoolExecutor(num_threads - 1) as pool:
+            workers = [pool.submit(_add_to_waiting, n, waiting) for n in noises[1:]]
+            _add_to_waiting(noises[0], waiting)
+            for worker in workers:
+                worker.result()
+    for workspace in workspaces:
+        give_back(workspace)
 
 
 @torch.no_grad()
-def _add_to_waiting(waiting: deque[list[Tensor]], stddev: float) -> None:
+def _add_to_waiting(noise: RoundedGaussian, waiting: deque[list[Tensor]]) -> None:
     """Add noise, under a key of this thread's own, to chunks while there are any."""
-    noise = RoundedGaussian(stddev=stddev, keystream=Keystream("noise"))
     while True:
         try:
             parts = waiting.popleft()
         except IndexError:
             return
-        with as_vector(parts, _HOST) as x:
-            noise.add_(x.numpy())
+        noise.add_(parts)
 
 
 def _check_tensor(tensor: Tensor) -> None:

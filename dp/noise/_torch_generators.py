@@ -6,13 +6,15 @@ from typing import final
 
 import torch
 
+from dp._keystream import new_key
+
 
 __all__ = ("TorchGenerators",)
 
 
 @final
 class TorchGenerators(threading.local):
-    """One generator a thread and device; a forked process starts new ones."""
+    """One generator per thread and device; a forked process starts new ones."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -25,6 +27,7 @@ class TorchGenerators(threading.local):
             self._by_device = {}
         if device not in self._by_device:
             generator = torch.Generator(device)
-            generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
+            seed = int.from_bytes(new_key()[:8], "little", signed=True)  # All it takes.
+            generator.manual_seed(seed)
             self._by_device[device] = generator
         return self._by_device[device]

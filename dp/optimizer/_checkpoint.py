@@ -1,4 +1,4 @@
-"""A ledger inside the state of an optimizer, in a form that every checkpoint keeps.
+"""Embed the ledger in an optimizer's state, in a form that every checkpoint keeps.
 
 With it go the plan and what was assigned in its place, so that a run that is resumed
 goes on with the noise that it had.
@@ -31,11 +31,11 @@ def reserve_key(param_groups: list[dict[str, Any]]) -> None:
 
 
 def embed_ledger(
-    state_dict: dict[str, Any], ledger: Ledger, settings: CurrentValues
+    state_dict: dict[str, Any], ledger: Ledger, values: CurrentValues
 ) -> dict[str, Any]:
-    """Return *state_dict* with the ledger, and the settings, in its first group."""
+    """Return *state_dict* with the ledger, and the values in effect, in its first group."""
     first, *others = state_dict["param_groups"]
-    text = json.dumps({**ledger.state_dict(), "settings": settings.state_dict()})
+    text = json.dumps({**ledger.state_dict(), "settings": values.state_dict()})
     carrier = {**first, KEY: text}
     return {**state_dict, "param_groups": [carrier, *others]}
 

@@ -8,15 +8,15 @@ Shapes: ``B`` examples in a batch.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
-from dp._mechanism.sums import scale_sums
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
@@ -32,7 +32,7 @@ from dp.optimizer._guard import (
     refresh,
     run_permitted,
 )
-from dp.optimizer._private_loss import LossScale, Placeholder, private_loss
+from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
@@ -82,6 +82,10 @@ class DPOptimizer(TransparentOptimizer):
             Required if the plan claims amplification by sampling, refused if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
+        public: Tensors that are no data, but constants of the program, for weights
+            that are computed with them: a fixed basis, a mask, a buffer of a
+            parametrization. That they are public is the caller's claim: a buffer can
+            have been computed from private data.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -117,6 +121,7 @@ class DPOptimizer(TransparentOptimizer):
         loader: PoissonLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
+        public: Iterable[Tensor] = (),
     ) -> None:
         check_wrappable(original_optimizer)
         if isinstance(original_optimizer, DPOptimizer):
@@ -126,6 +131,8 @@ class DPOptimizer(TransparentOptimizer):
             )
         check_loader(plan, loader)
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
+        # Built only from what can be trained: an error in the first step would come after
+        # hours of preparation.
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
@@ -136,35 +143,60 @@ class DPOptimizer(TransparentOptimizer):
             noise=GaussianNoise() if noise is None else noise,
             ledger=Ledger(plan),
             loader=loader,
+            public=tuple(public),
         )
         carried.reserve_key(self.param_groups)
-        self._loss_scale = LossScale()
-        self._placeholder = Placeholder()
         protect(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_subclass(cls)
 
-    def backward(self, losses_B: Tensor) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> None:
         """Add the clipped gradient of every example's loss to the sums of this step.
 
         May be called several times for one step, each time with other examples of
         the batch; the split into micro-batches does not change the result.
 
         Args:
-            losses_B: One loss an example, with its autograd graph, which is freed.
+            losses: One loss an example, with its autograd graph, which is freed. With
+                a loader that has ``units``, one loss a row of its batch. With *units*,
+                losses of any shape.
+            units: Whose each loss is, where a unit of privacy has several: integers of
+                the shape of *losses*, the positions of the units among those drawn.
+                All losses of a unit are clipped as one.
+            reduction: Whether a unit's loss is the ``"sum"`` or the ``"mean"`` of its
+                losses; with *units* only.
 
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses.
+            ValueError: If *losses* is not a vector of floating-point losses, or
+                if *units* do not fit it.
             SampleMixingError: If one example's loss depends on another example.
             UnsupportedOperationError: If the losses come from none of the parameters.
-            SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
-                another library left per-example gradients in ``p.grad_sample``.
-        """
-        self._backward(losses_B, arrived=None)
+            SamplingMismatchError: If the losses do not fit the batch that was drawn, if
+                a unit has losses in two calls of a step, or if another library left
+                per-example gradients in ``p.grad_sample``.
 
-    def private_loss(self, losses_B: Tensor) -> Tensor:
+        References:
+            Several views of an example, clipped once (augmentation multiplicity): De
+            et al., "Unlocking High-Accuracy Differentially Private Image
+            Classification through Scale", 2022, https://arxiv.org/abs/2204.13650.
+        """
+        self._backward(losses, units, reduction, scale=None)
+
+    def private_loss(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
 
         For trainers that call ``loss.backward()`` themselves. What they multiply the
@@ -173,32 +205,46 @@ class DPOptimizer(TransparentOptimizer):
         the sum of clipped gradients is divided by the plan's expected batch size,
         once, in :meth:`step`. Weigh the losses themselves instead.
 
+        Args:
+            losses: As for :meth:`backward`.
+            units: As for :meth:`backward`.
+            reduction: As for :meth:`backward`.
+
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses; from
+            ValueError: If *losses* is not a vector of floating-point losses; from
                 ``backward()``, if it was multiplied with 0 or less.
         """
-        check_losses(losses_B)
-        return private_loss(losses_B, lambda g: self._backward(losses_B, arrived=g))
+        check_losses(losses, has_units=units is not None)
+        return private_loss(
+            losses, lambda g: self._backward(losses, units, reduction, scale=g)
+        )
 
     @disable_dynamo
-    def _backward(self, losses_B: Tensor, *, arrived: float | None) -> None:
-        check_losses(losses_B)
-        refresh(self)
-        self._drop_cleared()
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
-        parameters = self._trainable()
-        scale = self._loss_scale.power_of_two_for(
-            arrived, expected_batch_size=self.plan.expected_batch_size
-        )
-        is_first = self.mechanism.accumulate(losses_B, parameters, loss_scale=scale)
-        self._loss_scale.all_scaled = arrived is not None and (
-            is_first or self._loss_scale.all_scaled
-        )
-        if arrived is None:
-            self._placeholder.clear(parameters)
-        else:
-            back_off = torch.inf if self._loss_scale.has_grown(arrived) else 0.0
-            self._placeholder.put(parameters, value=back_off)
+    def _backward(
+        self,
+        losses: Tensor,
+        units: Tensor | None,
+        reduction: Reduction,
+        *,
+        scale: float | None,
+    ) -> None:
+        check_losses(losses, has_units=units is not None)
+        with self.mechanism.step.exclusive() as state:
+            refresh(self)
+            self._drop_cleared()
+            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+            parameters = self._trainable()
+            self.mechanism.accumulate(
+                losses,
+                parameters,
+                units=units,
+                reduction=reduction,
+                loss_scale=power_of_two_for(
+                    scale, expected_batch_size=self.plan.expected_batch_size
+                ),
+                is_scaled=scale is not None,
+            )
+            state.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
@@ -225,7 +271,9 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
-        self._set_private_gradients()
+        # The update itself is post-processing of what was released, and needs no lock.
+        with self.mechanism.step.exclusive():
+            self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
@@ -234,27 +282,37 @@ class DPOptimizer(TransparentOptimizer):
         parameters = self._trainable()
         if self._only_initialises_state(parameters):
             return
+        self._take_gradients(parameters)
+        gradients = self.mechanism.release(parameters)  # Private from here on.
+        # Cleared only now: what is refused above leaves everything as it was.
+        for parameter in self._all_parameters():
+            parameter.grad = None  # A frozen one may still hold a raw gradient.
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+
+    def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make sure that the batch at hand is all that a release would be about.
+
+        Raises:
+            SamplingMismatchError: If ``backward`` and another library both made
+                per-example gradients for it.
+            UnsupportedOperationError: If a gradient scaler's scale is unknown.
+        """
         refresh(self)
         self._drop_cleared()
         self._check_scaled()
-        if self.mechanism.pending is not None:
-            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
-        elif self._placeholder.has_foreign_grads(parameters):
+            return
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
+        if self.mechanism.step.has_foreign_grads(parameters):
             warnings.warn(
                 "gradients of another loss were found on private parameters and dropped:"
                 " only losses given to backward or private_loss count. Add every other"
                 " term, such as a penalty on the weights, to each example's loss",
-                stacklevel=4,
+                stacklevel=5,
             )
-        noisy_sums = self.mechanism.release(parameters)  # Private from here on.
-        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)  # A public constant.
-        for parameter in self._all_parameters():
-            parameter.grad = None  # A frozen one may still hold a raw gradient.
-        for parameter, noisy_sum in zip(parameters, noisy_sums, strict=True):
-            parameter.grad = noisy_sum.to(parameter.dtype)
-        self._placeholder.mark_released(parameters)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -262,8 +320,10 @@ class DPOptimizer(TransparentOptimizer):
         ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
+        # All four conditions are needed: a raw gradient at a learning rate of 0 would
+        # still enter momentum, which later steps apply.
         return (
-            self._placeholder.all_foreign(parameters)
+            self.mechanism.step.all_foreign(parameters)
             and not self.state
             and all(float(group.get("lr", 1)) == 0 for group in self.param_groups)
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
@@ -271,15 +331,13 @@ class DPOptimizer(TransparentOptimizer):
 
     def _drop_cleared(self) -> None:
         """Drop the batch at hand if its gradients were set to None on the model."""
-        if self._placeholder.is_gone():
-            self._discard()
-
-    def _discard(self) -> None:
-        self.mechanism.discard()
-        self._placeholder.remove()
+        if self.mechanism.step.was_cleared():
+            self.mechanism.step.drop()
 
     def _check_scaled(self) -> None:
-        if "grad_scale" in vars(self) and not self._loss_scale.all_scaled:
+        pending = self.mechanism.pending
+        all_scaled = pending is None or pending.all_scaled
+        if "grad_scale" in vars(self) and not all_scaled:
             raise UnsupportedOperationError(
                 "a gradient scaler takes part in this step, but the losses were given to"
                 " backward(), which clips them as they are; call"
@@ -291,12 +349,12 @@ class DPOptimizer(TransparentOptimizer):
 
         A batch that was dropped may be computed again before its step.
         """
-        self._discard()
+        self.mechanism.step.drop()
         clear_grad_samples(self._all_parameters())
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.settings)
+        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.values)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict, ledgers = carried.extract_ledgers(state_dict)
@@ -306,15 +364,15 @@ class DPOptimizer(TransparentOptimizer):
                 " save state_dict() of the DPOptimizer, or call"
                 " load_state_dict_without_ledger if no private data was used for it"
             )
-        settings = self.mechanism.settings
-        assigned = settings.overrides_from(
+        values = self.mechanism.values
+        assigned = values.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
-        self._discard()
+        self.mechanism.step.drop()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         if assigned is not None:
-            settings.restore(assigned)
+            values.restore(assigned)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -331,8 +389,8 @@ class DPOptimizer(TransparentOptimizer):
                 "the state has a ledger, so private data was used for it; call"
                 " load_state_dict, which adds what was spent"
             )
-        settings = self.mechanism.settings
-        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, settings))
+        values = self.mechanism.values
+        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, values))
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.
@@ -358,7 +416,7 @@ class DPOptimizer(TransparentOptimizer):
         Args:
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says that nothing did.
-                If None, the certificate says that nobody said.
+                If None, the certificate says that this was not stated.
             assumptions: What else must hold for it to be true, one sentence each.
         """
         return Certificate.of(

@@ -1,4 +1,4 @@
-"""Refuse what would go around privacy: other optimizers, and what cannot be private.
+"""Reject steps that bypass privacy, and optimizers that cannot be made private.
 
 An optimizer that reaches such parameters without passing through its
 :class:`~dp.DPOptimizer` would apply whatever gradient it finds and charge nothing.
@@ -9,6 +9,7 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
+from functools import cache
 from typing import Any, Final
 
 from torch import Tensor
@@ -53,7 +54,17 @@ def protect(optimizer: Optimizer) -> None:
     Parameters that join the groups later are protected from then on, also those that
     a framework puts there in place of others.
     """
+    _install_hook()
     _protected.add(optimizer)
+
+
+@cache
+def _install_hook() -> None:
+    """Watch the steps of all optimizers, from the first private one on.
+
+    The hook is process-wide, so a program that only imports this package has none.
+    """
+    register_optimizer_step_pre_hook(_refuse_unprivate_step)
 
 
 def refresh(optimizer: Optimizer) -> None:
@@ -85,6 +96,9 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
     # A private step is its own business, also that of a proxy made of one's class.
     if not _protected or _permitted.get() or isinstance(optimizer, _protected.kinds()):
         return
+    # What leads here in the field: the inner optimizer stepped by itself (opacus#313),
+    # DeepSpeed's offload rebuilding it from param_groups, a second optimizer that was
+    # made before the first was wrapped.
     for owner in _protected.owners_of(parameters_of(optimizer)):
         if not _leads_to(optimizer, owner):
             raise PrivacyError(
@@ -156,6 +170,3 @@ def _leads_to(optimizer: Optimizer, owner: Optimizer) -> bool:
             seen.add(id(candidate))
             pending.extend(vars(candidate).values())
     return False
-
-
-register_optimizer_step_pre_hook(_refuse_unprivate_step)

@@ -1,12 +1,15 @@
-"""A backend of ``torch.compile`` that leaves autograd's graph readable.
+"""A backend for ``torch.compile`` that keeps autograd's graph readable.
 
 A compiled function is one node of the graph. It shows neither where parameters are
 used nor whether examples are mixed before they are. So the graph that Dynamo captured
-is taken apart: what meets a parameter runs as it is, and what lies between is
-compiled, as functions without parameters.
+is split: operations that meet a parameter run eagerly, and the stretches between them
+are compiled, as functions without parameters:
 
-What kind a value is decides only what is compiled. If the guess is wrong, parameters
-reach a compiled node, and the walk over the graph refuses it.
+    linear -> [gelu, dropout, add] -> layer norm -> linear -> [...] -> losses
+    eager      compiled               eager         eager     compiled
+
+Whether a value counts as weights or as data decides only what is compiled. If that is
+guessed wrong, parameters reach a compiled node, and the walk over the graph refuses it.
 """
 
 import operator
@@ -19,11 +22,12 @@ import torch._functorch.config
 from torch import Tensor, fx
 from torch.fx.passes.split_module import split_module
 
+from dp import _tuning
+
 
 __all__ = ("compile_backend", "is_compiled", "is_opaque")
 
 _MARK: Final = "dp.per_sample"  # In the metadata of nodes that this backend made.
-_FEW: Final = 2  # Operations that are worth a call of a compiled function.
 _VIEWS: Final = frozenset(
     [
         "chunk",
@@ -49,26 +53,25 @@ _VIEWS: Final = frozenset(
 def compile_backend(
     graph: fx.GraphModule, inputs: Sequence[Any], *, inner: str = "inductor"
 ) -> Callable[..., Any]:
-    """Compile a model such that its per-example gradients can still be found.
+    """Compile a model so that its per-example gradients can still be computed.
 
-    It is given to ``torch.compile``::
+    Pass it to ``torch.compile``::
 
         model = torch.compile(model, backend=dp.compile_backend)
 
-    Operations on parameters run as they are; what lies between them is compiled.
-    Without gradients, as for evaluation, everything is.
+    Operations on parameters run eagerly; those between them are compiled. Without
+    gradients, as in evaluation, everything is compiled.
 
     Guarantees:
-        * Per-example gradients, and what is refused for mixing examples, are as those
-          of the model that is not compiled.
-        * It compiles once for batches of any two sizes; batches of no example and of
-          one are compiled for themselves.
+        * Per-example gradients, and refusals because examples are mixed, are the same
+          as without compilation.
+        * One compilation serves batches of all sizes but 0 and 1, which have one each.
 
     Args:
-        graph: What Dynamo captured.
-        inputs: What it was captured with.
-        inner: The backend for the parts, as ``torch.compile`` takes its name; use
-            ``functools.partial`` to give another.
+        graph: The graph that Dynamo captured.
+        inputs: The inputs it was captured with.
+        inner: The name of the backend that compiles the parts; choose another with
+            ``functools.partial``.
     """
     from torch._dynamo import lookup_backend  # noqa: PLC0415 -- two seconds
 
@@ -102,13 +105,13 @@ def is_opaque(name: str) -> bool:
 
 
 def is_compiled(node: Any) -> bool:
-    """Whether a compiled function comes from this backend."""
+    """Whether a compiled function was made by this backend."""
     return bool(node.metadata.get(_MARK))
 
 
 @final
 class _Region(torch.nn.Module):
-    """A compiled part, whose nodes of the graph are marked."""
+    """A compiled part that marks its nodes in autograd's graph."""
 
     def __init__(self, compiled: Callable[..., Sequence[Any]]) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class _Region(torch.nn.Module):
         before = {x.grad_fn for x in inputs if isinstance(x, Tensor)}
         for output in outputs:
             node: Any = output.grad_fn if isinstance(output, Tensor) else None
-            # An output that is a view of another input or output is made outside.
+            # An output that is a view of another one has its own nodes on top.
             while node is not None and node not in before:
                 if is_opaque(type(node).__name__):
                     node.metadata[_MARK] = True
@@ -129,33 +132,33 @@ class _Region(torch.nn.Module):
 
 
 class _Kind(Enum):
-    """What a value is made of."""
+    """What a value was computed from."""
 
     CONSTANT = auto()
-    WEIGHTS = auto()  # Of parameters, and perhaps constants.
+    WEIGHTS = auto()  # Parameters, and perhaps constants.
     DATA = auto()
 
 
 @final
 class _Stages:
-    """Put the operations of a graph in stages, by turns as they are and compiled.
+    """Assign the operations of a graph to stages, alternately eager and compiled.
 
     Args:
-        in_order: Whether operations may not trade places, since some have effects.
+        in_order: Whether operations must keep their order, since some have effects.
     """
 
     def __init__(self, *, in_order: bool) -> None:
         self._in_order = in_order
         self._kinds: dict[fx.Node, _Kind] = {}
-        self._found: dict[fx.Node, int] = {}
-        self._contexts = 0  # That are entered and not yet left.
+        self._stage_of: dict[fx.Node, int] = {}
+        self._contexts = 0  # Entered and not yet left.
 
     def of(self, graph: fx.GraphModule) -> dict[fx.Node, int]:
-        """Return the stage of every node: even to run as it is, odd to compile."""
+        """Return the stage of every node: even to run eagerly, odd to compile."""
         latest = 0
         for node in graph.graph.nodes:
             self._kinds[node] = self._kind(node)
-            before = [self._found[other] for other in node.all_input_nodes]
+            before = [self._stage_of[other] for other in node.all_input_nodes]
             stage = max(before, default=0)
             if self._in_order:
                 stage = max(stage, latest)
@@ -163,17 +166,14 @@ class _Stages:
                 stage = 0
             elif not _follows(node) and stage % 2 != self._may_be_compiled(node):
                 stage += 1
-            self._found[node] = stage
+            self._stage_of[node] = stage
             latest = max(latest, stage)
-        return self._found
+        return self._stage_of
 
     def _kind(self, node: fx.Node) -> _Kind:
         value = _value(node)
         if node.op == "placeholder" and isinstance(value, Tensor):
-            if value.requires_grad and value.is_leaf:
-                return _Kind.WEIGHTS
-            is_state = isinstance(value, torch.nn.Parameter) or "_buffers_" in node.name
-            return _Kind.CONSTANT if is_state else _Kind.DATA
+            return _kind_of_input(node, value)
         kinds = {self._kinds[other] for other in node.all_input_nodes}
         if _Kind.DATA in kinds:
             return _Kind.DATA
@@ -190,12 +190,20 @@ class _Stages:
         return not (_is_changed(node, *others) or _may_hide_a_count(others))
 
 
+def _kind_of_input(node: fx.Node, value: Tensor) -> _Kind:
+    if value.requires_grad and value.is_leaf:
+        return _Kind.WEIGHTS
+    # Dynamo names buffers after their place in the module.
+    is_state = isinstance(value, torch.nn.Parameter) or "_buffers_" in node.name
+    return _Kind.CONSTANT if is_state else _Kind.DATA
+
+
 def _value(node: fx.Node) -> Any:
     return node.meta.get("example_value")
 
 
 def _input(node: fx.Node) -> Any:
-    """Return an example of what a part is called with, a leaf of its own graph."""
+    """Return an example input of a part, detached so that it is a leaf."""
     value = _value(node)
     if not isinstance(value, Tensor):
         return value
@@ -206,8 +214,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)
 
 
 def _follows(node: fx.Node) -> bool:
@@ -232,25 +240,27 @@ def _enters(node: fx.Node) -> int:
 
 def _is_changed(*nodes: fx.Node) -> bool:
     """Whether tensors of these nodes were written to, at any time."""
-    return any(some._version > 0 for n in nodes for some in _tensors(_value(n)))  # noqa: SLF001
+    return any(x._version > 0 for n in nodes for x in _tensors(_value(n)))  # noqa: SLF001
 
 
 def _may_hide_a_count(nodes: Sequence[fx.Node]) -> bool:
-    """Whether one element without a graph meets tensors that have one.
+    """Whether a one-element tensor without a graph meets tensors that have one.
 
-    It may be a count over the batch. The walk sees it as a factor of the product,
-    and checks it, if it is not compiled.
+    It may be a count over the batch. Run eagerly, it is a factor of a product that the
+    walk sees and checks.
     """
-    tensors = [some for node in nodes for some in _tensors(_value(node))]
-    single = [some for some in tensors if not some.requires_grad and some.numel() == 1]
+    tensors = [x for node in nodes for x in _tensors(_value(node))]
+    single = [x for x in tensors if not x.requires_grad and x.numel() == 1]
     return bool(single) and len(single) < len(tensors)
 
 
 def _pays(part: fx.GraphModule) -> bool:
-    """Whether there is anything to fuse."""
+    """Whether a part has enough operations to be worth compiling."""
     names = [
         getattr(node.target, "__name__", node.target)
         for node in part.graph.nodes
         if node.op.startswith("call")
     ]
-    return sum(name not in _VIEWS for name in names) >= _FEW
+    return (
+        sum(name not in _VIEWS for name in names) >= _tuning.FEWEST_COMPILED_OPERATIONS
+    )

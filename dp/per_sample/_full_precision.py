@@ -1,9 +1,9 @@
-"""Norms and clipped sums in the precision of their dtype, whatever else is allowed.
+"""Compute norms and clipped sums in the full precision of their dtype.
 
-A norm that was found in another precision than the sum it clips is no bound: with
-TF32 factors and gradients lose 13 of 24 bits, with bfloat16 16 of them, and a clipped
-gradient may be longer than its bound by as much. So what the user allows for the model
-is not allowed here.
+A norm that was computed in another precision than the sum it clips is no bound: TF32
+drops 13 of 24 bits of factors and gradients, bfloat16 drops 16, and a clipped gradient
+may exceed its bound by as much. So reduced precision that the user permits for the
+model is not permitted here.
 """
 
 import threading
@@ -16,15 +16,16 @@ import torch
 
 __all__ = ("FullPrecision",)
 
-# What may compute a float32 product in fewer bits. The settings are the process's.
-_torch: Any = torch.backends  # Whose annotations leave these out.
+# The backends that may compute a float32 product in fewer bits. Their settings belong
+# to the process, not to a thread.
+_torch: Any = torch.backends  # Its annotations leave these out.
 _ON_HOST: Final = (_torch.mkldnn.matmul, _torch.mkldnn.conv)
 _ANYWHERE: Final = (_torch.cuda.matmul, _torch.cudnn.conv, *_ON_HOST)
 _FULL: Final = ("ieee", "none")
 
 _lock: Final = threading.Lock()
 _inside: set["FullPrecision"] = set()
-_allowed: list[tuple[Any, str]] = []  # Before the first of those that are inside.
+_allowed: list[tuple[Any, str]] = []  # The settings before the first one entered.
 
 
 @final
@@ -32,11 +33,11 @@ class FullPrecision:
     """Compute in the dtype of the operands: without autocast, TF32 or bfloat16.
 
     Args:
-        device_types: Of the tensors that are computed with.
+        device_types: The types of the devices that are computed on.
 
     Guarantees:
-        * What was allowed is allowed again once no thread needs this any more.
-        * Other threads see the same settings meanwhile: their products are of full
+        * The earlier settings are restored once no thread is inside any more.
+        * Meanwhile other threads see the same settings: their products have full
           precision too, which may take longer.
     """
 

@@ -1,6 +1,6 @@
-"""Per-example gradients that something else has left on the parameters.
+"""Per-example gradients that another library left on the parameters.
 
-Opacus' ``GradSampleModule`` and others put them into ``p.grad_sample``, one row an
+Opacus' ``GradSampleModule``, for example, puts them into ``p.grad_sample``: one row an
 example, or a list of such tensors, one for each backward pass.
 
 Shapes: ``B`` examples, ``P`` elements of a parameter.
@@ -21,30 +21,30 @@ __all__ = ("clear_grad_samples", "from_grad_samples")
 def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None:
     """Return the gradients in ``p.grad_sample``, or None if no parameter has any.
 
-    Whoever made them vouches that a row depends on its own example only; nothing of
-    the graph is left that could show it.
+    That a row depends on its own example only is for the library that made it to
+    ensure: no graph is left that could be checked.
 
     Args:
         parameters: One without ``grad_sample`` has gradients of zero.
 
     Raises:
-        ValueError: If they are of different numbers of examples, or do not have the
-            shape of their parameter.
+        ValueError: If numbers of examples differ, or a row does not have the shape of
+            its parameter.
     """
-    found = {
+    rows_of = {
         index: rows
         for index, parameter in enumerate(parameters)
         if (rows := _rows(parameter)) is not None
     }
-    if not found:
+    if not rows_of:
         return None
-    sizes = {len(rows) for rows in found.values()}
+    sizes = {len(rows) for rows in rows_of.values()}
     if len(sizes) > 1:
         raise ValueError(
             "the parameters' grad_sample have different numbers of rows; give each"
             " one row for every example of the batch"
         )
-    for index, rows in found.items():
+    for index, rows in rows_of.items():
         shape = tuple(parameters[index].shape)
         if tuple(rows.shape[1:]) != shape:
             raise ValueError(
@@ -52,22 +52,22 @@ def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None
                 f" parameter has {shape}; give each example the parameter's shape"
             )
     parts: dict[int, Sequence[GradPart]] = {
-        i: [MaterializedGrads(rows)] for i, rows in found.items()
+        i: [MaterializedGrads(rows)] for i, rows in rows_of.items()
     }
-    first = next(iter(found.values()))
+    first = next(iter(rows_of.values()))
     nonfinite_B = wide(first.new_zeros(len(first)))
     return PerSampleGradients(parts, parameters, nonfinite_B)
 
 
 def clear_grad_samples(parameters: Iterable[Tensor]) -> None:
-    """Drop what ``p.grad_sample`` holds, where there is one."""
+    """Set ``p.grad_sample`` to None where there is one."""
     for parameter in parameters:
         if getattr(parameter, "grad_sample", None) is not None:
             parameter.grad_sample = None  # type: ignore[attr-defined]  # not torch's own
 
 
 def _rows(parameter: Tensor) -> Tensor | None:
-    found: Tensor | list[Tensor] | None = getattr(parameter, "grad_sample", None)
-    if isinstance(found, list):
-        return torch.cat(found).detach() if found else None
-    return None if found is None else found.detach()
+    rows: Tensor | list[Tensor] | None = getattr(parameter, "grad_sample", None)
+    if isinstance(rows, list):
+        return torch.cat(rows).detach() if rows else None
+    return None if rows is None else rows.detach()

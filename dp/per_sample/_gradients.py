@@ -1,10 +1,15 @@
-"""Every example's gradient of every parameter, as norms and weighted sums need it.
+"""Norms and weighted sums of every example's gradient.
+
+One backward pass leaves *parts* of gradients, and both the norms and, once the factors
+are known, the clipped sum come from them: no second backward pass (book-keeping, Bu et
+al., https://arxiv.org/abs/2210.00038). What takes few elements is put together, since
+for small parameters the calls cost more than the arithmetic.
 
 Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a parameter,
 ``F`` elements of many small parameters together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -12,32 +17,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.embedding import EmbeddingGrads, join_tables
 from dp.per_sample._parts.factored import FactoredGrads, concatenated
 from dp.per_sample._parts.part import (
-    SMALL,
     GradPart,
     MaterializedGrads,
     chunked_norms,
     wide,
 )
+from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
 
 
 __all__ = ("BatchedGrads", "PerSampleGradients")
 
+# Units in the last place by which a sum of three terms that cancel may be too small.
 _MARGIN: Final = 8.0
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class BatchedGrads:
-    """Gradients of parameters of one shape, each one's examples behind another's.
+    """Gradients of parameters of one shape, as one part of more examples.
 
     Attributes:
-        indices: Of the parameters.
-        part: Their gradients.
+        indices: The indices of the L parameters.
+        part: Their gradients, L * B rows: all examples of the first parameter first.
     """
 
     indices: Sequence[int]
@@ -46,11 +53,11 @@ class BatchedGrads:
 
 @final
 class PerSampleGradients:
-    """Every example's gradient, as far as norms and weighted sums need it.
+    """Every example's gradient, in a form from which norms and weighted sums follow.
 
     Attributes:
-        num_samples: How many examples there are.
-        is_detached: Whether the losses were seen to come from none of the parameters.
+        num_samples: The number of examples.
+        is_detached: Whether the losses depend on none of the parameters.
     """
 
     def __init__(
@@ -64,12 +71,12 @@ class PerSampleGradients:
         is_detached: bool = False,
     ) -> None:
         self._stacks = stacks
-        self._parts = {index: _merged(some) for index, some in parts.items()}
+        self._parts = {index: _merge(uses) for index, uses in parts.items()}
         self._parameters = parameters
-        self._start_B = nonfinite_B
+        self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))
         self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
-        self._loss_scale = loss_scale  # Every gradient is to be divided by it.
+        self._loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
@@ -77,14 +84,14 @@ class PerSampleGradients:
     def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
 
-        It is infinite for an example whose loss is not finite. As the sums, it is
-        computed in full precision, whatever autocast or TF32 allow.
+        It is infinite for an example whose loss is not finite. Like the sums, it is
+        computed in full precision, whatever autocast or TF32 would permit.
 
         Args:
-            group_of: The group of each parameter: 0, 1, ... without a gap.
+            group_of: The group of each parameter: 0, 1, ... without gaps.
         """
         with FullPrecision(self._device_types):
-            norms_GB = torch.stack(self._by_group(group_of))
+            norms_GB = torch.stack(self._scaled_norms(group_of))
         return norms_GB if self._loss_scale == 1 else norms_GB / self._loss_scale**2
 
     def add_weighted_sum(
@@ -95,44 +102,42 @@ class PerSampleGradients:
         *,
         beta: int = 1,
     ) -> None:
-        """Add every example's gradient, times its factor, to *sums* in place.
+        """Add each example's gradient, times its factor, to *sums* in place.
 
         Guarantees:
-            * An example whose factor is 0 adds exactly nothing, also if its gradient
+            * An example whose factor is 0 adds exactly nothing, even if its gradient
               is NaN or infinite.
 
         Args:
-            factors_GB: What to multiply with, by group and example.
+            factors_GB: The factors, by group and example.
             group_of: The group of each parameter.
-            sums: One tensor a parameter, in float32 or float64.
-            beta: 1, or 0 to replace what *sums* hold, which may then be anything.
+            sums: One tensor for each parameter, in float32 or float64.
+            beta: 1, or 0 to overwrite *sums*, which may then hold anything.
         """
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
         if self._loss_scale != 1:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
-            found = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
-            _deliver([sums[index] for index in found], [*found.values()], beta)
+            added = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            _add_all([sums[index] for index in added], [*added.values()], beta)
             for index, total in enumerate(sums):
-                if index not in found:
+                if index not in added:
                     group = group_of[index]
-                    bad_B = dropped_GB[group] if any_dropped[group] else None
-                    self._add_large(index, factors_GB[group], bad_B, total, beta)
+                    mask_B = dropped_GB[group] if any_dropped[group] else None
+                    self._add_large(index, factors_GB[group], mask_B, total, beta)
 
-    def _by_group(self, group_of: Sequence[int]) -> list[Tensor]:
-        """Return the squared norms, of losses as they were scaled."""
-        device = self._start_B.device
-        norms = [self._start_B.clone() for _ in range(max(group_of, default=0) + 1)]
+    def _scaled_norms(self, group_of: Sequence[int]) -> list[Tensor]:
+        """Return the squared norms by group, of the losses times the loss scale."""
+        device = self._nonfinite_B.device
+        norms = [self._nonfinite_B.clone() for _ in range(max(group_of, default=0) + 1)]
         for flat in self._flat_parts(group_of):
             norms[flat.group] += flat.part.squared_norms().to(device)
         for stack in self._stacks:
             norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
             groups = [group_of[index] for index in stack.indices]
-            for group in dict.fromkeys(groups):
-                rows = [row for row, other in enumerate(groups) if other == group]
-                some_LB = norms_LB if len(rows) == len(groups) else norms_LB[rows]
-                norms[group] += some_LB.sum(0)
+            for group, rows_LB in _by_group(norms_LB, groups):
+                norms[group] += rows_LB.sum(0)
         for index, parts in self._parts.items():
             if index not in self._small:
                 parameter = self._parameters[index]
@@ -144,15 +149,15 @@ class PerSampleGradients:
         self,
         index: int,
         factors_B: Tensor,
-        bad_B: Tensor | None,
+        mask_B: Tensor | None,
         total: Tensor,
         beta: int,
     ) -> None:
         """Add the weighted sum of a parameter that is handled by itself."""
-        for some in self._parts.get(index, ()):
-            rows = some if bad_B is None else some.mask_examples(bad_B)
-            rows.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
-            beta = 1
+        for part in self._parts.get(index, ()):
+            usable = part if mask_B is None else part.mask_examples(mask_B)
+            usable.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
+            beta = 1  # The next use is added to the first.
         if not beta:
             total.zero_()
 
@@ -164,22 +169,22 @@ class PerSampleGradients:
         group_of: Sequence[int],
     ) -> dict[int, Tensor]:
         """Return the weighted sums of the parameters that are handled with others."""
-        found: dict[int, Tensor] = {}
+        added: dict[int, Tensor] = {}
         for flat in self._flat_parts(group_of):
-            kept = flat.part
+            part = flat.part
             if any_dropped[flat.group]:
-                kept = kept.mask_examples(dropped_GB[flat.group])
+                part = part.mask_examples(dropped_GB[flat.group])
             shapes = [self._parameters[index].shape for index in flat.indices]
-            totals = _split(kept, factors_GB[flat.group], shapes)
-            found.update(zip(flat.indices, totals, strict=True))
+            totals = _split(part, factors_GB[flat.group], shapes)
+            added.update(zip(flat.indices, totals, strict=True))
         for stack in self._stacks:
             groups = [group_of[index] for index in stack.indices]
-            part = stack.part
+            layers = stack.part
             if any(any_dropped[group] for group in groups):
-                part = part.mask_examples(_by_layer(dropped_GB, groups).flatten())
-            by_layer = part.stacked_sums(_by_layer(factors_GB, groups))
-            found.update(zip(stack.indices, by_layer.unbind(), strict=True))
-        return found
+                layers = layers.mask_examples(_by_layer(dropped_GB, groups).flatten())
+            by_layer = layers.stacked_sums(_by_layer(factors_GB, groups))
+            added.update(zip(stack.indices, by_layer.unbind(), strict=True))
+        return added
 
     def _is_small(self, index: int) -> bool:
         parts = self._parts.get(index, ())
@@ -187,29 +192,31 @@ class PerSampleGradients:
             len(parts) == 1
             and isinstance(parts[0], MaterializedGrads)
             and not parts[0].is_held_anyway
-            and self._parameters[index].numel() <= SMALL
+            and self._parameters[index].numel() <= _tuning.SMALL_PARAMETER
         )
 
     def _flat_parts(self, group_of: Sequence[int]) -> list["_Flat"]:
-        """Return the gradients of small parameters, side by side for each group."""
+        """Return the gradients of small parameters, side by side, by group and dtype."""
         if self._flats is not None and self._flats[0] == group_of:
             return self._flats[1]
         members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for index in sorted(self._small):
-            grads = self._kept(index)
+            grads = self._materialized(index)
             members.setdefault((group_of[index], grads.dtype, grads.device), []).append(
                 index
             )
         flats = []
         for (group, _, _), indices in members.items():
-            rows = [self._kept(i).reshape(self.num_samples, -1) for i in indices]
+            rows = [
+                self._materialized(i).reshape(self.num_samples, -1) for i in indices
+            ]
             flats.append(
                 _Flat(group, indices, MaterializedGrads(torch.cat(rows, dim=1)))
             )
         self._flats = list(group_of), flats
         return flats
 
-    def _kept(self, index: int) -> Tensor:
+    def _materialized(self, index: int) -> Tensor:
         (part,) = self._parts[index]
         assert isinstance(part, MaterializedGrads)  # noqa: S101 -- see _is_small
         return part.grads_BP
@@ -223,6 +230,14 @@ class _Flat:
     group: int
     indices: Sequence[int]
     part: MaterializedGrads
+
+
+def _by_group(values_LB: Tensor, groups: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yield each group with the rows of its layers."""
+    for group in dict.fromkeys(groups):
+        rows = [row for row, other in enumerate(groups) if other == group]
+        # One group is the rule, and needs no copy.
+        yield group, values_LB if len(rows) == len(groups) else values_LB[rows]
 
 
 def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
@@ -239,41 +254,51 @@ def _split(
     grads_BF = wide(part.grads_BP)
     total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
     parts = total_F.split([shape.numel() for shape in shapes])
-    return [some.view(shape) for some, shape in zip(parts, shapes, strict=True)]
+    return [part_F.view(shape) for part_F, shape in zip(parts, shapes, strict=True)]
 
 
-def _deliver(sums: list[Tensor], found: list[Tensor], beta: int) -> None:
+def _add_all(sums: list[Tensor], added: list[Tensor], beta: int) -> None:
     if not sums:
         return
     if beta:
-        torch.ops.aten._foreach_add_.List(sums, found)
+        torch.ops.aten._foreach_add_.List(sums, added)
     else:
-        torch.ops.aten._foreach_copy_(sums, found)
+        torch.ops.aten._foreach_copy_(sums, added)
 
 
-def _merged(parts: Sequence[GradPart]) -> Sequence[GradPart]:
-    """Return the uses of one parameter with those of a kind as one."""
-    if len(parts) == 1:
-        return parts
-    kept = [part.grads_BP for part in parts if isinstance(part, MaterializedGrads)]
-    outer = [part for part in parts if isinstance(part, FactoredGrads)]
-    rest = [
-        part
-        for part in parts
-        if not isinstance(part, MaterializedGrads | FactoredGrads)
+def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
+    """Return the uses of one parameter, with those of a kind as one part.
+
+    The norm is that of the sum over all uses, so a recurrent weight that is used at
+    100 steps becomes one product of 100 times as many positions, with one norm.
+    """
+    uses = join_ragged(uses)
+    if len(uses) == 1:
+        return uses
+    materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
+    factored: dict[int, list[FactoredGrads]] = {}
+    for use in uses:
+        if isinstance(use, FactoredGrads):
+            factored.setdefault(use.left.dim(), []).append(use)
+    products = [
+        same[0] if len(same) == 1 else concatenated(same) for same in factored.values()
     ]
-    if len(kept) > 1:
-        total = wide(kept[0]) + kept[1]
-        for grads_BP in kept[2:]:
-            total += grads_BP
-        kept = [total]
-    by_axes: dict[int, list[FactoredGrads]] = {}
-    for part in outer:
-        by_axes.setdefault(part.left.dim(), []).append(part)
-    joined = [
-        some[0] if len(some) == 1 else concatenated(some) for some in by_axes.values()
-    ]
-    return [*map(MaterializedGrads, kept), *joined, *rest]
+    tables = [use for use in uses if isinstance(use, EmbeddingGrads)]
+    joined = (MaterializedGrads, FactoredGrads, EmbeddingGrads)
+    others = [use for use in uses if not isinstance(use, joined)]
+    if tables:
+        others.append(join_tables(tables))
+    return [*_added(materialized), *products, *others]
+
+
+def _added(grads: Sequence[Tensor]) -> list[GradPart]:
+    """Return the sum of materialized gradients as one part; none if there are none."""
+    if len(grads) < 2:  # noqa: PLR2004 -- nothing to add
+        return [MaterializedGrads(grads_BP) for grads_BP in grads]
+    total_BP = wide(grads[0]) + grads[1]
+    for grads_BP in grads[2:]:
+        total_BP += grads_BP
+    return [MaterializedGrads(total_BP)]
 
 
 def _is_one_product(head: FactoredGrads | MaterializedGrads) -> bool:
@@ -283,7 +308,11 @@ def _is_one_product(head: FactoredGrads | MaterializedGrads) -> bool:
 def _joint_squared_norms(
     parts: Sequence[GradPart], num_samples: int, parameter: Tensor
 ) -> Tensor:
-    """Return the squared norms of the sum of several uses, cross terms included."""
+    """Return the squared norms of the sum of several uses, cross terms included.
+
+    Tied input and output embeddings are common, and large: V by D numbers an example.
+    Their norm follows from the three terms of |a + b|^2 without holding a or b.
+    """
     if len(parts) == 1:
         return parts[0].squared_norms()
     match [transposed_back(parts[0]), *parts[1:]]:

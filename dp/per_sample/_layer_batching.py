@@ -1,8 +1,9 @@
-"""Serve many small uses of a kind as one.
+"""Batch many small identical layers into one computation.
 
-A deep model of small layers takes the same few small steps for each of them, and the
-time goes into calling them. Layers that are alike are put behind one another, as if
-they were more examples of one layer.
+A deep model of small layers takes the same few small operations for each of them, and
+most of the time goes into the calls. Identical layers are concatenated, as if they were
+more examples of one layer: 30 layers of 32 examples are one layer of 960, whose norms
+and sums are split by layer at the end.
 
 Shapes: ``L`` layers, ``B`` examples.
 """
@@ -10,24 +11,22 @@ Shapes: ``L`` layers, ``B`` examples.
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._graph.nodes import Node, is_checkpointed, name_of, size
 from dp.per_sample._graph.uses import Graph, Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
-from dp.per_sample._parts.part import SMALL, MaterializedGrads
+from dp.per_sample._parts.part import MaterializedGrads
 from dp.per_sample._rules.context import MemoryBudget, Rule, RuleContext
 from dp.per_sample._rules.table import RULES
 
 
 __all__ = ("BatchedLayers", "LayerGroup", "batch_layers", "find_identical_layers")
-
-_FEWEST: Final = 3  # Layers that are worth it.
-_LARGEST_BYTES: Final = 1 << 16  # Of one layer's outputs.
 
 
 @final
@@ -37,7 +36,7 @@ class LayerGroup:
 
     Attributes:
         members: Their positions in the graph.
-        indices: By input position, each one's parameter.
+        indices: By input position, the index of each one's parameter.
         transposed: The input positions that take their parameters transposed.
     """
 
@@ -53,31 +52,38 @@ def find_identical_layers(
     *,
     num_samples: int,
 ) -> list[LayerGroup]:
-    """Return which uses may be served as one, in graphs like this one."""
+    """Return the groups of uses that may be served as one, in graphs like this one."""
     index_of = {id(p): i for i, p in enumerate(parameters)}
     times_used = Counter(id(p) for use in graph.uses for p in use.parameters)
     members: dict[Hashable, list[int]] = {}
-    for position, (use, found) in enumerate(zip(graph.uses, layouts, strict=True)):
-        rule = RULES.get(use.operation)
-        if rule is None or found is None or not rule.stacks or [*found] != [0]:
-            continue
-        site = RuleContext(use, found, num_samples)
-        if (
-            site.examples_lead
-            and rule.applies(site)
-            and all(
-                _is_plain(operand)
-                and times_used[id(operand.parameters[0])] == 1
-                and (len(operand.shape) < len(use.shape) or input_ == rule.matrix)
-                for input_, operand in use.operands.items()
-            )
-        ):
-            members.setdefault(_kind(use, found[0]), []).append(position)
+    for position, (use, layout) in enumerate(zip(graph.uses, layouts, strict=True)):
+        if layout is None or [*layout] != [0]:
+            continue  # Some other output than the first matters for the losses.
+        context = RuleContext(use, layout, num_samples)
+        if _is_batchable(context, times_used):
+            members.setdefault(_kind(use, layout[0]), []).append(position)
     return [
-        _layer_group(graph, some, index_of)
-        for some in members.values()
-        if len(some) >= _FEWEST
+        _layer_group(graph, positions, index_of)
+        for positions in members.values()
+        if len(positions) >= _tuning.FEWEST_IDENTICAL_LAYERS
     ]
+
+
+def _is_batchable(context: RuleContext, times_used: Mapping[int, int]) -> bool:
+    """Whether a use may be served together with others of its kind."""
+    rule = RULES.get(context.use.operation)
+    if rule is None or not rule.stacks:
+        return False
+    if not (context.examples_lead and rule.applies(context)):
+        return False
+    return all(
+        _is_plain(operand)
+        # A tied parameter has another use, to which its gradient must be added.
+        and times_used[id(operand.parameters[0])] == 1
+        # Broadcast over the examples, or else each example has a part of it.
+        and (len(operand.shape) < len(context.use.shape) or position == rule.matrix)
+        for position, operand in context.operands.items()
+    )
 
 
 def _layer_group(
@@ -94,12 +100,15 @@ def _layer_group(
 
 def _is_plain(operand: Operand) -> bool:
     """Whether an operand is a small parameter, as it is or transposed."""
-    if operand.chain is None or operand.parameters[0].numel() > SMALL:
+    if operand.chain is None:
+        return False
+    if operand.parameters[0].numel() > _tuning.SMALL_PARAMETER:
         return False
     return [name_of(node) for node, _ in operand.chain] in ([], ["TBackward0"])
 
 
 def _kind(use: Use, layout: Layout) -> Hashable:
+    """Return what must be equal for layers to be served as one."""
     operands = [
         (
             position,
@@ -116,19 +125,19 @@ def _kind(use: Use, layout: Layout) -> Hashable:
 @final
 @dataclass(frozen=True, slots=True)
 class BatchedLayers:
-    """Some layers of one batch, as one.
+    """Identical layers of one batch, as one layer.
 
     Attributes:
-        group: What they are.
+        group: The layers.
         nodes: Their nodes.
-        rule: Theirs.
-        site: Where the rule finds them, as more examples.
+        rule: The rule that serves them.
+        context: The context of the one layer, with L * B examples.
     """
 
     group: LayerGroup
     nodes: Sequence[Node]
     rule: Rule
-    site: RuleContext
+    context: RuleContext
 
     def parts(
         self, grads: Sequence[Tensor | None]
@@ -136,57 +145,56 @@ class BatchedLayers:
         """Return the parts of all layers' parameters, by input position.
 
         Args:
-            grads: Of the outputs of each; None where no gradient flows.
+            grads: The gradient of each layer's output; None where none flows.
         """
-        some = next((grad for grad in grads if grad is not None), None)
-        if some is None:
+        flowing = next((grad for grad in grads if grad is not None), None)
+        if flowing is None:
             return {}
-        all_grads = [torch.zeros_like(some) if g is None else g for g in grads]
-        found: dict[int, MaterializedGrads | FactoredGrads] = {}
-        for position, part in self.rule.parts(self.site, torch.cat(all_grads)).items():
+        all_grads = [torch.zeros_like(flowing) if g is None else g for g in grads]
+        parts: dict[int, MaterializedGrads | FactoredGrads] = {}
+        joint = self.rule.parts(self.context, torch.cat(all_grads))
+        for position, part in joint.items():
             assert isinstance(part, MaterializedGrads | FactoredGrads)  # noqa: S101 -- see Rule.stacks
-            is_turned = position in self.group.transposed
-            found[position] = part.transposed() if is_turned else part
-        return found
+            is_transposed = position in self.group.transposed
+            parts[position] = part.transposed() if is_transposed else part
+        return parts
 
 
 def batch_layers(
     members: Sequence[Use],
-    some: LayerGroup,
+    group: LayerGroup,
     layouts: Mapping[int, Layout],
     *,
     num_samples: int,
     budget: MemoryBudget,
 ) -> BatchedLayers | None:
-    """Put the layers of one batch behind one another, if they are still alike.
+    """Concatenate the layers of one batch, or return None if they differ in it.
 
-    What they kept for the backward pass is read now, before it is freed.
+    What they saved for the backward pass is read now, before it is freed.
     """
     first, nodes = members[0], [use.node for use in members]
     rule = RULES[first.operation]
     num_bytes = size(first.shape) * next(iter(first.parameters)).itemsize
-    if num_bytes > _LARGEST_BYTES or not rule.applies(
-        RuleContext(first, layouts, num_samples)
-    ):
+    context = RuleContext(first, layouts, num_samples)
+    if num_bytes > _tuning.LARGEST_LAYER_BYTES or not rule.applies(context):
         return None
-    held = _held(nodes, rule)
-    if held is None or not budget.take(2 * num_bytes * len(nodes)):
+    held = _read_saved(nodes, rule)
+    # Inputs and output gradients are copied: twice the outputs, about.
+    if held is None or not budget.try_reserve(2 * num_bytes * len(nodes)):
         return None
-    site = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
-    return BatchedLayers(some, nodes, rule, site)
+    joint = RuleContext(first, layouts, num_samples * len(nodes), budget, held)
+    return BatchedLayers(group, nodes, rule, joint)
 
 
-def _held(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:
-    """Return what all nodes keep, as of one; None if they are not alike."""
-    held = {}
+def _read_saved(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:
+    """Return the values that the nodes saved, as of one node; None if they differ."""
+    held: dict[str, Any] = {}
     for name in rule.reads:
         if name in rule.stacks:
-            if any(is_checkpointed(node, name) for node in nodes):
+            rows = _concatenated(nodes, name)
+            if rows is None:
                 return None
-            found = [getattr(node, f"_saved_{name}").detach() for node in nodes]
-            if any(some.shape != found[0].shape for some in found):
-                return None
-            held[name] = torch.cat(found)
+            held[name] = rows
             continue
         values = [getattr(node, f"_saved_{name}") for node in nodes]
         if not any(isinstance(value, Tensor) for value in values):
@@ -194,3 +202,14 @@ def _held(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:
                 return None
             held[name] = values[0]
     return held
+
+
+def _concatenated(nodes: Sequence[Node], name: str) -> Tensor | None:
+    """Return the rows that all nodes saved; None if that is not possible."""
+    # Reading from a checkpointed node would run its part of the model once more.
+    if any(is_checkpointed(node, name) for node in nodes):
+        return None
+    rows = [getattr(node, f"_saved_{name}").detach() for node in nodes]
+    if any(other.shape != rows[0].shape for other in rows):
+        return None
+    return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""The laws of behaviour: calls, exceptions, absence, threads."""
+"""The laws of behaviour: exceptions, absence, threads."""
 
 from forwarding.testing._law import Law
 
@@ -9,6 +9,7 @@ __all__ = ("BEHAVIOUR",)
 BEHAVIOUR = (
     Law(
         name="augmented assignment",
+        follows=frozenset({"put-get", "delete"}),
         on="settable",
         values=1,
         statement="w.a += v does to t.a what t.a += v does.",
@@ -28,7 +29,24 @@ BEHAVIOUR = (
         """,
     ),
     Law(
+        name="probe bites",
+        on="data",
+        follows=frozenset({"get", "no stale read"}),
+        statement="Where the class of t has a property a, w.a is what it returns.",
+        why=(
+            "A wrapper that looks into the target's __dict__ skips its properties, "
+            "and with them validation and computed values. It is also the control "
+            "of the kit: the laws below put properties of their own on the target."
+        ),
+        script="""
+            shown = object()
+            override(target, NAME=property(lambda self: shown))
+            assert wrapper.NAME is shown
+        """,
+    ),
+    Law(
         name="exceptions",
+        follows=frozenset({"put-get", "probe bites"}),
         on="settable",
         values=1,
         statement="What t.a raises at a get or a put comes through as the same object.",
@@ -46,6 +64,7 @@ BEHAVIOUR = (
     ),
     Law(
         name="AttributeError in the target",
+        follows=frozenset({"probe bites"}),
         on="data",
         statement="An AttributeError raised inside t.a comes through as it is.",
         why=(
@@ -61,6 +80,8 @@ BEHAVIOUR = (
     ),
     Law(
         name="AttributeError in the wrapper",
+        follows=frozenset({"class access"}),
+        control="",
         on="wrapper",
         statement="An AttributeError raised inside the wrapper's own property is not masked.",
         why=(
@@ -75,6 +96,7 @@ BEHAVIOUR = (
     ),
     Law(
         name="missing",
+        follows=frozenset({"put-get", "no stale read", "delete"}),
         on="deletable",
         statement="Where t has no a, w.a raises what t.a raises.",
         why=(
@@ -90,6 +112,7 @@ BEHAVIOUR = (
     ),
     Law(
         name="hasattr",
+        follows=frozenset({"put-get", "no stale read", "delete"}),
         on="deletable",
         values=1,
         statement="hasattr and getattr's default answer for w as for t.",
@@ -106,53 +129,8 @@ BEHAVIOUR = (
         """,
     ),
     Law(
-        name="method",
-        on="method",
-        statement="w.m(...) runs t.m once, with t as self and the same arguments.",
-        why=(
-            "Forwarding is a call on the wrapped object. A method copied into the "
-            "wrapper's class runs with the wrapper as self and changes the wrong "
-            "object; a frozen signature refuses what the target takes (SQLAlchemy "
-            "#6285, step of Opacus 1.6)."
-        ),
-        script="""
-            calls, result = [], object()
-            override(target, NAME=recorder(result, calls, target.NAME))
-            assert finish(wrapper.NAME(*args, **keywords)) is result
-            assert len(calls) == 1
-            assert calls[0][0] is target
-            assert calls[0][1:] == (args, keywords)
-        """,
-    ),
-    Law(
-        name="method exceptions",
-        on="method",
-        statement="What t.m raises comes through as the same object.",
-        why=(
-            "A retry or an out-of-memory handler written for the target's exception "
-            "must go on matching when the target is wrapped."
-        ),
-        script="""
-            error = RuntimeError("raised by the target")
-            override(target, NAME=failing(error, target.NAME))
-            assert attempt(lambda: finish(wrapper.NAME(*args, **keywords))) is error
-        """,
-    ),
-    Law(
-        name="async",
-        on="method",
-        statement="w.m is a coroutine function if t.m is one.",
-        why=(
-            "Web frameworks and test runners ask iscoroutinefunction to decide "
-            "whether to await; a plain def around a coroutine is called and never run."
-        ),
-        script="""
-            expected = inspect.iscoroutinefunction(target.NAME)
-            assert inspect.iscoroutinefunction(wrapper.NAME) == expected
-        """,
-    ),
-    Law(
         name="once",
+        follows=frozenset({"put-get", "probe bites"}),
         on="settable",
         values=1,
         statement="One get of w.a is one get of t.a; one put is one put and no get.",
@@ -170,6 +148,7 @@ BEHAVIOUR = (
     ),
     Law(
         name="threads",
+        follows=frozenset({"probe bites"}),
         on="data",
         statement="A get that waits inside t.a neither blocks nor changes another get.",
         why=(
@@ -182,6 +161,24 @@ BEHAVIOUR = (
             call_during_get(target, "NAME", lambda: answers.append(wrapper.NAME))
             answers.append(wrapper.NAME)
             assert answers == ["get 2", "get 1"]
+        """,
+    ),
+    Law(
+        name="traceback",
+        on="data",
+        follows=frozenset({"exceptions", "probe bites"}),
+        statement="What t.a raises keeps its traceback, and every line of it shows.",
+        why=(
+            "The last frame is where it went wrong. A wrapper that raises the "
+            "exception anew, or whose generated code has no source, leaves one to "
+            "guess (Lightning #18842)."
+        ),
+        script="""
+            error = RuntimeError("raised by the target")
+            override(target, NAME=raising(error))
+            attempt(getattr, wrapper, "NAME")
+            assert raised_in(error) == "refuse"
+            assert sourceless(error) == []
         """,
     ),
 )

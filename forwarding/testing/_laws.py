@@ -6,13 +6,14 @@ from forwarding.testing._behaviour import BEHAVIOUR
 from forwarding.testing._law import Law
 from forwarding.testing._lens import LENS
 from forwarding.testing._life import LIFE
+from forwarding.testing._methods import METHODS
 from forwarding.testing._structure import STRUCTURE
 
 
 __all__ = ("LAWS", "known_laws")
 
 LAWS: Mapping[str, Law] = {
-    law.name: law for law in (*LENS, *STRUCTURE, *BEHAVIOUR, *LIFE)
+    law.name: law for law in (*LENS, *STRUCTURE, *BEHAVIOUR, *METHODS, *LIFE)
 }
 
 

@@ -11,9 +11,9 @@ LENS = (
         on="data",
         statement="w.a is t.a: the same object, not a copy.",
         why=(
-            "Who changes a copied list or dict changes nothing: the classic wrapper "
+            "A change of a copied list or dict changes nothing: the classic wrapper "
             "that hands out its own param_groups trains with a learning rate that "
-            "nobody can change (apex #766, fairscale #28)."
+            "cannot be changed (apex #766, fairscale #28)."
         ),
         script="""
             assert wrapper.NAME is target.NAME
@@ -21,11 +21,12 @@ LENS = (
     ),
     Law(
         name="put-get",
+        follows=frozenset({"get"}),
         on="settable",
         values=1,
         statement="After w.a = v, t.a is v and w.a is v.",
         why=(
-            "A value that stops at the wrapper is lost to whoever uses the target: "
+            "A value that stops at the wrapper is lost to code that uses the target: "
             "the LR schedule of DP training was dead because param_groups was "
             "assigned to the outermost wrapper (opacus #649, dp-transformers #43); "
             "a checkpoint loaded through LightningOptimizer never reaches the real "
@@ -39,6 +40,7 @@ LENS = (
     ),
     Law(
         name="get-put",
+        follows=frozenset({"get", "put-get"}),
         on="settable",
         statement="w.a = w.a changes nothing.",
         why=(
@@ -54,6 +56,7 @@ LENS = (
     ),
     Law(
         name="put-put",
+        follows=frozenset({"put-get"}),
         on="settable",
         values=2,
         statement="After w.a = v; w.a = u, only u is left.",
@@ -69,11 +72,12 @@ LENS = (
     ),
     Law(
         name="no stale read",
+        follows=frozenset({"get", "put-get", "no shadow"}),
         on="settable",
         values=2,
         statement="After t.a = v, w.a is v: also when w.a was read or put before.",
         why=(
-            "Somebody else holds the target and reassigns the attribute: "
+            "Other code holds the target and reassigns the attribute: "
             "Optimizer.load_state_dict does it to state and param_groups. A wrapper "
             "that remembers the old object goes on with it (opacus before #660, "
             "Lightning #18279, pytorch #141005)."
@@ -89,6 +93,7 @@ LENS = (
     ),
     Law(
         name="delete",
+        follows=frozenset({"put-get", "no shadow"}),
         on="deletable",
         statement="After del w.a, neither t nor w has a.",
         why=(
@@ -105,6 +110,7 @@ LENS = (
     ),
     Law(
         name="frame",
+        follows=frozenset({"put-get"}),
         on="settable",
         values=1,
         statement="w.a = v changes no other attribute than t.a = v does.",
@@ -115,17 +121,19 @@ LENS = (
         script="""
             twin = MAKE_TARGET()
             expected = touched(twin, OTHERS, lambda: setattr(twin, "NAME", value))
-            found = touched(target, OTHERS, lambda: setattr(wrapper, "NAME", value))
-            assert found == expected
+            actual = touched(target, OTHERS, lambda: setattr(wrapper, "NAME", value))
+            assert actual == expected
         """,
     ),
     Law(
         name="read-only",
+        follows=frozenset({"put-get", "class access"}),
+        control="",
         on="read-only",
         statement="w.a = v and del w.a raise AttributeError and change nothing.",
         why=(
             "An attribute declared read-only that is stored on the wrapper instead "
-            "looks changed to its writer and unchanged to everybody else."
+            "looks changed to its writer and unchanged to all other code."
         ),
         script="""
             before = target.NAME

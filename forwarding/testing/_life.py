@@ -22,9 +22,30 @@ LIFE = (
             assert fresh.NAME is before
         """,
     ),
+    Law(
+        name="preserved",
+        on="data",
+        follows=frozenset({"construction", "probe bites"}),
+        statement="Building w neither writes t.a nor fails where t.a is computed.",
+        why=(
+            "A wrapper that saves and restores what its base's __init__ overwrites "
+            "stops at a property without a setter, with the rest not yet restored, "
+            "or runs a setter for no reason."
+        ),
+        script="""
+            fresh = MAKE_TARGET()
+            compute(fresh, "NAME")
+            assert attempt(FACTORY, fresh) is None
+        """,
+        control="""
+            compute(target, "NAME")
+            assert isinstance(attempt(setattr, target, "NAME", None), AttributeError)
+        """,
+    ),
     # Before the laws that copy: what they leave on the class would be there already.
     Law(
         name="class untouched",
+        control="",
         on="wrapper",
         statement="Copying or pickling w, even in vain, leaves its class alone.",
         why=(
@@ -42,6 +63,8 @@ LIFE = (
     ),
     Law(
         name="copy",
+        follows=frozenset({"put-get", "half-built"}),
+        control="copyable(target, copy.copy)",
         on="settable",
         values=1,
         statement="copy.copy(w) is a wrapper of the same target.",
@@ -60,6 +83,7 @@ LIFE = (
     ),
     Law(
         name="deepcopy",
+        follows=frozenset({"put-get", "half-built"}),
         on="settable",
         values=2,
         statement="copy.deepcopy(w) is a wrapper of a target of its own.",
@@ -82,6 +106,7 @@ LIFE = (
     ),
     Law(
         name="pickle",
+        follows=frozenset({"put-get", "half-built"}),
         on="settable",
         values=1,
         statement="A pickled w comes back as a wrapper with the same values.",
@@ -120,6 +145,7 @@ LIFE = (
     ),
     Law(
         name="freed",
+        follows=frozenset({"get"}),
         on="data",
         statement="Dropping w frees t at once: the wrapper adds no reference cycle.",
         why=(
@@ -135,6 +161,7 @@ LIFE = (
     ),
     Law(
         name="patch",
+        follows=frozenset({"put-get"}),
         on="deletable",
         values=1,
         needs=frozenset({"delete"}),
@@ -154,44 +181,79 @@ LIFE = (
         """,
     ),
     Law(
-        name="patched method",
-        on="method",
-        statement="w.m = f stays on w; del w.m brings the forwarding back.",
+        name="eq and hash",
+        on="wrapper",
+        statement="Where w equals another wrapper or t, their hashes are equal.",
         why=(
-            "LR schedulers, profilers and mocks assign optimizer.step. Forwarded to "
-            "the target, the assignment makes a wrapper that calls itself: infinite "
-            "recursion (sparseml #9), or the inner optimizer patched for good."
+            "A wrapper that forwards __eq__ and not __hash__ is lost in a dict or a "
+            "set: it equals a key and is not found (soupy #10)."
         ),
         script="""
-            patchable(wrapper)
-            stand_in = lambda *args, **keywords: "patched"
-            wrapper.NAME = stand_in
-            assert wrapper.NAME is stand_in
-            assert BELOW.NAME is not stand_in
-            del wrapper.NAME
-            calls, result = [], object()
-            override(target, NAME=recorder(result, calls, target.NAME))
-            assert finish(wrapper.NAME(*args, **keywords)) is result
+            assert hashes_agree(wrapper, FACTORY(BELOW))
+            assert hashes_agree(wrapper, BELOW)
         """,
     ),
     Law(
-        name="rebound method",
-        on="method",
-        needs=frozenset({"patched method"}),
-        statement="w.m = MethodType(w.m.__func__, w) still runs t.m on t.",
+        name="lazy",
+        on="data",
+        follows=frozenset({"get"}),
+        control="",
+        statement="Nothing but an access builds a late target, and it is built once.",
         why=(
-            "LRScheduler.__init__ takes optimizer.step.__func__ and binds it to the "
-            "wrapper. Where w.m is the target's own bound method, the target's code "
-            "then runs with the wrapper as self (torchtune #2931)."
+            "repr() in a log opens the database; two threads that ask at once build "
+            "two connections (functools.cached_property from Python 3.12 on); an "
+            "error of the factory is reported as a missing attribute (Django "
+            "#28358, babel #723)."
         ),
         script="""
-            patchable(wrapper)
-            calls, result = [], object()
-            override(target, NAME=recorder(result, calls, target.NAME))
-            wrapper.NAME = types.MethodType(wrapper.NAME.__func__, wrapper)
-            assert finish(wrapper.NAME(*args, **keywords)) is result
-            assert len(calls) == 1
-            assert calls[0][0] is target
+            log = []
+            late = LAZY(counted(log, MAKE_TARGET))
+            shown = repr(late)
+            assert log == []
+            together(lambda: late.NAME)
+            assert log == ["made"]
+            error = RuntimeError("raised by the factory")
+            assert attempt(getattr, LAZY(failing(error, len)), "NAME") is error
+        """,
+    ),
+    Law(
+        name="context",
+        on="settable",
+        values=1,
+        follows=frozenset({"put-get"}),
+        control="",
+        statement="A target that is bound in one thread or context is not seen in another.",
+        why=(
+            "A request sees the session of another user: a target that is kept on the "
+            "class or in a module leaks from one thread, or task, into the next."
+        ),
+        script="""
+            current = BIND(target)
+            here = current.NAME
+            replacement = MAKE_TARGET()
+            elsewhere(lambda: setattr(BIND(replacement), "NAME", value))
+            assert replacement.NAME is value
+            assert current.NAME is here
+        """,
+    ),
+    Law(
+        name="survives cloudpickle",
+        on="settable",
+        values=2,
+        follows=frozenset({"pickle", "put-get"}),
+        statement="A class that travelled by value forwards, and tells so, as before.",
+        why=(
+            "The classes of a notebook reach the workers of joblib, Dask and Ray by "
+            "value: the trip rewrites code objects and builds the class anew, without "
+            "the class statement, its keywords and its decorators."
+        ),
+        script="""
+            twin = travelled(wrapper)
+            assert declared(type(twin)) == declared(type(wrapper))
+            twin.NAME = value
+            assert alike(twin.NAME, value)
+            wrapper.NAME = other
+            assert target.NAME is other
         """,
     ),
 )

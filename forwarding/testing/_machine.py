@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Unpack
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -13,8 +13,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from forwarding.testing._laws import known_laws
-from forwarding.testing._subject import Subject, Values
+from forwarding.testing._options import Given, Options
+from forwarding.testing._subject import Subject
 from forwarding.testing.probes import alike, attempt, pickled, shadowed
 
 
@@ -117,7 +117,7 @@ class WrapperMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_agree(self) -> None:
-        """The wrapper, the target and the model hold the same."""
+        """The wrapper, the target and the model hold the same values."""
         for layer in [*self.layers, self.target]:
             self._compare(layer, self.model)
 
@@ -130,7 +130,7 @@ class WrapperMachine(RuleBasedStateMachine):
 
     @invariant()
     def left_alone(self) -> None:
-        """What was copied or exchanged does not change any more."""
+        """Objects that were copied from, or exchanged, do not change any more."""
         for target, model in self.left_behind:
             self._compare(target, model)
 
@@ -184,12 +184,7 @@ def machine_for(
     factory: Callable[[Any], Any],
     make_target: Callable[[], Any],
     names: Collection[str],
-    *,
-    values: Values = None,
-    target: str | None = None,
-    read_only: Collection[str] = (),
-    depth: int = 3,
-    waive: Collection[str] = (),
+    **options: Unpack[Given],
 ) -> type[WrapperMachine]:
     """Return a hypothesis state machine for a wrapper class, ours or foreign.
 
@@ -197,21 +192,15 @@ def machine_for(
     the target, deepcopy and pickle. Its invariants: every layer, the target and a
     plain dictionary agree, no layer keeps a value of its own, and what was copied
     or exchanged is left alone. Waiving ``"delete"``, ``"re-target"``, ``"deepcopy"``
-    or ``"pickle"`` leaves out that rule; the other arguments are those of
-    :func:`judge`. Use it as ``TestWrapper = machine_for(...).TestCase``.
+    or ``"pickle"`` leaves out that rule; the arguments are those of :func:`judge`,
+    of which ``strict`` and ``settings`` have no effect. Use it as
+    ``TestWrapper = machine_for(...).TestCase``.
 
     Raises:
+        TypeError: There is no such option.
         ValueError: An argument makes no sense, such as an unknown law in ``waive``.
     """
-    waived = known_laws(waive)
-    subject = Subject.of(
-        factory,
-        make_target,
-        names,
-        values=values,
-        target=target,
-        read_only=read_only,
-        depth=depth,
-    )
+    subject = Subject.of(factory, make_target, names, Options.of(options))
+    waived = subject.options.waived
     body = {"subject": subject, "waived": waived, "__module__": __name__}
     return type(f"{subject.label}Machine", (WrapperMachine,), body)

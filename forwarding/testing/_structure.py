@@ -8,6 +8,7 @@ __all__ = ("STRUCTURE",)
 STRUCTURE = (
     Law(
         name="no shadow",
+        follows=frozenset({"put-get"}),
         on="settable",
         values=1,
         statement="No layer keeps a value of a in a dictionary of its own.",
@@ -24,6 +25,8 @@ STRUCTURE = (
     ),
     Law(
         name="layers",
+        follows=frozenset({"re-target"}),
+        control="",
         on="settable",
         values=1,
         layers=2,
@@ -42,6 +45,7 @@ STRUCTURE = (
     ),
     Law(
         name="agreement",
+        follows=frozenset({"put-get", "no stale read"}),
         on="settable",
         values=2,
         statement="Two wrappers of one target agree.",
@@ -59,6 +63,8 @@ STRUCTURE = (
     ),
     Law(
         name="re-target",
+        follows=frozenset({"put-get", "no stale read"}),
+        control="",
         on="settable",
         values=2,
         statement="After w.inner = t2, w.a is t2.a.",
@@ -78,6 +84,8 @@ STRUCTURE = (
     ),
     Law(
         name="half-built",
+        follows=frozenset({"put-get", "class access"}),
+        control="",
         on="settable",
         values=1,
         statement="Before __init__ ran, w has no a, and w.a = v raises, storing nothing.",
@@ -88,6 +96,7 @@ STRUCTURE = (
         ),
         script="""
             empty = half_built(type(wrapper))
+            unbound(empty, target, "NAME")
             assert not hasattr(empty, "NAME")
             assert attempt(setattr, empty, "NAME", value) is not None
             assert "NAME" not in own_dict(empty)
@@ -95,6 +104,8 @@ STRUCTURE = (
     ),
     Law(
         name="class access",
+        follows=frozenset({"put-get"}),
+        control="",
         on="data",
         statement="The class shows a as a data descriptor.",
         why=(
@@ -109,6 +120,7 @@ STRUCTURE = (
     ),
     Law(
         name="dir",
+        follows=frozenset({"class access"}),
         on="data",
         statement="dir(w) lists a.",
         why=(
@@ -121,6 +133,8 @@ STRUCTURE = (
     ),
     Law(
         name="subclass",
+        follows=frozenset({"put-get", "class access"}),
+        control="",
         on="settable",
         values=1,
         statement="A subclass goes on forwarding, and may override a.",
@@ -133,8 +147,45 @@ STRUCTURE = (
             heir = derive(FACTORY, BELOW)
             heir.NAME = value
             assert target.NAME is value
-            child = derive(FACTORY, BELOW, NAME=property(lambda self: "overridden"))
+            child = derive(FACTORY, BELOW, NAME=accepting("overridden"))
             assert child.NAME == "overridden"
+        """,
+    ),
+    Law(
+        name="class writes",
+        on="settable",
+        values=1,
+        follows=frozenset({"put-get", "class access", "subclass"}),
+        control="",
+        statement="A property that is put on the class, as mocks do, is seen and undone.",
+        why=(
+            "mock.patch.object(Wrapper, 'a', PropertyMock()) writes on the class and "
+            "deletes it there. A class that ignores either, or installs its "
+            "declarations anew, tests the wrong thing, or stays patched."
+        ),
+        script="""
+            heir = derive(FACTORY, BELOW)
+            shown = accepting("patched")
+            patch = mock.patch.object(type(heir), "NAME", shown, create=True)
+            patch.__enter__()
+            assert heir.NAME == "patched"
+            patch.__exit__(None, None, None)
+            heir.NAME = value
+            assert target.NAME is value
+        """,
+    ),
+    Law(
+        name="complete",
+        on="wrapper",
+        control="",
+        statement="Every public name of t is forwarded, own, composed or refused by w.",
+        why=(
+            "The target gains a name in its next release, and the wrapper lacks it "
+            "or inherits a stale default from a base (SQLAlchemy #7103, #6144, "
+            "Lightning #4974)."
+        ),
+        script="""
+            assert uncovered(wrapper, target, LEAVE_OUT) == {}
         """,
     ),
 )

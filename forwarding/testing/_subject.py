@@ -1,21 +1,18 @@
-"""What is judged: a wrapper class, its targets, and the names between them."""
+"""The subject of a judgement: a wrapper class, its targets, and the names between."""
 
 import dataclasses
 import inspect
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self, final
 
 from hypothesis import strategies as st
 
 from forwarding.testing import probes
-from forwarding.testing._law import Domain, Law
-from forwarding.testing._script import run
+from forwarding.testing._law import Domain
+from forwarding.testing._options import Options, Values
 
 
-__all__ = ("Case", "Subject", "Values")
-
-Values = Mapping[str, st.SearchStrategy[Any]] | st.SearchStrategy[Any] | None
+__all__ = ("Subject", "example_call", "label")
 
 _ANY_VALUE = st.one_of(
     st.none(),
@@ -26,14 +23,14 @@ _ANY_VALUE = st.one_of(
 _OWN_WORDS = {"target", "wrapper", "value", "other", "args", "keywords"}
 
 
-def _label(function: object, otherwise: str) -> str:
+def label(function: object, otherwise: str) -> str:
     """Return the name under which a counterexample calls ``function``."""
     name = getattr(function, "__name__", "")
     usable = name.isidentifier() and name not in _OWN_WORDS.union(probes.__all__)
     return name if usable else otherwise
 
 
-def _example_call(method: Callable[..., object]) -> tuple[tuple[Any, ...], Any]:
+def example_call(method: Callable[..., object]) -> tuple[tuple[Any, ...], Any]:
     """Return arguments for ``method``: what has a default goes by keyword."""
     args: list[str] = []
     keywords: dict[str, str] = {}
@@ -60,16 +57,19 @@ def _is_method(target: object, name: str) -> bool:
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Name:
-    """What the target itself lets one do with one of its attributes."""
+    """The operations that the bare target permits on one of its attributes."""
 
     domains: frozenset[Domain]
     relaxed: bool = False
 
     @classmethod
-    def of(cls, make_target: Callable[[], Any], name: str, *, read_only: bool) -> Self:
+    def of(
+        cls, make_target: Callable[[], Any], name: str, *, read_only: bool, fluent: bool
+    ) -> Self:
         target = make_target()
         if _is_method(target, name):
-            return cls(frozenset({"method"}))
+            returning: set[Domain] = {"fluent"} if fluent else set()
+            return cls(frozenset({"method", *returning}))
         value = getattr(target, name)
         stable = getattr(target, name) is value
         refusal = probes.attempt(setattr, target, name, value)
@@ -94,6 +94,7 @@ class Subject:
     target: str | None
     depth: int
     values: Mapping[str, st.SearchStrategy[Any]]
+    options: Options
 
     @classmethod
     def of(
@@ -101,32 +102,39 @@ class Subject:
         factory: Callable[[Any], Any],
         make_target: Callable[[], Any],
         names: Collection[str],
-        *,
-        values: Values,
-        target: str | None,
-        read_only: Collection[str],
-        depth: int,
+        options: Options,
     ) -> Self:
-        """Look at a target and at wrappers of it, and refuse what cannot be judged."""
-        _check_names(make_target(), names, read_only)
+        """Look at a target and at wrappers of it.
+
+        Raises:
+            ValueError: The names, or the options that refer to them, make no sense.
+        """
+        _check_names(make_target(), names)
+        _check_listed("read_only", options.read_only, names)
+        _check_listed("fluent", options.fluent, names)
         kinds = {
-            name: _Name.of(make_target, name, read_only=name in read_only)
+            name: _Name.of(
+                make_target,
+                name,
+                read_only=name in options.read_only,
+                fluent=name in options.fluent,
+            )
             for name in names
         }
-        _check_depth(factory, make_target, depth)
         return cls(
             factory=factory,
             make_target=make_target,
             names=kinds,
-            target=target or _find_target(factory, make_target, names),
-            depth=depth,
-            values=_strategies(make_target, kinds, values),
+            target=options.target or _find_target(factory, make_target, names),
+            depth=_attainable_depth(factory, make_target, options.depth),
+            values=_strategies(make_target, kinds, options.values),
+            options=options,
         )
 
     @property
     def label(self) -> str:
         """The name of the wrapper class in reports."""
-        return _label(self.factory, "factory")
+        return label(self.factory, "factory")
 
     def names_in(self, domain: Domain) -> tuple[str, ...]:
         """Return the names that a law on ``domain`` speaks about."""
@@ -134,40 +142,39 @@ class Subject:
             return ("",)
         return tuple(n for n, kind in self.names.items() if domain in kind.domains)
 
-    def cases(self, law: Law) -> Iterator["Case"]:
-        """Yield every depth with every name, the smallest first."""
-        for depth in range(law.layers, self.depth + 1):
-            for name in self.names_in(law.on):
-                yield Case(self, depth, name)
 
-
-def _check_names(
-    target: object, names: Collection[str], read_only: Collection[str]
-) -> None:
+def _check_names(target: object, names: Collection[str]) -> None:
     if isinstance(names, str) or not names:
         raise ValueError(f"names must be a non-empty collection, got {names!r}")
     missing = [name for name in names if not hasattr(target, name)]
     if missing:
         raise ValueError(f"{type(target).__name__} has no {', '.join(missing)}")
-    strangers = sorted(set(read_only) - set(names))
+
+
+def _check_listed(option: str, given: Collection[str], names: Collection[str]) -> None:
+    strangers = sorted(set(given) - set(names))
     if strangers:
-        raise ValueError(f"read_only names {strangers}, which names does not list")
+        raise ValueError(f"{option} names {strangers}, which names does not list")
 
 
-def _check_depth(
+def _attainable_depth(
     factory: Callable[[Any], Any], make_target: Callable[[], Any], depth: int
-) -> None:
-    if depth < 1:
-        raise ValueError(f"depth must be >= 1, got {depth}")
-    wrapper = factory(make_target())
+) -> int:
+    """Return how often the factory can wrap its own result, at most ``depth``.
+
+    It cannot where it raises, or makes something else of its own result, as
+    ``torch.compile`` makes a function of what it compiled.
+    """
+    wrapper = factory(make_target())  # What it raises here is the caller's to mend.
+    kinds = set(type(wrapper).__mro__) - {object}
     for layers in range(2, depth + 1):
         try:
             wrapper = factory(wrapper)
-        except Exception as error:
-            raise ValueError(
-                f"the factory cannot wrap its own result at depth {layers}; "
-                f"pass depth={layers - 1}"
-            ) from error
+        except Exception:  # noqa: BLE001  # whatever it is, it does not wrap
+            return layers - 1
+        if kinds.isdisjoint(type(wrapper).__mro__):
+            return layers - 1
+    return depth
 
 
 def _find_target(
@@ -208,77 +215,3 @@ def _strategies(
         return accepts
 
     return {name: given.get(name, default).filter(stored(name)) for name in names}
-
-
-@final
-@dataclasses.dataclass(frozen=True, slots=True)
-class Case:
-    """A subject at one depth, and one of its names."""
-
-    subject: Subject
-    depth: int
-    name: str
-
-    def run(self, law: Law, values: tuple[object, ...] = ()) -> None:
-        """Run the law's script on freshly built objects.
-
-        Raises:
-            ScriptFailedError: The law is broken here.
-            NotApplicableError: The law says nothing here.
-        """
-        words = self._words()
-        for word, value in words.items():
-            if not value and re.search(rf"\b{word}\b", law.script):
-                raise probes.NotApplicableError(_UNKNOWN[word])
-        variables: dict[str, object] = {}
-        variables.update(zip(("value", "other"), values, strict=False))
-        if law.on == "method":
-            method = getattr(self.subject.make_target(), self.name)
-            variables["args"], variables["keywords"] = _example_call(method)
-        kind = self.subject.names.get(self.name)
-        run(
-            self._building() + law.script,
-            words,
-            variables,
-            callables=self._callables(),
-            relaxed=kind is not None and kind.relaxed,
-        )
-
-    def _callables(self) -> dict[str, Any]:
-        return {
-            _label(self.subject.factory, "factory"): self.subject.factory,
-            _label(self.subject.make_target, "make_target"): self.subject.make_target,
-        }
-
-    def _layers(self) -> list[str]:
-        """Return the names of the wrappers, the innermost first."""
-        return [*(f"layer{n}" for n in range(1, self.depth)), "wrapper"]
-
-    def _building(self) -> str:
-        lines = ["target = MAKE_TARGET()"]
-        below = "target"
-        for layer in self._layers():
-            lines.append(f"{layer} = FACTORY({below})")
-            below = layer
-        return "\n".join(lines) + "\n"
-
-    def _words(self) -> dict[str, str]:
-        layers = self._layers()
-        others = [name for name in self.subject.names_in("data") if name != self.name]
-        return {
-            "NAME": self.name,
-            "AT": self.subject.target or "",
-            "BELOW": ["target", *layers][-2],
-            "INNERMOST": layers[0],
-            "LAYERS": ", ".join(reversed(layers)),
-            "DEPTH": str(self.depth),
-            "OTHERS": repr(others) if others else "",
-            "FACTORY": _label(self.subject.factory, "factory"),
-            "MAKE_TARGET": _label(self.subject.make_target, "make_target"),
-        }
-
-
-_UNKNOWN = {
-    "AT": "it does not show where the target is kept; pass target=",
-    "OTHERS": "there is only one name",
-}

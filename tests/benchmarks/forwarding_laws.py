@@ -9,14 +9,16 @@ import argparse
 import functools
 import sys
 import textwrap
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from forwarding_optimizers import optimizers
 from forwarding_subjects import Subject, homemade, ours, peers
+from forwarding_wild import wild
 from hypothesis import settings
 
 from forwarding.testing import LAWS, Report, judge
@@ -24,17 +26,21 @@ from forwarding.testing import LAWS, Report, judge
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
 SETTINGS = settings(max_examples=25, derandomize=True)
-DEPTH = 3
-# A proxy that declares nothing has no names on its class, by design.
-WAIVED = {"`TransparentProxy`": {"class access", "patched method", "rebound method"}}
+# A proxy that declares nothing has no names on its class, by design. Where nothing
+# tells the class of the target, a method cannot repeat its signature.
+WAIVED = {
+    "`TransparentProxy`": {"class access", "patched method", "rebound method"},
+    "`Forwarded`": {"signature"},
+    "`Forwarded` with `__slots__`": {"signature"},
+}
 
 
 class Judged(NamedTuple):
-    """What was found about one subject, at the depth that it can be stacked to."""
+    """What was found about one subject, and in how many seconds."""
 
     title: str
     report: Report
-    depth: int
+    seconds: float
 
 
 def judged(subject: Subject, search: settings = SETTINGS) -> Judged:
@@ -42,51 +48,64 @@ def judged(subject: Subject, search: settings = SETTINGS) -> Judged:
     title = subject.label
     if subject.distribution:
         title += f" {version(subject.distribution)}"
-    for depth in range(DEPTH, 1, -1):
-        try:
-            return Judged(title, found(subject, depth, search), depth)
-        except ValueError as error:
-            if "cannot wrap its own result" not in str(error):
-                raise
-    return Judged(title, found(subject, 1, search), 1)
-
-
-def found(subject: Subject, depth: int, search: settings) -> Report:
+    subject.factory(subject.make_target())  # Imports are not the judgement's.
+    before = time.process_time()  # Of this process, whatever else runs beside it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return judge(
+        report = judge(
             subject.factory,
             subject.make_target,
             subject.names,
             values=subject.values,
-            depth=depth,
             settings=search,
+            **subject.more,
         )
+    return Judged(title, report, time.process_time() - before)
 
 
 def table(rows: Iterable[Judged]) -> str:
     """Return one row for each wrapper."""
-    lines = ["| wrapper | layers | keeps | breaks | namely |", "|---|---|---|---|---|"]
-    for title, report, depth in rows:
+    lines = ["| wrapper | layers | keeps | breaks | causes |", "|---|---|---|---|---|"]
+    for title, report, _ in rows:
         broken = report.named("broken")
         kept = len(report.named("holds"))
-        names = ", ".join(broken)
-        lines.append(f"| {title} | {depth} | {kept} | {len(broken)} | {names} |")
+        causes = ", ".join(cause(report, root) for root in report.roots)
+        lines.append(
+            f"| {title} | {report.depth} | {kept} | {len(broken)} | {causes} |"
+        )
     return "\n".join(lines)
 
 
+def cause(report: Report, root: str) -> str:
+    """Return a root, and how many laws are broken because of it."""
+    followers = len(report.follow(root))
+    return f"{root} (+ {followers})" if followers else root
+
+
 def counterexamples(rows: Iterable[Judged]) -> str:
-    """Return, for each wrapper that breaks laws, the shortest program for each."""
+    """Return, for each wrapper that breaks laws, the shortest program for each cause."""
     return "\n\n".join(
         f"## {title}\n\n" + "\n\n".join(programs(report))
         for title, report, _ in rows
-        if report.named("broken")
+        if report.roots
     )
 
 
 def programs(report: Report) -> Iterator[str]:
-    for name in report.named("broken"):
-        yield f"*{name}*\n\n```text\n{report[name].detail}\n```"
+    for root in report.roots:
+        followers = report.follow(root)
+        so = f"; so are {', '.join(followers)}" if followers else ""
+        yield f"*{root}*{so}\n\n```text\n{report[root].detail}\n```"
+
+
+def cost(rows: Sequence[Judged]) -> str:
+    """Return how long the judgements took."""
+    seconds = sorted(row.seconds for row in rows)
+    return (
+        f"{len(rows)} wrappers were judged by {len(LAWS)} laws: in the median "
+        f"{seconds[len(seconds) // 2]:.2f} s of processor time each, "
+        f"the slowest in {seconds[-1]:.1f} s."
+    )
 
 
 def laws() -> str:
@@ -122,15 +141,21 @@ def main() -> None:
     options = parser.parse_args()
     own = [judged(subject) for subject in ours()]
     others = [judged(subject) for subject in (*homemade(), *peers())]
+    around_theirs = [judged(subject) for subject in wild()]
     around_torch = [judged(subject) for subject in optimizers()]
     parts = {
         "laws": laws(),
         "ours": table(own),
         "peers": table(others),
+        "wild": table(around_theirs),
         "optimizers": table(around_torch),
-        "counterexamples": counterexamples(around_torch),
+        "counterexamples": counterexamples([*others, *around_theirs, *around_torch]),
     }
+    every = [*own, *others, *around_theirs, *around_torch]
+    parts["cost"] = cost(every)
     print("\n\n".join(parts.values()))  # noqa: T201
+    for title, _, seconds in every:
+        print(f"{seconds:5.2f} s  {title}")  # noqa: T201
     if options.write:
         for page in (PAGES / "laws.md", PAGES / "counterexamples.md"):
             filled = functools.reduce(

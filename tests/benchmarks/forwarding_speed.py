@@ -118,7 +118,7 @@ class Branching(Hand):
 class Bound(Hand):
     """With a property that gives the target's own bound method."""
 
-    m = Forwarded("inner", kind="data")
+    m = Forwarded(to="inner", kind="data")
 
 
 def ours() -> Iterator[tuple[str, Design]]:
@@ -250,7 +250,7 @@ def building() -> float:
     for round_ in range(20):
         names = [f"name_{round_}_{number}" for number in range(50)]
         start = time.perf_counter()
-        type("Fifty", (Forwarding,), {name: Forwarded("inner") for name in names})
+        type("Fifty", (Forwarding,), {name: Forwarded(to="inner") for name in names})
         best = min(best, time.perf_counter() - start)
     return best * 1e3
 

@@ -1,7 +1,7 @@
 """Ways to wrap any object that the laws judge; not all of it need be installed."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +10,10 @@ from forwarding import (
     Forwarding,
     ForwardingABCMeta,
     ForwardingMeta,
+    SlottedWrapper,
     Wrapper,
     forwarded,
+    lazy,
     target,
 )
 from forwarding.proxy import TransparentProxy
@@ -26,6 +28,7 @@ class Subject(NamedTuple):
     names: tuple[str, ...]
     values: Any = None
     distribution: str = ""
+    more: Mapping[str, Any] = {}
 
 
 def available(label: str, build: Callable[[], Any]) -> Any:
@@ -71,13 +74,21 @@ def ours() -> Iterator[Subject]:
         "`ForwardingMeta`": ByMeta,
         "`ForwardingABCMeta`": Guarded,
         "`Wrapper`": Wrapped,
+        "`SlottedWrapper`": SlottedWrapped,
         "`Forwarded` with `__slots__`": Slotted,
         "`Forwarded` in a dataclass": Data,
         "`TransparentProxy`, declared": DeclaredProxy,
         "`TransparentProxy`": TransparentProxy,
     }
     for label, factory in kinds.items():
-        yield Subject(label, factory, Target, NAMES)
+        yield Subject(label, factory, Target, NAMES, more={"leave_out": ()})
+    yield Subject(
+        "`target` with `via=lazy(...)`",
+        made_late,
+        Target,
+        NAMES,
+        more={"lazy": Late, "leave_out": ()},
+    )
 
 
 class Holds:
@@ -86,11 +97,11 @@ class Holds:
 
 
 class Declared(Holds):
-    a = Forwarded("inner")
-    b = Forwarded("inner")
-    serial = Forwarded("inner")
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    a = Forwarded(to="inner")
+    b = Forwarded(to="inner")
+    serial = Forwarded(to="inner")
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
 
 class Typed(Holds):
@@ -114,13 +125,17 @@ class Guarded(Holds, metaclass=ForwardingABCMeta, to="inner", forward=Target): .
 class Wrapped(Wrapper[Target], forward="a b serial m co"): ...
 
 
+class SlottedWrapped(SlottedWrapper[Target], forward=Target):
+    __slots__ = ()
+
+
 class Slotted:
     __slots__ = ("__weakref__", "inner")
-    a = Forwarded("inner")
-    b = Forwarded("inner")
-    serial = Forwarded("inner")
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    a = Forwarded(to="inner")
+    b = Forwarded(to="inner")
+    serial = Forwarded(to="inner")
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -128,12 +143,12 @@ class Slotted:
 
 @dataclass(eq=False)
 class Data:
-    inner: Any
-    a: int = Forwarded("inner")
-    b: list[int] = Forwarded("inner")  # noqa: RUF009 -- It becomes a property.
-    serial: int = Forwarded("inner", set=False, delete=False)
-    m = Forwarded("inner", kind="method")
-    co = Forwarded("inner", kind="async method")
+    inner: Target
+    a: int = Forwarded(to="inner")
+    b: list[int] = Forwarded(to="inner")  # noqa: RUF009 -- It becomes a property.
+    serial: int = Forwarded(to="inner", set=False, delete=False)
+    m = Forwarded(to="inner", kind="method")
+    co = Forwarded(to="inner", kind="async method")
 
 
 class DeclaredProxy(TransparentProxy[Target]):
@@ -142,6 +157,25 @@ class DeclaredProxy(TransparentProxy[Target]):
     serial = Forwarded()
     m = Forwarded()
     co = Forwarded()
+
+
+class Late:
+    inner = target(Target, via=lazy(lambda self: self.make()))
+    a = forwarded(inner.a)
+    b = forwarded(inner.b)
+    serial = forwarded(inner.serial)
+    m = forwarded(inner.m)
+    co = forwarded(inner.co)
+
+    def __init__(self, make: Callable[[], Target]) -> None:
+        self.make = make
+
+
+def made_late(inner: Any) -> Any:
+    late = Late(lambda: inner)
+    late.inner  # noqa: B018 -- Made already, and with it free of the function.
+    del late.make
+    return late
 
 
 def homemade() -> Iterator[Subject]:

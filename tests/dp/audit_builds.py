@@ -123,7 +123,7 @@ def norm_without_the_second_parameter():
     def squared_norms(self, group_of):
         del group_of
         (first,) = self._parts[0]
-        return self._start_B[None] + first.squared_norms()
+        return self._nonfinite_B[None] + first.squared_norms()
 
     return mock.patch.object(PerSampleGradients, "squared_norms", squared_norms)
 

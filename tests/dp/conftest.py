@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,12 +18,52 @@ DEVICE = os.environ.get("DP_TEST_DEVICE", "cpu")
 
 @pytest.fixture(autouse=True)
 def device():
-    """Put the tensors of a test where they were asked to be."""
+    """Put the tensors of a test where they were asked to be.
+
+    Whichever tests ran before, models and data are the same; noise and draws are the
+    operating system's and cannot be seeded.
+    """
+    torch.manual_seed(0)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     yield DEVICE
     if DEVICE != "cpu":
         torch.set_default_device(None)
+
+
+FALSE_ALARM = 1e-9  # Of a test that decides by a p-value.
+
+
+class Decisions:
+    """What statistical tests decide by, taken down for tests/benchmarks/error_rates.py.
+
+    It repeats a test hundreds of times, and tells how far values stay from their limit.
+    """
+
+    def __init__(self, record_property):
+        self._record = record_property
+
+    def refutes(self, name, p):
+        """Whether a p-value is below the rate of false alarms."""
+        score, limit = stats.norm.isf([min(max(p, 1e-300), 1) / 2, FALSE_ALARM / 2])
+        self._record(name, (float(score), float(limit)))
+        return p < FALSE_ALARM
+
+    def differs(self, name, value, expected, *, rel):
+        """Whether a value is not what is expected, up to a relative tolerance."""
+        self._record(name, (value / expected - 1, rel))
+        return abs(value / expected - 1) > rel
+
+    def exceeds(self, name, value, limit):
+        """Whether a value is above its limit."""
+        self._record(name, (float(value), float(limit)))
+        return value > limit
+
+
+@pytest.fixture
+def decisions(record_property):
+    """Decide, and take down what by."""
+    return Decisions(record_property)
 
 
 @dataclass
@@ -67,11 +108,24 @@ def make_plan():
 
 @pytest.fixture
 def make_run(make_plan):
-    """Build a run: a linear model on 20 examples, as the plan's changes say."""
+    """Build a run: a linear model on 20 examples, as the plan's changes say.
 
-    def make(optimizer=torch.optim.SGD, *, lr=0.1, num_examples=20, **changes):
-        model = nn.Linear(3, 1)
-        data = TensorDataset(torch.randn(num_examples, 3), torch.randn(num_examples))
+    Noise on one feature is 0 with probability 0.025, and equals another's with
+    probability 0.018: whoever tells runs by their noise asks for more than three.
+    """
+
+    def make(
+        optimizer=torch.optim.SGD,
+        *,
+        lr=0.1,
+        num_examples=20,
+        num_features=3,
+        **changes,
+    ):
+        model = nn.Linear(num_features, 1)
+        data = TensorDataset(
+            torch.randn(num_examples, num_features), torch.randn(num_examples)
+        )
         plan = make_plan(**changes)
         loader = plan.loader(data)
         inner = optimizer(model.parameters(), lr=lr)

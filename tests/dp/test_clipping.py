@@ -44,6 +44,20 @@ def test_clipped_norms_never_exceed_the_bound(numbers, bound, dtype):
         assert float(norm) * float(factor) * (1 + 8 * eps) <= bound
 
 
+@pytest.mark.parametrize("bound", [1e-18, 1e-16, 1e-9])
+def test_factors_that_float32_cannot_hold_count_for_nothing(bound):
+    """Below the normal numbers a factor rounds up by as much as a quarter: beyond C."""
+    num_steps = torch.arange(1.6, 40.0)  # Nearer to the next that float32 can hold.
+    norms_B = (bound / (num_steps.double() * 2.0**-149)).float()
+    norms_B = norms_B[norms_B.isfinite()]
+    factors_B = FlatClipping(max_grad_norm=bound).factors(norms_B[None])[0]
+    by_hand_B = (bound / norms_B.double()).float()
+
+    assert (factors_B.double() * norms_B.double() <= bound).all()
+    assert len(norms_B) > 5
+    assert (by_hand_B.double() * norms_B.double() > bound).any()  # The twin.
+
+
 @given(norms, bounds, dtypes)
 def test_factors_only_shrink(numbers, bound, dtype):
     """A factor is in [0, 1], and 1 for whatever is well below the bound."""

@@ -1,6 +1,8 @@
 """No optimizer steps private parameters but through the private one, at little cost."""
 
+import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -13,6 +15,10 @@ from dp.optimizer._registry import OptimizerRegistry
 
 def weights(model):
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def pickled(optimizer):
+    return pickle.loads(pickle.dumps(optimizer))  # noqa: S301 -- our own bytes
 
 
 def other(*parameters):
@@ -31,6 +37,22 @@ def test_the_wrapped_optimizer_cannot_step_by_itself(make_run):
         run.inner.step()
 
     assert torch.equal(weights(run.model), before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_the_wrapped_optimizer_of_a_copy_cannot_step_by_itself(make_run, copied):
+    """A copy protects its parameters before it has seen a batch."""
+    run = make_run()
+    twin = copied(run.optimizer)
+    (group,) = twin.param_groups
+    for parameter in group["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.detach().clone() for parameter in group["params"]]
+
+    with pytest.raises(PrivacyError, match=r"SGD\.step\(\) would update"):
+        twin.original_optimizer.step()
+
+    assert all(map(torch.equal, group["params"], before))
 
 
 def test_another_optimizer_cannot_step_private_parameters(make_run):

@@ -6,13 +6,16 @@ import json
 import math
 import os
 import pickle
+import sys
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from dp.accounting import Guarantee, Release, epsilon
+from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger import Charge, Ledger
 from dp.plan import PrivacyPlan
@@ -71,7 +74,7 @@ def accountant(monkeypatch):
         asked.append(tuple(releases))
         return cheap_cost(releases, **about)
 
-    monkeypatch.setattr("dp.ledger._ledger.epsilon", cost)
+    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
     return asked
 
 
@@ -178,7 +181,7 @@ def test_epsilon_is_a_budget():
 def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
     """A release is charged if, and only if, it keeps the target."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
+        patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
         ledger = Ledger(plan(target_epsilon=target, steps=30))
         for noise_multiplier in noise_multipliers:
             kind = {**PLANNED, "noise_multiplier": noise_multiplier}
@@ -229,6 +232,53 @@ def test_a_release_that_was_not_planned_is_held_against_the_epsilon(target):
         ledger.reserve(**{**PLANNED, "noise_multiplier": 0.0})
     ledger.reserve(**{**PLANNED, "noise_multiplier": 4.0})
     assert ledger.steps == 2
+
+
+@by_formula
+def test_planned_steps_after_dearer_ones_are_compared_with_the_target():
+    """Twenty planned steps keep it; two dearer ones leave room for twelve."""
+    ledger = Ledger(plan(target_epsilon=20 / 4))
+    for _ in range(2):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 0.5})
+    for _ in range(12):
+        ledger.reserve(**PLANNED)
+
+    assert ledger.spent().epsilon == ledger.plan.target_epsilon
+    with pytest.raises(BudgetExhaustedError, match="14 of 20 steps were taken"):
+        ledger.reserve(**PLANNED)
+
+
+def test_a_truncated_release_is_not_the_planned_one(monkeypatch):
+    """Truncation may cost more than the plan: what was charged is what is compared."""
+
+    def cost(releases, **about):
+        dearer = [
+            r if r.truncation is None else replace(r, noise_multiplier=0.1)
+            for r in releases
+        ]
+        return cheap_cost(dearer, **about)
+
+    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
+    truncation = Truncation(max_batch_size=3, dataset_size=10)
+    ledger = Ledger(plan(target_epsilon=20 / 4))
+    ledger.reserve(**PLANNED)
+
+    with pytest.raises(BudgetExhaustedError):
+        ledger.reserve(**PLANNED, truncation=truncation)
+    assert [charge.truncation for charge in ledger.charges()] == [None]
+
+
+@by_formula
+def test_releases_that_only_truncation_tells_apart_are_charged_apart():
+    """One line for both would charge the cheaper kind for all of them."""
+    ledger = charged(2)
+    truncation = Truncation(max_batch_size=3, dataset_size=10)
+    ledger.reserve(**PLANNED, truncation=truncation)
+
+    assert [(c.count, c.truncation) for c in ledger.charges()] == [
+        (2, None),
+        (1, truncation),
+    ]
 
 
 def test_state_is_plain():
@@ -396,6 +446,24 @@ def test_a_state_that_contradicts_what_is_known_is_refused(alter):
         ledger.load_state_dict(state)
 
 
+@pytest.mark.parametrize("loads", ["the longer", "the shorter"])
+def test_a_segment_cannot_have_made_fewer_of_the_same_charges(loads):
+    """Five of a kind are not continued by three of it and two of another."""
+    state = charged(5).state_dict()
+    (rows,) = state["segments"].values()
+    altered = copy.deepcopy(state)
+    (others,) = altered["segments"].values()
+    others[0]["count"] = 3
+    others.append({**rows[0], "count": 2, "noise_multiplier": 2.0})
+    first, second = (state, altered) if loads == "the longer" else (altered, state)
+    ledger = Ledger(plan())
+    ledger.load_state_dict(first)
+
+    with pytest.raises(LedgerError, match="contradicts what this ledger knows"):
+        ledger.load_state_dict(second)
+    assert ledger.state_dict() == first
+
+
 def test_a_charge_knows_its_release():
     """The clipping norm is for people; the accountant needs the multiplier."""
     charge = Charge(**PLANNED, count=4)
@@ -419,7 +487,7 @@ class Life(RuleBasedStateMachine):
         self.known = {}  # The releases behind each ledger.
         self.num_released = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
+        self.patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
 
     def teardown(self):
         self.patch.undo()
@@ -477,3 +545,74 @@ Life.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None
 )
 test_no_release_is_ever_missing = Life.TestCase
+
+
+@by_formula
+def test_a_failure_is_kept_like_a_charge():
+    """In copies, states and what is loaded from them; nothing is guaranteed any more."""
+    ledger = Ledger(plan(steps=5))
+    ledger.reserve(**PLANNED)
+    ledger.fail("examples were mixed")
+    other = Ledger(plan(steps=5))
+    other.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+
+    for failed in (
+        ledger,
+        copy.deepcopy(ledger),
+        pickle.loads(pickle.dumps(ledger)),
+        other,
+    ):
+        assert failed.failure == "examples were mixed"
+        assert failed.spent().epsilon == failed.spent().epsilon_pld == math.inf
+        assert failed.is_exhausted
+        with pytest.raises(LedgerError, match="examples were mixed"):
+            failed.reserve(**PLANNED)
+        assert failed.steps == 1
+
+
+def test_the_first_failure_is_the_one_that_counts():
+    """What comes after it may be its consequence."""
+    ledger = Ledger(plan())
+    ledger.fail("first")
+    ledger.fail("second")
+
+    assert ledger.failure == "first"
+
+
+@by_formula
+def test_charges_of_another_unit_are_refused():
+    """What one example costs says nothing of what a person costs."""
+    ledger = Ledger(plan())
+    ledger.reserve(**PLANNED)
+    state = ledger.state_dict()
+    other = Ledger(plan(unit_of_privacy="one value of user_id"))
+
+    with pytest.raises(LedgerError, match="'one training example'"):
+        other.load_state_dict(state)
+    assert other.steps == 0
+    del state["unit_of_privacy"]  # As earlier versions wrote it.
+    other.load_state_dict(state)
+    assert other.steps == 1
+
+
+@by_formula
+def test_no_charge_of_any_thread_is_lost():
+    """Four threads that interrupt each other all the time."""
+    ledger = Ledger(plan(steps=10_000))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(
+                target=lambda: [ledger.reserve(**PLANNED) for _ in range(100)]
+            )
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert ledger.steps == 400

@@ -179,6 +179,22 @@ def test_a_private_step_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, ki
             break
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_raw_gradient_at_rate_zero_is_not_taken_for_a_checkpoints(make_run, kind):
+    """It would go into the state, which later updates are made of, and cost nothing."""
+    everyone = PoissonSampling(sampling_probability=1.0)
+    run = make_run(KINDS[kind], lr=0.0, sampling=everyone)
+    next(iter(run.loader))
+    run.model.weight.grad = torch.zeros_like(run.model.weight)
+    run.model.bias.grad = torch.ones_like(run.model.bias)
+
+    with pytest.raises(SamplingMismatchError):
+        run.optimizer.step()
+
+    assert not run.optimizer.state
+    assert run.optimizer.ledger.steps == 0
+
+
 def test_an_empty_batch_at_rate_zero_is_not_taken_for_a_checkpoints(make_run):
     """It needs no backward, and zeroed gradients of the last release stay ours."""
     run = make_run(lr=0.0, sampling=PoissonSampling(sampling_probability=1e-12))
@@ -283,8 +299,12 @@ def test_what_was_assigned_is_resumed_as_learning_rates_are(make_run, way):
 
 
 @pytest.mark.statistical
-def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run):
-    """20 000 coordinates: the plan's scale, a third of it, fails."""
+def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run, decisions):
+    """And not the plan's, a third of it.
+
+    20 000 coordinates have a standard error of 0.5 %: false alarms 1e-15, and the
+    plan's noise is as good as never missed.
+    """
     run, resumed = make_run(), make_run()
     run.optimizer.noise_multiplier = 3.0
     by_state_dict(run, resumed)
@@ -292,7 +312,7 @@ def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run):
     resumed.optimizer.add_param_group({"params": [wide]})
     resumed.train(1)
 
-    assert wide.grad.std().item() == pytest.approx(3.0 * 1.0 / 10.0, rel=0.04)
+    assert not decisions.differs("scale", wide.grad.std().item(), 0.3, rel=0.04)
 
 
 def test_resuming_under_another_plan_is_told(make_run):

@@ -28,7 +28,7 @@ from dp.exceptions import (
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
-from dp.sampling._schemes import random_subset
+from dp.sampling._draws import random_subset
 
 
 TRUNCATED = TruncatedPoissonSampling(
@@ -212,7 +212,7 @@ def test_ties_are_drawn_anew(monkeypatch):
         def integers(self, _count, dtype):
             return np.array(next(draws), dtype=dtype)
 
-    monkeypatch.setattr("dp.sampling._schemes.Keystream", Coins)
+    monkeypatch.setattr("dp.sampling._draws.Keystream", Coins)
 
     assert random_subset([10, 20, 30], size=2) == [20, 30]
 

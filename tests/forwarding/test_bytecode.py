@@ -18,7 +18,7 @@ PROGRAM = """
         rpm = 900
 
     class Single:
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
         def __init__(self, engine):
             self.engine = engine
 

@@ -61,7 +61,7 @@ class Typed(metaclass=ForwardingMeta, to="engine", forward=Engine):
     def __init__(self, engine):
         self.engine = engine
 
-    rpm = Forwarded("engine")
+    rpm = Forwarded(to="engine")
 
 
 each_depth = pytest.mark.parametrize("depth", [1, 2, 3])
@@ -79,8 +79,8 @@ class Motor(enum.Enum):
 
     SMALL = Engine(900)
     LARGE = Engine(2000)
-    rpm = Forwarded("value")
-    start = Forwarded("value", kind="method")
+    rpm = Forwarded(to="value")
+    start = Forwarded(to="value", kind="method")
 
 
 class Bulk(Forwarding, enum.Enum, to="value", forward="rpm"):
@@ -90,12 +90,12 @@ class Bulk(Forwarding, enum.Enum, to="value", forward="rpm"):
 class Bits(enum.IntFlag):
     ONE = 1
     TWO = 2
-    count = Forwarded("value.bit_count", kind="method")
+    count = Forwarded(path="value.bit_count", kind="method")
 
 
 class Colour(enum.StrEnum):
     RED = enum.auto()
-    shout = Forwarded("value.upper", kind="method")
+    shout = Forwarded(path="value.upper", kind="method")
 
 
 def test_declarations_are_no_members_of_an_enum():
@@ -138,7 +138,7 @@ def test_in_the_body_of_a_named_tuple_python_must_tell_the_name():
 
     class Direct(NamedTuple):
         engine: Engine
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
     assert Direct._fields == ("engine",)
     if sys.version_info >= (3, 13):
@@ -153,7 +153,7 @@ def test_a_typed_dict_has_no_attributes():
 
     class Direct(TypedDict):
         engine: Engine
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
     assert not hasattr(Direct(engine=Engine()), "rpm")
 
@@ -214,7 +214,7 @@ def test_traits_of_the_target_validate_and_delegates_stand_beside():
     class Vehicle(Forwarding, traits.HasTraits):
         engine = traits.Any()
         oil = traits.DelegatesTo("engine")
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
     vehicle, seen = Vehicle(engine=Observed()), []
     vehicle.engine.observe(lambda event: seen.append(event.new), "rpm")

@@ -84,7 +84,7 @@ class Car(Forwarding):
 
 
 class Node:
-    x = Forwarded("inner")
+    x = Forwarded(to="inner")
 
     def __init__(self, inner=None):
         self.inner = inner
@@ -247,13 +247,13 @@ class TwoTargets(Forwarding):
 
 
 class TwoPaths:
-    x = Forwarded("left")
-    y = Forwarded("right")
+    x = Forwarded(to="left")
+    y = Forwarded(to="right")
 
 
 class Shortcut:
-    inner = Forwarded("outer.inner")
-    x = Forwarded("inner")
+    inner = Forwarded(path="outer.inner")
+    x = Forwarded(to="inner")
 
     def __init__(self, outer):
         self.outer = outer
@@ -295,7 +295,7 @@ def test_the_owner_and_its_name_are_found_through_renames():
     outer = Wrapper(None)
 
     class Fast(Wrapper):
-        velocity = Forwarded("__wrapped__.speed")
+        velocity = Forwarded(path="__wrapped__.speed")
 
     outer = Fast(Car(engine))
 
@@ -316,10 +316,10 @@ class LARC:
 
 
 class Layer(Forwarding):
-    param_groups = Forwarded("inner")
-    state = Forwarded("inner")
-    defaults = Forwarded("inner")
-    step = Forwarded("inner", kind="method")
+    param_groups = Forwarded(to="inner")
+    state = Forwarded(to="inner")
+    defaults = Forwarded(to="inner")
+    step = Forwarded(to="inner", kind="method")
 
     def __init__(self, inner):
         self.inner = inner
@@ -404,7 +404,7 @@ def test_verify_needs_no_instance_dict():
 
     class Slotted:
         __slots__ = ("inner",)
-        x = Forwarded("inner")
+        x = Forwarded(to="inner")
 
     slotted = Slotted()
     slotted.inner = Node(1)
@@ -415,7 +415,7 @@ def test_verify_needs_no_instance_dict():
 
 
 class Transparent(wrapt.BaseObjectProxy):
-    rpm = Forwarded("__wrapped__")
+    rpm = Forwarded(to="__wrapped__")
 
 
 def test_verify_takes_no_proxys_target_for_its_own_dict():

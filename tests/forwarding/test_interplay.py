@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import inspect
 import io
 import sys
 from typing import ClassVar
@@ -34,21 +35,21 @@ class Engine:
 
 class DataPlain:
     engine: Engine
-    rpm = Forwarded("engine")
-    note: str = Forwarded("engine.note", set=False)
-    start: "ClassVar[object]" = Forwarded("engine", kind="method")
+    rpm = Forwarded(to="engine")
+    note: str = Forwarded(path="engine.note", set=False)
+    start: "ClassVar[object]" = Forwarded(to="engine", kind="method")
 
 
 class DataChecked(Forwarding, to="engine", forward="rpm"):
     engine: Engine
-    note: Forwarded[str] = Forwarded("engine.note", set=False)
-    start: ClassVar = Forwarded("engine", kind="method")
+    note: Forwarded[str] = Forwarded(path="engine.note", set=False)
+    start: ClassVar = Forwarded(to="engine", kind="method")
 
 
 class DataByMeta(metaclass=ForwardingMeta, to="engine", forward="rpm"):
     engine: Engine
-    note: str = Forwarded("engine", set=False)
-    start = Forwarded("engine", kind="method")
+    note: str = Forwarded(to="engine", set=False)
+    start = Forwarded(to="engine", kind="method")
 
 
 BODIES = [DataPlain, DataChecked, DataByMeta]
@@ -106,7 +107,7 @@ def test_a_property_that_is_annotated_does_become_a_field():
 @each_body
 def test_the_type_moves_from_the_annotation_to_the_getter(body):
     """Documentation still knows it; what makes fields does not."""
-    annotations = vars(body)["__annotations__"]
+    annotations = inspect.get_annotations(body)
 
     assert body.note.fget.__annotations__ == {"return": str}
     assert annotations.keys() <= {"engine", "start"}
@@ -141,13 +142,13 @@ def test_declarations_are_no_pydantic_fields():
     class Model(Forwarding, pydantic.BaseModel, to="engine", forward="rpm"):
         model_config = config
         engine: Engine
-        note: str = Forwarded("engine", set=False)
-        start = Forwarded("engine", kind="method")
+        note: str = Forwarded(to="engine", set=False)
+        start = Forwarded(to="engine", kind="method")
 
     class Bare(pydantic.BaseModel):
         model_config = config
         engine: Engine
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
     made = Model(engine=Engine())
     made.rpm = 5
@@ -197,7 +198,7 @@ def test_declarations_are_no_traits():
 
     class Traited(traits.HasTraits, metaclass=ForwardingMeta):
         size = traits.Int(3)
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
         def __init__(self, engine):
             super().__init__()

@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import sys
 import typing
 from collections.abc import MutableMapping
 from enum import Enum
@@ -103,7 +104,7 @@ def test_the_metaclass_leaves():
     """The class is made by ``type``, from the given bases and Forwarding."""
 
     class Car(Holds, metaclass=ForwardingMeta):
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
     assert type(Car) is type
     assert Car.__bases__ == (Forwarding, Holds)
@@ -215,8 +216,8 @@ def test_the_mixin_goes_with_a_metaclass_of_its_own():
     class Level(Forwarding, Enum):
         LOW = 1
         HIGH = 300
-        real = Forwarded("value")
-        bits = Forwarded("value.bit_length", kind="method")
+        real = Forwarded(to="value")
+        bits = Forwarded(path="value.bit_length", kind="method")
 
     assert list(Level) == [Level.LOW, Level.HIGH]
     assert (Level.HIGH.real, Level.HIGH.bits()) == (300, 9)
@@ -229,7 +230,7 @@ def test_an_enum_may_declare_a_typed_target():
         LOW = 1
         number = target(int)
         part = number.real
-        real = Forwarded("value")
+        real = Forwarded(to="value")
 
     assert list(Level) == [Level.LOW]
     assert not hasattr(Level, "number")
@@ -259,6 +260,7 @@ def test_members_are_public_names_and_special_methods():
     specs = forwarded_attributes(Car)
 
     assert {name: spec.kind for name, spec in specs.items()} == {
+        "rpm": "data",
         "torque": "data",
         "start": "method",
         "warm": "async method",
@@ -363,7 +365,7 @@ def test_two_bases_that_agree_are_no_conflict():
         pass
 
     class B(Forwarding):
-        rpm = Forwarded("engine", set=False)
+        rpm = Forwarded(to="engine", set=False)
 
     class Both(A, B, Holds):
         pass
@@ -375,10 +377,10 @@ def test_an_override_in_a_diamond_is_no_conflict():
     """What a class inherits twice, once overridden, is decided by inheritance."""
 
     class Root(Forwarding):
-        lr = Forwarded("a")
+        lr = Forwarded(to="a")
 
     class Left(Root):
-        lr = Forwarded("b")
+        lr = Forwarded(to="b")
 
     class Right(Root):
         pass
@@ -393,11 +395,11 @@ def test_a_definition_settles_a_conflict():
     """The class that redefines the name chooses."""
 
     class A(Forwarding):
-        lr = Forwarded("a")
+        lr = Forwarded(to="a")
 
     class B(Forwarding):
-        lr = Forwarded("b")
-        x = Forwarded("b")
+        lr = Forwarded(to="b")
+        x = Forwarded(to="b")
 
     class Both(A, B):
         lr = B.lr
@@ -407,10 +409,10 @@ def test_a_definition_settles_a_conflict():
 
 def conflict():
     class A(Forwarding):
-        lr = Forwarded("a.lr")
+        lr = Forwarded(path="a.lr")
 
     class B(Forwarding):
-        lr = Forwarded("b.lr")
+        lr = Forwarded(path="b.lr")
 
     class Both(A, B):
         pass
@@ -424,24 +426,24 @@ def twice():
 
 def in_place():
     class Car(Forwarding):
-        __iadd__ = Forwarded("engine")
+        __iadd__ = Forwarded(to="engine")
 
 
 def circular():
     class Car(Forwarding):
-        x = Forwarded("x.y")
+        x = Forwarded(path="x.y")
 
 
 def circular_by_three():
     class Car(Forwarding):
-        a = Forwarded("b.x")
-        b = Forwarded("c.x")
-        c = Forwarded("a.x")
+        a = Forwarded(path="b.x")
+        b = Forwarded(path="c.x")
+        c = Forwarded(path="a.x")
 
 
 def plain_attribute():
     class Base(Forwarding):
-        state = Forwarded("inner")
+        state = Forwarded(to="inner")
 
     class Sub(Base):
         state = {}  # noqa: RUF012
@@ -449,7 +451,7 @@ def plain_attribute():
 
 def plain_attribute_over_a_metaclass():
     class Base(metaclass=ForwardingMeta):
-        state = Forwarded("inner")
+        state = Forwarded(to="inner")
 
     class Sub(Base):
         state = None
@@ -518,17 +520,15 @@ def in_place_on_a_wrapper():
 
 def by_metaclass():
     class Car(metaclass=ForwardingMeta):
-        __del__ = Forwarded("engine")
+        __del__ = Forwarded(to="engine")
 
 
 def by_guard():
     class Car(metaclass=ForwardingABCMeta):
-        __class__ = Forwarded("engine")
+        __class__ = Forwarded(to="engine")
 
 
-NO_KEYWORD = (
-    "Car: no base takes the class keyword {!r}; Forwarding takes to=, forward= and but="
-)
+NO_KEYWORD = "Car: no base takes the class keyword {!r}; Forwarding takes to=, forward=, methods=, but= and exact="
 REFUSED = {
     misspelt_keyword: NO_KEYWORD.format("forwards"),
     misspelt_keyword_on_a_generic_base: NO_KEYWORD.format("forwarded"),
@@ -552,9 +552,9 @@ REFUSED = {
     plain_attribute_over_a_metaclass: "Sub.state = None would hide the forwarding "
     "of 'state' declared in Base; use a property, or set it on an instance",
     no_target: "Car.x names no target, and Car declares none; "
-    "say which, as in Forwarded('inner')",
+    "say which, as in Forwarded(to='inner')",
     two_targets: "Car.x names no target, and Car declares engine and radio; "
-    "say which, as in Forwarded('inner')",
+    "say which, as in Forwarded(to='inner')",
     to_without_names: "Car: to='engine' needs forward=, the names",
     unknown_exception: "Car: but= excepts rpn, start, which forward= does not name",
     no_name: "Car cannot forward 'b-c': it is no name",
@@ -578,7 +578,7 @@ def test_a_wrong_class_is_refused_with_its_own_error_type(declare):
 def test_a_declaration_without_a_checking_base_is_refused_too():
     """A bare class has no later hook, so CPython 3.11 wraps the error."""
     with pytest.raises((ForwardingError, RuntimeError)) as caught:
-        type("Car", (), {"__iadd__": Forwarded("engine")})
+        type("Car", (), {"__iadd__": Forwarded(to="engine")})
 
     error = caught.value
     assert "cannot be forwarded" in str(error.__cause__ or error)
@@ -592,14 +592,14 @@ def test_a_base_that_swallows_init_subclass_still_cannot_use_a_wrong_declaration
             pass
 
     class Car(Swallows, Forwarding):
-        __iadd__ = Forwarded("engine")
+        __iadd__ = Forwarded(to="engine")
 
     with pytest.raises(ForwardingError, match="was not installed"):
         Car().__iadd__  # noqa: B018
 
 
 class Guarded(Holds, metaclass=ForwardingABCMeta):
-    rpm = Forwarded("engine")
+    rpm = Forwarded(to="engine")
 
 
 class BelowGuarded(Guarded, Stateful):
@@ -635,7 +635,7 @@ def test_the_guard_stays_under_the_leaving_metaclass():
     """A class keeps the metaclass of its bases, the guard included."""
 
     class Derived(Guarded, metaclass=ForwardingMeta):
-        torque = Forwarded("engine")
+        torque = Forwarded(to="engine")
 
     assert type(Derived) is ForwardingABCMeta
     with pytest.raises(ForwardingError):
@@ -661,3 +661,66 @@ def test_annotations_of_a_protocol_can_be_checked_at_run_time():
 
     assert isinstance(Car(Engine()), HasRpm)
     assert not isinstance(Holds(Engine()), HasRpm)
+
+
+def calls_of(program):
+    """Count the functions that a program calls, Python's and C's."""
+    count, before = 0, sys.getprofile()
+
+    def tally(_frame, event, _argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tally)
+    try:
+        program()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def guarded(size):
+    names = " ".join(f"name{number}" for number in range(size))
+    return ForwardingABCMeta("Guarded", (), {}, to="inner", forward=names)
+
+
+def test_an_assignment_to_a_guarded_class_asks_for_one_name():
+    """It costs the same however many names the class declares."""
+    few, many = guarded(2), guarded(100)
+    for value in (1, property()):
+        assert (
+            abs(
+                calls_of(lambda: setattr(many, "other", value))  # noqa: B023
+                - calls_of(lambda: setattr(few, "other", value))  # noqa: B023
+            )
+            <= 4
+        )
+
+
+def test_a_declaration_on_a_finished_guarded_class_is_installed():
+    """The metaclass sees the assignment."""
+
+    class Late(Holds, metaclass=ForwardingABCMeta):
+        pass
+
+    Late.rpm = Forwarded(to="engine")
+    late = Late(Engine(3))
+    late.rpm = 5
+
+    assert late.engine.rpm == 5
+    assert paths(Late) == {"rpm": "engine.rpm"}
+
+
+def test_methods_of_a_bulk_declaration_can_be_named():
+    """Where nothing else tells; besides names, or alone."""
+
+    class Car(Forwarding, Holds, to="engine", forward="rpm", methods="start, stop"):
+        pass
+
+    class Van(Forwarding, Holds, to="engine", methods="start"):
+        pass
+
+    kinds = {name: spec.kind for name, spec in forwarded_attributes(Car).items()}
+
+    assert kinds == {"rpm": "data", "start": "method", "stop": "method"}
+    assert Van(Engine()).start("key")[1] == "key"

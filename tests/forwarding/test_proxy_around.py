@@ -115,7 +115,7 @@ class Car:
     """Any class, with a path of its own."""
 
     calls = ()
-    go = around("engine.start")(noted)
+    go = around(path="engine.start")(noted)
 
     def __init__(self, engine):
         self.engine = engine
@@ -319,24 +319,32 @@ def test_errors_of_the_target_pass(depth):
 def test_a_wrong_path_is_refused_where_it_is_written(path):
     """On every version of Python, and before the class is made."""
     with pytest.raises(ForwardingError, match="a path is attribute names joined by"):
-        around(path)
+        around(path=path)
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "message"),
+    ("name", "place", "message"),
     [
-        ("start", "", r"Bad.start names no target, and Bad declares none"),
-        ("start", "start.x", r"Bad.start is forwarded to 'start.x', which leads back"),
-        ("__iadd__", "engine", r"Bad.__iadd__ cannot be forwarded: 'bad \+= x' would"),
-        ("__init__", "engine", r"Bad.__init__ cannot be forwarded: it builds"),
+        ("start", {}, r"Bad.start names no target, and Bad declares none"),
+        (
+            "start",
+            {"path": "start.x"},
+            r"Bad.start is forwarded to 'start.x', which leads back",
+        ),
+        (
+            "__iadd__",
+            {"to": "engine"},
+            r"Bad.__iadd__ cannot be forwarded: 'bad \+= x' would",
+        ),
+        ("__init__", {"to": "engine"}, r"Bad.__init__ cannot be forwarded: it builds"),
     ],
 )
-def test_what_cannot_be_forwarded_cannot_be_advised(name, path, message):
+def test_what_cannot_be_forwarded_cannot_be_advised(name, place, message):
     """The rules and the messages are those of declarations."""
     with pytest.raises(ForwardingError, match=f"^{message}"):
-        type("Bad", (Forwarding,), {name: around(path)(noted)})
+        type("Bad", (Forwarding,), {name: around(**place)(noted)})
 
     with pytest.raises((ForwardingError, RuntimeError)) as caught:
-        type("Bad", (), {name: around(path)(noted)})
+        type("Bad", (), {name: around(**place)(noted)})
     error = caught.value if sys.version_info >= (3, 12) else caught.value.__cause__
     assert isinstance(error, ForwardingError)

@@ -16,10 +16,10 @@ class Engine:
         return self, key
 
 
-class Declared(TransparentProxy):
+class Declared(TransparentProxy[Engine]):
     rpm = Forwarded()
     note = Forwarded()
-    start = Forwarded(kind="method")
+    start = Forwarded()
 
 
 class Advised(TransparentProxy):

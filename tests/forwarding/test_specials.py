@@ -77,7 +77,7 @@ def test_a_forgotten_special_method_would_be_found():
 @pytest.mark.parametrize("name", FORWARDED)
 def test_what_the_table_calls_forwarded_can_be_declared(name):
     """A declaration of it makes a class."""
-    cls = type("Car", (Forwarding,), {name: Forwarded("engine")})
+    cls = type("Car", (Forwarding,), {name: Forwarded(to="engine")})
 
     assert name in vars(cls)
     assert refusal(name) is None
@@ -90,7 +90,7 @@ def test_what_the_table_does_not_call_forwarded_is_refused_with_its_reason(name)
     reason = refusal(name, wrapper="car", target="engine")
 
     with pytest.raises(ForwardingError, match=f"^Car.{name} cannot") as caught:
-        type("Car", (Forwarding,), {name: Forwarded("engine")})
+        type("Car", (Forwarding,), {name: Forwarded(to="engine")})
     assert str(caught.value) == f"Car.{name} cannot be forwarded: {reason}"
 
 

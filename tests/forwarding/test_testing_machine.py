@@ -157,7 +157,7 @@ class Captured(Car):
         super().__init__(wrapped)
         self.rpm_of = wrapped
 
-    rpm = Forwarded("rpm_of")
+    rpm = Forwarded(to="rpm_of")
 
 
 @pytest.mark.parametrize(

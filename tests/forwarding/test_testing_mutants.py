@@ -1,6 +1,11 @@
 """Every law has a wrapper that breaks it and no other, and the kit finds it."""
 
+import contextlib
+import contextvars
 import copy
+import threading
+import types
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +14,7 @@ from hypothesis import settings
 from forwarding.testing import LAWS, judge
 
 
-NAMES = ["a", "b", "serial", "m", "co"]
+NAMES = ["a", "b", "serial", "m", "co", "gen", "me"]
 FEW = settings(max_examples=6, derandomize=True)
 
 
@@ -22,12 +27,19 @@ class Target:
         self.a = Groups([1])
         self.b = "b"
         self.serial = 7
+        self.spare = "spare"
 
     def m(self, x, k=1):
         return self, x, k
 
     async def co(self, x):
         return self, x
+
+    def gen(self, x):
+        yield self, x
+
+    def me(self, x):
+        return self if x else None
 
 
 def through(name: str) -> property:
@@ -53,15 +65,54 @@ class AllButA:
     def serial(self):
         return self.inner.serial
 
-    def m(self, *args, **keywords):
-        return self.inner.m(*args, **keywords)
+    def m(self, x, k=1):
+        return self.inner.m(x, k=k)
 
-    async def co(self, *args, **keywords):
-        return await self.inner.co(*args, **keywords)
+    async def co(self, x):
+        return await self.inner.co(x)
+
+    def gen(self, x):
+        yield from self.inner.gen(x)
+
+    def me(self, x):
+        found = self.inner.me(x)
+        return self if found is self.inner else found
 
 
-class Faithful(AllButA):
+class NoSpare(AllButA):
     a = through("a")
+
+
+class Faithful(NoSpare):
+    spare = through("spare")
+
+
+class Late(Faithful):
+    """Its target is made at the first access, and once."""
+
+    def __init__(self, make):
+        self.make, self.made, self.lock = make, None, threading.Lock()
+
+    @property
+    def inner(self):
+        with self.lock:
+            self.made = self.made or self.make()
+        return self.made
+
+
+class Bound(Faithful):
+    """Its target is that of the current context."""
+
+    current = contextvars.ContextVar("current")
+    inner = property(lambda self: self.current.get())
+
+    def __init__(self):
+        pass
+
+    @classmethod
+    def to(cls, target):
+        cls.current.set(target)
+        return cls()
 
 
 class ShowsAView(Faithful):
@@ -221,6 +272,8 @@ class BornWithATarget(Faithful):
 
 
 class Dynamic(AllButA):
+    spare = through("spare")
+
     def __getattribute__(self, name):
         if name == "a" and not hasattr(type(self), "a"):
             return self.inner.a
@@ -322,21 +375,21 @@ class InventsAValue(Faithful):
 
 
 class DropsKeywords(Faithful):
-    def m(self, *args, **_):
-        return self.inner.m(*args)
+    def m(self, x, k=1):  # noqa: ARG002
+        return self.inner.m(x)
 
 
 class RewordsMethodErrors(Faithful):
-    def m(self, *args, **keywords):
+    def m(self, x, k=1):
         try:
-            return self.inner.m(*args, **keywords)
+            return self.inner.m(x, k=k)
         except RuntimeError as error:
             raise RuntimeError("m failed") from error
 
 
 class HidesTheCoroutine(Faithful):
-    def co(self, *args, **keywords):
-        return self.inner.co(*args, **keywords)
+    def co(self, x):
+        return self.inner.co(x)
 
 
 class LooksBeforeItPuts(Faithful):
@@ -366,7 +419,8 @@ class ResetsItsTarget(Faithful):
     def __init__(self, inner):
         super().__init__(inner)
         if isinstance(inner.a, Groups):
-            inner.a = Groups(inner.a)
+            with contextlib.suppress(AttributeError):
+                inner.a = Groups(inner.a)
 
 
 class CopiesTheTarget(Faithful):
@@ -451,6 +505,101 @@ class HandsOutTheBoundMethod(Faithful):
     m = property(fget, fset, fdel)
 
 
+class StaysPatched(type):
+    def __delattr__(cls, name):
+        pass
+
+
+class KeepsPatches(Faithful, metaclass=StaysPatched):
+    pass
+
+
+class PrefersTheDictionary(Faithful):
+    def fget(self):
+        value = self.inner.a
+        return vars(self.inner).get("a", value) if type(value) is object else value
+
+    a = property(fget, Faithful.a.fset, Faithful.a.fdel)
+
+
+class RaisesAnew(Faithful):
+    def fget(self):
+        try:
+            return self.inner.a
+        except RuntimeError as error:
+            raise error.with_traceback(None)  # noqa: B904
+
+    a = property(fget, Faithful.a.fset, Faithful.a.fdel)
+
+
+class HidesTheGenerator(Faithful):
+    def gen(self, x):
+        return self.inner.gen(x)
+
+
+class TakesAnything(Faithful):
+    def m(self, *args, **keywords):
+        return self.inner.m(*args, **keywords)
+
+
+class WeakMethod:
+    def __init__(self, function):
+        self.function = function
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            return self.function
+        return types.MethodType(self.function, weakref.proxy(instance))
+
+
+class HoldsItselfWeakly(Faithful):
+    m = WeakMethod(Faithful.m)
+
+
+class LetsTheTargetOut(Faithful):
+    def me(self, x):
+        return self.inner.me(x)
+
+
+class WritesBackWhileItIsBuilt(Faithful):
+    def __init__(self, inner):
+        super().__init__(inner)
+        inner.a = inner.a
+
+
+class EqualButNotHashed(Faithful):
+    def __eq__(self, other):
+        return isinstance(other, EqualButNotHashed) and self.inner is other.inner
+
+    __hash__ = object.__hash__
+
+
+class MadeTwice(Late):
+    @property
+    def inner(self):
+        self.made = self.made or self.make()
+        return self.made
+
+
+class Leaks(Bound):
+    current = types.SimpleNamespace()
+    current.get = lambda: Leaks.current.target
+    current.set = lambda target: setattr(Leaks.current, "target", target)
+
+
+class KnowsItsClasses(Faithful):
+    known: set[int] = set()  # noqa: RUF012
+
+    def fget(self):
+        if not self.known & set(map(id, type(self).__mro__)):
+            raise TypeError("a class that was never registered")
+        return self.inner.a
+
+    a = property(fget, Faithful.a.fset, Faithful.a.fdel)
+
+
+KnowsItsClasses.known.add(id(KnowsItsClasses))
+
 MUTANTS = {
     "get": ShowsAView,
     "put-get": ReadsBackACopy,
@@ -489,16 +638,36 @@ MUTANTS = {
     "patch": StaysDeleted,
     "patched method": PatchesItsTarget,
     "rebound method": HandsOutTheBoundMethod,
+    "class writes": KeepsPatches,
+    "complete": NoSpare,
+    "probe bites": PrefersTheDictionary,
+    "traceback": RaisesAnew,
+    "callable kind": HidesTheGenerator,
+    "signature": TakesAnything,
+    "keep alive": HoldsItselfWeakly,
+    "fluent": LetsTheTargetOut,
+    "preserved": WritesBackWhileItIsBuilt,
+    "eq and hash": EqualButNotHashed,
+    "lazy": MadeTwice,
+    "context": Leaks,
+    "survives cloudpickle": KnowsItsClasses,
 }
 
 
 def verdicts(wrapper):
+    """Judge a wrapper by all laws; those of another way to be built by that way."""
+    late = issubclass(wrapper, Late)
+    bound = issubclass(wrapper, Bound)
     return judge(
-        wrapper,
+        Faithful if late or bound else wrapper,
         Target,
         NAMES,
         target="inner",
         read_only=["serial"],
+        fluent=["me"],
+        leave_out=[],
+        lazy=wrapper if late else Late,
+        bind=wrapper.to if bound else Bound.to,
         depth=2,
         settings=FEW,
     )

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 import threading
 
 import pytest
@@ -80,6 +81,15 @@ class HoldsItself:
         self.me = self
 
 
+class Uncopyable:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+
+class Same:
+    here = 7
+
+
 class DropsEverything:
     def __deepcopy__(self, memo):
         return type(self)()
@@ -104,6 +114,13 @@ class ClassIsFixed:
         (lambda: probes.link(Slotted(), None), "keeps no further attribute"),
         (lambda: probes.link(DropsEverything(), None), "attribute in a copy"),
         (lambda: probes.patchable(Slotted()), "no dictionary to patch"),
+        (
+            lambda: probes.compute(Uncopyable(), "lock"),
+            "value of lock cannot be copied",
+        ),
+        (lambda: probes.unbound(Same, Same, "here"), "not depend on the instance"),
+        (lambda: probes.parameters(dict.update), "a method tells no signature"),
+        (lambda: probes.travelled(Uncopyable()), "cloudpickle cannot pack it"),
         (lambda: probes.weakly(7, lambda: 7), "takes no weak references"),
         (lambda: probes.weakly(7, HoldsItself), "waits for the garbage collector"),
     ],
@@ -201,17 +218,94 @@ def test_a_target_that_cannot_be_copied_is_not_held_against_its_wrapper():
         assert report[law].status == "not applicable"
 
 
-def test_what_stands_in_for_a_coroutine_function_is_one():
-    """A wrapper may look before it calls."""
+async def coroutine(self):
+    return self
 
-    async def original(self):
-        return self
 
-    for made in (
-        probes.failing(ValueError(), original),
-        probes.recorder(None, [], original),
-    ):
-        assert inspect.iscoroutinefunction(made)
+def generator(self):
+    yield self
+
+
+async def async_generator(self):
+    yield self
+
+
+def plain(self):
+    return self
+
+
+@pytest.mark.parametrize("original", [coroutine, generator, async_generator, plain])
+def test_a_stand_in_is_of_the_kind_of_what_it_replaces(original):
+    """A wrapper may look before it calls, and the kit runs each to its result."""
+    error, calls = ValueError(), []
+    failing = probes.failing(error, original)
+    recorder = probes.recorder("result", calls, original)
+
+    for made in (failing, recorder, probes.returning_self(original)):
+        assert probes.callable_kind(made) == probes.callable_kind(original)
+        assert inspect.iscoroutinefunction(made) == inspect.iscoroutinefunction(
+            original
+        )
+    assert probes.attempt(lambda: probes.finish(failing("me"))) is error
+    assert probes.finish(recorder("me", 1)) == "result"
+    assert calls == [("me", probes.received(original, (1,), {}))]
+    assert probes.finish(probes.returning_self(original)("me")) == "me"
+
+
+def test_arguments_that_do_not_fit_are_compared_as_they_are():
+    """The law then fails on what the wrapper passed on."""
+    assert probes.received(lambda: None, (1,), {"k": 2}) == ((1,), {"k": 2})
+
+
+def test_what_another_thread_raises_is_raised_here():
+    """A law that fails elsewhere is broken."""
+
+    def fail():
+        raise KeyError("elsewhere")
+
+    with pytest.raises(KeyError, match="elsewhere"):
+        probes.elsewhere(fail)
+
+
+def test_hashes_are_compared_of_what_is_equal_and_hashable():
+    """Objects that differ, or have no hash, cannot be lost in a set."""
+
+    class Same:
+        def __init__(self, number):
+            self.number = number
+
+        def __eq__(self, other):
+            return True
+
+        def __hash__(self):
+            return self.number
+
+    assert probes.hashes_agree(Same(1), Same(1))
+    assert not probes.hashes_agree(Same(1), Same(2))
+    assert probes.hashes_agree([], [])
+    assert probes.hashes_agree(1, 2)
+
+
+def test_a_class_travels_by_value_wherever_it_is_defined(monkeypatch):
+    """What comes back is built anew, and the class at home is not touched."""
+    here = Uncopyable.__new__(Uncopyable)
+    before = dict(vars(Uncopyable))
+
+    there = probes.travelled(here)
+    assert probes.changed(Uncopyable, before) == []
+    monkeypatch.setattr(Uncopyable, "__module__", "__main__")
+    from_a_notebook = probes.travelled(here)
+
+    assert type(there).__name__ == type(from_a_notebook).__name__ == "Uncopyable"
+    assert type(there) is not Uncopyable
+
+
+def test_without_cloudpickle_nothing_is_said_of_travelling(monkeypatch):
+    """It is no dependency of the kit."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+
+    with pytest.raises(NotApplicableError, match="cloudpickle is not installed"):
+        probes.travelled(object())
 
 
 def test_a_wrapper_whose_class_takes_no_subclass_is_judged_by_the_other_laws():

@@ -32,6 +32,7 @@ class Car(Wrapper):
         ({"names": ["rpm", "gear"]}, "Engine has no gear"),
         ({"read_only": ["note"]}, r"read_only names \['note'\], which names does not"),
         ({"values": {"note": st.none()}}, r"values are given for \['note'\], which"),
+        ({"fluent": ["note"]}, r"fluent names \['note'\], which names does not"),
         ({"depth": 0}, "depth must be >= 1, got 0"),
         ({"waive": "dir"}, "waive must be a collection of names, got 'dir'"),
         ({"waive": ["typo"]}, r"waive names \['typo'\]; the laws are get, put-get"),
@@ -45,7 +46,7 @@ def test_an_argument_that_makes_no_sense_is_refused(entry, arguments, message):
         entry(Car, Engine, **options)
 
 
-def test_a_factory_that_cannot_wrap_its_own_result_says_how_deep_it_goes():
+def test_a_factory_that_cannot_wrap_its_own_result_is_judged_on_fewer_layers():
     """A wrapper that takes one class of target only is judged at depth 1."""
 
     def choosy(target):
@@ -53,12 +54,31 @@ def test_a_factory_that_cannot_wrap_its_own_result_says_how_deep_it_goes():
             raise TypeError(target)
         return Car(target)
 
-    with pytest.raises(ValueError, match="at depth 2; pass depth=1"):
-        judge(choosy, Engine, ["rpm"])
+    report = judge(choosy, Engine, ["rpm"], settings=FEW)
 
-    report = judge(choosy, Engine, ["rpm"], depth=1, settings=FEW)
     assert report.named("broken") == ()
     assert report.label == "choosy"
+    assert report.depth == 1
+    assert report["layers"].summary == "not applicable: needs 2 layers"
+
+
+def test_a_factory_that_makes_something_else_of_its_result_does_not_stack():
+    """As a compiler of modules compiles a compiled one to a function."""
+
+    def once(target):
+        return (lambda: target) if isinstance(target, Car) else Car(target)
+
+    assert judge(once, Engine, ["rpm"], settings=FEW).depth == 1
+
+
+def test_a_factory_that_cannot_wrap_even_a_target_raises_what_it_raises():
+    """That is no finding about depth."""
+
+    def refuses(target):
+        raise TypeError(f"not {target}")
+
+    with pytest.raises(TypeError, match="not <"):
+        judge(refuses, Engine, ["rpm"])
 
 
 def test_a_function_without_a_usable_name_is_called_factory():
@@ -68,6 +88,23 @@ def test_a_function_without_a_usable_name_is_called_factory():
     report = judge(nameless, Engine, ["rpm"], depth=1, settings=FEW)
 
     assert report.label == "factory"
+
+
+def test_two_functions_of_one_name_are_called_by_two():
+    """A factory and what builds a target may both be called ``make``."""
+
+    def make_of_engines():
+        def make():
+            return Engine()
+
+        return make
+
+    def make(target):
+        return Car(target)
+
+    report = judge(make, make_of_engines(), ["rpm"], depth=1, settings=FEW)
+
+    assert report["get"].status == "holds"
 
 
 def test_where_the_target_is_kept_can_be_told():
@@ -109,7 +146,7 @@ def test_a_target_in_a_slot_is_found():
 
     class Slotted:
         __slots__ = ("engine", "unbound")
-        rpm = Forwarded("engine")
+        rpm = Forwarded(to="engine")
 
         def __init__(self, engine):
             self.engine = engine
@@ -164,7 +201,7 @@ def test_methods_are_patched_only_where_they_can_be():
 
     class Slotted:
         __slots__ = ("inner",)
-        start = Forwarded("inner", kind="method")
+        start = Forwarded(to="inner", kind="method")
 
         def __init__(self, inner):
             self.inner = inner

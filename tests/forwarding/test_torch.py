@@ -233,7 +233,7 @@ def test_patching_groups_and_back_restores_the_list(depth):
 
 
 class InModule(Forwarding, torch.nn.Module, to="mod", forward="training"):
-    scale = Forwarded("mod")
+    scale = Forwarded(to="mod")
 
     def __init__(self, mod):
         object.__setattr__(self, "mod", mod)
@@ -268,13 +268,20 @@ def test_a_module_wrapper_leaves_the_mode_and_registers_the_module():
     verify(outer)
 
 
-def test_a_module_refuses_a_parameter_under_a_forwarded_name():
-    """``nn.Module.__setattr__`` registers parameters itself; nothing is lost."""
-    outer = InModule(Scaled())
-    with pytest.raises(KeyError, match="'scale' already exists"):
-        outer.scale = torch.nn.Parameter(torch.zeros(()))
+@each_depth
+def test_a_parameter_set_under_a_forwarded_name_replaces_the_inner_one(depth):
+    """``nn.Module.__setattr__`` would register it on the wrapper, or refuse."""
+    inner = Scaled()
+    outer = stack(inner, depth, InModule)
+    other = torch.nn.Parameter(torch.zeros(()))
+    for value in (other, None, other):
+        outer.scale = value
 
-    assert outer.mod.scale == 1
+        assert inner.scale is outer.scale is value
+    del outer.scale
+
+    assert not hasattr(inner, "scale")
+    assert "scale" not in inner.state_dict()
 
 
 class Box:

@@ -133,7 +133,7 @@ def test_a_target_below_the_declarations_is_found():
     """The order in a class body does not matter for paths in words."""
 
     class Upside:
-        start = Forwarded("engine")
+        start = Forwarded(to="engine")
         stop = Forwarded()
         engine = target(Engine)
 
@@ -162,7 +162,7 @@ def test_a_subclass_can_declare_more_of_an_inherited_target():
     """By a path in words, whose kind the inherited target still tells."""
 
     class Loud(Car):
-        again = Forwarded("engine.start")
+        again = Forwarded(path="engine.start")
 
     assert forwarded_attributes(Loud)["again"].kind == "method"
 
@@ -184,7 +184,11 @@ def test_a_dataclass_field_may_be_a_typed_target():
         Data()
 
 
-@pytest.mark.parametrize("value", ["inner.x", None, 3, target(Engine)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    ["inner.x", None, 3, target(Engine)],
+    ids=["path", "None", "number", "target"],
+)
 def test_forwarded_takes_only_attributes_of_a_target(value):
     """The message shows both spellings."""
     with pytest.raises(

@@ -48,8 +48,8 @@ class OnTarget(metaclass=ForwardingMeta):
 
 
 class Bare:
-    x = Forwarded("inner")
-    method = Forwarded("inner", kind="method")
+    x = Forwarded(to="inner")
+    method = Forwarded(to="inner", kind="method")
 
     def __init__(self, inner):
         self.inner = inner
@@ -57,8 +57,8 @@ class Bare:
 
 class Slotted:
     __slots__ = ("__weakref__", "inner")
-    x = Forwarded("inner")
-    method = Forwarded("inner", kind="method")
+    x = Forwarded(to="inner")
+    method = Forwarded(to="inner", kind="method")
 
     def __init__(self, inner):
         self.inner = inner
@@ -271,7 +271,7 @@ class RawBelow(Raw):
         (Pair, "extend", "data"),
         (Ints, "append", "method"),
         (Ints, "extend", "data"),
-        (Named, "method", "data"),
+        (Named, "method", "method"),
         (Raw, "append", "data"),
         (RawBelow, "extend", "data"),
     ],

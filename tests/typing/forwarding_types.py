@@ -48,8 +48,8 @@ class Car:
     rpm = forwarded(engine.rpm)
     speed = forwarded(engine.gearbox.ratio, doc="Ratio.")
     start = forwarded(engine.start)
-    serial = Forwarded("engine.serial", set=False)
-    weight = Forwarded[float]("engine.weight")
+    serial = Forwarded(path="engine.serial", set=False)
+    weight = Forwarded[float](path="engine.weight")
     typo = forwarded(engine.rmp)  # type: ignore[attr-defined]  # ty: ignore[missing-attribute]
 
     def __init__(self, engine: Engine) -> None:

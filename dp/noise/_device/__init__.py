@@ -1,1 +1,1 @@
-"""The same noise, drawn on an accelerator."""
+"""The same noise, drawn and rounded on an accelerator."""

@@ -1,8 +1,11 @@
-"""Uniform integers drawn on a GPU: ChaCha20, keyed by the operating system.
+"""Random words drawn on a GPU: ChaCha20 (RFC 8439), keyed by the operating system.
 
-What runs on the device is in :mod:`dp.noise._device.kernels.chacha`, which needs Triton. Where
-that is missing, cannot be compiled, or does not give the words that OpenSSL gives, the
-words come from the host, as :mod:`dp.noise._device.host_words` draws them.
+The kernel is in :mod:`dp.noise._device.kernels.chacha` and needs Triton. If Triton is
+missing, or the kernel does not compile or does not reproduce OpenSSL's key stream, words
+are drawn on the host instead (:mod:`dp.noise._device.host_words`).
+
+ChaCha20 and not AES, because it needs additions, exclusive ors and rotations only; a GPU
+has no instructions for AES, and tables would be slow there.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from dp._keystream import new_key
 from dp.noise._device.host_words import pinned
-from dp.noise._device.load_kernel import load_verified_kernel
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written")
@@ -26,9 +29,10 @@ __all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written
 WriteBlocks = Callable[[Tensor, Tensor, int], None]
 
 _CONSTANTS: Final = b"expand 32-byte k"
-_WORDS: Final = 16  # Of a block, with 4 bytes each.
-_CHECKED_FROM: Final = 2**32 - 70  # So that both words of the counter are checked.
-_CHECKED: Final = 200  # More blocks than a program of the kernel has.
+_WORDS: Final = 16  # In a block, of 4 bytes each.
+# The check crosses 2**32, so that both words of the counter are checked.
+_CHECKED_FROM: Final = 2**32 - 70
+_CHECKED: Final = 200  # Blocks to check: more than one program of the kernel writes.
 
 
 @final
@@ -42,8 +46,8 @@ class ChaChaWords:
 
     References:
         RFC 8439, section 2.3, with 20 rounds. Words 12 and 13 are the counter, as in
-        Bernstein, "ChaCha, a variant of Salsa20", 2008, and the nonce is zero: a key is
-        never used for a second stream.
+        Bernstein, "ChaCha, a variant of Salsa20", 2008. The nonce is zero, which is safe
+        because a key is never used for a second stream.
     """
 
     def __init__(self, device: torch.device, write_blocks: WriteBlocks) -> None:
@@ -59,9 +63,9 @@ class ChaChaWords:
         return words.view(dtype)[:count]
 
     def blocks_for(self, num_bytes: int) -> tuple[Tensor, int]:
-        """Return the input of the first of the next blocks, and how many they are.
+        """Reserve the next blocks: return the input of the first, and their number.
 
-        They are the caller's from now on: no other call returns one of them.
+        No other call returns one of them, so no word of the stream is used twice.
         """
         num_blocks = num_blocks_for(num_bytes)
         state = _state(self._device, self._key, self._num_blocks)
@@ -74,14 +78,14 @@ class ChaChaWords:
 
 @lru_cache
 def kernel_on(device: torch.device) -> WriteBlocks | None:
-    """Return what writes blocks on *device*, if there is such and it writes the right.
+    """Return a verified ChaCha20 kernel for *device*, or None.
 
-    A warning says why a kernel that is there is not used.
+    If there is a kernel that cannot be used, a warning says why.
     """
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     kernel = load_verified_kernel(
-        "chacha",
+        "dp.noise._device.kernels.chacha",
         lambda kernel: _check(kernel.write_blocks, device),
         otherwise=f"random words for {device} are drawn on the host",
     )
@@ -89,7 +93,7 @@ def kernel_on(device: torch.device) -> WriteBlocks | None:
 
 
 def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
-    """Compare some blocks with those of OpenSSL."""
+    """Compare blocks with OpenSSL's; raise ArithmeticError if they differ."""
     key = bytes(range(32))
     state = _state(device, key, _CHECKED_FROM)
     words = written(write_blocks, state, _CHECKED)
@@ -98,11 +102,11 @@ def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
         nonce = (_CHECKED_FROM + i).to_bytes(8, "little") + bytes(8)
         openssl = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
         if block.tobytes() != openssl.update(bytes(4 * _WORDS)):
-            raise ArithmeticError(f"block {_CHECKED_FROM + i} is not OpenSSL's")
+            raise ArithmeticError(f"block {_CHECKED_FROM + i} differs from OpenSSL's")
 
 
 def _state(device: torch.device, key: bytes, counter: int) -> Tensor:
-    """Return the input of a block: constants, key, counter and a nonce of zero."""
+    """Return the initial state of a block: constants, key, counter and zero nonce."""
     nonce = counter.to_bytes(8, "little") + bytes(8)
     state = pinned(_WORDS, torch.int32, device)
     state.numpy()[:] = np.frombuffer(_CONSTANTS + key + nonce, np.int32)
@@ -110,12 +114,12 @@ def _state(device: torch.device, key: bytes, counter: int) -> Tensor:
 
 
 def num_blocks_for(num_bytes: int) -> int:
-    """Return how many blocks are enough; at least one, for a kernel to have work."""
+    """Return a sufficient number of blocks; at least one, as a launch needs a grid."""
     return num_bytes // (4 * _WORDS) + 1
 
 
 def written(write_blocks: WriteBlocks, state: Tensor, num_blocks: int) -> Tensor:
-    """Return blocks, word 0 of all of them first, in int32."""
+    """Return blocks as int32: word 0 of every block first, then word 1, and so on."""
     words = state.new_empty(_WORDS * num_blocks)
     write_blocks(state, words, num_blocks)
     return words

@@ -1,19 +1,31 @@
-"""Most of the rounding on a device: what sixteen bits and float32 can decide.
+"""First rounding stage on a device: elements decided by 16 random bits in float32.
 
-The stage exists twice: in torch's operations, and as one kernel of Triton, in
-:mod:`dp.noise._device.kernels.rounding`, which reads and writes memory a tenth as often. They
-give the same results and leave the same elements. Their bound on the error of float32 is
-that of :mod:`dp.noise._host.lattice` with two differences:
+The stage exists twice: in torch operations, and as one Triton kernel in
+:mod:`dp.noise._device.kernels.rounding`, which needs a tenth of the memory traffic. Both
+give the same results and leave the same elements undecided. An element is decided if the
+sum of its noise's cell centre and ``x / g`` is so far from the midpoint of two lattice
+points that neither the reach of the cell nor the errors of float32 can carry it across.
+The reach is that of the widest cell within 2.5 standard deviations; what lies outside is
+not decided here. 2 to 4 percent are left.
 
-* ``M`` is each element's own, not the largest of the vector, and that part of the bound
-  is added to the distance instead of being taken from the limit. Where both together
-  are at most 1/2, their sum is off by ``2**-25``, which is the line "the bound itself"
-  of the table. So one huge sum sends no others to float64.
-* Products by powers of two share a kernel with a sum. They are exact, so that it does
-  not matter whether the compiler contracts both to one instruction. There are no other
-  products, and every operation rounds as IEEE 754 says.
+16 bits and not 24, as on the host: bits in the second stage are cheap on a device, and
+each look-up reads 4 bytes.
 
-Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left.
+The errors, in lattice units, where ``s / g`` is below ``2**5``, so that a centre is below
+``2**6.4``, and ``R`` is the rounded sum:
+
+====================================  ==================================================
+the centre in float32                 ``2**-18``
+the sum with ``x / g``                ``2**-24 * |R| + 2**-18``
+the distance plus margin              ``2**-25``
+together                              less than ``2**-16 + 2**-23 * |R|``
+====================================  ==================================================
+
+Products by powers of two share a kernel with a sum. They are exact, so it does not matter
+whether the compiler contracts both to one instruction. There are no other products, and
+every operation rounds as IEEE 754 says.
+
+Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left undecided.
 """
 
 from collections.abc import Callable
@@ -21,17 +33,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol, Self, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dp import _tuning
 from dp.noise._device.chacha import ChaChaWords, WriteBlocks, num_blocks_for, written
-from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.lattice import (
     FLOAT32_ERROR,
-    FLOAT32_ERROR_OF_X,
+    FLOAT32_ERROR_OF_SUM,
+    cells,
     granularity,
-    lattice_table,
 )
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = (
@@ -41,16 +56,16 @@ __all__ = (
     "TritonFloat32",
     "Undecided",
     "Words",
+    "lattice_table",
     "rounding_kernel_on",
 )
 
-_LONGEST_IN_TORCH: Final = 1 << 26  # Bytes; temporaries take up to four times that.
-_LONGEST_IN_ONE_KERNEL: Final = 1 << 25  # Elements; temporaries take 3 to 17 bytes.
+_LARGEST_CENTRE: Final = 2.5  # Cells further out are left to float64.
 _CHECKED: Final = (1 << 16) + 7
 
 
 class Words(Protocol):
-    """Where uniform bits come from."""
+    """A source of uniform random bits."""
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return integers, uniform over all values of *dtype*, on the device."""
@@ -58,15 +73,15 @@ class Words(Protocol):
 
 
 class Blocks(Words, Protocol):
-    """Where they come from in blocks of ChaCha20."""
+    """A source of uniform random bits in blocks of ChaCha20."""
 
     def blocks_for(self, num_bytes: int) -> tuple[Tensor, int]:
-        """Return the input of the first of the next blocks, and how many they are."""
+        """Reserve the next blocks: return the input of the first, and their number."""
         ...
 
 
 class Undecided(NamedTuple):
-    """The C elements that are not decided: where, their sums and their 16 bits."""
+    """The C undecided elements: their indices, sums and 16 random bits."""
 
     indices: Tensor
     x: Tensor
@@ -74,27 +89,29 @@ class Undecided(NamedTuple):
 
 
 class FirstStage(Protocol):
-    """Either way of it."""
+    """The stage, in torch operations or as a kernel."""
 
     def round_(self, x_N: Tensor) -> Undecided:
-        """Add noise and round, in place; return what that may be wrong for."""
+        """Add noise and round, in place; return the elements that stay undecided."""
         ...
 
     def longest(self, dtype: torch.dtype) -> int:
-        """Return how long a vector may be for temporaries of some 200 MB."""
+        """Return the longest vector whose temporaries stay near 200 MB."""
         ...
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lattice:
-    """Where results lie, and what float32 needs to know of it.
+    """The lattice of results, and the constants of the float32 stage.
 
     Attributes:
-        spacing: Of the lattice; a power of two.
+        spacing: The lattice's; a power of two, so that dividing by it is exact.
         scale: Standard deviation in lattice units.
-        centres: In lattice units, NaN where float32 must not decide; on the device.
-        safe_distance: Up to which from an integer a sum is rounded surely.
+        centres: Centres of the cells in lattice units, on the device; NaN where float32
+            must not decide.
+        safe_distance: The largest distance of a sum from an integer at which rounding
+            is certainly correct.
     """
 
     spacing: float
@@ -117,7 +134,7 @@ class Lattice:
 
 @final
 class TorchFloat32:
-    """The stage in torch's operations, for float32 and float64."""
+    """The stage in torch operations, for float32 and float64."""
 
     def __init__(self, lattice: Lattice, words: Words) -> None:
         self._lattice = lattice
@@ -125,7 +142,7 @@ class TorchFloat32:
 
     def longest(self, dtype: torch.dtype) -> int:
         """See :class:`FirstStage`."""
-        return _LONGEST_IN_TORCH // dtype.itemsize
+        return _tuning.LONGEST_IN_TORCH // dtype.itemsize
 
     def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""
@@ -143,14 +160,14 @@ class TorchFloat32:
         sum_N += steps_N
         torch.round(sum_N, out=steps_N)
         distance_N = sum_N.sub_(steps_N).abs_()
-        distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_X)
+        distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_SUM)
         is_safe_N = distance_N <= self._lattice.safe_distance  # False if it is NaN.
         return is_safe_N.logical_not_().nonzero().squeeze(1)
 
 
 @final
 class TritonFloat32:
-    """The stage as one kernel, with the words in it, for float32."""
+    """The stage as one kernel that also draws the words, for float32."""
 
     def __init__(
         self, lattice: Lattice, words: Blocks, kernel: Callable[..., None]
@@ -164,7 +181,7 @@ class TritonFloat32:
         """See :class:`FirstStage`."""
         if dtype != torch.float32:
             return self._for_float64.longest(dtype)
-        return _LONGEST_IN_ONE_KERNEL
+        return _tuning.LONGEST_IN_ONE_KERNEL
 
     def round_(self, x_N: Tensor) -> Undecided:
         """See :class:`FirstStage`."""
@@ -182,7 +199,7 @@ class TritonFloat32:
             centres=self._lattice.centres,
             spacing=self._lattice.spacing,
             safe_distance=self._lattice.safe_distance,
-            error_of_x=FLOAT32_ERROR_OF_X,
+            error_of_x=FLOAT32_ERROR_OF_SUM,
         )
         where_C = is_left_N.nonzero().squeeze(1)
         return Undecided(where_C, x_N[where_C], words_N[where_C])
@@ -192,12 +209,9 @@ class TritonFloat32:
 def rounding_kernel_on(
     device: torch.device, write_blocks: WriteBlocks
 ) -> Callable[..., None] | None:
-    """Return the kernel of the stage, if it does on *device* what torch does.
-
-    A warning says why it is not used.
-    """
+    """Return a kernel of the stage that is verified on *device*, or None with a warning."""
     module = load_verified_kernel(
-        "rounding",
+        "dp.noise._device.kernels.rounding",
         lambda module: _check(module.round_in_float32, write_blocks, device),
         otherwise=f"noise on {device} is rounded in many operations",
     )
@@ -207,7 +221,7 @@ def rounding_kernel_on(
 def _check(
     kernel: Callable[..., None], write_blocks: WriteBlocks, device: torch.device
 ) -> None:
-    """Compare the kernel with torch's operations, for equal words."""
+    """Compare the kernel with torch operations on the same words; raise if they differ."""
     lattice = Lattice.on(device, 1.7)
     x_N = torch.arange(_CHECKED, device=device).float().sub(3e4).square().mul(0.0123)
     x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
@@ -219,13 +233,13 @@ def _check(
     by_torch_N[expected.indices] = expected.x
     same = zip((by_kernel_N, *left), (by_torch_N, *expected), strict=True)
     if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same):
-        raise ArithmeticError("its results are not those of torch's operations")
+        raise ArithmeticError("its results differ from those of torch operations")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """The same blocks again and again, for comparisons."""
+    """The same blocks at every call, to compare two implementations."""
 
     write_blocks: WriteBlocks
     state: Tensor
@@ -240,6 +254,14 @@ class _Given:
 
 @lru_cache(maxsize=8)
 def _table_on(device: torch.device, scale: float) -> tuple[Tensor, float]:
-    """The table of the first stage, kept where it is used."""
+    """Return the table of centres on *device*, and the longest reach of a cell."""
     table, reach = lattice_table(scale)
     return torch.from_numpy(table).to(device), reach
+
+
+def lattice_table(scale: float) -> tuple[NDArray[np.float32], float]:
+    """Return centres in lattice units, NaN where float32 must not decide; the longest reach."""
+    centres, halves = cells()
+    inner = np.abs(centres) < _LARGEST_CENTRE
+    table = np.where(inner, centres * scale, np.nan).astype(np.float32)
+    return table, float(halves[inner].max()) * scale

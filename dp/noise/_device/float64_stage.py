@@ -1,16 +1,14 @@
-"""The rest of the rounding on a device: 64 more bits and float64 for what is left.
+"""Second rounding stage on a device: the remaining elements, with 64 more bits in float64.
 
-This is :mod:`dp.noise._host.exact` in torch's operations or in kernels of Triton. They
-give the same results. What is different on a device:
+This is :mod:`dp.noise._host.exact` in torch operations or in Triton kernels, which give
+the same results. The differences on a device:
 
-* There all that float32 left comes here; the stage in between is left out. Bits are
-  cheap on a device, and it is one point less at which the host has to wait.
 * Every operation rounds once, as IEEE 754 says; a compiler may contract products and
-  sums only in kernels and within ``torch.special.ndtri``. Where it does that is one
-  rounding less for each step of Cephes' polynomials, and for the sum of fraction and
-  noise. CUDA's ``log`` and ``sqrt`` in float64 err by 1 ulp and not at all, those of
-  other devices by 2. The bound of ``2**-40`` for a quantile is 100 times that and more.
-* What float64 is not sure of is decided by the host, an element at a time.
+  sums only in kernels and within ``torch.special.ndtri``. A contraction saves one
+  rounding in a step of Cephes' polynomials, or in the sum of fraction and noise. CUDA's
+  float64 ``sqrt`` is correctly rounded and its ``log`` errs by 1 ulp; other devices err
+  by 2. The bound of ``2**-40`` for a quantile is more than 100 times as large.
+* Elements that float64 cannot decide are decided on the host, one at a time.
 
 Shapes: ``C`` elements of a vector of ``N``.
 """
@@ -25,30 +23,31 @@ import torch
 from torch import Tensor
 
 from dp.noise._device.float32_stage import Lattice, Undecided
-from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.exact import (
-    FIRST_BITS,
     MIN_PROBABILITY,
     MORE_BITS,
+    REST_BITS,
     SAFE_DISTANCE,
     round_exact,
 )
+from dp.noise._host.lattice import CELL_BITS
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = ("LastStage", "TorchFloat64", "TritonFloat64", "last_resort", "last_stage_on")
 
-_SMALLEST: Final = 2.0 ** -(FIRST_BITS + MORE_BITS)
+_SMALLEST: Final = 2.0 ** -(CELL_BITS + MORE_BITS)
 
 
 class LastStage(Protocol):
-    """Either way of it."""
+    """The stage, in torch operations or in kernels."""
 
     def round_(self, x_N: Tensor, left: Undecided, more_C: Tensor) -> Tensor:
-        """Round what is left, in place; return where that may be wrong.
+        """Round the undecided elements, in place; return a mask of those still unsure.
 
         Args:
-            x_N: The vector, which has anything where something is left.
-            left: Elements that nothing was added to yet.
+            x_N: The vector. Its values at undecided elements are not read.
+            left: The undecided elements, without noise.
             more_C: The next 64 bits of each.
         """
         ...
@@ -57,7 +56,7 @@ class LastStage(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class TorchFloat64:
-    """The stage in torch's operations."""
+    """The stage in torch operations."""
 
     lattice: Lattice
 
@@ -76,18 +75,20 @@ class TorchFloat64:
 def in_float64(
     bits_C: Tensor, more_C: Tensor, fraction_C: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Round in float64, and say for which elements it may be wrong.
+    """Round in float64; also return a mask of the elements where that may be wrong.
 
-    Every number up to the quantile is bit for bit that of ``_refinement``: 64 bits
-    become a float by one rounding, since each half of them is exact.
+    64 bits become a float by one rounding, since each half of them is exact. The errors
+    are those of :mod:`dp.noise._host.exact`, but for the bits that were not drawn: from
+    the 81st on they add ``2**-80`` to ``U``, which moves ``Z`` by ``2**-39.5``. In lattice
+    units, with the rounding of the sum, that is still less than ``2**-33``.
     """
-    half = 1 << (FIRST_BITS - 1)
+    half = 1 << (CELL_BITS - 1)
     upper_C = bits_C >= half
     bits_C = torch.where(upper_C, 2 * half - 1 - bits_C, bits_C)
     more_C = torch.where(upper_C, ~more_C, more_C)
     low_C, high_C = more_C & 0xFFFFFFFF, (more_C >> 32) & 0xFFFFFFFF
     more_C = high_C.double() * 2.0**32 + low_C.double()
-    tail_C = (bits_C.double() + more_C * 2.0**-MORE_BITS) * 2.0**-FIRST_BITS
+    tail_C = (bits_C.double() + more_C * 2.0**-MORE_BITS) * 2.0**-CELL_BITS
     unsure_C = tail_C < MIN_PROBABILITY
     normal_C = torch.special.ndtri(tail_C.clamp(min=_SMALLEST))
     sum_C = fraction_C + torch.where(upper_C, -normal_C, normal_C) * scale
@@ -97,7 +98,7 @@ def in_float64(
 
 
 class Kernels(Protocol):
-    """What is used of ``kernels.decision``, which may be missing."""
+    """The interface of ``kernels.decision``, which needs Triton."""
 
     def write_tails(self, words_C: Tensor, more_C: Tensor, tail_C: Tensor) -> None:
         """Write the smaller of ``U`` and ``1 - U``."""
@@ -115,14 +116,14 @@ class Kernels(Protocol):
         constants: Tensor,
         is_unsure_C: Tensor,
     ) -> None:
-        """Round sums in place, and say where that may be wrong."""
+        """Round sums in place, and write a mask of those where that may be wrong."""
         ...
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TritonFloat64:
-    """The stage in two kernels, with the quantile of torch in between."""
+    """The stage in two kernels, with torch's quantile function in between."""
 
     lattice: Lattice
     kernels: Kernels
@@ -148,34 +149,40 @@ class TritonFloat64:
 
 
 def last_resort(x: float, words: list[int], lattice: Lattice) -> float:
-    """Return the result for one element, by 320 bits on the host.
+    """Return the result for one element, in 320-bit arithmetic on the host.
 
     Args:
         x: The sum.
-        words: The first 16 bits, the next 64, and the last 192 as three numbers of 64;
-            each number may be negative.
-        lattice: Where the result lies.
+        words: The first 16 bits, the next 64, and the last 192 as three words of 64.
+            Signed words stand for the unsigned ones with the same bits.
+        lattice: The lattice of results.
     """
     if not math.isfinite(x):
         return x
-    fraction = x / lattice.spacing  # Exact, and what is taken from it, too.
+    fraction = x / lattice.spacing  # Exact, and so is subtracting the whole part.
     whole = round(fraction)
     fraction -= whole
-    bits = words[0] % (1 << FIRST_BITS)
-    about = (bits + 0.5) / (1 << FIRST_BITS)
+    bits = words[0] % (1 << CELL_BITS)
+    about = (bits + 0.5) / (1 << CELL_BITS)
     guess = round(NormalDist(fraction, lattice.scale).inv_cdf(about))
-    steps = round_exact([bits, *words[1:]], fraction, lattice.scale, guess)
+    steps = round_exact(
+        [bits, *words[1:]],
+        fraction,
+        lattice.scale,
+        guess,
+        num_bits=CELL_BITS + MORE_BITS + REST_BITS,
+    )
     return (steps + whole) * lattice.spacing
 
 
 @lru_cache
 def last_stage_on(device: torch.device) -> Kernels | None:
-    """Return the kernels of the stage, if they do on *device* what torch does.
+    """Return the kernels of the stage, verified on *device*, or None with a warning.
 
-    A warning says why they are not used. Not to be asked where Triton is missing.
+    Call it only where Triton is installed.
     """
     kernels = load_verified_kernel(
-        "decision",
+        "dp.noise._device.kernels.decision",
         lambda kernels: _check(cast("Kernels", kernels), device),
         otherwise=f"noise on {device} is refined in many operations",
     )
@@ -183,9 +190,9 @@ def last_stage_on(device: torch.device) -> Kernels | None:
 
 
 def _check(kernels: Kernels, device: torch.device) -> None:
-    """Compare the kernels with torch's operations, in each cell of the table.
+    """Compare the kernels with torch operations in every cell; raise if they differ.
 
-    In float64 with a scale so large that a tail may not be off by a millionth.
+    In float64 also with a scale at which an error of 1e-6 in a tail would show.
     """
     lattice = Lattice.on(device, 1.7)
     words_C = torch.arange(-(1 << 15), 1 << 15, device=device)
@@ -197,20 +204,22 @@ def _check(kernels: Kernels, device: torch.device) -> None:
         x_N = words_C.to(dtype).square().mul(0.0123)
         x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
         left = Undecided(indices_C, x_N[indices_C], words_C.to(torch.int16))
-        ours, theirs = torch.full_like(x_N, 7.0), x_N.clone()
-        unsure_C = TritonFloat64(checked_lattice, kernels).round_(ours, left, more_C)
-        expected_C = TorchFloat64(checked_lattice).round_(theirs, left, more_C)
-        theirs[indices_C[expected_C]] = 7.0
+        by_kernels_N, by_torch_N = torch.full_like(x_N, 7.0), x_N.clone()
+        unsure_C = TritonFloat64(checked_lattice, kernels).round_(
+            by_kernels_N, left, more_C
+        )
+        expected_C = TorchFloat64(checked_lattice).round_(by_torch_N, left, more_C)
+        by_torch_N[indices_C[expected_C]] = 7.0
         if not (
-            torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+            torch.equal(by_kernels_N.nan_to_num(), by_torch_N.nan_to_num())
             and torch.equal(unsure_C, expected_C)
             and expected_C.any()
         ):
-            raise ArithmeticError("its results are not those of torch's operations")
+            raise ArithmeticError("its results differ from those of torch operations")
 
 
 @lru_cache(maxsize=8)
 def _constants_on(device: torch.device, scale: float, spacing: float) -> Tensor:
-    """In float64, which Triton does not take as arguments."""
+    """Return the stage's constants as a float64 tensor: Triton takes no such arguments."""
     numbers = [scale, spacing, 1 / spacing, MIN_PROBABILITY, SAFE_DISTANCE]
     return torch.tensor(numbers, dtype=torch.float64, device=device)

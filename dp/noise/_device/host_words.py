@@ -1,28 +1,27 @@
-"""Uniform integers for a device, drawn on the host and sent there."""
+"""Random words for a device, drawn on the host and copied there."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp._keystream import Keystream
 
 
 __all__ = ("HostWords", "pinned")
 
-_LEAST_SHARE: Final = 1 << 20  # Bytes that are worth a thread: 0.2 ms.
-
 
 @final
 class HostWords:
-    """The keystreams of one call for one device, one for each thread.
+    """The keystreams of one call for one device, one per thread.
 
     Args:
-        device: Where the words are wanted.
-        pool: Threads to draw on; AES gives them the processor.
-        num_threads: How many of them.
+        device: The destination of the words.
+        pool: The threads to draw on. AES releases the GIL, so they run in parallel.
+        num_threads: The number of threads.
     """
 
     def __init__(
@@ -36,12 +35,12 @@ class HostWords:
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return *count* integers, uniform over all values of *dtype*.
 
-        The copy is in flight when this returns. Torch gives the pinned memory to no
-        one else before it has arrived.
+        The copy may be in flight when this returns. Torch's caching allocator does not
+        reuse the pinned memory before the copy is done.
         """
         words = pinned(count, dtype, self._device)
         buffer = words.numpy().view(np.uint8)
-        share = max(_LEAST_SHARE, -(-len(buffer) // self._num_threads))
+        share = max(_tuning.LEAST_KEYSTREAM_SHARE, -(-len(buffer) // self._num_threads))
         parts = [buffer[i : i + share] for i in range(0, len(buffer), share)]
         while len(self._keystreams) < len(parts):
             self._keystreams.append(Keystream("noise"))
@@ -53,6 +52,6 @@ class HostWords:
 
 
 def pinned(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return memory of the host, from which copies to *device* need no waiting."""
+    """Return host memory from which copies to *device* can be asynchronous."""
     is_cuda = device.type == "cuda"
     return torch.empty(count, dtype=dtype, device="cpu", pin_memory=is_cuda)

@@ -1,20 +1,22 @@
-"""The exact sum of a number and a Gaussian, rounded where the number is: on a GPU.
+"""The exact sum of a tensor and Gaussian noise, rounded to a lattice on a GPU.
 
 This is :class:`dp.noise._host.lattice.RoundedGaussian` for devices that have float64. The
-argument is the one given there; what differs is said with the two stages in
-:mod:`dp.noise._device.float32_stage` and :mod:`dp.noise._device.float64_stage`. Where Triton is installed
-both are kernels, and so is the generator; elsewhere they are torch's operations.
+argument for exactness is given there; the docstrings of
+:mod:`dp.noise._device.float32_stage` and :mod:`dp.noise._device.float64_stage` state the
+differences. With Triton both stages and the generator are kernels; without it they are
+torch operations.
 
-Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left, some at once.
+Shapes: ``N`` elements of a vector, ``C`` candidates that float32 left undecided.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.noise._chunks import as_vector
 from dp.noise._device.chacha import ChaChaWords, kernel_on
 from dp.noise._device.float32_stage import (
@@ -39,11 +41,9 @@ from dp.noise._host.exact import REST_BITS
 
 __all__ = ("OnDevice", "add_rounded")
 
-_CANDIDATES: Final = 1 << 21  # Temporaries of 8 bytes: not too many of them at once.
-
 
 def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
-    """Add rounded noise to chunks of tensors, each on the device that it is on."""
+    """Add rounded noise to chunks of tensors, each on its own device."""
     num_threads = torch.get_num_threads()
     noises: dict[torch.device, OnDevice] = {}
     with ThreadPoolExecutor(num_threads) as pool:
@@ -58,7 +58,7 @@ def add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
 def _noise_on(
     device: torch.device, stddev: float, pool: ThreadPoolExecutor, num_threads: int
 ) -> "OnDevice":
-    """Use what the device has: kernels, or one of them, or words of the host."""
+    """Combine the verified kernels of *device* with torch operations for the rest."""
     lattice = Lattice.on(device, stddev)
     last: LastStage = TorchFloat64(lattice)
     write_blocks = kernel_on(device)
@@ -77,13 +77,13 @@ def _noise_on(
 
 @final
 class OnDevice:
-    """The noise of one call on one device, added and rounded.
+    """The noise of one call on one device.
 
     Args:
-        lattice: Where results lie, which tells the standard deviation.
-        words: Where the uniform bits come from.
-        first_stage: What decides most of the elements, with bits of its own.
-        last_stage: What decides the others.
+        lattice: The lattice of results, with the standard deviation.
+        words: The source of random bits.
+        first_stage: Decides most elements, in float32 and with 16 bits of its own.
+        last_stage: Decides the others, in float64 and with 64 more bits.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class OnDevice:
             left = self._first_stage.round_(part_N)
             if not len(left.x):
                 continue
-            pieces = (of_C.split(_CANDIDATES) for of_C in left)
+            pieces = (of_C.split(_tuning.CANDIDATES_AT_ONCE) for of_C in left)
             for piece in zip(*pieces, strict=True):
                 self._decide(part_N, Undecided(*piece))
 
     def _decide(self, x_N: Tensor, left: Undecided) -> None:
-        """Round what is left, with more bits."""
+        """Round the undecided elements, with 64 more bits and then with all."""
         more_C = self._words.draw(len(left.x), torch.int64)
         unsure_C = self._last_stage.round_(x_N, left, more_C)
-        if unsure_C.any():
+        if unsure_C.any():  # About 1 in 2**30: worth no kernel.
             for i in unsure_C.nonzero().squeeze(1).tolist():
                 rest = self._words.draw(REST_BITS // 64, torch.int64).tolist()
                 x_N[left.indices[i]] = last_resort(

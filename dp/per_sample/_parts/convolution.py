@@ -1,16 +1,27 @@
 """Gradients of convolution kernels.
 
+There are two ways to one example's gradient, and which is faster depends on the
+channels and the device:
+
+* as products of *windows*: every position at which the kernel is applied reads a window
+  of the input, and the gradient is ``grads[O, positions] @ windows[positions, C * K]``,
+  a matrix product whose norms may also come from Gram matrices (Bu et al.,
+  https://arxiv.org/abs/2205.10683);
+* as one convolution with as many groups as examples (Rochette et al.,
+  https://arxiv.org/abs/1912.06015).
+
 Shapes: ``B`` examples, ``T`` images of an example, ``C`` channels in, ``O`` out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
+from dp import _tuning
 from dp.per_sample._parts.factored import FactoredGrads, gram_is_cheaper
 from dp.per_sample._parts.part import (
     GradPart,
@@ -25,22 +36,17 @@ from dp.per_sample._parts.part import (
 
 __all__ = ("ConvolutionGrads",)
 
-# Pairs of channels from which a product of windows is faster than a convolution of
-# as many groups as examples. On an accelerator it always is: 4 times as fast and more.
-_MANY_CHANNELS: Final = {"cpu": 64 * 64}
-_CACHE: Final = 1 << 20  # Of windows at a time: what a core's cache holds.
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvolutionGrads(GradPart):
-    """Gradients of a convolution's kernel, computed when they are asked for.
+    """Gradients of a convolution's kernel, computed on demand.
 
     Args:
         inputs: [B, T, C, ...].
         grads: [B, T, O, ...], of the outputs.
         kernel: The kernel itself.
-        stride: As all that follow, of the convolution.
+        stride: Like the remaining arguments, as ``torch.convolution`` takes it.
     """
 
     inputs: Tensor
@@ -72,16 +78,17 @@ class ConvolutionGrads(GradPart):
         if not self._is_product:
             return self._convolved(examples)
         start, stop, _ = examples.indices(len(self.inputs))
-        found = [
-            self._product(slice(start + some.start, min(start + some.stop, stop)))
-            for some in self._chunks(stop - start)
+        products = [
+            self._product(slice(start + chunk.start, min(start + chunk.stop, stop)))
+            for chunk in self._chunks(stop - start)
         ]
-        grads = torch.cat([product.gradients(slice(None)) for product in found])
+        grads = torch.cat([product.gradients(slice(None)) for product in products])
         return grads.view(-1, *self.kernel.shape)
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)
         factors = factors_B.to(total.dtype).view(-1, *[1] * (grads.dim() - 1))
+        # An ordinary backward of the whole batch, on gradients that were scaled.
         weighted = self._backward(
             inputs.flatten(0, 1),
             (grads * factors).flatten(0, 1),
@@ -93,16 +100,16 @@ class ConvolutionGrads(GradPart):
         else:
             total.copy_(weighted)
 
-    def mask_examples(self, bad_B: Tensor) -> GradPart:
+    def mask_examples(self, mask_B: Tensor) -> "ConvolutionGrads":
         return replace(
             self,
-            inputs=zeroed(self.inputs, bad_B),
-            grads=zeroed(self.grads, bad_B),
+            inputs=zeroed(self.inputs, mask_B),
+            grads=zeroed(self.grads, mask_B),
         )
 
     @property
     def is_gram_cheaper(self) -> bool:
-        """Whether norms are found faster than the gradients themselves."""
+        """Whether norms take less time than the gradients themselves."""
         return self._is_product and gram_is_cheaper(
             self._num_positions,
             self.kernel[0].numel(),
@@ -111,30 +118,34 @@ class ConvolutionGrads(GradPart):
 
     @property
     def _num_positions(self) -> int:
-        """Return how often an example's kernel is applied."""
+        """The number of positions at which one image meets the kernel."""
         fixed = self.inputs if self.transposed else self.grads
         return fixed[0, :, 0].numel()
 
     @property
     def _is_product(self) -> bool:
-        """Whether gradients are found as products of windows and what they became."""
-        fewest = _MANY_CHANNELS.get(self.inputs.device.type, 0)
+        """Whether gradients are computed as products of windows."""
+        fewest = _tuning.MANY_CHANNEL_PAIRS.get(self.inputs.device.type, 0)
         pairs = self.kernel.shape[0] * self.kernel.shape[1]
         is_pointwise = self.kernel.numel() == pairs
         return not fewest or (self.groups == 1 and (is_pointwise or pairs >= fewest))
 
     def _chunks(self, num_samples: int) -> list[slice]:
-        """Return slices of examples whose windows do not need much memory."""
+        """Return slices of examples whose windows fit in a cache, or a chunk of memory."""
         windowed = self._num_positions * self.kernel[0].numel() * self.groups
         size = 4 * max(windowed, self.kernel.numel())
-        at_most = _CACHE if self.inputs.is_cpu else chunk_bytes(self.inputs.device)
+        at_most = (
+            _tuning.WINDOW_CHUNK_BYTES
+            if self.inputs.is_cpu
+            else chunk_bytes(self.inputs.device)
+        )
         return chunks(num_samples, size, at_most)
 
     def _product(self, examples: slice) -> FactoredGrads:
-        """Return [b, positions, O] times [b, positions, C * ...] as gradients.
+        """Return the gradients as [b, positions, O] times [b, positions, C * ...].
 
-        Of several groups, each has factors of its own, on a second axis. A transposed
-        convolution slides over what comes out of it.
+        With several groups, each group has factors of its own, on a second axis. A
+        transposed convolution slides over its outputs, not its inputs.
         """
         moving, fixed = wide(self.inputs[examples]), wide(self.grads[examples])
         if self.transposed:
@@ -149,7 +160,10 @@ class ConvolutionGrads(GradPart):
         )
 
     def _windows(self, images: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return [b * T, C, *kernel, *positions], each element where it is read."""
+        """Return [b * T, C, *kernel, *positions]: a strided view of the padded images.
+
+        With a kernel of 3 and a stride of 1, ``windows[..., k, p]`` is element ``p + k``.
+        """
         sides = [
             pad for padding in reversed(self.padding) for pad in (padding, padding)
         ]

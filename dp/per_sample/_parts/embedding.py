@@ -1,14 +1,19 @@
-"""Gradients of embeddings.
+"""Gradients of embedding tables.
+
+An example's gradient is zero but for the rows that it looked up, so only the lookups
+are held. A row that was looked up twice must be summed before it is squared.
 
 Shapes: ``B`` examples, ``L`` lookups in all, ``D`` embedding dimensions, ``V`` rows of
 the table, ``K`` pairs of an example and a row, ``T`` positions of an example.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
     GradPart,
@@ -19,12 +24,20 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("EmbeddingGrads",)
+__all__ = ("EmbeddingGrads", "join_tables")
 
 
 @final
 class EmbeddingGrads(GradPart):
-    """Gradients of a table: each example touches the rows that it looks up."""
+    """Gradients of a table, as one row for every lookup.
+
+    Args:
+        indices_L: The row of each lookup.
+        owners_L: The example of each lookup.
+        grads_LD: The gradient of what it returned.
+        num_rows: The number of rows of the table.
+        num_samples: The number of examples.
+    """
 
     def __init__(
         self,
@@ -36,12 +49,13 @@ class EmbeddingGrads(GradPart):
         num_samples: int,
     ) -> None:
         self.indices_L = indices_L
-        self.owners_L = owners_L  # Whose lookup it is.
+        self.owners_L = owners_L
         self.grads_LD = grads_LD
         self.num_rows = num_rows
         self.num_samples = num_samples
 
     def squared_norms(self) -> Tensor:
+        # (example, row) as one number: lookups of one pair are summed, then squared.
         keys_L = self.indices_L + self.owners_L * self.num_rows
         touched_K, where_L = keys_L.unique(return_inverse=True)
         grads_LD = wide(self.grads_LD)
@@ -54,8 +68,11 @@ class EmbeddingGrads(GradPart):
     def products_with(self, head: FactoredGrads | MaterializedGrads) -> Tensor:
         """Return each example's inner product with the gradient of an output layer.
 
+        A language model may use one table for its inputs and its outputs. The norm of
+        the sum of both is |a|^2 + |b|^2 + 2 <a, b>, of which this is <a, b>.
+
         Args:
-            head: Of the same table: its left factor is [B, T, V].
+            head: The other use of the same table: its left factor is [B, T, V].
         """
         if isinstance(head, MaterializedGrads):
             rows_LD = wide(head.grads_BP[self.owners_L, self.indices_L])
@@ -63,15 +80,18 @@ class EmbeddingGrads(GradPart):
             products_B = products_L.new_zeros(self.num_samples)
             return products_B.index_add_(0, self.owners_L, products_L)
         left_BTV, right_BTD = wide(head.left), wide(head.right)
-        # One lookup meets T positions: a_LT of the head's gradient at its row.
+        # The head's gradient in row v is the sum over t of left[t, v] * right[t], so a
+        # lookup of row v needs left[:, v] alone.
         at_row_LT = left_BTV[self.owners_L, :, self.indices_L]
-        found = []
-        for lookups in torch.arange(len(self.indices_L)).split(4096):
+        products = []
+        for lookups in torch.arange(len(self.indices_L)).split(_tuning.LOOKUPS_AT_ONCE):
             inputs_LTD = right_BTD[self.owners_L[lookups]]
             grads_LD1 = wide(self.grads_LD[lookups])[..., None]
-            found.append(((inputs_LTD @ grads_LD1)[..., 0] * at_row_LT[lookups]).sum(1))
+            products.append(
+                ((inputs_LTD @ grads_LD1)[..., 0] * at_row_LT[lookups]).sum(1)
+            )
         products_B = right_BTD.new_zeros(self.num_samples)
-        return products_B.index_add_(0, self.owners_L, torch.cat(found))
+        return products_B.index_add_(0, self.owners_L, torch.cat(products))
 
     def gradients(self, examples: slice) -> Tensor:
         start, stop, _ = examples.indices(self.num_samples)
@@ -90,11 +110,35 @@ class EmbeddingGrads(GradPart):
             total.zero_()
         total.index_add_(0, self.indices_L, weighted_LD)
 
-    def mask_examples(self, bad_B: Tensor) -> GradPart:
+    def owned_by(self, unit_B: Tensor, num_units: int) -> GradPart:
+        owners_L = unit_B[self.owners_L]
+        kept_K = (owners_L >= 0).nonzero()[:, 0]
+        return EmbeddingGrads(
+            self.indices_L[kept_K],
+            owners_L[kept_K],
+            self.grads_LD[kept_K],
+            num_rows=self.num_rows,
+            num_samples=num_units,
+        )
+
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
         return EmbeddingGrads(
             self.indices_L,
             self.owners_L,
-            zeroed(self.grads_LD, bad_B[self.owners_L]),
+            zeroed(self.grads_LD, mask_B[self.owners_L]),
             num_rows=self.num_rows,
             num_samples=self.num_samples,
         )
+
+
+def join_tables(uses: Sequence[EmbeddingGrads]) -> EmbeddingGrads:
+    """Return several uses of one table as one."""
+    if len(uses) == 1:
+        return uses[0]
+    return EmbeddingGrads(
+        torch.cat([use.indices_L for use in uses]),
+        torch.cat([use.owners_L for use in uses]),
+        torch.cat([use.grads_LD for use in uses]),
+        num_rows=uses[0].num_rows,
+        num_samples=uses[0].num_samples,
+    )

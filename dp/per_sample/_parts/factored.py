@@ -1,4 +1,12 @@
-"""Gradients of matrix products.
+"""Gradients of matrix products, held as their two factors.
+
+A linear layer's gradient for one example is ``a.T @ g``, a [T, I] input times a [T, O]
+output gradient. Its squared norm needs no I by O matrix:
+
+    |a.T g|^2 = sum over s, t of (a a.T)[s, t] * (g g.T)[s, t]
+
+which are two T by T Gram matrices (Li et al., https://arxiv.org/abs/2110.05679,
+section 4). The sum over examples of ``factor * a.T @ g`` is one product over all rows.
 
 Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an example,
 ``I`` by ``O`` the operand, ``R = B * T`` rows.
@@ -23,7 +31,9 @@ from dp.per_sample._parts.part import (
 
 __all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper")
 
-# A Gram norm is a difference of large numbers where gradients cancel over positions.
+# Where gradients cancel over positions, the sum above is a small difference of large
+# numbers, and may come out too small, which would break the clipping bound. Adding
+# this many units in the last place of the terms' size keeps it an upper bound.
 _GRAM_MARGIN: Final = 4.0
 
 
@@ -34,9 +44,10 @@ class FactoredGrads(GradPart):
     Args:
         left: [B, T, I], or [B, N, T, I] for N matrices in one operand.
         right: [B, T, O] or [B, N, T, O].
-        left_rows: The gradients that *left* is as well, if any: a bias has those of
-            the outputs.
-        right_rows: Those that *right* is as well.
+        left_rows: The same tensor as *left* where it is another parameter's gradients
+            too: the gradients of the outputs are also the bias's. Its norms are then
+            computed once.
+        right_rows: Likewise for *right*.
     """
 
     def __init__(
@@ -60,6 +71,9 @@ class FactoredGrads(GradPart):
             left_rows=self.right_rows,
             right_rows=self.left_rows,
         )
+
+    def factors_of_transposed(self) -> GradPart:
+        return self.transposed()
 
     def squared_norms(self) -> Tensor:
         T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
@@ -85,11 +99,12 @@ class FactoredGrads(GradPart):
             product = left @ left.mT
             eps = torch.finfo(product.dtype).eps
             other = right @ right.mT
+            # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.
             lengths = (_diagonal(product) * _diagonal(other)).sqrt_()
             margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
-            found = torch.linalg.vecdot(product.flatten(-2), other.flatten(-2))
-            found = found.clamp_(min=0).add_(margin)
-            norms.append(found.view(len(found), -1).sum(1))
+            squares = torch.linalg.vecdot(product.flatten(-2), other.flatten(-2))
+            squares = squares.clamp_(min=0).add_(margin)
+            norms.append(squares.view(len(squares), -1).sum(1))
         return torch.cat(norms)
 
     def gradients(self, examples: slice) -> Tensor:
@@ -98,6 +113,7 @@ class FactoredGrads(GradPart):
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         left, right = self.left.to(total.dtype), self.right.to(total.dtype)
+        # The thinner factor is scaled: fewer multiplications, and a smaller copy.
         factors = factors_B.to(total.dtype).view(-1, *[1] * (left.dim() - 1))
         if left.shape[-1] < right.shape[-1]:
             left = left * factors
@@ -112,7 +128,7 @@ class FactoredGrads(GradPart):
         total.baddbmm_(left_NRI.mT, right_NRO, beta=beta)
 
     def stacked_sums(self, factors_LB: Tensor) -> Tensor:
-        """Return the weighted sums of L layers whose examples lie behind one another."""
+        """Return the weighted sums of L layers whose examples are concatenated."""
         L = len(factors_LB)
         left, right = wide(self.left), wide(self.right)
         factors = factors_LB.to(right.device, right.dtype)
@@ -120,18 +136,18 @@ class FactoredGrads(GradPart):
         left_LRI = left.reshape(L, -1, left.shape[-1])
         return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
 
-    def mask_examples(self, bad_B: Tensor) -> "FactoredGrads":
-        return FactoredGrads(zeroed(self.left, bad_B), zeroed(self.right, bad_B))
+    def mask_examples(self, mask_B: Tensor) -> "FactoredGrads":
+        return FactoredGrads(zeroed(self.left, mask_B), zeroed(self.right, mask_B))
 
 
 def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:
-    """Return the sum of parts of one operand, as one part of more positions."""
+    """Return the sum of several uses of one operand, as one part of more positions."""
     left = torch.cat([part.left for part in parts], dim=-2)
     return FactoredGrads(left, torch.cat([part.right for part in parts], dim=-2))
 
 
 def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes
-    """Whether T by T products take less than the I by O gradients themselves."""
+    """Whether T by T Gram matrices take fewer operations than I by O gradients."""
     return T * (I + O) < I * O
 
 

@@ -1,8 +1,12 @@
-"""What the uses of a parameter add to every example's gradient.
+"""Representations of one use's contribution to the per-example gradients.
 
 A part knows the per-example gradients of one use without necessarily holding them:
-small ones are kept, those of a matrix product are two thin factors, and those of a
-large convolution are computed again, a few examples at a time.
+small ones are materialized, those of a matrix product are two thin factors ("ghost
+clipping": Goodfellow, https://arxiv.org/abs/1510.01799; Li et al.,
+https://arxiv.org/abs/2110.05679), and those of a large convolution are computed again,
+a few examples at a time. Norms and weighted sums come from the same part, as in the
+book-keeping of Bu et al. (https://arxiv.org/abs/2210.00038), so that one backward pass
+is enough.
 
 Shapes: ``B`` examples, ``P`` elements of a parameter, ``N`` blocks of a row.
 """
@@ -14,9 +18,10 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from dp import _tuning
+
 
 __all__ = (
-    "SMALL",
     "GradPart",
     "MaterializedGrads",
     "chunk_bytes",
@@ -27,13 +32,8 @@ __all__ = (
     "zeroed",
 )
 
-# Elements of a parameter that is handled with others: keeping small gradients costs
-# less than the calls that a Gram norm takes.
-SMALL: Final = 4096
-_ROW: Final = 4096  # Elements that one floating-point reduction may run over.
-# Of gradients or products at a time; on an accelerator enough to keep it busy.
-_CHUNK_BYTES: Final = {"cpu": 8 << 20}
-_ACCELERATOR_BYTES: Final = 64 << 20
+# Elements that one float32 reduction may run over: its relative error grows with them.
+_ROW: Final = 4096
 
 
 class GradPart(ABC):
@@ -45,21 +45,34 @@ class GradPart(ABC):
 
     @abstractmethod
     def gradients(self, examples: slice) -> Tensor:
-        """Return the gradients of some examples, one row each."""
+        """Return the gradients of a slice of the examples, one row each."""
 
     @abstractmethod
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         """Set *total* to *beta* times itself plus the gradients times the factors.
 
         Args:
-            factors_B: What to multiply every example's gradient with.
-            total: In float32 or float64. At a *beta* of 0 it may hold anything.
+            factors_B: Each example's factor.
+            total: In float32 or float64. With a *beta* of 0 it may hold anything.
             beta: 0 or 1.
         """
 
+    def factors_of_transposed(self) -> "GradPart | None":
+        """Return the gradients of the transposed operand, if they are two factors."""
+        return None
+
+    def owned_by(self, unit_B: Tensor, num_units: int) -> "GradPart | None":  # noqa: ARG002 -- for parts that can
+        """Return the gradients of units, if the part can hold examples in any order.
+
+        Args:
+            unit_B: The unit of each example; a negative number if it is nobody's.
+            num_units: The number of units.
+        """
+        return None
+
     @abstractmethod
-    def mask_examples(self, bad_B: Tensor) -> "GradPart":
-        """Return the part with the gradients of some examples set to zero."""
+    def mask_examples(self, mask_B: Tensor) -> "GradPart":
+        """Return the part with the gradients of the marked examples set to zero."""
 
 
 @final
@@ -68,7 +81,8 @@ class MaterializedGrads(GradPart):
 
     Args:
         grads_BP: The gradients.
-        is_held_anyway: Whether they are something that another part holds as well.
+        is_held_anyway: Whether another part holds the same tensor, so that dropping
+            it here would free nothing.
     """
 
     def __init__(self, grads_BP: Tensor, *, is_held_anyway: bool = False) -> None:
@@ -93,15 +107,15 @@ class MaterializedGrads(GradPart):
             weighted = (factors_B @ grads_BP).view(total.shape)
             total.copy_(total + weighted if beta else weighted)
 
-    def mask_examples(self, bad_B: Tensor) -> "MaterializedGrads":
-        return MaterializedGrads(zeroed(self.grads_BP, bad_B))
+    def mask_examples(self, mask_B: Tensor) -> "MaterializedGrads":
+        return MaterializedGrads(zeroed(self.grads_BP, mask_B))
 
     def transposed(self) -> "MaterializedGrads":
         """Return the gradients of the transposed operand."""
         return MaterializedGrads(self.grads_BP.mT)
 
     def stacked_sums(self, factors_LB: Tensor) -> Tensor:
-        """Return the weighted sums of L layers whose examples lie behind one another."""
+        """Return the weighted sums of L layers whose examples are concatenated."""
         L, B = factors_LB.shape
         grads_LBP = wide(self.grads_BP).reshape(L, B, -1)
         factors_L1B = factors_LB[:, None].to(grads_LBP.device, grads_LBP.dtype)
@@ -110,8 +124,9 @@ class MaterializedGrads(GradPart):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 if it is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    """Return the tensor in float32, or unchanged if it is in float64 or complex."""
+    is_wide = tensor.dtype == torch.float64 or tensor.is_complex()
+    return tensor if is_wide else tensor.float()
 
 
 def squared_norms(grads_BP: Tensor) -> Tensor:
@@ -124,17 +139,17 @@ def squared_norms(grads_BP: Tensor) -> Tensor:
     length = rows_BP.shape[1]
     if length <= _ROW:
         return _squared_norms(rows_BP)
-    whole = length // _ROW * _ROW
-    squares_BN = _squared_norms(rows_BP[:, :whole].unflatten(1, (-1, _ROW)))
+    in_blocks = length // _ROW * _ROW
+    squares_BN = _squared_norms(rows_BP[:, :in_blocks].unflatten(1, (-1, _ROW)))
     total_B = squares_BN.sum(1)
-    if whole < length:
-        total_B += _squared_norms(rows_BP[:, whole:])
+    if in_blocks < length:
+        total_B += _squared_norms(rows_BP[:, in_blocks:])
     return total_B
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
     """Return the squared norms over the last axis."""
-    # An accelerator widens on the way; the host is faster if it is done before.
+    # An accelerator widens while it reads; the host is faster if that is done before.
     rows = wide(rows) if rows.is_cpu else rows
     dtype = torch.float32 if rows.itemsize < 4 else None  # noqa: PLR2004 -- bytes
     norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
@@ -144,7 +159,14 @@ def _squared_norms(rows: Tensor) -> Tensor:
 def chunked_norms(
     parts: Sequence[GradPart], num_samples: int, size: int, device: torch.device
 ) -> Tensor:
-    """Return the squared norms of the sum of parts, by some examples at a time."""
+    """Return the squared norms of the sum of parts, a few examples at a time.
+
+    Args:
+        parts: Of one parameter.
+        num_samples: The number of examples.
+        size: The number of elements of one example's gradient.
+        device: Where the gradients are.
+    """
     norms = []
     for examples in chunks(num_samples, 4 * size, chunk_bytes(device)):
         gradients = parts[0].gradients(examples)
@@ -155,16 +177,19 @@ def chunked_norms(
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Return how much memory is taken at a time, beside the model's own."""
-    return _CHUNK_BYTES.get(device.type, _ACCELERATOR_BYTES)
+    """Return how many bytes a chunk of gradients may take on a device."""
+    return _tuning.CHUNK_BYTES.get(device.type, _tuning.ACCELERATOR_CHUNK_BYTES)
 
 
 def chunks(num_samples: int, bytes_each: int, at_most: int) -> list[slice]:
-    """Return slices of the examples that need not much memory each."""
+    """Return slices of the examples that take at most *at_most* bytes each."""
     step = max(1, at_most // max(1, bytes_each))
     return [slice(i, i + step) for i in range(0, num_samples, step)]
 
 
-def zeroed(rows: Tensor, bad_B: Tensor) -> Tensor:
-    """Return *rows* with those of some examples set to zero, whatever they hold."""
-    return rows.masked_fill(bad_B.view(-1, *[1] * (rows.dim() - 1)), 0)
+def zeroed(rows: Tensor, mask_B: Tensor) -> Tensor:
+    """Return *rows* with those of the marked examples set to zero.
+
+    They are filled, not multiplied by zero: a row may be NaN or infinite.
+    """
+    return rows.masked_fill(mask_B.view(-1, *[1] * (rows.dim() - 1)), 0)

@@ -1,4 +1,10 @@
-"""Gradients of a parameter that reach it through its own computation.
+"""Gradients of a parameter of which a use takes something computed: a view, a cast, more.
+
+A use meets an *operand*: the parameter itself, a view of it such as ``weight.T``, or
+the result of a parametrization such as weight normalisation. What is known is the
+gradient of the operand, and it has to be taken back to the parameter. Where that is
+linear and costs nothing (views) it is done on the sum alone; otherwise each example's
+gradient is taken back, several at a time.
 
 Shapes: ``B`` examples.
 """
@@ -10,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.uses import Operand
-from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -24,7 +28,11 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("SlicedGrads", "parts_of_parameters", "transposed_back")
+__all__ = (
+    "SlicedGrads",
+    "parts_of_parameters",
+    "transposed_back",
+)
 
 _MATRIX = 2
 
@@ -32,25 +40,14 @@ _MATRIX = 2
 def parts_of_parameters(
     part: GradPart, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, GradPart]]:
-    """Return what the gradients of an operand add to those of its parameters.
-
-    Raises:
-        SampleMixingError: If examples have slices of their own of something that was
-            taken for constant, because examples are mixed on the way to it.
-    """
-    if isinstance(part, SlicedGrads) and operand.has_constants:
-        shapes = ", ".join(str(tuple(p.shape)) for p in operand.parameters)
-        raise SampleMixingError(
-            f"examples are mixed on the way to parameters of shape {shapes}: what was"
-            " computed of them has an entry for every example, but none is one's own"
-        )
+    """Return the parts of the parameters that an operand was computed from."""
     if operand.chain == []:
         return [(operand.parameters[0], part)]
     if operand.chain is None or isinstance(part, SlicedGrads):
-        return _derived(part, operand, num_samples)
+        return _through_autograd(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, FactoredGrads) and _is_transposed(operand):
-        return [(parameter, part.transposed())]
+    if _is_transposed(operand) and (factors := part.factors_of_transposed()):
+        return [(parameter, factors)]
     if _is_cast(operand):
         return [(parameter, part)]
     return [(parameter, ViewGrads(part, operand))]
@@ -68,16 +65,16 @@ def _is_transposed(operand: Operand) -> bool:
 
 
 def _is_cast(operand: Operand) -> bool:
-    """Whether the operand is its parameter in another dtype, and nothing else."""
+    """Whether the operand is its parameter in another dtype, and otherwise unchanged."""
     chain = operand.chain or ()
     return {name_of(node) for node, _ in chain} == {"ToCopyBackward0"}
 
 
 def transposed_back(part: GradPart) -> GradPart:
-    """Return kept gradients of a transposed parameter as its own, to look up rows.
+    """Return materialized gradients of a transposed parameter in its own orientation.
 
-    All of them lie in memory as the operand's do, in which order norms and sums read
-    them several times as fast.
+    They are a view: in memory they stay in the operand's order, in which norms and
+    sums read them several times as fast. Only row look-ups need this orientation.
     """
     if (
         isinstance(part, ViewGrads)
@@ -98,33 +95,36 @@ class ViewGrads(GradPart):
         self.parameter = operand.parameters[0]
 
     def squared_norms(self) -> Tensor:
-        return self.inner.squared_norms()  # A view takes no element twice.
+        return self.inner.squared_norms()  # A view holds no element twice.
 
     def gradients(self, examples: slice) -> Tensor:
         inner = self.inner.gradients(examples)
         result = inner.new_zeros(len(inner), *self.parameter.shape)
-        for one, grad in zip(result, inner, strict=True):
-            self.operand.seen_in(one).copy_(grad)
+        for row, grad in zip(result, inner, strict=True):
+            self.operand.seen_in(row).copy_(grad)
         return result
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         view = self.operand.seen_in(total)
         if not beta and view.numel() < total.numel():
-            total.zero_()
+            total.zero_()  # The elements that the view leaves out.
         self.inner.add_weighted_sum(factors_B, view, beta=beta)
 
-    def mask_examples(self, bad_B: Tensor) -> GradPart:
-        return ViewGrads(self.inner.mask_examples(bad_B), self.operand)
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
+        return ViewGrads(self.inner.mask_examples(mask_B), self.operand)
 
 
 @final
 class SlicedGrads(GradPart):
     """Gradients of an operand of which every example has a slice of its own.
 
+    An instance norm over 2 images of 3 channels takes its weight repeated to [6]: the
+    first 3 entries meet the first image only.
+
     Args:
-        inner: The gradients of the examples' slices, one slice each.
-        shape: Of the whole operand.
-        axis: The operand's axis, from the front, that the examples share: each has
+        inner: The gradients of the examples' slices.
+        shape: The shape of the whole operand.
+        axis: The operand's axis, counted from the front, on which each example has
             consecutive entries.
     """
 
@@ -140,9 +140,9 @@ class SlicedGrads(GradPart):
         inner = self.inner.gradients(examples)
         result = inner.new_zeros(len(inner), *self.shape)
         length = inner.shape[1 + self.axis]
-        for i, (one, grad) in enumerate(zip(result, inner, strict=True)):
+        for i, (row, grad) in enumerate(zip(result, inner, strict=True)):
             start = ((examples.start or 0) + i) * length
-            one.narrow(self.axis, start, length).copy_(grad)
+            row.narrow(self.axis, start, length).copy_(grad)
         return result
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
@@ -151,13 +151,17 @@ class SlicedGrads(GradPart):
         weighted = (inner * factors).movedim(0, self.axis).reshape(self.shape)
         total.copy_(total + weighted if beta else weighted)
 
-    def mask_examples(self, bad_B: Tensor) -> GradPart:
-        return SlicedGrads(self.inner.mask_examples(bad_B), self.shape, self.axis)
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
+        return SlicedGrads(self.inner.mask_examples(mask_B), self.shape, self.axis)
 
 
 @final
 class ReparametrizedGrads(GradPart):
-    """Gradients of an operand, taken further back to one of its parameters."""
+    """Gradients of an operand, taken back to one of its parameters by autograd.
+
+    Gradients come from a batched backward pass from the operand to the parameter. It
+    is linear, so the weighted sum needs one pass only.
+    """
 
     def __init__(
         self, inner: GradPart, operand: Operand, parameter: Tensor, num_samples: int
@@ -184,22 +188,28 @@ class ReparametrizedGrads(GradPart):
         (grad,) = _backward(self.operand, [self.parameter], inner_total, batched=False)
         total.copy_(total + grad if beta else grad)
 
-    def mask_examples(self, bad_B: Tensor) -> GradPart:
+    def mask_examples(self, mask_B: Tensor) -> GradPart:
         return ReparametrizedGrads(
-            self.inner.mask_examples(bad_B),
+            self.inner.mask_examples(mask_B),
             self.operand,
             self.parameter,
             self.num_samples,
         )
 
 
-def _derived(
+def _through_autograd(
     part: GradPart, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, GradPart]]:
-    """Keep the parameters' gradients if they are smaller than the operand's."""
+    """Return a part for each parameter, materialized if that is smaller.
+
+    A low-rank product A @ B is larger than A and B together, so their gradients are
+    held; a weight made of one parameter of its own size gains nothing by that. Sums
+    are real, so gradients of complex operands are held as well.
+    """
     parameters = operand.parameters
     size = sum(parameter.numel() for parameter in parameters)
-    if len(parameters) == 1 or size > _size(operand):
+    is_complex = _dtype(*operand.edge).is_complex  # Of real parameters.
+    if not is_complex and (len(parameters) == 1 or size > _size(operand)):
         return [
             (p, ReparametrizedGrads(part, operand, p, num_samples)) for p in parameters
         ]
@@ -218,15 +228,15 @@ def _derived(
 def _backward(
     operand: Operand, parameters: Sequence[Tensor], grads: Tensor, *, batched: bool
 ) -> Sequence[Tensor]:
-    """Take gradients of the operand back to parameters, for one or all of a batch."""
-    found: Sequence[Tensor] = torch.autograd.grad(
+    """Return the gradients of the parameters, for one gradient or a batch of them."""
+    result: Sequence[Tensor] = torch.autograd.grad(
         [GradientEdge(*operand.edge)],
         parameters,
         [grads.to(_dtype(*operand.edge))],
         retain_graph=True,
         is_grads_batched=batched,
     )
-    return found
+    return result
 
 
 def _dtype(node: Node, index: int) -> torch.dtype:

@@ -1,50 +1,62 @@
-"""What a rule is given, and what it answers.
+"""The input and result types of gradient rules.
 
 Shapes: ``B`` examples, ``T`` positions of an example, ``D`` the last axis.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from dp import _tuning
 from dp.per_sample._graph.nodes import Example, output_shape, saved
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.factored import FactoredGrads
-from dp.per_sample._parts.part import SMALL, GradPart, MaterializedGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
+from dp.per_sample._parts.row_groups import RowGroups
 
 
-__all__ = ("Grads", "MemoryBudget", "Parts", "Rule", "RuleContext", "reduce_broadcast")
+__all__ = (
+    "Grads",
+    "MemoryBudget",
+    "Parts",
+    "Rule",
+    "RuleContext",
+    "SpreadLayout",
+    "is_shared",
+    "reduce_broadcast",
+)
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
 Parts = dict[int, GradPart]  # By input position.
 
-_FREE_BYTES: Final = 1 << 16  # Of a use, too few to count.
-# Multiplications in the time that it takes to write and read a number three times.
-_FLOPS_PER_ELEMENT: Final = 60
-
 
 @final
 class MemoryBudget:
-    """How much more memory gradients may be kept in, while activations are freed.
+    """Memory that gradients may be held in, as activations are freed around them.
+
+    Autograd frees a node's activations once its backward has run. Gradients that are
+    held in their place do not raise the peak, so a use may hold what was freed before
+    it; only *allowance* comes on top.
 
     Args:
-        allowance: Bytes at the start of the backward pass.
+        allowance: Bytes available at the start of the backward pass.
     """
 
     def __init__(self, allowance: float) -> None:
         self._left = allowance
 
-    def release(self, num_bytes: float) -> None:
-        """Take note of what the backward pass has freed."""
+    def credit(self, num_bytes: float) -> None:
+        """Add bytes that the backward pass has freed."""
         self._left += num_bytes
 
-    def take(self, num_bytes: float) -> bool:
-        """Return whether there is room, and take it."""
+    def try_reserve(self, num_bytes: float) -> bool:
+        """Reserve bytes if that many are left, and return whether they were."""
         if num_bytes > self._left:
             return False
         self._left -= num_bytes
@@ -52,41 +64,86 @@ class MemoryBudget:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class SpreadLayout:
+    """How examples of one row each lie along several axes of a tensor.
+
+    Documents that are packed into a batch of [4, 512] tokens have 2048 rows.
+
+    Attributes:
+        axes: The axes, ascending, counted from the last: -3, -2.
+    """
+
+    axes: Sequence[int]
+    time_major: ClassVar[bool] = False
+
+    @property
+    def axis(self) -> int:
+        """The last of the axes."""
+        return self.axes[-1]
+
+    def examples_first(self, tensor: Tensor, num_samples: int) -> Tensor:
+        """Return the tensor with the axes in front, as one."""
+        moved = tensor.movedim([*self.axes], [*range(len(self.axes))])
+        return moved.reshape(num_samples, *moved.shape[len(self.axes) :])
+
+
+@final
 @dataclass(slots=True)
 class RuleContext:
-    """One use of parameters, and where the examples are.
+    """One use of parameters, with the place of the examples in its outputs.
 
     Attributes:
         use: The use.
-        layouts: Where the examples are in each output of the node that matters.
-        num_samples: How many there are.
-        budget: For gradients that are kept because it is faster.
-        held: What the node kept, where it was read before.
+        layouts: By output that matters for the losses, how the examples lie in it.
+        num_samples: The number of examples, or of units.
+        budget: Memory for gradients that are held because it is faster.
+        held: Saved values that were read before, by name; the node's own otherwise.
+        owners: By output, the unit that owns each element, where units lie along no
+            axis. There are no layouts then.
+        groups: The rows of uses by unit, which all uses of a batch may share.
     """
 
     use: Use
-    layouts: Mapping[int, Layout]
+    layouts: Mapping[int, "Layout | SpreadLayout"]
     num_samples: int
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
+    owners: Mapping[int, Owners] = field(default_factory=dict)
+    groups: dict[Hashable, RowGroups] = field(default_factory=dict)
 
     @property
-    def layout(self) -> Layout:
-        """Return where the examples are in the first output."""
+    def layout(self) -> "Layout | SpreadLayout":
+        """How the examples lie in the first output."""
         return self.layouts[0]
 
     @property
     def operands(self) -> Mapping[int, Operand]:
-        """Return what the use takes of parameters, by input position."""
+        """What the use takes of parameters, by input position."""
         return self.use.operands
 
     def saved(self, name: str) -> Any:
-        """Return what the node kept under *name*."""
+        """Return the value that the node saved under *name*."""
         return self.held[name] if name in self.held else saved(self.use.node, name)
+
+    def owner_tensor(self, output: int, grad: Tensor) -> Tensor:
+        """Return a tensor that broadcasts to an output and holds each element's unit.
+
+        Args:
+            output: Which output.
+            grad: Its gradient.
+        """
+        if not self.owners:
+            layout = self.layouts[output]
+            assert isinstance(layout, Layout)  # noqa: S101 -- see Rule.spreads
+            return layout.owners(grad.shape, self.num_samples, grad.device)
+        owners = self.owners[output]
+        rows: Tensor = owners.as_rows(grad.dim(), self.num_samples, grad.device)
+        return rows
 
     @property
     def axis(self) -> int:
-        """Return the axis of the output that the examples are on, from the front."""
+        """The axis of the output that the examples are on, counted from the front."""
         if self.num_samples == 1:
             return 0
         return len(output_shape(self.use.node, 0)) + self.layout.axis
@@ -97,102 +154,156 @@ class RuleContext:
         return self.axis == 0 and not self.layout.time_major
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """Return [B, T, D] of a tensor that lies as the first output does."""
+        """Return [B, T, D] of a tensor in which examples lie as in the first output.
+
+        A linear layer over 2 examples of 3 positions has outputs [6, D] if they were
+        flattened before. Their first axis is split into [2, 3, D].
+        """
         if tensor.dim() == 2 and not self.layout.time_major:  # noqa: PLR2004 -- rows
             return tensor.reshape(self.num_samples, -1, tensor.shape[-1])
         moved = self.layout.examples_first(tensor, self.num_samples)
         return moved.reshape(self.num_samples, -1, tensor.shape[-1])
 
     def product(self, left: Tensor, right: Tensor) -> GradPart:
-        """Return the gradients ``left.mT @ right``, kept if that is best."""
+        """Return the gradients ``left.mT @ right``: held, or as their two factors.
+
+        Holding them costs I * O numbers an example, and pays where that is little, or
+        where T by T Gram matrices take longer (the "mix" of ghost clipping and
+        instantiation by layer of Bu et al., https://arxiv.org/abs/2205.10683).
+        """
         T, I = left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = right.shape[-1]  # noqa: E741 -- a shape suffix
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            # The norm of an outer product is the product of two norms: nothing to hold.
             return FactoredGrads(left, right)
         matrix = I * O
-        pays = matrix <= SMALL or matrix * _FLOPS_PER_ELEMENT < T * T * (I + O)
+        gram_time = T * T * (I + O)
+        pays = (
+            matrix <= _tuning.SMALL_PARAMETER
+            or matrix * _tuning.FLOPS_PER_ELEMENT < gram_time
+        )
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
-        if pays and (num_bytes <= _FREE_BYTES or self.budget.take(num_bytes)):
+        if pays and (
+            num_bytes <= _tuning.UNCOUNTED_BYTES or self.budget.try_reserve(num_bytes)
+        ):
             return MaterializedGrads(left.mT @ right)
-        self.budget.take(left.numel() * left.itemsize + right.numel() * right.itemsize)
+        # Factors keep activations alive that would be freed. There is no alternative,
+        # so they are held whether or not there is room.
+        self.budget.try_reserve(
+            left.numel() * left.itemsize + right.numel() * right.itemsize
+        )
         return FactoredGrads(left, right)
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """How one operation's parameter gradients are found.
+    """How the parameter gradients of one operation are found.
 
     Attributes:
-        parts: Returns the parts by input position, of a site and the gradient of its output.
-        reads: What of the node it reads: the names are torch's own.
-        example: Makes such a node on the host; None if only accelerators have it.
-        operations: What a user calls it.
-        how: "keep", "gram", "redo": how its gradients are held.
-        applies: Whether it can serve a site; if not, the fallback does.
-        stacks: What of *reads* has a row for every example, if several uses may be
-            served as one that has more examples. Its parts are then kept or outer.
-        matrix: The input that is the matrix of a product.
-        takes_all: Whether *parts* takes the gradients of all outputs, of which some
-            may be None, instead of that of the first.
-        waits: Whether the node must not be in the middle of its own backward.
+        parts: Returns the parts by input position, given the context and the gradient
+            of the first output.
+        reads: The names of the node's saved values that it reads; torch's own names.
+        example: Makes such a node on the host, so that *reads* can be checked against
+            the running torch; None if only accelerators have it.
+        applies: Whether it can serve a context; if not, the fallback does.
+        stacks: The saved values that have a row for every example, if several uses may
+            be served as one use of more examples. Their parts must then be
+            materialized or factored.
+        matrix: The input position of a matrix product's matrix.
+        spreads: Whether it can serve a context in which examples are single rows along
+            several axes, as of sequences packed into the rows of a batch.
+        takes_all: Whether *parts* is given the gradients of all outputs, some of which
+            may be None, instead of the gradient of the first.
+        waits: Whether *parts* must not run inside the node's own backward.
     """
 
     parts: Callable[[RuleContext, Any], Parts]
     reads: tuple[str, ...]
     example: Example | None
-    operations: str
-    how: str = "keep"
-    applies: Callable[[RuleContext], bool] = lambda _site: True
+    applies: Callable[[RuleContext], bool] = lambda _context: True
     stacks: tuple[str, ...] = ()
     matrix: int | None = None
+    spreads: Callable[[RuleContext], bool] = lambda _context: False
     takes_all: bool = False
     waits: bool = False
 
-    def found(self, site: RuleContext, grads: Grads) -> Parts:
-        """Return the parts of a site, of the gradients of its outputs."""
+    def apply(self, context: RuleContext, grads: Grads) -> Parts:
+        """Return the parts of a use, given the gradients of its outputs."""
         if self.takes_all:
-            return self.parts(site, grads)
-        return {} if grads[0] is None else self.parts(site, grads[0])
+            return self.parts(context, grads)
+        return {} if grads[0] is None else self.parts(context, grads[0])
 
 
-def reduce_broadcast(site: RuleContext, position: int, grad: Tensor) -> GradPart:
-    """Sum gradients over the axes that an operand was spread over, by example.
+def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradPart:
+    """Sum a gradient over the axes that an operand was broadcast over, by example.
+
+    A bias of [D] that was added to [B, T, D] has the gradients ``grad.sum(1)``, of
+    shape [B, D].
 
     Args:
-        site: Where.
-        position: Of the operand.
-        grad: The gradient of the operand, spread over the output's shape.
+        context: The use.
+        position: The operand's input position.
+        grad: The gradient of the operand as it was broadcast to the output's shape.
     """
-    shape = tuple(site.operands[position].shape)
-    B = site.num_samples
-    if shape == grad.shape[1:] and len(grad) == B and site.examples_lead:
-        return MaterializedGrads(grad)
+    shape = tuple(context.operands[position].shape)
+    B, layout = context.num_samples, context.layout
+    if shape == grad.shape[1:] and len(grad) == B and context.examples_lead:
+        return MaterializedGrads(grad)  # As it is: nothing was broadcast but the batch.
     if B == 1:
         return MaterializedGrads(grad.sum_to_size(shape)[None])
-    axis = len(shape) + site.layout.axis
-    if axis >= 0 and shape[axis] == grad.shape[site.layout.axis]:
-        return _sliced(grad.sum_to_size(shape), axis, site)
+    if extends_along_examples(context, position):
+        axis = len(shape) + layout.axis
+        return _sliced(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
-    sizes.pop(site.layout.axis)  # 1: the operand does not extend along it.
-    grads = site.layout.examples_first(grad, B)
-    num_shared = grads.dim() - 1 - len(sizes)  # 1 if positions shared the axis.
-    summed = [1 + i for i in range(num_shared)] + [
+    # Of length 1: the operand does not extend along the examples.
+    sizes = [n for k, n in enumerate(sizes) if k - grad.dim() not in _axes(layout)]
+    grads = layout.examples_first(grad, B)
+    summed = _broadcast_axes(grads.shape[1:], sizes)
+    return MaterializedGrads(
+        (grads.sum(summed) if summed else grads).reshape(B, *shape)
+    )
+
+
+def extends_along_examples(context: RuleContext, position: int) -> bool:
+    """Whether an operand is not broadcast over an axis that the examples are on."""
+    shape, output = context.operands[position].shape, context.use.shape
+    return any(
+        len(shape) + axis >= 0 and shape[axis] == output[axis]
+        for axis in _axes(context.layout)
+    )
+
+
+def is_shared(context: RuleContext) -> bool:
+    """Whether every operand is broadcast over the examples."""
+    return not any(extends_along_examples(context, i) for i in context.operands)
+
+
+def _axes(layout: Layout | SpreadLayout) -> Sequence[int]:
+    return layout.axes if isinstance(layout, SpreadLayout) else [layout.axis]
+
+
+def _broadcast_axes(lengths: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return the axes of [B, *lengths] that *sizes* was broadcast over.
+
+    There is one length more where examples and positions share an axis: the positions
+    come first then, and no parameter extends along them.
+    """
+    num_shared = len(lengths) - len(sizes)
+    broadcast = [
         1 + num_shared + i
         for i, size in enumerate(sizes)
-        if size == 1 and grads.shape[1 + num_shared + i] > 1
+        if size == 1 and lengths[num_shared + i] > 1
     ]
-    if summed:
-        grads = grads.sum(summed)
-    return MaterializedGrads(grads.reshape(B, *shape))
+    return [*range(1, 1 + num_shared), *broadcast]
 
 
-def _sliced(grad: Tensor, axis: int, site: RuleContext) -> GradPart:
-    """Return the gradients of an operand that the examples have parts of."""
-    B = site.num_samples
-    if not site.layout.time_major:
+def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
+    """Return the gradients of an operand of which each example has a slice."""
+    B = context.num_samples
+    if not context.layout.time_major:
         apart = grad.unflatten(axis, (B, -1))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
-    owners = site.layout.owners(grad.shape, B, grad.device)
+    owners = context.owner_tensor(0, grad)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
     return MaterializedGrads(torch.where(owners == index, grad, 0))

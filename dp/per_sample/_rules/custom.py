@@ -1,4 +1,4 @@
-"""Rules that users give for functions of their own.
+"""Gradient rules that users register for their own autograd functions.
 
 Shapes: ``B`` examples.
 """
@@ -28,7 +28,7 @@ _RULES: Final[dict[type[Any], Rule]] = {}  # By the type of the function's nodes
 
 
 def rule_for(function: type[Any]) -> Callable[[_Given], _Given]:
-    """Give the engine a rule for a function of one's own, as a decorator.
+    """Register a gradient rule for a custom autograd function, as a decorator.
 
     >>> import torch
     >>> from dp.per_sample import rule_for
@@ -47,38 +47,37 @@ def rule_for(function: type[Any]) -> Callable[[_Given], _Given]:
     ...     x, w = ctx.saved_tensors
     ...     return None, grad * x
 
-    The rule is called as ``backward`` is, and returns as many values. For an argument
-    that is a parameter, or made of parameters, it is every example's gradient: of the
-    argument's shape, with the examples in front. Of others it is not looked at.
+    The rule is called like ``backward`` and returns as many values. For an argument
+    that is a parameter, or computed from parameters, the value holds each example's
+    gradient: the argument's shape, with the examples in front. Other values are
+    ignored.
 
     Guarantees:
-        * The first gradients of a rule are compared with those that a backward pass of
-          the function for each example finds, which are exact.
-        * Where the examples are not the first axis of every output, each in one row,
-          the rule is not used, and that backward pass is.
+        * The first gradients of a rule are compared with the exact ones, from one
+          backward of the function for each example.
+        * Where the examples are not on the first axis of every output, one row each,
+          the rule is not used; the function's backward is run for each example.
 
     Args:
-        function: The function, whose nodes the rule serves. Another rule of it is
-            replaced.
+        function: The function. An earlier rule for it is replaced.
 
     Raises:
-        TypeError: If it is no ``torch.autograd.Function``.
-        UnsupportedOperationError: Later, by ``backward``, if the rule returns gradients
-            of another shape, or others than the function's own.
+        TypeError: If *function* is no subclass of ``torch.autograd.Function``.
+        UnsupportedOperationError: Later, from ``backward``, if the rule returns
+            gradients of another shape, or wrong gradients.
     """
     if not (isinstance(function, type) and issubclass(function, Function)):
         raise TypeError(
             f"function must be a subclass of torch.autograd.Function, got {function!r};"
-            " torch's own operations need no rule of yours"
+            " torch's own operations need no rule"
         )
     node_type = function._backward_cls  # noqa: SLF001 -- torch has no public name
 
     def registered(per_example: _Given) -> _Given:
         _RULES[node_type] = Rule(
-            _Checked(function.__name__, per_example),
+            parts=_Checked(function.__name__, per_example),
             reads=(),
             example=partial(leaf, 1),
-            operations=f"`{function.__name__}`",
             applies=_has_a_row_an_example,
             takes_all=True,
             waits=True,
@@ -89,44 +88,46 @@ def rule_for(function: type[Any]) -> Callable[[_Given], _Given]:
 
 
 def custom_rule(node: Node) -> Rule | None:
-    """Return the rule that was given for a node, if there is one."""
+    """Return the rule that was registered for a node's function, if any."""
     return _RULES.get(type(node))
 
 
 class _Checked:
-    """A rule that is compared with the function itself when it is used first."""
+    """A user's rule, compared with the function itself at its first use."""
 
     def __init__(self, name: str, per_example: PerExample) -> None:
         self._name = name
         self._per_example = per_example
         self._is_checked = False
 
-    def __call__(self, site: RuleContext, grads: Grads) -> Parts:
-        node = site.use.node
+    def __call__(self, context: RuleContext, grads: Grads) -> Parts:
+        node = context.use.node
         missing = len(node._input_metadata) - len(grads)  # noqa: SLF001 -- see _nodes
-        found = by_input(
+        of_inputs = by_input(
             node,
             self._per_example(node, *materialized(node, [*grads, *[None] * missing])),
         )
-        parts = {i: self._kept(site, i, found[i]) for i in site.operands}
+        parts = {
+            i: self._checked_shape(context, i, of_inputs[i]) for i in context.operands
+        }
         if not self._is_checked:
-            self._is_checked = self._agrees(parts, by_node(site, grads))
+            self._is_checked = self._agrees(parts, by_node(context, grads))
         return dict(parts)
 
-    def _kept(
-        self, site: RuleContext, position: int, found: Tensor | None
+    def _checked_shape(
+        self, context: RuleContext, position: int, grads: Tensor | None
     ) -> MaterializedGrads:
-        shape = (site.num_samples, *site.operands[position].shape)
-        if found is None or tuple(found.shape) != shape:
-            got = None if found is None else tuple(found.shape)
+        shape = (context.num_samples, *context.operands[position].shape)
+        if grads is None or tuple(grads.shape) != shape:
+            got = None if grads is None else tuple(grads.shape)
             raise UnsupportedOperationError(
-                f"the rule for {self._name} must return every example's gradient, of"
+                f"the rule for {self._name} must return each example's gradient, of"
                 f" shape {shape}, for a parameter of shape {shape[1:]}; got {got}"
             )
-        return MaterializedGrads(found.detach())
+        return MaterializedGrads(grads.detach())
 
     def _agrees(self, parts: dict[int, MaterializedGrads], exact: Parts) -> bool:
-        """Whether there is anything to compare; raise if it differs."""
+        """Raise if gradients differ; return whether there was anything to compare."""
         sizes = []
         for position, part in parts.items():
             true = exact[position].gradients(slice(None))
@@ -135,17 +136,20 @@ class _Checked:
             if error > sizes[-1] * torch.finfo(part.grads_BP.dtype).eps ** 0.5:
                 raise UnsupportedOperationError(
                     f"the rule for {self._name} errs by {error:.2g} in gradients of norm"
-                    f" {sizes[-1]:.2g}, against a backward pass of the function for each"
-                    " example; correct it, or do without: the function works as it is"
+                    f" {sizes[-1]:.2g}, compared with one backward of the function for each"
+                    " example; correct the rule or remove it: the function also works"
+                    " without one"
                 )
         return all(0 < size < math.inf for size in sizes)
 
 
-def _has_a_row_an_example(site: RuleContext) -> bool:
-    if site.num_samples == 1:
-        return all(output_shape(site.use.node, i)[:1] == (1,) for i in site.layouts)
+def _has_a_row_an_example(context: RuleContext) -> bool:
+    if context.num_samples == 1:
+        return all(
+            output_shape(context.use.node, i)[:1] == (1,) for i in context.layouts
+        )
     return all(
-        layout.axis == -len(shape) and shape[0] == site.num_samples
-        for i, layout in site.layouts.items()
-        for shape in [output_shape(site.use.node, i)]
+        layout.axis == -len(shape) and shape[0] == context.num_samples
+        for i, layout in context.layouts.items()
+        for shape in [output_shape(context.use.node, i)]
     )

@@ -21,118 +21,124 @@ from dp.per_sample._rules.context import Parts, Rule, RuleContext
 __all__ = ("IMAGE_RULES",)
 
 
-def _convolution(site: RuleContext, grad: Tensor) -> Parts:
+def _convolution(context: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
     weight, bias = 1, 2
-    grads = _images(site, grad)  # [B, T, C, ...]
-    if bias in site.operands:
+    grads = _images(context, grad)  # [B, T, C, ...]
+    if bias in context.operands:
         parts[bias] = MaterializedGrads(grads.flatten(3).sum((1, 3)))
-    if weight in site.operands:
-        inputs = _images(site, site.saved("input"))
+    if weight in context.operands:
+        inputs = _images(context, context.saved("input"))
         part = ConvolutionGrads(
             inputs=inputs,
             grads=grads,
-            kernel=site.saved("weight"),
-            stride=list(site.saved("stride")),
-            padding=list(site.saved("padding")),
-            dilation=list(site.saved("dilation")),
-            transposed=site.saved("transposed"),
-            output_padding=list(site.saved("output_padding")),
-            groups=site.saved("groups"),
+            kernel=context.saved("weight"),
+            stride=list(context.saved("stride")),
+            padding=list(context.saved("padding")),
+            dilation=list(context.saved("dilation")),
+            transposed=context.saved("transposed"),
+            output_padding=list(context.saved("output_padding")),
+            groups=context.saved("groups"),
         )
-        parts[weight] = _kept_if_small(site, part)
+        parts[weight] = _materialize_if_room(context, part)
     return parts
 
 
-def _kept_if_small(site: RuleContext, part: ConvolutionGrads) -> GradPart:
-    """Keep the gradients if there is room and no faster way to their norms."""
-    kernels = site.num_samples * part.kernel.numel()
+def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPart:
+    """Materialize gradients if there is room, and no faster way to their norms."""
+    kernels = context.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
-    if not part.is_gram_cheaper and site.budget.take(num_bytes):
+    if not part.is_gram_cheaper and context.budget.try_reserve(num_bytes):
         return MaterializedGrads(part.gradients(slice(None)))
-    site.budget.take((part.grads.numel() + part.inputs.numel()) * part.grads.itemsize)
+    context.budget.try_reserve(
+        (part.grads.numel() + part.inputs.numel()) * part.grads.itemsize
+    )
     return part
 
 
-def _images(site: RuleContext, tensor: Tensor) -> Tensor:
+def _images(context: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, C, ...] of [B * T, C, ...]."""
-    if site.layout.time_major and site.num_samples > 1:
-        apart = tensor.reshape(-1, site.num_samples, *tensor.shape[1:])
+    if context.layout.time_major and context.num_samples > 1:
+        apart = tensor.reshape(-1, context.num_samples, *tensor.shape[1:])
         return apart.transpose(0, 1)
-    return tensor.reshape(site.num_samples, -1, *tensor.shape[1:])
+    return tensor.reshape(context.num_samples, -1, *tensor.shape[1:])
 
 
-def _group_norm(site: RuleContext, grad: Tensor) -> Parts:
-    # Norming N examples of C channels in G groups is norming one example of N * C
-    # channels in N * G groups, whose weight gradients are the examples' own.
+def _group_norm(context: RuleContext, grad: Tensor) -> Parts:
+    # A norm of N images of C channels in G groups equals a norm of one image of N * C
+    # channels in N * G groups, and the weight of that has an entry for every image.
     num_images, C = grad.shape[:2]
-    rstd = site.saved("result2")
+    rstd = context.saved("result2")
     _, weight, bias = torch.ops.aten.native_group_norm_backward(
         grad.contiguous(),
-        site.saved("input").contiguous(),
-        site.saved("result1").reshape(1, -1),
+        context.saved("input").contiguous(),
+        context.saved("result1").reshape(1, -1),
         rstd.reshape(1, -1),
         rstd.new_ones(1).expand(num_images * C),
         1,
         num_images * C,
         grad[0, 0].numel(),
-        num_images * site.saved("group"),
+        num_images * context.saved("group"),
         [False, True, True],
     )
-    found = {1: weight, 2: bias}
+    of_images = {1: weight, 2: bias}
     return {
-        i: MaterializedGrads(_images(site, found[i].view(num_images, C)).sum(1))
-        for i in site.operands
+        i: MaterializedGrads(_images(context, of_images[i].view(num_images, C)).sum(1))
+        for i in context.operands
     }
 
 
-def _batch_norm(site: RuleContext, grad: Tensor, *, eps: str = "eps") -> Parts:
-    """Serve a norm by running statistics, or one over the channels of one image."""
-    if site.saved("training"):
-        return _instance_norm(site, grad)
-    scale = (site.saved("running_var") + site.saved(eps)).rsqrt()
-    found = _summed(site, grad, -site.saved("running_mean") * scale, scale)
-    return {i: MaterializedGrads(_images(site, found[i]).sum(1)) for i in site.operands}
+def _batch_norm(context: RuleContext, grad: Tensor, *, eps: str = "eps") -> Parts:
+    """Serve a norm by running statistics, or an instance norm."""
+    if context.saved("training"):
+        return _instance_norm(context, grad)
+    scale = (context.saved("running_var") + context.saved(eps)).rsqrt()
+    sums = _sums_by_image(context, grad, -context.saved("running_mean") * scale, scale)
+    return {
+        i: MaterializedGrads(_images(context, sums[i]).sum(1)) for i in context.operands
+    }
 
 
-def _instance_norm(site: RuleContext, grad: Tensor) -> Parts:
-    # torch norms [B, C, ...] as one image of B * C channels.
-    scale = site.saved("result2")
-    found = _summed(site, grad, -site.saved("result1") * scale, scale)
-    if site.num_samples == 1:
+def _instance_norm(context: RuleContext, grad: Tensor) -> Parts:
+    # torch reshapes [B, C, ...] into one image of B * C channels and norms that.
+    scale = context.saved("result2")
+    sums = _sums_by_image(context, grad, -context.saved("result1") * scale, scale)
+    if context.num_samples == 1:
         return {
-            i: MaterializedGrads(found[i].sum(0, keepdim=True)) for i in site.operands
+            i: MaterializedGrads(sums[i].sum(0, keepdim=True)) for i in context.operands
         }
     shape = (grad.shape[1],)
     return {
-        i: SlicedGrads(MaterializedGrads(found[i].view(site.num_samples, -1)), shape, 0)
-        for i in site.operands
+        i: SlicedGrads(
+            MaterializedGrads(sums[i].view(context.num_samples, -1)), shape, 0
+        )
+        for i in context.operands
     }
 
 
-def _summed(
-    site: RuleContext, grad: Tensor, shift_C: Tensor, scale_C: Tensor
+def _sums_by_image(
+    context: RuleContext, grad: Tensor, shift_C: Tensor, scale_C: Tensor
 ) -> Mapping[int, Tensor]:
-    """Return the weight's and the bias's gradients, image by image and channel."""
+    """Return the gradients of weight and bias, one entry an image and channel."""
     shape = (*grad.shape[:2], -1)
     bias = grad.reshape(shape).sum(2)
-    weighted = (grad * site.saved("input")).reshape(shape).sum(2)
+    weighted = (grad * context.saved("input")).reshape(shape).sum(2)
     return {1: weighted * scale_C + bias * shift_C, 2: bias}
 
 
-def _norms_each_example(site: RuleContext) -> bool:
-    if not site.saved("training"):
-        return site.axis == 0
-    if site.num_samples == 1:
+def _norms_each_example(context: RuleContext) -> bool:
+    if not context.saved("training"):
+        return context.axis == 0
+    if context.num_samples == 1:
         return True
-    num_images = site.use.shape[0]
-    return num_images == 1 and site.axis == 1 and not site.layout.time_major
+    num_images = context.use.shape[0]
+    return num_images == 1 and context.axis == 1 and not context.layout.time_major
 
 
 IMAGE_RULES: Final[Mapping[str, Rule]] = {
     "ConvolutionBackward0": Rule(
-        _convolution,
-        (
+        parts=_convolution,
+        reads=(
             "input",
             "weight",
             "stride",
@@ -142,14 +148,12 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "output_padding",
             "groups",
         ),
-        lambda: F.conv1d(leaf(1, 1, 2), leaf(1, 1, 1), leaf(1)),
-        "convolutions of 1 to 3 dimensions, also transposed, dilated, in groups",
-        "keep, redo",
-        lambda site: site.axis == 0 and 0 not in site.operands,
+        example=lambda: F.conv1d(leaf(1, 1, 2), leaf(1, 1, 1), leaf(1)),
+        applies=lambda context: context.axis == 0 and 0 not in context.operands,
     ),
     "NativeBatchNormBackward0": Rule(
-        _batch_norm,
-        (
+        parts=_batch_norm,
+        reads=(
             "input",
             "running_mean",
             "running_var",
@@ -158,13 +162,14 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "result1",
             "result2",
         ),
-        lambda: F.batch_norm(leaf(2, 1), None, None, training=True),
-        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
-        applies=lambda site: 0 not in site.operands and _norms_each_example(site),
+        example=lambda: F.batch_norm(leaf(2, 1), None, None, training=True),
+        applies=lambda context: (
+            0 not in context.operands and _norms_each_example(context)
+        ),
     ),
     "CudnnBatchNormBackward0": Rule(
-        partial(_batch_norm, eps="epsilon"),
-        (
+        parts=partial(_batch_norm, eps="epsilon"),
+        reads=(
             "input",
             "running_mean",
             "running_var",
@@ -173,15 +178,15 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
             "result1",
             "result2",
         ),
-        None,
-        "`nn.InstanceNorm`; `nn.BatchNorm` in evaluation mode",
-        applies=lambda site: 0 not in site.operands and _norms_each_example(site),
+        example=None,
+        applies=lambda context: (
+            0 not in context.operands and _norms_each_example(context)
+        ),
     ),
     "NativeGroupNormBackward0": Rule(
-        _group_norm,
-        ("input", "result1", "result2", "group"),
-        lambda: F.group_norm(leaf(1, 2, 2), 1, leaf(2), leaf(2)),
-        "`nn.GroupNorm`",
-        applies=lambda site: site.axis == 0 and 0 not in site.operands,
+        parts=_group_norm,
+        reads=("input", "result1", "result2", "group"),
+        example=lambda: F.group_norm(leaf(1, 2, 2), 1, leaf(2), leaf(2)),
+        applies=lambda context: context.axis == 0 and 0 not in context.operands,
     ),
 }

@@ -1,4 +1,4 @@
-"""Rules of rows that are picked from a table by number.
+"""Rules of indexing: rows of a table that are picked by number.
 
 Shapes: ``B`` examples, ``T`` positions of an example, ``D`` entries of a row.
 """
@@ -20,20 +20,20 @@ _MATRIX: Final = 2
 _WHOLE_NUMBERS: Final = frozenset({torch.int64, torch.int32})
 
 
-def _index(site: RuleContext, grad: Tensor) -> Parts:
-    (indices,) = site.saved("indices")
-    return _rows(site, indices, grad)
+def _index(context: RuleContext, grad: Tensor) -> Parts:
+    (indices,) = context.saved("indices")
+    return _rows(context, indices, grad)
 
 
-def _index_select(site: RuleContext, grad: Tensor) -> Parts:
-    return _rows(site, site.saved("index"), grad)
+def _index_select(context: RuleContext, grad: Tensor) -> Parts:
+    return _rows(context, context.saved("index"), grad)
 
 
-def _rows(site: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
+def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     """Return the parts of ``table[indices]``, [..., D] of [...]."""
-    g_BTD = site.rows(grad)
-    num_rows = site.operands[0].shape[0]
-    indices_BT1 = site.rows(indices.long().remainder(num_rows)[..., None])
+    g_BTD = context.rows(grad)
+    num_rows = context.operands[0].shape[0]
+    indices_BT1 = context.rows(indices.long().remainder(num_rows)[..., None])
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
     part = EmbeddingGrads(
@@ -46,35 +46,37 @@ def _rows(site: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     return {0: part}
 
 
-def _takes_rows(site: RuleContext) -> bool:
-    """Whether whole rows of a matrix are picked, and those of an example lie together."""
-    is_matrix = len(site.operands[0].shape) == _MATRIX
-    return is_matrix and site.axis < len(site.use.shape) - 1
+def _takes_rows(context: RuleContext) -> bool:
+    """Whether whole rows of a matrix are picked, with the examples on an index's axis."""
+    is_matrix = len(context.operands[0].shape) == _MATRIX
+    return is_matrix and context.axis < len(context.use.shape) - 1
 
 
-def _takes_rows_by_number(site: RuleContext) -> bool:
-    indices = site.saved("indices")
+def _takes_rows_by_number(context: RuleContext) -> bool:
+    indices = context.saved("indices")
     is_single = len(indices) == 1 and indices[0].dtype in _WHOLE_NUMBERS
-    return is_single and _takes_rows(site)
+    return is_single and _takes_rows(context)
+
+
+def _selects_rows(context: RuleContext) -> bool:
+    return context.saved("dim") == 0 and _takes_rows(context)
 
 
 INDEX_RULES: Final[Mapping[str, Rule]] = {
     "IndexBackward0": Rule(
-        _index,
-        ("indices",),
-        lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
-        "`table[index]`",
-        "rows that are looked up",
-        _takes_rows_by_number,
+        parts=_index,
+        reads=("indices",),
+        example=lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
+        applies=_takes_rows_by_number,
+        spreads=_takes_rows_by_number,
     ),
     "IndexSelectBackward0": Rule(
-        _index_select,
-        ("dim", "index"),
-        lambda: leaf(2, 1).index_select(
+        parts=_index_select,
+        reads=("dim", "index"),
+        example=lambda: leaf(2, 1).index_select(
             0, torch.zeros(1, dtype=torch.long, device="cpu")
         ),
-        "`torch.index_select` of rows",
-        "rows that are looked up",
-        lambda site: site.saved("dim") == 0 and _takes_rows(site),
+        applies=_selects_rows,
+        spreads=_selects_rows,
     ),
 }

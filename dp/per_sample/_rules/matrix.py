@@ -10,10 +10,12 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.grouped import GroupedGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
 from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
@@ -24,76 +26,93 @@ __all__ = ("MATRIX_RULES",)
 _BATCH, _ROWS, _COLUMNS = -3, -2, -1
 
 
-def _addmm(site: RuleContext, grad: Tensor) -> Parts:
+def _addmm(context: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
     bias, weight = 0, 2
-    if weight in site.operands:
-        product = _scaled(grad, site.saved("alpha"))
-        parts[weight] = site.product(site.rows(site.saved("mat1")), site.rows(product))
-    if bias in site.operands:
-        parts[bias] = reduce_broadcast(site, bias, _scaled(grad, site.saved("beta")))
-    return _sharing(parts, bias, weight)
+    if weight in context.operands:
+        product = _scaled(grad, context.saved("alpha"))
+        parts[weight] = context.product(
+            context.rows(context.saved("mat1")), context.rows(product)
+        )
+    if bias in context.operands:
+        parts[bias] = reduce_broadcast(
+            context, bias, _scaled(grad, context.saved("beta"))
+        )
+    return _share_norms(parts, bias, weight)
 
 
-def _sharing(parts: Parts, bias: int, weight: int) -> Parts:
-    """Let the norms of what a bias and a weight both have be computed once."""
-    kept, outer = parts.get(bias), parts.get(weight)
+def _share_norms(parts: Parts, bias: int, weight: int) -> Parts:
+    """Let a bias and a weight that hold the same tensor compute its norms once.
+
+    With one position an example, the weight's gradient is the outer product of the
+    input and the output gradient, and the bias's is that output gradient itself.
+    """
+    bias_part, weight_part = parts.get(bias), parts.get(weight)
     if (
-        isinstance(kept, MaterializedGrads)
-        and isinstance(outer, FactoredGrads)
-        and kept.grads_BP.data_ptr() == outer.right.data_ptr()
-        and kept.grads_BP.numel() == outer.right.numel()
+        isinstance(bias_part, MaterializedGrads)
+        and isinstance(weight_part, FactoredGrads)
+        and bias_part.grads_BP.data_ptr() == weight_part.right.data_ptr()
+        and bias_part.grads_BP.numel() == weight_part.right.numel()
     ):
-        rows = MaterializedGrads(kept.grads_BP, is_held_anyway=True)
+        rows = MaterializedGrads(bias_part.grads_BP, is_held_anyway=True)
         return {
             bias: rows,
-            weight: FactoredGrads(outer.left, outer.right, right_rows=rows),
+            weight: FactoredGrads(weight_part.left, weight_part.right, right_rows=rows),
         }
     return parts
 
 
-def _mm(site: RuleContext, grad: Tensor) -> Parts:
-    if 1 in site.operands:
-        return {1: site.product(site.rows(site.saved("self")), site.rows(grad))}
-    turned = _transposed_context(site)
-    return {0: site.product(turned.rows(grad.mT), turned.rows(site.saved("mat2").mT))}
+def _mm(context: RuleContext, grad: Tensor) -> Parts:
+    if 1 in context.operands:
+        return {
+            1: context.product(context.rows(context.saved("self")), context.rows(grad))
+        }
+    transposed = _transposed_context(context)
+    return {
+        0: context.product(
+            transposed.rows(grad.mT), transposed.rows(context.saved("mat2").mT)
+        )
+    }
 
 
-def _bmm(site: RuleContext, grad: Tensor) -> Parts:
-    return _products(site, grad, first=0, names=("self", "mat2"))
+def _bmm(context: RuleContext, grad: Tensor) -> Parts:
+    return _products(context, grad, first=0, names=("self", "mat2"))
 
 
-def _baddbmm(site: RuleContext, grad: Tensor) -> Parts:
-    product = _scaled(grad, site.saved("alpha"))
-    parts = _products(site, product, first=1, names=("batch1", "batch2"))
-    if 0 in site.operands:
-        parts[0] = reduce_broadcast(site, 0, _scaled(grad, site.saved("beta")))
+def _baddbmm(context: RuleContext, grad: Tensor) -> Parts:
+    product = _scaled(grad, context.saved("alpha"))
+    parts = _products(context, product, first=1, names=("batch1", "batch2"))
+    if 0 in context.operands:
+        parts[0] = reduce_broadcast(context, 0, _scaled(grad, context.saved("beta")))
     return parts
 
 
 def _products(
-    site: RuleContext, grad: Tensor, *, first: int, names: tuple[str, str]
+    context: RuleContext, grad: Tensor, *, first: int, names: tuple[str, str]
 ) -> Parts:
     """Return the parts of N products ``left @ right`` of [N, ...] each."""
     left, right = names
-    if first + 1 in site.operands:
-        inputs = site.saved(left)
-        return {first + 1: _product(site, site.layout, inputs, grad)}
-    if first in site.operands:
-        turned = _transposed_context(site).layout
-        return {first: _product(site, turned, grad.mT, site.saved(right).mT)}
+    layout = _layout(context)
+    if first + 1 in context.operands:
+        inputs = context.saved(left)
+        return {first + 1: _product(context, layout, inputs, grad)}
+    if first in context.operands:
+        transposed = _layout(_transposed_context(context))
+        return {first: _product(context, transposed, grad.mT, context.saved(right).mT)}
     return {}
 
 
 def _product(
-    site: RuleContext, layout: Layout, left: Tensor, right: Tensor
+    context: RuleContext, layout: Layout, left: Tensor, right: Tensor
 ) -> GradPart:
-    B = site.num_samples
+    B = context.num_samples
     if B == 1:
-        return site.product(left[None], right[None])
+        return context.product(left[None], right[None])
     if layout.axis == _ROWS:
-        return site.product(_by_example(left, layout, B), _by_example(right, layout, B))
-    inner = site.product(left.unflatten(0, (B, -1)), right.unflatten(0, (B, -1)))
+        return context.product(
+            _by_example(left, layout, B), _by_example(right, layout, B)
+        )
+    inner = context.product(left.unflatten(0, (B, -1)), right.unflatten(0, (B, -1)))
     return SlicedGrads(inner, (len(left), left.shape[-1], right.shape[-1]), 0)
 
 
@@ -105,19 +124,53 @@ def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
     return tensor.reshape(N, num_samples, -1, D).transpose(0, 1)
 
 
-def _transposed_context(site: RuleContext) -> RuleContext:
-    """Return the site of the transposed product, whose examples are on the rows."""
-    if site.num_samples == 1 or site.layout.axis != _COLUMNS:
-        return site
-    return replace(site, layouts={0: replace(site.layout, axis=_ROWS)})
+def _transposed_context(context: RuleContext) -> RuleContext:
+    """Return the context of the transposed product, with the examples on its rows."""
+    if context.num_samples == 1 or context.layout.axis != _COLUMNS:
+        return context
+    return replace(context, layouts={0: replace(_layout(context), axis=_ROWS)})
 
 
-def _mv(site: RuleContext, grad: Tensor) -> Parts:
-    products = site.saved("self") * grad[:, None]
-    B = site.num_samples
-    if site.layout.time_major:
+def _layout(context: RuleContext) -> Layout:
+    layout = context.layout
+    assert isinstance(layout, Layout)  # noqa: S101 -- no rule here spreads
+    return layout
+
+
+def _mv(context: RuleContext, grad: Tensor) -> Parts:
+    products = context.saved("self") * grad[:, None]
+    B = context.num_samples
+    if context.layout.time_major:
         return {1: MaterializedGrads(products.unflatten(0, (-1, B)).sum(0))}
     return {1: MaterializedGrads(products.unflatten(0, (B, -1)).sum(1))}
+
+
+def _grouped_mm(context: RuleContext, grad: Tensor) -> Parts:
+    """Serve a product of rows that are sorted by expert with each expert's matrix."""
+    num_experts = context.operands[1].shape[0]
+    row_R = torch.arange(len(grad), device=grad.device)
+    # Expert e has the rows up to offsets[e]; behind the last are none.
+    offsets_E = context.saved("offs").long()
+    expert_R = torch.searchsorted(offsets_E, row_R, right=True)
+    part = GroupedGrads(
+        left=context.saved("self"),
+        right=grad,
+        experts=torch.where(expert_R < num_experts, expert_R, -1),
+        units=context.owner_tensor(0, grad).expand(grad.shape)[:, 0],
+        num_experts=num_experts,
+        num_units=context.num_samples,
+    )
+    return {1: part}
+
+
+def _is_routed(context: RuleContext) -> bool:
+    """Whether rows go to experts whose matrices all examples share."""
+    if [*context.operands] != [1] or context.saved("offs") is None:
+        return False
+    is_stack = len(context.operands[1].shape) == -_BATCH
+    is_rows = len(context.use.shape) == -_ROWS
+    on_rows = context.num_samples == 1 or context.layout.axis == _ROWS
+    return is_stack and is_rows and on_rows
 
 
 def _scaled(grad: Tensor, factor: float) -> Tensor:
@@ -125,17 +178,24 @@ def _scaled(grad: Tensor, factor: float) -> Tensor:
 
 
 def _right_is_shared(right: int, *more_axes: int) -> Callable[[RuleContext], bool]:
-    """Return whether one factor is an operand that does not depend on the example."""
+    """Return a test of whether one factor is an operand that all examples share.
 
-    def applies(site: RuleContext) -> bool:
+    Args:
+        right: The input position of the right factor; the left one is before it.
+        more_axes: Axes of the output that the examples may be on as well.
+    """
+
+    def applies(context: RuleContext) -> bool:
         left = right - 1
-        if left in site.operands and right in site.operands:
+        if left in context.operands and right in context.operands:
             return False
-        if site.num_samples == 1:
+        if context.num_samples == 1:
             return True
         for position, axis in ((left, _COLUMNS), (right, _ROWS)):
-            if position in site.operands and site.layout.axis != axis:
-                return site.layout.axis in more_axes and not site.layout.time_major
+            if position in context.operands and context.layout.axis != axis:
+                return (
+                    context.layout.axis in more_axes and not context.layout.time_major
+                )
         return True
 
     return applies
@@ -143,46 +203,47 @@ def _right_is_shared(right: int, *more_axes: int) -> Callable[[RuleContext], boo
 
 MATRIX_RULES: Final[Mapping[str, Rule]] = {
     "AddmmBackward0": Rule(
-        _addmm,
-        ("mat1", "alpha", "beta"),
-        lambda: torch.addmm(leaf(3), leaf(2, 3), leaf(3, 3)),
-        "`nn.Linear`, `torch.addmm`",
-        "keep, gram, redo",
-        lambda site: 1 not in site.operands and _right_is_shared(2)(site),
+        parts=_addmm,
+        reads=("mat1", "alpha", "beta"),
+        example=lambda: torch.addmm(leaf(3), leaf(2, 3), leaf(3, 3)),
+        applies=lambda context: (
+            1 not in context.operands and _right_is_shared(2)(context)
+        ),
         stacks=("mat1",),
         matrix=2,
     ),
     "BaddbmmBackward0": Rule(
-        _baddbmm,
-        ("batch1", "batch2", "alpha", "beta"),
-        lambda: torch.baddbmm(leaf(1, 2, 2), leaf(1, 2, 3), leaf(1, 3, 2)),
-        "`torch.baddbmm`",
-        "keep, gram, redo",
-        _right_is_shared(2, _BATCH),
+        parts=_baddbmm,
+        reads=("batch1", "batch2", "alpha", "beta"),
+        example=lambda: torch.baddbmm(leaf(1, 2, 2), leaf(1, 2, 3), leaf(1, 3, 2)),
+        applies=_right_is_shared(2, _BATCH),
     ),
     "BmmBackward0": Rule(
-        _bmm,
-        ("self", "mat2"),
-        lambda: torch.bmm(leaf(1, 2, 3), leaf(1, 3, 2)),
-        "batched products: `torch.bmm`, `@`, `torch.einsum`",
-        "keep, gram, redo",
-        _right_is_shared(1, _BATCH),
+        parts=_bmm,
+        reads=("self", "mat2"),
+        example=lambda: torch.bmm(leaf(1, 2, 3), leaf(1, 3, 2)),
+        applies=_right_is_shared(1, _BATCH),
+    ),
+    "GroupedMmBackward0": Rule(
+        parts=_grouped_mm,
+        reads=("self", "offs"),
+        example=lambda: F.grouped_mm(
+            leaf(1, 4), leaf(1, 4, 4), offs=torch.ones(1, dtype=torch.int32)
+        ),
+        applies=_is_routed,
     ),
     "MmBackward0": Rule(
-        _mm,
-        ("self", "mat2"),
-        lambda: leaf(2, 3) @ leaf(3, 2),
-        "`@`, `torch.mm`, `nn.Linear` without a bias",
-        "keep, gram, redo",
-        _right_is_shared(1),
+        parts=_mm,
+        reads=("self", "mat2"),
+        example=lambda: leaf(2, 3) @ leaf(3, 2),
+        applies=_right_is_shared(1),
         stacks=("self",),
         matrix=1,
     ),
     "MvBackward0": Rule(
-        _mv,
-        ("self",),
-        lambda: leaf(2, 3) @ leaf(3),
-        "a matrix times a vector",
-        applies=lambda site: 0 not in site.operands,
+        parts=_mv,
+        reads=("self",),
+        example=lambda: leaf(2, 3) @ leaf(3),
+        applies=lambda context: 0 not in context.operands,
     ),
 }

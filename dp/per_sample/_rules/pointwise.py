@@ -1,4 +1,4 @@
-"""Rules of operations that treat every element alone, or only put them together.
+"""Rules of elementwise operations and of concatenation.
 
 Shapes: none are fixed.
 """
@@ -11,122 +11,152 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf, output_shape, signed
-from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
+from dp.per_sample._rules.context import (
+    Parts,
+    Rule,
+    RuleContext,
+    is_shared,
+    reduce_broadcast,
+)
 
 
 __all__ = ("POINTWISE_RULES",)
 
 
-def _add(site: RuleContext, grad: Tensor) -> Parts:
-    return _sum(site, grad, site.saved("alpha"))
+def _add(context: RuleContext, grad: Tensor) -> Parts:
+    return _sum(context, grad, context.saved("alpha"))
 
 
-def _sub(site: RuleContext, grad: Tensor) -> Parts:
-    return _sum(site, grad, -site.saved("alpha"))
+def _sub(context: RuleContext, grad: Tensor) -> Parts:
+    return _sum(context, grad, -context.saved("alpha"))
 
 
-def _sum(site: RuleContext, grad: Tensor, scale: float) -> Parts:
+def _sum(context: RuleContext, grad: Tensor, scale: float) -> Parts:
     parts = Parts()
-    if 0 in site.operands:
-        parts[0] = reduce_broadcast(site, 0, grad)
-    if 1 in site.operands:
-        parts[1] = reduce_broadcast(site, 1, grad if scale == 1 else grad * scale)
+    if 0 in context.operands:
+        parts[0] = reduce_broadcast(context, 0, grad)
+    if 1 in context.operands:
+        parts[1] = reduce_broadcast(context, 1, grad if scale == 1 else grad * scale)
     return parts
 
 
-def _mul(site: RuleContext, grad: Tensor) -> Parts:
+def _mul(context: RuleContext, grad: Tensor) -> Parts:
     factors = {0: "other", 1: "self"}
     return {
-        i: reduce_broadcast(site, i, grad * site.saved(factors[i]))
-        for i in site.operands
+        i: reduce_broadcast(context, i, grad * context.saved(factors[i]))
+        for i in context.operands
     }
 
 
-def _div(site: RuleContext, grad: Tensor) -> Parts:
+def _div(context: RuleContext, grad: Tensor) -> Parts:
     parts = Parts()
-    divisor = site.saved("other")
-    if 0 in site.operands:
-        parts[0] = reduce_broadcast(site, 0, grad / divisor)
-    if 1 in site.operands:
-        quotient = site.saved("self") / divisor
-        parts[1] = reduce_broadcast(site, 1, -grad * quotient / divisor)
+    divisor = context.saved("other")
+    if 0 in context.operands:
+        parts[0] = reduce_broadcast(context, 0, grad / divisor)
+    if 1 in context.operands:
+        quotient = context.saved("self") / divisor
+        parts[1] = reduce_broadcast(context, 1, -grad * quotient / divisor)
     return parts
 
 
-def _where(site: RuleContext, grad: Tensor) -> Parts:
-    condition = site.saved("condition")
+def _where(context: RuleContext, grad: Tensor) -> Parts:
+    condition = context.saved("condition")
     masked = {0: grad.where(condition, 0), 1: grad.masked_fill(condition, 0)}
-    return {i: reduce_broadcast(site, i, masked[i]) for i in site.operands}
+    return {i: reduce_broadcast(context, i, masked[i]) for i in context.operands}
 
 
-def _prelu(site: RuleContext, grad: Tensor) -> Parts:
-    inputs = site.saved("self")
+def _prelu(context: RuleContext, grad: Tensor) -> Parts:
+    inputs = context.saved("self")
     negative = (grad * inputs).masked_fill(inputs > 0, 0)
-    return {1: reduce_broadcast(site, 1, negative)}
+    return {1: reduce_broadcast(context, 1, negative)}
 
 
-def _cat(site: RuleContext, grad: Tensor) -> Parts:
-    dim = signed(site.saved("dim"))
+def _cat(context: RuleContext, grad: Tensor) -> Parts:
+    dim = signed(context.saved("dim"))
     parts, start = Parts(), 0
-    for position, length in enumerate(_lengths(site, dim, grad.shape[dim])):
-        if position in site.operands:
+    for position, length in enumerate(_lengths(context, dim, grad.shape[dim])):
+        if position in context.operands:
             parts[position] = reduce_broadcast(
-                site, position, grad.narrow(dim, start, length)
+                context, position, grad.narrow(dim, start, length)
             )
         start += length
     return parts
 
 
-def _lengths(site: RuleContext, dim: int, total: int) -> list[int]:
-    """Return how long the inputs of a concatenation are; one may have no graph."""
-    found = [
-        _length(edge, dim, site) for edge in enumerate(site.use.node.next_functions)
+def _lengths(context: RuleContext, dim: int, total: int) -> list[int]:
+    """Return the lengths of a concatenation's inputs.
+
+    An input without a graph has no node that would tell its length; one such input
+    has what the others leave of the total.
+    """
+    lengths = [
+        _length(edge, dim, context)
+        for edge in enumerate(context.use.node.next_functions)
     ]
-    known = sum(length for length in found if length is not None)
-    return [total - known if length is None else length for length in found]
+    known = sum(length for length in lengths if length is not None)
+    return [total - known if length is None else length for length in lengths]
 
 
 def _length(
-    item: tuple[int, tuple[object, int]], dim: int, site: RuleContext
+    indexed_edge: tuple[int, tuple[object, int]], dim: int, context: RuleContext
 ) -> int | None:
-    position, (child, index) = item
-    if position in site.operands:
-        return site.operands[position].shape[dim]
+    position, (child, index) = indexed_edge
+    if position in context.operands:
+        return context.operands[position].shape[dim]
     return None if child is None else output_shape(child, index)[dim]
 
 
-def _lengths_are_known(site: RuleContext) -> bool:
-    children = [child for child, _ in site.use.node.next_functions]
-    dim = signed(site.saved("dim"))
-    num_axes = len(site.use.shape)
-    return children.count(None) <= 1 and dim % num_axes != site.axis
+def _lengths_are_known(context: RuleContext) -> bool:
+    children = [child for child, _ in context.use.node.next_functions]
+    dim = signed(context.saved("dim"))
+    num_axes = len(context.use.shape)
+    return children.count(None) <= 1 and dim % num_axes != context.axis
 
 
 POINTWISE_RULES: Final[Mapping[str, Rule]] = {
-    "AddBackward0": Rule(_add, ("alpha",), lambda: leaf(1) + leaf(1), "`+`"),
+    "AddBackward0": Rule(
+        parts=_add,
+        spreads=is_shared,
+        reads=("alpha",),
+        example=lambda: leaf(1) + leaf(1),
+    ),
     "CatBackward0": Rule(
-        _cat,
-        ("dim",),
-        lambda: torch.cat([leaf(1), leaf(1)]),
-        "`torch.cat`, such as of a class token",
+        parts=_cat,
+        reads=("dim",),
+        example=lambda: torch.cat([leaf(1), leaf(1)]),
         applies=_lengths_are_known,
     ),
-    "DivBackward0": Rule(_div, ("self", "other"), lambda: leaf(1) / leaf(1), "`/`"),
-    "MulBackward0": Rule(_mul, ("self", "other"), lambda: leaf(1) * leaf(1), "`*`"),
-    "PreluKernelBackward0": Rule(
-        _prelu,
-        ("self",),
-        lambda: F.prelu(leaf(1, 1), leaf(1)),
-        "`nn.PReLU`",
-        applies=lambda site: 0 not in site.operands,
+    "DivBackward0": Rule(
+        parts=_div,
+        spreads=is_shared,
+        reads=("self", "other"),
+        example=lambda: leaf(1) / leaf(1),
     ),
-    "SubBackward0": Rule(_sub, ("alpha",), lambda: leaf(1) - leaf(1), "`-`"),
+    "MulBackward0": Rule(
+        parts=_mul,
+        spreads=is_shared,
+        reads=("self", "other"),
+        example=lambda: leaf(1) * leaf(1),
+    ),
+    "PreluKernelBackward0": Rule(
+        parts=_prelu,
+        spreads=lambda context: 0 not in context.operands and is_shared(context),
+        reads=("self",),
+        example=lambda: F.prelu(leaf(1, 1), leaf(1)),
+        applies=lambda context: 0 not in context.operands,
+    ),
+    "SubBackward0": Rule(
+        parts=_sub,
+        spreads=is_shared,
+        reads=("alpha",),
+        example=lambda: leaf(1) - leaf(1),
+    ),
     "WhereBackward0": Rule(
-        _where,
-        ("condition",),
-        lambda: torch.where(
+        parts=_where,
+        spreads=is_shared,
+        reads=("condition",),
+        example=lambda: torch.where(
             torch.ones(1, dtype=torch.bool, device="cpu"), leaf(1), leaf(1)
         ),
-        "`torch.where`",
     ),
 }

@@ -1,7 +1,14 @@
-"""The rule of a layer of an LSTM that oneDNN runs as one operation.
+"""The rule of an LSTM layer that oneDNN runs as one operation.
 
-That is ``nn.LSTM`` in single precision on a CPU; elsewhere, and for ``nn.GRU`` and
-``nn.RNN``, torch runs every step by operations that have rules of their own.
+That is ``nn.LSTM`` in single precision on a CPU. Elsewhere, and for ``nn.GRU`` and
+``nn.RNN``, torch runs every step as operations that have rules of their own.
+
+oneDNN keeps no gates in a form that can be read, so the rule computes them again from
+the inputs and the hidden states, and takes the gradients of the outputs back through
+time itself (Hochreiter and Schmidhuber, 1997; Gers et al., 2000, for the forget gate).
+Every weight is then one matrix product over all steps:
+
+    gates = x @ w_ih.T + h_before @ w_hh.T + biases
 
 Shapes: ``T`` steps, ``N`` sequences, one or more of each of ``B`` examples, ``I``
 inputs, ``H`` hidden units, ``G = 4 * H`` gates.
@@ -32,40 +39,41 @@ _SEQUENCES: Final = -2  # The axis of outputs [T, N, H] and of states [N, H].
 _LSTM: Final = 2  # As torch numbers the kinds of layers.
 
 
-def _lstm(site: RuleContext, grads: Grads) -> Parts:
-    site = replace(site, layouts={0: next(iter(site.layouts.values()))})
+def _lstm(context: RuleContext, grads: Grads) -> Parts:
+    # Any output that matters will do: examples lie alike in all of them.
+    context = replace(context, layouts={0: next(iter(context.layouts.values()))})
     inputs_TNI, hidden_TNH = (
-        _by_step(site, wide(site.saved(name))) for name in ("input", "result0")
+        _by_step(context, wide(context.saved(name))) for name in ("input", "result0")
     )
-    before_TNH = torch.cat([wide(site.saved("hx_"))[None], hidden_TNH[:-1]])
-    w_ih, w_hh, *biases = (wide(site.saved(f"weight{i}")) for i in range(4))
+    before_TNH = torch.cat([wide(context.saved("hx_"))[None], hidden_TNH[:-1]])
+    w_ih, w_hh, *biases = (wide(context.saved(f"weight{i}")) for i in range(4))
     gates_TNG = inputs_TNI @ w_ih.mT
     gates_TNG += before_TNH @ w_hh.mT
-    if site.saved("has_biases"):
+    if context.saved("has_biases"):
         gates_TNG += sum(biases)
     back_TNG, d_hx, d_cx = _through_time(
         gates_TNG,
         w_hh,
-        wide(site.saved("cx_")),
+        wide(context.saved("cx_")),
         [*(None if grad is None else wide(grad) for grad in grads), None, None],
-        reverse=site.saved("reverse"),
+        reverse=context.saved("reverse"),
     )
     parts = Parts()
-    rows = site.rows(back_TNG)
+    rows = context.rows(back_TNG)
     for position, other in ((_W_IH, inputs_TNI), (_W_HH, before_TNH)):
-        if position in site.operands:
-            parts[position] = site.product(rows, site.rows(other))
-    for position in {_B_IH, _B_HH} & site.operands.keys():
+        if position in context.operands:
+            parts[position] = context.product(rows, context.rows(other))
+    for position in {_B_IH, _B_HH} & context.operands.keys():
         parts[position] = MaterializedGrads(rows.sum(1))
     for position, grad in ((_HX, d_hx), (_CX, d_cx)):
-        if position in site.operands:
-            parts[position] = reduce_broadcast(site, position, grad)
+        if position in context.operands:
+            parts[position] = reduce_broadcast(context, position, grad)
     return parts
 
 
-def _by_step(site: RuleContext, tensor: Tensor) -> Tensor:
-    """Return the steps in the order in which the layer takes them."""
-    return tensor.flip(0) if site.saved("reverse") else tensor
+def _by_step(context: RuleContext, tensor: Tensor) -> Tensor:
+    """Return the steps in the order in which the layer computes them."""
+    return tensor.flip(0) if context.saved("reverse") else tensor
 
 
 def _through_time(
@@ -74,18 +82,21 @@ def _through_time(
     """Return the gradients of the gates' inputs, and those of the first states.
 
     Args:
-        gates_TNG: What goes into the gates, step by step.
-        w_hh: From hidden units to gates.
-        cell_NH: The first state of the cells.
-        grads: Of the outputs, the last hidden state and the last state of the cells.
+        gates_TNG: The inputs of the gates, step by step.
+        w_hh: The weights from hidden units to gates.
+        cell_NH: The initial state of the cells.
+        grads: The gradients of the outputs, the last hidden state and the last state
+            of the cells.
         reverse: Whether the outputs are in the reverse order of the steps.
     """
+    # c = f * c_before + i * g and h = o * tanh(c), as in torch.nn.LSTM.
     i, f, g, o = gates_TNG.chunk(4, -1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     cells = [cell_NH]
     for step in range(len(f)):
         cells.append(torch.addcmul(f[step] * cells[-1], i[step], g[step]))
     before, tanh = torch.stack(cells[:-1]), torch.stack(cells[1:]).tanh()
+    # The factors of all steps at once; only the products below go step by step.
     of_cell = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g * g)], -1)
     of_output, to_cell = tanh * o * (1 - o), o * (1 - tanh * tanh)
     outputs, *states = grads
@@ -103,17 +114,21 @@ def _through_time(
     return back_TNG, d_h, d_c
 
 
-def _is_along_sequences(site: RuleContext) -> bool:
-    if 0 in site.operands or site.saved("mode") != _LSTM or site.saved("batch_sizes"):
+def _is_along_sequences(context: RuleContext) -> bool:
+    if (
+        0 in context.operands
+        or context.saved("mode") != _LSTM
+        or context.saved("batch_sizes")
+    ):
         return False
-    if site.num_samples == 1:
+    if context.num_samples == 1:
         return True
-    layouts = {*site.layouts.values()}
+    layouts = {*context.layouts.values()}
     return len(layouts) == 1 and layouts.pop().axis == _SEQUENCES
 
 
 def _example() -> Tensor:
-    found: Tensor = torch.mkldnn_rnn_layer(
+    outputs: Tensor = torch.mkldnn_rnn_layer(
         leaf(1, 1, 1),
         *(leaf(4, 1), leaf(4, 1), leaf(4), leaf(4), leaf(1, 1), leaf(1, 1)),
         reverse=False,
@@ -126,20 +141,18 @@ def _example() -> Tensor:
         batch_first=False,
         train=True,
     )[0]
-    return found
+    return outputs
 
 
 def _table() -> Mapping[str, Rule]:
     try:
         _example()
-    except (
-        RuntimeError
-    ):  # Where oneDNN is not, or cannot, torch does not use it either.
+    except RuntimeError:  # Where oneDNN is missing, torch does not use it either.
         return {}
     return {
         "MkldnnRnnLayerBackward0": Rule(
-            _lstm,
-            (
+            parts=_lstm,
+            reads=(
                 "input",
                 "result0",
                 "hx_",
@@ -153,10 +166,8 @@ def _table() -> Mapping[str, Rule]:
                 "mode",
                 "batch_sizes",
             ),
-            _example,
-            "`nn.LSTM` that oneDNN runs",
-            "keep, gram, redo",
-            _is_along_sequences,
+            example=_example,
+            applies=_is_along_sequences,
             takes_all=True,
         )
     }

@@ -18,143 +18,149 @@ from dp.per_sample._rules.context import Parts, Rule, RuleContext
 
 __all__ = ("SEQUENCE_RULES",)
 
-_SUM, _MEAN = 0, 1  # Modes of an embedding bag.
+_SUM, _MEAN = 0, 1  # Modes of an embedding bag, as torch numbers them.
 
 
-def _embedding(site: RuleContext, grad: Tensor) -> Parts:
-    g_BTD = site.rows(grad)
-    indices_BT = site.rows(site.saved("indices")[..., None])[..., 0]
+def _embedding(context: RuleContext, grad: Tensor) -> Parts:
+    g_BTD = context.rows(grad)
+    indices_BT = context.rows(context.saved("indices")[..., None])[..., 0]
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
     part = EmbeddingGrads(
         indices_BT.flatten(),
         owners_B1.expand(B, T).flatten(),
-        _without_padding(site, indices_BT[..., None], g_BTD).reshape(-1, D),
-        num_rows=site.operands[0].shape[0],
+        _without_padding(context, indices_BT[..., None], g_BTD).reshape(-1, D),
+        num_rows=context.operands[0].shape[0],
         num_samples=B,
     )
     return {0: part}
 
 
-def _embedding_bag(site: RuleContext, grad: Tensor) -> Parts:
-    indices_L, offsets = site.saved("indices"), site.saved("offsets")
+def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
+    indices_L, offsets = context.saved("indices"), context.saved("offsets")
     position_L = torch.arange(len(indices_L), device=grad.device)
     bags_L = torch.searchsorted(offsets, position_L, right=True) - 1
-    if site.saved("mode") == _MEAN:
+    if context.saved("mode") == _MEAN:
+        # Padding does not count, neither in the sum nor in the number.
         counted_L1 = grad.new_ones(len(indices_L), 1)
-        counted_L1 = _without_padding(site, indices_L[:, None], counted_L1)
+        counted_L1 = _without_padding(context, indices_L[:, None], counted_L1)
         sizes = grad.new_zeros(len(grad), 1).index_add_(0, bags_L, counted_L1)
         grad = grad / sizes.clamp(min=1)
     grads_LD = grad[bags_L]
-    weights_L = site.saved("per_sample_weights")
+    weights_L = context.saved("per_sample_weights")
     if weights_L is not None:
         grads_LD = grads_LD * weights_L[:, None]
-    owner_of_bag = site.layout.owners(grad.shape, site.num_samples, grad.device)
+    owner_of_bag = context.owner_tensor(0, grad)
     part = EmbeddingGrads(
         indices_L,
         owner_of_bag.flatten().expand(len(grad))[bags_L],
-        _without_padding(site, indices_L[:, None], grads_LD),
-        num_rows=site.operands[0].shape[0],
-        num_samples=site.num_samples,
+        _without_padding(context, indices_L[:, None], grads_LD),
+        num_rows=context.operands[0].shape[0],
+        num_samples=context.num_samples,
     )
     return {0: part}
 
 
-def _without_padding(site: RuleContext, indices: Tensor, grads: Tensor) -> Tensor:
-    padding = signed(site.saved("padding_idx"))
+def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Tensor:
+    padding = signed(context.saved("padding_idx"))
     return grads.masked_fill(indices == padding, 0) if padding >= 0 else grads
 
 
-def _is_plain(site: RuleContext) -> bool:
-    return not (site.saved("scale_grad_by_freq") or site.saved("sparse"))
+def _is_plain(context: RuleContext) -> bool:
+    """Whether gradients are divided by no count over the batch.
+
+    Whether torch would return them as sparse tensors makes no difference here: they are
+    computed from the look-ups, and noise reaches every row.
+    """
+    return not context.saved("scale_grad_by_freq")
 
 
-def _layer_norm(site: RuleContext, grad: Tensor) -> Parts:
-    found = Parts()
-    g_BTD = _blocks(site, grad)
-    shape = tuple(site.saved("normalized_shape"))
+def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
+    parts = Parts()
+    g_BTD = _blocks(context, grad)
+    shape = tuple(context.saved("normalized_shape"))
     weight, bias = 1, 2
-    if weight in site.operands:
-        rstd_BT1 = _blocks(site, site.saved("result2"))
-        shift_BT1 = -_blocks(site, site.saved("result1")) * rstd_BT1
-        inputs_BTD = _blocks(site, site.saved("input"))
+    if weight in context.operands:
+        rstd_BT1 = _blocks(context, context.saved("result2"))
+        shift_BT1 = -_blocks(context, context.saved("result1")) * rstd_BT1
+        inputs_BTD = _blocks(context, context.saved("input"))
         normed_BTD = torch.addcmul(shift_BT1, inputs_BTD, rstd_BT1)
-        found[weight] = MaterializedGrads(
+        parts[weight] = MaterializedGrads(
             normed_BTD.mul_(g_BTD).sum(1).unflatten(1, shape)
         )
-    if bias in site.operands:
-        found[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
-    return found
+    if bias in context.operands:
+        parts[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
+    return parts
 
 
-def _rms_norm(site: RuleContext, grad: Tensor) -> Parts:
-    shape = tuple(site.saved("normalized_shape"))
-    normed_BTD = _blocks(site, site.saved("input")) * _blocks(
-        site, site.saved("result1")
+def _rms_norm(context: RuleContext, grad: Tensor) -> Parts:
+    shape = tuple(context.saved("normalized_shape"))
+    normed_BTD = _blocks(context, context.saved("input")) * _blocks(
+        context, context.saved("result1")
     )
-    weighted_BD = (normed_BTD * _blocks(site, grad)).sum(1)
+    weighted_BD = (normed_BTD * _blocks(context, grad)).sum(1)
     return {1: MaterializedGrads(weighted_BD.unflatten(1, shape))}
 
 
-def _blocks(site: RuleContext, tensor: Tensor) -> Tensor:
-    """Return [B, T, D] for [..., *shape], or [B, T, 1] for what was computed of it."""
-    num_normed = len(site.saved("normalized_shape"))
+def _blocks(context: RuleContext, tensor: Tensor) -> Tensor:
+    """Return [B, T, D] for a tensor of [..., *shape], or [B, T, 1] for its statistics."""
+    num_normed = len(context.saved("normalized_shape"))
     length = size(tensor.shape[tensor.dim() - num_normed :])
-    if site.num_samples == 1 or site.examples_lead:
-        return tensor.reshape(site.num_samples, -1, length)
-    moved = site.layout.examples_first(tensor, site.num_samples)
-    return moved.reshape(site.num_samples, -1, length)
+    if context.num_samples == 1 or context.examples_lead:
+        return tensor.reshape(context.num_samples, -1, length)
+    moved = context.layout.examples_first(tensor, context.num_samples)
+    return moved.reshape(context.num_samples, -1, length)
 
 
-def _norms_within_examples(site: RuleContext) -> bool:
-    lead = len(site.use.shape) - len(site.saved("normalized_shape"))
-    return 0 not in site.operands and (site.num_samples == 1 or site.axis < lead)
+def _norms_within_examples(context: RuleContext) -> bool:
+    lead = len(context.use.shape) - len(context.saved("normalized_shape"))
+    return 0 not in context.operands and (
+        context.num_samples == 1 or context.axis < lead
+    )
 
 
 SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     "EmbeddingBackward0": Rule(
-        _embedding,
-        ("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
-        lambda: F.embedding(torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)),
-        "`nn.Embedding`",
-        "rows that are looked up",
-        _is_plain,
+        parts=_embedding,
+        spreads=_is_plain,
+        reads=("indices", "padding_idx", "scale_grad_by_freq"),
+        example=lambda: F.embedding(
+            torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)
+        ),
+        applies=_is_plain,
     ),
     "EmbeddingBagBackward0": Rule(
-        _embedding_bag,
-        (
+        parts=_embedding_bag,
+        reads=(
             "indices",
             "offsets",
             "mode",
             "padding_idx",
             "per_sample_weights",
             "scale_grad_by_freq",
-            "sparse",
         ),
-        lambda: F.embedding_bag(
+        example=lambda: F.embedding_bag(
             torch.zeros(1, 1, dtype=torch.long, device="cpu"), leaf(2, 1)
         ),
-        "`nn.EmbeddingBag` of sums and means",
-        "rows that are looked up",
-        lambda site: (
-            _is_plain(site)
-            and site.saved("mode") in (_SUM, _MEAN)
-            and [*site.operands] == [0]
+        applies=lambda context: (
+            _is_plain(context)
+            and context.saved("mode") in (_SUM, _MEAN)
+            and [*context.operands] == [0]
         ),
     ),
     "NativeLayerNormBackward0": Rule(
-        _layer_norm,
-        ("input", "result1", "result2", "normalized_shape"),
-        lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
-        "`nn.LayerNorm`",
+        parts=_layer_norm,
+        spreads=_norms_within_examples,
+        reads=("input", "result1", "result2", "normalized_shape"),
+        example=lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
         applies=_norms_within_examples,
         stacks=("input", "result1", "result2"),
     ),
     "FusedRmsNormBackward0": Rule(
-        _rms_norm,
-        ("input", "result1", "normalized_shape"),
-        None,
-        "`nn.RMSNorm`",
+        parts=_rms_norm,
+        spreads=_norms_within_examples,
+        reads=("input", "result1", "normalized_shape"),
+        example=None,
         applies=_norms_within_examples,
         stacks=("input", "result1"),
     ),

@@ -1,7 +1,7 @@
-"""The table of the operations whose parameter gradients are found by a rule.
+"""The table of operations whose parameter gradients a rule computes.
 
-A rule reads what an autograd node kept for its own backward, and the gradient that
-reached its output, and returns the parts of its operands. An operation without a rule
+A rule reads what an autograd node saved for its own backward, and the gradient of its
+output, and returns the parts of its operands. An operation without a rule
 is not an error: see :mod:`dp.per_sample._rules.fallback`.
 """
 
@@ -34,19 +34,19 @@ RULES: Final[Mapping[str, Rule]] = {
 
 
 def rule_of(use: Use) -> Rule | None:
-    """Return the rule that serves such uses, a user's own before the table's."""
+    """Return the rule for a use, if there is one: a user's own before the table's."""
     return custom_rule(use.node) or RULES.get(use.operation)
 
 
 def check_torch() -> None:
-    """Check that the running torch calls and keeps things as the tables say.
+    """Check that the running torch has the nodes and saved values that the tables name.
 
     Raises:
-        UnsupportedOperationError: If it does not, naming what is missing.
+        UnsupportedOperationError: If one is missing, naming it.
     """
     rules = ((name, rule.example, rule.reads) for name, rule in RULES.items())
     views = ((name, example, reads) for name, (example, reads, _) in VIEWS.items())
-    missing = [found for entry in (*rules, *views) if (found := check(*entry))]
+    missing = [name for entry in (*rules, *views) if (name := check(*entry))]
     if missing:
         import torch  # noqa: PLC0415 -- for the message alone
 

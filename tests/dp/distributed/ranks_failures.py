@@ -169,6 +169,7 @@ def skipping_empty_batches():
 def spread_otherwise(how):
     """Wrap a model in something that is refused; return the error."""
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
     from torch.distributed.tensor import (  # noqa: PLC0415
         Replicate,
         distribute_tensor,
@@ -180,6 +181,10 @@ def spread_otherwise(how):
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    if how == "on one rank":
+        names = {"mesh_dim_names": ("replicas", "shards")}
+        two = init_device_mesh("cpu", (distributed.get_world_size(), 1), **names)
+        fully_shard(model, mesh=two["shards"])
     if how == "tensor parallel":
         parallelize_module(model, mesh, {"0": ColwiseParallel()})
     if how == "replicated":

@@ -74,7 +74,7 @@ def local_norm_only():
 
 @contextmanager
 def a_ledger_for_each_rank():
-    with patch.object(Ledger, "charge_as", lambda _self, _segment: None):
+    with patch.object(Ledger, "use_segment", lambda _self, _segment: None):
         yield
 
 
@@ -170,7 +170,7 @@ def exchange(sizes, *, bucket_bytes, trades_rows=True):
     sums = [torch.full((n,), 10.0**rank) for n in sizes]
     module = "dp.distributed._exchange"
     with (
-        patch(f"{module}._BUCKET_BYTES", bucket_bytes),
+        patch("dp._tuning.BUCKET_BYTES", bucket_bytes),
         patch(f"{module}._trades_rows", lambda _device: trades_rows),
     ):
         exchange = Exchange(World.current(), sums, [None] * len(sums))

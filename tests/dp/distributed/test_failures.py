@@ -105,6 +105,7 @@ def test_a_rank_that_skips_empty_batches_is_noticed(doomed_ranks):
         ("fsdp1", "FullyShardedDataParallel"),
         ("replicated", "is a DTensor with placements"),
         ("tensor parallel", "tensor, sequence and pipeline parallelism"),
+        ("on one rank", "on a mesh of 1 of"),
     ],
 )
 def test_other_ways_of_spreading_parameters_are_refused(ranks, how, words):

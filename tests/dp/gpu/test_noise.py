@@ -179,7 +179,7 @@ def test_tensors_of_every_kind_are_noised_on_a_gpu():
         torch.zeros(8000, dtype=torch.float64, device=CUDA),
         torch.zeros(0, 3, device=CUDA),
         torch.zeros(5000),
-        *torch.zeros(300, 5, device=CUDA),
+        *torch.zeros(300, 9, device=CUDA),
     ]
     GaussianNoise().add_(sums, stddev=2.0)
 

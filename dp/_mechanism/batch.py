@@ -1,0 +1,226 @@
+"""The batch at hand: its clipped sums, and the ticket that it was drawn with.
+
+A release may claim amplification by sampling only for exactly the examples of one
+ticket. Whether the losses that arrive are these is checked here, when they arrive and
+once more before the release; a ticket is spent by the first release that uses it.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from dp.exceptions import PrivacyError, SamplingMismatchError
+from dp.plan import PrivacyPlan
+from dp.sampling import (
+    PoissonLoader,
+    PoissonSampling,
+    Ticket,
+    TruncatedPoissonSampling as Truncated,
+    Unamplified,
+)
+
+
+__all__ = ("PendingBatch", "current_ticket", "explain_deepspeed")
+
+# The serial of the last ticket that any optimizer spent. The cost of a release counts
+# on the chance not to be in its batch; two releases of one batch share that chance.
+# Keyed by loader and not by optimizer, so that a second optimizer on the same batch
+# (the two of a GAN, opacus#418) finds it spent.
+_last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
+
+
+@final
+@dataclass(slots=True)
+class PendingBatch:
+    """Clipped sums of the batch at hand: not yet noised, never shown to anyone.
+
+    Attributes:
+        parameters: The parameters that the sums belong to.
+        sums: For each of them, the sum of the clipped gradients so far.
+        ticket: What the batch was drawn with; None if the plan claims no amplification.
+        max_grad_norm: The norm that the sums are clipped to.
+        num_samples: How many units were added. Private.
+        units: Which of the drawn units were added, where calls said so. Private.
+        may_lack_units: Whether the caller named the units, and may leave out some.
+        num_backwards: How many calls added them.
+        all_scaled: Whether every loss passed through a private loss, which knows the
+            scale that a trainer applied.
+    """
+
+    parameters: tuple[Tensor, ...]
+    sums: list[Tensor]
+    ticket: Ticket | None
+    max_grad_norm: float
+    num_samples: int = 0
+    units: set[int] = field(default_factory=set)
+    may_lack_units: bool = False
+    num_backwards: int = 0
+    all_scaled: bool = True
+
+    @property
+    def num_drawn(self) -> int:
+        """How many units the loader drew for this batch; a private number."""
+        return 0 if self.ticket is None else self.ticket.num_samples
+
+    def admit(
+        self,
+        num_samples: int,
+        sampling: PoissonSampling | Truncated | Unamplified,
+        units: Sequence[int] = (),
+    ) -> None:
+        """Raise unless another *num_samples* units may join this batch.
+
+        Args:
+            num_samples: How many.
+            sampling: How batches are drawn.
+            units: Which of the drawn units they are, where losses were grouped.
+
+        Raises:
+            SamplingMismatchError: If a unit could count twice.
+        """
+        is_grouped = bool(units)
+        if num_samples and self.num_samples and is_grouped != bool(self.units):
+            raise SamplingMismatchError(
+                "some losses of this step came with units and others without, so"
+                " whether a unit counts twice cannot be checked; pass units to every"
+                " backward call of the step"
+            )
+        if not self.units.isdisjoint(units):
+            raise SamplingMismatchError(
+                "a unit has losses in two backward calls of one step, so it would be"
+                " clipped twice; pass all losses of a unit to one call (dp.MicroBatches"
+                " splits a batch between units)"
+            )
+        # Each call clips on its own, so an example in two calls contributes 2 C where C
+        # is charged. Opacus 1.6 lets it: two backward passes of one batch.
+        if isinstance(sampling, Unamplified):
+            limit = sampling.backwards_per_step
+            if self.num_backwards >= limit:
+                raise SamplingMismatchError(
+                    f"backward was called more than {limit} time(s) before step; one"
+                    " example could count twice. Declare"
+                    " Unamplified(backwards_per_step=...) if the calls of one step"
+                    " never share an example"
+                )
+        elif self.num_samples + num_samples > self.num_drawn:
+            raise SamplingMismatchError(
+                "more losses than the loader drew examples for this batch; pass one"
+                " loss per example, and each example to backward once"
+            )
+
+    def check_same(self, parameters: Sequence[Tensor], max_grad_norm: float) -> None:
+        """Raise if what the sums were clipped for changed since the last backward.
+
+        Raises:
+            PrivacyError: If the clipping norm or the trainable parameters changed.
+        """
+        # Noise is scaled by one norm; sums of two norms have the larger sensitivity.
+        # With a scheduled C, Opacus' ghost clipping clips at one and noises at another.
+        if self.max_grad_norm != max_grad_norm:
+            raise PrivacyError(
+                f"max_grad_norm changed from {self.max_grad_norm!r} to"
+                f" {max_grad_norm!r} between backward and step; call zero_grad()"
+                " and run the batch again"
+            )
+        if len(self.parameters) != len(parameters) or any(
+            ours is not theirs
+            for ours, theirs in zip(self.parameters, parameters, strict=True)
+        ):
+            raise PrivacyError(
+                "the optimizer's trainable parameters changed between backward and"
+                " step; call zero_grad() and run the batch again" + explain_deepspeed()
+            )
+
+    def check_complete(self) -> None:
+        """Raise unless every example of the ticket was added.
+
+        Raises:
+            SamplingMismatchError: If some are missing, or if nothing was added where
+                no ticket says that the batch is empty.
+        """
+        # A draw may be empty, and a step of noise alone is right then: skipping it would
+        # show that the draw was empty (opacus#522, #530). Without tickets an empty draw
+        # cannot be told from a step by mistake.
+        if self.ticket is None and self.num_backwards == 0:
+            raise SamplingMismatchError(
+                "step was called without gradients; call optimizer.backward(losses)"
+                " first" + explain_deepspeed()
+            )
+        # Units that the caller named may be fewer: one whose losses were left out
+        # contributes nothing, and what the others contribute is their own.
+        if self.num_samples < self.num_drawn and not self.may_lack_units:
+            raise SamplingMismatchError(
+                "backward has not seen every example that the loader drew for this"
+                " batch; pass the losses of the whole batch to optimizer.backward"
+                " before step"
+            )
+
+    def warn_if_complete(self, *, stacklevel: int) -> None:
+        """Warn about accumulation over draws, which looks as if it worked."""
+        if 0 < self.num_samples == self.num_drawn:
+            warnings.warn(
+                "a whole batch went through backward, but its step was never taken, and"
+                " its gradients were dropped when the next batch was drawn. Each step is"
+                " made of one draw: to accumulate, split the draw (dp.MicroBatches), and"
+                " plan for larger ones; to skip a batch on purpose, call zero_grad()",
+                stacklevel=stacklevel + 1,
+            )
+
+    def spend_ticket(self, loader: PoissonLoader | None) -> None:
+        """Void the ticket of this batch for every optimizer of the process."""
+        if self.ticket is not None and loader is not None:
+            _last_spent[loader] = self.ticket.serial
+
+
+def current_ticket(plan: PrivacyPlan, loader: PoissonLoader | None) -> Ticket | None:
+    """Return the ticket of the batch that *loader* yielded last.
+
+    Returns:
+        None if *plan* claims no amplification, and needs none.
+
+    Raises:
+        SamplingMismatchError: If there is no ticket that was not spent.
+    """
+    if isinstance(plan.sampling, Unamplified):
+        return None
+    if loader is None:
+        raise SamplingMismatchError(
+            "the plan claims amplification by sampling, but no loader is attached;"
+            " call optimizer.attach(plan.loader(dataset))"
+        )
+    ticket = loader.ticket
+    if ticket is None:
+        raise SamplingMismatchError(
+            "no batch has been drawn from the loader; iterate over the loader that"
+            " was given to DPOptimizer" + explain_deepspeed()
+        )
+    if ticket.process != os.getpid():
+        raise SamplingMismatchError(
+            "this batch was drawn before the process forked, so two processes would"
+            " release it; draw the next one in this process"
+        )
+    if ticket.serial <= _last_spent.get(loader, -1):
+        raise SamplingMismatchError(
+            "this batch was already used for a step; draw the next one from the"
+            " loader. Two optimizers that release the same batch would cost more"
+            " than their ledgers say: put the parameters into groups of one"
+            " optimizer, or give each a loader of its own"
+        )
+    return ticket
+
+
+def explain_deepspeed() -> str:
+    """Return why DeepSpeed's engines cause these errors, if it is imported."""
+    if "deepspeed" not in sys.modules:
+        return ""
+    return (
+        ". DeepSpeed's ZeRO stages 1 to 3 and its fp16 and bf16 engines put copies in"
+        " place of the parameters, and may step before any batch: train with stage 0 in"
+        " float32 or with torch_autocast, with DistributedDataParallel or with FSDP2"
+    )

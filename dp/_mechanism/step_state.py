@@ -1,0 +1,153 @@
+"""Where a private step stands: idle, accumulating a batch, or released.
+
+A step goes round in three phases:
+
+============  ======================  ==================  =====================
+phase         ``backward``            ``step``            ``zero_grad``
+============  ======================  ==================  =====================
+idle          begins a batch:         refused, unless     stays idle
+              accumulating            the draw is empty
+accumulating  adds to the batch       charges, adds       drops the batch: idle
+                                      noise: released
+released      begins the next batch:  refused: the        idle
+              accumulating            ticket is spent
+============  ======================  ==================  =====================
+
+What stands in ``p.grad`` follows from the phase. While a batch accumulates, its sums
+are secret, but trainers look there all the same: a gradient scaler refuses to step
+where it finds nothing, and a trainer that clears gradients on the model means this
+batch. So one parameter carries a gradient of zeros, the *stand-in*. After the release
+the private gradient stands there; any other gradient was put there by other code.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Self, final
+
+import torch
+from torch import Tensor
+
+from dp._mechanism.batch import PendingBatch
+from dp.exceptions import PrivacyError
+
+
+__all__ = ("StepState",)
+
+Phase = Literal["idle", "accumulating", "released"]
+
+
+@final
+@dataclass(slots=True)
+class StepState:
+    """The phase of a step, and what belongs to it.
+
+    Attributes:
+        batch: The batch that accumulates; None in the other phases.
+    """
+
+    batch: PendingBatch | None = None
+    _stand_in: Tensor | None = None  # The parameter that carries one.
+    _released: weakref.ref[Tensor] | None = None  # A gradient that a step wrote.
+    _is_released: bool = False
+    _first_scale: float | None = None  # Where the run's gradient scaler began.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Self]:
+        """Let one thread at a time accumulate or release.
+
+        Clipped sums are updated in place: of two threads, one would read what the
+        other has half written.
+
+        Raises:
+            PrivacyError: If another thread is inside; nothing changes.
+        """
+        # Re-entrant, so that what an interrupt leaves locked stops no later step of
+        # the same thread.
+        if not self._lock.acquire(blocking=False):
+            raise PrivacyError(
+                "another thread is inside backward or step of this optimizer; call them"
+                " from one thread at a time"
+            )
+        try:
+            yield self
+        finally:
+            self._lock.release()
+
+    @property
+    def phase(self) -> Phase:
+        """Where the step stands."""
+        if self.batch is not None:
+            return "accumulating"
+        return "released" if self._is_released else "idle"
+
+    def accumulate(self, batch: PendingBatch) -> None:
+        """Hold *batch* until it is released or dropped."""
+        self._is_released = False
+        self.batch = batch
+
+    def drop(self) -> None:
+        """Forget the batch at hand; its ticket stays valid until it is spent."""
+        self.batch = self._stand_in = None
+        self._is_released = False
+
+    def release(self) -> None:
+        """Forget the batch at hand, whose release was charged."""
+        self.batch = self._stand_in = None
+        self._is_released = True
+
+    def show(self, gradients: Sequence[Tensor]) -> None:
+        """Remember *gradients* as those that the release left in ``p.grad``."""
+        self._released = weakref.ref(gradients[0]) if gradients else None
+
+    def hide_gradients(
+        self, parameters: Sequence[Tensor], *, scale: float | None
+    ) -> None:
+        """Clear every ``p.grad``: none of them is of the batch at hand.
+
+        Args:
+            parameters: The trainable parameters.
+            scale: What a trainer multiplied the loss with. It may look for a gradient,
+                so the smallest parameter gets the stand-in. None if it was given the
+                losses themselves.
+
+        A scaler that grew its scale finds an infinite stand-in and goes back to where
+        it started. Whether a larger scale overflows is decided by the largest gradient
+        of one example; nothing that depends on it, a skipped step or another scale,
+        may be seen.
+        """
+        # A raw gradient in `p.grad` is one `original_optimizer.step()` away from being
+        # released (opacus#313: Lightning trained without privacy).
+        for parameter in parameters:
+            parameter.grad = None
+        self._stand_in = None
+        if scale is None:
+            return
+        if self._first_scale is None:
+            self._first_scale = scale
+        # The smallest: a scaler reads every gradient that it finds.
+        self._stand_in = min(parameters, key=Tensor.numel, default=None)
+        if self._stand_in is not None:
+            has_grown = scale > max(self._first_scale, 1.0)
+            value = torch.inf if has_grown else 0.0
+            self._stand_in.grad = torch.full_like(self._stand_in, value)
+
+    def was_cleared(self) -> bool:
+        """Whether someone set the gradients of the batch at hand to None."""
+        return self._stand_in is not None and self._stand_in.grad is None
+
+    def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether gradients of another loss joined the batch at hand."""
+        grads = [p.grad for p in parameters if p is not self._stand_in]
+        return any(grad is not None and bool(grad.any()) for grad in grads)
+
+    def all_foreign(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether every parameter has a gradient that neither phase left there."""
+        ours = {id(self._stand_in.grad)} if self._stand_in is not None else set()
+        if self._released is not None:
+            ours.add(id(self._released()))
+        grads = [p.grad for p in parameters]
+        return bool(grads) and not any(g is None or id(g) in ours for g in grads)

@@ -1,0 +1,306 @@
+"""Owners: which unit's losses send a gradient to which elements of a tensor.
+
+A *unit* is what one contribution is clipped for: an example, or a user with all of
+theirs. Units are numbered 0 .. U - 1. Every element of every tensor between the losses
+and a use of a parameter has one owner, or none (:data:`NOBODY`), or gradients of
+several units meet in it (:data:`MIXED`), and then there is no gradient of one unit.
+
+The owners of a tensor are a value. Those of ordinary batches are *regular*, three
+integers; those of packed, ragged or routed batches are a tensor of unit numbers, which
+is short: an axis along which nothing differs has length 1.
+
+>>> examples_first = Owners.regular(axis=0)
+>>> examples_first.as_rows(rank=2, num_units=3).tolist()
+[[0], [1], [2]]
+>>> packed = Owners.irregular(torch.tensor([0, 0, 0, 1, 2, 2]).view(-1, 1))
+>>> packed.as_rows(rank=2, num_units=3).flatten().tolist()
+[0, 0, 0, 1, 2, 2]
+
+Shapes: ``U`` units, ``N`` entries of the axis along which owners differ.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+
+__all__ = (
+    "EVERYBODYS",
+    "MIXED",
+    "NOBODY",
+    "NOBODYS",
+    "Owners",
+    "broadcast_from",
+    "joined",
+    "meet",
+    "meet_over",
+    "merged",
+    "moved_along",
+    "regularized",
+    "reshaped",
+    "scattered",
+    "shortened",
+)
+
+NOBODY: Final = -1  # No gradient flows to the element.
+MIXED: Final = -2  # Gradients of several units meet in it.
+_IRREGULAR: Final = -3
+_LARGEST: Final = torch.iinfo(torch.int64).max
+
+
+@final
+class Owners(NamedTuple):
+    """The owner of every element of a tensor.
+
+    Attributes:
+        axis: Of regular owners, the axis along which they differ, from the front. Its
+            length is ``outer * U * inner``, and entry i belongs to unit
+            ``(i // inner) % U``, wherever it is on the other axes. NOBODY and MIXED
+            stand for a tensor that is nobody's, or everybody's, as a whole.
+        outer: How often the units come one after another: positions before units.
+        inner: How many entries of a unit follow one another: positions behind units.
+        rows: Of irregular owners, whole numbers that broadcast to the tensor's shape:
+            a unit, NOBODY or MIXED.
+    """
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+    rows: Tensor | None = None
+
+    @classmethod
+    def regular(cls, axis: int, outer: int = 1, inner: int = 1) -> "Owners":
+        """Return the owners of units that lie along one axis in their order."""
+        return cls(axis, outer, inner)
+
+    @classmethod
+    def irregular(cls, rows: Tensor) -> "Owners":
+        """Return owners that are given one by one."""
+        return cls(_IRREGULAR, rows=rows)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the units lie along one axis, each with as many entries."""
+        return self.axis >= 0
+
+    def as_rows(
+        self, rank: int, num_units: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Return the owners as a tensor that broadcasts to a shape of *rank* axes."""
+        if self.rows is not None:
+            rows = self.rows
+            return rows.view([1] * (rank - rows.dim()) + list(rows.shape))
+        if self.axis < 0:
+            return torch.full([1] * rank, self.axis, device=device)
+        unit_N = torch.arange(num_units, device=device)
+        unit_N = unit_N.repeat_interleave(self.inner).repeat(self.outer)
+        return unit_N.view([-1 if k == self.axis else 1 for k in range(rank)])
+
+    def has_mixed(self) -> bool:
+        """Whether gradients of several units meet somewhere."""
+        if self.rows is None:
+            return self.axis == MIXED
+        return bool((self.rows == MIXED).any())
+
+    def is_same(self, other: "Owners") -> bool:
+        """Whether two tensors of one shape have the same owners, as far as written."""
+        if self.rows is None or other.rows is None:
+            return self[:3] == other[:3]
+        return self.rows is other.rows or (
+            self.rows.shape == other.rows.shape and torch.equal(self.rows, other.rows)
+        )
+
+
+NOBODYS: Final = Owners(NOBODY)
+EVERYBODYS: Final = Owners(MIXED)
+
+
+def joined(
+    one: Owners, other: Owners, *, rank: int, num_units: int, device: torch.device
+) -> Owners:
+    """Return the owners of a tensor to which two consumers send gradients."""
+    if other.axis == NOBODY or one.is_same(other):
+        return one
+    if one.axis == NOBODY:
+        return other
+    if MIXED in (one.axis, other.axis):
+        return EVERYBODYS  # More than is mixed, and refused as well.
+    left, right = (some.as_rows(rank, num_units, device) for some in (one, other))
+    return Owners.irregular(shortened(_joined_rows(left, right), range(rank)))
+
+
+def _joined_rows(left: Tensor, right: Tensor) -> Tensor:
+    return torch.where(
+        (left == right) | (right == NOBODY),
+        left,
+        torch.where(left == NOBODY, right, MIXED),
+    )
+
+
+def merged(low: Tensor, high: Tensor, mixed: Tensor) -> Tensor:
+    """Return the only owner among several, or MIXED, or NOBODY.
+
+    Args:
+        low: The smallest unit, or a number above all units if there is none.
+        high: The largest unit, or NOBODY.
+        mixed: Whether one of them is MIXED already.
+    """
+    one = torch.where(high < 0, NOBODY, torch.where(low == high, high, MIXED))
+    return torch.where(mixed, MIXED, one)
+
+
+def meet(rows: Tensor, axis: int) -> Tensor:
+    """Return whose gradients meet in a sum over *axis*, which is kept, of length 1."""
+    if rows.shape[axis] == 1:
+        return rows
+    if rows.numel() == 0:
+        return rows.new_full(
+            [1 if k == axis % rows.dim() else n for k, n in enumerate(rows.shape)],
+            NOBODY,
+        )
+    low = torch.where(rows < 0, _LARGEST, rows).amin(axis, keepdim=True)
+    high = rows.clamp(min=NOBODY).amax(axis, keepdim=True)
+    return merged(low, high, (rows == MIXED).any(axis, keepdim=True))
+
+
+def meet_over(rows: Tensor, axes: Iterable[int]) -> Tensor:
+    """Return whose gradients meet in a sum over several axes, which are kept."""
+    for axis in axes:
+        rows = meet(rows, axis)
+    return rows
+
+
+def broadcast_from(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the owners of an input of *shape* that was spread over the output."""
+    while rows.dim() > len(shape):
+        rows = meet(rows, 0)[0]
+    if rows.dim() < len(shape):  # The output has fewer axes: it is a sum.
+        rows = rows.view([1] * (len(shape) - rows.dim()) + list(rows.shape))
+    return meet_over(rows, [axis for axis, length in enumerate(shape) if length == 1])
+
+
+def reshaped(rows: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Return the owners behind a change of shape in row-major order.
+
+    Both shapes are cut into blocks of equal products. Nothing is written out along a
+    block in which nothing differs: only the units' own axes are.
+    """
+    if 0 in old or 0 in new:
+        return rows.new_full([1] * len(new), NOBODY)
+    written: list[int] = []
+    sizes: list[int] = []
+    changed: list[int] = []
+    for before, after in _blocks(old, new):
+        if all(rows.shape[k] == 1 for k in before):
+            written += [1] * len(before)
+            sizes += [1] * len(after)
+            continue
+        written += [old[k] for k in before]
+        if len(after) > 1:
+            changed += range(len(sizes), len(sizes) + len(after))
+        sizes += [new[k] for k in after]
+    return shortened(rows.expand(written).reshape(sizes), changed)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Return runs of the axes of two shapes, in order, that have equal products."""
+    found = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        before, after = range(i, min(i + 1, len(old))), range(j, min(j + 1, len(new)))
+        size, other = (
+            math.prod(old[k] for k in before),
+            math.prod(new[k] for k in after),
+        )
+        while size != other:
+            if size < other:
+                size, before = size * old[before.stop], range(i, before.stop + 1)
+            else:
+                other, after = other * new[after.stop], range(j, after.stop + 1)
+        found.append((before, after))
+        i, j = before.stop, after.stop
+    return found
+
+
+def shortened(rows: Tensor, axes: Iterable[int]) -> Tensor:
+    """Return the owners with length 1 along the axes on which nothing differs."""
+    for axis in axes:
+        if rows.shape[axis] > 1:
+            first = rows.narrow(axis, 0, 1)
+            if bool((rows == first).all()):
+                rows = first
+    return rows
+
+
+def moved_along(
+    rows: Tensor, shape: Sequence[int], axis: int, index_N: Tensor
+) -> Tensor:
+    """Return the owners of an input whose entries *index_N* of *axis* are the output.
+
+    Entries that were not taken are nobody's; those taken for two units are mixed.
+
+    Args:
+        rows: The owners of the output.
+        shape: Of the input; only its length along *axis* counts.
+        axis: Along which entries were taken.
+        index_N: Which, by number.
+    """
+    length = index_N.numel()
+    lengths = [length if k == axis else n for k, n in enumerate(rows.shape)]
+    full = [shape[axis] if k == axis else n for k, n in enumerate(rows.shape)]
+    where = index_N.reshape([-1 if k == axis else 1 for k in range(len(full))])
+    return scattered(rows.expand(lengths), full, axis, where.expand(lengths))
+
+
+def scattered(rows: Tensor, shape: Sequence[int], axis: int, index: Tensor) -> Tensor:
+    """Return the owners of a tensor of *shape* from which *index* was gathered.
+
+    Owners are written by index, and read again: what then is another's was taken for
+    two units, which seldom happens.
+    """
+    found = rows.new_full([*shape], NOBODY).scatter_(axis, index, rows)
+    if bool((found.gather(axis, index) == rows).all()):
+        return found
+    low, high = torch.where(rows < 0, _LARGEST, rows), rows.clamp(min=NOBODY)
+    mixed = (rows == MIXED).to(torch.int8)
+    return merged(
+        rows.new_full([*shape], _LARGEST).scatter_reduce(axis, index, low, "amin"),
+        rows.new_full([*shape], NOBODY).scatter_reduce(axis, index, high, "amax"),
+        mixed.new_zeros([*shape]).scatter_reduce(axis, index, mixed, "amax").bool(),
+    )
+
+
+def regularized(owners: Owners, shape: Sequence[int], num_units: int) -> Owners:
+    """Return irregular owners as three integers, if units do lie along one axis.
+
+    What is nobody's holds zeros, which may count as anybody's: a slice of the batch
+    leaves the rest nobody's, and is regular all the same.
+    """
+    rows = owners.rows
+    if rows is None:
+        return owners
+    rows = rows.view([1] * (len(shape) - rows.dim()) + list(rows.shape))
+    if bool((rows == NOBODY).all()):
+        return NOBODYS
+    for axis, length in enumerate(rows.shape):
+        if length > 1 and length % num_units == 0:
+            for found in _candidates(rows, axis, num_units):
+                expected = found.as_rows(len(shape), num_units, rows.device)
+                if bool(((rows == expected) | (rows == NOBODY)).all()):
+                    return found
+    return Owners.irregular(shortened(rows, range(len(shape))))
+
+
+def _candidates(rows: Tensor, axis: int, num_units: int) -> list[Owners]:
+    """Return the ways in which units may lie along an axis."""
+    shared = rows.shape[axis] // num_units
+    unit_N = rows.amax([k for k in range(rows.dim()) if k != axis]).flatten()
+    changes_N = (unit_N != unit_N[0]).to(torch.int8)
+    first_run = int(changes_N.argmax()) or 1
+    inner = dict.fromkeys((shared, 1, first_run))
+    return [
+        Owners.regular(axis, shared // n, n) for n in inner if n and shared % n == 0
+    ]

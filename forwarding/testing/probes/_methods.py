@@ -1,0 +1,147 @@
+"""Stand-ins for a target's methods, of the same kind as what they replace."""
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Never
+
+from forwarding.testing.probes._values import NotApplicableError
+
+
+__all__ = (
+    "callable_kind",
+    "failing",
+    "finish",
+    "parameters",
+    "received",
+    "recorder",
+    "returning_self",
+)
+
+
+def callable_kind(function: object) -> str:
+    """Return ``"generator"``, ``"async generator"`` or ``"plain"``.
+
+    >>> callable_kind(lambda: (yield))
+    'generator'
+    """
+    if inspect.isasyncgenfunction(function):
+        return "async generator"
+    return "generator" if inspect.isgeneratorfunction(function) else "plain"
+
+
+def parameters(function: Callable[..., object]) -> list[tuple[object, ...]]:
+    """Return name, kind and default of every parameter.
+
+    >>> parameters(lambda x, *, k=1: None)
+    [('x', 'POSITIONAL_OR_KEYWORD', 'required'), ('k', 'KEYWORD_ONLY', 1)]
+    """
+    try:
+        signature_parts = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise NotApplicableError("a method tells no signature") from error
+    return [
+        (
+            one.name,
+            one.kind.name,
+            "required" if one.default is one.empty else one.default,
+        )
+        for one in signature_parts
+    ]
+
+
+def received(
+    like: Callable[..., object], args: tuple[object, ...], keywords: dict[str, object]
+) -> tuple[object, ...]:
+    """Return the arguments as ``like`` receives them, its defaults filled in.
+
+    >>> received(lambda x, k=1: None, ("x",), {})
+    (('x', 1), {})
+    """
+    try:
+        bound = inspect.signature(like).bind(*args, **keywords)
+    except (TypeError, ValueError):  # no signature, or not these arguments
+        return args, keywords
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
+
+
+def _like(model: object, method: Callable[..., object]) -> Callable[..., object]:
+    """Return ``method`` as a function of the kind that ``model`` is."""
+
+    async def coroutine(*args: object, **keywords: object) -> object:
+        return method(*args, **keywords)
+
+    def generator(*args: object, **keywords: object) -> Iterator[object]:
+        yield method(*args, **keywords)
+
+    async def async_generator(
+        *args: object, **keywords: object
+    ) -> AsyncIterator[object]:
+        yield method(*args, **keywords)
+
+    if inspect.iscoroutinefunction(model):
+        return coroutine
+    # A wrapper may dispatch on the kind, so a plain stand-in would test another path.
+    kinds = {"generator": generator, "async generator": async_generator}
+    return kinds.get(callable_kind(model), method)
+
+
+def failing(error: Exception, like: object) -> Callable[..., object]:
+    """Return a method of the kind of ``like`` that raises this very exception."""
+
+    def method(*_args: object, **_keywords: object) -> Never:
+        raise error
+
+    return _like(like, method)
+
+
+def recorder(
+    result: object, calls: list[Any], like: Callable[..., object]
+) -> Callable[..., object]:
+    """Return a method of the kind of ``like`` that returns or yields ``result``.
+
+    It notes in ``calls`` who was called, and with what.
+    """
+
+    def method(self: object, *args: object, **keywords: object) -> object:
+        calls.append((self, received(like, args, keywords)))
+        return result
+
+    return _like(like, method)
+
+
+def returning_self(like: object) -> Callable[..., object]:
+    """Return a method of the kind of ``like`` that returns its ``self``."""
+
+    def method(self: object, *_args: object, **_keywords: object) -> object:
+        return self
+
+    return _like(like, method)
+
+
+def finish(result: object) -> object:
+    """Return what a coroutine that never waits returns, or a generator yields first.
+
+    Anything else is returned as it is.
+
+    >>> async def answer(): return 42
+    >>> finish(answer()), finish(iter([7])), finish(range(3))
+    (42, 7, range(0, 3))
+    """
+    if inspect.isasyncgen(result):
+        return _driven(anext(result))
+    if inspect.iscoroutine(result):
+        return _driven(result)
+    if isinstance(result, Iterator):
+        return next(result)
+    return result
+
+
+def _driven(waiting: Any) -> object:
+    steps: Coroutine[Any, Any, Any] = waiting
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        return stop.value
+    steps.close()
+    raise RuntimeError("the forwarded coroutine waits for something of its own")
