@@ -6,7 +6,9 @@ Each check takes one keyword argument, whose name is the name in the message:
 
 import math
 import operator
-from typing import Final, SupportsIndex
+from typing import Final, SupportsIndex, get_args
+
+from dp._typing import NeighboringRelation
 
 
 __all__ = (
@@ -16,6 +18,7 @@ __all__ = (
     "open_unit",
     "positive",
     "probability",
+    "relation",
 )
 
 _SMALLEST_NORM: Final = 1e-18
@@ -79,6 +82,22 @@ def count(**named: SupportsIndex) -> int:
     if number < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     return number
+
+
+def relation(*, neighboring_relation: str, truncated: bool) -> None:
+    """Check that a relation is known, and fits batches that may be *truncated*."""
+    known = get_args(NeighboringRelation)
+    if neighboring_relation not in known:
+        raise ValueError(
+            f"neighboring_relation must be one of {', '.join(map(repr, known))}, got"
+            f" {neighboring_relation!r}"
+        )
+    if truncated and neighboring_relation == "add_or_remove_one":
+        raise ValueError(
+            "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
+            " truncated (TruncatedPoissonSampling): their cost depends on the number of"
+            f" examples, which {neighboring_relation!r} keeps private"
+        )
 
 
 def _is_number(value: object) -> bool:
