@@ -6,7 +6,8 @@ first steps and then at random ones, the whole computation is done once more wit
 losses of every unit multiplied by a power of two that the operating system draws. What
 belongs to one unit alone is multiplied by the same power to the last bit, since
 rounding commutes with powers of two: norms by its square, and a weighted sum in which
-the powers are divided out does not change at all. Both are compared, as the rules
+the powers are divided out does not change at all. (Where a number underflowed before it
+was multiplied, another one may be rounded the other way: a few roundings are let pass.) Both are compared, as the rules
 compute them: what is verified is what is clipped and released. On an accelerator,
 whose kernels may add in any order, and where a graph has float16, which underflows,
 they are compared within the root of float32's rounding.
@@ -47,6 +48,7 @@ _ONE_WITH_SUMS: Final = 4  # Of verifications after the first.
 # Of halves, when a backward pass that is not linear is met: a pair that is mixed is
 # missed with probability 1e-3.
 _FIRST_ROUNDS: Final = 11
+_ROUNDINGS: Final = 8  # That may go the other way after an underflow.
 _FEWEST: Final = 1 << 16  # Roundings of the smallest number that a norm may have.
 
 
@@ -273,8 +275,12 @@ class Coded:
         difference = (one - other).abs()
         if bool((difference <= self._trial.slack).all()):
             return True
-        bound = _roughness(one.dtype) * float(size)
-        return not self._trial.is_exact and float(difference.norm()) <= bound
+        return float(difference.norm()) <= self._roughness(one.dtype) * float(size)
+
+    def _roughness(self, dtype: torch.dtype) -> float:
+        """Return the relative error that is let pass."""
+        eps = float(torch.finfo(dtype).eps)
+        return _ROUNDINGS * eps if self._trial.is_exact else eps**0.5
 
     def _have_norms(self, norms_U: Tensor) -> bool:
         """Whether squared norms are multiplied by the squares of the powers."""
@@ -284,22 +290,15 @@ class Coded:
         elements = max(self._trial.num_elements, _FEWEST)
         slack_U = smallest * elements * (2 * self._exponent_U).exp2()
         root_U = self._trial.slack * self._exponent_U.exp2()
+        slack_U += self._roughness(norms_U.dtype) * expected_U
         close_U = (
             (expected_U == found_U)
             | ((expected_U - found_U).abs() <= slack_U)
             | ((expected_U.sqrt() - found_U.sqrt()).abs() <= root_U)
         )
-        if not self._trial.is_exact:
-            rough = _roughness(norms_U.dtype)
-            close_U |= (expected_U - found_U).abs() <= rough * expected_U
         return bool((close_U | ~self._compared_U).all())
 
 
 def _norms(trial: Trial, gradients: PerSampleGradients) -> Tensor:
     groups = [0] * trial.num_parameters
     return gradients.squared_norms(groups)[0]
-
-
-def _roughness(dtype: torch.dtype) -> float:
-    """Return the relative error of sums whose terms are added in no fixed order."""
-    return float(torch.finfo(dtype).eps ** 0.5)
