@@ -32,6 +32,7 @@ KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
+ISOLATION = "per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -69,10 +70,26 @@ MUTANTS = (
     Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
-    Mutant("per_sample", "if not any(strays)", "if True", "the probe never objects", ENGINE),
-    Mutant("per_sample", "masked_fill(seeded_B, torch.nan)", "masked_fill(seeded_B, 0.0)", "the probe sends nothing", ENGINE),
+    Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
+    Mutant("per_sample", "if bool((found.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
+    Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
+    Mutant("per_sample", "return found if self._is_confirmed(found) else None", "return found", "a backward that clamps gives rows to other units", ISOLATION),
+    Mutant("per_sample", "return EVERYBODYS  # Summed over the units.", "return owners", "what is spread over the batch is one example's", ISOLATION),
+    Mutant("per_sample", "arguments = [read(nodes[place]) for place, read in self._arguments]", "arguments: list[int] = []", "an axis that changes is not noticed", ISOLATION),
+    Mutant("per_sample", "if one.rows is not None and not _is_in_order(one.rows, num_units):", "if False:", "rows may be in another order than labels", ISOLATION),
+    Mutant("per_sample", "            check_data(found.graph.uses", "            (lambda *_a, **_k: None)(found.graph.uses", "one tensor may be read for two units", ISOLATION),
+    Mutant("per_sample", "    if bool((owner_B == MIXED).any()):", "    if False:", "a loss may be made of pieces of two rows", ISOLATION),
+    Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
+    Mutant("per_sample", "return bool((close_U | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
+    Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
+    Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
+    Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
+    Mutant("per_sample", "return any(_is_of(tensor, public) for public in self._tensors)", "return bool(self._tensors)", "once something is public, everything is", ISOLATION),
+    Mutant("per_sample", "    if not _adds_up[kind]:", "    if False:", "torch's wrong rules for batching a backward are trusted", ISOLATION),
+    Mutant("per_sample", "return bool((owners.rows >= 0).any())", "return False", "rows of one unit's data are taken for shared", ISOLATION),
+    Mutant("per_sample", ".double().reciprocal()", ".double()", "the mean over a unit's losses is their sum times their number", ISOLATION),
+    Mutant("per_sample", "if name_of(node) not in VIEWS or is_complex:", "if name_of(node) not in VIEWS:", "the imaginary part of an operand is dropped", ISOLATION),
     Mutant("per_sample", "len({*nodes}) == count", "bool(nodes)", "one node in the place of two is taken for them", ENGINE),
-    Mutant("per_sample", "if tuple(axes) != expected:", "if False:", "a graph with the examples on another axis is taken for a known one", ENGINE),
     Mutant("per_sample", "times_used[id(operand.parameters[0])] == 1", "times_used[id(operand.parameters[0])] >= 1", "a tied parameter is served with its likes", ENGINE),
     Mutant("per_sample", "if values.count(values[0]) != len(values):", "if not values:", "all layers have the first one's scale", ENGINE),
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
