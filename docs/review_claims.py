@@ -58,6 +58,7 @@ _MIXING, _PRECISION = (
     "dp/per_sample/test_mixing.py::test_",
     "dp/per_sample/test_precision.py::test_",
 )
+_BY_OWNER = "dp/per_sample/test_by_owner.py::test_"
 _EXACT = ("dp/per_sample/test_operations.py::test_every_operation_is_exact",)
 _CERTIFICATE, _LEDGER = "dp/test_certificate.py::test_", "dp/test_ledger.py::test_"
 _NOISE, _ROUNDING = "dp/test_noise.py::test_", "dp/test_noise_rounding.py::test_"
@@ -143,6 +144,10 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_parts/embedding.py": Claim("A norm over rows of a table counts a row that occurs twice as one.", _EXACT),
         "dp/per_sample/_parts/convolution.py": Claim("Norm and sum of a kernel are of one gradient.", (_GRADIENTS + "without_room_gradients_are_computed_twice", "dp/per_sample/test_operations.py::test_convolutions_are_exact_as_an_accelerator_does_them")),
         "dp/per_sample/_parts/reparametrized.py": Claim("A gradient that passes a parameter's own computation is clipped as it arrives at the parameter.", (_GRADIENTS + "gradients_are_those_of_the_loop",)),
+        "dp/per_sample/_parts/ragged.py": Claim("Norm and sum of a unit are of all its rows, wherever they are, and of no other.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop", _BY_OWNER + "models_whose_units_lie_along_no_axis_are_as_by_a_loop")),
+        "dp/per_sample/_parts/grouped.py": Claim("Norm and sum of a stack of matrices are of the same rows, each at its expert.", (_BY_OWNER + "grouped_products_are_those_of_routed_rows",)),
+        "dp/per_sample/_parts/row_groups.py": Claim("Each row is in the place of its unit, once.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop",)),
+        "dp/per_sample/_rules/by_owner.py": Claim("Where units lie along no axis, every row is an example to a rule, and its owner's afterwards.", (_BY_OWNER + "any_owners_along_two_axes_are_as_by_a_loop", _BY_OWNER + "outputs_with_other_rows_are_served_by_their_own_backward")),
         "dp/per_sample/_rules/context.py": Claim("A rule is given the rows of each example.", _EXACT, "rows"),
         "dp/per_sample/_rules/table.py": Claim("A node is served by the rule of its operation.", _EXACT, "rows"),
         "dp/per_sample/_rules/matrix.py": Claim("Rules of matrix products mix no rows.", _EXACT, "rows"),
@@ -183,6 +188,7 @@ RANKS: dict[str, Claim] = {
 NOT_BELIEVED: dict[str, Checked] = {
     "dp/calibration.py": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/schedule.py": Checked("A wrong value would be used and charged alike: both are read in `_mechanism/current_values.py`.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules",)),
+    "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
     "dp/exceptions.py": Checked("Names of errors.", ()),
     "dp/_typing.py": Checked("Names of types.", ()),
     "dp/_tuning.py": Checked("Sizes chosen for speed and memory; bounds and margins stand where they are argued for.", ()),

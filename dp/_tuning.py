@@ -52,18 +52,20 @@ FEWEST_COMPILED_OPERATIONS: Final = 2
 SMALL_SUM: Final = 4096
 BUCKET_BYTES: Final = 32 << 20  # Of sums that ranks exchange in one call.
 
-# Noise: elements of a chunk on the host. Threads wait for each other between numpy's calls,
-# so they gain from long chunks only; a longer one does not stay in cache.
-HOST_CHUNK: Final = 1 << 18
+# Noise: elements of a chunk on the host. A chunk ends with refining the few elements that
+# float32 left, which costs 0.1 ms however few they are.
+HOST_CHUNK: Final = 1 << 20
 SHORT_HOST_CHUNK: Final = 1 << 16
+HOST_BLOCK: Final = (
+    1 << 17
+)  # Elements that are drawn and rounded while they are in cache.
+# Elements of a call that are worth loading numba and compiling, which takes 2 s or so.
+FEWEST_FOR_NUMBA: Final = 1 << 16
 DEVICE_CHUNK_BYTES: Final = 1 << 27  # Worth the launches, and their temporaries.
 CHUNKS_PER_THREAD: Final = 2  # Fewer are not worth a thread.
-# Of the host: threads wait for each other, and 16 of them took twice as long as 2.
-MOST_THREADS: Final = 2
-# Elements of a vector from which the float32 stage gains time.
-SHORT_VECTOR: Final = 4096
-# Table look-ups at a time: numpy indexes with 8 bytes each.
-LOOK_UPS_AT_ONCE: Final = 1 << 15
+# Without a kernel: threads wait for each other between numpy's calls, and 16 of them took
+# twice as long as 2.
+MOST_THREADS_IN_NUMPY: Final = 2
 # Undecided elements at a time on a device: temporaries take 8 bytes each.
 CANDIDATES_AT_ONCE: Final = 1 << 21
 LEAST_KEYSTREAM_SHARE: Final = 1 << 20  # Bytes that are worth a thread: 0.2 ms.

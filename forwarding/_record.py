@@ -1,4 +1,4 @@
-"""What a class declares: one :class:`Spec` per forwarded attribute.
+"""Records of what classes declare: one :class:`Spec` per forwarded attribute.
 
 The record of a class, in ``__forwarding__``, is what says which names it forwards.
 Generated functions carry their spec besides, in ``__forwarded__``, so that an alias
@@ -45,9 +45,9 @@ class Lens(NamedTuple):
     """What happens to a value on its way between the layer and the owner."""
 
     get: Any = None
-    """Called with the owner's value; its result is what is read. None: unchanged."""
+    """Called with the owner's value, and its result is read; None for the value itself."""
     set: Any = None
-    """Called with the assigned value; its result reaches the owner."""
+    """Called with the assigned value, and its result reaches the owner."""
     default: tuple[Any, ...] = ()
     """The value, alone in a tuple, of an attribute that the owner lacks."""
     returns_wrapper: bool = False

@@ -8,22 +8,25 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
+from dp._mechanism.loss_units import Reduction, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
     PrivacyError,
+    SampleMixingError,
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
@@ -106,41 +109,51 @@ class Mechanism:
         losses: Tensor,
         parameters: Sequence[Tensor],
         *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
         loss_scale: float = 1.0,
         is_scaled: bool = True,
-        units: Tensor | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
         """Add the clipped gradient of every example to the sums of its batch.
 
         Args:
-            losses: One loss an example, unless units are given.
+            losses: One loss an example, or several a unit.
             parameters: What the release is about; the same for all of a batch.
+            units: The unit of each loss; None if the loader knows.
+            reduction: Whether a unit's loss is the sum or the mean of its losses.
             loss_scale: A power of two that the backward pass is multiplied with, and
                 gradients are divided by before they are clipped.
             is_scaled: Whether the scale of a trainer, if it has one, is known.
-            units: Whose each loss is.
-            reduction: What the gradient of a unit is of its losses'.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
-                was already released, or holds fewer units than were given.
+                was already released, or holds fewer examples than there are losses.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
+        # Everything that can be refused is, before the first gradient is computed.
         batch = self._batch_for(parameters)
-        num_units = len(losses) if units is None else len(units.unique())
-        batch.admit(num_units, self.plan.sampling)
+        whose = loss_units(
+            losses,
+            units,
+            reduction=reduction,
+            ticket=batch.ticket,
+            part=None if self.loader is None else self.loader.part,
+        )
+        batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
-            if num_units:
-                gradients = self.engine.gradients(
-                    losses,
-                    leaves,
-                    loss_scale=loss_scale,
-                    units=units,
-                    reduction=reduction,
-                )
+            if whose.num_units:
+                with self.ending_if_mixed():
+                    gradients = self.engine.gradients(
+                        losses,
+                        leaves,
+                        loss_scale=loss_scale,
+                        units=whose.of_loss,
+                        reduction=reduction,
+                    )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.units.update(whose.present)
+        batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
         batch.all_scaled &= is_scaled
         self.step.accumulate(batch)
@@ -160,6 +173,26 @@ class Mechanism:
         batch.num_backwards += 1
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
+
+    @contextmanager
+    def ending_if_mixed(self) -> Iterator[None]:
+        """End the run if examples turn out to be mixed after something was released.
+
+        Earlier releases may have been of mixed examples, too, between two looks; and
+        that the run stops here depends on data. Neither was paid for, so no epsilon
+        holds any more. Before the first release nothing is lost by trying again.
+        """
+        try:
+            yield
+        except SampleMixingError as error:
+            if self.ledger.steps:
+                self.step.drop()
+                self.ledger.fail(f"examples were mixed: {error}")
+                error.add_note(
+                    "Releases were made before this was noticed, so the run ends here:"
+                    " its ledger keeps the failure, and its epsilon is infinite."
+                )
+            raise
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -185,6 +218,8 @@ class Mechanism:
             * Every parameter gets noise, also one that no example reached, and gets
               it once, whatever the number of ranks is.
         """
+        # Charging comes before noise is drawn: a crash in between loses a release,
+        # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
         totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
         stddev = self._charge(batch)
@@ -238,6 +273,9 @@ class Mechanism:
     def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
         """Add noise to each share of the totals, once, on the rank that has it."""
         for share in totals:
+            # What was charged is held against what the noise stage says it did, and not
+            # against what it was told: an accountant that is fed the configured sigma
+            # misses the noise that was really added (opacus#807).
             used = self.noise.add_(share, stddev=stddev)
             if used != stddev:
                 raise PrivacyError(
@@ -248,7 +286,11 @@ class Mechanism:
         return totals.results()
 
     def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
-        """Divide by a public constant; never by the size that the batch really had."""
+        """Divide by a public constant; never by the size that the batch really had.
+
+        The size is private, and dividing by it also changes the sensitivity of the
+        mean (opacus#571, #819: the denominator followed ``len(dataset)``).
+        """
         scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
         return noisy_sums
 
@@ -258,7 +300,8 @@ class Mechanism:
         self.loader = loader
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
-        # The batch at hand is secret, the loader's data is not ours to copy.
+        # The batch at hand is secret, and the loader's data is not ours to copy. A copied
+        # ledger charges under an id of its own, so that forks add up.
         return Mechanism(
             plan=self.plan,
             clipping=deepcopy(self.clipping, memo),

@@ -26,18 +26,27 @@ def in_chunks(
     is independent and identically distributed. Chunks on the host are short enough for
     each of *num_threads* threads to get two.
     """
-    share = sum(t.numel() for t in tensors if t.is_cpu) // (2 * num_threads)
-    cpu_chunk = min(_tuning.HOST_CHUNK, max(_tuning.SHORT_HOST_CHUNK, share + 1))
+    host_chunk = _tuning.HOST_CHUNK
+    if num_threads > 1:
+        share = sum(map(Tensor.numel, tensors)) // (2 * num_threads)
+        host_chunk = min(host_chunk, max(_tuning.SHORT_HOST_CHUNK, share + 1))
     waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
-    for tensor in tensors:
-        chunk = (
-            cpu_chunk
-            if tensor.is_cpu
-            else _tuning.DEVICE_CHUNK_BYTES // tensor.itemsize
-        )
-        queue = waiting.setdefault((tensor.dtype, tensor.device), _Waiting())
-        for part, size in _split(tensor, chunk):
-            if queue.num_elements + size > chunk:
+    for tensor in tensors:  # Often thousands of small ones: little is done for each.
+        kind = tensor.dtype, tensor.device
+        queue = waiting.get(kind)
+        if queue is None:
+            queue = waiting[kind] = _Waiting(
+                host_chunk
+                if tensor.is_cpu
+                else _tuning.DEVICE_CHUNK_BYTES // tensor.itemsize
+            )
+        size = tensor.numel()
+        if queue.num_elements + size <= queue.chunk:
+            queue.parts.append(tensor)
+            queue.num_elements += size
+            continue
+        for part, size in _split(tensor, queue.chunk):
+            if queue.num_elements + size > queue.chunk:
                 yield queue.parts
                 queue.parts, queue.num_elements = [], 0
             queue.parts.append(part)
@@ -49,6 +58,7 @@ def in_chunks(
 class _Waiting:
     """A list of views that is not full yet."""
 
+    chunk: int
     parts: list[Tensor] = field(default_factory=list)
     num_elements: int = 0
 

@@ -13,7 +13,10 @@ from dp import _checks, _tuning
 from dp._keystream import KEY_BITS, Keystream
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._device.noise import add_rounded
-from dp.noise._host.lattice import TOTAL_VARIATION, RoundedGaussian, granularity
+from dp.noise._host.compiled_stage import kernel_for
+from dp.noise._host.lattice import TOTAL_VARIATION, granularity
+from dp.noise._host.rounded import RoundedGaussian
+from dp.noise._host.workspace import borrow, give_back
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -35,7 +38,6 @@ _DESCRIPTIONS: Final = {
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
 _LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
-_HOST: Final = torch.device("cpu")
 # Devices that round by themselves; others lack float64, or emulate it slowly.
 _WITH_FLOAT64: Final = frozenset({"cuda"})
 
@@ -121,15 +123,14 @@ class GaussianNoise:
             _check_range(dtype, stddev)
         if stddev == 0:
             return stddev
-        chunks = list(in_chunks(sums, num_threads=_num_threads()))
-        if self._rng == "os":
-            on_host, on_device = _by_place(chunks)
-            if on_host:
-                _add_rounded(on_host, stddev)
-            if on_device:
-                add_rounded(on_device, stddev)
-        else:
-            self._add_fast(chunks, stddev)
+        if self._rng == "fast":
+            self._add_fast(list(in_chunks(sums)), stddev)
+            return stddev
+        on_host, on_device = _by_place(sums)
+        if on_host:
+            _add_on_host(on_host, stddev)
+        if on_device:
+            add_rounded(list(in_chunks(on_device)), stddev)
         return stddev
 
     def _add_fast(self, chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -173,48 +174,53 @@ def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
     return GaussianNoise(rng=rng)
 
 
-def _by_place(
-    chunks: Sequence[list[Tensor]],
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Split chunks into those rounded on the host and those rounded on their device."""
-    places: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
-    for parts in chunks:
-        places[parts[0].device.type in _WITH_FLOAT64].append(parts)
+def _by_place(sums: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Split tensors into those rounded on the host and those rounded on their device."""
+    if "cpu" not in _WITH_FLOAT64 and all(tensor.is_cpu for tensor in sums):
+        return list(sums), []  # The common case, in less time.
+    places: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for tensor in sums:
+        places[tensor.device.type in _WITH_FLOAT64].append(tensor)
     return places
 
 
-def _add_rounded(chunks: Sequence[list[Tensor]], stddev: float) -> None:
-    """Add noise drawn on the host, on a thread or two."""
+def _add_on_host(sums: Sequence[Tensor], stddev: float) -> None:
+    """Add noise that is drawn and rounded on the host, on as many threads as pay."""
+    kernel = kernel_for(sum(tensor.numel() for tensor in sums))
+    num_threads = torch.get_num_threads()
+    if kernel is None:  # Numpy's calls hold the interpreter's lock too often for more.
+        num_threads = min(num_threads, _tuning.MOST_THREADS_IN_NUMPY)
+    chunks = list(in_chunks(sums, num_threads=num_threads))
+    num_threads = min(num_threads, len(chunks) // _tuning.CHUNKS_PER_THREAD)
     waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    num_threads = min(_num_threads(), len(chunks) // _tuning.CHUNKS_PER_THREAD)
+    workspaces = [borrow() for _ in range(max(1, num_threads))]
+    noises = [
+        RoundedGaussian(
+            stddev=stddev, keystream=Keystream(), kernel=kernel, workspace=workspace
+        )
+        for workspace in workspaces
+    ]
     if num_threads <= 1:
-        _add_to_waiting(waiting, stddev)
-        return
-    with ThreadPoolExecutor(num_threads - 1) as pool:
-        others = [
-            pool.submit(_add_to_waiting, waiting, stddev)
-            for _ in range(num_threads - 1)
-        ]
-        _add_to_waiting(waiting, stddev)
-        for other in others:
-            other.result()
-
-
-def _num_threads() -> int:
-    return min(torch.get_num_threads(), _tuning.MOST_THREADS)
+        _add_to_waiting(noises[0], waiting)
+    else:
+        with ThreadPoolExecutor(num_threads - 1) as pool:
+            workers = [pool.submit(_add_to_waiting, n, waiting) for n in noises[1:]]
+            _add_to_waiting(noises[0], waiting)
+            for worker in workers:
+                worker.result()
+    for workspace in workspaces:
+        give_back(workspace)
 
 
 @torch.no_grad()
-def _add_to_waiting(waiting: deque[list[Tensor]], stddev: float) -> None:
+def _add_to_waiting(noise: RoundedGaussian, waiting: deque[list[Tensor]]) -> None:
     """Add noise, under a key of this thread's own, to chunks while there are any."""
-    noise = RoundedGaussian(stddev=stddev, keystream=Keystream())
     while True:
         try:
             parts = waiting.popleft()
         except IndexError:
             return
-        with as_vector(parts, _HOST) as x:
-            noise.add_(x.numpy())
+        noise.add_(parts)
 
 
 def _check_tensor(tensor: Tensor) -> None:

@@ -9,12 +9,13 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
@@ -130,6 +131,8 @@ class DPOptimizer(TransparentOptimizer):
             )
         check_loader(plan, loader)
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
+        # Built only from what can be trained: an error in the first step would come after
+        # hours of preparation.
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
@@ -154,34 +157,46 @@ class DPOptimizer(TransparentOptimizer):
         losses: Tensor,
         *,
         units: Tensor | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
+        reduction: Reduction = "sum",
     ) -> None:
-        """Add the clipped gradient of every unit's losses to the sums of this step.
+        """Add the clipped gradient of every example's loss to the sums of this step.
 
-        A unit of privacy is an example with one loss, unless *units* say otherwise.
-        May be called several times for one step, each time with other units of the
-        batch; the split into micro-batches does not change the result.
+        May be called several times for one step, each time with other examples of
+        the batch; the split into micro-batches does not change the result.
 
         Args:
-            losses: One loss an example, with its autograd graph, which is freed; with
-                *units*, losses of any shape.
-            units: Whose each loss is: whole numbers of the losses' shape, such as the
-                user of each. All losses of a unit belong into one call. Who gives them
-                says that everything a loss was computed from is its unit's.
-            reduction: Whether a unit's gradient is the sum of its losses' gradients or
-                their mean. It is clipped once.
+            losses: One loss an example, with its autograd graph, which is freed. With
+                a loader that has ``units``, one loss a row of its batch. With *units*,
+                losses of any shape.
+            units: Whose each loss is, where a unit of privacy has several: integers of
+                the shape of *losses*, the positions of the units among those drawn.
+                All losses of a unit are clipped as one.
+            reduction: Whether a unit's loss is the ``"sum"`` or the ``"mean"`` of its
+                losses; with *units* only.
 
         Raises:
-            ValueError: If *losses* is not a vector of floating-point losses, or if
-                *units* are not of its shape.
-            SampleMixingError: If one unit's loss depends on another unit.
+            ValueError: If *losses* is not a vector of floating-point losses, or
+                if *units* do not fit it.
+            SampleMixingError: If one example's loss depends on another example.
             UnsupportedOperationError: If the losses come from none of the parameters.
-            SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
-                another library left per-example gradients in ``p.grad_sample``.
-        """
-        self._backward(losses, scale=None, units=units, reduction=reduction)
+            SamplingMismatchError: If the losses do not fit the batch that was drawn, if
+                a unit has losses in two calls of a step, or if another library left
+                per-example gradients in ``p.grad_sample``.
 
-    def private_loss(self, losses_B: Tensor) -> Tensor:
+        References:
+            Several views of an example, clipped once (augmentation multiplicity): De
+            et al., "Unlocking High-Accuracy Differentially Private Image
+            Classification through Scale", 2022, https://arxiv.org/abs/2204.13650.
+        """
+        self._backward(losses, units, reduction, scale=None)
+
+    def private_loss(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
 
         For trainers that call ``loss.backward()`` themselves. What they multiply the
@@ -190,38 +205,46 @@ class DPOptimizer(TransparentOptimizer):
         the sum of clipped gradients is divided by the plan's expected batch size,
         once, in :meth:`step`. Weigh the losses themselves instead.
 
+        Args:
+            losses: As for :meth:`backward`.
+            units: As for :meth:`backward`.
+            reduction: As for :meth:`backward`.
+
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses; from
+            ValueError: If *losses* is not a vector of floating-point losses; from
                 ``backward()``, if it was multiplied with 0 or less.
         """
-        check_losses(losses_B)
-        return private_loss(losses_B, lambda g: self._backward(losses_B, scale=g))
+        check_losses(losses, has_units=units is not None)
+        return private_loss(
+            losses, lambda g: self._backward(losses, units, reduction, scale=g)
+        )
 
     @disable_dynamo
     def _backward(
         self,
         losses: Tensor,
+        units: Tensor | None,
+        reduction: Reduction,
         *,
         scale: float | None,
-        units: Tensor | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
-        check_losses(losses, units)
-        refresh(self)
-        self._drop_cleared()
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
-        parameters = self._trainable()
-        self.mechanism.accumulate(
-            losses,
-            parameters,
-            units=units,
-            reduction=reduction,
-            loss_scale=power_of_two_for(
-                scale, expected_batch_size=self.plan.expected_batch_size
-            ),
-            is_scaled=scale is not None,
-        )
-        self.mechanism.step.hide_gradients(parameters, scale=scale)
+        check_losses(losses, has_units=units is not None)
+        with self.mechanism.step.exclusive() as state:
+            refresh(self)
+            self._drop_cleared()
+            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+            parameters = self._trainable()
+            self.mechanism.accumulate(
+                losses,
+                parameters,
+                units=units,
+                reduction=reduction,
+                loss_scale=power_of_two_for(
+                    scale, expected_batch_size=self.plan.expected_batch_size
+                ),
+                is_scaled=scale is not None,
+            )
+            state.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
@@ -248,7 +271,9 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
-        self._set_private_gradients()
+        # The update itself is post-processing of what was released, and needs no lock.
+        with self.mechanism.step.exclusive():
+            self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         return result if closure is None else loss
 
@@ -259,6 +284,7 @@ class DPOptimizer(TransparentOptimizer):
             return
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
+        # Cleared only now: what is refused above leaves everything as it was.
         for parameter in self._all_parameters():
             parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -294,6 +320,8 @@ class DPOptimizer(TransparentOptimizer):
         ``torch.distributed.checkpoint`` puts a gradient of zeros on every parameter,
         sets every learning rate to 0 and calls ``step``: nothing private takes part.
         """
+        # All four conditions are needed: a raw gradient at a learning rate of 0 would
+        # still enter momentum, which later steps apply.
         return (
             self.mechanism.step.all_foreign(parameters)
             and not self.state
@@ -388,7 +416,7 @@ class DPOptimizer(TransparentOptimizer):
         Args:
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says that nothing did.
-                If None, the certificate says that nobody said.
+                If None, the certificate says that this was not stated.
             assumptions: What else must hold for it to be true, one sentence each.
         """
         return Certificate.of(

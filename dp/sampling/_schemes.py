@@ -34,7 +34,7 @@ class PoissonSampling:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncatedPoissonSampling:
-    """As :class:`PoissonSampling`, and of a larger batch a random part is kept.
+    """Poisson sampling, with oversized batches cut to a random subset.
 
     Batches then have a largest size, and so have time and memory of a step. It costs
     epsilon, because an example may displace another one, and the number of examples
@@ -72,8 +72,8 @@ class Unamplified:
 
     Args:
         backwards_per_step: How many backward calls make up one step. Without tickets
-            nobody can tell whether two calls share an example, so more than one call
-            is a promise by the user that they do not.
+            whether two calls share an example cannot be checked, so more than one call
+            is the user's promise that they do not.
 
     Raises:
         ValueError: If *backwards_per_step* is not a whole number of at least 1.

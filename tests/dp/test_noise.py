@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, strategies as st
 
 from dp._keystream import Keystream
-from dp.noise import GaussianNoise, _torch_generators
+from dp.noise import GaussianNoise, _gaussian, _torch_generators
 from dp.noise._chunks import _adjoining, as_vector, in_chunks
+from dp.noise._host.compiled_stage import kernel_for
 
 
 RNGS = ("os", "fast")
@@ -333,11 +334,16 @@ def test_parts_are_not_taken_for_one_beyond_their_memory():
     assert _adjoining([one[:3], one[3:]]) == 4
 
 
-def test_two_threads_share_the_work_and_no_key(monkeypatch):
+@pytest.mark.parametrize(("kernel", "num_threads"), [(None, 2), ("numba", 3)])
+def test_threads_share_the_work_and_no_key(monkeypatch, kernel, num_threads):
     """Every element gets noise of its own, drawn under one key for each thread.
 
-    There are no more than two, however many torch may use.
+    In numpy there are no more than two, however many torch may use.
     """
+    if kernel is not None:
+        pytest.importorskip(kernel)
+        kernel = kernel_for(1 << 30)
+    monkeypatch.setattr(_gaussian, "kernel_for", lambda _: kernel)
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])
@@ -346,7 +352,7 @@ def test_two_threads_share_the_work_and_no_key(monkeypatch):
     sums = torch.zeros(20, 1000)
     GaussianNoise().add_([sums], stddev=1.0)
 
-    assert len(set(keys)) == 2
+    assert len(set(keys)) == num_threads
     assert len({tuple(row) for row in sums.tolist()}) == 20
     assert sums.std().item() == pytest.approx(1, abs=0.03)
 

@@ -22,7 +22,12 @@ from dp.noise._device.float32_stage import Lattice, TorchFloat32
 from dp.noise._device.float64_stage import TorchFloat64
 from dp.noise._device.host_words import HostWords
 from dp.noise._device.noise import OnDevice
-from dp.noise._host import exact, lattice as host_lattice
+from dp.noise._host import (
+    exact,
+    lattice as host_lattice,
+    rounded as host_rounded,
+)
+from dp.noise._host.workspace import Workspace
 
 
 CPU = torch.device("cpu")
@@ -57,6 +62,7 @@ class ByCell:
     def __init__(self, words_N, seed=0):
         rng = np.random.default_rng(seed)
         self.words_N = words_N
+        # U has 16 + 64 + 192 bits; the host takes 24 first, and 8 zeros at the end.
         self.more = rng.integers(2**64 - 1, size=1 << 16, dtype=np.uint64)
         self.rest = rng.integers(2**64 - 1, size=(1 << 16, 3), dtype=np.uint64)
         self.queue = [words_N]
@@ -70,17 +76,25 @@ class ByCell:
         return words
 
     def on_host(self, x, stddev):
+        points_N = (self.more[self.words_N] >> np.uint64(56)).astype(np.uint8)
+        words = np.concatenate((self.more[:, None], self.rest), axis=1)
+        words, after = words << np.uint64(8), words >> np.uint64(56)
+        words[:, :-1] |= after[:, 1:]
+
         def decide(bits_E, fraction_E, *, scale, keystream):
-            self.queue += [self.more[bits_E], *self.rest[bits_E]]
+            self.queue += [words[bits_E >> 8, 0], *words[bits_E >> 8, 1:]]
             steps_E = DECIDE(bits_E, fraction_E, scale=scale, keystream=keystream)
             self.queue.clear()
             return steps_E
 
         noisy = x.clone()
+        self.queue += [points_N]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_lattice, "round_refined", decide)
-            noise = host_lattice.RoundedGaussian(stddev=stddev, keystream=self)
-            noise.add_(noisy.numpy())
+            patch.setattr(host_rounded, "round_refined", decide)
+            noise = host_rounded.RoundedGaussian(
+                stddev=stddev, keystream=self, kernel=None, workspace=Workspace()
+            )
+            noise.add_([noisy])
         return noisy
 
     def on_device(self, x, stddev):
@@ -156,7 +170,7 @@ def test_float32_could_not_decide_alone(monkeypatch):
 
 def test_large_sums_take_their_part_of_the_bound(monkeypatch):
     """In the widest cells of the first stage, it is what keeps float32 from erring."""
-    cells = np.flatnonzero(np.abs(np.abs(host_lattice._cells()[:, 0]) - 2.45) < 0.05)
+    cells = np.flatnonzero(np.abs(np.abs(host_lattice.cells()[0]) - 2.45) < 0.05)
     rng = np.random.default_rng(5)
     source = ByCell(rng.choice(cells.astype(np.uint16), 1 << 15))
     x = torch.from_numpy(rng.uniform(2.0**13, 2.0**14, 1 << 15)).float()
@@ -165,7 +179,7 @@ def test_large_sums_take_their_part_of_the_bound(monkeypatch):
     assert torch.equal(source.on_device(x, 1.99), right)
 
     source.queue = [source.words_N]
-    monkeypatch.setattr(float32_stage, "FLOAT32_ERROR_OF_X", 0.0)
+    monkeypatch.setattr(float32_stage, "FLOAT32_ERROR_OF_SUM", 0.0)
     assert (source.on_device(x, 1.99) != right).sum() > 10
 
 
@@ -216,8 +230,12 @@ def test_long_vectors_are_rounded_in_parts(monkeypatch):
     assert all((part != 0).float().mean() > 0.9 for part in x.split(1000))
 
 
-def test_float64_computes_the_same_on_both_sides():
-    """Each step up to the quantile is equal, at the ends of the uniform as well."""
+def test_float64_computes_the_same_on_both_sides(monkeypatch):
+    """Each step up to the quantile is equal, at the ends of the uniform as well.
+
+    If both go on after as many bits; the host has drawn eight more by then.
+    """
+    monkeypatch.setattr(exact, "FIRST_BITS", 16)
     rng = np.random.default_rng(0)
     bits_E = rng.integers(1 << 16, size=4096, dtype=np.uint16)
     bits_E[:200] = 0
@@ -292,13 +310,11 @@ def test_torchs_default_device_has_no_effect(monkeypatch, place):
 def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     """The host's way is for devices without float64 alone."""
     placed = []
-    monkeypatch.setattr(
-        _gaussian, "_add_rounded", lambda chunks, _: placed.extend(chunks)
-    )
+    monkeypatch.setattr(_gaussian, "_add_on_host", lambda sums, _: placed.extend(sums))
     sums = [torch.zeros(30), torch.zeros(3, device="meta")]
     GaussianNoise().add_(sums, stddev=1.0)
 
-    assert [[part.device.type for part in parts] for parts in placed] == [["meta"]]
+    assert [tensor.device.type for tensor in placed] == ["meta"]
     assert sums[0].any()
 
 

@@ -28,6 +28,7 @@ from dp.sampling import (
     Unamplified,
     poisson_sample,
 )
+from dp.sampling._ticket import Draw
 
 
 NUMBERS = TensorDataset(torch.arange(40), torch.arange(40.0).reshape(40, 1))
@@ -111,7 +112,7 @@ def test_serials_rise_over_all_loaders_of_a_process():
 
 def test_an_unshown_count_is_not_in_the_repr():
     """How many examples were drawn is private, so no log may show it by accident."""
-    assert repr(Ticket(serial=3, num_samples=17)) == "Ticket(serial=3)"
+    assert repr(Ticket(serial=3, draw=Draw([17]))) == "Ticket(serial=3)"
 
 
 def test_there_is_no_ticket_before_the_first_batch():

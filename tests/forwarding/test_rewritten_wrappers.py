@@ -222,7 +222,6 @@ test_an_average = law_tests(
     leave_out=[],
     waive={
         "class access": "a module's names are looked up by __getattr__",
-        "patched method": "what is set reaches the module",
         "rebound method": "what is set reaches the module",
         "preserved": "nn.Module.__init__ assigns training, computed or not",
     },

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dp._keystream import new_key
 from dp.noise._device.host_words import pinned
-from dp.noise._device.load_kernel import load_verified_kernel
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = ("ChaChaWords", "WriteBlocks", "kernel_on", "num_blocks_for", "written")
@@ -40,8 +40,8 @@ class ChaChaWords:
     """The key stream of one call on one device, under a fresh key.
 
     Guarantees:
-        * The key is 256 bits from the operating system; no argument or seed reaches it.
-          It is copied to the device, where it lives as long as this object.
+        * The key comes from :func:`dp._keystream.new_key`; no seed reaches it. It
+          is copied to the device, where it lives as long as this object.
         * Blocks are counted with 64 bits, from zero, and none is used twice.
 
     References:
@@ -53,7 +53,7 @@ class ChaChaWords:
     def __init__(self, device: torch.device, write_blocks: WriteBlocks) -> None:
         self._device = device
         self._write_blocks = write_blocks
-        self._key = new_key()
+        self._key = new_key("noise")
         self._num_blocks = 0
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
@@ -85,7 +85,7 @@ def kernel_on(device: torch.device) -> WriteBlocks | None:
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     kernel = load_verified_kernel(
-        "chacha",
+        "dp.noise._device.kernels.chacha",
         lambda kernel: _check(kernel.write_blocks, device),
         otherwise=f"random words for {device} are drawn on the host",
     )

@@ -23,19 +23,20 @@ import torch
 from torch import Tensor
 
 from dp.noise._device.float32_stage import Lattice, Undecided
-from dp.noise._device.load_kernel import load_verified_kernel
 from dp.noise._host.exact import (
-    FIRST_BITS,
     MIN_PROBABILITY,
     MORE_BITS,
+    REST_BITS,
     SAFE_DISTANCE,
     round_exact,
 )
+from dp.noise._host.lattice import CELL_BITS
+from dp.noise._load_kernel import load_verified_kernel
 
 
 __all__ = ("LastStage", "TorchFloat64", "TritonFloat64", "last_resort", "last_stage_on")
 
-_SMALLEST: Final = 2.0 ** -(FIRST_BITS + MORE_BITS)
+_SMALLEST: Final = 2.0 ** -(CELL_BITS + MORE_BITS)
 
 
 class LastStage(Protocol):
@@ -76,16 +77,18 @@ def in_float64(
 ) -> tuple[Tensor, Tensor]:
     """Round in float64; also return a mask of the elements where that may be wrong.
 
-    Every number up to the quantile equals the host's bit by bit: 64 bits become a float
-    by one rounding, since each half of them is exact.
+    64 bits become a float by one rounding, since each half of them is exact. The errors
+    are those of :mod:`dp.noise._host.exact`, but for the bits that were not drawn: from
+    the 81st on they add ``2**-80`` to ``U``, which moves ``Z`` by ``2**-39.5``. In lattice
+    units, with the rounding of the sum, that is still less than ``2**-33``.
     """
-    half = 1 << (FIRST_BITS - 1)
+    half = 1 << (CELL_BITS - 1)
     upper_C = bits_C >= half
     bits_C = torch.where(upper_C, 2 * half - 1 - bits_C, bits_C)
     more_C = torch.where(upper_C, ~more_C, more_C)
     low_C, high_C = more_C & 0xFFFFFFFF, (more_C >> 32) & 0xFFFFFFFF
     more_C = high_C.double() * 2.0**32 + low_C.double()
-    tail_C = (bits_C.double() + more_C * 2.0**-MORE_BITS) * 2.0**-FIRST_BITS
+    tail_C = (bits_C.double() + more_C * 2.0**-MORE_BITS) * 2.0**-CELL_BITS
     unsure_C = tail_C < MIN_PROBABILITY
     normal_C = torch.special.ndtri(tail_C.clamp(min=_SMALLEST))
     sum_C = fraction_C + torch.where(upper_C, -normal_C, normal_C) * scale
@@ -159,10 +162,16 @@ def last_resort(x: float, words: list[int], lattice: Lattice) -> float:
     fraction = x / lattice.spacing  # Exact, and so is subtracting the whole part.
     whole = round(fraction)
     fraction -= whole
-    bits = words[0] % (1 << FIRST_BITS)
-    about = (bits + 0.5) / (1 << FIRST_BITS)
+    bits = words[0] % (1 << CELL_BITS)
+    about = (bits + 0.5) / (1 << CELL_BITS)
     guess = round(NormalDist(fraction, lattice.scale).inv_cdf(about))
-    steps = round_exact([bits, *words[1:]], fraction, lattice.scale, guess)
+    steps = round_exact(
+        [bits, *words[1:]],
+        fraction,
+        lattice.scale,
+        guess,
+        num_bits=CELL_BITS + MORE_BITS + REST_BITS,
+    )
     return (steps + whole) * lattice.spacing
 
 
@@ -173,7 +182,7 @@ def last_stage_on(device: torch.device) -> Kernels | None:
     Call it only where Triton is installed.
     """
     kernels = load_verified_kernel(
-        "decision",
+        "dp.noise._device.kernels.decision",
         lambda kernels: _check(cast("Kernels", kernels), device),
         otherwise=f"noise on {device} is refined in many operations",
     )

@@ -1,9 +1,9 @@
-"""Decide, with more bits and more digits, what sixteen bits could not round.
+"""Second rounding stage: the remaining elements, with as many bits as they need.
 
-A normal ``Z`` is the quantile of a uniform number ``U``, which is given by bits without
-end. Here the bits of a few elements are continued, first by 64 each in float64, and
-where that is not enough by another 192 with 320-bit arithmetic. See
-:mod:`dp.noise._host.lattice` for the argument that this makes rounding exact.
+A normal ``Z`` is the quantile of a uniform number ``U``, whose bits have no end. Here the
+bits of a few elements are continued: first by 64 each in float64, and if that is not
+enough, by another 192 with 320-bit arithmetic. See :mod:`dp.noise._host.lattice` for the
+argument that this makes rounding exact.
 
 Shapes: ``E`` elements.
 """
@@ -30,7 +30,7 @@ __all__ = (
     "round_refined",
 )
 
-FIRST_BITS: Final = 16
+FIRST_BITS: Final = 24  # Drawn by the float32 stage of the host.
 
 MORE_BITS: Final = 64
 REST_BITS: Final = 192
@@ -50,19 +50,27 @@ def round_refined(
     """Return ``round(fraction + scale * Z)`` for normals ``Z``.
 
     Args:
-        bits_E: The first 16 bits of each ``U``.
-        fraction_E: What is added to the noise.
+        bits_E: The first 24 bits of each ``U``.
+        fraction_E: The numbers that noise is added to.
         scale: Standard deviation of the noise, in lattice units: below 32.
-        keystream: Where the next bits come from.
+        keystream: The source of further bits.
     """
     more_E = np.empty(len(bits_E), _UINT64)
     keystream.fill(more_E)
     steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
+    # A sum without a value stays so; more digits would search for it without an end.
+    unsure_E &= np.isfinite(steps_E)
     for i in np.flatnonzero(unsure_E):
         rest_3 = np.empty(REST_BITS // 64, _UINT64)
         keystream.fill(rest_3)
         words = [bits_E[i], more_E[i], *rest_3]
-        steps_E[i] = round_exact(words, float(fraction_E[i]), scale, int(steps_E[i]))
+        steps_E[i] = round_exact(
+            words,
+            float(fraction_E[i]),
+            scale,
+            int(steps_E[i]),
+            num_bits=FIRST_BITS + MORE_BITS + REST_BITS,
+        )
     return steps_E
 
 
@@ -75,13 +83,13 @@ def quantiles(probability_E: _Floats) -> _Floats:
 def _in_float64(
     bits_E: _Integers, more_E: NDArray[np.uint64], fraction_E: _Floats, scale: float
 ) -> tuple[_Floats, NDArray[np.bool_]]:
-    """Round in float64, and say for which elements it may be wrong.
+    """Round in float64; also return a mask of the elements where that may be wrong.
 
-    The smaller of ``U`` and ``1 - U`` is computed, so that both tails are alike. It is
-    off by ``2**-51`` relative and by the ``2**-80`` that further bits could add; for
-    ``U > 2**-40`` that moves ``Z`` by ``2**-39.5``, since ``U / density(Z) <= 1.26``.
-    The quantile function errs by less than ``2**-40``. In lattice units, with the
-    rounding of the sum: less than ``2**-33``.
+    The smaller of ``U`` and ``1 - U`` is computed, so that both tails are alike. Its
+    relative error is at most ``2**-51``, and further bits could add ``2**-88``; for
+    ``U > 2**-40`` that moves ``Z`` by ``2**-46`` at most, since ``U / density(Z) <= 1.26``.
+    The quantile function errs by less than ``2**-40``. In lattice units, with the rounding
+    of the sum: less than ``2**-33``.
     """
     half = 1 << (FIRST_BITS - 1)
     upper_E = bits_E >= half
@@ -96,17 +104,25 @@ def _in_float64(
     return steps_E, unsure_E
 
 
-def round_exact(words: Sequence[Any], fraction: float, scale: float, guess: int) -> int:
+def round_exact(
+    words: Sequence[Any], fraction: float, scale: float, guess: int, *, num_bits: int
+) -> int:
     """Round with 320-bit arithmetic; wrong with probability below ``2**-130``.
 
-    The bits of ``U`` come in *words*, signed or not: 16, 64 and the rest by 64 each.
-    ``Z`` is beyond the midpoint of two lattice points if ``U`` is beyond its normal
-    probability, which is easier to compute than a quantile.
+    ``Z`` is beyond the midpoint of two lattice points if ``U`` is beyond the midpoint's
+    normal probability, which is easier to compute than a quantile.
+
+    Args:
+        words: The bits of ``U``, signed or not: the first ones, then 64 in each word.
+        fraction: The number that noise is added to.
+        scale: Standard deviation of the noise.
+        guess: An integer to start the search from.
+        num_bits: How many bits there are in *words*.
     """
     exact: Any = mpmath.MPContext()  # Its own, because mpmath.mp is global state.
     exact.prec = _PRECISION
-    # The middle of what the bits leave.
-    u = exact.ldexp(2 * _joined(*words) + 1, -(FIRST_BITS + MORE_BITS + REST_BITS) - 1)
+    # The middle of the interval that the bits leave.
+    u = exact.ldexp(2 * _joined(*words) + 1, -num_bits - 1)
 
     def is_below(midpoint: float) -> bool:
         z = (exact.mpf(midpoint) - fraction) / scale
@@ -121,7 +137,7 @@ def round_exact(words: Sequence[Any], fraction: float, scale: float, guess: int)
 
 
 def _joined(*words: Any) -> int:
-    """Continue the bits of the first word by those of the others, 64 each."""
+    """Append 64-bit words to the bits of the first word."""
     joined = 0
     for word in words:
         joined = (joined << 64) + int(word) % (1 << 64)

@@ -21,7 +21,7 @@ Shapes: ``U`` units, ``N`` entries of the axis along which owners differ.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Self, final
+from typing import Final, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -72,12 +72,12 @@ class Owners(NamedTuple):
     rows: Tensor | None = None
 
     @classmethod
-    def regular(cls, axis: int, outer: int = 1, inner: int = 1) -> Self:
+    def regular(cls, axis: int, outer: int = 1, inner: int = 1) -> "Owners":
         """Return the owners of units that lie along one axis in their order."""
         return cls(axis, outer, inner)
 
     @classmethod
-    def irregular(cls, rows: Tensor) -> Self:
+    def irregular(cls, rows: Tensor) -> "Owners":
         """Return owners that are given one by one."""
         return cls(_IRREGULAR, rows=rows)
 

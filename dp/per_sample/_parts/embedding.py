@@ -110,12 +110,8 @@ class EmbeddingGrads(GradPart):
             total.zero_()
         total.index_add_(0, self.indices_L, weighted_LD)
 
-    def owned_by(self, owner_B: Tensor, num_units: int) -> "EmbeddingGrads":
-        """Return the gradients of units, given the unit of each example.
-
-        Lookups of an example that is nobody's (a negative unit) are left out.
-        """
-        owners_L = owner_B[self.owners_L]
+    def owned_by(self, unit_B: Tensor, num_units: int) -> GradPart:
+        owners_L = unit_B[self.owners_L]
         kept_K = (owners_L >= 0).nonzero()[:, 0]
         return EmbeddingGrads(
             self.indices_L[kept_K],

@@ -61,6 +61,15 @@ class GradPart(ABC):
         """Return the gradients of the transposed operand, if they are two factors."""
         return None
 
+    def owned_by(self, unit_B: Tensor, num_units: int) -> "GradPart | None":  # noqa: ARG002 -- for parts that can
+        """Return the gradients of units, if the part can hold examples in any order.
+
+        Args:
+            unit_B: The unit of each example; a negative number if it is nobody's.
+            num_units: The number of units.
+        """
+        return None
+
     @abstractmethod
     def mask_examples(self, mask_B: Tensor) -> "GradPart":
         """Return the part with the gradients of the marked examples set to zero."""

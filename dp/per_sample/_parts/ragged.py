@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._parts.convolution import ConvolutionGrads
-from dp.per_sample._parts.embedding import EmbeddingGrads
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads, wide
 from dp.per_sample._parts.reparametrized import SlicedGrads
@@ -97,8 +96,9 @@ def by_unit(part: GradPart, groups: RowGroups) -> GradPart:
             is nobody's are zero.
         groups: The units of the rows.
     """
-    if isinstance(part, EmbeddingGrads):
-        return part.owned_by(groups.unit_R, groups.num_units)
+    owned = part.owned_by(groups.unit_R, groups.num_units)
+    if owned is not None:
+        return owned
     if isinstance(part, SlicedGrads):
         return _put_in_place(part, groups)
     rows, repeats = _one_position_each(part)

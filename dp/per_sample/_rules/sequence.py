@@ -67,8 +67,12 @@ def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Te
 
 
 def _is_plain(context: RuleContext) -> bool:
-    """Whether gradients are dense, and divided by no count over the batch."""
-    return not (context.saved("scale_grad_by_freq") or context.saved("sparse"))
+    """Whether gradients are divided by no count over the batch.
+
+    Whether torch would return them as sparse tensors makes no difference here: they are
+    computed from the look-ups, and noise reaches every row.
+    """
+    return not context.saved("scale_grad_by_freq")
 
 
 def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
@@ -119,7 +123,7 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     "EmbeddingBackward0": Rule(
         parts=_embedding,
         spreads=_is_plain,
-        reads=("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
+        reads=("indices", "padding_idx", "scale_grad_by_freq"),
         example=lambda: F.embedding(
             torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)
         ),
@@ -134,7 +138,6 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
             "padding_idx",
             "per_sample_weights",
             "scale_grad_by_freq",
-            "sparse",
         ),
         example=lambda: F.embedding_bag(
             torch.zeros(1, 1, dtype=torch.long, device="cpu"), leaf(2, 1)

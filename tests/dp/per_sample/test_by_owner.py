@@ -6,10 +6,13 @@ done with them.
 Shapes: ``U`` units, ``R`` rows, ``P`` elements of a parameter.
 """
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.autograd.graph import GradientEdge
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
@@ -136,7 +139,7 @@ def test_sequences_of_users_are_served_where_onednn_runs_a_layer():
     assert served == [("MkldnnRnnLayerBackward0", True)]
 
 
-@pytest.mark.parametrize("name", set(MODELS) - {"sequences"})
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"sequences"}))
 def test_no_model_needs_a_backward_an_operation(name):
     """All of them are served by the rules that ordinary batches have."""
     model, served = MODELS[name](), []
@@ -159,6 +162,41 @@ def test_outputs_with_other_rows_are_served_by_their_own_backward():
     assert_as_by_loop(losses, units, parameters, served=served, rtol=1e-4)
 
     assert served == [("MkldnnRnnLayerBackward0", False)]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_products_are_those_of_routed_rows(transposed):
+    """One operation for all experts, of which one has no row, and rows of none."""
+    torch.set_default_dtype(torch.float32)  # It takes no other on the host.
+    stack = torch.nn.Parameter(torch.randn(4, 8, 8) / 3)
+    x, owner_R = torch.randn(12, 8), torch.randint(U, (12,))
+    offsets = torch.tensor([5, 5, 8, 11], dtype=torch.int32)
+    matrices = stack.mT if transposed else stack
+    rows = F.grouped_mm(x, matrices, offs=offsets)[:11]
+    losses, served = by_unit(rows, owner_R[:11]).sin().sum(1), []
+
+    gradients = ragged_gradients(losses, torch.arange(U), [stack], U, served)
+    # torch's own backward of the operation refuses gradients of some layouts.
+    bounds = itertools.pairwise([0, *offsets.tolist()])
+    rows = torch.cat([x[a:b] @ matrices[e] for e, (a, b) in enumerate(bounds)])
+    true_UP = torch.stack(
+        [
+            torch.autograd.grad(loss, stack, retain_graph=True)[0]
+            for loss in by_unit(rows, owner_R[:11]).sin().sum(1)
+        ]
+    )
+    factors_GU = torch.rand(1, U)
+    factors_GU[0, 1] = 0
+    total = torch.full_like(stack, torch.nan)
+    gradients.add_weighted_sum(factors_GU, [0], [total], beta=0)
+
+    assert served == [("GroupedMmBackward0", True)]
+    norms_U = true_UP.flatten(1).square().sum(1)
+    torch.testing.assert_close(gradients.squared_norms([0])[0], norms_U)
+    true = torch.einsum("u...,u->...", true_UP, factors_GU[0])
+    torch.testing.assert_close(total, true)
+    (part,) = gradients._parts[0]
+    torch.testing.assert_close(part.gradients(slice(1, 4)), true_UP[1:4])
 
 
 def test_a_use_that_nothing_flows_to_has_no_parts():

@@ -10,17 +10,17 @@ __all__ = ("load_verified_kernel",)
 
 
 def load_verified_kernel(
-    name: str, check: Callable[[ModuleType], None], *, otherwise: str
+    module: str, check: Callable[[ModuleType], None], *, otherwise: str
 ) -> ModuleType | None:
     """Return a module of kernels if it imports, compiles and passes *check*, or else None.
 
     Args:
-        name: The name of the module in :mod:`dp.noise._device.kernels`.
+        module: The full name of the module.
         check: Compares its kernels with a reference, and raises if they differ.
         otherwise: What happens without the kernels, for the warning that says why.
     """
     try:
-        kernels = import_module(f"dp.noise._device.kernels.{name}")
+        kernels = import_module(module)
         check(kernels)
     except Exception as error:  # noqa: BLE001 -- compilers fail in many ways
         warnings.warn(

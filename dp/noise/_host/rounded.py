@@ -1,0 +1,116 @@
+"""The exact sum of tensors and Gaussian noise, rounded to a lattice on the host.
+
+Both ways of the float32 stage take the same words of the key stream in the same order, so
+that under one key they give the same results: for every block the first 16 bits of all of
+its elements, then the next 8 of all, and after the last block of a vector what its
+undecided elements need.
+
+Shapes: ``N`` elements of a block, ``C`` that float32 left undecided.
+"""
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp import _tuning
+from dp._keystream import Keystream
+from dp.noise._chunks import as_vector
+from dp.noise._host.compiled_stage import CompiledFloat32, Kernel, Vectors
+from dp.noise._host.exact import round_refined
+from dp.noise._host.float32_stage import NumpyFloat32, Undecided
+from dp.noise._host.lattice import Lattice
+from dp.noise._host.workspace import Workspace
+
+
+__all__ = ("RoundedGaussian",)
+
+_Array = NDArray[Any]
+
+
+@final
+class RoundedGaussian:
+    """The noise of one call and thread: N(0, stddev**2), added to tensors and rounded.
+
+    Args:
+        stddev: Standard deviation, in the unit of the tensors.
+        keystream: The source of random bits.
+        kernel: A verified kernel of the float32 stage; None for numpy's operations.
+        workspace: Memory for temporaries, for as long as this object is used.
+    """
+
+    def __init__(
+        self,
+        *,
+        stddev: float,
+        keystream: Keystream,
+        kernel: Kernel | None,
+        workspace: Workspace,
+    ) -> None:
+        self._lattice = lattice = Lattice.of(stddev)
+        self._keystream = keystream
+        self._numpy = NumpyFloat32(lattice, workspace)
+        self._compiled: CompiledFloat32 | None = None
+        if kernel is not None:
+            self._compiled = CompiledFloat32(lattice, kernel, workspace)
+        self._workspace = workspace
+
+    @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
+    def add_(self, parts: list[Tensor]) -> None:
+        """Add noise to tensors of one dtype, float32 or float64, in place."""
+        if self._compiled is None:
+            with as_vector(parts, torch.device("cpu")) as x:
+                self._add_to_vector(x.numpy())
+        elif (vectors := Vectors.of(parts)) is not None:
+            self._add_to_vectors(vectors, self._compiled)
+        else:
+            with as_vector(parts, torch.device("cpu")) as x:
+                self.add_([x])
+
+    def _add_to_vector(self, x_N: _Array) -> None:
+        blocks = []
+        for start, words_N, points_N in self._drawn_blocks(len(x_N)):
+            block = x_N[start : start + len(words_N)]
+            left = self._numpy.round_(block, words_N, points_N)
+            blocks.append(left._replace(where=left.where + start))
+        if blocks:
+            left = Undecided.of(blocks)
+            x_N[left.where] = self._decided(left)
+
+    def _add_to_vectors(self, x: Vectors, stage: CompiledFloat32) -> None:
+        blocks = [
+            stage.round_(x, words_N, points_N)
+            for _, words_N, points_N in self._drawn_blocks(int(x.sizes.sum()))
+        ]
+        if blocks:
+            left = Undecided.of(blocks)
+            stage.write(left, self._decided(left), x)
+
+    def _drawn_blocks(self, size: int) -> Iterator[tuple[int, _Array, _Array]]:
+        """Yield the start of each block, and the 16 and 8 bits of its elements."""
+        for start in range(0, size, _tuning.HOST_BLOCK):
+            count = min(_tuning.HOST_BLOCK, size - start)
+            words_N = self._workspace.array("words", count, np.uint16)
+            points_N = self._workspace.array("points", count, np.uint8)
+            self._keystream.fill(words_N)
+            self._keystream.fill(points_N)
+            yield start, words_N, points_N
+
+    def _decided(self, left: Undecided) -> NDArray[np.float64]:
+        """Return the results of undecided elements, with as many bits as they need."""
+        if not len(left.x):
+            return left.x
+        units_C = left.x * (1 / self._lattice.spacing)
+        whole_C = np.rint(units_C)
+        steps_C = round_refined(
+            left.bits,
+            units_C - whole_C,  # Exact: magnitudes are alike, or whole is 0.
+            scale=self._lattice.scale,
+            keystream=self._keystream,
+        )
+        steps_C += whole_C
+        steps_C *= self._lattice.spacing
+        return steps_C + 0.0  # -0 + 0 is 0.
