@@ -8,10 +8,10 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -55,7 +55,8 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    engine: Engine = field(default_factory=Engine)
+    public: tuple[Tensor, ...] = ()
+    engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Mechanism:
             plan=self.plan, ledger=self.ledger, assigned=self.assigned
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+        self.engine = Engine(public=self.public)
 
     @property
     def noise_multiplier(self) -> float:
@@ -101,32 +103,41 @@ class Mechanism:
 
     def accumulate(
         self,
-        losses_B: Tensor,
+        losses: Tensor,
         parameters: Sequence[Tensor],
         *,
         loss_scale: float = 1.0,
         is_scaled: bool = True,
+        units: Tensor | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
         """Add the clipped gradient of every example to the sums of its batch.
 
         Args:
-            losses_B: One loss an example.
+            losses: One loss an example, unless units are given.
             parameters: What the release is about; the same for all of a batch.
             loss_scale: A power of two that the backward pass is multiplied with, and
                 gradients are divided by before they are clipped.
             is_scaled: Whether the scale of a trainer, if it has one, is known.
+            units: Whose each loss is.
+            reduction: What the gradient of a unit is of its losses'.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
-                was already released, or holds fewer examples than ``losses_B``.
+                was already released, or holds fewer units than were given.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
         batch = self._batch_for(parameters)
-        batch.admit(len(losses_B), self.plan.sampling)
+        num_units = len(losses) if units is None else len(units.unique())
+        batch.admit(num_units, self.plan.sampling)
         with unsharded_parameters(batch.parameters) as leaves:
-            if len(losses_B):
+            if num_units:
                 gradients = self.engine.gradients(
-                    losses_B, leaves, loss_scale=loss_scale
+                    losses,
+                    leaves,
+                    loss_scale=loss_scale,
+                    units=units,
+                    reduction=reduction,
                 )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -255,12 +266,20 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public=self.public,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process has other loaders: attach one there.
-        parts = (self.plan, self.clipping, self.noise, self.ledger, self.assigned)
-        return _unpickled, parts
+        stages = {
+            "plan": self.plan,
+            "clipping": self.clipping,
+            "noise": self.noise,
+            "ledger": self.ledger,
+            "assigned": self.assigned,
+            "public": self.public,
+        }
+        return _unpickled, (stages,)
 
     def _batch_for(self, parameters: Sequence[Tensor]) -> PendingBatch:
         """Return the batch at hand, or an empty one if another was drawn meanwhile."""
@@ -288,18 +307,5 @@ def _check_attached(
         )
 
 
-def _unpickled(
-    plan: PrivacyPlan,
-    clipping: Clipping,
-    noise: GaussianNoise,
-    ledger: Ledger,
-    assigned: dict[str, float],
-) -> Mechanism:
-    return Mechanism(
-        plan=plan,
-        clipping=clipping,
-        noise=noise,
-        ledger=ledger,
-        loader=None,
-        assigned=assigned,
-    )
+def _unpickled(stages: Mapping[str, Any]) -> Mechanism:
+    return Mechanism(loader=None, **stages)

@@ -8,8 +8,8 @@ Shapes: ``B`` examples in a batch.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class DPOptimizer(TransparentOptimizer):
             Required if the plan claims amplification by sampling, refused if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
+        public: Tensors that are no data, but constants of the program, for weights
+            that are computed with them: a fixed basis, a mask, a buffer of a
+            parametrization. That they are public is the caller's claim: a buffer can
+            have been computed from private data.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -116,6 +120,7 @@ class DPOptimizer(TransparentOptimizer):
         loader: PoissonLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
+        public: Iterable[Tensor] = (),
     ) -> None:
         check_wrappable(original_optimizer)
         if isinstance(original_optimizer, DPOptimizer):
@@ -135,6 +140,7 @@ class DPOptimizer(TransparentOptimizer):
             noise=GaussianNoise() if noise is None else noise,
             ledger=Ledger(plan),
             loader=loader,
+            public=tuple(public),
         )
         carried.reserve_key(self.param_groups)
         protect(self)
@@ -143,23 +149,37 @@ class DPOptimizer(TransparentOptimizer):
         super().__init_subclass__(**kwargs)
         check_subclass(cls)
 
-    def backward(self, losses_B: Tensor) -> None:
-        """Add the clipped gradient of every example's loss to the sums of this step.
+    def backward(
+        self,
+        losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        """Add the clipped gradient of every unit's losses to the sums of this step.
 
-        May be called several times for one step, each time with other examples of
-        the batch; the split into micro-batches does not change the result.
+        A unit of privacy is an example with one loss, unless *units* say otherwise.
+        May be called several times for one step, each time with other units of the
+        batch; the split into micro-batches does not change the result.
 
         Args:
-            losses_B: One loss an example, with its autograd graph, which is freed.
+            losses: One loss an example, with its autograd graph, which is freed; with
+                *units*, losses of any shape.
+            units: Whose each loss is: whole numbers of the losses' shape, such as the
+                user of each. All losses of a unit belong into one call. Who gives them
+                says that everything a loss was computed from is its unit's.
+            reduction: Whether a unit's gradient is the sum of its losses' gradients or
+                their mean. It is clipped once.
 
         Raises:
-            ValueError: If *losses_B* is not a vector of floating-point losses.
-            SampleMixingError: If one example's loss depends on another example.
+            ValueError: If *losses* is not a vector of floating-point losses, or if
+                *units* are not of its shape.
+            SampleMixingError: If one unit's loss depends on another unit.
             UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, or if
                 another library left per-example gradients in ``p.grad_sample``.
         """
-        self._backward(losses_B, scale=None)
+        self._backward(losses, scale=None, units=units, reduction=reduction)
 
     def private_loss(self, losses_B: Tensor) -> Tensor:
         """Return the mean loss as a scalar whose ``backward()`` is :meth:`backward`.
@@ -178,15 +198,24 @@ class DPOptimizer(TransparentOptimizer):
         return private_loss(losses_B, lambda g: self._backward(losses_B, scale=g))
 
     @disable_dynamo
-    def _backward(self, losses_B: Tensor, *, scale: float | None) -> None:
-        check_losses(losses_B)
+    def _backward(
+        self,
+        losses: Tensor,
+        *,
+        scale: float | None,
+        units: Tensor | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        check_losses(losses, units)
         refresh(self)
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
         self.mechanism.accumulate(
-            losses_B,
+            losses,
             parameters,
+            units=units,
+            reduction=reduction,
             loss_scale=power_of_two_for(
                 scale, expected_batch_size=self.plan.expected_batch_size
             ),

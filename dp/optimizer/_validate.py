@@ -17,13 +17,15 @@ from dp.sampling import PoissonLoader, Unamplified
 __all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
 
 
-def check_losses(losses_B: Tensor) -> None:
-    """Raise unless *losses_B* is a vector of losses."""
-    if losses_B.dim() != 1 or not losses_B.is_floating_point():
+def check_losses(losses: Tensor, units: Tensor | None = None) -> None:
+    """Raise unless *losses* is a vector, or of any shape if *units* are given."""
+    is_vector = losses.dim() == 1 or units is not None
+    if not (is_vector and losses.is_floating_point()):
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only"
+            f" {losses.dtype} with {losses.dim()} dimensions; use"
+            " reduction='none', and reduce over each example's own terms only, or say"
+            " whose each loss is by units"
         )
 
 

@@ -67,7 +67,7 @@ class BackwardPass:
                 if layouts is None
                 else RuleContext(use, layouts, num_samples, budget)
             )
-            rule = fitting_rule(site)
+            rule = None if _is_complex(site) else fitting_rule(site)
             if rule is None:
                 check_norm(site.use)
                 self.without_rule.append(site)
@@ -173,3 +173,8 @@ class BackwardPass:
                 part, operand, self._num_samples
             ):
                 self.parts.setdefault(id(parameter), []).append(whole)
+
+
+def _is_complex(site: RuleContext) -> bool:
+    """Whether complex numbers take part, whose gradients rules do not make real."""
+    return any(output.dtype.is_complex for output in site.use.node._input_metadata)  # noqa: SLF001 -- see _graph.nodes

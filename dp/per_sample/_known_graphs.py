@@ -15,7 +15,7 @@ from typing import final
 from torch import Tensor
 
 from dp import _tuning
-from dp.exceptions import SampleMixingError
+from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.uses import Edge, Graph, Signature
@@ -148,6 +148,7 @@ class KnownGraphs:
 
     def _walked(self, root: Edge, parameters: Sequence[Tensor], units: Units) -> Found:
         """Walk until what is taken for shared by all units is, and nothing else."""
+        _check_real(parameters)
         constants, rejected = self._constants, frozenset[Signature]()
         refusal: SampleMixingError | None = None
         while True:
@@ -205,3 +206,13 @@ def _of_sizes(
 def _check_order(graph: Graph, plan: Plan, units: Units) -> None:
     if units.num_units > 1 and not units.are_given:
         check_order(graph.uses, plan.owners, num_units=units.num_units)
+
+
+def _check_real(parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        if parameter.is_complex():
+            raise UnsupportedOperationError(
+                f"a parameter of shape {tuple(parameter.shape)} is complex, and noise is"
+                " real; hold its real and imaginary parts, as torch.view_as_real gives"
+                " them, and use torch.view_as_complex of that"
+            )

@@ -27,6 +27,7 @@ __all__ = (
     "name_of",
     "output_shape",
     "output_shapes",
+    "run_backward",
     "saved",
     "signed",
     "size",
@@ -89,6 +90,14 @@ def by_input(node: Node, found: Any) -> list[Any]:
         answers[argument_of[i]] if i in argument_of else None
         for i in range(len(node.next_functions))
     ]
+
+
+def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Run a node's own backward, without the rest of the graph and without hooks."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return by_input(node, node.apply(*materialized(node, grads)))
+    result: Any = node(*grads)
+    return result if isinstance(result, tuple) else (result,)
 
 
 def signed(number: int) -> int:

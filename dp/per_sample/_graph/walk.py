@@ -221,7 +221,8 @@ class _Walk:
         """Return the views between a parameter and an operand, if that is all."""
         chain: list[Edge] = []
         while self._edges[node]:
-            if name_of(node) not in VIEWS:
+            is_complex = node._input_metadata[index].dtype.is_complex  # noqa: SLF001 -- see nodes
+            if name_of(node) not in VIEWS or is_complex:
                 return None
             chain.append((node, index))
             node, index = self._edges[node][0]

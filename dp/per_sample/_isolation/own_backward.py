@@ -15,12 +15,12 @@ Shapes: ``U`` units.
 
 import os
 from collections.abc import Sequence
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
-from dp.per_sample._graph.nodes import Node, by_input, materialized
+from dp.per_sample._graph.nodes import Node, run_backward
 from dp.per_sample._isolation.owners import (
     MIXED,
     NOBODY,
@@ -30,7 +30,7 @@ from dp.per_sample._isolation.owners import (
 from dp.per_sample._isolation.static_rules import Answers, Shapes
 
 
-__all__ = ("called", "owners_of_inputs", "powers", "private_generator", "slack")
+__all__ = ("owners_of_inputs", "powers", "private_generator", "slack")
 
 # Powers of two that no pass leaves a dtype's range with.
 _POWERS: Final = {torch.float16: 4, torch.bfloat16: 16, torch.float32: 16}
@@ -57,14 +57,6 @@ def private_generator(device: torch.device) -> torch.Generator:
     generator = torch.Generator(device)
     generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
     return generator
-
-
-def called(node: Node, grads: _Grads) -> Answers:
-    """Run a node's own backward, without the rest of the graph and without hooks."""
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return by_input(node, node.apply(*materialized(node, grads)))
-    found: Any = node(*grads)
-    return [*found] if isinstance(found, tuple) else [found]
 
 
 def owners_of_inputs(
@@ -172,7 +164,7 @@ class _Asked:
 
     def _answers(self, grads: _Grads) -> Answers:
         with torch.no_grad():
-            found = called(self._node, grads)
+            found = run_backward(self._node, grads)
         return [
             grad.abs() if grad is not None and grad.is_complex() else grad
             for grad in found

@@ -124,8 +124,9 @@ class MaterializedGrads(GradPart):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged if it is in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    """Return the tensor in float32, or unchanged if it is in float64 or complex."""
+    is_wide = tensor.dtype == torch.float64 or tensor.is_complex()
+    return tensor if is_wide else tensor.float()
 
 
 def squared_norms(grads_BP: Tensor) -> Tensor:

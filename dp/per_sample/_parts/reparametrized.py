@@ -203,11 +203,13 @@ def _through_autograd(
     """Return a part for each parameter, materialized if that is smaller.
 
     A low-rank product A @ B is larger than A and B together, so their gradients are
-    held; a weight made of one parameter of its own size gains nothing by that.
+    held; a weight made of one parameter of its own size gains nothing by that. Sums
+    are real, so gradients of complex operands are held as well.
     """
     parameters = operand.parameters
     size = sum(parameter.numel() for parameter in parameters)
-    if len(parameters) == 1 or size > _size(operand):
+    is_complex = _dtype(*operand.edge).is_complex  # Of real parameters.
+    if not is_complex and (len(parameters) == 1 or size > _size(operand)):
         return [
             (p, ReparametrizedGrads(part, operand, p, num_samples)) for p in parameters
         ]
