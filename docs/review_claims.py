@@ -43,9 +43,6 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 MOST_LINES = 8000
 
 PLANNED = {
-    "rows": "Gradient rules, and layers that are served together. Norm and sum of an example come from one and the same"
-    " gradient, so a wrong gradient is clipped like a right one. What must be believed is only that a rule"
-    " keeps every example's row to that example, and that can be checked while a step runs.",
     "losses": "The arithmetic of privacy losses. It agrees with `dp_accounting` wherever it was compared, and"
     " `dp.verify` does not use it. Once every certificate is compared with `dp_accounting` when it is written,"
     " it need not be believed.",
@@ -59,6 +56,9 @@ _MIXING, _PRECISION = (
     "dp/per_sample/test_precision.py::test_",
 )
 _BY_OWNER = "dp/per_sample/test_by_owner.py::test_"
+_APART = "dp/per_sample/test_units_apart.py::test_"
+_VERIFIED = "dp/per_sample/test_verification.py::test_"
+_OWNERS = "dp/per_sample/test_rules_of_owners.py::test_"
 _EXACT = ("dp/per_sample/test_operations.py::test_every_operation_is_exact",)
 _CERTIFICATE, _LEDGER = "dp/test_certificate.py::test_", "dp/test_ledger.py::test_"
 _NOISE, _ROUNDING = "dp/test_noise.py::test_", "dp/test_noise_rounding.py::test_"
@@ -137,12 +137,13 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_graph/walk.py": Claim("No parameter enters the graph unseen.", (_GRADIENTS + "gradients_are_those_of_the_loop", _MIXING + "data_that_meets_parameters_only_where_it_is_mixed_is_refused")),
         "dp/per_sample/_graph/uses.py": Claim("A use is described by what its node keeps.", (_GRAPHS + "another_input_that_needs_a_gradient_is_another_graph",)),
         "dp/per_sample/_graph/untracked_inputs.py": Claim("What a node holds without an edge in the graph is compared between batches.", (_MIXING + "what_all_examples_share_may_not_change", _MIXING + "losses_scaled_by_a_tensor_of_one_element_are_refused")),
-        "dp/per_sample/_graph/template.py": Claim("A graph that is recognised is like the one that was walked.", (_GRAPHS + "examples_on_another_axis_are_another_graph", _GRAPHS + "what_looks_alike_is_not")),
-        "dp/per_sample/_isolation/nan_probe.py": Claim("In the first batch of a graph, a row that losses of both halves of the batch reach is found.", (_MIXING + "losses_that_mix_examples_are_refused",)),
-        "dp/per_sample/_isolation/batch_layout.py": Claim("The axis on which the examples lie is the one that the probe saw.", (_GRADIENTS + "examples_axis_is_found_where_sizes_coincide",)),
-        "dp/per_sample/_isolation/owners.py": Claim("Rows that are handed to a rule as one example's are that example's.", _EXACT),
-        "dp/per_sample/_isolation/graph_plan.py": Claim("What was found for one graph is used only for graphs like it; indices and gates are not compared.", (_MIXING + "few_clean_examples_may_not_be_enough", _GRADIENTS + "another_order_of_axes_is_another_graph")),
-        "dp/per_sample/_layer_batching.py": Claim("Layers that are served together are alike, and keep their own results.", (_GRAPHS + "layers_that_are_alike_are_served_as_one", _GRAPHS + "what_looks_alike_is_not"), "rows"),
+        "dp/per_sample/_graph/public.py": Claim("Only what was declared public, or equals it, counts as public.", (_APART + "a_tensor_that_is_not_public_does_not_become_so",)),
+        "dp/per_sample/_isolation/units.py": Claim("Losses of one unit are one unit's, and no other's.", (_APART + "a_unit_of_several_losses_is_clipped_once",)),
+        "dp/per_sample/_isolation/checks.py": Claim("What all units share is the same in every batch, and hides no parameter.", (_MIXING + "what_all_examples_share_may_not_change",)),
+        "dp/per_sample/_isolation/data_rows.py": Claim("A tensor of data that is recognised is read row by row, in the order of the losses.", (_APART + "one_tensor_of_data_is_not_read_for_two_units", _APART + "a_row_of_the_batch_is_one_units")),
+        "dp/per_sample/_isolation/mixing_flags.py": Claim("No other attribute of a node makes its gradient depend on the batch.", (_APART + "flags_that_read_the_whole_batch_are_refused_by_name",)),
+        "dp/per_sample/_isolation/verification.py": Claim("A unit whose norm or sum follows another's losses is found, with the stated probability.", (_VERIFIED + "a_rule_that_reads_another_units_row_is_found", _VERIFIED + "a_pair_is_missed_as_often_as_its_powers_are_equal")),
+        "dp/per_sample/_known_graphs.py": Claim("A batch of mixed units raises before its gradients are returned.", (_APART + "rows_that_begin_to_move_are_noticed",)),
         "dp/per_sample/_parts/part.py": Claim("Norm and weighted sum of an example are of the same gradient.", (_GRADIENTS + "gradients_are_those_of_the_loop",)),
         "dp/per_sample/_parts/factored.py": Claim("A norm that is found from products is not smaller than the gradient's.", (_GRADIENTS + "gram_norms_do_not_under_estimate_cancelling_gradients",)),
         "dp/per_sample/_parts/embedding.py": Claim("A norm over rows of a table counts a row that occurs twice as one.", _EXACT),
@@ -151,17 +152,6 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_parts/ragged.py": Claim("Norm and sum of a unit are of all its rows, wherever they are, and of no other.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop", _BY_OWNER + "models_whose_units_lie_along_no_axis_are_as_by_a_loop")),
         "dp/per_sample/_parts/grouped.py": Claim("Norm and sum of a stack of matrices are of the same rows, each at its expert.", (_BY_OWNER + "grouped_products_are_those_of_routed_rows",)),
         "dp/per_sample/_parts/row_groups.py": Claim("Each row is in the place of its unit, once.", (_BY_OWNER + "any_owners_of_rows_are_as_by_a_loop",)),
-        "dp/per_sample/_rules/by_owner.py": Claim("Where units lie along no axis, every row is an example to a rule, and its owner's afterwards.", (_BY_OWNER + "any_owners_along_two_axes_are_as_by_a_loop", _BY_OWNER + "outputs_with_other_rows_are_served_by_their_own_backward")),
-        "dp/per_sample/_rules/context.py": Claim("A rule is given the rows of each example.", _EXACT, "rows"),
-        "dp/per_sample/_rules/table.py": Claim("A node is served by the rule of its operation.", _EXACT, "rows"),
-        "dp/per_sample/_rules/matrix.py": Claim("Rules of matrix products mix no rows.", _EXACT, "rows"),
-        "dp/per_sample/_rules/image.py": Claim("Rules of convolutions and norms over channels mix no rows.", _EXACT, "rows"),
-        "dp/per_sample/_rules/sequence.py": Claim("Rules of embeddings and norms mix no rows.", _EXACT, "rows"),
-        "dp/per_sample/_rules/pointwise.py": Claim("Rules of pointwise operations mix no rows.", _EXACT, "rows"),
-        "dp/per_sample/_rules/index.py": Claim("Rules of look-ups mix no rows.", _EXACT, "rows"),
-        "dp/per_sample/_rules/recurrent.py": Claim("The rule of oneDNN's LSTM mixes no rows.", ("dp/per_sample/test_operations.py::test_fused_lstm",), "rows"),
-        "dp/per_sample/_rules/custom.py": Claim("A user's rule is compared with the function's own backward pass at its first use.", ("dp/per_sample/test_custom.py::test_a_rule_that_errs_is_refused",), "rows"),
-        "dp/per_sample/_rules/fallback.py": Claim("An operation without a rule is run backward for one example at a time.", ("dp/per_sample/test_operations.py::test_operations_without_a_rule_are_exact",), "rows"),
     },
 }  # fmt: skip
 
@@ -194,6 +184,18 @@ RANKS: dict[str, Claim] = {
 
 # An entry that ends in a slash is about every file below it.
 NOT_BELIEVED: dict[str, Checked] = {
+    "dp/per_sample/_rules/": Checked("A rule that lets one unit's row into another's gradient is found while a step runs, by a second pass with powers of two; a gradient that is wrong within its unit is clipped like a right one.", (_VERIFIED + "a_rule_that_reads_another_units_row_is_found",)),
+    "dp/per_sample/_layer_batching.py": Checked("As gradient rules: a verification compares the norms and sums of layers that are served together.", (_GRAPHS + "layers_that_are_alike_are_served_as_one",)),
+    "dp/per_sample/_isolation/analysis.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_APART + "a_gate_over_the_batch_counts_as_open",)),
+    "dp/per_sample/_isolation/batch_layout.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/following.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_APART + "rows_that_begin_to_move_are_noticed",)),
+    "dp/per_sample/_isolation/integer_rules.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/known_graph.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/own_backward.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/owners.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/routing_rules.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/rule_table.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
+    "dp/per_sample/_isolation/static_rules.py": Checked("Owners of rows. Where it is wrong, a unit's gradient is not its own, which the same verification finds.", (_OWNERS + "no_rule_gives_an_element_to_a_wrong_unit",)),
     "dp/calibration.py": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/schedule.py": Checked("A wrong value would be used and charged alike: both are read in `_mechanism/current_values.py`.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules",)),
     "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
