@@ -44,8 +44,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 counts.setdefault(subject, Counter())[outcome] += 1
     if counts:
         terminalreporter.section("laws of forwarding")
-    for subject, found in sorted(counts.items()):
+    for subject, outcomes in sorted(counts.items()):
         told = (
-            f"{found[outcome]} {_TOLD[outcome]}" for outcome in _TOLD if found[outcome]
+            f"{outcomes[outcome]} {_TOLD[outcome]}"
+            for outcome in _TOLD
+            if outcomes[outcome]
         )
         terminalreporter.line(f"{subject}: {', '.join(told)}")

@@ -39,16 +39,18 @@ ROOMS = {
     "noise": "Gaussian noise, rounded to a lattice",
     "accounting": "epsilon of a list of releases, by `dp_accounting`",
     "schedule": "a public number that changes with the step",
-    "_keystream": "random bytes of the operating system's quality",
+    "_keystream": "cryptographically secure random bytes",
+    "_progress": "progress bars of audits and the command line",
     "_ranks": "this process's rank, and the number of ranks",
     "_checks": "refusal of numbers out of range",
+    "_tuning": "sizes and counts chosen for speed and memory",
     "_typing": "names of types",
     "exceptions": "the errors",
 }
 ON_THE_WAY = {"optimizer", "_mechanism", "per_sample", "clipping", "ledger", "noise"}
 ON_THE_WAY |= {"distributed", "sampling"}
 # Nearly every room imports these; arrows to them would hide the others.
-QUIET = {"_checks", "_typing", "exceptions"}
+QUIET = {"_checks", "_tuning", "_typing", "exceptions"}
 
 
 def layers() -> list[list[str]]:

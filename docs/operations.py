@@ -39,6 +39,7 @@ _DESCRIBED = {
         "rows that are looked up",
     ),
     "FusedRmsNormBackward0": ("`nn.RMSNorm`", "keep"),
+    "GroupedMmBackward0": ("routed experts: `F.grouped_mm`", "gram, redo"),
     "IndexBackward0": ("`table[index]`", "rows that are looked up"),
     "IndexSelectBackward0": ("`torch.index_select` of rows", "rows that are looked up"),
     "MkldnnRnnLayerBackward0": ("`nn.LSTM` that oneDNN runs", "keep, gram, redo"),

@@ -217,6 +217,7 @@ def _not_reached() -> Iterator[str]:
         "/".join(path.split("/")[1:2])
         for path in files()
         if path.startswith("dp/")
+        and path != "dp/__init__.py"
         and path not in step
         and not _only_passes_names_on(path)
     }

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is.
+"""This process's rank and the world size.
 
 Asked anew whenever it matters: a process group may be made after a loader or an
 optimizer was, as Lightning does.

@@ -35,16 +35,15 @@ FLOPS_PER_ELEMENT: Final = 60
 # activations' bytes, and for a small model as much as one chunk of a large one.
 ALLOWED_SHARE: Final = 0.05
 ALLOWED_BYTES: Final = 8 << 20
-# Without a rule: bytes of gradients of several examples at once, and how many
-# examples' backward passes through the whole graph run together.
+# Without a rule: bytes of gradients of several examples at once.
 FALLBACK_CHUNK_BYTES: Final = 32 << 20
-GRAPH_PASSES_AT_ONCE: Final = 16
 # Identical layers that are served as one: from how many, and up to which size of one
 # layer's outputs. Above it, calls no longer dominate.
 FEWEST_IDENTICAL_LAYERS: Final = 3
 LARGEST_LAYER_BYTES: Final = 1 << 16
-# Graph shapes that are remembered.
+# Forms of graphs that are remembered, and sizes of each, such as those of batches.
 KNOWN_GRAPHS: Final = 4
+KNOWN_SIZES: Final = 256
 # Operations from which a call of a compiled function pays.
 FEWEST_COMPILED_OPERATIONS: Final = 2
 
@@ -57,7 +56,8 @@ BUCKET_BYTES: Final = 32 << 20  # Of sums that ranks exchange in one call.
 # float32 left, which costs 0.1 ms however few they are.
 HOST_CHUNK: Final = 1 << 20
 SHORT_HOST_CHUNK: Final = 1 << 16
-HOST_BLOCK: Final = 1 << 17  # Elements that are drawn and rounded while they are in cache.
+# Elements that are drawn and rounded while they are in cache.
+HOST_BLOCK: Final = 1 << 17
 # Elements of a call that are worth loading numba and compiling, which takes 2 s or so.
 FEWEST_FOR_NUMBA: Final = 1 << 16
 DEVICE_CHUNK_BYTES: Final = 1 << 27  # Worth the launches, and their temporaries.

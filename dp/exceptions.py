@@ -17,7 +17,15 @@ class PrivacyError(Exception):
 
 
 class SampleMixingError(PrivacyError, ValueError):
-    """One example's loss depends on another example of the batch."""
+    """One example's loss depends on another example of the batch.
+
+    Attributes:
+        began_earlier: Whether batches before this one, which were released, may have
+            been mixed as well: it was found by a check that is not made at every step,
+            or by comparison with an earlier batch.
+    """
+
+    began_earlier: bool = False
 
 
 class SamplingMismatchError(PrivacyError, RuntimeError):

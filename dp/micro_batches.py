@@ -39,6 +39,8 @@ class MicroBatches:
         * Every example of a draw is in one part of it, and its order is kept.
         * The number of parts is public: it does not depend on what was drawn, so a
           part may be empty.
+        * All rows of a unit of privacy are in one part: split over two, the unit would
+          be clipped twice.
 
     Args:
         loader: The loader whose batches are split.
@@ -63,10 +65,22 @@ class MicroBatches:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             size = _batch_size(batch)
-            for part in range(self.per_step):
-                start = part * size // self.per_step
-                stop = (part + 1) * size // self.per_step
-                yield _sliced(batch, size, slice(start, stop))
+            for part in self._parts(size):
+                self.loader.part = part
+                yield _sliced(batch, size, part)
+
+    def _parts(self, size: int) -> Iterator[slice]:
+        ticket = self.loader.ticket
+        unit_of_row = None if ticket is None else ticket.draw.unit_of_row
+        if unit_of_row is None:
+            unit_of_row = np.arange(size)
+        num_units = int(unit_of_row[-1]) + 1 if size else 0
+        for part in range(self.per_step):
+            bounds = (part * num_units, (part + 1) * num_units)
+            start, stop = np.searchsorted(
+                unit_of_row, [bound // self.per_step for bound in bounds]
+            )
+            yield slice(int(start), int(stop))
 
 
 def split_batch(batch: Any, *, max_examples: int) -> list[Any]:

@@ -6,7 +6,7 @@ realised batch size, no random state. Whatever is derived from it is public too.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 from torch.utils.data import Dataset
 
@@ -24,6 +24,7 @@ from dp.sampling import (
     TruncatedPoissonSampling,
     Unamplified,
 )
+from dp.sampling._units import Units
 from dp.schedule import Schedule
 
 
@@ -78,24 +79,16 @@ class PrivacyPlan:
         for value in _values(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
         for value in _values(self.max_grad_norm):
-            _checks.positive(max_grad_norm=value)
+            _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
-        if self.neighboring_relation not in get_args(NeighboringRelation):
-            known = ", ".join(map(repr, get_args(NeighboringRelation)))
-            raise ValueError(
-                f"neighboring_relation must be one of {known}, got"
-                f" {self.neighboring_relation!r}"
-            )
-        if self.truncation and self.neighboring_relation == "add_or_remove_one":
-            raise ValueError(
-                "neighboring_relation must be 'zero_out' or 'replace_one' with"
-                " TruncatedPoissonSampling, whose cost depends on the number of"
-                f" examples, got {self.neighboring_relation!r}, which keeps it private"
-            )
+        _checks.relation(
+            neighboring_relation=self.neighboring_relation,
+            truncated=self.truncation is not None,
+        )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
 
@@ -177,6 +170,8 @@ class PrivacyPlan:
         self,
         dataset: Dataset[Any] | Sequence[Any],
         *,
+        units: Units | None = None,
+        max_per_unit: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         empty_batch: Any = None,
         sharded: bool = False,
@@ -185,22 +180,34 @@ class PrivacyPlan:
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one pass is the whole run.
 
+        With *units*, such as the user of every row, whole units are drawn and each is
+        clipped once; at most *max_per_unit* of its rows are in a batch. The plan has
+        to say what a unit is: ``unit_of_privacy="one value of user_id"``.
+
         Of several processes, each gets its share of every batch.
         Build a :class:`dp.sampling.PoissonLoader` for torch's rarer options, or for shorter passes.
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.
-            ValueError: If the plan is for another number of examples.
+            ValueError: If the plan is for another number of examples, or if it says
+                that a unit is one example where *units* groups them.
         """
         if isinstance(self.sampling, Unamplified):
             raise TypeError(
                 "the plan is Unamplified, so its batches are the caller's: use any"
                 " torch DataLoader"
             )
+        if units is not None and self.unit_of_privacy == _UNIT:
+            raise ValueError(
+                f"units= groups rows, but the plan protects {_UNIT!r}, of which a unit"
+                " may have many; plan with unit_of_privacy='one value of ...'"
+            )
         loader = PoissonLoader(
             dataset,
             sampling_probability=self.sampling.sampling_probability,
             steps=self.steps,
+            units=units,
+            max_per_unit=max_per_unit,
             max_batch_size=None
             if self.truncation is None
             else self.truncation.max_batch_size,

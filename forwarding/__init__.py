@@ -8,7 +8,7 @@ from forwarding._meta import ForwardingABCMeta, ForwardingMeta
 from forwarding._mixin import Forwarding
 from forwarding._module import ModuleForwarding
 from forwarding._preserved import preserved
-from forwarding._record import Spec, forwarded_attributes
+from forwarding._record import Lens, Spec, forwarded_attributes
 from forwarding._targets import target
 from forwarding._verify import verify
 from forwarding._wrapper import SlottedWrapper, Wrapper
@@ -22,6 +22,7 @@ __all__ = (
     "ForwardingABCMeta",
     "ForwardingError",
     "ForwardingMeta",
+    "Lens",
     "ModuleForwarding",
     "SlottedWrapper",
     "Spec",

@@ -1,13 +1,14 @@
-"""Build the attribute that a spec stands for, and rebuild it when more is known."""
+"""Build forwarded attributes, and rebuild them when more is known."""
 
 from _thread import RLock  # What threading has, without its import of 1 ms.
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from forwarding._describe import describe
-from forwarding._dynamic import resolver_of, unbound
+from forwarding._dynamic import resolver_of, unbound, unbound_or
 from forwarding._exact import exact_signature
-from forwarding._generate import generated, recode
+from forwarding._generate import generated, writers
 from forwarding._kind import kind_of
 from forwarding._lens import first, instead, no_item
 from forwarding._path import Item, Part
@@ -26,9 +27,10 @@ from forwarding._source import Shape
 from forwarding._static import static_attribute
 
 
-__all__ = ("build", "decide", "live_kind", "record_writes")
+__all__ = ("build", "decide", "live_kind", "switches")
 
 _LOCK: Final = RLock()
+_SWITCHES: Final[WeakKeyDictionary[FunctionType, Any]] = WeakKeyDictionary()
 
 
 def build(
@@ -41,15 +43,16 @@ def build(
         name: Its name there.
         spec: Where it goes, and how.
         model: The attribute of the target's class, None if unknown.
-        is_undecided: Whether it is data for want of better knowledge.
+        is_undecided: Whether it counts as data only because nothing is known.
     """
     shape, names = _shape(cls, name, spec, model)
     shape = shape._replace(is_undecided=is_undecided)
+    # Not yet on the class: install() does that once nothing can fail any more.
     return generated(cls, shape, names, _HELPERS)
 
 
 def decide(wrapper: Any, name: str) -> Kind | None:
-    """Find out from a live target if an undecided name is data or a method.
+    """Decide from a live target whether an undecided name is data or a method.
 
     "Data belongs to the owner; methods belong to the layer": a scheduler that patches
     ``step`` on a wrapper must not patch the optimizer inside.
@@ -63,6 +66,7 @@ def decide(wrapper: Any, name: str) -> Kind | None:
             spec = record.specs[name]
             owner = spec.find_owner(wrapper)
             kind = live_kind(owner, spec.path[-1])
+            # Of threads that assign first at the same time, one rebuilds the attribute.
             with _LOCK:
                 if kind is not None and name in record.undecided:
                     _settle(base, name, kind, static_attribute(type(owner), spec.name))
@@ -90,43 +94,75 @@ def live_kind(owner: Any, part: Part) -> Kind | None:
         value = getattr(owner, part) if value is _MISSING else value
     except Exception:  # noqa: BLE001 -- Its __getattr__ can raise anything.
         return None
+    # self.run = self._run makes a method; self.on_click = print is data that is callable.
     is_own = isinstance(value, MethodType) and (
         value.__self__ is owner or value.__name__ == part
     )
     return kind_of(value.__func__) if is_own else "data"
 
 
-def record_writes(cls: type, name: str) -> None:
-    """Let the setter and the deleter of a name report what they write.
+class Switch:
+    """The two codes of a setter or deleter: plain, and reporting what it writes."""
 
-    Their code is replaced, once a class, so that neither pays for it in a class that
-    never uses preserved(). Aliases and decorated accessors run the same functions.
+    __slots__ = ("blocks", "function", "plain", "recording")
+
+    def __init__(self, function: FunctionType, recording: CodeType) -> None:
+        self.function: Final = function
+        self.plain = function.__code__
+        self.recording = recording
+        self.blocks = 0
+
+    def turn(self, *, by: int) -> None:
+        """Count the blocks of preserved() that run, and take the code that they need."""
+        with _LOCK:
+            self.blocks += by
+            self.function.__code__ = self.recording if self.blocks else self.plain
+
+
+def switches(cls: type, name: str) -> list[Switch]:
+    """Return how to let the writes of a name be reported.
+
+    Only while a block runs: a question in every setter would cost a tenth of it.
     """
     base = next(base for base in cls.__mro__ if name in vars(base))
     attribute, spec = vars(base)[name], spec_in(base, name)
-    writing = [undecorated(f) for f in (attribute.fset, attribute.fdel) if f]
+    # Behind a class decorator such as beartype's, the generated function is further in.
+    accessors = filter(None, (attribute.fset, attribute.fdel))
+    functions = [f for f in map(undecorated, accessors) if f is not None]
     with _LOCK:
-        if spec and not any(_is_recorded(function) for function in writing):
-            _recode(base, attribute, spec, is_recorded=True)
+        known = [_SWITCHES[f] for f in functions if f in _SWITCHES]
+        if spec is None or len(known) == len(functions):
+            return known
+        codes = _writers(base, attribute, spec, is_recorded=True)
+        made = [Switch(function, code) for function, code in codes.items()]
+        _SWITCHES.update({switch.function: switch for switch in made})
+    return made
 
 
 def _settle(cls: type, name: str, kind: Kind, model: Any) -> None:
     """Build an undecided name again, as what it has turned out to be."""
     record = record_of(cls)
     record.undecided.discard(name)
-    attribute = vars(cls)[name]
+    attribute, spec = vars(cls)[name], record.specs[name]
     if kind == "data":
-        recorded = _is_recorded(undecorated(attribute.fset))
-        _recode(cls, attribute, record.specs[name], is_recorded=recorded)
+        for function, code in _writers(cls, attribute, spec).items():
+            switch = _SWITCHES.get(function)
+            # While a block runs, its code stays; the new one comes when the block ends.
+            if switch is None:
+                function.__code__ = code
+            else:
+                switch.plain = code
         return
-    spec = record.specs[name]._replace(kind=kind, set=False, delete=False)
+    spec = spec._replace(kind=kind, set=False, delete=False)
     record.specs[name] = spec
     method = build(cls, name, spec)
     describe(method, spec, doc=attribute.__doc__, model=model, annotation=None)
     type.__setattr__(cls, name, method)
 
 
-def _recode(cls: type, attribute: property, spec: Spec, *, is_recorded: bool) -> None:
+def _writers(
+    cls: type, attribute: property, spec: Spec, *, is_recorded: bool = False
+) -> dict[FunctionType, CodeType]:
     getter = undecorated(attribute.fget)
     name = getter.__name__ if getter else ""
     record = record_in(cls)
@@ -135,11 +171,7 @@ def _recode(cls: type, attribute: property, spec: Spec, *, is_recorded: bool) ->
         is_recorded=is_recorded,
         is_undecided=record is not None and name in record.undecided,
     )
-    recode(attribute, shape, _HELPERS)
-
-
-def _is_recorded(function: FunctionType | None) -> bool:
-    return function is not None and "recorders" in function.__code__.co_names
+    return writers(attribute, shape, _HELPERS)
 
 
 def _shape(
@@ -174,6 +206,7 @@ def _stays(wrapper: Any, name: str, value: Any) -> bool:
     """
     if decide(wrapper, name) in (None, "data"):
         return False
+    # The attribute is a plain function by now, so the value goes into the __dict__.
     object.__setattr__(wrapper, name, value)
     return True
 
@@ -186,5 +219,6 @@ _HELPERS: Final[dict[str, Any]] = {
     "recorders": recorders,
     "stays": _stays,
     "unbound": unbound,
+    "unbound_or": unbound_or,
 }
 _MISSING: Final = object()

@@ -108,29 +108,26 @@ class Forwarded(_Base, Generic[T]):
         if place is not _NOTHING:
             to, path = replaced(place, "Forwarded")
         self.recorded: Path | None = None
-        self.places = _places(to, path, each)
-        self.ends_in_owner = not path
-        self.set = set is not False
+        self.places: tuple[tuple[Part, ...], ...] = _places(to, path, each)
+        self.ends_in_owner: bool = not path
+        self.set: bool = set is not False
         self.delete = delete
         self.doc = doc
-        self.kind = _checked_kind(kind)
+        _check_kind(kind)
+        self.kind: Kind | None = kind
         self.accessors: dict[str, Callable[..., Any]] = {}
+        # Made only where something is said: most declarations are one path.
         self.lens: Lens | None = None
-        converts = get is not None or callable(set)
-        if converts or default is not _NOTHING or returns or each or on_class or exact:
-            self.lens = Lens(
-                get=get,
-                set=set if callable(set) else None,
-                default=() if default is _NOTHING else (default,),
-                returns_wrapper=_is_wrapper(returns),
-                each=bool(each),
-                on_class=on_class,
-                exact=exact,
+        if get or callable(set) or default is not _NOTHING or each:
+            self.lens = _lens(get, set, default, each=bool(each))
+        if returns or on_class or exact:
+            self.lens = (self.lens or Lens())._replace(
+                returns_wrapper=_is_wrapper(returns), on_class=on_class, exact=exact
             )
 
     def __set_name__(self, owner: type, name: str) -> None:
         if vars(owner).get(name) is not self:
-            return
+            return  # Replaced meanwhile, by a metaclass that collects descriptors.
         try:
             install(owner, name, self)
         except ForwardingError as error:
@@ -216,12 +213,26 @@ def _places(
     return places
 
 
-def _checked_kind(kind: Kind | None) -> Kind | None:
-    if kind not in (None, *get_args(Kind)):
+def _lens(
+    get: Callable[[Any], Any] | None,
+    set_: bool | Callable[[Any], Any],  # noqa: FBT001 -- As the user gave it.
+    default: Any,
+    *,
+    each: bool,
+) -> Lens:
+    return Lens(
+        get=get,
+        set=set_ if callable(set_) else None,
+        default=() if default is _NOTHING else (default,),
+        each=each,
+    )
+
+
+def _check_kind(kind: Kind | None) -> None:
+    if kind is not None and kind not in get_args(Kind):
         raise ForwardingError(
             f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}"
         )
-    return kind
 
 
 def _is_wrapper(returns: str | None) -> bool:

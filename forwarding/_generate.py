@@ -18,7 +18,7 @@ from forwarding._record import Kind, Record, Spec, mark, record_of, undecorated
 from forwarding._source import Shape, source_of
 
 
-__all__ = ("generated", "recode")
+__all__ = ("generated", "writers")
 
 _TOKEN: Final = "__forwarding_source__"  # noqa: S105 -- A name, no secret.
 
@@ -38,6 +38,7 @@ def generated(
         A traceback through it shows the forwarded line. The line is forgotten with
         the last function of the class.
     """
+    # Set as globals, so that nothing is looked up in a closure cell at each access.
     space = _namespace(cls, record_of(cls), helpers)
     space.update(names)
     source = source_of(shape)
@@ -54,26 +55,31 @@ def generated(
     return attribute
 
 
-def recode(attribute: property, shape: Shape, helpers: dict[str, Any]) -> None:
-    """Give the setter and the deleter the code of another shape, in place.
+def writers(
+    attribute: property, shape: Shape, helpers: dict[str, Any]
+) -> dict[FunctionType, CodeType]:
+    """Return the code that setter and deleter have in another shape, by function.
 
-    The getter keeps its code: CPython 3.13 reads a property at full speed only if its
-    getter never changed. Sets have no such fast path.
+    To be assigned to them: functions keep their place in aliases, decorators and
+    rebuilt classes. The getter keeps its code: CPython 3.13 reads a property at full
+    speed only if its getter never changed. Sets have no such fast path.
     """
     getter = undecorated(attribute.fget)
-    filename = getter.__code__.co_filename if getter else "<forwarded>"
     source = source_of(shape)
+    title = f"{getter.__qualname__} -> {shape.spec}" if getter else str(shape.spec)
+    space = getter.__globals__ if getter else {}
+    filename = _shown(source, title, space)
     made: dict[str, property] = {}
     exec(_code(shape, source, filename), {}, made)  # noqa: S102
-    _remember(filename, source)
     new = made[shape.name]
-    pairs = ((attribute.fset, new.fset), (attribute.fdel, new.fdel))
-    for old_function, new_function in pairs:
-        function = undecorated(old_function)
-        if function is not None and isinstance(new_function, FunctionType):
-            # A function that came by cloudpickle has only the globals that it used.
+    codes: dict[FunctionType, CodeType] = {}
+    for old, other in ((attribute.fset, new.fset), (attribute.fdel, new.fdel)):
+        function = undecorated(old)
+        if function is not None and isinstance(other, FunctionType):
+            # What came by cloudpickle has only the globals that it used, or copies.
             function.__globals__.update(helpers)
-            function.__code__ = new_function.__code__
+            codes[function] = other.__code__
+    return codes
 
 
 class _Token:
@@ -112,16 +118,11 @@ def _shown(source: str, title: str, space: dict[str, Any]) -> str:
     while filename in linecache.cache:
         count += 1
         filename = f"<forwarded {title}, {count}>"
-    _remember(filename, source)
-    space[_TOKEN].filenames.append(filename)
-    return filename
-
-
-def _remember(filename: str, source: str) -> None:
-    import linecache  # noqa: PLC0415
-
     lines = source.splitlines(keepends=True)
     linecache.cache[filename] = (len(source), None, lines, filename)
+    if _TOKEN in space:
+        space[_TOKEN].filenames.append(filename)
+    return filename
 
 
 def _forget(filenames: Iterable[str]) -> None:
@@ -133,6 +134,7 @@ def _forget(filenames: Iterable[str]) -> None:
 
 
 def _code(shape: Shape, source: str, filename: str) -> CodeType:
+    # A lens or a dynamic target has names of its own; such attributes are few.
     if not shape.is_plain:
         return compile(source, filename, "exec")
     path, kind, *options, _ = shape.spec

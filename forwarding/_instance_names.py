@@ -1,4 +1,4 @@
-"""Names that instances of a class have, though its class body does not say so.
+"""Names that instances of a class have without a mention in a class body.
 
 Half of an optimizer's interface (``param_groups``, ``state``, ``defaults``) is born in
 ``__init__``. A wrapper that forwards "the class" without them keeps an assigned list
@@ -12,6 +12,7 @@ from types import CodeType, FunctionType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from forwarding._bytecode import codes_of
 from forwarding._static import static_attribute
 
 
@@ -75,7 +76,7 @@ def _fields(cls: type) -> Iterator[str]:
 
 def _assigned_by(cls: type, function: object, seen: set[object]) -> dict[str, None]:
     names: dict[str, None] = {}
-    for code in _codes(function):
+    for code in codes_of(function):
         if code in seen:
             continue
         seen.add(code)
@@ -86,21 +87,6 @@ def _assigned_by(cls: type, function: object, seen: set[object]) -> dict[str, No
             if isinstance(called, FunctionType):
                 names |= _assigned_by(cls, called, seen)
     return names
-
-
-def _codes(function: object) -> Iterator[CodeType]:
-    """Yield the code of a function, of what it decorates, and of functions inside."""
-    function = getattr(function, "__func__", function)
-    while isinstance(function, FunctionType):
-        yield from _with_inner(function.__code__)
-        function = vars(function).get("__wrapped__")
-
-
-def _with_inner(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for const in code.co_consts:
-        if isinstance(const, CodeType):
-            yield from _with_inner(const)
 
 
 @functools.lru_cache(maxsize=64)

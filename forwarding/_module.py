@@ -3,12 +3,14 @@
 torch is not imported here: what a module is, is known from its registries.
 """
 
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from forwarding._annotations import annotations_of
 from forwarding._descriptor import Forwarded
+from forwarding._kind import kind_of
 from forwarding._preserved import preserved
 from forwarding._record import record_of
+from forwarding._static import static_attribute
 from forwarding._wrapper import Holder, Wrapper
 from forwarding.exceptions import ForwardingError
 
@@ -29,14 +31,25 @@ _REGISTRIES: Final = (
 
 
 class _Plain:
-    """Comes first, for the memory layout of an object with a ``__dict__`` and no more.
+    """First base, which gives instances the memory layout of a plain object.
 
     fully_shard() assigns ``module.__class__``, which Python allows between equal layouts
-    only; that of Forwarding, without a ``__dict__``, would count as another one.
+    only. Forwarding has no ``__dict__``, so as the first base it would change the layout.
     """
 
 
-class ModuleForwarding(_Plain, Wrapper[T]):
+_METHODS: Final = """
+    state_dict load_state_dict _load_from_state_dict _save_to_state_dict
+    get_extra_state set_extra_state
+    register_parameter register_buffer register_module add_module
+    register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook
+    register_state_dict_pre_hook register_state_dict_post_hook
+    register_load_state_dict_pre_hook register_load_state_dict_post_hook
+"""
+
+
+class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
     """Wrap a module, and be one: put it before the module base.
 
     .. code-block:: python
@@ -55,9 +68,10 @@ class ModuleForwarding(_Plain, Wrapper[T]):
         scaled.bias = None  # Of the layer.
         list(scaled.state_dict())  # ["weight"]
 
-    On the wrapper itself live the names that its class has, by a definition, a value or
-    a bare annotation (``scale`` above). Every other name is got, set and deleted on the
-    wrapped module: parameters, buffers and submodules as well.
+    The wrapper owns the names that its class defines, assigns or annotates (``scale``
+    above). Every other name is read, set and deleted on the wrapped module, including
+    parameters, buffers and submodules. A method of the module that is replaced through
+    the wrapper is replaced on this layer only.
 
     Args:
         wrapped: The module.
@@ -75,29 +89,12 @@ class ModuleForwarding(_Plain, Wrapper[T]):
           wrapper's own result by overriding ``forward``.
         * Copies, deep copies and pickles are wrappers of the same class.
 
-    What the wrapper itself holds is not in its ``state_dict()``; it travels with a deep
-    copy and a pickle.
+    The wrapper's own attributes are not in its ``state_dict()``; deep copies and pickles
+    include them.
     """
 
-    training: Forwarded[bool] = Forwarded(kind="data")
-    state_dict = Forwarded(kind="method")
-    load_state_dict = Forwarded(kind="method")
-    _load_from_state_dict = Forwarded(kind="method")
-    _save_to_state_dict = Forwarded(kind="method")
-    get_extra_state = Forwarded(kind="method")
-    set_extra_state = Forwarded(kind="method")
-    register_parameter = Forwarded(kind="method")
-    register_buffer = Forwarded(kind="method")
-    register_module = Forwarded(kind="method")
-    add_module = Forwarded(kind="method")
-    register_forward_hook = Forwarded(kind="method")
-    register_forward_pre_hook = Forwarded(kind="method")
-    register_full_backward_hook = Forwarded(kind="method")
-    register_full_backward_pre_hook = Forwarded(kind="method")
-    register_state_dict_pre_hook = Forwarded(kind="method")
-    register_state_dict_post_hook = Forwarded(kind="method")
-    register_load_state_dict_pre_hook = Forwarded(kind="method")
-    register_load_state_dict_post_hook = Forwarded(kind="method")
+    if not TYPE_CHECKING:  # Which sees the module base's.
+        training = Forwarded(kind="data")
 
     _own_names: frozenset[str] = frozenset()
 
@@ -129,13 +126,15 @@ class ModuleForwarding(_Plain, Wrapper[T]):
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 -- As torch's.
         """Set the mode of the module, and of the wrapper's own modules."""
-        for module in (self.__wrapped__, *self._own_values("train")):
+        modules: list[Any] = [self.__wrapped__, *self._own_values("train")]
+        for module in modules:
             module.train(mode)
         return self
 
     def apply(self, fn: Any) -> Self:
         """Call ``fn`` on every module inside, as ``Module.apply``."""
-        for module in (self.__wrapped__, *self._own_values("apply")):
+        modules: list[Any] = [self.__wrapped__, *self._own_values("apply")]
+        for module in modules:
             module.apply(fn)
         return self
 
@@ -159,13 +158,13 @@ class ModuleForwarding(_Plain, Wrapper[T]):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__wrapped__":
             self._share(value)
-        if name == "__wrapped__" or self._is_own(name):
+        if name == "__wrapped__" or self._is_own(name) or self._is_method(name):
             object.__setattr__(self, name, value)
         else:
             setattr(self.__wrapped__, name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name == "__wrapped__" or self._is_own(name):
+        if name in vars(self) or self._is_own(name):
             object.__delattr__(self, name)
         else:
             delattr(self.__wrapped__, name)
@@ -176,6 +175,14 @@ class ModuleForwarding(_Plain, Wrapper[T]):
 
     def _is_own(self, name: str) -> bool:
         return name in self._own_names or hasattr(type(self), name)
+
+    def _is_method(self, name: str) -> bool:
+        """Whether the module has a method of that name, which is patched on the layer."""
+        module: Any = self.__wrapped__
+        attribute = static_attribute(type(module), name)
+        if attribute is not None:
+            return kind_of(attribute) != "data"
+        return isinstance(module, ModuleForwarding) and module._is_method(name)  # noqa: SLF001
 
     def _own_values(self, method: str) -> list[Any]:
         values = (vars(self).get(name) for name in self._own_names)

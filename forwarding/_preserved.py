@@ -2,10 +2,10 @@
 
 from typing import Any, final
 
-from forwarding._build import decide, record_writes
+from forwarding._build import Switch, decide, switches
 from forwarding._dynamic import is_built
 from forwarding._path import Item, Part, spelled_path, step
-from forwarding._record import forwarded_attributes
+from forwarding._record import Spec, forwarded_attributes
 from forwarding._recording import MISSING, Unreadable, Writes, recorders
 from forwarding.exceptions import ForwardingError
 
@@ -50,29 +50,29 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
         * What an accessor of your own writes (``@x.setter``) is not undone.
     """
 
-    __slots__ = ("_wrapper", "_writes")
+    __slots__ = ("_switches", "_wrapper", "_writes")
 
     def __init__(self, wrapper: object, /) -> None:
         self._wrapper = wrapper
-        self._writes = Writes()
+        self._writes = Writes(wrapper)
+        self._switches: list[Switch] = []
 
     def __enter__(self) -> None:
         cls = type(self._wrapper)
-        for name, spec in forwarded_attributes(cls).items():
-            if spec.kind != "data" or not (spec.set or spec.delete):
-                continue
+        for name, spec in _data(cls).items():
             if is_built(self._wrapper, str(spec.path[0])):
                 step(self._wrapper, spec.path[0])  # Raises here if it is not bound.
                 decide(self._wrapper, name)
-            record_writes(cls, name)
-        self._writes = Writes()
-        recorders.setdefault(id(self._wrapper), []).append(self._writes)
+        self._switches = [s for name in _data(cls) for s in switches(cls, name)]
+        self._writes = Writes(self._wrapper)
+        recorders.append(self._writes)
+        for switch in self._switches:
+            switch.turn(by=1)
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
-        blocks = recorders[id(self._wrapper)]
-        blocks.remove(self._writes)
-        if not blocks:
-            del recorders[id(self._wrapper)]
+        for switch in self._switches:
+            switch.turn(by=-1)
+        recorders.remove(self._writes)
         failures = [
             failure
             for owner, part, value in self._writes.latest_first()
@@ -87,6 +87,15 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
         if error is None:
             raise problem
         error.add_note(str(problem))
+
+
+def _data(cls: type) -> dict[str, Spec]:
+    """Return what may be written through a wrapper."""
+    return {
+        name: spec
+        for name, spec in forwarded_attributes(cls).items()
+        if spec.kind == "data" and (spec.set or spec.delete)
+    }
 
 
 def _put_back(owner: Any, part: Part, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a class declares: one :class:`Spec` per forwarded attribute.
+"""Records of what classes declare: one :class:`Spec` per forwarded attribute.
 
 The record of a class, in ``__forwarding__``, is what says which names it forwards.
 Generated functions carry their spec besides, in ``__forwarded__``, so that an alias
@@ -45,9 +45,9 @@ class Lens(NamedTuple):
     """What happens to a value on its way between the layer and the owner."""
 
     get: Any = None
-    """Called with the owner's value; its result is what is read. None: unchanged."""
+    """Called with the owner's value, and its result is read; None for the value itself."""
     set: Any = None
-    """Called with the assigned value; its result reaches the owner."""
+    """Called with the assigned value, and its result reaches the owner."""
     default: tuple[Any, ...] = ()
     """The value, alone in a tuple, of an attribute that the owner lacks."""
     returns_wrapper: bool = False
@@ -212,10 +212,13 @@ def inherited_spec(cls: type, name: str) -> Spec:
         record = record_in(base)
         if record is not None and name in record.specs:
             return record.specs[name]
-        spec = spec_of(vars(base).get(name))
-        if spec is not None:
-            return spec
-    raise LookupError(f"{cls.__name__} declares no {name}")
+    # An alias, from a class that is no base: y = Other.x runs the code of x.
+    return next(
+        spec
+        for base in cls.__mro__
+        for attribute in vars(base).values()
+        if (spec := spec_of(attribute)) and attribute.fget.__name__ == name
+    )
 
 
 def forwarded_attributes(cls: type) -> Mapping[str, Spec]:

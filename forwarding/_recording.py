@@ -1,4 +1,4 @@
-"""Writes that reach an owner while a block of ``preserved`` runs."""
+"""Record the writes that reach owners while a ``preserved`` block runs."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -23,7 +23,8 @@ class Unreadable:
 class Writes:
     """What the owners of one wrapper had before they were first written to."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrapper: object) -> None:
+        self.wrapper: Final = wrapper
         self._before: dict[tuple[int, Part], tuple[Any, Any]] = {}
 
     def note(self, owner: Any, part: Part) -> None:
@@ -38,13 +39,13 @@ class Writes:
             yield owner, part, value
 
 
-recorders: Final[dict[int, list[Writes]]] = {}
-"""The blocks that run now, by the identity of their wrapper."""
+recorders: Final[list[Writes]] = []
+"""The blocks that run now. A list, which CPython tests for emptiness fastest."""
 
 
 def note_write(wrapper: object, name: str) -> None:
     """Report to the blocks of ``wrapper`` that ``name`` is about to change."""
-    blocks = recorders.get(id(wrapper), ())
+    blocks = [block for block in recorders if block.wrapper is wrapper]
     if not blocks:
         return
     spec = inherited_spec(type(wrapper), name)

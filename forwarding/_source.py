@@ -1,4 +1,4 @@
-"""Source code of one forwarded attribute, as a person would write it.
+"""Source code of one forwarded attribute, as written by hand.
 
 Each function returns lines. A plain attribute is one line a function; what a lens or
 a dynamic target adds is added only where it was declared, so that it costs nothing
@@ -17,6 +17,9 @@ __all__ = ("Shape", "source_of")
 
 _INDENT: Final = "    "
 _NO_LENS: Final = Lens()
+# Stand for names in a pattern; no identifier has such a character.
+_NAME: Final = "\0name"
+_PATH: Final = "\0path"
 _CALL: Final = "(*args, **kwargs)"
 _PARAMETERS: Final = "self, /, *args, **kwargs"
 
@@ -78,10 +81,12 @@ class Shape(NamedTuple):
 
 def source_of(shape: Shape) -> str:
     """Return the definitions of a property, or of a method."""
+    # 50 declarations of one form are formatted, not composed again.
     if shape.is_plain:
         path, kind, *options, _ = shape.spec
         flags = (*options, shape.is_undecided, shape.is_recorded)
-        return _pattern(kind, flags).format(name=shape.name, path=spelled_path(path))
+        pattern = _pattern(kind, flags)
+        return pattern.replace(_NAME, shape.name).replace(_PATH, spelled_path(path))
     return _composed(shape)
 
 
@@ -89,8 +94,8 @@ def source_of(shape: Shape) -> str:
 def _pattern(kind: Kind, flags: tuple[bool, ...]) -> str:
     """Return the source of all plain attributes that differ in names only."""
     can_set, can_delete, is_undecided, is_recorded = flags
-    spec = Spec(("{path}",), kind, can_set, can_delete)
-    return _composed(Shape("{name}", spec, is_undecided, is_recorded))
+    spec = Spec((_PATH,), kind, can_set, can_delete)
+    return _composed(Shape(_NAME, spec, is_undecided, is_recorded))
 
 
 def _composed(shape: Shape) -> str:
@@ -162,6 +167,7 @@ def _writing(shape: Shape) -> list[str]:
     lines += _each(shape, f"{_access(shape)} = value")
     if not shape.is_undecided:
         return lines
+    # Asked until the first assignment has told data from methods (forwarding._build).
     question = f'if not stays(self, "{shape.name}", value):'
     return [question, *(f"{_INDENT}{line}" for line in lines)]
 
@@ -181,51 +187,63 @@ def _each(shape: Shape, line: str) -> list[str]:
 
 
 def _body(shape: Shape, lines: list[str], *, on_error: str = "") -> Iterator[str]:
+    """Yield the lines of a function, and what it does with errors that it expects."""
     lens = shape.lens
-    errors = ["AttributeError"] * bool(on_error and (lens.default or lens.others))
     has_items = any(isinstance(part, Item) for part in shape.spec.path)
-    errors += ["LookupError"] * has_items
+    is_lenient = bool(on_error and (lens.default or lens.others))
     yield from _indented_lines(_before(shape))
-    if not errors:
+    handlers = []
+    if is_lenient:
+        errors = f"AttributeError{', LookupError' * has_items}"
+        handlers = [(errors, f'return instead(self, "{shape.name}", error)')]
+    elif has_items:
+        handlers = [
+            ("LookupError", f'raise no_item(self, "{shape.name}", error) from error')
+        ]
+    if shape.may_be_none and not is_lenient:
+        # None of a dead weak reference has no attribute; asking first would cost more.
+        root = shape.spec.path[0]
+        handlers += [("AttributeError", f'raise unbound_or(self, "{root}", error)')]
+    if not handlers:
         yield from _indented_lines(lines)
         return
     yield f"{_INDENT}try:"
     yield from (f"{_INDENT * 2}{line}" for line in lines)
-    yield f"{_INDENT}except ({', '.join(errors)},) as error:"
-    if on_error and (lens.default or lens.others):
-        yield f'{_INDENT * 2}return instead(self, "{shape.name}", error)'
-    else:
-        yield f'{_INDENT * 2}raise no_item(self, "{shape.name}", error) from error'
+    for errors, line in handlers:
+        yield f"{_INDENT}except ({errors},) as error:"
+        yield f"{_INDENT * 2}{line}"
 
 
 def _before(shape: Shape) -> list[str]:
     """Return the lines that look up a dynamic target."""
-    if not shape.look_up:
+    if not shape.look_up or shape.may_be_none:
         return []
     root = shape.spec.path[0]
-    line = f"target_ = {shape.look_up}"
-    missing = f'raise unbound(self, "{root}")'
-    lines = [line]
-    if shape.errors:
-        lines = ["try:", f"{_INDENT}{line}", f"except {shape.errors} as error:"]
-        lines += [f"{_INDENT}{missing} from error"]
+    return [
+        "try:",
+        f"{_INDENT}target_ = {shape.look_up}",
+        f"except {shape.errors} as error:",
+        f'{_INDENT}raise unbound(self, "{root}") from error',
+    ]
+
+
+def _root(shape: Shape) -> str:
+    """Return the expression for the target itself."""
     if shape.may_be_none:
-        lines += ["if target_ is None:", f"{_INDENT}{missing}"]
-    return lines
+        return shape.look_up
+    return "target_" if shape.look_up else f"self.{shape.spec.path[0]}"
 
 
 def _access(shape: Shape, path: tuple[Part, ...] | None = None) -> str:
     path = path or shape.spec.path
     if shape.lens.each:
         return f"each_{_spelled(path[-1:])}"
-    root = "target_" if shape.look_up else f"self.{path[0]}"
-    return f"{root}{_spelled(path[1:])}"
+    return f"{_root(shape)}{_spelled(path[1:])}"
 
 
 def _collection(shape: Shape) -> str:
     path = shape.spec.path[:-1]
-    root = "target_" if shape.look_up else f"self.{path[0]}"
-    return f"{root}{_spelled(path[1:])}"
+    return f"{_root(shape)}{_spelled(path[1:])}"
 
 
 def _spelled(path: tuple[Part, ...]) -> str:

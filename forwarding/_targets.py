@@ -123,9 +123,9 @@ def name_in_body(path: Path, depth: int) -> None:
     """
     root = path.__fields__["root"].__fields__
     body = sys._getframe(depth).f_locals  # noqa: SLF001 -- Of the declaring class.
-    root["name"] = root["name"] or next(
-        (name for name, value in body.items() if value is root["root"]), ""
-    )
+    if not root["name"] and "__qualname__" in body:  # So it is the body of a class.
+        names = (name for name, value in body.items() if value is root["root"])
+        root["name"] = next(names, "")
 
 
 def register(cls: type, root: Path) -> None:

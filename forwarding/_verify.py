@@ -10,6 +10,7 @@ from forwarding._inspect import unwrap
 from forwarding._path import step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
 from forwarding._static import static_attribute
+from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
 
 
@@ -36,6 +37,7 @@ def verify(wrapper: object, /) -> None:
     """
     cls = type(wrapper)
     specs = forwarded_attributes(cls)
+    # All at once, so that one run shows everything there is to mend.
     problems = (
         *_cut(cls),
         *_shadowed(wrapper, specs),
@@ -59,8 +61,11 @@ def _titled(wrapper: object, specs: Mapping[str, Spec]) -> str:
 
 def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, Any]]:
     """Yield the targets that are there, by name."""
-    roots = dict.fromkeys(str(s.path[0]) for s in specs.values())
-    for root in roots:
+    roots = (
+        *(str(spec.path[0]) for spec in specs.values()),
+        *target_names(type(wrapper)),
+    )
+    for root in dict.fromkeys(roots):
         if root not in specs and is_built(wrapper, root) and hasattr(wrapper, root):
             yield root, getattr(wrapper, root)
 
@@ -100,7 +105,7 @@ def _innermost(layer: object) -> object:
 
 
 def _elsewhere(wrapper: object, specs: Mapping[str, Spec], root: str) -> set[str]:
-    """Return the names that another target of the wrapper may well account for."""
+    """Return the names that another target of the wrapper accounts for."""
     others = (target for name, target in _targets(wrapper, specs) if name != root)
     return {name for target in others for name in public_names(target)}
 
@@ -131,15 +136,14 @@ def _absence(owner: object, spec: Spec) -> str | None:
     except AttributeError:
         return f"do not exist on {type(owner).__name__}"
     except Exception as error:  # noqa: BLE001 -- A property can raise anything.
-        if spec.kind == "data" and isinstance(spec.path[-1], str):
-            return f"cannot be read on {type(owner).__name__} now: {error!r}"
+        return f"cannot be read on {type(owner).__name__} now: {error!r}"
     return None
 
 
 def _wrong_kind(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     """Yield the methods of a live target that were taken for data.
 
-    Names of which nothing was known are decided here, by the way.
+    Undecided names are decided on the way.
     """
     for name, spec in specs.items():
         if spec.kind != "data" or spec.lens is not None:
@@ -172,6 +176,7 @@ def _uncovered(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     records = list(filter(None, map(record_in, type(wrapper).__mro__)))
     interfaces = {cls for record in records for cls in record.interfaces}
     for _, target in _targets(wrapper, specs):
+        # A subclass of the interface may have more than the class promised.
         if type(target) in interfaces:
             missing = coverage(wrapper, target).missing
             if missing:

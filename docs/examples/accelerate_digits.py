@@ -1,4 +1,4 @@
-"""Digits with accelerate: what is private about this script is marked with '+'."""
+"""Digits with accelerate: the lines that make it private are marked with '+'."""
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ def main(steps: int = 60) -> tuple[float, float]:
     labels = torch.tensor(labels)
     train = TensorDataset(images[:1400], labels[:1400])
 
-    plan = dp.plan_for(  # + Public numbers, decided first.
+    plan = dp.plan_for(  # + Public numbers, decided in advance.
         target_epsilon=3.0,
         target_delta=1e-4,
         sampling_probability=0.25,
@@ -37,7 +37,7 @@ def main(steps: int = 60) -> tuple[float, float]:
 
     for x, y in loader:
         with accelerator.accumulate(model):
-            losses = cross_entropy(model(x), y, reduction="none")  # + One an image.
+            losses = cross_entropy(model(x), y, reduction="none")  # + One per image.
             accelerator.backward(private_loss(losses, optimizer))  # +
             optimizer.step()
             scheduler.step()

@@ -1,4 +1,4 @@
-"""Breast cancer with Lightning: what is private about this script is marked with '+'."""
+"""Breast cancer with Lightning: the lines that make it private are marked with '+'."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,7 +23,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         """Return the loss that Lightning differentiates."""
         x, y = batch
-        losses = cross_entropy(self.net(x), y, reduction="none")  # + One a patient.
+        losses = cross_entropy(self.net(x), y, reduction="none")  # + One per patient.
         return self.optimizers().private_loss(losses)  # +
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ def main(steps: int = 60) -> tuple[float, float]:
     # Ranges that a textbook gives, not statistics of these patients.
     x = (x / torch.tensor([20, 20, 100, 1000, *[0.1] * 6] * 3)).clamp(0, 3)
 
-    plan = dp.plan_for(  # + Public numbers, decided first.
+    plan = dp.plan_for(  # + Public numbers, decided in advance.
         target_epsilon=3.0,
         target_delta=1e-4,
         sampling_probability=0.25,

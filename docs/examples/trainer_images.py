@@ -1,4 +1,4 @@
-"""Images with the Hugging Face Trainer: what is private is marked with '+'.
+"""Images with the Hugging Face Trainer: the lines that make it private are marked with '+'.
 
 A tiny vision transformer with random weights learns to read digits.
 """
@@ -26,7 +26,7 @@ def main(steps: int = 60) -> tuple[float, float]:
         {"pixel_values": image, "labels": label}
         for image, label in zip(images, digits.target.tolist(), strict=True)
     ]
-    plan = dp.plan_for(  # + Public numbers, decided first.
+    plan = dp.plan_for(  # + Public numbers, decided in advance.
         target_epsilon=3.0,
         target_delta=1e-4,
         sampling_probability=0.25,

@@ -5,10 +5,11 @@ ticket. Whether the losses that arrive are these is checked here, when they arri
 once more before the release; a ticket is spent by the first release that uses it.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,8 @@ __all__ = ("PendingBatch", "current_ticket", "explain_deepspeed")
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
 # on the chance not to be in its batch; two releases of one batch share that chance.
+# Keyed by loader and not by optimizer, so that a second optimizer on the same batch
+# (the two of a GAN, opacus#418) finds it spent.
 _last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
 
 
@@ -42,7 +45,9 @@ class PendingBatch:
         sums: For each of them, the sum of the clipped gradients so far.
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
-        num_samples: How many examples were added. Private.
+        num_samples: How many units were added. Private.
+        units: Which of the drawn units were added, where calls said so. Private.
+        may_lack_units: Whether the caller named the units, and may leave out some.
         num_backwards: How many calls added them.
         all_scaled: Whether every loss passed through a private loss, which knows the
             scale that a trainer applied.
@@ -53,24 +58,47 @@ class PendingBatch:
     ticket: Ticket | None
     max_grad_norm: float
     num_samples: int = 0
+    units: set[int] = field(default_factory=set)
+    may_lack_units: bool = False
     num_backwards: int = 0
     all_scaled: bool = True
 
     @property
     def num_drawn(self) -> int:
-        """How many examples the loader drew for this batch; a private number."""
+        """How many units the loader drew for this batch; a private number."""
         return 0 if self.ticket is None else self.ticket.num_samples
 
     def admit(
         self,
         num_samples: int,
         sampling: PoissonSampling | Truncated | Unamplified,
+        units: Sequence[int] = (),
     ) -> None:
-        """Raise unless another *num_samples* examples may join this batch.
+        """Raise unless another *num_samples* units may join this batch.
+
+        Args:
+            num_samples: How many.
+            sampling: How batches are drawn.
+            units: Which of the drawn units they are, where losses were grouped.
 
         Raises:
-            SamplingMismatchError: If an example could count twice.
+            SamplingMismatchError: If a unit could count twice.
         """
+        is_grouped = bool(units)
+        if num_samples and self.num_samples and is_grouped != bool(self.units):
+            raise SamplingMismatchError(
+                "some losses of this step came with units and others without, so"
+                " whether a unit counts twice cannot be checked; pass units to every"
+                " backward call of the step"
+            )
+        if not self.units.isdisjoint(units):
+            raise SamplingMismatchError(
+                "a unit has losses in two backward calls of one step, so it would be"
+                " clipped twice; pass all losses of a unit to one call (dp.MicroBatches"
+                " splits a batch between units)"
+            )
+        # Each call clips on its own, so an example in two calls contributes 2 C where C
+        # is charged. Opacus 1.6 lets it: two backward passes of one batch.
         if isinstance(sampling, Unamplified):
             limit = sampling.backwards_per_step
             if self.num_backwards >= limit:
@@ -92,6 +120,8 @@ class PendingBatch:
         Raises:
             PrivacyError: If the clipping norm or the trainable parameters changed.
         """
+        # Noise is scaled by one norm; sums of two norms have the larger sensitivity.
+        # With a scheduled C, Opacus' ghost clipping clips at one and noises at another.
         if self.max_grad_norm != max_grad_norm:
             raise PrivacyError(
                 f"max_grad_norm changed from {self.max_grad_norm!r} to"
@@ -114,12 +144,17 @@ class PendingBatch:
             SamplingMismatchError: If some are missing, or if nothing was added where
                 no ticket says that the batch is empty.
         """
+        # A draw may be empty, and a step of noise alone is right then: skipping it would
+        # show that the draw was empty (opacus#522, #530). Without tickets an empty draw
+        # cannot be told from a step by mistake.
         if self.ticket is None and self.num_backwards == 0:
             raise SamplingMismatchError(
                 "step was called without gradients; call optimizer.backward(losses)"
                 " first" + explain_deepspeed()
             )
-        if self.num_samples < self.num_drawn:
+        # Units that the caller named may be fewer: one whose losses were left out
+        # contributes nothing, and what the others contribute is their own.
+        if self.num_samples < self.num_drawn and not self.may_lack_units:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"
                 " batch; pass the losses of the whole batch to optimizer.backward"
@@ -164,6 +199,11 @@ def current_ticket(plan: PrivacyPlan, loader: PoissonLoader | None) -> Ticket | 
         raise SamplingMismatchError(
             "no batch has been drawn from the loader; iterate over the loader that"
             " was given to DPOptimizer" + explain_deepspeed()
+        )
+    if ticket.process != os.getpid():
+        raise SamplingMismatchError(
+            "this batch was drawn before the process forked, so two processes would"
+            " release it; draw the next one in this process"
         )
     if ticket.serial <= _last_spent.get(loader, -1):
         raise SamplingMismatchError(

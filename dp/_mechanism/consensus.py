@@ -49,6 +49,8 @@ class Consensus:
             RanksDivergedError: If the ranks differ in something.
         """
         ledger = values.ledger
+        # Ranks that share an id charge the same release once; alone, this process must
+        # charge under an id of its own again.
         if world.size == 1:
             if self._settled is not None:  # It shared its id with others until now.
                 ledger.use_segment(None)
@@ -67,6 +69,8 @@ class Consensus:
             },
             agreed=self._settled == identity(),
         )
+        # Parameters' values, the dataset and the plan take long to compare, and do not
+        # change by themselves: once is enough until one of the objects is replaced.
         if not settled:
             facts = _slow_facts(values, clipping, noise, loader, parameters)
             ledger.use_segment(world.compare_once(facts, proposal=ledger.segment))
@@ -81,6 +85,7 @@ def _slow_facts(
     parameters: Sequence[Tensor],
 ) -> dict[str, object]:
     """Return what is compared once, by the name that an error gives it."""
+    # Shards differ by design; torch checks what they are shards of.
     whole = [p for p in parameters if not hasattr(p, "placements")]
     return {
         "the plan": values.plan,
@@ -92,5 +97,8 @@ def _slow_facts(
             None
             if loader is None or loader.sharded
             else fingerprint_of_dataset(loader.dataset)
+        ),
+        "the units of the dataset": (
+            None if loader is None or loader.sharded else loader.units_digest
         ),
     }

@@ -24,7 +24,7 @@ __all__ = ("CurrentValues", "ScheduledClipping")
 
 _CHECKS: Final[Mapping[str, Callable[..., float]]] = {
     "noise_multiplier": _checks.non_negative,
-    "max_grad_norm": _checks.positive,
+    "max_grad_norm": _checks.clipping_norm,
 }
 # Of a plan: what decides the next step, and not only when to stop.
 _DECISIVE: Final = (
@@ -41,6 +41,9 @@ _DECISIVE: Final = (
 class CurrentValues:
     """The noise multiplier and clipping norm in effect for the next release."""
 
+    # Two copies of C are how a schedule comes to clip at one norm and to add noise for
+    # another: Opacus' ghost and per-layer clipping under-noise 47 times where a
+    # scheduler lowers `optimizer.max_grad_norm`. So there is one place, without a cache.
     plan: PrivacyPlan
     ledger: Ledger
     assigned: dict[str, float] = field(default_factory=dict)

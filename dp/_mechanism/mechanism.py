@@ -8,22 +8,25 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
+from dp._mechanism.loss_units import Reduction, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
     PrivacyError,
+    SampleMixingError,
     UnsupportedOperationError,
 )
 from dp.ledger import Ledger
@@ -55,7 +58,8 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    engine: Engine = field(default_factory=Engine)
+    public: tuple[Tensor, ...] = ()
+    engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class Mechanism:
             plan=self.plan, ledger=self.ledger, assigned=self.assigned
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+        self.engine = Engine(public=self.public)
 
     @property
     def noise_multiplier(self) -> float:
@@ -101,35 +106,54 @@ class Mechanism:
 
     def accumulate(
         self,
-        losses_B: Tensor,
+        losses: Tensor,
         parameters: Sequence[Tensor],
         *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
         loss_scale: float = 1.0,
         is_scaled: bool = True,
     ) -> None:
         """Add the clipped gradient of every example to the sums of its batch.
 
         Args:
-            losses_B: One loss an example.
+            losses: One loss an example, or several a unit.
             parameters: What the release is about; the same for all of a batch.
+            units: The unit of each loss; None if the loader knows.
+            reduction: Whether a unit's loss is the sum or the mean of its losses.
             loss_scale: A power of two that the backward pass is multiplied with, and
                 gradients are divided by before they are clipped.
             is_scaled: Whether the scale of a trainer, if it has one, is known.
 
         Raises:
             SamplingMismatchError: If the batch at hand was not drawn by the loader,
-                was already released, or holds fewer examples than ``losses_B``.
+                was already released, or holds fewer examples than there are losses.
             UnsupportedOperationError: If no parameter takes part in the losses.
         """
+        # Everything that can be refused is, before the first gradient is computed.
         batch = self._batch_for(parameters)
-        batch.admit(len(losses_B), self.plan.sampling)
+        whose = loss_units(
+            losses,
+            units,
+            reduction=reduction,
+            ticket=batch.ticket,
+            part=None if self.loader is None else self.loader.part,
+        )
+        batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
-            if len(losses_B):
-                gradients = self.engine.gradients(
-                    losses_B, leaves, loss_scale=loss_scale
-                )
+            if whose.num_units:
+                with self.ending_if_mixed():
+                    gradients = self.engine.gradients(
+                        losses,
+                        leaves,
+                        loss_scale=loss_scale,
+                        units=whose.of_loss,
+                        reduction=reduction,
+                    )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.units.update(whose.present)
+        batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
         batch.all_scaled &= is_scaled
         self.step.accumulate(batch)
@@ -149,6 +173,26 @@ class Mechanism:
         batch.num_backwards += 1
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
+
+    @contextmanager
+    def ending_if_mixed(self) -> Iterator[None]:
+        """End the run if examples turn out to be mixed after something was released.
+
+        Earlier releases may have been of mixed examples, too, between two looks; and
+        that the run stops here depends on data. Neither was paid for, so no epsilon
+        holds any more. Before the first release nothing is lost by trying again.
+        """
+        try:
+            yield
+        except SampleMixingError as error:
+            if self.ledger.steps:
+                self.step.drop()
+                self.ledger.fail(f"examples were mixed: {error}")
+                error.add_note(
+                    "Releases were made before this was noticed, so the run ends here:"
+                    " its ledger keeps the failure, and its epsilon is infinite."
+                )
+            raise
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -174,6 +218,8 @@ class Mechanism:
             * Every parameter gets noise, also one that no example reached, and gets
               it once, whatever the number of ranks is.
         """
+        # Charging comes before noise is drawn: a crash in between loses a release,
+        # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
         totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
         stddev = self._charge(batch)
@@ -227,6 +273,9 @@ class Mechanism:
     def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
         """Add noise to each share of the totals, once, on the rank that has it."""
         for share in totals:
+            # What was charged is held against what the noise stage says it did, and not
+            # against what it was told: an accountant that is fed the configured sigma
+            # misses the noise that was really added (opacus#807).
             used = self.noise.add_(share, stddev=stddev)
             if used != stddev:
                 raise PrivacyError(
@@ -237,7 +286,11 @@ class Mechanism:
         return totals.results()
 
     def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
-        """Divide by a public constant; never by the size that the batch really had."""
+        """Divide by a public constant; never by the size that the batch really had.
+
+        The size is private, and dividing by it also changes the sensitivity of the
+        mean (opacus#571, #819: the denominator followed ``len(dataset)``).
+        """
         scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
         return noisy_sums
 
@@ -247,7 +300,8 @@ class Mechanism:
         self.loader = loader
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
-        # The batch at hand is secret, the loader's data is not ours to copy.
+        # The batch at hand is secret, and the loader's data is not ours to copy. A copied
+        # ledger charges under an id of its own, so that forks add up.
         return Mechanism(
             plan=self.plan,
             clipping=deepcopy(self.clipping, memo),
@@ -255,12 +309,20 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public=self.public,
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process has other loaders: attach one there.
-        parts = (self.plan, self.clipping, self.noise, self.ledger, self.assigned)
-        return _unpickled, parts
+        stages = {
+            "plan": self.plan,
+            "clipping": self.clipping,
+            "noise": self.noise,
+            "ledger": self.ledger,
+            "assigned": self.assigned,
+            "public": self.public,
+        }
+        return _unpickled, (stages,)
 
     def _batch_for(self, parameters: Sequence[Tensor]) -> PendingBatch:
         """Return the batch at hand, or an empty one if another was drawn meanwhile."""
@@ -288,18 +350,5 @@ def _check_attached(
         )
 
 
-def _unpickled(
-    plan: PrivacyPlan,
-    clipping: Clipping,
-    noise: GaussianNoise,
-    ledger: Ledger,
-    assigned: dict[str, float],
-) -> Mechanism:
-    return Mechanism(
-        plan=plan,
-        clipping=clipping,
-        noise=noise,
-        ledger=ledger,
-        loader=None,
-        assigned=assigned,
-    )
+def _unpickled(stages: Mapping[str, Any]) -> Mechanism:
+    return Mechanism(loader=None, **stages)

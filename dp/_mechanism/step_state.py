@@ -17,18 +17,21 @@ What stands in ``p.grad`` follows from the phase. While a batch accumulates, its
 are secret, but trainers look there all the same: a gradient scaler refuses to step
 where it finds nothing, and a trainer that clears gradients on the model means this
 batch. So one parameter carries a gradient of zeros, the *stand-in*. After the release
-the private gradient stands there, and whatever else is found is somebody else's.
+the private gradient stands there; any other gradient was put there by other code.
 """
 
+import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch
+from dp.exceptions import PrivacyError
 
 
 __all__ = ("StepState",)
@@ -50,6 +53,29 @@ class StepState:
     _released: weakref.ref[Tensor] | None = None  # A gradient that a step wrote.
     _is_released: bool = False
     _first_scale: float | None = None  # Where the run's gradient scaler began.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Self]:
+        """Let one thread at a time accumulate or release.
+
+        Clipped sums are updated in place: of two threads, one would read what the
+        other has half written.
+
+        Raises:
+            PrivacyError: If another thread is inside; nothing changes.
+        """
+        # Re-entrant, so that what an interrupt leaves locked stops no later step of
+        # the same thread.
+        if not self._lock.acquire(blocking=False):
+            raise PrivacyError(
+                "another thread is inside backward or step of this optimizer; call them"
+                " from one thread at a time"
+            )
+        try:
+            yield self
+        finally:
+            self._lock.release()
 
     @property
     def phase(self) -> Phase:
@@ -93,6 +119,8 @@ class StepState:
         of one example; nothing that depends on it, a skipped step or another scale,
         may be seen.
         """
+        # A raw gradient in `p.grad` is one `original_optimizer.step()` away from being
+        # released (opacus#313: Lightning trained without privacy).
         for parameter in parameters:
             parameter.grad = None
         self._stand_in = None
@@ -100,6 +128,7 @@ class StepState:
             return
         if self._first_scale is None:
             self._first_scale = scale
+        # The smallest: a scaler reads every gradient that it finds.
         self._stand_in = min(parameters, key=Tensor.numel, default=None)
         if self._stand_in is not None:
             has_grown = scale > max(self._first_scale, 1.0)

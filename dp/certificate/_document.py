@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
+from dp.accounting import merge_equal_releases
+from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
@@ -52,6 +54,8 @@ class Certificate:
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
             noise: 1 plus the number of resumes and forks.
+        intervals: The widths of the buckets of privacy losses, by the name of the
+            epsilon: with them any PLD accountant finds the same numbers.
         runs: What was planned and charged.
         private_data_touches: What else looked at private data, one sentence each;
             empty if nothing did, None if nobody said.
@@ -73,6 +77,7 @@ class Certificate:
     epsilon_of_groups: Mapping[int, float]
     steps: int
     key_epochs: int
+    intervals: Mapping[str, float]
     runs: tuple[CertifiedRun, ...]
     private_data_touches: tuple[str, ...] | None
     assumptions: tuple[str, ...]
@@ -99,6 +104,12 @@ class Certificate:
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
+
+        Before anything is stated, ``dp_accounting`` composes the releases again by its
+        own losses: about a second for each kind of release, once in a process.
+
+        Raises:
+            PrivacyError: If its epsilon is another one.
         """
         run = CertifiedRun(
             plan=ledger.plan,
@@ -107,6 +118,7 @@ class Certificate:
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            failure=ledger.failure,
         )
         return _certify(
             (run,),
@@ -209,6 +221,8 @@ def _certify(
     assumptions: Sequence[str],
 ) -> Certificate:
     plan = runs[0].plan
+    releases = merge_equal_releases(r for run in runs for r in run.releases)
+    check_agreement(releases, delta, plan.neighboring_relation)
     numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
     return Certificate(
         **{name: getattr(numbers, name) for name in Numbers.__slots__},
@@ -233,17 +247,10 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     kept = []
     for run in runs:
         ours = {key: known.pop(key) for key in run.segments if key in known}
-        kept.append(
-            CertifiedRun(
-                plan=run.plan,
-                plan_sha256=run.plan_sha256,
-                segments=ours,
-                num_parameters=run.num_parameters,
-                rng=run.rng,
-                noise=run.noise,
-            )
-        )
-    return tuple(run for run in kept if run.segments) or tuple(kept[:1])
+        kept.append(replace(run, segments=ours))
+    # A failed run counts even if an earlier certificate has all that it was charged.
+    counted = [run for run in kept if run.segments or run.failure is not None]
+    return tuple(counted) or tuple(kept[:1])
 
 
 def _the_only(what: str, values: set[Any]) -> Any:

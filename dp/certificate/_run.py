@@ -26,6 +26,7 @@ class CertifiedRun:
         num_parameters: How many numbers a release noised.
         rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
         noise: Where the noise came from, in words.
+        failure: Why no guarantee holds for what was charged; None if one does.
     """
 
     plan: PrivacyPlan
@@ -34,6 +35,7 @@ class CertifiedRun:
     num_parameters: int
     rng: Literal["os", "fast"]
     noise: str
+    failure: str | None = None
 
     @property
     def charges(self) -> tuple[Charge, ...]:

@@ -18,7 +18,7 @@ def lines(c: "Certificate") -> list[str]:
     verdict = (
         f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
         if c.is_private
-        else "NOT PRIVATE: a release had no noise, so epsilon is infinite"
+        else f"NOT PRIVATE: {_why_not(c)}, so epsilon is infinite"
     )
     rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
@@ -48,6 +48,11 @@ def lines(c: "Certificate") -> list[str]:
         "  computed with "
         + ", ".join(f"{name} {number}" for name, number in c.software.items()),
     ]
+
+
+def _why_not(c: "Certificate") -> str:
+    failures = [run.failure for run in c.runs if run.failure is not None]
+    return failures[0] if failures else "a release had no noise"
 
 
 def _error(delta_error: float) -> str:

@@ -1,7 +1,7 @@
 """What was released, written down before it is released."""
 
 from dp.ledger._charge import Charge
-from dp.ledger._ledger import Ledger
+from dp.ledger._ledger import Ledger, void
 
 
-__all__ = ("Charge", "Ledger")
+__all__ = ("Charge", "Ledger", "void")

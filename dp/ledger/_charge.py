@@ -68,6 +68,7 @@ class Charge:
 
 
 def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
+    """Return *segment* with *charge*, counted together with an equal last one."""
     if segment and alike(segment[-1], charge):
         count = segment[-1].count + charge.count
         return (*segment[:-1], replace(charge, count=count))
@@ -75,6 +76,7 @@ def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
 
 
 def alike(left: Charge, right: Charge) -> bool:
+    """Whether two charges are equal but for how often they were made."""
     return (
         left.noise_multiplier == right.noise_multiplier
         and left.max_grad_norm == right.max_grad_norm
@@ -84,6 +86,11 @@ def alike(left: Charge, right: Charge) -> bool:
 
 
 def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
+    """Return the segments that a ledger's state holds, each charge checked.
+
+    Raises:
+        LedgerError: If it is of another version, or damaged.
+    """
     if not isinstance(state_dict, Mapping) or state_dict.get("version") != VERSION:
         raise LedgerError(
             f"the ledger is not of version {VERSION}: it is damaged, or another"

@@ -10,20 +10,23 @@ computed from the charges, and every change of them is one assignment. What they
 to is kept beside the very charges that it was added up from, and is true of no others.
 """
 
+import math
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, final
 
-from dp.accounting import Guarantee, Release, Truncation, epsilon, merge_equal_releases
+from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.ledger._budget import Budget, cost
 from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Charge", "Ledger")
+__all__ = ("Ledger", "void")
 
 
 @final
@@ -39,10 +42,11 @@ class Ledger:
     def __init__(self, plan: PrivacyPlan) -> None:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
+        self._failure: str | None = None
         self._writer = _Writer()
-        self._found = _BudgetCache()
-        self._standing = _Totals(self._segments, steps=0, as_planned=True)
-        self._steps_within_target: int | None = None
+        self._budget = Budget(plan)
+        self._totals = _Totals(self._segments, steps=0, as_planned=True)
+        self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -52,7 +56,7 @@ class Ledger:
     @property
     def steps(self) -> int:
         """The number of releases that were charged, in every segment."""
-        return self._stands().steps
+        return self._current_totals().steps
 
     @property
     def num_segments(self) -> int:
@@ -85,15 +89,30 @@ class Ledger:
 
     def spent(self) -> Guarantee:
         """Return the guarantee of everything charged, at the plan's delta."""
-        return self._cost(self.releases())
+        guarantee = cost(self._plan, self.releases())
+        return guarantee if self._failure is None else void(guarantee)
+
+    @property
+    def failure(self) -> str | None:
+        """Why no guarantee holds for what was charged; None if one does."""
+        return self._failure
+
+    def fail(self, reason: str) -> None:
+        """Record that releases may have cost more than they were charged.
+
+        It is kept like a charge: in copies, states and certificates, for ever. Later
+        steps raise, and every epsilon is infinite.
+        """
+        if self._failure is None:
+            self._failure = reason
 
     @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
-        if self.steps >= self._plan.steps:
+        if self._failure is not None or self.steps >= self._plan.steps:
             return True
         upcoming = self._plan.releases(self.steps + 1)[-1]
-        return not self._allows(replace(upcoming, count=1))
+        return not self._budget.allows(self.releases(), replace(upcoming, count=1))
 
     def reserve(
         self,
@@ -115,48 +134,81 @@ class Ledger:
             count=1,
             truncation=truncation,
         )
-        stands = self._stands()
-        planned = stands.as_planned and self._is_planned(charge, stands.steps)
-        if not (
-            self._allows_as_planned(stands.steps + 1)
-            if planned
-            else self._allows(charge.to_release())
-        ):
-            raise BudgetExhaustedError(
-                f"the plan's budget is spent: {self.steps} of {self._plan.steps} steps"
-                f" were taken, target_epsilon={self._plan.target_epsilon!r}; the step"
-                " was not taken. Make a new plan to go on: its cost adds to this one's"
+        with self._lock:
+            self._check_sound()
+            totals = self._current_totals()
+            as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
+            if not (
+                self._budget.allows_as_planned(totals.steps + 1)
+                if as_planned
+                else self._budget.allows(self.releases(), charge.to_release())
+            ):
+                raise BudgetExhaustedError(
+                    f"the plan's budget is spent: {self.steps} of {self._plan.steps}"
+                    f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
+                    " the step was not taken. Make a new plan to go on: its cost adds"
+                    " to this one's"
+                )
+            key = self._writer.key()
+            segment = appended(self._segments.get(key, ()), charge)
+            self._segments = {**self._segments, key: segment}
+            self._totals = _Totals(self._segments, totals.steps + 1, as_planned)
+
+    def _check_sound(self) -> None:
+        if self._failure is not None:
+            raise LedgerError(
+                f"no guarantee holds for this run any more ({self._failure}), so it"
+                " takes no other step. Mend the cause, and start from weights that saw"
+                " no private data"
             )
-        key = self._writer.key()
-        merge_segment = appended(self._segments.get(key, ()), charge)
-        self._segments = {**self._segments, key: merge_segment}
-        self._standing = _Totals(self._segments, stands.steps + 1, planned)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
-        return {
+        state: dict[str, Any] = {
             "version": VERSION,
+            "unit_of_privacy": self._plan.unit_of_privacy,
             "segments": {
                 key: [charge.to_dict() for charge in segment]
                 for key, segment in self._segments.items()
             },
         }
+        if self._failure is not None:
+            state["failure"] = self._failure
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Add the charges of another ledger that this one does not know yet.
 
         Raises:
-            LedgerError: If the state is damaged, of another version, or contradicts
-                what this ledger knows of the same segment; nothing is loaded.
+            LedgerError: If the state is damaged, of another version or unit of privacy,
+                or contradicts what this ledger knows of the same segment; nothing is
+                loaded.
         """
         loaded = parsed(state_dict)
-        merged_segments = dict(self._segments)
-        for key, segment in loaded.items():
-            merged_segments[key] = self.merge_segment(
-                self._segments.get(key, ()), segment, key
+        self._check_unit(state_dict)
+        with self._lock:
+            merged = dict(self._segments)
+            for key, segment in loaded.items():
+                known = self._segments.get(key, ())
+                merged[key] = self.merge_segment(known, segment, key)
+            if "failure" in state_dict:
+                self.fail(str(state_dict["failure"]))
+            self._writer = _Writer()  # What follows is a fork of that state.
+            self._segments = merged
+
+    def _check_unit(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise if the charges protect another unit: epsilon of one is none of another.
+
+        States of earlier versions of this package do not say their unit.
+        """
+        ours = self._plan.unit_of_privacy
+        theirs = state_dict.get("unit_of_privacy", ours)
+        if theirs != ours:
+            raise LedgerError(
+                f"the state protects {theirs!r}, and the plan of this optimizer {ours!r};"
+                " what was charged for one bounds nothing for the other. Build the"
+                " optimizer with the old plan to go on"
             )
-        self._writer = _Writer()  # What follows is a fork of that state.
-        self._segments = merged_segments
 
     @staticmethod
     def merge_segment(
@@ -187,27 +239,21 @@ class Ledger:
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
+        fork._failure = self._failure
         return fork
 
     def __reduce__(self) -> tuple[object, ...]:
         return _unpickled, (self._plan, self.state_dict())
 
-    def _cost(self, releases: tuple[Release, ...]) -> Guarantee:
-        return epsilon(
-            releases,
-            delta=self._plan.target_delta,
-            neighboring_relation=self._plan.neighboring_relation,
-        )
-
-    def _stands(self) -> "_Totals":
+    def _current_totals(self) -> "_Totals":
         """Return where the ledger stands, adding up only what was not charged here."""
-        if self._standing.segments is not self._segments:
+        if self._totals.segments is not self._segments:
             steps = sum(charge.count for charge in self.charges())
             as_planned = self.releases() == merge_equal_releases(
                 self._plan.releases(steps)
             )
-            self._standing = _Totals(self._segments, steps, as_planned)
-        return self._standing
+            self._totals = _Totals(self._segments, steps, as_planned)
+        return self._totals
 
     def _is_planned(self, charge: Charge, step: int) -> bool:
         plan = self._plan
@@ -217,54 +263,16 @@ class Ledger:
             and charge.truncation == plan.truncation
         )
 
-    def _allows_as_planned(self, num_steps: int) -> bool:
-        return num_steps <= min(self._plan.steps, self._affordable_as_planned())
 
-    def _allows(self, release: Release) -> bool:
-        """Whether the plan allows one more release."""
-        after = merge_equal_releases((*self.releases(), release))
-        num_steps = self.steps + 1
-        if num_steps > self._plan.steps:
-            return False
-        if after == merge_equal_releases(self._plan.releases(num_steps)):
-            return self._allows_as_planned(num_steps)
-        kind = replace(release, count=1)
-        others = tuple(r for r in after if replace(r, count=1) != kind)
-        count = num_steps - sum(r.count for r in others)
-        if self._found.allows(others, kind, count):
-            return True
-        most = self._plan.steps - num_steps + count
-        # Twice as far as last time, so that a run of equal steps asks rarely.
-        for goal in (min(most, count + self._found.stride(others, kind)), count):
-            if self._within_target((*others, replace(release, count=goal))):
-                self._found = _BudgetCache(others, kind, goal, goal - count + 1)
-                return True
-        return False
-
-    def _affordable_as_planned(self) -> int:
-        """How many steps of the plan keep its target."""
-        if self._steps_within_target is None:
-            self._steps_within_target = self._most_steps_within_target()
-        return self._steps_within_target
-
-    def _most_steps_within_target(self) -> int:
-        steps = self._plan.steps
-        if self._plan.target_epsilon is None:
-            return steps
-        if self._within_target(self._plan.releases(steps)):
-            return steps
-        low, high = 0, steps  # `low` is within, or no step is; `high` is not.
-        while high - low > 1:
-            middle = (low + high) // 2
-            within = self._within_target(self._plan.releases(middle))
-            low, high = (middle, high) if within else (low, middle)
-        return low
-
-    def _within_target(self, releases: tuple[Release, ...]) -> bool:
-        limit = self._plan.target_epsilon
-        if limit is None:
-            limit = self._cost(self._plan.releases(self._plan.steps)).epsilon
-        return self._cost(releases).epsilon <= limit
+def void(guarantee: Guarantee) -> Guarantee:
+    """Return that nothing is guaranteed, at the same delta."""
+    return replace(
+        guarantee,
+        epsilon=math.inf,
+        epsilon_pld=math.inf,
+        epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
+        accountant="mixed examples",
+    )
 
 
 @final
@@ -292,26 +300,6 @@ class _Totals:
     segments: Mapping[str, tuple[Charge, ...]]
     steps: int
     as_planned: bool
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _BudgetCache:
-    """What the accountant was asked already; true of the plan, whatever is charged.
-
-    Beside the releases *others*, up to *count* of the kind *kind* keep the target.
-    """
-
-    others: tuple[Release, ...] = ()
-    kind: Release | None = None
-    count: int = 0
-    reach: int = 0
-
-    def allows(self, others: tuple[Release, ...], kind: Release, count: int) -> bool:
-        return (others, kind) == (self.others, self.kind) and count <= self.count
-
-    def stride(self, others: tuple[Release, ...], kind: Release) -> int:
-        return 2 * self.reach if (others, kind) == (self.others, self.kind) else 0
 
 
 def _unpickled(plan: PrivacyPlan, state_dict: dict[str, Any]) -> Ledger:

@@ -209,7 +209,10 @@ def _add_on_host(sums: Sequence[Tensor], stddev: float) -> None:
     workspaces = [borrow() for _ in range(max(1, num_threads))]
     noises = [
         RoundedGaussian(
-            stddev=stddev, keystream=Keystream(), kernel=kernel, workspace=workspace
+            stddev=stddev,
+            keystream=Keystream("noise"),
+            kernel=kernel,
+            workspace=workspace,
         )
         for workspace in workspaces
     ]

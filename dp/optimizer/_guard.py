@@ -96,6 +96,9 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
     # A private step is its own business, also that of a proxy made of one's class.
     if not _protected or _permitted.get() or isinstance(optimizer, _protected.kinds()):
         return
+    # What leads here in the field: the inner optimizer stepped by itself (opacus#313),
+    # DeepSpeed's offload rebuilding it from param_groups, a second optimizer that was
+    # made before the first was wrapped.
     for owner in _protected.owners_of(parameters_of(optimizer)):
         if not _leads_to(optimizer, owner):
             raise PrivacyError(

@@ -3,8 +3,6 @@
 Trainers scale a loss before they differentiate it: a gradient scaler by some 65536,
 gradient accumulation by ``1 / k``. What they did arrives at the :class:`PrivateLoss`
 as a gradient, and is divided out again before clipping, so it changes no result.
-
-Shapes: ``B`` examples in a batch.
 """
 
 import math
@@ -18,12 +16,12 @@ from torch import Tensor
 __all__ = ("PrivateLoss", "power_of_two_for", "private_loss")
 
 
-def private_loss(losses_B: Tensor, backward: Callable[[float], None]) -> Tensor:
+def private_loss(losses: Tensor, backward: Callable[[float], None]) -> Tensor:
     """Return the mean loss; its ``backward()`` calls *backward* with its gradient.
 
     No loss at all has mean 0, since an empty batch is a batch.
     """
-    mean = losses_B.detach().sum() / max(len(losses_B), 1)
+    mean = losses.detach().sum() / max(losses.numel(), 1)
     anchor = mean.requires_grad_()
     loss: Tensor = PrivateLoss.apply(anchor, backward)  # type: ignore[no-untyped-call]  # torch has no types
     return loss
@@ -42,6 +40,8 @@ class PrivateLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         """Pass on the incoming scalar: the trainer's scale, which no data went into."""
+        # Autograd runs this where it finds it, with gradients disabled; the per-example
+        # pass below it needs them.
         (gradient,) = gradients
         with torch.enable_grad():
             ctx.private_backward(gradient.item())

@@ -1,7 +1,7 @@
-"""Which private optimizer steps which parameter, found in the time of a look-up.
+"""A constant-time index from parameters to the private optimizers that own them.
 
-Every step of every optimizer of the process asks this, also of those that have nothing
-to do with privacy, so it must cost them little and never fail them.
+Every step of every optimizer in the process looks here, including those that have
+nothing to do with privacy, so it must cost them little and never fail them.
 """
 
 import weakref
@@ -20,7 +20,7 @@ __all__ = ("OptimizerRegistry", "parameters_of")
 @final
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The groups of an owner, as they were when they were last looked at."""
+    """The parameter groups of an owner, as last read."""
 
     outline: Sequence[tuple[int, ...]] | None = None
     parameters: tuple[int, ...] = ()  # By id.
@@ -31,11 +31,11 @@ class OptimizerRegistry:
     """An index of the parameters of all private optimizers that are alive.
 
     Guarantees:
-        * A parameter is found once its owner was added, refreshed, or given another
-          list of parameters or another group, by whomever.
-        * No parameter is found that its owner no longer has.
-        * An owner whose groups cannot be read fails nobody, and keeps the parameters
-          that it had.
+        * A parameter is found as soon as its owner was added, refreshed, or given
+          another list of parameters or another group, by any code.
+        * A parameter that its owner no longer has is not found.
+        * An owner whose groups cannot be read keeps the parameters that it had, and
+          raises nothing in the steps of others.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,15 @@ class OptimizerRegistry:
         self._owners: dict[int, tuple[weakref.ref[Optimizer], ...]] | None = None
 
     def add(self, owner: Optimizer) -> None:
-        """Look at the groups of *owner* from now on."""
+        """Index the parameters of *owner* from now on."""
         self._seen[owner] = _Seen()
         self.refresh(owner)
 
     def refresh(self, owner: Optimizer) -> None:
-        """Look at every parameter of *owner* again; of all, if it was never added.
+        """Re-read the parameters of *owner*, or of every owner if it is not registered.
 
-        A proxy of an owner has its groups, and is not known.
+        Lightning makes proxies of an optimizer: they have its groups, and were never
+        registered themselves.
         """
         for known in [owner] if owner in self._seen else self._alive():
             outline = _groups_signature(known)
@@ -68,13 +69,13 @@ class OptimizerRegistry:
             if _groups_signature(owner) != self._seen[owner].outline:
                 self.refresh(owner)
         index = self._indexed()
-        found: dict[int, Optimizer] = {}
+        owners: dict[int, Optimizer] = {}
         for parameter in parameters:
             for reference in index.get(id(parameter), ()):
                 holder = reference()
                 if holder is not None and _has(holder, parameter):
-                    found[id(holder)] = holder
-        return list(found.values())
+                    owners[id(holder)] = holder
+        return list(owners.values())
 
     def kinds(self) -> tuple[type[Optimizer], ...]:
         """Return the classes of the private optimizers."""
@@ -100,27 +101,34 @@ class OptimizerRegistry:
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """Return every parameter of the groups that can be read.
 
-    What is wrong with the others, the optimizer's own step says.
+    Unreadable groups are skipped; the optimizer's own step reports them.
     """
     groups: Any = getattr(optimizer, "param_groups", None)
-    found = [g.get("params") for g in _some(groups) if isinstance(g, dict)]
-    return [p for parameters in found for p in _some(parameters)]
+    lists = [g.get("params") for g in _as_sequence(groups) if isinstance(g, dict)]
+    return [p for parameters in lists for p in _as_sequence(parameters)]
 
 
-def _some(found: Any) -> Sequence[Any]:
-    return found if isinstance(found, list | tuple) else ()
+def _as_sequence(value: Any) -> Sequence[Any]:
+    """Return *value* if it is a list or tuple, else an empty sequence."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _groups_signature(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
-    """Return what changes where a group, or its list of parameters, is replaced.
+    """Return a value that changes when a group or its list of parameters is replaced.
 
-    None if there is a group that cannot be read.
+    Reading the ends of each list is enough to notice what frameworks do (they replace
+    lists or append to them), at a cost that does not grow with the parameters.
+
+    Returns:
+        None if there is a group that cannot be read.
     """
     try:
         lists = [group["params"] for group in owner.param_groups]
         return [
-            (id(some), len(some), id(some[0]), id(some[-1])) if some else (id(some),)
-            for some in lists
+            (id(params), len(params), id(params[0]), id(params[-1]))
+            if params
+            else (id(params),)
+            for params in lists
         ]
     except (AttributeError, KeyError, TypeError):  # Half-built, or overwritten.
         return None

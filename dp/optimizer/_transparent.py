@@ -40,7 +40,9 @@ _MARKS_OF_THIS_LAYER = frozenset({"found_inf", "grad_scale"})
 class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
     """Base class of optimizers that wrap another one as ``original_optimizer``."""
 
-    # Forwarded: the wrapped optimizer's own data, at any depth.
+    # Forwarded: the wrapped optimizer's own data, at any depth. A reference that is
+    # copied here once goes stale when accelerate assigns `optimizer.param_groups = ...`
+    # (opacus#649, dp-transformers#43): the learning rate of the update stayed as it was.
     original_optimizer: Optimizer = target(Optimizer)
     param_groups: list[dict[str, Any]] = forwarded(original_optimizer.param_groups)
     state: defaultdict[Tensor, Any] = forwarded(original_optimizer.state)

@@ -1,7 +1,4 @@
-"""What a private optimizer is given, held against its plan before anything is built.
-
-Shapes: ``B`` examples in a batch.
-"""
+"""Validate DPOptimizer's arguments against its plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,22 +14,24 @@ from dp.sampling import PoissonLoader, Unamplified
 __all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
 
 
-def check_losses(losses_B: Tensor) -> None:
-    """Raise unless *losses_B* is a vector of losses."""
-    if losses_B.dim() != 1 or not losses_B.is_floating_point():
+def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
+    """Raise unless *losses* is a vector of losses, or any tensor of them with units."""
+    if (losses.dim() != 1 and not has_units) or not losses.is_floating_point():
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses_B.dtype} with {losses_B.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only"
+            f" {losses.dtype} with {losses.dim()} dimensions; use"
+            " reduction='none', and reduce over each example's own terms only, or"
+            " pass units= with the example of every loss"
         )
 
 
 def check_no_grad_sample(
-    param_groups: Sequence[Mapping[str, Any]], told: str, *, nor_soon: bool
+    param_groups: Sequence[Mapping[str, Any]], remedy: str, *, nor_soon: bool
 ) -> None:
-    """Raise if a parameter has ``grad_sample``, with its name and what was *told*.
+    """Raise if a parameter has ``grad_sample``, with its name and the *remedy*.
 
-    With *nor_soon*, also if a hook of Opacus waits for a backward pass to make one.
+    With *nor_soon*, also if a hook of Opacus' GradSampleModule waits for a backward
+    pass to make one: it counts forward passes in ``_forward_counter``.
     """
     for number, group in enumerate(param_groups):
         names = group.get("param_names")
@@ -43,7 +42,7 @@ def check_no_grad_sample(
                 has = "will get" if awaited else "has"
                 raise SamplingMismatchError(
                     f"the parameter{name} at {index} of group {number}, of shape"
-                    f" {tuple(parameter.shape)}, {has} a grad_sample {told}"
+                    f" {tuple(parameter.shape)}, {has} a grad_sample {remedy}"
                 )
 
 

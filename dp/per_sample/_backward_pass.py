@@ -3,7 +3,7 @@
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import final
 
@@ -14,18 +14,21 @@ from torch.autograd.graph import GradientEdge
 from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
 from dp.per_sample._graph.uses import Graph
-from dp.per_sample._isolation.graph_plan import Plan, check_norm
+from dp.per_sample._isolation.analysis import Plan
+from dp.per_sample._isolation.checks import check_norm
 from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
+from dp.per_sample._parts.row_groups import RowGroups
+from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
-from dp.per_sample._rules.fallback import by_node
-from dp.per_sample._rules.table import rule_of
 
 
 __all__ = ("BackwardPass",)
 
 
+_Parts = dict[int, list[GradPart]]  # By the identity of the parameter.
+_Groups = dict[Hashable, RowGroups]  # Shared by the uses of a batch.
 _Item = tuple[
     RuleContext, Rule | None, float
 ]  # With the bytes that are freed before it.
@@ -42,35 +45,33 @@ class BackwardPass:
     def __init__(
         self, graph: Graph, plan: Plan, layers: Sequence[LayerGroup], num_samples: int
     ) -> None:
-        self.parts: dict[int, list[GradPart]] = {}
+        self.parts: _Parts = {}
         self.stacked: list[BatchedGrads] = []
-        self.unknown: dict[int, Tensor] = {}  # Parameters, of this batch.
         self.without_rule: list[RuleContext] = []
         self._num_samples = num_samples
         self._sites: list[_Item] = []
         self._stacks: list[BatchedLayers] = []
         budget = MemoryBudget(
-            max(
-                _tuning.ALLOWED_BYTES,
-                _tuning.ALLOWED_SHARE * plan.num_bytes * num_samples,
-            )
+            max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
         )
         in_stacks = self._put_together(graph, plan, layers, budget)
-        for position, (use, layouts, bytes_freed) in enumerate(
-            zip(graph.uses, plan.layouts, plan.bytes_freed, strict=True)
+        groups: _Groups = {}
+        for position, (use, bytes_freed) in enumerate(
+            zip(graph.uses, plan.bytes_freed, strict=True)
         ):
             if position in in_stacks:
                 continue
-            if layouts is None:
-                self.unknown.update((id(p), p) for p in use.parameters)
-                continue
-            site = RuleContext(use, layouts, num_samples, budget)
-            rule = rule_of(use)
-            if rule is None or not rule.applies(site):
+            layouts, owners = plan.layouts[position], plan.owners[position]
+            site = (
+                RuleContext(use, {}, num_samples, budget, owners=owners, groups=groups)
+                if layouts is None
+                else RuleContext(use, layouts, num_samples, budget)
+            )
+            rule = None if _is_complex(site) else fitting_rule(site)
+            if rule is None:
                 check_norm(site.use)
                 self.without_rule.append(site)
-                rule = None
-            self._sites.append((site, rule, bytes_freed * num_samples))
+            self._sites.append((site, rule, bytes_freed))
 
     def _put_together(
         self,
@@ -94,12 +95,14 @@ class BackwardPass:
                 done.update(some.members)
         return done
 
-    def replace(self, whole: Mapping[int, GradPart]) -> None:
-        """Take whole gradients of parameters, instead of those of their uses."""
-        self.parts.update((key, [part]) for key, part in whole.items())
+    def run(self, losses: Tensor, seeds: Tensor, *, keep_graph: bool = False) -> None:
+        """Run the backward pass.
 
-    def run(self, losses_B: Tensor, loss_scale: float) -> None:
-        """Run the backward pass."""
+        Args:
+            losses: Where it starts.
+            seeds: What each loss is multiplied with.
+            keep_graph: Whether another pass will follow.
+        """
         last = [item for item in self._sites if item[0].use.is_last]
         # A node that is run alone would, during the pass, leave out what it omits.
         postponed: list[tuple[_Item, Grads]] = []
@@ -125,10 +128,11 @@ class BackwardPass:
             return
         try:
             found = torch.autograd.grad(
-                losses_B,
+                losses,
                 edges,
-                torch.full_like(losses_B, loss_scale),
-                retain_graph=any(
+                seeds,
+                retain_graph=keep_graph
+                or any(
                     (rule is None or rule.waits) and not site.use.is_last
                     for site, rule, _ in self._sites
                 ),
@@ -163,11 +167,14 @@ class BackwardPass:
         site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return
-        parts = by_node(site, grads) if rule is None else rule.apply(site, grads)
-        for position, part in parts.items():
+        for position, part in parts_of_use(rule, site, grads).items():
             operand = site.operands[position]
             for parameter, whole in parts_of_parameters(
                 part, operand, self._num_samples
             ):
-                if id(parameter) not in self.unknown:
-                    self.parts.setdefault(id(parameter), []).append(whole)
+                self.parts.setdefault(id(parameter), []).append(whole)
+
+
+def _is_complex(site: RuleContext) -> bool:
+    """Whether complex numbers take part, whose gradients rules do not make real."""
+    return any(output.dtype.is_complex for output in site.use.node._input_metadata)  # noqa: SLF001 -- see _graph.nodes

@@ -5,32 +5,26 @@ from the losses back to the parameters says where each parameter is used; autogr
 asked for the gradients at these places only, so it never computes the parameters'
 own. What it kept for its backward says the rest.
 
-Shapes: ``B`` examples.
+Shapes: ``B`` examples, ``U`` units of privacy, which are examples unless units are
+given, ``N`` losses.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
-from typing import final
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Literal, final
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from dp import _tuning
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph.template import Template
-from dp.per_sample._graph.uses import Edge, Graph, Signature, shapes_of
-from dp.per_sample._graph.walk import find_uses
-from dp.per_sample._isolation.graph_plan import (
-    Plan,
-    check_opaque,
-    check_shared,
-    planned,
-)
-from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
-from dp.per_sample._parts.part import wide
-from dp.per_sample._rules.fallback import by_graph
+from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.uses import shapes_of
+from dp.per_sample._isolation.data_rows import check_batch
+from dp.per_sample._isolation.units import Units
+from dp.per_sample._isolation.verification import Trial, Verification, Verifier
+from dp.per_sample._known_graphs import Found, KnownGraphs
+from dp.per_sample._parts.part import GradPart
 
 
 __all__ = ("Engine",)
@@ -46,122 +40,115 @@ class Engine:
         * A parameter that no loss depends on has gradients of zero.
         * An operation without a rule is served by a slower path, with one warning
           that names it; nothing is ever left out.
-        * Losses by which one example's gradient reaches another's rows raise.
+        * Losses by which one unit's gradient reaches another's rows raise: by their
+          graph at every step, and by hooks or by wrong rules where it is verified.
+
+    Args:
+        public: Tensors that are no data, but constants of the program.
+        verification: How often the isolation of units is verified by a second pass.
     """
 
-    def __init__(self) -> None:
-        self._plans: dict[Hashable, Plan] = {}
-        self._known: list[
-            tuple[Template, Plan, Sequence[LayerGroup]]
-        ] = []  # Newest first.
-        self._constants: frozenset[Signature] = frozenset()
+    def __init__(
+        self,
+        *,
+        public: Iterable[Tensor] = (),
+        verification: Verification | None = None,
+    ) -> None:
+        self._graphs = KnownGraphs(PublicTensors(public))
+        self._verifier = Verifier(verification or Verification())
         self._warned: set[str] = set()
 
     def gradients(
         self,
-        losses_B: Float[Tensor, " B"],
+        losses: Tensor,
         parameters: Sequence[Tensor],
         *,
         loss_scale: float = 1.0,
+        units: Tensor | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+        batch: Sequence[Tensor] = (),
     ) -> PerSampleGradients:
-        """Return the gradients of every loss with respect to *parameters*.
+        """Return the gradients of every unit's losses with respect to *parameters*.
 
         Args:
-            losses_B: One loss an example.
+            losses: One loss an example; with units, losses of any shape.
             parameters: Leaves of the graph that require gradients.
             loss_scale: What the losses are multiplied with on the way back, so that
                 half-precision gradients do not underflow. The result is divided by it.
+            units: The unit of each loss, a whole number. Units are numbered in the
+                result in ascending order.
+            reduction: Whether a unit's gradient is the sum of its losses' or the mean.
+            batch: The tensors of the loader's batch, the examples along the first axis.
 
         Raises:
-            SampleMixingError: If a loss depends on another example.
+            SampleMixingError: If a loss depends on another unit.
             UnsupportedOperationError: If the graph hides where parameters are used,
                 or if an example is not finite where an operation without a rule would
                 spread that to the others.
+            ValueError: If *units* are no whole numbers of the shape of the losses.
         """
-        # By an example's own loss alone, so that no other one can change it.
-        own_B = losses_B.detach()
-        nonfinite_B = wide(own_B - own_B).nan_to_num_(nan=torch.inf)
-        is_detached = losses_B.grad_fn is None
-        if is_detached or bool(nonfinite_B.all()):
+        whose = Units.of(losses, units)
+        nonfinite_U = whose.nonfinite(losses)
+        is_detached = losses.grad_fn is None
+        if is_detached or bool(nonfinite_U.all()):
             return PerSampleGradients(
-                {}, parameters, nonfinite_B, is_detached=is_detached
+                {}, parameters, nonfinite_U, is_detached=is_detached
             )
-        graph, plan, layers = self._planned(losses_B, parameters)
-        collected = BackwardPass(graph, plan, layers, len(losses_B))
+        root = (losses.grad_fn, losses.output_nr)
+        found = self._graphs.find(root, parameters, whose)
+        if batch and whose.num_units > 1:
+            uses, owners = found.graph.uses, found.plan.owners
+            check_batch(uses, owners, batch, num_units=whose.num_units)
+        factor_U = whose.weights(reduction).to(losses.device) * loss_scale
+
+        def run(
+            scale_U: Tensor | None = None, *, keep_graph: bool = True
+        ) -> PerSampleGradients:
+            scaled_U = factor_U if scale_U is None else factor_U * scale_U
+            collected = self._collected(
+                found,
+                losses,
+                whose.by_loss(scaled_U, losses),
+                whose.num_units,
+                keep_graph=keep_graph,
+            )
+            return PerSampleGradients(
+                _by_index(collected, parameters),
+                parameters,
+                nonfinite_U,
+                loss_scale=loss_scale,
+                stacks=collected.stacked,
+                is_detached=not found.graph.uses,
+            )
+
+        last = partial(run, keep_graph=False)
+        if whose.num_units == 1 or not self._verifier.is_due():
+            return last()
+        trial = Trial(
+            parameters,
+            num_units=whose.num_units,
+            device=losses.device,
+            narrowest=found.plan.narrowest,
+            loss_scale=loss_scale,
+            with_sums=self._verifier.compares_sums(),
+        )
+        return self._verifier.verified(run, last, trial)
+
+    def _collected(
+        self,
+        found: Found,
+        losses: Tensor,
+        seeds: Tensor,
+        num_units: int,
+        *,
+        keep_graph: bool,
+    ) -> BackwardPass:
+        """Run one backward pass, of losses multiplied by their seeds."""
+        collected = BackwardPass(found.graph, found.plan, found.layers, num_units)
         for site in collected.without_rule:
             self._warn_of(site.use.operation, site.use.parameters)
-        if collected.unknown:
-            unknown = list(collected.unknown.values())
-            collected.replace(by_graph(losses_B, unknown, loss_scale=loss_scale))
-        collected.run(losses_B, loss_scale)
-        index_of = {id(p): i for i, p in enumerate(parameters)}
-        by_index = {index_of[key]: found for key, found in collected.parts.items()}
-        return PerSampleGradients(
-            by_index,
-            parameters,
-            nonfinite_B,
-            loss_scale=loss_scale,
-            stacks=collected.stacked,
-            is_detached=not graph.uses,
-        )
-
-    def _planned(
-        self, losses_B: Tensor, parameters: Sequence[Tensor]
-    ) -> tuple[Graph, Plan, Sequence[LayerGroup]]:
-        """Return the graph and its plan, from an earlier batch if there is one.
-
-        And the layers that are alike, once the graph was seen before.
-        """
-        root = (losses_B.grad_fn, losses_B.output_nr)
-        B = len(losses_B)
-        for template, plan, layers in self._known:
-            known = template.bound(
-                root, parameters, num_samples=B, constants=self._constants
-            )
-            if known is not None:
-                check_shared(plan, known)
-                return known, plan, layers
-        while True:
-            graph = find_uses(
-                root,
-                parameters,
-                num_samples=B,
-                constants=self._constants,
-            )
-            check_opaque(graph)
-            found = self._plans.get(graph.shape)
-            if found is None:
-                found, certain, constants = planned(losses_B, graph)
-                self._constants |= constants
-                if found is None:
-                    continue
-                if certain:
-                    self._plans[graph.shape] = found
-            check_shared(found, graph)
-            if graph.shape in self._plans and B > 1:
-                self._remember(graph, found, root, parameters, B)
-            return graph, found, ()
-
-    def _remember(
-        self,
-        graph: Graph,
-        plan: Plan,
-        root: Edge,
-        parameters: Sequence[Tensor],
-        num_samples: int,
-    ) -> None:
-        template = Template(
-            graph,
-            root,
-            parameters,
-            num_samples=num_samples,
-            constants=self._constants,
-        )
-        layers = find_identical_layers(
-            graph, plan.layouts, parameters, num_samples=num_samples
-        )
-        kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
-        self._known = [(template, plan, layers), *kept]
+        collected.run(losses, seeds, keep_graph=keep_graph)
+        return collected
 
     def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
         if operation not in self._warned:
@@ -173,3 +160,10 @@ class Engine:
                 " each example",
                 stacklevel=6,
             )
+
+
+def _by_index(
+    collected: BackwardPass, parameters: Sequence[Tensor]
+) -> dict[int, list[GradPart]]:
+    index_of = {id(p): i for i, p in enumerate(parameters)}
+    return {index_of[key]: found for key, found in collected.parts.items()}

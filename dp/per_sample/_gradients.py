@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.embedding import EmbeddingGrads, join_tables
 from dp.per_sample._parts.factored import FactoredGrads, concatenated
 from dp.per_sample._parts.part import (
     GradPart,
@@ -27,6 +27,7 @@ from dp.per_sample._parts.part import (
     chunked_norms,
     wide,
 )
+from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
 
 
@@ -77,6 +78,7 @@ class PerSampleGradients:
         self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
         self._loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
+        self._norms: tuple[Sequence[int], Tensor] | None = None
         self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
 
@@ -89,9 +91,14 @@ class PerSampleGradients:
         Args:
             group_of: The group of each parameter: 0, 1, ... without gaps.
         """
+        if self._norms is not None and self._norms[0] == [*group_of]:
+            return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
             norms_GB = torch.stack(self._scaled_norms(group_of))
-        return norms_GB if self._loss_scale == 1 else norms_GB / self._loss_scale**2
+        if self._loss_scale != 1:
+            norms_GB = norms_GB / self._loss_scale**2
+        self._norms = [*group_of], norms_GB
+        return norms_GB.clone()
 
     def add_weighted_sum(
         self,
@@ -271,6 +278,7 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     The norm is that of the sum over all uses, so a recurrent weight that is used at
     100 steps becomes one product of 100 times as many positions, with one norm.
     """
+    uses = join_ragged(uses)
     if len(uses) == 1:
         return uses
     materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
@@ -281,7 +289,11 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     products = [
         same[0] if len(same) == 1 else concatenated(same) for same in factored.values()
     ]
-    others = [u for u in uses if not isinstance(u, MaterializedGrads | FactoredGrads)]
+    tables = [use for use in uses if isinstance(use, EmbeddingGrads)]
+    joined = (MaterializedGrads, FactoredGrads, EmbeddingGrads)
+    others = [use for use in uses if not isinstance(use, joined)]
+    if tables:
+        others.append(join_tables(tables))
     return [*_added(materialized), *products, *others]
 
 

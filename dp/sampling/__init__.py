@@ -5,12 +5,12 @@
 only for a batch that has one.
 """
 
+from dp.sampling._draws import poisson_sample
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._schemes import (
     PoissonSampling,
     TruncatedPoissonSampling,
     Unamplified,
-    poisson_sample,
 )
 from dp.sampling._ticket import Ticket
 

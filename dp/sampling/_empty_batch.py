@@ -1,6 +1,6 @@
-"""The batch of no examples, found by looking at how batches grow.
+"""Infer the empty batch by collating one example once and then twice.
 
-A collate function is called on the first example once and twice. Whatever doubles
+Whatever doubles
 is a batch axis and is emptied; what stays is a constant and is kept. So the shapes,
 dtypes and containers of an empty batch are those of any other batch, wherever the
 batch axis is.
@@ -109,5 +109,5 @@ def _constant(one: Any, two: Any) -> Any:
 def _unclear(part: object) -> TypeError:
     return TypeError(
         f"the collated batch holds a {type(part).__name__} whose batch axis cannot be"
-        " told, so an empty batch cannot be made; pass empty_batch="
+        " inferred, so an empty batch cannot be made; pass empty_batch="
     )

@@ -1,7 +1,7 @@
 """Batches of a map-style dataset, read in this process.
 
-What torch's loader does without workers, but for two things: it costs less a batch,
-and a dataset that is tensors is read a column at a time rather than a row at a time.
+Equivalent to torch's loader with ``num_workers=0``, with less overhead per batch, and
+a dataset that consists of tensors is read by column instead of by row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

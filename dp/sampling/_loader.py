@@ -15,21 +15,20 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar, Final, final
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dp import _checks
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._fetch import iter_batches
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
-from dp.sampling._schemes import (
-    PoissonSampling,
-    TruncatedPoissonSampling,
-    poisson_sample,
-    random_subset,
-)
-from dp.sampling._ticket import Ticket, TicketIssuer
+from dp.sampling._schemes import PoissonSampling, TruncatedPoissonSampling
+from dp.sampling._ticket import Draw, Ticket, TicketIssuer
+from dp.sampling._units import UnitIndex, Units
 
 
 __all__ = ("PoissonLoader",)
@@ -45,13 +44,18 @@ class PoissonLoader(DataLoader[Any]):
 
     Args:
         dataset: Anything with ``__len__`` and ``__getitem__``.
-        sampling_probability: The probability of each example to join a batch.
+        sampling_probability: The probability of each unit to join a batch.
         steps: Batches in one pass: a public number, ``len(loader)``.
-        max_batch_size: The most examples of a batch, of which a random part is taken
-            if more were drawn; None for no such limit.
+        units: The unit of privacy of every row of *dataset*, such as its user: any
+            hashable values, an array or a tensor. Units are drawn then, each with all
+            of its rows, and each is clipped once. None makes every row a unit.
+        max_per_unit: The most rows of a unit in a batch, of which a fresh random part
+            is taken if it has more; None for no such limit.
+        max_batch_size: The most units of a batch, of which a random part is taken if
+            more were drawn; None for no such limit.
         collate_fn: Makes a batch of a list of examples.
-        empty_batch: The batch of no examples. If None, it is found by collating the
-            first example once and twice and emptying what grew.
+        empty_batch: The batch of no examples. If None, it is inferred by collating the
+            first example once and then twice, and emptying what grew.
         sharded: Whether *dataset* holds this process's examples only, none of which
             another process has. If not, all processes of torch's default group have
             the same dataset, and each draws from every n-th example of it.
@@ -92,6 +96,8 @@ class PoissonLoader(DataLoader[Any]):
         *,
         sampling_probability: float,
         steps: int,
+        units: Units | None = None,
+        max_per_unit: int | None = None,
         max_batch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         empty_batch: Any = None,
@@ -105,9 +111,14 @@ class PoissonLoader(DataLoader[Any]):
         persistent_workers: bool = False,
         **refused: Any,
     ) -> None:
+        # torch would take a shuffling sampler, and the claim would be one of Poisson
+        # sampling all the same (opacus#128; #813 for weighted samplers).
         reject_arguments(refused)
         check_map_style(dataset)
-        self._sampling = _scheme(sampling_probability, max_batch_size, dataset)
+        rows: Any = dataset  # torch's Dataset declares no __len__; it was checked.
+        self._units = _unit_index(units, max_per_unit, num_rows=len(rows))
+        num_units = len(rows) if self._units is None else self._units.num_units
+        self._sampling = _scheme(sampling_probability, max_batch_size, num_units)
         collate_fn = default_collate if collate_fn is None else collate_fn
         self._empty_batch = (
             empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
@@ -148,16 +159,49 @@ class PoissonLoader(DataLoader[Any]):
         """The ticket of the batch yielded last, or None before the first of a pass."""
         return self._issuer.ticket
 
+    @property
+    def unit_of_row(self) -> Tensor | None:
+        """For each row of the batch yielded last, the position of its unit.
+
+        None before the first batch, and where every row is a unit of its own. For
+        losses that are not one a row: ``units=loader.unit_of_row[row_of_loss]``.
+        """
+        ticket = self.ticket
+        if ticket is None or ticket.draw.unit_of_row is None:
+            return None
+        return torch.from_numpy(ticket.draw.unit_of_row.copy())
+
+    @property
+    def units_digest(self) -> str | None:
+        """A hash of which rows share a unit; None if every row is a unit."""
+        return None if self._units is None else self._units.digest
+
+    @property
+    def part(self) -> slice | None:
+        """Which rows of the batch yielded last are at hand; None if it is whole.
+
+        Set by what splits a batch, such as :class:`dp.MicroBatches`, so that a unit's
+        rows can be told where losses come without them.
+        """
+        return self._issuer.part
+
+    @part.setter
+    def part(self, rows: slice | None) -> None:
+        self._issuer.part = rows
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Not torch's own.
         if not self.in_order:
             raise SamplingMismatchError(
                 "in_order is False, so a ticket could belong to another batch; set it"
                 " to True"
             )
+        # Asked at each pass: Lightning makes its process group after the loader.
         share = (0, 1) if self._sharded else rank_and_size()
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
-        draws = _Draws(self.dataset, self._sampling, share, num_draws=len(self))
+        draws = _Draws(
+            self.dataset, self._units, self._sampling, share, num_draws=len(self)
+        )
         number = self._issuer.open()
         if self.num_workers or self.pin_memory:
             with self._draws.serving(draws):
@@ -165,7 +209,7 @@ class PoissonLoader(DataLoader[Any]):
         else:
             batches = iter_batches(self.dataset, draws, self.collate_fn)
         return _EpochIterator(
-            batches, draws.sizes, self._issuer, number, self._empty_batch
+            batches, draws.made, self._issuer, number, self._empty_batch
         )
 
     def _check_alone(self) -> None:
@@ -177,21 +221,36 @@ class PoissonLoader(DataLoader[Any]):
             )
 
 
+def _unit_index(
+    units: Units | None, max_per_unit: int | None, *, num_rows: int
+) -> UnitIndex | None:
+    if units is None:
+        if max_per_unit is not None:
+            raise ValueError(
+                f"max_per_unit={max_per_unit!r} limits the rows of a unit, but every"
+                " row is a unit of its own; pass units= as well"
+            )
+        return None
+    if max_per_unit is not None:
+        _checks.count(max_per_unit=max_per_unit)
+    return UnitIndex(units, num_rows=num_rows, max_per_unit=max_per_unit)
+
+
 def _scheme(
-    sampling_probability: float, max_batch_size: int | None, dataset: Any
+    sampling_probability: float, max_batch_size: int | None, num_units: int
 ) -> PoissonSampling | TruncatedPoissonSampling:
     if max_batch_size is None:
         return PoissonSampling(sampling_probability=sampling_probability)
     return TruncatedPoissonSampling(
         sampling_probability=sampling_probability,
         max_batch_size=max_batch_size,
-        dataset_size=len(dataset),
+        dataset_size=num_units,
     )
 
 
 @final
 class _Draws(Iterator[list[int]]):
-    """The draws of one pass that hold an example; ``sizes`` has those of all.
+    """The draws of one pass that hold a row; ``made`` has all of them.
 
     It knows the loader's dataset and not the loader: torch's iterator keeps it, and
     workers of an iterator in a reference cycle are stopped late.
@@ -200,13 +259,15 @@ class _Draws(Iterator[list[int]]):
     def __init__(
         self,
         dataset: Any,
+        units: UnitIndex | None,
         scheme: PoissonSampling | TruncatedPoissonSampling,
         share: tuple[int, int],
         *,
         num_draws: int,
     ) -> None:
-        self.sizes: deque[int] = deque()
+        self.made: deque[Draw] = deque()
         self._dataset = dataset
+        self._units = units
         self._scheme = scheme
         self._first, self._step = share
         self._num_left = num_draws
@@ -214,23 +275,30 @@ class _Draws(Iterator[list[int]]):
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            share = range(self._first, len(self._dataset), self._step)
-            drawn = self._sample(len(share))
-            self.sizes.append(len(drawn))
-            if drawn:
-                return [share[i] for i in drawn]
+            draw = self._draw()
+            self.made.append(draw)
+            if draw.rows:
+                return list(draw.rows)
         raise StopIteration
 
-    def _sample(self, num_examples: int) -> list[int]:
+    def _draw(self) -> Draw:
+        index = self._units
+        num_units = len(self._dataset) if index is None else index.num_units
+        # Of several ranks, each draws from every n-th unit, whose rows stay together.
+        share = range(self._first, num_units, self._step)
+        units = [share[i] for i in self._sample(len(share))]
+        return Draw(units) if index is None else Draw(*index.select(units))
+
+    def _sample(self, num_units: int) -> list[int]:
         scheme = self._scheme
         q = scheme.sampling_probability
-        drawn = poisson_sample(num_examples, sampling_probability=q)
+        drawn = poisson_sample(num_units, sampling_probability=q)
         if isinstance(scheme, PoissonSampling):
             return drawn
-        if num_examples != scheme.dataset_size:
+        if num_units != scheme.dataset_size:
             raise SamplingMismatchError(
                 f"the dataset had {scheme.dataset_size} examples when its loader was"
-                f" made, and has {num_examples} now; what truncated batches cost depends"
+                f" made, and has {num_units} now; what truncated batches cost depends"
                 " on the number, so it has to stay"
             )
         return random_subset(drawn, size=scheme.max_batch_size)
@@ -279,28 +347,33 @@ class _EpochIterator(Iterator[Any]):
     def __init__(
         self,
         batches: Iterator[Any],
-        sizes: deque[int],
-        desk: TicketIssuer,
+        draws: deque[Draw],
+        issuer: TicketIssuer,
         number: tuple[int, int],
         empty_batch: Any,
     ) -> None:
         self._batches = batches
-        self._sizes = sizes
-        self._issuer = desk
+        self._draws = draws
+        self._issuer = issuer
         self._number = number
         self._empty_batch = empty_batch
         self._loaded: Any = _NOTHING
 
     def __next__(self) -> Any:
         self._issuer.check(self._number)
-        if self._loaded is _NOTHING and not (self._sizes and self._sizes[0] == 0):
+        # torch's iterator knows nothing of empty draws: it is asked for the next batch
+        # that has rows, and the empty ones before it are put back here.
+        if self._loaded is _NOTHING and not self._next_is_empty():
             self._load()
-        if not self._sizes:
+        if not self._draws:
             raise StopIteration
-        size = self._sizes.popleft()
-        batch = self._take() if size else deepcopy(self._empty_batch)
-        self._issuer.issue(size)
+        draw = self._draws.popleft()
+        batch = self._take() if draw.rows else deepcopy(self._empty_batch)
+        self._issuer.issue(draw)
         return batch
+
+    def _next_is_empty(self) -> bool:
+        return bool(self._draws) and not self._draws[0].rows
 
     def _load(self) -> None:
         try:
@@ -308,7 +381,7 @@ class _EpochIterator(Iterator[Any]):
         except BaseException:
             # Which draw failed is unknown: as with a generator, the pass is over.
             self._batches = iter(())
-            self._sizes.clear()
+            self._draws.clear()
             raise
 
     def _take(self) -> Any:

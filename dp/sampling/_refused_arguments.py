@@ -1,4 +1,4 @@
-"""What a loader of Poisson batches is not given, and why."""
+"""DataLoader arguments that PoissonLoader rejects, and why."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,17 +1,43 @@
 """Tickets: the right to make one private step with one batch."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count as counter
 from typing import Final, final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dp.exceptions import SamplingMismatchError
 
 
-__all__ = ("Ticket", "TicketIssuer")
+__all__ = ("Draw", "Ticket", "TicketIssuer")
 
 # One count for the whole process: a ticket of one loader never passes for another's.
 _serials: Final = counter()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one draw selected.
+
+    Attributes:
+        rows: The rows of the dataset, in the order in which the batch has them.
+        unit_of_row: For each row the position of its unit among the units drawn;
+            None if every row is a unit of its own.
+    """
+
+    rows: Sequence[int]
+    unit_of_row: NDArray[np.int64] | None = None
+
+    @property
+    def num_units(self) -> int:
+        """How many units were drawn."""
+        if self.unit_of_row is None:
+            return len(self.rows)
+        return int(self.unit_of_row[-1]) + 1 if len(self.unit_of_row) else 0
 
 
 @final
@@ -21,13 +47,20 @@ class Ticket:
 
     Attributes:
         serial: Strictly increasing over all loaders of the process.
-        num_samples: How many examples were drawn. Private: it is not shown.
+        draw: Which rows were drawn, of which units. Private: it is not shown.
         ordinal: How many tickets the loader issued before.
+        process: The process that drew it; a fork has no right to it.
     """
 
     serial: int
-    num_samples: int = field(repr=False)
+    draw: Draw = field(repr=False, compare=False)
     ordinal: int = field(default=0, repr=False)
+    process: int = field(default_factory=os.getpid, repr=False)
+
+    @property
+    def num_samples(self) -> int:
+        """How many units were drawn, each of which is clipped once. Private."""
+        return self.draw.num_units
 
 
 @final
@@ -36,16 +69,19 @@ class TicketIssuer:
     """Issues the tickets of the one live pass of a loader."""
 
     ticket: Ticket | None = None
+    part: slice | None = None  # The rows of the batch at hand, if not all of them.
     _pass: tuple[int, int] = (0, 0)  # Process and number.
     _num_issued: int = 0
 
     def open(self) -> tuple[int, int]:
         """End the live pass, and its ticket, for a new one."""
-        self.ticket = None
+        self.ticket = self.part = None
         self._pass = (os.getpid(), self._pass[1] + 1)
         return self._pass
 
     def check(self, number: tuple[int, int]) -> None:
+        # A pass that was broken off must leave nothing to a later one: with prefetching
+        # workers its batches would come with the tickets of others.
         if number != self._pass:
             raise SamplingMismatchError(
                 "another iteration over this loader has begun, which ended this one;"
@@ -57,10 +93,9 @@ class TicketIssuer:
                 " would use the same draws; iterate over the loader anew"
             )
 
-    def issue(self, num_samples: int) -> None:
-        self.ticket = Ticket(
-            serial=next(_serials), num_samples=num_samples, ordinal=self._num_issued
-        )
+    def issue(self, draw: Draw) -> None:
+        self.part = None
+        self.ticket = Ticket(serial=next(_serials), draw=draw, ordinal=self._num_issued)
         self._num_issued += 1
 
     def __reduce__(self) -> tuple[object, ...]:

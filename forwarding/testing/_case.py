@@ -72,6 +72,7 @@ class Case:
         )
 
     def _variables(self, values: tuple[object, ...]) -> dict[str, object]:
+        # Laws change values in place (+=), and examples are shared by all laws.
         fresh = map(_fresh, values[: self.law.values])
         variables: dict[str, object] = dict(
             zip(("value", "other"), fresh, strict=False)
@@ -90,13 +91,15 @@ class Case:
             "LAZY": (options.lazy, "lazy"),
             "BIND": (options.bind, "bind"),
         }
-        found = {
-            word: (label(function, otherwise) if function else "", function)
-            for word, (function, otherwise) in given.items()
-        }
+        labels: dict[str, tuple[str, Any]] = {}
+        for word, (function, otherwise) in given.items():
+            name = label(function, otherwise) if function else ""
+            # Two callables of one name cannot both be called by it.
+            taken = {other for other, known in labels.values() if known is not function}
+            labels[word] = (otherwise if name in taken else name, function)
         if not self.depth:
-            found["FACTORY"] = ("itself", _itself)
-        return found
+            labels["FACTORY"] = ("itself", _itself)
+        return labels
 
     def _callables(self) -> dict[str, Any]:
         return {name: function for name, function in self._labels().values() if name}

@@ -45,10 +45,10 @@ class Jury:
 
     def verdict(self, name: str) -> Verdict:
         """Return the verdict on one law, with its cause if it is broken."""
-        found = self._verdict(name)
-        if found.status != "broken":
-            return found
-        return dataclasses.replace(found, cause=self._cause(LAWS[name]))
+        verdict = self._verdict(name)
+        if verdict.status != "broken":
+            return verdict
+        return dataclasses.replace(verdict, cause=self._cause(LAWS[name]))
 
     def tried(self, name: str) -> Verdict:
         """Return what comes of a law that is tried although it may be waived."""
@@ -69,6 +69,8 @@ class Jury:
 
     def _cause(self, law: Law) -> str:
         """Return the root of a broken law, empty if it is one."""
+        # In the order of the reports, so that the earliest cause is named: get, then
+        # put-get, on which most of the others build.
         for name in LAWS:
             if (
                 name in law.follows | law.needs
@@ -96,6 +98,8 @@ class Jury:
         """Return what to try: deeper stacks are given every second or third value."""
         if not case.law.values:
             return [()]
+        # Depth adds layers of the same code; a value that only breaks a deep stack is
+        # rare, and a run costs as many constructions as there are layers.
         drawn = self._examples()
         return [example[case.name] for example in drawn[:: case.depth]]
 
@@ -125,8 +129,9 @@ class Jury:
         return drawn
 
     def _simplest(self, trial: "_Trial", case: Case, values: tuple[object, ...]) -> str:
-        """Return the counterexample with the simplest values that are found."""
+        """Return the counterexample with the simplest values that hypothesis finds."""
         failure = trial.failure
+        # The first example is the simplest that hypothesis knows.
         if not values or values is self._examples()[0][case.name]:
             return failure
         strategy = self.subject.values[case.name]
@@ -185,6 +190,8 @@ class _Trial:
         where it failed before: what the bare target does not keep on these values,
         no wrapper is accused of.
         """
+        # Once per name, since most probes bite on every value or on none; pydantic's
+        # models, for example, ignore every property that is put on them.
         if not self.controlled.get(case.name, False):
             self.controlled[case.name] = self._bites(case, values)
             if not self.controlled[case.name]:

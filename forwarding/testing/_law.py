@@ -51,6 +51,8 @@ class Law:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "script", textwrap.dedent(self.script).strip())
+        # With the target as its own wrapper most laws hold trivially; where one does
+        # not, its probe does not work on this target.
         control = self.script if self.control is None else self.control
         object.__setattr__(self, "control", textwrap.dedent(control).strip())
 

@@ -11,9 +11,9 @@ LENS = (
         on="data",
         statement="w.a is t.a: the same object, not a copy.",
         why=(
-            "Who changes a copied list or dict changes nothing: the classic wrapper "
+            "A change of a copied list or dict changes nothing: the classic wrapper "
             "that hands out its own param_groups trains with a learning rate that "
-            "nobody can change (apex #766, fairscale #28)."
+            "cannot be changed (apex #766, fairscale #28)."
         ),
         script="""
             assert wrapper.NAME is target.NAME
@@ -26,7 +26,7 @@ LENS = (
         values=1,
         statement="After w.a = v, t.a is v and w.a is v.",
         why=(
-            "A value that stops at the wrapper is lost to whoever uses the target: "
+            "A value that stops at the wrapper is lost to code that uses the target: "
             "the LR schedule of DP training was dead because param_groups was "
             "assigned to the outermost wrapper (opacus #649, dp-transformers #43); "
             "a checkpoint loaded through LightningOptimizer never reaches the real "
@@ -77,7 +77,7 @@ LENS = (
         values=2,
         statement="After t.a = v, w.a is v: also when w.a was read or put before.",
         why=(
-            "Somebody else holds the target and reassigns the attribute: "
+            "Other code holds the target and reassigns the attribute: "
             "Optimizer.load_state_dict does it to state and param_groups. A wrapper "
             "that remembers the old object goes on with it (opacus before #660, "
             "Lightning #18279, pytorch #141005)."
@@ -121,8 +121,8 @@ LENS = (
         script="""
             twin = MAKE_TARGET()
             expected = touched(twin, OTHERS, lambda: setattr(twin, "NAME", value))
-            found = touched(target, OTHERS, lambda: setattr(wrapper, "NAME", value))
-            assert found == expected
+            actual = touched(target, OTHERS, lambda: setattr(wrapper, "NAME", value))
+            assert actual == expected
         """,
     ),
     Law(
@@ -133,7 +133,7 @@ LENS = (
         statement="w.a = v and del w.a raise AttributeError and change nothing.",
         why=(
             "An attribute declared read-only that is stored on the wrapper instead "
-            "looks changed to its writer and unchanged to everybody else."
+            "looks changed to its writer and unchanged to all other code."
         ),
         script="""
             before = target.NAME

@@ -30,7 +30,7 @@ LIFE = (
         why=(
             "A wrapper that saves and restores what its base's __init__ overwrites "
             "stops at a property without a setter, with the rest not yet restored, "
-            "or runs a setter that nobody asked for."
+            "or runs a setter for no reason."
         ),
         script="""
             fresh = MAKE_TARGET()

@@ -117,7 +117,7 @@ class WrapperMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_agree(self) -> None:
-        """The wrapper, the target and the model hold the same."""
+        """The wrapper, the target and the model hold the same values."""
         for layer in [*self.layers, self.target]:
             self._compare(layer, self.model)
 
@@ -130,7 +130,7 @@ class WrapperMachine(RuleBasedStateMachine):
 
     @invariant()
     def left_alone(self) -> None:
-        """What was copied or exchanged does not change any more."""
+        """Objects that were copied from, or exchanged, do not change any more."""
         for target, model in self.left_behind:
             self._compare(target, model)
 

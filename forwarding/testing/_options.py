@@ -37,7 +37,7 @@ class Given(TypedDict, total=False):
 @final
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the kit may be told about a wrapper beside its names.
+    """Settings of a judgement, beside the wrapper, its targets and the names.
 
     Args:
         values: What to assign: one strategy for all names or one for each; by

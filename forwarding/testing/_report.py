@@ -1,4 +1,4 @@
-"""What is reported of one wrapper, law by law."""
+"""The report on one wrapper, law by law."""
 
 import dataclasses
 from typing import Literal, final
@@ -102,6 +102,7 @@ class Report:
         return f" for {causes} ({', '.join(self.roots)})"
 
 
+# In the order of the line that sums up.
 _TOLD: dict[Status, str] = {
     "holds": "hold",
     "broken": "broken",

@@ -43,6 +43,25 @@ class ScriptFailedError(Exception):
         self.lines = lines
 
 
+class _Shown(reprlib.Repr):
+    """Show values shortly, and without addresses, which differ from run to run."""
+
+    def repr_instance(self, x: object, level: int) -> str:
+        shown = super().repr_instance(x, level)
+        try:
+            whole = repr(x)
+        except Exception:  # noqa: BLE001  # reprlib shows what cannot be shown
+            return shown
+        plain = re.sub(r" at 0x[0-9a-fA-F]+", "", whole)
+        if len(plain) <= self.maxother:
+            return plain
+        head = (self.maxother - 3) // 2
+        return f"{plain[:head]}...{plain[len(plain) - (self.maxother - 3 - head) :]}"
+
+
+_SHOWN = _Shown()
+
+
 class _Claim(NamedTuple):
     """An ``assert`` with its operands taken apart, to read each one once."""
 
@@ -54,7 +73,7 @@ class _Claim(NamedTuple):
         values = [eval(code, namespace) for code in self.operands]  # noqa: S307  # the laws' own text
         if self.holds(*values):
             return None
-        return "fails: " + f" {self.sign} ".join(map(reprlib.repr, values))
+        return "fails: " + f" {self.sign} ".join(map(_SHOWN.repr, values))
 
 
 class _Action(NamedTuple):
@@ -107,8 +126,10 @@ def _compiled(script: str, *, relaxed: bool) -> list[tuple[str, _Claim | _Action
 
 @functools.cache
 def _filled(script: str, words: tuple[tuple[str, str], ...]) -> str:
-    found = dict(words)
-    return re.sub(r"\b[A-Z][A-Z_]*\b", lambda word: found.get(word[0], word[0]), script)
+    meanings = dict(words)
+    return re.sub(
+        r"\b[A-Z][A-Z_]*\b", lambda word: meanings.get(word[0], word[0]), script
+    )
 
 
 def run(

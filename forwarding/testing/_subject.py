@@ -57,7 +57,7 @@ def _is_method(target: object, name: str) -> bool:
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Name:
-    """What the target itself lets one do with one of its attributes."""
+    """The operations that the bare target permits on one of its attributes."""
 
     domains: frozenset[Domain]
     relaxed: bool = False

@@ -43,6 +43,7 @@ def law_tests(
 
     given = Options.of(options)
 
+    # At the first test, not at collection: a target may open a file or a connection.
     @functools.cache
     def jury() -> Jury:
         return Jury(Subject.of(factory, make_target, names, given))

@@ -139,15 +139,15 @@ def lazy_objects() -> Pair:
 
 
 def averages() -> Pair:
-    from torch import nn  # noqa: PLC0415
     from torch.optim.swa_utils import AveragedModel  # noqa: PLC0415
 
     ema = example("wrap_torch_ema").EMA
 
-    class Averaged(ema, to="module", forward=nn.Linear, but=nn.Module):  # type: ignore[misc]
-        def __init__(self, module: Any) -> None:
-            super().__init__(module)
-            self.module = module  # The laws are about the model that they hold.
+    def ours(module: Any) -> Any:
+        average = ema.__new__(ema)  # Of the module itself, which the laws are about.
+        super(ema, average).__init__(module)
+        average.decay, average.num_updates = 0.999, 0
+        return average
 
     def theirs(module: Any) -> Any:
         average = AveragedModel(copy.deepcopy(module))
@@ -157,7 +157,7 @@ def averages() -> Pair:
     return Pair(
         "torch `AveragedModel`",
         Side(theirs, (AveragedModel,)),
-        Side(Averaged, (ema,)),
+        Side(ours, (ema,)),
         linear,
         ("training", "in_features", "bias"),
         get="w.training",

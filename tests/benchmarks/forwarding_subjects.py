@@ -10,6 +10,7 @@ from forwarding import (
     Forwarding,
     ForwardingABCMeta,
     ForwardingMeta,
+    SlottedWrapper,
     Wrapper,
     forwarded,
     lazy,
@@ -73,6 +74,7 @@ def ours() -> Iterator[Subject]:
         "`ForwardingMeta`": ByMeta,
         "`ForwardingABCMeta`": Guarded,
         "`Wrapper`": Wrapped,
+        "`SlottedWrapper`": SlottedWrapped,
         "`Forwarded` with `__slots__`": Slotted,
         "`Forwarded` in a dataclass": Data,
         "`TransparentProxy`, declared": DeclaredProxy,
@@ -121,6 +123,10 @@ class Guarded(Holds, metaclass=ForwardingABCMeta, to="inner", forward=Target): .
 
 
 class Wrapped(Wrapper[Target], forward="a b serial m co"): ...
+
+
+class SlottedWrapped(SlottedWrapper[Target], forward=Target):
+    __slots__ = ()
 
 
 class Slotted:

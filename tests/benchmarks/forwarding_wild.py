@@ -27,6 +27,7 @@ def wild() -> Iterator[Subject]:
         ("SQLAlchemy `scoped_session`", "sqlalchemy", scoped_session),
         ("gymnasium `Wrapper`", "gymnasium", gymnasium_wrapper),
         ("stable-baselines3 `VecEnvWrapper`", "stable-baselines3", vec_env_wrapper),
+        ("our `ModuleForwarding`", "", module_forwarding),
         ("torch `OptimizedModule`", "torch", optimized_module),
         ("torch `DataParallel`", "torch", data_parallel),
         ("torch `AveragedModel`", "torch", averaged_model),
@@ -193,6 +194,17 @@ def linear() -> Any:
 
 
 MODULE = ("training", "in_features", "bias")
+
+
+def module_forwarding() -> Any:
+    from torch import nn  # noqa: PLC0415
+
+    from forwarding import ModuleForwarding  # noqa: PLC0415
+
+    class Layer(ModuleForwarding[nn.Module], nn.Module):
+        pass
+
+    return Layer, linear, MODULE
 
 
 def optimized_module() -> Any:

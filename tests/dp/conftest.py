@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -28,6 +29,41 @@ def device():
     yield DEVICE
     if DEVICE != "cpu":
         torch.set_default_device(None)
+
+
+FALSE_ALARM = 1e-9  # Of a test that decides by a p-value.
+
+
+class Decisions:
+    """What statistical tests decide by, taken down for tests/benchmarks/error_rates.py.
+
+    It repeats a test hundreds of times, and tells how far values stay from their limit.
+    """
+
+    def __init__(self, record_property):
+        self._record = record_property
+
+    def refutes(self, name, p):
+        """Whether a p-value is below the rate of false alarms."""
+        score, limit = stats.norm.isf([min(max(p, 1e-300), 1) / 2, FALSE_ALARM / 2])
+        self._record(name, (float(score), float(limit)))
+        return p < FALSE_ALARM
+
+    def differs(self, name, value, expected, *, rel):
+        """Whether a value is not what is expected, up to a relative tolerance."""
+        self._record(name, (value / expected - 1, rel))
+        return abs(value / expected - 1) > rel
+
+    def exceeds(self, name, value, limit):
+        """Whether a value is above its limit."""
+        self._record(name, (float(value), float(limit)))
+        return value > limit
+
+
+@pytest.fixture
+def decisions(record_property):
+    """Decide, and take down what by."""
+    return Decisions(record_property)
 
 
 @dataclass

@@ -1,13 +1,16 @@
 """The audits: right runs pass, and every broken one is refuted where it should be.
 
-A right run is refuted with probability 1e-9 a finding at most, so no test here fails
-by chance. Broken ones are refuted with probability 0.999 and more: what is broken is
-far beyond what the docstrings say can be seen.
+A right run is refuted with probability 1e-9 a finding at most, that is 2e-8 a run.
+How often a broken one is missed stands in the docstrings: it is the tail of a normal
+number as far from its limit as p-values, on a normal scale, or the attack's rates were
+in 200 runs, of which none was missed (tests/benchmarks/error_rates.py).
 """
 
 import json
 import math
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ import audit_builds as builds
 pytestmark = pytest.mark.statistical
 
 NUM_RECORDS = 3000
-NUM_CANARIES = 20_000  # Half the noise is missed with 3000, in one of six runs.
+NUM_CANARIES = 60_000  # Half the noise is missed with 3000, in one of six runs.
 
 
 @pytest.fixture
@@ -64,10 +67,27 @@ def refuted(report):
     return {f.claim.split(":")[-1].strip() for f in report.findings if not f.holds}
 
 
-def test_a_right_run_conforms(train):
-    """Everything that is tested holds."""
+def take_down(decisions, report, claims=None):
+    """Let *decisions* know the p-values of a report, of some claims or of all."""
+    for finding in report.findings:
+        p_value = re.search(r"p = (\S+)$", finding.detail)
+        if p_value and (claims is None or finding.claim.split(": ")[1] in claims):
+            assert decisions.refutes(finding.claim, float(p_value[1])) != finding.holds
+
+
+def is_refuted_by_attack(decisions, report):
+    """Whether the claim was exceeded; *decisions* knows by how much."""
+    rates = re.search(
+        r"more than (\S+) of the present .* where (\S+) is", report.findings[0].detail
+    )
+    return rates is not None and decisions.exceeds("rate", *map(float, rates.groups()))
+
+
+def test_a_right_run_conforms(train, decisions):
+    """Everything that is tested holds. False alarms: 2e-8, by construction."""
     report = conformance(train, num_records=NUM_RECORDS)
 
+    take_down(decisions, report)
     assert report.ok, str(report)
     assert len(report.findings) == 16
     report.raise_if_failed()
@@ -76,23 +96,23 @@ def test_a_right_run_conforms(train):
 @pytest.mark.parametrize(
     ("build", "claims"),
     [
-        (builds.noise_scaled(0.5), {"scale", "nothing of who was not drawn"}),
-        (builds.noise_scaled(1.1), {"scale"}),
-        (builds.noise_repeated(), {"independent over steps"}),
-        (builds.noise_shared(), {"independent over parameters"}),
-        (builds.noise_seeded(), {"independent over restarts"}),
-        (builds.noise_uniform(), {"shape"}),
-        (builds.noise_with_a_mean(), {"mean"}),
-        (builds.second_parameter_without_noise(), {"scale"}),
-        (builds.clip_scaled(1.5), {"norm of a contribution"}),
-        (builds.norm_without_the_second_parameter(), {"norm of a contribution"}),
-        (builds.rate_scaled(2.0), {"rate"}),
-        (builds.shuffled(), {"sizes of batches", "independent over steps"}),
-        (builds.drawn_in_pairs(), {"independent over records"}),
-        (builds.with_a_favourite(), {"every record alike"}),
-        (builds.seeded_draws(), {"independent over restarts"}),
-        (builds.uncharged_releases(), {"every release is charged"}),
-        (builds.forgotten_ledger(), {"a resumed run adds up"}),
+        (partial(builds.noise_scaled, 0.5), {"scale", "nothing of who was not drawn"}),
+        (partial(builds.noise_scaled, 1.1), {"scale"}),
+        (builds.noise_repeated, {"independent over steps"}),
+        (builds.noise_shared, {"independent over parameters"}),
+        (builds.noise_seeded, {"independent over restarts"}),
+        (builds.noise_uniform, {"shape"}),
+        (builds.noise_with_a_mean, {"mean"}),
+        (builds.second_parameter_without_noise, {"scale"}),
+        (partial(builds.clip_scaled, 1.5), {"norm of a contribution"}),
+        (builds.norm_without_the_second_parameter, {"norm of a contribution"}),
+        (partial(builds.rate_scaled, 2.0), {"rate"}),
+        (builds.shuffled, {"sizes of batches", "independent over steps"}),
+        (builds.drawn_in_pairs, {"independent over records"}),
+        (builds.with_a_favourite, {"every record alike"}),
+        (builds.seeded_draws, {"independent over restarts"}),
+        (builds.uncharged_releases, {"every release is charged"}),
+        (builds.forgotten_ledger, {"a resumed run adds up"}),
     ],
     ids=[
         "half the noise",
@@ -114,11 +134,15 @@ def test_a_right_run_conforms(train):
         "forgotten ledger",
     ],
 )
-def test_a_broken_build_does_not_conform(train, build, claims):
-    """Each is refuted by the claim that it breaks."""
-    with build:
+def test_a_broken_build_does_not_conform(train, build, claims, decisions):
+    """Each is refuted by the claim that it breaks.
+
+    MISSES1
+    """
+    with build():
         report = conformance(train, num_records=NUM_RECORDS)
 
+    take_down(decisions, report, claims)
     assert claims <= refuted(report), str(report)
     with pytest.raises(dp.PrivacyError, match="REFUTED"):
         report.raise_if_failed()
@@ -183,28 +207,39 @@ def test_a_run_of_one_empty_step_is_audited():
     assert not any("contribution" in f.claim for f in report.findings)
 
 
-def test_the_attack_on_a_right_run_stays_below_what_is_proven(train):
-    """And comes near: the lower bound is not idle."""
-    report = canaries(train, num_canaries=20_000)
+def test_the_attack_on_a_right_run_stays_below_what_is_proven(train, decisions):
+    """And comes near: the lower bound is not idle.
+
+    MISSES2
+    """
+    report = canaries(train, num_canaries=NUM_CANARIES)
 
     assert report.ok, str(report)
-    assert 0.2 < report.epsilon_empirical <= report.epsilon_proven
+    assert decisions.exceeds("empirical epsilon", report.epsilon_empirical, 0.2)
+    assert report.epsilon_empirical <= report.epsilon_proven
     assert "empirical >= " in str(report)
     assert "proven <= " in str(report)
 
 
 @pytest.mark.parametrize(
     "build",
-    [builds.noise_scaled(0.5), builds.clip_scaled(1.5), builds.rate_scaled(2.0)],
+    [
+        partial(builds.noise_scaled, 0.5),
+        partial(builds.clip_scaled, 1.5),
+        partial(builds.rate_scaled, 2.0),
+    ],
     ids=["half the noise", "wider clipping", "twice the rate"],
 )
-def test_the_attack_refutes_the_claim_of_a_broken_build(train, build):
-    """The canaries are told apart better than the claim allows."""
-    with build:
-        report = canaries(train, num_canaries=20_000)
+def test_the_attack_refutes_the_claim_of_a_broken_build(train, build, decisions):
+    """The canaries are told apart better than the claim allows.
+
+    MISSES3
+    """
+    with build():
+        report = canaries(train, num_canaries=NUM_CANARIES)
 
     assert not report.ok
-    assert "where 0." in report.findings[0].detail
+    assert is_refuted_by_attack(decisions, report)
 
 
 def test_every_release_pays_attention_to_its_charge(plan):
@@ -354,12 +389,10 @@ def test_false_alarms_are_as_rare_as_stated_far_out():
         assert bound >= exact / 2
 
 
-def test_a_schedule_of_noise_and_norm_is_audited(plan):
+def test_a_schedule_of_noise_and_norm_is_audited(plan, decisions):
     """Both audits compare each release with its own charge, and see a late defect.
 
-    A right run is refuted with probability 2e-8 at most. The attack misses half the
-    noise with a probability below 1e-12: in 200 runs the rate that it proves exceeded
-    the rate that is allowed by 0.165, with a standard deviation of 0.0097.
+    MISSES4
     """
     scheduled = changed(
         plan,
@@ -371,9 +404,12 @@ def test_a_schedule_of_noise_and_norm_is_audited(plan):
     assert conformance(train, num_records=NUM_RECORDS).ok
     assert canaries(train, num_canaries=NUM_CANARIES).ok
     with builds.noise_scaled(0.5):
-        assert not canaries(train, num_canaries=NUM_CANARIES).ok
+        attacked = canaries(train, num_canaries=NUM_CANARIES)
+    assert is_refuted_by_attack(decisions, attacked)
     with builds.late_noise_scaled(0.5, below=1.0):
-        assert "scale" in refuted(conformance(train, num_records=NUM_RECORDS))
+        report = conformance(train, num_records=NUM_RECORDS)
+    take_down(decisions, report, {"scale"})
+    assert "scale" in refuted(report)
 
 
 @pytest.mark.parametrize("audit", [conformance, canaries])

@@ -1,7 +1,8 @@
 """That a crash between any two lines of a step loses no charge and shows no gradient."""
 
+import ast
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from dp.exceptions import PrivacyError
 from dp.ledger import Ledger
 
 
+pytestmark = pytest.mark.slow
+
+
 SOURCE = str(Path(dp.__file__).parent)
 
 
@@ -20,21 +24,50 @@ class Crash(BaseException):
     """What nobody catches."""
 
 
+@cache
+def heads_of_blocks(path):
+    """The lines of ``with`` statements, down to their bodies."""
+    return {
+        line
+        for node in ast.walk(ast.parse(Path(path).read_text("utf-8")))
+        if isinstance(node, ast.With)
+        for line in range(node.lineno, node.body[0].lineno)
+    }
+
+
 class Saboteur:
-    """Raise at the n-th line of dp that runs; count the lines if n is None."""
+    """Raise at the n-th line of dp that runs; count the lines if n is None.
+
+    When a block ends, Python traces its ``with`` once more, before it is left. No
+    signal is handled there (bpo-29988), so nothing is raised there: a lock would stay
+    taken, and every later step would wait for it.
+    """
 
     def __init__(self, at=None):
         self.at, self.num_lines, self.where = at, 0, None
 
-    def __call__(self, frame, event, _argument):
-        if not frame.f_code.co_filename.startswith(SOURCE):
+    def __call__(self, frame, _event, _argument):
+        path = frame.f_code.co_filename
+        if not path.startswith(SOURCE):
             return None
-        if event == "line":
-            if self.num_lines == self.at:
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                raise Crash
-            self.num_lines += 1
-        return self
+        if frame.f_trace:  # A generator goes on.
+            return frame.f_trace
+        entered = set()
+
+        def trace(frame, event, _argument):
+            if event == "line" and frame.f_lineno not in entered:
+                if frame.f_lineno in heads_of_blocks(path):
+                    entered.add(frame.f_lineno)
+                self.pass_line(f"{path}:{frame.f_lineno}")
+            return trace
+
+        return trace
+
+    def pass_line(self, where):
+        if self.num_lines == self.at:
+            self.where = where
+            raise Crash
+        self.num_lines += 1
 
     def run(self, action):
         before = sys.gettrace()
@@ -45,8 +78,6 @@ class Saboteur:
             return True
         finally:
             sys.settrace(before)
-            # Between a block and its end, Python would not leave `torch.no_grad()`.
-            torch.set_grad_enabled(True)
         return False
 
 
@@ -120,10 +151,11 @@ def test_a_crash_at_any_line_of_a_step_loses_no_charge(at_rest):
     assert counted.num_lines > 100
 
     outcomes = set()
-    for line in range(counted.num_lines):
+    for line in range(counted.num_lines + 20):
         run = at_rest()
         saboteur = Saboteur(at=line)
-        assert saboteur.run(run.optimizer.step), line
+        if not saboteur.run(run.optimizer.step):
+            continue  # Some noise takes more lines to round than other noise.
         assert is_sound(run), saboteur.where
         with pytest.raises(PrivacyError):  # What a step permits ends with it.
             run.optimizer.original_optimizer.step()
@@ -141,7 +173,7 @@ def test_a_crash_at_any_line_of_backward_leaves_no_half_sum(at_rest):
     losses = run.losses(batch)
     assert not counted.run(lambda: run.optimizer.backward(losses))
 
-    for line in range(0, counted.num_lines, 7):
+    for line in range(0, counted.num_lines, 3):
         run = at_rest()
         run.optimizer.zero_grad()
         batch = next(iter(run.loader))

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -72,7 +74,7 @@ def accountant(monkeypatch):
         asked.append(tuple(releases))
         return cheap_cost(releases, **about)
 
-    monkeypatch.setattr("dp.ledger._ledger.epsilon", cost)
+    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
     return asked
 
 
@@ -179,7 +181,7 @@ def test_epsilon_is_a_budget():
 def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
     """A release is charged if, and only if, it keeps the target."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
+        patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
         ledger = Ledger(plan(target_epsilon=target, steps=30))
         for noise_multiplier in noise_multipliers:
             kind = {**PLANNED, "noise_multiplier": noise_multiplier}
@@ -256,7 +258,7 @@ def test_a_truncated_release_is_not_the_planned_one(monkeypatch):
         ]
         return cheap_cost(dearer, **about)
 
-    monkeypatch.setattr("dp.ledger._ledger.epsilon", cost)
+    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
     truncation = Truncation(max_batch_size=3, dataset_size=10)
     ledger = Ledger(plan(target_epsilon=20 / 4))
     ledger.reserve(**PLANNED)
@@ -485,7 +487,7 @@ class Life(RuleBasedStateMachine):
         self.known = {}  # The releases behind each ledger.
         self.num_released = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dp.ledger._ledger.epsilon", cheap_cost)
+        self.patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
 
     def teardown(self):
         self.patch.undo()
@@ -543,3 +545,74 @@ Life.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None
 )
 test_no_release_is_ever_missing = Life.TestCase
+
+
+@by_formula
+def test_a_failure_is_kept_like_a_charge():
+    """In copies, states and what is loaded from them; nothing is guaranteed any more."""
+    ledger = Ledger(plan(steps=5))
+    ledger.reserve(**PLANNED)
+    ledger.fail("examples were mixed")
+    other = Ledger(plan(steps=5))
+    other.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+
+    for failed in (
+        ledger,
+        copy.deepcopy(ledger),
+        pickle.loads(pickle.dumps(ledger)),  # noqa: S301 -- our own
+        other,
+    ):
+        assert failed.failure == "examples were mixed"
+        assert failed.spent().epsilon == failed.spent().epsilon_pld == math.inf
+        assert failed.is_exhausted
+        with pytest.raises(LedgerError, match="examples were mixed"):
+            failed.reserve(**PLANNED)
+        assert failed.steps == 1
+
+
+def test_the_first_failure_is_the_one_that_counts():
+    """What comes after it may be its consequence."""
+    ledger = Ledger(plan())
+    ledger.fail("first")
+    ledger.fail("second")
+
+    assert ledger.failure == "first"
+
+
+@by_formula
+def test_charges_of_another_unit_are_refused():
+    """What one example costs says nothing of what a person costs."""
+    ledger = Ledger(plan())
+    ledger.reserve(**PLANNED)
+    state = ledger.state_dict()
+    other = Ledger(plan(unit_of_privacy="one value of user_id"))
+
+    with pytest.raises(LedgerError, match="'one training example'"):
+        other.load_state_dict(state)
+    assert other.steps == 0
+    del state["unit_of_privacy"]  # As earlier versions wrote it.
+    other.load_state_dict(state)
+    assert other.steps == 1
+
+
+@by_formula
+def test_no_charge_of_any_thread_is_lost():
+    """Four threads that interrupt each other all the time."""
+    ledger = Ledger(plan(steps=10_000))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(
+                target=lambda: [ledger.reserve(**PLANNED) for _ in range(100)]
+            )
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert ledger.steps == 400

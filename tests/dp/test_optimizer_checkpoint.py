@@ -299,8 +299,12 @@ def test_what_was_assigned_is_resumed_as_learning_rates_are(make_run, way):
 
 
 @pytest.mark.statistical
-def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run):
-    """20 000 coordinates: the plan's scale, a third of it, fails."""
+def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run, decisions):
+    """And not the plan's, a third of it.
+
+    20 000 coordinates have a standard error of 0.5 %: false alarms 1e-15, and the
+    plan's noise is as good as never missed.
+    """
     run, resumed = make_run(), make_run()
     run.optimizer.noise_multiplier = 3.0
     by_state_dict(run, resumed)
@@ -308,7 +312,7 @@ def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run):
     resumed.optimizer.add_param_group({"params": [wide]})
     resumed.train(1)
 
-    assert wide.grad.std().item() == pytest.approx(3.0 * 1.0 / 10.0, rel=0.04)
+    assert not decisions.differs("scale", wide.grad.std().item(), 0.3, rel=0.04)
 
 
 def test_resuming_under_another_plan_is_told(make_run):

@@ -1,6 +1,9 @@
 """Several optimizers, several models, and loops that do not go as planned."""
 
 import copy
+import os
+import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -295,3 +298,41 @@ def test_a_graph_is_good_for_one_backward(make_run):
 
     run.optimizer.step()
     assert run.optimizer.ledger.steps == 1
+
+
+def test_a_second_thread_inside_a_step_is_refused(make_run):
+    """Sums are updated in place; the other thread's step goes on undisturbed."""
+    run = make_run()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def add(_sums, *, stddev):
+        inside.set()
+        go_on.wait(10)
+        return stddev
+
+    batch = next(iter(run.loader))
+    run.optimizer.backward(run.losses(batch))
+    losses = run.losses(batch)
+    with mock.patch.object(
+        type(run.optimizer.mechanism.noise), "add_", staticmethod(add)
+    ):
+        other = threading.Thread(target=run.optimizer.step)
+        other.start()
+        inside.wait(10)
+        with pytest.raises(PrivacyError, match="another thread"):
+            run.optimizer.backward(losses)
+        go_on.set()
+        other.join()
+
+    assert run.optimizer.ledger.steps == 1
+    run.optimizer.zero_grad()
+
+
+def test_a_fork_has_no_right_to_the_batch_of_its_parent(make_run, monkeypatch):
+    """Both would release it, and each ledger would know of one."""
+    run = make_run()
+    losses = run.losses(next(iter(run.loader)))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+
+    with pytest.raises(SamplingMismatchError, match="forked"):
+        run.optimizer.backward(losses)

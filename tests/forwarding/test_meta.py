@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import sys
 import typing
 from collections.abc import MutableMapping
 from enum import Enum
@@ -660,3 +661,66 @@ def test_annotations_of_a_protocol_can_be_checked_at_run_time():
 
     assert isinstance(Car(Engine()), HasRpm)
     assert not isinstance(Holds(Engine()), HasRpm)
+
+
+def calls_of(program):
+    """Count the functions that a program calls, Python's and C's."""
+    count, before = 0, sys.getprofile()
+
+    def tally(_frame, event, _argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tally)
+    try:
+        program()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def guarded(size):
+    names = " ".join(f"name{number}" for number in range(size))
+    return ForwardingABCMeta("Guarded", (), {}, to="inner", forward=names)
+
+
+def test_an_assignment_to_a_guarded_class_asks_for_one_name():
+    """It costs the same however many names the class declares."""
+    few, many = guarded(2), guarded(100)
+    for value in (1, property()):
+        assert (
+            abs(
+                calls_of(lambda: setattr(many, "other", value))  # noqa: B023
+                - calls_of(lambda: setattr(few, "other", value))  # noqa: B023
+            )
+            <= 4
+        )
+
+
+def test_a_declaration_on_a_finished_guarded_class_is_installed():
+    """The metaclass sees the assignment."""
+
+    class Late(Holds, metaclass=ForwardingABCMeta):
+        pass
+
+    Late.rpm = Forwarded(to="engine")
+    late = Late(Engine(3))
+    late.rpm = 5
+
+    assert late.engine.rpm == 5
+    assert paths(Late) == {"rpm": "engine.rpm"}
+
+
+def test_methods_of_a_bulk_declaration_can_be_named():
+    """Where nothing else tells; besides names, or alone."""
+
+    class Car(Forwarding, Holds, to="engine", forward="rpm", methods="start, stop"):
+        pass
+
+    class Van(Forwarding, Holds, to="engine", methods="start"):
+        pass
+
+    kinds = {name: spec.kind for name, spec in forwarded_attributes(Car).items()}
+
+    assert kinds == {"rpm": "data", "start": "method", "stop": "method"}
+    assert Van(Engine()).start("key")[1] == "key"

@@ -1,6 +1,7 @@
 """Transparent proxies: what passes, what stays, and how they are copied."""
 
 import asyncio
+import contextlib
 import io
 import math
 import operator
@@ -396,3 +397,95 @@ def test_what_forwarding_checks_is_checked():
         metaclass("Hiding", (Labelled,), {"rpm": 7})
     with pytest.raises(ForwardingError, match=r"Wrong.__init__ cannot be forwarded"):
         metaclass("Wrong", (TransparentProxy,), {"__init__": Forwarded()})
+
+
+ASKING = {
+    "__len__": len,
+    "__getitem__": lambda thing: thing[0],
+    "__contains__": lambda thing: 0 in thing,
+    "__reversed__": reversed,
+    "__enter__": contextlib.ExitStack().enter_context,
+}
+
+
+@each_depth
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize(
+    "target",
+    [[0], {0: 1}, "0", {0}, object(), io.StringIO("0"), Engine()],
+)
+def test_a_proxy_has_a_special_method_exactly_if_its_target_has(target, name, depth):
+    """To hasattr, and to the language, which raises TypeError where it is missing."""
+    proxy = stack(target, depth, Plain)
+    use = ASKING[name]
+
+    # Python iterates where a membership test or reversed() has no method of its own.
+    if name not in ("__contains__", "__reversed__"):
+        assert hasattr(proxy, name) is hasattr(target, name)
+    if name != "__enter__":
+        assert outcome(use, proxy) == outcome(use, target)
+    elif not hasattr(target, name):
+        with pytest.raises(TypeError):
+            use(proxy)
+
+
+def outcome(use, thing):
+    try:
+        result = use(thing)
+    except (LookupError, TypeError) as error:
+        return [base for base in (LookupError, TypeError) if isinstance(error, base)]
+    return list(result) if hasattr(result, "__next__") else result
+
+
+@each_depth
+def test_a_special_method_of_the_proxy_itself_is_kept(depth):
+    """Whatever the target has."""
+
+    class Sized(TransparentProxy):
+        def __len__(self):
+            return 7
+
+    assert len(stack(object(), depth, Sized)) == len(stack([1], depth, Sized)) == 7
+
+
+@each_depth
+def test_a_with_statement_binds_the_proxy(depth):
+    """Where the target would bind itself; or else what it does bind."""
+
+    class Counted(TransparentProxy):
+        count = 0
+
+        def write(self, text):
+            self.count += 1
+            return self.__wrapped__.write(text)
+
+    counted = stack(io.StringIO(), depth, Counted)
+    with counted as file:
+        file.write("a")
+
+    assert file is counted
+    assert counted.count == 1
+    with stack(contextlib.nullcontext(3), depth, Counted) as other:
+        assert other == 3
+
+
+def test_a_temporary_proxy_lives_as_long_as_its_iteration():
+    """``for line in Temp(file)`` must not close the file (tempfile does the same)."""
+
+    class Closing(TransparentProxy):
+        def __del__(self):
+            self.__wrapped__.close()
+
+    assert [*iter(Closing(io.StringIO("a\nb\n")))] == ["a\n", "b\n"]
+
+
+def test_a_computed_target_is_refused():
+    """Operators would go on asking the one that wrapt holds (wrapt#121, wrapt#346)."""
+    with pytest.raises(
+        ForwardingError, match="Current defines __wrapped__, which operat"
+    ):
+
+        class Current(TransparentProxy):
+            @property
+            def __wrapped__(self):
+                return 1

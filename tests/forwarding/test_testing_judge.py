@@ -241,6 +241,29 @@ def test_a_counterexample_runs_as_it_is_printed():
         exec(detail, namespace)  # noqa: S102
 
 
+def test_a_counterexample_shows_values_without_their_addresses():
+    """So that two runs print the same, and a page of them changes when they do."""
+
+    class Unprintable:
+        def __repr__(self):
+            raise ValueError("no")
+
+    class LongName(Copied):
+        def __repr__(self):
+            return "a very long representation of a wrapper at 0x7f00, to the end"
+
+    def shown(value):
+        class Shows(Copied):
+            rpm = property(lambda _: value, lambda _, _value: None)
+
+        detail = of_rpm(Shows)["get"].detail
+        return detail.partition("fails: ")[2].partition(" is 900")[0]
+
+    assert shown(object()) == "<object object>"
+    assert shown(LongName(Engine())) == "a very long r...er, to the end"
+    assert "Unprintable instance" in shown(Unprintable())
+
+
 def test_what_is_waived_is_not_held_against_a_wrapper():
     """Nor is a law that cannot hold without it."""
     report = of_rpm(NoDelete, waive={"delete"})
@@ -379,6 +402,22 @@ def test_a_probe_that_does_not_bite_on_the_bare_target_accuses_nobody():
     for law in ("exceptions", "once", "threads", "AttributeError in the target"):
         assert report[law].status == "not applicable"
         assert "the bare target does not keep it" in report[law].detail
+
+
+def test_a_pydantic_model_makes_no_false_alarm():
+    """It keeps its values where no property of its class hides them."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class Settings(pydantic.BaseModel):
+        mode: object = "eco"
+
+    class Declared(Wrapper):
+        mode = Forwarded()
+
+    report = judge(Declared, Settings, ["mode"], settings=FEW)
+
+    assert report.roots == ()
+    assert report["put-get"].status == "holds"
 
 
 def test_a_value_that_the_bare_target_does_not_keep_accuses_nobody():

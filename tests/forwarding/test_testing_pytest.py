@@ -11,6 +11,9 @@ import forwarding_pytest
 from forwarding.testing import LawBrokenError, law_tests
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 WRAPPERS = """
 from forwarding.testing import law_tests
@@ -131,6 +134,18 @@ def test_one_law_can_be_picked(tmp_path):
 
     assert "1 passed" in told
     assert "NoDelete: 1 hold\n" in told
+
+
+def test_laws_may_stand_in_a_class(tmp_path):
+    """As a static method."""
+    told, _ = run(
+        tmp_path,
+        "class TestCar:\n"
+        '    test_laws = staticmethod(law_tests(NoDelete, Engine, ["rpm"]))\n',
+        *("-k", "delete"),
+    )
+
+    assert "FAILED test_laws_of_cars.py::TestCar::test_laws[delete]" in told
 
 
 def test_a_suite_without_laws_has_no_summary_of_them(tmp_path):

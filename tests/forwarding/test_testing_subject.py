@@ -90,6 +90,23 @@ def test_a_function_without_a_usable_name_is_called_factory():
     assert report.label == "factory"
 
 
+def test_two_functions_of_one_name_are_called_by_two():
+    """A factory and what builds a target may both be called ``make``."""
+
+    def make_of_engines():
+        def make():
+            return Engine()
+
+        return make
+
+    def make(target):
+        return Car(target)
+
+    report = judge(make, make_of_engines(), ["rpm"], depth=1, settings=FEW)
+
+    assert report["get"].status == "holds"
+
+
 def test_where_the_target_is_kept_can_be_told():
     """If it does not show, the laws that exchange it need to be told the name."""
 

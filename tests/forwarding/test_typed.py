@@ -184,7 +184,11 @@ def test_a_dataclass_field_may_be_a_typed_target():
         Data()
 
 
-@pytest.mark.parametrize("value", ["inner.x", None, 3, target(Engine)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    ["inner.x", None, 3, target(Engine)],
+    ids=["path", "None", "number", "target"],
+)
 def test_forwarded_takes_only_attributes_of_a_target(value):
     """The message shows both spellings."""
     with pytest.raises(

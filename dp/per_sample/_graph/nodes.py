@@ -19,6 +19,7 @@ __all__ = (
     "Node",
     "by_input",
     "check",
+    "edge_shape",
     "is_checkpointed",
     "is_number",
     "leaf",
@@ -26,6 +27,7 @@ __all__ = (
     "name_of",
     "output_shape",
     "output_shapes",
+    "run_backward",
     "saved",
     "signed",
     "size",
@@ -56,6 +58,13 @@ def output_shape(node: Node, index: int) -> tuple[int, ...]:
     return tuple(node._input_metadata[index].shape)  # noqa: SLF001 -- as above
 
 
+def edge_shape(node: Node, index: int) -> tuple[int, ...]:
+    """Return the shape of what an input of a node brings, a leaf's too."""
+    if node.next_functions or not hasattr(node, "variable"):
+        return output_shape(node, index)
+    return tuple(node.variable.shape)
+
+
 def materialized(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor]:
     """Return the gradients of a node's outputs, with zeros for those that are None."""
     return [
@@ -81,6 +90,14 @@ def by_input(node: Node, found: Any) -> list[Any]:
         answers[argument_of[i]] if i in argument_of else None
         for i in range(len(node.next_functions))
     ]
+
+
+def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Run a node's own backward, without the rest of the graph and without hooks."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return by_input(node, node.apply(*materialized(node, grads)))
+    result: Any = node(*grads)
+    return result if isinstance(result, tuple) else (result,)
 
 
 def signed(number: int) -> int:

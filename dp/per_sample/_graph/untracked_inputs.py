@@ -4,12 +4,12 @@ Autograd lists the inputs of a node that have a graph. Data, constants, indices 
 conditions have none; only what the node keeps of them tells that they are there.
 """
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from functools import cache
-from operator import attrgetter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils._pytree import tree_leaves
 
 from dp.per_sample._graph.nodes import (
     Node,
@@ -18,20 +18,17 @@ from dp.per_sample._graph.nodes import (
     name_of,
     output_shape,
     saved,
-    size,
 )
+from dp.per_sample._graph.public import PublicTensors
 
 
 __all__ = (
     "LOOKUPS",
     "SUMS",
     "WITH_FACTOR",
-    "arguments_of",
-    "axes_of",
-    "batch_axes",
     "constant_factor",
     "facts",
-    "has_room",
+    "kept_without_graph",
     "looked_up",
     "signature",
 )
@@ -52,38 +49,9 @@ LOOKUPS: Final[Mapping[str, str]] = {
 # Custom functions, whose nodes' names end in no digit, may hide anything.
 _INDEXING: Final = ("Embedding", "Gather", "Index", "Mask", "Scatter", "Take", "Where")
 
-# Arguments that decide which examples meet under shapes that stay the same. Sizes and
-# positions are left out: they follow the lengths of a batch.
-_ARGUMENTS: Final = (
-    "axis",
-    "batch_first",
-    "dim",
-    "dim0",
-    "dim1",
-    "dim2",
-    "dimension",
-    "dims",
-    "scale_grad_by_freq",
-    "shifts",
-    "source_dim",
-    "train",
-    "training",
-)
-
-
-@cache
-def arguments_of(kind: type) -> Callable[[Node], Hashable] | None:
-    """Return what reads a kind of nodes' arguments; None if there are none to read."""
-    names = [
-        f"_saved_{name}"
-        for name in _ARGUMENTS
-        if hasattr(kind, f"_saved_{name}") and not hasattr(kind, f"_raw_saved_{name}")
-    ]
-    return attrgetter(*names) if names else None
-
 
 def signature(
-    node: Node, name: str, behind: Sequence[int]
+    node: Node, name: str, behind: Sequence[int], public: PublicTensors
 ) -> tuple[Hashable, ...] | None:
     """Return None for a node of parameters alone, else what names the use.
 
@@ -93,8 +61,9 @@ def signature(
         node: A node whose inputs that have a graph are all of parameters.
         name: Of its operation.
         behind: What identifies these parameters.
+        public: What was declared to be no data.
     """
-    if not _meets_data(node, name):
+    if not _meets_data(node, name) or _keeps_only_public(node, public):
         return None
     shape = output_shape(node, 0)
     if name in SUMS or name in WITH_FACTOR:
@@ -107,27 +76,18 @@ def signature(
     return (name, *behind, shape)
 
 
-def facts(
-    node: Node,
-    behind: Sequence[int] | None,
-    num_samples: int,
-    constants: Collection[Hashable],
-) -> Hashable:
+def facts(node: Node, behind: Sequence[int] | None, public: PublicTensors) -> Hashable:
     """Return all that decides what a node is besides its name and its inputs.
 
     Args:
         node: One that may hold something that the graph does not show.
         behind: If its inputs are of parameters alone, what identifies these.
-        num_samples: The number of examples.
-        constants: Of uses that might be constant, those that are.
+        public: What was declared to be no data.
     """
     name = name_of(node)
     factor = _kind_of_factor(node) if name in WITH_FACTOR else None
-    found = None if behind is None else signature(node, name, behind)
-    if not found:
-        return factor, found
-    room = has_room(output_shape(node, 0), num_samples)
-    return factor, not room or found in constants, room
+    found = None if behind is None else signature(node, name, behind, public)
+    return factor, found is None, bool(found)
 
 
 def _kind_of_factor(node: Node) -> Hashable:
@@ -145,6 +105,8 @@ def _shape_of(node: Node, index: int) -> Sequence[int]:
 
 def _meets_data(node: Node, name: str) -> bool:
     """Whether a node may hold data of examples that the graph does not show."""
+    if isinstance(node, BackwardCFunction):
+        return not _takes_nothing_else(node)
     if not name[-1].isdigit() or any(word in name for word in _INDEXING):
         return True
     if all(child is not None for child, _ in node.next_functions):
@@ -153,6 +115,34 @@ def _meets_data(node: Node, name: str) -> bool:
         return True
     constant = constant_factor(node)
     return constant is None or not is_number(constant)
+
+
+def _takes_nothing_else(node: Node) -> bool:
+    """Whether a custom function took and kept nothing but what has a graph."""
+    inputs = [child for child, _ in node.next_functions if child is not None]
+    return (
+        len(node.needs_input_grad) == len(inputs)
+        and all(kept.requires_grad for kept in node.saved_tensors)
+        and not any(isinstance(one, Tensor) for one in tree_leaves(vars(node)))
+    )
+
+
+def _keeps_only_public(node: Node, public: PublicTensors) -> bool:
+    """Whether all that a node keeps and that has no graph was declared public."""
+    if not public:
+        return False
+    kept = kept_without_graph(node)
+    return bool(kept) and all(public.has(one) for one in kept)
+
+
+def kept_without_graph(node: Node) -> list[Tensor]:
+    """Return what a node keeps for its backward pass and that has no graph."""
+    if isinstance(node, BackwardCFunction):
+        kept = [*node.saved_tensors, *tree_leaves(vars(node))]
+    else:
+        names = [name for name in dir(node) if name.startswith("_saved_")]
+        kept = tree_leaves([getattr(node, name) for name in names])
+    return [one for one in kept if isinstance(one, Tensor) and not one.requires_grad]
 
 
 def constant_factor(node: Node) -> Tensor | None:
@@ -172,24 +162,3 @@ def looked_up(node: Node, name: str) -> list[Tensor]:
     return [
         one for one in (kept if isinstance(kept, tuple) else (kept,)) if one is not None
     ]
-
-
-def has_room(shape: Sequence[int], num_samples: int) -> bool:
-    """Whether a tensor may hold something of every example."""
-    return size(shape) == 0 or any(length % num_samples == 0 for length in shape)
-
-
-def axes_of(node: Node, num_samples: int) -> Hashable:
-    """Return which axes of a node's outputs may hold the examples."""
-    metadata = node._input_metadata  # noqa: SLF001 -- see _nodes
-    return tuple([batch_axes(output.shape, num_samples) for output in metadata])
-
-
-def batch_axes(shape: Sequence[int], num_samples: int) -> Hashable:
-    """Return which axes may hold the examples, alone or with positions."""
-    return tuple(
-        [
-            0 if size % num_samples else 2 if size == num_samples else size > 0
-            for size in shape
-        ]
-    )

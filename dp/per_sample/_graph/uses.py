@@ -34,14 +34,11 @@ class Operand:
         parameters: What it is computed from.
         chain: The views between a single parameter and the operand, nearest to the
             operand first; None if something else lies between them.
-        has_constants: Whether something without a graph went into it that might have
-            had an entry for every example, and was found to be nobody's own.
     """
 
     edge: Edge
     parameters: Sequence[Tensor]
     chain: Sequence[Edge] | None
-    has_constants: bool
 
     @property
     def shape(self) -> Sequence[int]:
@@ -125,19 +122,22 @@ class Graph:
 
     Attributes:
         uses: Every use of the parameters.
-        shape: Equal for graphs of the same operations on the same parameters, with
-            the batch on the same axes; sizes of other axes make no difference.
         nodes: Every node of data, inputs before outputs.
-        constants: What no graph says the origin of and no axis gives to examples:
-            single factors, and what parameters alone are multiplied or indexed by.
+        followed: The same, and those of parameters alone that lie between a use and
+            something of :attr:`assumed`.
+        assumed: The nodes of parameters and of something without a graph that were
+            taken for shared by all units, and what names each.
+        constants: What no graph says the origin of and no axis gives to units: single
+            factors, and what parameters alone are multiplied or indexed by.
         hiding: The nodes that hold what decides what they are, and, of those whose
             inputs are of parameters alone, what identifies the parameters.
         above: The nodes that no use lies above.
     """
 
     uses: Sequence[Use]
-    shape: Hashable
     nodes: Sequence[Node]
+    followed: Sequence[Node]
+    assumed: Sequence[tuple[Node, Signature]]
     constants: Sequence[tuple[Node, Tensor]]
     hiding: Sequence[tuple[Node, Sequence[int] | None]]
     above: frozenset[Node]

@@ -6,21 +6,20 @@ views and casts, through which a part can be seen, or any other computation, whi
 a backward pass of its own.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import VIEWS, Node, is_number, name_of, output_shape
+from dp.per_sample._graph.nodes import VIEWS, Node, is_number, name_of
+from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.untracked_inputs import (
     LOOKUPS,
     SUMS,
     WITH_FACTOR,
-    arguments_of,
-    axes_of,
     constant_factor,
-    has_room,
     looked_up,
     signature,
 )
@@ -38,18 +37,18 @@ def find_uses(
     root: Edge,
     parameters: Sequence[Tensor],
     *,
-    num_samples: int,
     constants: frozenset[Signature] = frozenset(),
+    public: PublicTensors,
 ) -> Graph:
     """Find every use of *parameters* in the graph below *root*.
 
     Args:
         root: The node and output of the losses.
         parameters: Leaves of the graph.
-        num_samples: The number of losses.
-        constants: Of uses that might be constant, those that are.
+        constants: Of uses that might be constant, those that are taken to be.
+        public: Tensors that were declared to be no data.
     """
-    walk = _Walk({id(p): p for p in parameters}, num_samples, constants)
+    walk = _Walk({id(p): p for p in parameters}, constants, public)
     walk.run(root[0])
     return walk.graph(root)
 
@@ -60,24 +59,25 @@ class _Walk:
     def __init__(
         self,
         parameters: Mapping[int, Tensor],
-        num_samples: int,
         constants: frozenset[Signature],
+        public: PublicTensors,
     ) -> None:
         self._parameters = parameters
-        self._num_samples = num_samples
         self._constants = constants
+        self._public = public
         self._edges: dict[Node, Edges] = {}
         self._parameters_below: dict[
             Node, Sequence[Tensor]
         ] = {}  # Of parameters alone.
         self._reaches_use: dict[Node, bool] = {}
         self._with_constants: set[Node] = set()  # Of parameters, but not alone.
-        self._with_rows: set[Node] = set()  # And of as many entries as examples.
         self._uses: dict[Node, Signature | None] = {}
         self._nodes: list[Node] = []
+        self._followed: list[Node] = []
+        self._assumed: list[tuple[Node, Signature]] = []
         self._constant: list[tuple[Node, Tensor]] = []
         self._hiding: list[tuple[Node, Sequence[int] | None]] = []
-        self._shape: list[Any] = []
+        self._times: Counter[Signature] = Counter()
 
     def run(self, root: Node) -> None:
         edges, behind = self._edges, self._parameters_below
@@ -111,7 +111,7 @@ class _Walk:
             sign = self._signature(node, name, behind)
             is_use = sign is not None and sign not in self._constants
             if not is_use:
-                self._add_of_parameters(node, children, behind, sign is not None)
+                self._add_of_parameters(node, children, behind, sign)
                 return
         elif name in WITH_FACTOR and None in [child for child, _ in children]:
             self._hiding.append((node, None))
@@ -121,39 +121,38 @@ class _Walk:
             self._reaches_use[c] for c, _ in children if c is not None
         )
         self._nodes.append(node)
-        self._shape += (type(node), axes_of(node, self._num_samples))
-        read = arguments_of(node.__class__)
-        if read is not None:
-            self._shape.append(read(node))
+        self._followed.append(node)
         if is_use:
             self._uses[node] = sign
-            self._shape.append(tuple(id(p) for some in found for p in some))
 
     def _signature(
         self, node: Node, name: str, behind: Sequence[Tensor]
     ) -> Signature | None:
         ids = tuple(map(id, behind))
-        sign = signature(node, name, ids)
-        if name in LOOKUPS or name in SUMS or name in WITH_FACTOR:
+        is_known_by_name = name in SUMS or name in LOOKUPS or name in WITH_FACTOR
+        if is_known_by_name or self._public or not name[-1].isdigit():
             self._hiding.append((node, ids))
-        if sign and not has_room(output_shape(node, 0), self._num_samples):
-            self._constants |= {sign}
-        return sign
+        found = signature(node, name, ids, self._public)
+        if not found:
+            return found
+        # Several lookups of one table may have one shape, and not all be constant.
+        self._times[found] += 1
+        return (*found, self._times[found])
 
     def _add_of_parameters(
         self,
         node: Node,
         children: Edges,
         behind: Sequence[Tensor],
-        is_constant: bool,  # noqa: FBT001 -- private
+        assumed: Signature | None,
     ) -> None:
         self._parameters_below[node], self._reaches_use[node] = behind, False
         self._note_constant(node, name_of(node), children, any_size=True)
-        if is_constant or any(child in self._with_constants for child, _ in children):
+        if assumed:
+            self._assumed.append((node, assumed))
+        if assumed or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
-        has_rows = is_constant and has_room(output_shape(node, 0), self._num_samples)
-        if has_rows or any(child in self._with_rows for child, _ in children):
-            self._with_rows.add(node)
+            self._followed.append(node)
 
     def _note_constant(
         self, node: Node, name: str, children: Edges, *, any_size: bool
@@ -162,12 +161,16 @@ class _Walk:
             if None not in [child for child, _ in children]:
                 return
             constant = constant_factor(node)
-            if constant is None or is_number(constant):
+            if constant is None or is_number(constant) or self._public.has(constant):
                 return
             if any_size or constant.numel() == 1:
                 self._constant.append((node, constant))
         elif any_size and name in LOOKUPS:
-            self._constant += [(node, some) for some in looked_up(node, name)]
+            self._constant += [
+                (node, some)
+                for some in looked_up(node, name)
+                if not self._public.has(some)
+            ]
 
     def graph(self, root: Edge) -> Graph:
         if self._parameters_below[root[0]]:  # The losses are of parameters alone.
@@ -178,6 +181,8 @@ class _Walk:
                 )
             self._uses[root[0]] = ()
             self._nodes.append(root[0])
+            if root[0] not in self._followed:
+                self._followed.append(root[0])
         outputs = self._outputs(root)
         uses = [
             self._use(node, signature, sorted(outputs[node]))
@@ -186,7 +191,13 @@ class _Walk:
         ]
         above = self._above(root[0]) if self._constant else frozenset()
         return Graph(
-            uses, tuple(self._shape), self._nodes, self._constant, self._hiding, above
+            uses,
+            self._nodes,
+            self._followed,
+            self._assumed,
+            self._constant,
+            self._hiding,
+            above,
         )
 
     def _use(
@@ -200,9 +211,7 @@ class _Walk:
             behind = self._parameters_below[child]
             if behind:
                 chain = self._chain(child, index) if len(behind) == 1 else None
-                operands[position] = Operand(
-                    (child, index), behind, chain, child in self._with_rows
-                )
+                operands[position] = Operand((child, index), behind, chain)
             else:
                 data.append(child)
         is_last = not any(self._reaches_use[child] for child in data)
@@ -212,7 +221,8 @@ class _Walk:
         """Return the views between a parameter and an operand, if that is all."""
         chain: list[Edge] = []
         while self._edges[node]:
-            if name_of(node) not in VIEWS:
+            is_complex = node._input_metadata[index].dtype.is_complex  # noqa: SLF001 -- see nodes
+            if name_of(node) not in VIEWS or is_complex:
                 return None
             chain.append((node, index))
             node, index = self._edges[node][0]

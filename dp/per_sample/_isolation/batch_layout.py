@@ -1,21 +1,19 @@
-"""Which rows of a tensor inside the model belong to which example.
-
-Found once for a graph's shape, by sending NaN back from the losses of some examples:
-in each tensor, exactly the rows of those examples may turn NaN. If others do, the
-model mixes examples, and there is no such thing as an example's gradient.
+"""Regular owners as rules of gradients read them: an axis of examples.
 
 Shapes: ``B`` examples, ``T`` positions of an example, ``R = B * T`` rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
+from dp.per_sample._isolation.owners import Owners
 
-__all__ = ("Layout", "candidates", "fitting", "reached")
+
+__all__ = ("Layout",)
 
 
 @final
@@ -31,6 +29,13 @@ class Layout:
 
     axis: int
     time_major: bool = False
+
+    @classmethod
+    def of(cls, owners: Owners, rank: int) -> Self | None:
+        """Return owners of a tensor as a layout; None if they are none."""
+        if not owners.is_regular or (owners.outer > 1 and owners.inner > 1):
+            return None
+        return cls(owners.axis - rank, time_major=owners.outer > 1)
 
     def examples_first(self, tensor: Tensor, num_samples: int) -> Tensor:
         """Return the tensor with the examples' axis moved, or split off, to the front."""
@@ -56,44 +61,3 @@ class Layout:
             index.repeat(shared) if self.time_major else index.repeat_interleave(shared)
         )
         return along.view(-1, *[1] * (-1 - self.axis))
-
-
-def candidates(shape: Sequence[int], num_samples: int) -> Iterator[Layout]:
-    """Give every way in which examples may lie in a tensor of a shape."""
-    axes = range(-len(shape), 0)
-    yield from (Layout(axis) for axis in axes if shape[axis] == num_samples)
-    for axis in axes:
-        if shape[axis] > num_samples and shape[axis] % num_samples == 0:
-            yield Layout(axis)
-            yield Layout(axis, time_major=True)
-
-
-def reached(layouts: Sequence[Layout], mask: Tensor, num_samples: int) -> Tensor:
-    """Return [L, B]: by each of L layouts, whether anything of an example is marked."""
-    rows = [
-        layout.examples_first(mask, num_samples).reshape(num_samples, -1).any(1)
-        for layout in layouts
-    ]
-    return torch.stack(rows) if rows else mask.new_zeros(0, num_samples)
-
-
-def fitting(
-    layouts: Sequence[Layout], probes: Sequence[tuple[Tensor, Tensor]]
-) -> list[Layout]:
-    """Return every layout by which NaN stayed with its examples.
-
-    None means that examples are mixed. More than one means that the probes do not
-    tell them apart, as where no gradient flows.
-
-    Args:
-        layouts: Those that may fit.
-        probes: Pairs of which examples are reached, by layout, and which may be.
-    """
-    strays_L = [
-        (reached_LB & ~seeded_B).any(1).tolist() for reached_LB, seeded_B in probes
-    ]
-    return [
-        layout
-        for layout, *strays in zip(layouts, *strays_L, strict=True)
-        if not any(strays)
-    ]

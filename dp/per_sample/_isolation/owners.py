@@ -21,7 +21,7 @@ Shapes: ``U`` units, ``N`` entries of the axis along which owners differ.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Self, final
+from typing import Final, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -72,12 +72,12 @@ class Owners(NamedTuple):
     rows: Tensor | None = None
 
     @classmethod
-    def regular(cls, axis: int, outer: int = 1, inner: int = 1) -> Self:
+    def regular(cls, axis: int, outer: int = 1, inner: int = 1) -> "Owners":
         """Return the owners of units that lie along one axis in their order."""
         return cls(axis, outer, inner)
 
     @classmethod
-    def irregular(cls, rows: Tensor) -> Self:
+    def irregular(cls, rows: Tensor) -> "Owners":
         """Return owners that are given one by one."""
         return cls(_IRREGULAR, rows=rows)
 
@@ -274,28 +274,33 @@ def scattered(rows: Tensor, shape: Sequence[int], axis: int, index: Tensor) -> T
 
 
 def regularized(owners: Owners, shape: Sequence[int], num_units: int) -> Owners:
-    """Return irregular owners as three integers, if they are regular after all."""
+    """Return irregular owners as three integers, if units do lie along one axis.
+
+    What is nobody's holds zeros, which may count as anybody's: a slice of the batch
+    leaves the rest nobody's, and is regular all the same.
+    """
     rows = owners.rows
     if rows is None:
         return owners
     rows = rows.view([1] * (len(shape) - rows.dim()) + list(rows.shape))
-    rows = shortened(rows, range(len(shape)))
-    axes = [axis for axis, length in enumerate(rows.shape) if length > 1]
-    if not axes:
-        return _of_one(rows, num_units)
-    unit_N = rows.flatten()
-    first_step = int((unit_N != unit_N[0]).to(torch.int8).argmax())
-    run = first_step * num_units
-    if len(axes) > 1 or len(unit_N) % run:
-        return Owners.irregular(rows)
-    found = Owners.regular(axes[0], len(unit_N) // run, first_step)
-    expected_N = found.as_rows(len(shape), num_units, rows.device).flatten()
-    return found if torch.equal(expected_N, unit_N) else Owners.irregular(rows)
+    if bool((rows == NOBODY).all()):
+        return NOBODYS
+    for axis, length in enumerate(rows.shape):
+        if length > 1 and length % num_units == 0:
+            for found in _candidates(rows, axis, num_units):
+                expected = found.as_rows(len(shape), num_units, rows.device)
+                if bool(((rows == expected) | (rows == NOBODY)).all()):
+                    return found
+    return Owners.irregular(shortened(rows, range(len(shape))))
 
 
-def _of_one(rows: Tensor, num_units: int) -> Owners:
-    """Return the owners of a tensor that has one owner, or none, or all."""
-    owner = int(rows.flatten()[0]) if rows.numel() else NOBODY
-    if owner == 0 and num_units == 1:
-        return Owners.regular(0)
-    return {NOBODY: NOBODYS, MIXED: EVERYBODYS}.get(owner, Owners.irregular(rows))
+def _candidates(rows: Tensor, axis: int, num_units: int) -> list[Owners]:
+    """Return the ways in which units may lie along an axis."""
+    shared = rows.shape[axis] // num_units
+    unit_N = rows.amax([k for k in range(rows.dim()) if k != axis]).flatten()
+    changes_N = (unit_N != unit_N[0]).to(torch.int8)
+    first_run = int(changes_N.argmax()) or 1
+    inner = dict.fromkeys((shared, 1, first_run))
+    return [
+        Owners.regular(axis, shared // n, n) for n in inner if n and shared % n == 0
+    ]

@@ -100,7 +100,7 @@ class ConvolutionGrads(GradPart):
         else:
             total.copy_(weighted)
 
-    def mask_examples(self, mask_B: Tensor) -> GradPart:
+    def mask_examples(self, mask_B: Tensor) -> "ConvolutionGrads":
         return replace(
             self,
             inputs=zeroed(self.inputs, mask_B),

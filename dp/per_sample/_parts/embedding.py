@@ -7,6 +7,7 @@ Shapes: ``B`` examples, ``L`` lookups in all, ``D`` embedding dimensions, ``V`` 
 the table, ``K`` pairs of an example and a row, ``T`` positions of an example.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -23,7 +24,7 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("EmbeddingGrads",)
+__all__ = ("EmbeddingGrads", "join_tables")
 
 
 @final
@@ -109,6 +110,17 @@ class EmbeddingGrads(GradPart):
             total.zero_()
         total.index_add_(0, self.indices_L, weighted_LD)
 
+    def owned_by(self, unit_B: Tensor, num_units: int) -> GradPart:
+        owners_L = unit_B[self.owners_L]
+        kept_K = (owners_L >= 0).nonzero()[:, 0]
+        return EmbeddingGrads(
+            self.indices_L[kept_K],
+            owners_L[kept_K],
+            self.grads_LD[kept_K],
+            num_rows=self.num_rows,
+            num_samples=num_units,
+        )
+
     def mask_examples(self, mask_B: Tensor) -> GradPart:
         return EmbeddingGrads(
             self.indices_L,
@@ -117,3 +129,16 @@ class EmbeddingGrads(GradPart):
             num_rows=self.num_rows,
             num_samples=self.num_samples,
         )
+
+
+def join_tables(uses: Sequence[EmbeddingGrads]) -> EmbeddingGrads:
+    """Return several uses of one table as one."""
+    if len(uses) == 1:
+        return uses[0]
+    return EmbeddingGrads(
+        torch.cat([use.indices_L for use in uses]),
+        torch.cat([use.owners_L for use in uses]),
+        torch.cat([use.grads_LD for use in uses]),
+        num_rows=uses[0].num_rows,
+        num_samples=uses[0].num_samples,
+    )

@@ -72,6 +72,9 @@ class FactoredGrads(GradPart):
             right_rows=self.left_rows,
         )
 
+    def factors_of_transposed(self) -> GradPart:
+        return self.transposed()
+
     def squared_norms(self) -> Tensor:
         T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = self.right.shape[-1]  # noqa: E741 -- a shape suffix

@@ -57,6 +57,19 @@ class GradPart(ABC):
             beta: 0 or 1.
         """
 
+    def factors_of_transposed(self) -> "GradPart | None":
+        """Return the gradients of the transposed operand, if they are two factors."""
+        return None
+
+    def owned_by(self, unit_B: Tensor, num_units: int) -> "GradPart | None":  # noqa: ARG002 -- for parts that can
+        """Return the gradients of units, if the part can hold examples in any order.
+
+        Args:
+            unit_B: The unit of each example; a negative number if it is nobody's.
+            num_units: The number of units.
+        """
+        return None
+
     @abstractmethod
     def mask_examples(self, mask_B: Tensor) -> "GradPart":
         """Return the part with the gradients of the marked examples set to zero."""
@@ -111,8 +124,9 @@ class MaterializedGrads(GradPart):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged if it is in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    """Return the tensor in float32, or unchanged if it is in float64 or complex."""
+    is_wide = tensor.dtype == torch.float64 or tensor.is_complex()
+    return tensor if is_wide else tensor.float()
 
 
 def squared_norms(grads_BP: Tensor) -> Tensor:

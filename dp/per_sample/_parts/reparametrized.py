@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.exceptions import SampleMixingError
 from dp.per_sample._graph.nodes import Node, name_of
-from dp.per_sample._graph.uses import Operand, shapes_of
-from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._graph.uses import Operand
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -30,7 +28,11 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("SlicedGrads", "parts_of_parameters", "transposed_back")
+__all__ = (
+    "SlicedGrads",
+    "parts_of_parameters",
+    "transposed_back",
+)
 
 _MATRIX = 2
 
@@ -38,26 +40,14 @@ _MATRIX = 2
 def parts_of_parameters(
     part: GradPart, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, GradPart]]:
-    """Return the parts of the parameters that an operand was computed from.
-
-    Raises:
-        SampleMixingError: If each example has a slice of an operand that involves a
-            tensor without a graph. Such a tensor passed as constant because examples
-            were mixed on the way to it, so a slice is not one example's own.
-    """
-    if isinstance(part, SlicedGrads) and operand.has_constants:
-        raise SampleMixingError(
-            "examples are mixed on the way to parameters of shape"
-            f" {shapes_of(operand.parameters)}: a tensor computed from them has an entry"
-            " for every example, but no entry is one example's own"
-        )
+    """Return the parts of the parameters that an operand was computed from."""
     if operand.chain == []:
         return [(operand.parameters[0], part)]
     if operand.chain is None or isinstance(part, SlicedGrads):
         return _through_autograd(part, operand, num_samples)
     (parameter,) = operand.parameters
-    if isinstance(part, FactoredGrads) and _is_transposed(operand):
-        return [(parameter, part.transposed())]
+    if _is_transposed(operand) and (factors := part.factors_of_transposed()):
+        return [(parameter, factors)]
     if _is_cast(operand):
         return [(parameter, part)]
     return [(parameter, ViewGrads(part, operand))]
@@ -213,11 +203,13 @@ def _through_autograd(
     """Return a part for each parameter, materialized if that is smaller.
 
     A low-rank product A @ B is larger than A and B together, so their gradients are
-    held; a weight made of one parameter of its own size gains nothing by that.
+    held; a weight made of one parameter of its own size gains nothing by that. Sums
+    are real, so gradients of complex operands are held as well.
     """
     parameters = operand.parameters
     size = sum(parameter.numel() for parameter in parameters)
-    if len(parameters) == 1 or size > _size(operand):
+    is_complex = _dtype(*operand.edge).is_complex  # Of real parameters.
+    if not is_complex and (len(parameters) == 1 or size > _size(operand)):
         return [
             (p, ReparametrizedGrads(part, operand, p, num_samples)) for p in parameters
         ]

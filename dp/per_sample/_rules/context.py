@@ -3,9 +3,9 @@
 Shapes: ``B`` examples, ``T`` positions of an example, ``D`` the last axis.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,9 +18,19 @@ from dp.per_sample._isolation.owners import Owners
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
+from dp.per_sample._parts.row_groups import RowGroups
 
 
-__all__ = ("Grads", "MemoryBudget", "Parts", "Rule", "RuleContext", "reduce_broadcast")
+__all__ = (
+    "Grads",
+    "MemoryBudget",
+    "Parts",
+    "Rule",
+    "RuleContext",
+    "SpreadLayout",
+    "is_shared",
+    "reduce_broadcast",
+)
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
 Parts = dict[int, GradPart]  # By input position.
@@ -54,6 +64,31 @@ class MemoryBudget:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class SpreadLayout:
+    """How examples of one row each lie along several axes of a tensor.
+
+    Documents that are packed into a batch of [4, 512] tokens have 2048 rows.
+
+    Attributes:
+        axes: The axes, ascending, counted from the last: -3, -2.
+    """
+
+    axes: Sequence[int]
+    time_major: ClassVar[bool] = False
+
+    @property
+    def axis(self) -> int:
+        """The last of the axes."""
+        return self.axes[-1]
+
+    def examples_first(self, tensor: Tensor, num_samples: int) -> Tensor:
+        """Return the tensor with the axes in front, as one."""
+        moved = tensor.movedim([*self.axes], [*range(len(self.axes))])
+        return moved.reshape(num_samples, *moved.shape[len(self.axes) :])
+
+
+@final
 @dataclass(slots=True)
 class RuleContext:
     """One use of parameters, with the place of the examples in its outputs.
@@ -66,17 +101,19 @@ class RuleContext:
         held: Saved values that were read before, by name; the node's own otherwise.
         owners: By output, the unit that owns each element, where units lie along no
             axis. There are no layouts then.
+        groups: The rows of uses by unit, which all uses of a batch may share.
     """
 
     use: Use
-    layouts: Mapping[int, Layout]
+    layouts: Mapping[int, "Layout | SpreadLayout"]
     num_samples: int
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(0))
     held: Mapping[str, Any] = field(default_factory=dict)
     owners: Mapping[int, Owners] = field(default_factory=dict)
+    groups: dict[Hashable, RowGroups] = field(default_factory=dict)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> "Layout | SpreadLayout":
         """How the examples lie in the first output."""
         return self.layouts[0]
 
@@ -88,6 +125,21 @@ class RuleContext:
     def saved(self, name: str) -> Any:
         """Return the value that the node saved under *name*."""
         return self.held[name] if name in self.held else saved(self.use.node, name)
+
+    def owner_tensor(self, output: int, grad: Tensor) -> Tensor:
+        """Return a tensor that broadcasts to an output and holds each element's unit.
+
+        Args:
+            output: Which output.
+            grad: Its gradient.
+        """
+        if not self.owners:
+            layout = self.layouts[output]
+            assert isinstance(layout, Layout)  # noqa: S101 -- see Rule.spreads
+            return layout.owners(grad.shape, self.num_samples, grad.device)
+        owners = self.owners[output]
+        rows: Tensor = owners.as_rows(grad.dim(), self.num_samples, grad.device)
+        return rows
 
     @property
     def axis(self) -> int:
@@ -159,6 +211,8 @@ class Rule:
             be served as one use of more examples. Their parts must then be
             materialized or factored.
         matrix: The input position of a matrix product's matrix.
+        spreads: Whether it can serve a context in which examples are single rows along
+            several axes, as of sequences packed into the rows of a batch.
         takes_all: Whether *parts* is given the gradients of all outputs, some of which
             may be None, instead of the gradient of the first.
         waits: Whether *parts* must not run inside the node's own backward.
@@ -170,6 +224,7 @@ class Rule:
     applies: Callable[[RuleContext], bool] = lambda _context: True
     stacks: tuple[str, ...] = ()
     matrix: int | None = None
+    spreads: Callable[[RuleContext], bool] = lambda _context: False
     takes_all: bool = False
     waits: bool = False
 
@@ -197,16 +252,35 @@ def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradP
         return MaterializedGrads(grad)  # As it is: nothing was broadcast but the batch.
     if B == 1:
         return MaterializedGrads(grad.sum_to_size(shape)[None])
-    axis = len(shape) + layout.axis
-    if axis >= 0 and shape[axis] == grad.shape[layout.axis]:
+    if extends_along_examples(context, position):
+        axis = len(shape) + layout.axis
         return _sliced(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
-    sizes.pop(layout.axis)  # 1: the operand does not extend along it.
+    # Of length 1: the operand does not extend along the examples.
+    sizes = [n for k, n in enumerate(sizes) if k - grad.dim() not in _axes(layout)]
     grads = layout.examples_first(grad, B)
     summed = _broadcast_axes(grads.shape[1:], sizes)
     return MaterializedGrads(
         (grads.sum(summed) if summed else grads).reshape(B, *shape)
     )
+
+
+def extends_along_examples(context: RuleContext, position: int) -> bool:
+    """Whether an operand is not broadcast over an axis that the examples are on."""
+    shape, output = context.operands[position].shape, context.use.shape
+    return any(
+        len(shape) + axis >= 0 and shape[axis] == output[axis]
+        for axis in _axes(context.layout)
+    )
+
+
+def is_shared(context: RuleContext) -> bool:
+    """Whether every operand is broadcast over the examples."""
+    return not any(extends_along_examples(context, i) for i in context.operands)
+
+
+def _axes(layout: Layout | SpreadLayout) -> Sequence[int]:
+    return layout.axes if isinstance(layout, SpreadLayout) else [layout.axis]
 
 
 def _broadcast_axes(lengths: Sequence[int], sizes: Sequence[int]) -> list[int]:
@@ -230,6 +304,6 @@ def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
     if not context.layout.time_major:
         apart = grad.unflatten(axis, (B, -1))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
-    owners = context.layout.owners(grad.shape, B, grad.device)
+    owners = context.owner_tensor(0, grad)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
     return MaterializedGrads(torch.where(owners == index, grad, 0))

@@ -1,15 +1,13 @@
 """Gradients of operations that no rule serves.
 
-There are two ways, both exact: one backward of the operation alone for each example
-(:func:`by_node`), or, where the batch does not show which rows are whose, one backward
-pass of the whole graph for each example (:func:`by_graph`).
+One backward of the operation alone for each example is exact, whatever it is.
 
 Shapes: ``B`` examples.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,19 +15,23 @@ from torch import Tensor
 from dp import _tuning
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._graph.nodes import (
-    Node,
-    by_input,
-    materialized,
     output_shape,
     output_shapes,
+    run_backward,
     size,
 )
 from dp.per_sample._graph.uses import shapes_of
-from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._parts.part import GradPart, MaterializedGrads
+from dp.per_sample._parts.ragged import by_unit
+from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.context import Grads, Parts, RuleContext
 
 
-__all__ = ("by_graph", "by_node")
+__all__ = ("by_node",)
+
+_NO_UNIT: Final = -9  # Neither a unit nor one of the marks of owners.
+# By kind of node and shapes: whether what torch.vmap batches adds up.
+_adds_up: Final[dict[Hashable, bool]] = {}
 
 
 def by_node(context: RuleContext, grads: Grads) -> Parts:
@@ -41,45 +43,89 @@ def by_node(context: RuleContext, grads: Grads) -> Parts:
     Raises:
         UnsupportedOperationError: If 0 times what the node holds is not 0.
     """
-    node, B = context.use.node, context.num_samples
+    node = context.use.node
     positions = list(context.operands)
     grads = [*grads, *[None] * (len(output_shapes(node)) - len(grads))]
     owners = {
-        i: context.layouts[i].owners(grad.shape, B, grad.device)
+        i: context.owner_tensor(i, grad)
         for i, grad in enumerate(grads)
         if grad is not None
     }
+    unit_K = _units(context, owners)
 
-    def of_example(example: Tensor) -> tuple[Tensor, ...]:
+    def of_rows(mine: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         masked = [
-            None if grad is None else torch.where(owners[i] == example, grad, 0)
+            None if grad is None else torch.where(mine[i], grad, 0)
             for i, grad in enumerate(grads)
         ]
-        of_inputs = _run_backward(node, masked)
+        of_inputs = run_backward(node, masked)
         return tuple(_or_zeros(context, i, of_inputs[i]) for i in positions)
 
-    device = next(iter(owners.values())).device
-    if B > 1:
-        _check_separable(context, of_example(torch.tensor(-1, device=device)))
-    index_B = torch.arange(B, device=device)
+    def of_example(example: Tensor) -> tuple[Tensor, ...]:
+        return of_rows({i: owner == example for i, owner in owners.items()})
+
+    if context.num_samples > 1:
+        _check_separable(context, of_example(unit_K.new_tensor(_NO_UNIT)))
     step = max(1, _tuning.FALLBACK_CHUNK_BYTES // (8 * _largest(context) or 1))
-    columns = zip(*_rows_of_examples(of_example, index_B, step), strict=True)
+    rows = _rows_of_examples(of_example, unit_K, step)
+    kind = (type(node), *output_shapes(node), *owners)
+    if kind not in _adds_up:
+        whole = of_rows({i: owner >= 0 for i, owner in owners.items()})
+        _adds_up[kind] = _is_sum(rows, whole)
+    if not _adds_up[kind]:
+        rows = _one_by_one(of_example, unit_K)
+    columns = zip(*rows, strict=True)
     return {
-        position: MaterializedGrads(torch.cat(column))
+        position: _of_units(torch.cat(column), unit_K, context)
         for position, column in zip(positions, columns, strict=True)
     }
 
 
+def _is_sum(rows: Sequence[tuple[Tensor, ...]], whole: Sequence[Tensor]) -> bool:
+    """Whether the examples' gradients add up to those of one whole backward.
+
+    Some of torch's own rules for batching a backward are wrong, as that of cdist.
+    """
+    for chunks, total in zip(zip(*rows, strict=True), whole, strict=True):
+        found = torch.cat(chunks).sum(0)
+        error = float(torch.linalg.vector_norm(found - total))
+        eps = torch.finfo(total.dtype).eps
+        if error > eps**0.5 * float(torch.linalg.vector_norm(total)):
+            return False
+    return True
+
+
+def _units(context: RuleContext, owners: Mapping[int, Tensor]) -> Tensor:
+    """Return the units that own anything, which may be few of many."""
+    if not context.owners:
+        device = next(iter(owners.values())).device
+        return torch.arange(context.num_samples, device=device)
+    unit_K = torch.cat([owner.flatten() for owner in owners.values()]).unique()
+    owned_K: Tensor = unit_K[unit_K >= 0]
+    return owned_K
+
+
+def _of_units(grads_KP: Tensor, unit_K: Tensor, context: RuleContext) -> GradPart:
+    part = MaterializedGrads(grads_KP)
+    if not context.owners:
+        return part
+    return by_unit(part, RowGroups(unit_K, context.num_samples))
+
+
 def _rows_of_examples(
-    of_example: Callable[[Tensor], tuple[Tensor, ...]], index_B: Tensor, step: int
+    of_example: Callable[[Tensor], tuple[Tensor, ...]], unit_K: Tensor, step: int
 ) -> list[tuple[Tensor, ...]]:
     """Return chunks of rows by operand, batched where torch can do that."""
     try:
-        return [_batched(of_example, chunk) for chunk in index_B.split(step)]
+        return [_batched(of_example, chunk) for chunk in unit_K.split(step)]
     except RuntimeError:  # An operation that torch.vmap cannot batch.
-        return [
-            tuple(grad[None] for grad in of_example(example)) for example in index_B
-        ]
+        return _one_by_one(of_example, unit_K)
+
+
+def _one_by_one(
+    of_example: Callable[[Tensor], tuple[Tensor, ...]], unit_K: Tensor
+) -> list[tuple[Tensor, ...]]:
+    return [tuple(grad[None] for grad in of_example(unit)) for unit in unit_K]
 
 
 def _batched(
@@ -98,16 +144,6 @@ def _or_zeros(context: RuleContext, position: int, grad: Tensor | None) -> Tenso
     if grad is None:
         return torch.zeros(operand.shape, device=operand.parameters[0].device)
     return grad.sum_to_size(operand.shape)  # As autograd does for broadcast inputs.
-
-
-def _run_backward(
-    node: Node, grads: Sequence[Tensor | None]
-) -> Sequence[Tensor | None]:
-    """Run a node's own backward, without the rest of the graph."""
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return by_input(node, node.apply(*materialized(node, grads)))
-    result: Any = node(*grads)
-    return result if isinstance(result, tuple) else (result,)
 
 
 def _check_separable(context: RuleContext, of_nobody: Sequence[Tensor]) -> None:
@@ -135,54 +171,6 @@ def _inseparable(parameters: Sequence[Tensor]) -> UnsupportedOperationError:
 
 
 def _largest(context: RuleContext) -> int:
-    outputs = sum(size(output_shape(context.use.node, i)) for i in context.layouts)
+    places = context.owners or context.layouts
+    outputs = sum(size(output_shape(context.use.node, i)) for i in places)
     return max(outputs, *(size(o.shape) for o in context.operands.values()))
-
-
-def by_graph(
-    losses_B: Tensor, parameters: Sequence[Tensor], *, loss_scale: float
-) -> dict[int, MaterializedGrads]:
-    """Return materialized gradients by one backward pass an example, in chunks."""
-    of_nobody = torch.autograd.grad(
-        losses_B,
-        parameters,
-        torch.zeros_like(losses_B),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    for parameter, grad in zip(parameters, of_nobody, strict=True):
-        if len(losses_B) > 1 and not bool(grad.isfinite().all()):
-            raise _inseparable([parameter])
-    try:
-        rows = _rows(losses_B, parameters, loss_scale, batched=True)
-    except RuntimeError:  # An operation that torch.vmap cannot batch.
-        rows = _rows(losses_B, parameters, loss_scale, batched=False)
-    return {
-        id(p): MaterializedGrads(grads)
-        for p, grads in zip(parameters, rows, strict=True)
-    }
-
-
-def _rows(
-    losses_B: Tensor,
-    parameters: Sequence[Tensor],
-    loss_scale: float,
-    *,
-    batched: bool,
-) -> list[Tensor]:
-    one_hot_BB = torch.eye(len(losses_B), dtype=losses_B.dtype, device=losses_B.device)
-    seeds_BB = one_hot_BB * loss_scale
-    chunks = []
-    for seeds in seeds_BB.split(_tuning.GRAPH_PASSES_AT_ONCE) if batched else seeds_BB:
-        grads = torch.autograd.grad(
-            losses_B,
-            parameters,
-            seeds,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-            materialize_grads=True,
-        )
-        chunks.append([g if batched else g[None] for g in grads])
-    return [torch.cat(column) for column in zip(*chunks, strict=True)]

@@ -58,12 +58,17 @@ def _takes_rows_by_number(context: RuleContext) -> bool:
     return is_single and _takes_rows(context)
 
 
+def _selects_rows(context: RuleContext) -> bool:
+    return context.saved("dim") == 0 and _takes_rows(context)
+
+
 INDEX_RULES: Final[Mapping[str, Rule]] = {
     "IndexBackward0": Rule(
         parts=_index,
         reads=("indices",),
         example=lambda: leaf(2, 1)[torch.zeros(1, dtype=torch.long, device="cpu")],
         applies=_takes_rows_by_number,
+        spreads=_takes_rows_by_number,
     ),
     "IndexSelectBackward0": Rule(
         parts=_index_select,
@@ -71,6 +76,7 @@ INDEX_RULES: Final[Mapping[str, Rule]] = {
         example=lambda: leaf(2, 1).index_select(
             0, torch.zeros(1, dtype=torch.long, device="cpu")
         ),
-        applies=lambda context: context.saved("dim") == 0 and _takes_rows(context),
+        applies=_selects_rows,
+        spreads=_selects_rows,
     ),
 }

@@ -10,10 +10,12 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.grouped import GroupedGrads
 from dp.per_sample._parts.part import GradPart, MaterializedGrads
 from dp.per_sample._parts.reparametrized import SlicedGrads
 from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
@@ -90,11 +92,12 @@ def _products(
 ) -> Parts:
     """Return the parts of N products ``left @ right`` of [N, ...] each."""
     left, right = names
+    layout = _layout(context)
     if first + 1 in context.operands:
         inputs = context.saved(left)
-        return {first + 1: _product(context, context.layout, inputs, grad)}
+        return {first + 1: _product(context, layout, inputs, grad)}
     if first in context.operands:
-        transposed = _transposed_context(context).layout
+        transposed = _layout(_transposed_context(context))
         return {first: _product(context, transposed, grad.mT, context.saved(right).mT)}
     return {}
 
@@ -125,7 +128,13 @@ def _transposed_context(context: RuleContext) -> RuleContext:
     """Return the context of the transposed product, with the examples on its rows."""
     if context.num_samples == 1 or context.layout.axis != _COLUMNS:
         return context
-    return replace(context, layouts={0: replace(context.layout, axis=_ROWS)})
+    return replace(context, layouts={0: replace(_layout(context), axis=_ROWS)})
+
+
+def _layout(context: RuleContext) -> Layout:
+    layout = context.layout
+    assert isinstance(layout, Layout)  # noqa: S101 -- no rule here spreads
+    return layout
 
 
 def _mv(context: RuleContext, grad: Tensor) -> Parts:
@@ -134,6 +143,34 @@ def _mv(context: RuleContext, grad: Tensor) -> Parts:
     if context.layout.time_major:
         return {1: MaterializedGrads(products.unflatten(0, (-1, B)).sum(0))}
     return {1: MaterializedGrads(products.unflatten(0, (B, -1)).sum(1))}
+
+
+def _grouped_mm(context: RuleContext, grad: Tensor) -> Parts:
+    """Serve a product of rows that are sorted by expert with each expert's matrix."""
+    num_experts = context.operands[1].shape[0]
+    row_R = torch.arange(len(grad), device=grad.device)
+    # Expert e has the rows up to offsets[e]; behind the last are none.
+    offsets_E = context.saved("offs").long()
+    expert_R = torch.searchsorted(offsets_E, row_R, right=True)
+    part = GroupedGrads(
+        left=context.saved("self"),
+        right=grad,
+        experts=torch.where(expert_R < num_experts, expert_R, -1),
+        units=context.owner_tensor(0, grad).expand(grad.shape)[:, 0],
+        num_experts=num_experts,
+        num_units=context.num_samples,
+    )
+    return {1: part}
+
+
+def _is_routed(context: RuleContext) -> bool:
+    """Whether rows go to experts whose matrices all examples share."""
+    if [*context.operands] != [1] or context.saved("offs") is None:
+        return False
+    is_stack = len(context.operands[1].shape) == -_BATCH
+    is_rows = len(context.use.shape) == -_ROWS
+    on_rows = context.num_samples == 1 or context.layout.axis == _ROWS
+    return is_stack and is_rows and on_rows
 
 
 def _scaled(grad: Tensor, factor: float) -> Tensor:
@@ -186,6 +223,14 @@ MATRIX_RULES: Final[Mapping[str, Rule]] = {
         reads=("self", "mat2"),
         example=lambda: torch.bmm(leaf(1, 2, 3), leaf(1, 3, 2)),
         applies=_right_is_shared(1, _BATCH),
+    ),
+    "GroupedMmBackward0": Rule(
+        parts=_grouped_mm,
+        reads=("self", "offs"),
+        example=lambda: F.grouped_mm(
+            leaf(1, 4), leaf(1, 4, 4), offs=torch.ones(1, dtype=torch.int32)
+        ),
+        applies=_is_routed,
     ),
     "MmBackward0": Rule(
         parts=_mm,

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.per_sample._graph.nodes import leaf, output_shape, signed
-from dp.per_sample._rules.context import Parts, Rule, RuleContext, reduce_broadcast
+from dp.per_sample._rules.context import (
+    Parts,
+    Rule,
+    RuleContext,
+    is_shared,
+    reduce_broadcast,
+)
 
 
 __all__ = ("POINTWISE_RULES",)
@@ -110,6 +116,7 @@ def _lengths_are_known(context: RuleContext) -> bool:
 POINTWISE_RULES: Final[Mapping[str, Rule]] = {
     "AddBackward0": Rule(
         parts=_add,
+        spreads=is_shared,
         reads=("alpha",),
         example=lambda: leaf(1) + leaf(1),
     ),
@@ -121,27 +128,32 @@ POINTWISE_RULES: Final[Mapping[str, Rule]] = {
     ),
     "DivBackward0": Rule(
         parts=_div,
+        spreads=is_shared,
         reads=("self", "other"),
         example=lambda: leaf(1) / leaf(1),
     ),
     "MulBackward0": Rule(
         parts=_mul,
+        spreads=is_shared,
         reads=("self", "other"),
         example=lambda: leaf(1) * leaf(1),
     ),
     "PreluKernelBackward0": Rule(
         parts=_prelu,
+        spreads=lambda context: 0 not in context.operands and is_shared(context),
         reads=("self",),
         example=lambda: F.prelu(leaf(1, 1), leaf(1)),
         applies=lambda context: 0 not in context.operands,
     ),
     "SubBackward0": Rule(
         parts=_sub,
+        spreads=is_shared,
         reads=("alpha",),
         example=lambda: leaf(1) - leaf(1),
     ),
     "WhereBackward0": Rule(
         parts=_where,
+        spreads=is_shared,
         reads=("condition",),
         example=lambda: torch.where(
             torch.ones(1, dtype=torch.bool, device="cpu"), leaf(1), leaf(1)

@@ -50,7 +50,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
     weights_L = context.saved("per_sample_weights")
     if weights_L is not None:
         grads_LD = grads_LD * weights_L[:, None]
-    owner_of_bag = context.layout.owners(grad.shape, context.num_samples, grad.device)
+    owner_of_bag = context.owner_tensor(0, grad)
     part = EmbeddingGrads(
         indices_L,
         owner_of_bag.flatten().expand(len(grad))[bags_L],
@@ -67,8 +67,12 @@ def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Te
 
 
 def _is_plain(context: RuleContext) -> bool:
-    """Whether gradients are dense, and divided by no count over the batch."""
-    return not (context.saved("scale_grad_by_freq") or context.saved("sparse"))
+    """Whether gradients are divided by no count over the batch.
+
+    Whether torch would return them as sparse tensors makes no difference here: they are
+    computed from the look-ups, and noise reaches every row.
+    """
+    return not context.saved("scale_grad_by_freq")
 
 
 def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
@@ -118,7 +122,8 @@ def _norms_within_examples(context: RuleContext) -> bool:
 SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     "EmbeddingBackward0": Rule(
         parts=_embedding,
-        reads=("indices", "padding_idx", "scale_grad_by_freq", "sparse"),
+        spreads=_is_plain,
+        reads=("indices", "padding_idx", "scale_grad_by_freq"),
         example=lambda: F.embedding(
             torch.zeros(1, dtype=torch.long, device="cpu"), leaf(2, 1)
         ),
@@ -133,7 +138,6 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
             "padding_idx",
             "per_sample_weights",
             "scale_grad_by_freq",
-            "sparse",
         ),
         example=lambda: F.embedding_bag(
             torch.zeros(1, 1, dtype=torch.long, device="cpu"), leaf(2, 1)
@@ -146,6 +150,7 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     ),
     "NativeLayerNormBackward0": Rule(
         parts=_layer_norm,
+        spreads=_norms_within_examples,
         reads=("input", "result1", "result2", "normalized_shape"),
         example=lambda: F.layer_norm(leaf(1, 2), [2], leaf(2), leaf(2)),
         applies=_norms_within_examples,
@@ -153,6 +158,7 @@ SEQUENCE_RULES: Final[Mapping[str, Rule]] = {
     ),
     "FusedRmsNormBackward0": Rule(
         parts=_rms_norm,
+        spreads=_norms_within_examples,
         reads=("input", "result1", "normalized_shape"),
         example=None,
         applies=_norms_within_examples,

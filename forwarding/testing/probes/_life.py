@@ -111,10 +111,10 @@ def uncovered(
     """
     from forwarding import coverage  # noqa: PLC0415  # a probe is no user
 
-    found = coverage(wrapper, target, leave_out=leave_out)
+    sorted_names = coverage(wrapper, target, leave_out=leave_out)
     return {
-        **dict.fromkeys(found.missing, "missing"),
-        **dict.fromkeys(found.shadowed, "shadowed"),
+        **dict.fromkeys(sorted_names.missing, "missing"),
+        **dict.fromkeys(sorted_names.shadowed, "shadowed"),
     }
 
 
@@ -181,16 +181,16 @@ def elsewhere(action: Callable[[], object]) -> None:
 
 def together(action: Callable[[], object]) -> list[object]:
     """Return what ``action`` returns in several threads that start at once."""
-    found: list[object] = []
+    answers: list[object] = []
     gate = threading.Barrier(_NUM_THREADS)
 
     def run() -> None:
         gate.wait()
-        found.append(action())
+        answers.append(action())
 
     threads = [threading.Thread(target=run) for _ in range(_NUM_THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return answers

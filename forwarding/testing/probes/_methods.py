@@ -36,7 +36,7 @@ def parameters(function: Callable[..., object]) -> list[tuple[object, ...]]:
     [('x', 'POSITIONAL_OR_KEYWORD', 'required'), ('k', 'KEYWORD_ONLY', 1)]
     """
     try:
-        found = inspect.signature(function).parameters.values()
+        signature_parts = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise NotApplicableError("a method tells no signature") from error
     return [
@@ -45,7 +45,7 @@ def parameters(function: Callable[..., object]) -> list[tuple[object, ...]]:
             one.kind.name,
             "required" if one.default is one.empty else one.default,
         )
-        for one in found
+        for one in signature_parts
     ]
 
 
@@ -81,6 +81,7 @@ def _like(model: object, method: Callable[..., object]) -> Callable[..., object]
 
     if inspect.iscoroutinefunction(model):
         return coroutine
+    # A wrapper may dispatch on the kind, so a plain stand-in would test another path.
     kinds = {"generator": generator, "async generator": async_generator}
     return kinds.get(callable_kind(model), method)
 

@@ -164,6 +164,8 @@ def compute(target: object, name: str) -> None:
     ([1], False)
     """
     value = getattr(target, name)
+    # A new object at each get tells a snapshot that compares by identity from one that
+    # does not.
     if attempt(copy.copy, value) is not None:
         raise NotApplicableError(f"the value of {name} cannot be copied")
     override(target, **{name: property(lambda _: copy.copy(value))})

@@ -115,11 +115,11 @@ def own_dict(layer: object) -> dict[str, Any]:
     """
     for name in ("__self_dict__", "__dict__"):  # wrapt keeps its own apart
         try:
-            found = object.__getattribute__(layer, name)
+            attributes = object.__getattribute__(layer, name)
         except AttributeError:
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(attributes, dict):
+            return attributes
     return {}
 
 

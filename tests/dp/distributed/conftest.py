@@ -70,6 +70,10 @@ class Ranks:
                 continue
 
 
+def coverage_of_this_process():
+    return "coverage" in sys.modules and sys.modules["coverage"].Coverage.current()
+
+
 @contextmanager
 def group_of(size, *, torchrun, timeout_s, joins=True):
     """Start *size* processes, by torchrun or one by one, and end them."""
@@ -91,8 +95,9 @@ def group_of(size, *, torchrun, timeout_s, joins=True):
             environment["DP_TEST_JOINS"] = "1"
         if timeout_s is not None:
             environment["DP_TEST_TIMEOUT"] = str(timeout_s)
-        if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
-            environment["DP_TEST_COVERAGE"] = str(ROOT / ".coverage")
+        if measures := coverage_of_this_process():
+            file = measures.get_option("run:data_file")
+            environment["DP_TEST_COVERAGE"] = str(ROOT / file)
         start = _by_torchrun if torchrun else _one_by_one
         processes = start(size, environment)
         by_rank = {}

@@ -52,21 +52,25 @@ def join():
 
 @contextmanager
 def measured():
-    """Measure coverage into a file of its own, if the tests are measured."""
+    """Measure coverage into a file of its own, if the tests are measured.
+
+    What measures every process may have begun already, in the server that forked this
+    one; it would save nothing, as such a process ends without cleaning up.
+    """
     if "DP_TEST_COVERAGE" not in os.environ:
         yield
         return
     import coverage  # noqa: PLC0415 -- only here is it needed
 
-    coverage = coverage.Coverage(
-        data_file=os.environ["DP_TEST_COVERAGE"], data_suffix=True
-    )
-    coverage.start()
+    if began := coverage.Coverage.current():
+        began.stop()
+    own = coverage.Coverage(data_file=os.environ["DP_TEST_COVERAGE"], data_suffix=True)
+    own.start()
     try:
         yield
     finally:
-        coverage.stop()
-        coverage.save()
+        own.stop()
+        own.save()
 
 
 if __name__ == "__main__":

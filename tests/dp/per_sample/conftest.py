@@ -44,7 +44,9 @@ def assert_exact():
     return _assert_exact
 
 
-def _assert_exact(losses_B, parameters, *, engine=None, rtol=1e-11, loss_scale=1.0):
+def _assert_exact(
+    losses_B, parameters, *, engine=None, rtol=1e-11, loss_scale=1.0, units=None
+):
     expected = _by_loop(losses_B, parameters)
     group_of = [i % 2 for i in range(len(parameters))]
     factors_GB = torch.rand(2, len(losses_B))
@@ -52,7 +54,7 @@ def _assert_exact(losses_B, parameters, *, engine=None, rtol=1e-11, loss_scale=1
     sums = [torch.ones_like(p) for p in parameters]
     fresh = [torch.full_like(p, torch.nan) for p in parameters]
     gradients = (engine or Engine()).gradients(
-        losses_B, parameters, loss_scale=loss_scale
+        losses_B, parameters, loss_scale=loss_scale, units=units
     )
     norms_GB = gradients.squared_norms(group_of)
     gradients.add_weighted_sum(factors_GB, group_of, sums)

@@ -34,7 +34,7 @@ CASES = [*((name, SIDE) for name in ALONG), *((name, 2 * SIDE + 1) for name in U
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_an_axis_that_changes_is_noticed(name, size):
-    """A graph that was walked and recognised before is probed again, and refused."""
+    """A graph that was walked and recognised before is followed again, and refused."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(3, SIDE), torch.nn.Tanh(), torch.nn.Linear(SIDE, SIDE)

@@ -111,7 +111,6 @@ BAD = [
     contrastive,
     hardest_negative,
     with_capacity,
-    neighbours,
     attention_over_examples,
     spectral,
 ]
@@ -123,10 +122,25 @@ def test_losses_that_mix_examples_are_refused(losses):
     model = nn.Linear(3, 3)
     losses_B = losses(model, torch.randn(B, 3))
 
-    told = r"mixed on the way .* to \w+Backward0 with parameters of shape \(3,"
+    told = (
+        r"units meet in (the losses|\w+): .*"
+        r"mixed on the way .* to \w+Backward0 with parameters of shape \(3,"
+    )
     with pytest.raises(SampleMixingError, match=told) as refused:
         Engine().gradients(losses_B, list(model.parameters()))
     assert "reduction='none'" in str(refused.value)
+
+
+def test_neighbours_in_the_batch_are_refused():
+    """Each row has one owner at each use, but the data is read for two examples."""
+    model = nn.Linear(3, 3)
+    losses_B = neighbours(model, torch.randn(B, 3))
+    with pytest.raises(SampleMixingError, match="in another order than the losses"):
+        Engine().gradients(losses_B, list(model.parameters()))
+
+    losses_B = neighbours(model, torch.randn(B, 3))
+    with pytest.raises(SampleMixingError, match="meet in the data"):
+        Engine().gradients(losses_B, list(model.parameters()), units=torch.arange(B))
 
 
 def scaled_by_a_count(m, x):
@@ -156,7 +170,7 @@ def test_losses_scaled_by_a_tensor_of_one_element_are_refused(losses):
 
 @pytest.mark.parametrize(
     "losses",
-    [*BAD, scaled_by_a_count, scaled_by_the_sum_of_weights],
+    [*BAD, neighbours, scaled_by_a_count, scaled_by_the_sum_of_weights],
     ids=lambda f: f.__name__,
 )
 def test_losses_that_mix_examples_are_refused_when_compiled(losses):
@@ -364,18 +378,29 @@ def test_examples_in_another_order_are_refused():
         Engine().gradients(losses_B, list(model.parameters()))
 
 
-def test_packed_sequences_are_refused_by_name():
-    """No axis holds the examples; the error says what to do instead."""
-    layer, model = nn.Linear(3, 3), nn.GRU(3, 4)
-    x = layer(torch.randn(3, B, 3))
-    lengths = torch.tensor([3, 3, 2, 2, 1, 1], device="cpu")
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
+def packed(model, x, lengths, *, is_sorted):
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=is_sorted)
     outputs, _ = nn.utils.rnn.pad_packed_sequence(model(packed)[0])
-
-    with pytest.raises(SampleMixingError, match=r"packed.* give padded sequences"):
-        Engine().gradients(outputs.sum((0, 2)), [*model.parameters()])
+    return outputs.square().sum((0, 2))
 
 
+@pytest.mark.filterwarnings("ignore:no rule serves")
+@pytest.mark.usefixtures("float64")
+def test_packed_sequences_need_units_where_torch_sorts_them(assert_exact):
+    """Labels would be in the order of the losses, and rows in another."""
+    model, x = nn.GRU(3, 4), torch.randn(3, B, 3)
+    unsorted = torch.tensor([2, 3, 2, 1, 3, 1], device="cpu")
+    losses_B = packed(model, x, unsorted, is_sorted=False)
+    with pytest.raises(SampleMixingError, match=r"packs .* units=torch.arange"):
+        Engine().gradients(losses_B, [*model.parameters()])
+
+    losses_B = packed(model, x, unsorted, is_sorted=False)
+    assert_exact(losses_B, [*model.parameters()], units=torch.arange(B))
+    ordered = unsorted.sort(descending=True).values
+    assert_exact(packed(model, x, ordered, is_sorted=True), [*model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
 @pytest.mark.parametrize(
     "parametrized",
     [
@@ -386,13 +411,18 @@ def test_packed_sequences_are_refused_by_name():
     ],
     ids=["spectral_norm", "householder", "cayley", "matrix_exp"],
 )
-def test_parametrizations_with_buffers_are_refused_by_name(parametrized):
-    """A buffer cannot be told from data; the error says that it may be none."""
+@pytest.mark.usefixtures("float64")
+def test_parametrizations_with_buffers_need_these_to_be_public(
+    parametrized, assert_exact
+):
+    """A buffer cannot be told from data, unless somebody says that it is none."""
     model = parametrized(nn.Linear(5, 5))
-    losses_B = model(torch.randn(B, 5)).square().sum(1)
+    parameters, x = list(model.parameters()), torch.randn(B, 5)
+    with pytest.raises(SampleMixingError, match=r"of shape \(.*public=\[tensor\]"):
+        Engine().gradients(model(x).square().sum(1), parameters)
 
-    with pytest.raises(SampleMixingError, match="spectral_norm and orthogonal"):
-        Engine().gradients(losses_B, list(model.parameters()))
+    engine = Engine(public=model.buffers())
+    assert_exact(model(x).square().sum(1), parameters, engine=engine)
 
 
 class Stopped(torch.autograd.Function):
@@ -495,9 +525,10 @@ def test_parameters_that_no_loss_depends_on_have_no_gradient():
     assert not Engine().gradients(losses_B, [w]).squared_norms([0]).any()
 
 
+@pytest.mark.filterwarnings("ignore:no rule serves")
 @pytest.mark.parametrize("product", [torch.mul, Scaled.apply])
-def test_few_clean_examples_may_not_be_enough(product):
-    """Where the probes leave two layouts, the slower path decides, or refuses."""
+def test_owners_follow_from_the_graph_whatever_the_numbers_are(product):
+    """By numbers alone, either axis could be that of the examples."""
     w = nn.Parameter(torch.randn(2))
     x = torch.randn(2, 2, 2)
     hidden = product(x, w)

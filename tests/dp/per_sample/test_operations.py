@@ -5,6 +5,7 @@ Shapes: ``B`` examples.
 
 import functools
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -391,7 +392,7 @@ def test_a_fused_rms_norm_is_exact():
     """Only accelerators have its node; a layer norm's stands for it here."""
     x, weight = torch.randn(B, 2, 3), nn.Parameter(torch.randn(3))
     node = F.layer_norm(x, [3], weight).grad_fn
-    operand = Operand(node.next_functions[1], [weight], [], has_constants=False)
+    operand = Operand(node.next_functions[1], [weight], [])
     use = Use(node, lambda: {1: operand}, outputs=[0], is_last=True)
     rstd = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     held = {"input": x, "result1": rstd, "normalized_shape": (3,)}
@@ -618,3 +619,22 @@ def test_a_slow_path_takes_over_all_uses_of_a_parameter(assert_exact):
     kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
 
     assert_exact(kept.sum((1, 2)) + (torch.randn(2, 2) * w).sum(1).sin(), [w])
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.Embedding, partial(nn.EmbeddingBag, mode="sum")], ids=["rows", "bags"]
+)
+def test_sparse_embeddings_have_the_gradients_of_dense_ones(kind, per_example):
+    """They are computed from the look-ups; torch's own sparse tensors are not used."""
+    tokens_BT = torch.randint(7, (B, 6))
+    dense, sparse = kind(7, 3), kind(7, 3, sparse=True)
+    sparse.load_state_dict(dense.state_dict())
+
+    norms = [
+        Engine()
+        .gradients(per_example(layer(tokens_BT)), [layer.weight])
+        .squared_norms([0])
+        for layer in (dense, sparse)
+    ]
+
+    assert torch.equal(*norms)

@@ -2,7 +2,11 @@
 
 A walk decides of every node what it is. The graphs of a training are nearly always the
 same again, for other examples; to see that one is costs a fraction of a walk, and
-everything that a walk would look at is looked at.
+everything that a walk would look at is looked at: the kind of every node, what it is
+connected to, the parameters at its leaves, and what it keeps that no graph shows.
+
+What is left to compare are sizes and arguments: equal sizes have equal owners, as far
+as owners follow from shapes. Those of nodes that move rows are followed again.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -13,16 +17,15 @@ from typing import Any, Final, final
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.untracked_inputs import (
     LOOKUPS,
-    arguments_of,
-    axes_of,
-    batch_axes,
     constant_factor,
     facts,
     looked_up,
 )
 from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
+from dp.per_sample._isolation.rule_table import arguments_reader
 
 
 __all__ = ("Template",)
@@ -39,8 +42,7 @@ class Template:
         graph: One that was walked.
         root: The node and output of its losses.
         parameters: Those it was walked for.
-        num_samples: The number of its losses.
-        constants: Of uses that might be constant, those that are.
+        public: Tensors that were declared to be no data.
     """
 
     def __init__(
@@ -48,11 +50,10 @@ class Template:
         graph: Graph,
         root: Edge,
         parameters: Sequence[Tensor],
-        *,
-        num_samples: int,
-        constants: Collection[Hashable],
+        public: PublicTensors,
     ) -> None:
         self._parameters = dict.fromkeys(map(id, parameters))
+        self._public = public
         place_of = _places(root[0])
         self._output = root[1]
         self._steps: list[tuple[int, Any, _Places]] = []
@@ -66,51 +67,75 @@ class Template:
             else:
                 owner = _owner(node, self._parameters)
                 self._leaves.append((place, type(node), owner))
-        self._axes = [(place_of[n], axes_of(n, num_samples)) for n in graph.nodes]
+        self._nodes = [place_of[node] for node in graph.nodes]
+        self._followed = [place_of[node] for node in graph.followed]
+        self._assumed = [(place_of[node], sign) for node, sign in graph.assumed]
         self._arguments = [
-            (place_of[node], read, read(node))
-            for node in graph.nodes
-            for read in [arguments_of(node.__class__)]
+            (place_of[node], read)
+            for node in graph.followed
+            for read in [arguments_reader(node)]
             if read is not None
         ]
         self._hiding = [
-            (place_of[n], behind, facts(n, behind, num_samples, constants))
+            (place_of[n], behind, facts(n, behind, public))
             for n, behind in graph.hiding
         ]
         self._constants = [
             (place_of[node], which, len(some))
             for node in dict.fromkeys(map(itemgetter(0), graph.constants))
-            for some in [_constants_of(node)]
+            for some in [_constants_of(node, public)]
             for which in range(len(some))
         ]
         index_of = {id(p): i for i, p in enumerate(parameters)}
         self._uses = [_Placed(use, place_of, index_of) for use in graph.uses]
-        self._shape = graph.shape
+
+    def matched(self, root: Edge, parameters: Sequence[Tensor]) -> list[Node] | None:
+        """Return the nodes by their places, or None if the graph is not like this one."""
+        if [*map(id, parameters)] != [*self._parameters]:
+            return None
+        nodes = self._connected(root)
+        return nodes if nodes is not None and self._is_alike(nodes) else None
+
+    def sizes(self, nodes: Sequence[Node]) -> Hashable:
+        """Return what owners follow from, in a graph of this form.
+
+        Args:
+            nodes: By their places.
+        """
+        shapes = [
+            tuple(output.shape)
+            for node in nodes[1:]
+            for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
+        ]
+        arguments = [read(nodes[place]) for place, read in self._arguments]
+        return (*shapes, *map(_hashable, arguments))
 
     def bound(
-        self,
-        root: Edge,
-        parameters: Sequence[Tensor],
-        *,
-        num_samples: int,
-        constants: Collection[Hashable],
+        self, nodes: Sequence[Node], parameters: Sequence[Tensor]
     ) -> Graph | None:
-        """Return what a walk would find, or None if the graph is not like this one."""
-        if num_samples == 1 or [*map(id, parameters)] != [*self._parameters]:
-            return None
-        nodes = self._nodes(root)
-        if nodes is None or not self._is_alike(nodes, num_samples, constants):
-            return None
+        """Return what a walk would find; None if more is kept than was.
+
+        Args:
+            nodes: By their places.
+            parameters: As for :meth:`matched`.
+        """
         found: list[tuple[Node, Tensor]] = []
         for place, which, count in self._constants:
-            some = _constants_of(nodes[place])
+            some = _constants_of(nodes[place], self._public)
             if len(some) != count:
                 return None
             found.append((nodes[place], some[which]))
-        uses = [placed.bound(nodes, parameters) for placed in self._uses]
-        return Graph(uses, self._shape, (), found, (), frozenset())
+        return Graph(
+            [placed.bound(nodes, parameters) for placed in self._uses],
+            [nodes[place] for place in self._nodes],
+            [nodes[place] for place in self._followed],
+            [(nodes[place], sign) for place, sign in self._assumed],
+            found,
+            (),
+            frozenset(),
+        )
 
-    def _nodes(self, root: Edge) -> list[Node] | None:
+    def _connected(self, root: Edge) -> list[Node] | None:
         """Return the nodes by their places, if they are connected in the same way."""
         nodes: list[Node] = [None, root[0]]
         count = len(nodes)
@@ -132,27 +157,13 @@ class Template:
         is_same = root[1] == self._output and len({*nodes}) == count
         return nodes if is_same else None
 
-    def _is_alike(
-        self, nodes: Sequence[Node], num_samples: int, constants: Collection[Hashable]
-    ) -> bool:
+    def _is_alike(self, nodes: Sequence[Node]) -> bool:
         for place, kind, owner in self._leaves:
             leaf = nodes[place]
             if type(leaf) is not kind or _owner(leaf, self._parameters) != owner:
                 return False
-        known: dict[Sequence[int], Hashable] = {}
-        for place, expected in self._axes:
-            axes = []
-            for output in nodes[place]._input_metadata:  # noqa: SLF001 -- see _nodes
-                shape = tuple(output.shape)
-                if shape not in known:
-                    known[shape] = batch_axes(shape, num_samples)
-                axes.append(known[shape])
-            if tuple(axes) != expected:
-                return False
-        if any(read(nodes[place]) != value for place, read, value in self._arguments):
-            return False
         return all(
-            facts(nodes[place], behind, num_samples, constants) == expected
+            facts(nodes[place], behind, self._public) == expected
             for place, behind, expected in self._hiding
         )
 
@@ -171,7 +182,6 @@ class _Placed:
                 [index_of[id(p)] for p in operand.parameters],
                 operand.chain
                 and [(place_of[node], index) for node, index in operand.chain],
-                operand.has_constants,
             )
             for position, operand in use.operands.items()
         }
@@ -190,13 +200,11 @@ class _Placed:
                 (nodes[place], output),
                 tuple([parameters[i] for i in indices]),
                 chain and [(nodes[place], output) for place, output in chain],
-                has_constants,
             )
             for position, (
                 (place, output),
                 indices,
                 chain,
-                has_constants,
             ) in self._operands.items()
         }
 
@@ -219,9 +227,15 @@ def _owner(leaf: Node, parameters: Collection[int]) -> int | None:
     return owner if owner in parameters else None
 
 
-def _constants_of(node: Node) -> list[Tensor]:
+def _constants_of(node: Node, public: PublicTensors) -> list[Tensor]:
     name = name_of(node)
     if name in LOOKUPS:
-        return looked_up(node, name)
-    factor = constant_factor(node)
-    return [] if factor is None else [factor]
+        found = looked_up(node, name)
+    else:
+        factor = constant_factor(node)
+        found = [] if factor is None else [factor]
+    return [one for one in found if not public.has(one)]
+
+
+def _hashable(value: Any) -> Hashable:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,106 @@
+"""Whose each loss is: a unit of privacy may have several.
+
+What is clipped is the gradient of a unit: of all losses of a user, all views of an
+image, all tokens of a document. The loader knows the units of its rows; a caller can
+name the unit of each loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from dp.exceptions import SamplingMismatchError
+from dp.sampling import Ticket
+
+
+__all__ = ("LossUnits", "Reduction", "loss_units")
+
+Reduction = Literal["sum", "mean"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LossUnits:
+    """The units of a tensor of losses.
+
+    Attributes:
+        num_units: How many units have a loss. Private.
+        of_loss: The unit of each loss, of the losses' shape; None where every loss is
+            a unit, in the order of the batch.
+        present: The units that have a loss, where ``of_loss`` says so.
+        may_lack_units: Whether the caller named the units, and may have left out some.
+    """
+
+    num_units: int
+    of_loss: Tensor | None = None
+    present: Sequence[int] = ()
+    may_lack_units: bool = False
+
+
+def loss_units(
+    losses: Tensor,
+    units: Tensor | None,
+    *,
+    reduction: Reduction,
+    ticket: Ticket | None,
+    part: slice | None,
+) -> LossUnits:
+    """Return whose each loss is, by the caller's word or by the loader's.
+
+    Args:
+        losses: The losses.
+        units: The unit of each loss, of the shape of *losses*; None if the loader
+            knows, or if every loss is a unit.
+        reduction: Whether a unit's gradient is the sum or the mean of its losses'.
+        ticket: What the batch was drawn with.
+        part: Which rows of the batch *losses* are of; None if of all.
+
+    Raises:
+        ValueError: If *units* are not integers of the shape of *losses*, or are not
+            among those drawn.
+        SamplingMismatchError: If the loader grouped rows, and it cannot be told which
+            of them *losses* are of.
+    """
+    if units is not None:
+        return _by_caller(losses, units, reduction, ticket)
+    if reduction != "sum":
+        raise ValueError(
+            f"reduction={reduction!r} is for several losses a unit; pass units="
+        )
+    unit_of_row = None if ticket is None else ticket.draw.unit_of_row
+    if unit_of_row is None:
+        return LossUnits(len(losses))
+    rows = unit_of_row[slice(None) if part is None else part]
+    if len(rows) != len(losses):
+        raise SamplingMismatchError(
+            "the loader draws units of several rows, and the losses are not one a row"
+            " of the batch it yielded last. Split a batch by dp.MicroBatches, or say"
+            " whose each loss is: backward(losses, units=loader.unit_of_row[...])"
+        )
+    present = sorted(set(rows.tolist()))
+    return LossUnits(len(present), torch.from_numpy(rows), present)
+
+
+def _by_caller(
+    losses: Tensor, units: Tensor, reduction: Reduction, ticket: Ticket | None
+) -> LossUnits:
+    is_integral = not (units.is_floating_point() or units.is_complex())
+    if not is_integral or units.dtype == torch.bool or units.shape != losses.shape:
+        raise ValueError(
+            "units must be integers of the shape of the losses,"
+            f" {tuple(losses.shape)}, got {units.dtype} of shape {tuple(units.shape)}"
+        )
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    present = units.unique().tolist()
+    # A number that no draw has would be a unit that nobody drew, and paid for.
+    if ticket is not None and any(not 0 <= u < ticket.num_samples for u in present):
+        raise ValueError(
+            "units must be the positions of the drawn units, counted from 0 in the"
+            " order of the batch; for a loader with units=, loader.unit_of_row has"
+            " that of each row"
+        )
+    return LossUnits(len(present), units, present, may_lack_units=True)

@@ -1,0 +1,106 @@
+"""Whether one more release would exceed the plan: policy, not truth.
+
+What was spent is computed by the ledger from its charges alone. Here is only decided
+when to stop, so an error here could stop a run too soon or too late, and would show in
+what the ledger says was spent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from dp.accounting import Guarantee, Release, epsilon, merge_equal_releases
+from dp.plan import PrivacyPlan
+
+
+__all__ = ("Budget", "cost")
+
+
+def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
+    """Return the guarantee of *releases* at the plan's delta."""
+    return epsilon(
+        releases,
+        delta=plan.target_delta,
+        neighboring_relation=plan.neighboring_relation,
+    )
+
+
+@final
+class Budget:
+    """The releases that a plan allows.
+
+    The accountant takes up to seconds, and a run asks at every step. So answers are
+    kept: how far the plan's own steps reach, and up to how many releases of the kind
+    at hand were found to keep the target beside the others.
+    """
+
+    def __init__(self, plan: PrivacyPlan) -> None:
+        self._plan = plan
+        self._affordable: _Affordable = _Affordable()
+        self._steps_within_target: int | None = None
+
+    def allows_as_planned(self, num_steps: int) -> bool:
+        """Whether the plan's first *num_steps* steps keep its target."""
+        if self._steps_within_target is None:
+            self._steps_within_target = self._most_steps_within_target()
+        return num_steps <= self._steps_within_target
+
+    def allows(self, charged: Sequence[Release], release: Release) -> bool:
+        """Whether the plan allows *release* after those that were *charged*."""
+        after = merge_equal_releases((*charged, release))
+        num_steps = sum(r.count for r in after)
+        if num_steps > self._plan.steps:
+            return False
+        if after == merge_equal_releases(self._plan.releases(num_steps)):
+            return self.allows_as_planned(num_steps)
+        kind = replace(release, count=1)
+        others = tuple(r for r in after if replace(r, count=1) != kind)
+        count = num_steps - sum(r.count for r in others)
+        if self._affordable.covers(others, kind, count):
+            return True
+        most = self._plan.steps - num_steps + count
+        # Twice as far as last time, so that a run of equal steps asks rarely.
+        for goal in (min(most, count + self._affordable.stride(others, kind)), count):
+            if self._within_target((*others, replace(release, count=goal))):
+                self._affordable = _Affordable(others, kind, goal, goal - count + 1)
+                return True
+        return False
+
+    def _most_steps_within_target(self) -> int:
+        steps = self._plan.steps
+        if self._plan.target_epsilon is None:
+            return steps
+        if self._within_target(self._plan.releases(steps)):
+            return steps
+        low, high = 0, steps  # `low` is within, or no step is; `high` is not.
+        while high - low > 1:
+            middle = (low + high) // 2
+            within = self._within_target(self._plan.releases(middle))
+            low, high = (middle, high) if within else (low, middle)
+        return low
+
+    def _within_target(self, releases: Sequence[Release]) -> bool:
+        limit = self._plan.target_epsilon
+        if limit is None:
+            limit = cost(self._plan, self._plan.releases(self._plan.steps)).epsilon
+        return cost(self._plan, releases).epsilon <= limit
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Affordable:
+    """Beside the releases *others*, up to *count* of the kind *kind* keep the target.
+
+    True of the plan, whatever is charged.
+    """
+
+    others: tuple[Release, ...] = ()
+    kind: Release | None = None
+    count: int = 0
+    reach: int = 0
+
+    def covers(self, others: tuple[Release, ...], kind: Release, count: int) -> bool:
+        return (others, kind) == (self.others, self.kind) and count <= self.count
+
+    def stride(self, others: tuple[Release, ...], kind: Release) -> int:
+        return 2 * self.reach if (others, kind) == (self.others, self.kind) else 0

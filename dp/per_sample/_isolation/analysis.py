@@ -1,0 +1,217 @@
+"""Whose the rows of every use are, and that no row is several units'.
+
+Shapes: ``U`` units.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import torch
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape, size
+from dp.per_sample._graph.untracked_inputs import kept_without_graph
+from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
+from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.following import Followed, follow, meeting_of
+from dp.per_sample._isolation.mixing_flags import check_flags
+from dp.per_sample._isolation.owners import Owners, regularized
+
+
+__all__ = ("REMEDY", "Analysis", "Plan", "analysed", "neither")
+
+REMEDY: Final = (
+    "Use GroupNorm or LayerNorm for BatchNorm, and losses with reduction='none' that"
+    " are not divided by anything of the whole batch"
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the uses of a graph are served.
+
+    Attributes:
+        owners: Of every use, whose each of its outputs is.
+        layouts: The same as an axis; None where the units lie along none.
+        bytes_freed: Bytes that the backward pass has freed when it reaches each use,
+            more than at the use before.
+        narrowest: The dtype of the graph that underflows first.
+    """
+
+    owners: Sequence[Mapping[int, Owners]]
+    layouts: Sequence[Mapping[int, Layout] | None]
+    bytes_freed: Sequence[float]
+    narrowest: torch.dtype
+
+    @property
+    def num_bytes(self) -> float:
+        """Return about how much the activations take."""
+        return sum(self.bytes_freed)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What one look at a graph found.
+
+    Attributes:
+        plan: How its uses are served; None if something has to be looked at again.
+        followed: The owners at every node; None for one unit alone.
+        shared: Uses that turned out to be shared by all units, as constants are.
+        not_shared: What was taken for such, and is not.
+        refusal: Why the uses cannot be served, unless the next look says otherwise.
+    """
+
+    plan: Plan | None
+    followed: Followed | None = None
+    shared: Mapping[Signature, Use] = field(default_factory=dict)
+    not_shared: frozenset[Signature] = frozenset()
+    refusal: SampleMixingError | None = None
+
+
+def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysis:
+    """Follow owners to the uses of a graph.
+
+    Args:
+        graph: What a walk found.
+        root: The node and the output of the losses.
+        units: Whose each loss is.
+        num_units: How many units there are.
+    """
+    for node in graph.nodes:
+        check_flags(node)
+    if num_units == 1:  # Everything is the one unit's.
+        alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
+        layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
+        return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
+    assumed = {*graph.followed}.difference(graph.nodes)
+    found = follow(root, graph.followed, units, num_units, assumed=assumed)
+    if any(_is_mixed(found, use) for use in graph.uses):
+        found = follow(
+            root,
+            graph.followed,
+            units,
+            num_units,
+            assumed=assumed,
+            by_integers=False,
+        )
+    not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
+    if not_shared:
+        return Analysis(None, not_shared=frozenset(not_shared))
+    mixed = [use for use in graph.uses if _is_mixed(found, use)]
+    if mixed:
+        shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
+        definite = [use for use in mixed if not use.might_be_constant]
+        refusal = _mixing(found, graph, definite) if definite else None
+        return Analysis(None, shared=shared, refusal=refusal)
+    owners = [
+        {
+            output: regularized(
+                found.at(use.node, output), output_shape(use.node, output), num_units
+            )
+            for output in use.outputs
+        }
+        for use in graph.uses
+    ]
+    layouts_of_uses = [
+        _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
+    ]
+    return Analysis(
+        Plan(owners, layouts_of_uses, _freed(graph), _narrowest(graph)), found
+    )
+
+
+def _is_mixed(found: Followed, use: Use) -> bool:
+    return any(found.at(use.node, output).has_mixed() for output in use.outputs)
+
+
+def _is_by_unit(found: Followed, node: Node) -> bool:
+    """Whether something taken for shared is reached by one unit alone somewhere."""
+    owners = found.at(node, 0)
+    if owners.rows is None:
+        return owners.is_regular
+    return bool((owners.rows >= 0).any())
+
+
+def _layouts(use: Use, owners: Mapping[int, Owners]) -> dict[int, Layout] | None:
+    found: dict[int, Layout] = {}
+    for output, one in owners.items():
+        layout = Layout.of(one, len(output_shape(use.node, output)))
+        if layout is None:
+            return None
+        found[output] = layout
+    return found
+
+
+def neither(use: Use) -> SampleMixingError:
+    """Return why parameters and a tensor without a graph can be served in no way.
+
+    Args:
+        use: Where they meet: some rows of it are one unit's and others are several's.
+    """
+    kept = ", ".join(str(tuple(one.shape)) for one in kept_without_graph(use.node))
+    return SampleMixingError(
+        f"examples are mixed on the way to parameters of shape {shapes_of(use.parameters)}, where"
+        f" {use.operation} takes a tensor of shape {kept or 'unknown'}: part of what it"
+        f" gives is one example's, and part is shared. {_declared(kept or 'unknown')}"
+    )
+
+
+def _declared(shapes: str) -> str:
+    """Return how to say that a tensor is no data."""
+    return (
+        f"If the tensor of shape {shapes} is no data, but a constant of the program,"
+        " declare it: DPOptimizer(..., public=[tensor])"
+    )
+
+
+def _mixing(found: Followed, graph: Graph, mixed: Sequence[Use]) -> SampleMixingError:
+    use = mixed[-1]  # Nearest to the losses.
+    hints = [hint for other in reversed(mixed) if (hint := _hint_of_constants(other))]
+    return SampleMixingError(
+        f"units meet in {meeting_of(found, graph.followed)}: examples are mixed on the"
+        f" way from the losses to {use.operation} with parameters of shape"
+        f" {shapes_of(use.parameters)}: one example's loss depends on another's data."
+        f" {REMEDY}{hints[0] if hints else ''}"
+    )
+
+
+def _hint_of_constants(use: Use) -> str:
+    """Return what else it may be, if the use computes weights with a tensor."""
+    children = [child for child, _ in use.node.next_functions if child is not None]
+    kept = kept_without_graph(use.node)
+    if len(children) > len(use.operands) or not kept:
+        return ""
+    shapes = ", ".join(dict.fromkeys(str(tuple(one.shape)) for one in kept))
+    return (
+        f". Or nothing is mixed, but {use.operation} computes weights with a tensor of"
+        f" shape {shapes} that has no graph, as a buffer of a parametrization, and may"
+        f" be data. {_declared(shapes)}"
+    )
+
+
+def _freed(graph: Graph) -> list[float]:
+    """Return what lies between the uses in the order of the backward pass."""
+    bytes_freed: dict[Node, float] = {}
+    total = 0.0
+    uses = {use.node for use in graph.uses}
+    for node in reversed(graph.nodes):
+        if name_of(node) not in VIEWS:
+            for output in node._input_metadata:  # noqa: SLF001 -- see _graph.nodes
+                total += size(output.shape) * output.dtype.itemsize
+        if node in uses:
+            bytes_freed[node], total = total, 0.0
+    return [bytes_freed[use.node] for use in graph.uses]
+
+
+def _narrowest(graph: Graph) -> torch.dtype:
+    """Return the dtype of a graph's gradients that underflows first."""
+    dtypes = {
+        output.dtype
+        for node in graph.nodes
+        for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
+        if output.dtype.is_floating_point
+    }
+    return max(dtypes, key=lambda d: torch.finfo(d).tiny, default=torch.float32)

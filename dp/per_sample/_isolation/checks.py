@@ -1,0 +1,104 @@
+"""What is refused before owners are followed, and what no graph shows the origin of.
+
+Shapes: none are fixed.
+"""
+
+from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.per_sample._compile_backend import is_compiled, is_opaque
+from dp.per_sample._graph.nodes import name_of
+from dp.per_sample._graph.uses import Graph, Use, shapes_of
+from dp.per_sample._isolation.analysis import REMEDY
+
+
+__all__ = ("Fingerprints", "check_above", "check_norm", "check_opaque", "check_shared")
+
+# Of what all units share, by position and shape.
+Fingerprints = MutableMapping[Hashable, Sequence[float]]
+
+# By a part of their name, nodes that hide where parameters are used.
+_HIDING: Final = {
+    "CheckpointFunction": (
+        "a reentrant checkpoint hides the operations inside it; call"
+        " torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+    ),
+}
+_COMPILED: Final = (
+    "a compiled function{holding} is one operation that shows nothing of what happens"
+    " inside it, so mixed examples could not be told; compile it by"
+    " torch.compile(..., backend=dp.compile_backend), and where parameters are computed"
+    " of others, compile that together with their use"
+)
+
+
+def check_opaque(graph: Graph) -> None:
+    """Refuse what hides operations on parameters."""
+    for use in graph.uses:
+        if is_opaque(use.operation):
+            holding = f" with parameters of shape {shapes_of(use.parameters)}"
+            raise UnsupportedOperationError(_COMPILED.format(holding=holding))
+    for node in graph.nodes:
+        name = name_of(node)
+        if name[-1].isdigit():
+            continue
+        for part, reason in _HIDING.items():
+            if part in name:
+                raise UnsupportedOperationError(reason)
+        if is_opaque(name) and not is_compiled(node):
+            raise UnsupportedOperationError(_COMPILED.format(holding=""))
+
+
+def check_norm(use: Use) -> None:
+    """Refuse a batch norm over data, which has no use behind it that would show it."""
+    if "BatchNorm" in use.operation:
+        raise SampleMixingError(
+            f"units meet in {use.operation}: examples are mixed on the way from the"
+            f" losses to {use.operation} with parameters of shape {shapes_of(use.parameters)}: one"
+            f" example's loss depends on another's data. {REMEDY}"
+        )
+
+
+def check_above(graph: Graph) -> None:
+    """Refuse a tensor of one element that scales the losses."""
+    for node, constant in graph.constants:
+        if node in graph.above and constant.numel() == 1:
+            raise SampleMixingError(
+                f"{name_of(node)} scales the losses by a tensor of one element, which"
+                " nobody can tell from a sum or count over the batch. Pass a public"
+                " number as a Python float, or declare the tensor:"
+                " DPOptimizer(..., public=[tensor]). Scale a private_loss, not its"
+                f" losses. {REMEDY}"
+            )
+
+
+def check_shared(known: Fingerprints, graph: Graph) -> None:
+    """Refuse what all units share, if it depends on the batch.
+
+    Raises:
+        SampleMixingError: If it is not what it was in another batch. Releases before
+            may have been of mixed examples.
+    """
+    for position, (node, constant) in enumerate(graph.constants):
+        key = (position, tuple(constant.shape))
+        found = _fingerprint(constant)
+        if known.setdefault(key, found) != found:
+            error = SampleMixingError(
+                f"{name_of(node)} meets a tensor of shape {tuple(constant.shape)} that"
+                " all examples share and that is not the same in every batch, so it"
+                " may be computed from all of them. Give a number that changes as a"
+                " Python float, what depends on examples an axis of them, and declare"
+                f" what is public: DPOptimizer(..., public=[tensor]). {REMEDY}"
+            )
+            error.began_earlier = True
+            raise error
+
+
+def _fingerprint(constant: Tensor) -> Sequence[float]:
+    numbers = constant.detach().double().flatten()
+    weights = torch.linspace(1, 2, len(numbers), dtype=numbers.dtype).to(numbers)
+    return [float(numbers.sum()), float(numbers @ weights)]

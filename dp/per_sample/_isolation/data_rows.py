@@ -1,0 +1,252 @@
+"""What owners say of the data itself, where a first use kept it.
+
+Each row of each use may have one owner, and yet a loss may be made of two examples'
+data: where one tensor of data is read twice, by rows of other units, where rows are
+read in another order than that of the losses, whose labels then are another example's,
+and where a loss is made of pieces of several rows of the batch.
+
+A copy of rows in another order is another tensor, which none of this sees.
+
+Shapes: ``U`` units, ``N`` rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample._graph.nodes import is_checkpointed, output_shape, saved
+from dp.per_sample._graph.uses import Use
+from dp.per_sample._isolation.owners import (
+    MIXED,
+    NOBODY,
+    Owners,
+    meet,
+    meet_over,
+    scattered,
+)
+
+
+__all__ = ("check_batch", "check_data", "check_order")
+
+_UseOwners = Sequence[Mapping[int, Owners]]
+# A first use, the data that it kept, and its owners, one for every row.
+_Kept = tuple[Use, Tensor, Tensor]
+
+
+def _rows_of_output(rows: Tensor) -> Tensor:
+    return meet(rows, -1)
+
+
+def _leading_axis(rows: Tensor) -> Tensor:
+    return meet_over(rows, range(1, rows.dim()))
+
+
+# What first uses keep of the data, and its owners, from those of their output.
+_DATA: Final[Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] = {
+    "AddmmBackward0": ("mat1", _rows_of_output),
+    "BmmBackward0": ("self", _rows_of_output),
+    "ConvolutionBackward0": ("input", _leading_axis),
+    "EmbeddingBackward0": ("indices", lambda rows: meet(rows, -1)[..., 0]),
+    "MmBackward0": ("self", _rows_of_output),
+    "MvBackward0": ("self", lambda rows: rows[:, None]),
+    "NativeLayerNormBackward0": ("input", lambda rows: rows),
+}
+
+
+# The same where the parameter is the left side of a product.
+_DATA_ON_THE_RIGHT: Final[Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] = {
+    name: ("mat2", lambda rows: meet(rows, -2))
+    for name in ("BmmBackward0", "MmBackward0")
+}
+
+
+def check_order(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> None:
+    """Refuse data whose rows lie in another order than the losses.
+
+    Raises:
+        SampleMixingError: If the owners of a first use neither ascend nor repeat in the
+            order of the losses. Who gives the units says whose rows are whose.
+    """
+    for use, of_use in zip(uses, owners, strict=True):
+        for one in of_use.values() if use.is_last else ():
+            if one.rows is not None and not _is_in_order(one.rows, num_units):
+                raise SampleMixingError(
+                    "examples are mixed, or their rows are in another order than the"
+                    f" losses, where {use.operation} meets the data, as when torch"
+                    " packs sequences by their lengths: an example's labels may meet"
+                    " another's data. If all of a loss is its own example's, say so:"
+                    " backward(losses, units=torch.arange(len(losses)))"
+                )
+
+
+def _is_in_order(rows: Tensor, num_units: int) -> bool:
+    """Whether owners ascend, or run from the first on over and over."""
+    unit_N = rows.flatten()
+    unit_N = unit_N[unit_N != NOBODY]
+    if bool((unit_N.diff() >= 0).all()):
+        return True
+    # As in sequences of sorted lengths, time-major: each round is a part of the last.
+    starts = (unit_N == 0).nonzero()[:, 0]
+    lengths = torch.cat([starts, starts.new_tensor([len(unit_N)])]).diff()
+    if len(starts) == 0 or int(starts[0]) or int(lengths[0]) != num_units:
+        return False
+    number_N = torch.arange(len(unit_N), device=unit_N.device)
+    number_N = number_N - starts.repeat_interleave(lengths)
+    return torch.equal(number_N, unit_N) and bool((lengths.diff() <= 0).all())
+
+
+def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> None:
+    """Refuse one tensor of data whose rows are one unit's here, and another's there.
+
+    Raises:
+        SampleMixingError: If a row goes to the losses of several units.
+    """
+    first = [(u, o[0]) for u, o in zip(uses, owners, strict=True) if _has_data(u, o)]
+    if len(first) < 2:  # noqa: PLR2004 -- one alone cannot contradict itself
+        return
+    by_storage: dict[int, list[tuple[Use, Tensor, Owners]]] = {}
+    for use, one in first:
+        all_alike = all(one.is_same(other) for _, other in first)
+        data = _data_of(use, all_alike=all_alike)
+        if data is not None:
+            storage = data.untyped_storage().data_ptr()
+            by_storage.setdefault(storage, []).append((use, data, one))
+    for some in by_storage.values():
+        if _may_differ(some):
+            _check_same(
+                [(use, data, _data_rows(use, o, num_units)) for use, data, o in some]
+            )
+
+
+def _has_data(use: Use, owners: Mapping[int, Owners]) -> bool:
+    known = use.is_last and use.operation in _DATA and 0 in owners
+    return known and owners[0].axis != NOBODY
+
+
+def _how(use: Use) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Return what a use keeps of its data, and how owners pass to it."""
+    is_left = 0 in use.operands and use.operation in _DATA_ON_THE_RIGHT
+    return (_DATA_ON_THE_RIGHT if is_left else _DATA)[use.operation]
+
+
+def _data_of(use: Use, *, all_alike: bool) -> Tensor | None:
+    """Return the data that a first use kept, if it did.
+
+    What a checkpoint would have to compute again is read only if owners differ.
+    """
+    name, _ = _how(use)
+    if all_alike and is_checkpointed(use.node, name):
+        return None
+    data: Tensor | None = saved(use.node, name)
+    return data if data is None or data.layout == torch.strided else None
+
+
+def _data_rows(use: Use, owners: Owners, num_units: int) -> Tensor:
+    shape = output_shape(use.node, 0)
+    device = use.node._input_metadata[0].device  # noqa: SLF001 -- see _graph.nodes
+    _, passed = _how(use)
+    return passed(owners.as_rows(len(shape), num_units, device))
+
+
+def _may_differ(some: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
+    (_, data, owners), *others = some
+    return not all(
+        other.data_ptr() == data.data_ptr()
+        and other.shape == data.shape
+        and other.stride() == data.stride()
+        and one.is_same(owners)
+        for _, other, one in others
+    )
+
+
+def _check_same(some: Sequence[_Kept]) -> None:
+    """Compare the owners of every element of a storage that is read more than once."""
+    owner_M = _owner_by_element(some)
+    if bool((owner_M == MIXED).any()):
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        raise SampleMixingError(
+            f"units meet in the data: a row that is read by {names} goes to the losses"
+            " of several examples, so one example's loss depends on another's data."
+            " Leave the rows of the data where they are"
+        )
+
+
+def _owner_by_element(some: Sequence[_Kept]) -> Tensor:
+    """Return [M] the owner of each element of a storage, MIXED if there are several."""
+    elements, owners = [], []
+    for _, data, rows in some:
+        storage = torch.arange(
+            int(data.storage_offset()) + _span(data), device=data.device
+        )
+        places = storage.as_strided(data.shape, data.stride(), data.storage_offset())
+        elements.append(places.flatten())
+        owners.append(rows.expand(data.shape).flatten())
+    places, owner = torch.cat(elements), torch.cat(owners)
+    return scattered(owner, [int(places.max()) + 1 if len(places) else 0], 0, places)
+
+
+def _span(data: Tensor) -> int:
+    """Return how far a tensor reaches into its storage."""
+    steps = zip(data.shape, data.stride(), strict=True)
+    return 1 + sum((int(length) - 1) * int(step) for length, step in steps if length)
+
+
+def check_batch(
+    uses: Sequence[Use], owners: _UseOwners, batch: Sequence[Tensor], *, num_units: int
+) -> None:
+    """Refuse a row of the loader's batch whose parts belong to different units.
+
+    A batch that something was computed of, before a parameter met it, is another
+    tensor, and is not recognised.
+
+    Args:
+        uses: The uses of the graph.
+        owners: Whose their outputs are.
+        batch: The tensors that the loader yielded, the examples along the first axis.
+        num_units: How many units there are.
+    """
+    storages = {one.untyped_storage().data_ptr(): one for one in batch if one.numel()}
+    found: dict[int, list[_Kept]] = {}
+    for use, of_use in zip(uses, owners, strict=True):
+        if not _has_data(use, of_use):
+            continue
+        data = _data_of(use, all_alike=True)
+        if data is None:
+            continue
+        storage = data.untyped_storage().data_ptr()
+        rows = storages.get(storage)
+        if rows is not None and not _is_row_by_row(data, of_use[0], rows):
+            kept = use, data, _data_rows(use, of_use[0], num_units)
+            found.setdefault(storage, []).append(kept)
+    for storage, some in found.items():
+        _check_rows(some, storages[storage])
+
+
+def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
+    """Whether a row of the data is, as is usual, one row of the batch, and one unit's."""
+    return (
+        owners.is_regular
+        and owners.outer == 1
+        and data.data_ptr() == batch.data_ptr()
+        and data.numel() == batch.numel()
+        and data.shape[owners.axis] == len(batch) * owners.inner
+        and data.stride(owners.axis) * owners.inner == batch.stride(0)
+    )
+
+
+def _check_rows(some: Sequence[_Kept], batch: Tensor) -> None:
+    owner_M = _owner_by_element(some)
+    span = int(batch.storage_offset()) + _span(batch)
+    storage = torch.full((span,), NOBODY, device=owner_M.device)
+    storage[: len(owner_M)] = owner_M[:span]
+    rows = storage.as_strided(batch.shape, batch.stride(), batch.storage_offset())
+    owner_B = meet(rows.reshape(len(batch), -1), 1)
+    if bool((owner_B == MIXED).any()):
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        raise SampleMixingError(
+            f"units meet in the batch: a row that the loader drew is read by {names} for"
+            " the losses of several examples. Each loss must be made of rows of its own"
+        )

@@ -1,0 +1,245 @@
+"""The owners of a node's inputs, found by its own backward.
+
+An operation without a rule (a custom function, a compiled part, a write into a view)
+is asked itself: its backward alone is run on random gradients, once as they are and
+once for every digit of the units' numbers, where the rows of a unit are multiplied by
+two to the power of its digit. Rounding commutes with powers of two, so what belongs to
+one unit is multiplied by the same power *to the last bit*, and shows whose it is.
+
+A last pass with powers that were drawn at random is compared with what was found. A
+backward that is not linear, such as one that clamps gradients, fails it; it is asked
+again, by changing the gradients of half of the units at a time.
+
+Shapes: ``U`` units.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._graph.nodes import Node, run_backward
+from dp.per_sample._isolation.owners import (
+    MIXED,
+    NOBODY,
+    broadcast_from,
+    shortened,
+)
+from dp.per_sample._isolation.static_rules import Answers, Shapes
+
+
+__all__ = ("owners_of_inputs", "powers", "private_generator", "slack")
+
+# Powers of two that no pass leaves a dtype's range with.
+_POWERS: Final = {torch.float16: 4, torch.bfloat16: 16, torch.float32: 16}
+_MOST_POWERS: Final = 16
+_SLACK_BITS: Final = 16  # Of many roundings of the smallest number.
+_CHANGE: Final = 1.5  # By which a gradient is changed to see what follows it.
+
+_Grads = Sequence[Tensor | None]
+
+
+def powers(dtype: torch.dtype) -> int:
+    """Return how many powers of two a pass in a dtype may use, from 1 on."""
+    return _POWERS.get(dtype, _MOST_POWERS)
+
+
+def slack(dtype: torch.dtype) -> float:
+    """Return by what a sum may be off whose terms were scaled where they underflow."""
+    info = torch.finfo(dtype)
+    return 2.0**_SLACK_BITS * info.tiny * info.eps
+
+
+def private_generator(device: torch.device) -> torch.Generator:
+    """Return a generator seeded by the OS: the user's own stays where it is."""
+    generator = torch.Generator(device)
+    generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
+    return generator
+
+
+def owners_of_inputs(
+    node: Node, rows: Sequence[Tensor | None], shapes: Shapes, num_units: int
+) -> Answers:
+    """Return the owners of a node's inputs, from those of all of its outputs."""
+    if any(bool((one == MIXED).any()) for one in rows if one is not None):
+        return [None] * len(shapes)
+    asked = _Asked(node, rows, num_units)
+    found = asked.by_powers()
+    if found is None:
+        found = asked.by_halves()
+    return [
+        None if s is None else _of_shape(one, s)
+        for one, s in zip(found, shapes, strict=True)
+    ]
+
+
+@final
+class _Asked:
+    """A node's backward, on gradients that tell whose they are."""
+
+    def __init__(
+        self, node: Node, rows: Sequence[Tensor | None], num_units: int
+    ) -> None:
+        self._node = node
+        self._rows = rows
+        self._num_units = num_units
+        self._random = _random_gradients(node, rows)
+        kept = [grad for grad in self._random if grad is not None]
+        self._device = kept[0].device
+        self._base = min(powers(grad.dtype) for grad in kept)
+        self._reference = self._answers(self._random)
+
+    def by_powers(self) -> Answers | None:
+        """Read every element's owner digit by digit; None if it is not confirmed."""
+        unit_U = torch.arange(self._num_units, device=self._device)
+        passes, place = [], 1
+        while place == 1 or place < self._num_units:
+            passes.append(self._scaled(unit_U // place % self._base))
+            place *= self._base
+        found = [
+            None if one is None else _decoded(one, scaled, self._base, self._num_units)
+            for one, *scaled in zip(self._reference, *passes, strict=True)
+        ]
+        return found if self._is_confirmed(found) else None
+
+    def _is_confirmed(self, found: Answers) -> bool:
+        """Whether powers of two that nobody could foresee come out as they should."""
+        generator = private_generator(self._device)
+        exponent_U = torch.randint(
+            self._base, (self._num_units,), device=self._device, generator=generator
+        )
+        for one, owner, scaled in zip(
+            self._reference, found, self._scaled(exponent_U), strict=True
+        ):
+            if one is None or owner is None or scaled is None:
+                continue
+            power = torch.exp2(exponent_U[owner.clamp(min=0)].to(one.dtype))
+            off = (one * power - scaled).abs()
+            is_close = off <= slack(one.dtype) * 2.0**self._base
+            is_right = is_close | one.isnan() | scaled.isnan()
+            if not bool((is_right & (owner != MIXED)).all()):
+                return False
+        return True
+
+    def by_halves(self) -> Answers:
+        """See what changes with the gradients of half of the units, then of the others.
+
+        Any two units differ in a bit of their numbers. What changes with the units that
+        have the bit, and with those that have not, depends on two.
+        """
+        unit_U = torch.arange(self._num_units, device=self._device)
+        halves = [
+            (self._changed(bit_U == 1), self._changed(bit_U == 0))
+            for bit in range(max(1, (self._num_units - 1).bit_length()))
+            for bit_U in [unit_U >> bit & 1]
+        ]
+        return [
+            None
+            if one is None
+            else _by_bits(one, [(a[i], b[i]) for a, b in halves], self._num_units)
+            for i, one in enumerate(self._reference)
+        ]
+
+    def _scaled(self, exponent_U: Tensor) -> Answers:
+        """Return the answers for gradients multiplied by each unit's power of two."""
+        grads = [
+            None
+            if grad is None or rows is None
+            else grad * torch.exp2(exponent_U[rows.clamp(min=0)].to(grad.real.dtype))
+            for grad, rows in zip(self._random, self._rows, strict=True)
+        ]
+        return self._answers(grads)
+
+    def _changed(self, changed_U: Tensor) -> Answers:
+        """Return the answers for other gradients of some units."""
+        grads = [
+            None
+            if grad is None or rows is None
+            else torch.where(changed_U[rows.clamp(min=0)], grad * _CHANGE, grad)
+            for grad, rows in zip(self._random, self._rows, strict=True)
+        ]
+        return self._answers(grads)
+
+    def _answers(self, grads: _Grads) -> Answers:
+        with torch.no_grad():
+            found = run_backward(self._node, grads)
+        return [
+            grad.abs() if grad is not None and grad.is_complex() else grad
+            for grad in found
+        ]
+
+
+def _random_gradients(node: Node, rows: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return gradients that cancel nowhere by chance, 0 where they are nobody's."""
+    grads: list[Tensor | None] = []
+    for one, output in zip(rows, node._input_metadata, strict=True):  # noqa: SLF001 -- see _graph.nodes
+        if one is None:
+            grads.append(None)
+            continue
+        grad = torch.randn(
+            tuple(output.shape),
+            dtype=output.dtype,
+            device=output.device,
+            generator=private_generator(output.device),
+        )
+        grads.append(grad.masked_fill(one == NOBODY, 0))
+    return grads
+
+
+def _decoded(
+    reference: Tensor, scaled: Sequence[Tensor | None], base: int, num_units: int
+) -> Tensor:
+    """Read the digits of every element's owner."""
+    owner = torch.zeros_like(reference, dtype=torch.long)
+    is_mixed, place = torch.zeros_like(owner, dtype=torch.bool), 1
+    for one in scaled:
+        ratio = torch.zeros_like(reference) if one is None else one / reference
+        mantissa, exponent = torch.frexp(ratio)
+        digit = exponent.long() - 1  # A power of two is 0.5 * 2**(k + 1).
+        is_mixed |= (mantissa != 0.5) | (digit < 0) | (digit >= base)  # noqa: PLR2004 -- as said
+        owner += digit.clamp(0, base - 1) * place
+        place *= base
+    nothing = (reference.abs() <= slack(reference.dtype)) | reference.isnan()
+    return _marked(owner, is_mixed, nothing, num_units)
+
+
+def _by_bits(
+    reference: Tensor,
+    halves: Sequence[tuple[Tensor | None, Tensor | None]],
+    num_units: int,
+) -> Tensor:
+    """Read the bits of every element's owner."""
+    owner = torch.zeros_like(reference, dtype=torch.long)
+    is_mixed = torch.zeros_like(owner, dtype=torch.bool)
+    nothing = torch.ones_like(is_mixed)
+    for bit, answers in enumerate(halves):
+        with_bit, without = (
+            torch.zeros_like(nothing)
+            if one is None
+            else (one != reference) & ~one.isnan()
+            for one in answers
+        )
+        is_mixed |= with_bit & without
+        nothing &= ~(with_bit | without)
+        owner += with_bit.long() << bit
+    return _marked(owner, is_mixed, nothing, num_units)
+
+
+def _marked(owner: Tensor, is_mixed: Tensor, nothing: Tensor, num_units: int) -> Tensor:
+    is_mixed = is_mixed | (owner >= num_units)
+    return owner.masked_fill(is_mixed, MIXED).masked_fill(nothing, NOBODY)
+
+
+def _of_shape(owner: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Return owners of an input's shape; nobody's if the backward gave no gradient."""
+    if owner is None:
+        return torch.full([1] * len(shape), NOBODY)
+    owner = broadcast_from(owner, shape)
+    for axis, length in enumerate(owner.shape):
+        if length > 1:  # What is nobody's may count as anybody's.
+            highest = owner.amax(axis, keepdim=True)
+            if bool(((owner == highest) | (owner == NOBODY)).all()):
+                owner = highest
+    return shortened(owner, range(len(shape)))

@@ -1,0 +1,218 @@
+"""The graphs of a training: walked once, recognised, and followed as far as needed.
+
+A graph is walked once for its form, and owners are followed once for its sizes, in
+integers where they are regular. What may move rows (an index, a mask, a custom
+function) is followed at every step: if each such node answers as before, everything
+behind it does; if one does not, the whole graph is followed.
+
+Shapes: ``U`` units.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from dp import _tuning
+from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.per_sample._graph.nodes import Node
+from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.uses import Edge, Graph, Signature
+from dp.per_sample._graph.walk import find_uses
+from dp.per_sample._isolation.analysis import Analysis, Plan, analysed, neither
+from dp.per_sample._isolation.checks import (
+    Fingerprints,
+    check_above,
+    check_opaque,
+    check_shared,
+)
+from dp.per_sample._isolation.data_rows import check_data, check_order
+from dp.per_sample._isolation.following import Moved
+from dp.per_sample._isolation.known_graph import Template
+from dp.per_sample._isolation.units import Units
+from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+
+
+__all__ = ("Found", "KnownGraphs")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A graph, and whose its rows are.
+
+    Attributes:
+        graph: The uses of the parameters.
+        plan: How they are served.
+        layers: Which of them may be served as one, once the graph is known.
+    """
+
+    graph: Graph
+    plan: Plan
+    layers: Sequence[LayerGroup] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _OfSizes:
+    """What was found of a graph of some sizes, and by which nodes it may be another."""
+
+    plan: Plan
+    moved: Sequence[tuple[int, Moved]]
+    layers: Sequence[LayerGroup]
+
+    def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
+        """Whether all that may move rows moves them as it did."""
+        return all(
+            moved.is_as_before(nodes[place], num_units) for place, moved in self.moved
+        )
+
+
+@final
+@dataclass(slots=True)
+class _Known:
+    """A graph that was walked."""
+
+    template: Template
+    fingerprints: Fingerprints
+    by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
+
+    def found(
+        self,
+        root: Edge,
+        parameters: Sequence[Tensor],
+        units: Units,
+    ) -> Found | None:
+        """Return what is known of a graph; None if it is not of this form.
+
+        Raises:
+            SampleMixingError: If a use has a row of several units.
+        """
+        nodes = self.template.matched(root, parameters)
+        graph = None if nodes is None else self.template.bound(nodes, parameters)
+        if nodes is None or graph is None:
+            return None
+        sizes = None if units.are_given else self.template.sizes(nodes)
+        known = None if sizes is None else self.by_sizes.get(sizes)
+        if known is None or not known.is_as_before(nodes, units.num_units):
+            analysis = analysed(graph, root, units.owners, units.num_units)
+            if analysis.plan is None:
+                return None
+            _check_order(graph, analysis.plan, units)
+            known = _of_sizes(graph, analysis, nodes, parameters)
+            self._keep(sizes, known)
+        check_shared(self.fingerprints, graph)
+        return Found(graph, known.plan, known.layers)
+
+    def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
+        if sizes is not None:
+            self.by_sizes.pop(sizes, None)
+            self.by_sizes[sizes] = known
+            if len(self.by_sizes) > _tuning.KNOWN_SIZES:
+                del self.by_sizes[next(iter(self.by_sizes))]
+
+
+@final
+class KnownGraphs:
+    """Find the uses of a graph and whose their rows are, from earlier graphs if like.
+
+    Args:
+        public: Tensors that were declared to be no data.
+    """
+
+    def __init__(self, public: PublicTensors) -> None:
+        self._public = public
+        self._known: list[_Known] = []  # Newest first.
+        self._constants: frozenset[Signature] = frozenset()
+
+    def find(self, root: Edge, parameters: Sequence[Tensor], units: Units) -> Found:
+        """Return the uses below some losses.
+
+        Raises:
+            SampleMixingError: If a row of a use, or of the data, is several units'.
+            UnsupportedOperationError: If the graph hides where parameters are used.
+        """
+        found = self._recognised(root, parameters, units)
+        if found is None:
+            found = self._walked(root, parameters, units)
+        if units.num_units > 1:
+            check_data(found.graph.uses, found.plan.owners, num_units=units.num_units)
+        return found
+
+    def _recognised(
+        self, root: Edge, parameters: Sequence[Tensor], units: Units
+    ) -> Found | None:
+        found = (known.found(root, parameters, units) for known in self._known)
+        return next((one for one in found if one is not None), None)
+
+    def _walked(self, root: Edge, parameters: Sequence[Tensor], units: Units) -> Found:
+        """Walk until what is taken for shared by all units is, and nothing else."""
+        _check_real(parameters)
+        constants, rejected = self._constants, frozenset[Signature]()
+        refusal: SampleMixingError | None = None
+        while True:
+            try:
+                graph = find_uses(
+                    root, parameters, constants=constants, public=self._public
+                )
+            except SampleMixingError as error:
+                raise refusal or error from None
+            check_opaque(graph)
+            if units.num_units > 1:
+                check_above(graph)
+            found = analysed(graph, root, units.owners, units.num_units)
+            if found.plan is not None:
+                break
+            refusal = refusal or found.refusal
+            rejected |= found.not_shared
+            more = (constants | found.shared.keys()) - rejected
+            if more == constants:
+                raise refusal or neither(next(iter(found.shared.values())))
+            constants = more
+        _check_order(graph, found.plan, units)
+        self._constants |= constants
+        fingerprints: Fingerprints = {}
+        check_shared(fingerprints, graph)
+        if units.num_units > 1:
+            template = Template(graph, root, parameters, self._public)
+            kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
+            self._known = [_Known(template, fingerprints), *kept]
+        return Found(graph, found.plan)
+
+
+def _of_sizes(
+    graph: Graph,
+    analysis: Analysis,
+    nodes: Sequence[Node],
+    parameters: Sequence[Tensor],
+) -> _OfSizes:
+    assert analysis.plan is not None  # noqa: S101 -- by the caller
+    if analysis.followed is None:  # One unit alone owns everything.
+        return _OfSizes(analysis.plan, (), ())
+    moved = analysis.followed.moved
+    place_of = {node: place for place, node in enumerate(nodes)} if moved else {}
+    layers = find_identical_layers(
+        graph,
+        analysis.plan.layouts,
+        parameters,
+        num_samples=analysis.followed.num_units,
+    )
+    return _OfSizes(
+        analysis.plan, [(place_of[node], one) for node, one in moved], layers
+    )
+
+
+def _check_order(graph: Graph, plan: Plan, units: Units) -> None:
+    if units.num_units > 1 and not units.are_given:
+        check_order(graph.uses, plan.owners, num_units=units.num_units)
+
+
+def _check_real(parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        if parameter.is_complex():
+            raise UnsupportedOperationError(
+                f"a parameter of shape {tuple(parameter.shape)} is complex, and noise is"
+                " real; hold its real and imaginary parts, as torch.view_as_real gives"
+                " them, and use torch.view_as_complex of that"
+            )

@@ -1,0 +1,81 @@
+"""Units of privacy that have several rows of a dataset, such as users."""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dp.sampling._draws import random_subset
+
+
+__all__ = ("UnitIndex", "Units")
+
+Units = Sequence[Hashable] | NDArray[Any] | torch.Tensor
+
+
+@final
+class UnitIndex:
+    """An index from each unit to its rows.
+
+    Args:
+        units: The unit of every row of the dataset, in its order.
+        num_rows: How many rows the dataset has.
+        max_per_unit: The most rows of a unit in one batch; None for no limit.
+
+    Raises:
+        ValueError: If there is not one unit a row.
+        TypeError: If units are not hashable.
+    """
+
+    __slots__ = ("_first_row", "_max_per_unit", "_rows", "digest", "num_units")
+
+    def __init__(
+        self, units: Units, *, num_rows: int, max_per_unit: int | None
+    ) -> None:
+        unit_of_row = _numbered(units)
+        if len(unit_of_row) != num_rows:
+            raise ValueError(
+                f"units must name the unit of each row of the dataset, which has"
+                f" {num_rows}, got {len(unit_of_row)}"
+            )
+        self._rows = np.argsort(unit_of_row, kind="stable")
+        num_of_unit = np.bincount(unit_of_row)
+        self._first_row = np.concatenate([[0], np.cumsum(num_of_unit)])
+        self._max_per_unit = max_per_unit
+        self.num_units = len(num_of_unit)
+        self.digest = hashlib.sha256(unit_of_row.tobytes()).hexdigest()
+
+    def rows_of(self, unit: int) -> list[int]:
+        """Return the rows of a unit, or a fresh random part of them if it has many.
+
+        Which part depends on nothing but the unit and coins of its own, so a unit's
+        contribution stays its own.
+        """
+        start, stop = self._first_row[unit : unit + 2]
+        rows: list[int] = self._rows[start:stop].tolist()
+        if self._max_per_unit is None:
+            return rows
+        return random_subset(rows, size=self._max_per_unit)
+
+    def select(self, units: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
+        """Return the rows of *units*, and for each the position of its unit."""
+        rows_of = [self.rows_of(unit) for unit in units]
+        position_of_row = np.repeat(np.arange(len(rows_of)), [len(r) for r in rows_of])
+        return [row for rows in rows_of for row in rows], position_of_row
+
+
+def _numbered(units: Units) -> NDArray[np.int64]:
+    """Return units as numbers from 0, in the order of their first rows."""
+    if isinstance(units, torch.Tensor):
+        units = units.cpu().numpy()
+    if isinstance(units, np.ndarray):
+        if units.ndim != 1:
+            raise ValueError(f"units must be a vector, got shape {units.shape}")
+        units = units.tolist()
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter(
+        (numbers.setdefault(unit, len(numbers)) for unit in units), dtype=np.int64
+    )

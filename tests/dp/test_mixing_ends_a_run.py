@@ -1,0 +1,96 @@
+"""What happens when examples turn out to be mixed after something was released."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import dp
+from dp import DPOptimizer, LedgerError, SampleMixingError, Unamplified
+
+
+class MixesLater(nn.Module):
+    """A model that subtracts a batch mean from its second pass on."""
+
+    def __init__(self, first=1):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+        self.num_clean = first
+
+    def forward(self, x):
+        self.num_clean -= 1
+        y = self.linear(x).squeeze(1)
+        return y if self.num_clean >= 0 else y - y.mean()
+
+
+def run_of(make_plan, first):
+    plan = make_plan(sampling=Unamplified(), noise_multiplier=1.0)
+    model = MixesLater(first)
+    optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), plan=plan)
+    return model, optimizer
+
+
+def step(model, optimizer):
+    optimizer.backward(model(torch.randn(8, 3)).square())
+    optimizer.step()
+
+
+def test_mixing_that_is_found_after_a_release_ends_the_run(make_plan, tmp_path):
+    """The ledger keeps it: later steps raise, and no epsilon holds."""
+    model, optimizer = run_of(make_plan, first=1)
+    step(model, optimizer)
+    with pytest.raises(SampleMixingError) as caught:
+        step(model, optimizer)
+    certificate = optimizer.certificate()
+    certificate.write(tmp_path)
+
+    assert "epsilon is infinite" in caught.value.__notes__[0]
+    assert optimizer.spent().epsilon == math.inf
+    assert optimizer.ledger.steps == 1
+    assert not certificate.is_private
+    assert set(certificate.epsilon_of_groups.values()) == {math.inf}
+    assert "NOT PRIVATE: examples were mixed" in certificate.to_text()
+    assert dp.verify(tmp_path / "certificate.json").ok
+    model.num_clean = 10
+    optimizer.backward(model(torch.randn(8, 3)).square())
+    with pytest.raises(LedgerError, match="examples were mixed"):
+        optimizer.step()
+
+
+def test_before_the_first_release_it_can_be_mended(make_plan):
+    """Nothing was released, so nothing has to be taken back."""
+    model, optimizer = run_of(make_plan, first=0)
+    with pytest.raises(SampleMixingError) as caught:
+        step(model, optimizer)
+    model.num_clean = 10
+    step(model, optimizer)
+
+    assert not hasattr(caught.value, "__notes__")
+    assert math.isfinite(optimizer.spent().epsilon)
+
+
+def test_a_failure_goes_with_a_checkpoint(make_plan):
+    """A run that goes on from it is as unbounded."""
+    model, optimizer = run_of(make_plan, first=1)
+    step(model, optimizer)
+    with pytest.raises(SampleMixingError):
+        step(model, optimizer)
+    _, resumed = run_of(make_plan, first=10)
+    resumed.load_state_dict(optimizer.state_dict())
+
+    assert resumed.spent().epsilon == math.inf
+
+
+def test_a_failed_run_fails_what_it_is_composed_with(make_plan):
+    """Also where another certificate has all of its charges."""
+    model, optimizer = run_of(make_plan, first=1)
+    step(model, optimizer)
+    before = optimizer.certificate()
+    with pytest.raises(SampleMixingError):
+        step(model, optimizer)
+    both = dp.compose(before, optimizer.certificate())
+
+    assert math.isfinite(before.epsilon)
+    assert both.epsilon == math.inf
+    assert both.steps == 1

@@ -1,0 +1,298 @@
+"""Type checkers are told which names a class forwards in bulk."""
+
+import importlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from forwarding import ForwardingError
+from forwarding.__main__ import main
+from forwarding._stub import stub
+
+
+CARS = '''
+"""Cars."""
+
+from typing import overload
+
+from forwarding import Forwarded, Forwarding, Wrapper, target
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.rpm = 900
+        self.parts: list[str] = []
+
+    @overload
+    def start(self, key: str) -> bool: ...
+    @overload
+    def start(self, key: int) -> str: ...
+    def start(self, key: str | int) -> bool | str:
+        return True
+
+    async def warm(self, seconds: float = 1.0) -> int:
+        return 3
+
+
+class Car(Wrapper[Engine], forward=Engine):
+    """By the argument of Wrapper."""
+
+    extra = Forwarded(path="__wrapped__.rpm")
+
+
+class Quoted(Wrapper["Engine"], forward="rpm"):
+    pass
+
+
+class Bus(Forwarding, to="engine", forward="rpm", methods="start"):
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+
+class Field(Forwarding, to="engine", forward="rpm"):
+    engine: Engine
+
+
+class Van(Forwarding, to="engine", forward=Engine):
+    def __init__(self, *engines: Engine) -> None:
+        (self.engine,) = engines
+
+
+class Typed(Forwarding, forward="rpm start"):
+    engine = target(Engine)
+
+
+class Unknown(Forwarding, to="engine", forward="rpm"):
+    pass
+
+
+class Outer:
+    class Inner(Wrapper[Engine], forward="rpm"):
+        pass
+
+
+class Plain:
+    rpm = 3
+
+
+class Special(Wrapper[Engine], forward="__len__"):
+    pass
+
+
+class Gone(Wrapper[Engine], forward="rpm"):
+    pass
+
+
+del Gone
+'''
+
+
+@pytest.fixture
+def cars(tmp_path, monkeypatch):
+    path = tmp_path / "stubbed_cars.py"
+    path.write_text(textwrap.dedent(CARS).lstrip(), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield path
+    sys.modules.pop("stubbed_cars", None)
+
+
+def generated(path, name):
+    """The lines that were written into one class."""
+    body = path.read_text(encoding="utf-8").partition(f"class {name}(")[2]
+    return body.partition("if TYPE_CHECKING:\n")[2].partition("# End")[0].split("\n")
+
+
+EXPECTED = {
+    "Car": [
+        "_wrapped_target = target(Engine)",
+        "rpm = forwarded(_wrapped_target.rpm)",
+        "parts = forwarded(_wrapped_target.parts)",
+        "start = forwarded(_wrapped_target.start)",
+        "warm = forwarded(_wrapped_target.warm)",
+    ],
+    "Quoted": [
+        "_wrapped_target = target(Engine)",
+        "rpm = forwarded(_wrapped_target.rpm)",
+    ],
+    "Bus": [
+        "_engine_target = target(Engine)",
+        "rpm = forwarded(_engine_target.rpm)",
+        "start = forwarded(_engine_target.start)",
+    ],
+    "Field": ["_engine_target = target(Engine)", "rpm = forwarded(_engine_target.rpm)"],
+    "Van": [
+        "_engine_target = target(Engine)",
+        "rpm = forwarded(_engine_target.rpm)",
+        "parts = forwarded(_engine_target.parts)",
+        "start = forwarded(_engine_target.start)",
+        "warm = forwarded(_engine_target.warm)",
+    ],
+    "Typed": ["rpm = forwarded(engine.rpm)", "start = forwarded(engine.start)"],
+    "Unknown": ["rpm: Any"],
+    "Inner": [
+        "_wrapped_target = target(Engine)",
+        "rpm = forwarded(_wrapped_target.rpm)",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_name_gets_a_typed_declaration(cars, name):
+    """From whatever says what the target is; as Any where nothing does."""
+    assert stub("stubbed_cars", write=True) is False
+
+    assert [line.strip() for line in generated(cars, name) if line.strip()] == (
+        EXPECTED[name]
+    )
+
+
+def test_the_module_still_runs_and_is_up_to_date(cars):
+    """Nothing of what was written runs; writing again changes nothing."""
+    stub("stubbed_cars", write=True)
+    once = cars.read_text(encoding="utf-8")
+    sys.modules.pop("stubbed_cars")
+    module = importlib.import_module("stubbed_cars")
+    car = module.Car(module.Engine())
+    car.rpm = 5
+
+    assert (car.__wrapped__.rpm, car.start("key")) == (5, True)
+    assert not hasattr(module.Car, "_wrapped_target")
+    assert stub("stubbed_cars", write=True) is True
+    assert cars.read_text(encoding="utf-8") == once
+
+
+def test_a_formatter_may_space_it_out(cars):
+    """Blank lines are no difference."""
+    stub("stubbed_cars", write=True)
+    text = cars.read_text(encoding="utf-8")
+    spaced = re.sub("^( *# Generated)", r"\n\1", text, flags=re.MULTILINE)
+    cars.write_text(spaced, encoding="utf-8")
+
+    assert stub("stubbed_cars", write=False) is True
+
+
+def test_the_check_fails_until_it_is_written(cars, capsys):
+    """For CI: it writes nothing, and says what to run."""
+    before = cars.read_text(encoding="utf-8")
+
+    assert main(["stub", "stubbed_cars", "--check"]) == 1
+    assert "run python -m forwarding stub stubbed_cars" in capsys.readouterr().out
+    assert cars.read_text(encoding="utf-8") == before
+    assert main(["stub", "stubbed_cars"]) == 0
+    assert "was rewritten by" in capsys.readouterr().out
+    assert main(["stub", "stubbed_cars", "--check"]) == 0
+
+
+def test_a_name_that_the_target_gains_makes_the_check_fail(cars):
+    """As after a new release of it."""
+    stub("stubbed_cars", write=True)
+    text = cars.read_text(encoding="utf-8")
+    grown = text.replace(
+        "        self.rpm = 900\n", "        self.rpm = self.oil = 9\n"
+    )
+    cars.write_text(grown, encoding="utf-8")
+    sys.modules.pop("stubbed_cars")
+
+    assert stub("stubbed_cars", write=False) is False
+
+
+def test_a_class_that_no_longer_forwards_loses_what_was_written(cars):
+    """The generated part is made anew each time."""
+    stub("stubbed_cars", write=True)
+    text = cars.read_text(encoding="utf-8")
+    less = text.replace(
+        'class Quoted(Wrapper["Engine"], forward="rpm")', "class Quoted"
+    )
+    cars.write_text(less, encoding="utf-8")
+    sys.modules.pop("stubbed_cars")
+    stub("stubbed_cars", write=True)
+
+    body = cars.read_text(encoding="utf-8").partition("class Quoted")[2]
+    assert "Generated" not in body.partition("class Bus")[0]
+
+
+def test_a_module_without_bulk_declarations_is_left_alone(tmp_path, monkeypatch):
+    """It needs no import either."""
+    path = tmp_path / "plain_cars.py"
+    path.write_text("class Car:\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert stub("plain_cars", write=True) is True
+    assert path.read_text(encoding="utf-8") == "class Car:\n    pass\n"
+
+
+def test_what_is_imported_already_is_not_imported_again(cars):
+    """The module may use it itself."""
+    text = cars.read_text(encoding="utf-8")
+    imports = (
+        "from typing import TYPE_CHECKING, Any\nfrom forwarding import forwarded\n"
+    )
+    cars.write_text(text.replace("class Engine", f"{imports}\nclass Engine", 1))
+    stub("stubbed_cars", write=True)
+
+    assert cars.read_text(encoding="utf-8").count("import TYPE_CHECKING") == 1
+
+
+def test_a_module_without_source_is_refused():
+    """There is nothing to write into."""
+    with pytest.raises((ForwardingError, TypeError), match=r"no source|built-in"):
+        stub("math", write=False)
+
+
+USE = """
+from typing import assert_type
+
+from stubbed_cars import Bus, Car, Engine, Typed, Van
+
+car = Car(Engine())
+assert_type(car.rpm, int)
+assert_type(car.parts, list[str])
+assert_type(car.start("key"), bool)
+assert_type(car.start(1), str)
+assert_type(Bus(Engine()).rpm, int)
+assert_type(Typed().start(1), str)
+car.rpm = 3
+
+
+async def warm() -> None:
+    assert_type(await car.warm(seconds=2.0), int)
+"""
+WRONG = """
+from stubbed_cars import Car, Engine
+
+Car(Engine()).rpm = "fast"
+"""
+CHECKERS = {
+    "mypy": [sys.executable, "-m", "mypy", "--strict", "--no-incremental"],
+    "pyright": [sys.executable, "-m", "pyright"],
+    "ty": [sys.executable, "-m", "ty", "check"],
+}
+
+
+def checked(command, path):
+    run = subprocess.run(
+        [*command, path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_knows_each_name(cars, checker):
+    """Overloads, inferred attributes and coroutines; and it rejects what is wrong."""
+    pytest.importorskip(checker, reason=f"{checker} is not installed")
+    stub("stubbed_cars", write=True)
+    good, wrong = cars.with_name("use.py"), cars.with_name("wrong.py")
+    good.write_text(USE, encoding="utf-8")
+    wrong.write_text(WRONG, encoding="utf-8")
+    status, output = checked(CHECKERS[checker], good)
+
+    assert status == 0, output
+    assert checked(CHECKERS[checker], wrong)[0] != 0
