@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
     Mutant("_mechanism/mechanism", "noisy_sums = self._add_noise(totals, stddev)", "noisy_sums = self._add_noise(totals, stddev) if batch.num_samples else batch.sums", "no noise on an empty batch", OPTIMIZER),
     Mutant("_mechanism/mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
-    Mutant("noise", "            stddev=stddev, keystream", "            stddev=stddev / 2, keystream", "half the noise", NOISE),
+    Mutant("noise", "            stddev=stddev,", "            stddev=stddev / 2,", "half the noise", NOISE),
     Mutant("noise", "np.where(inner, first * scale, np.nan)", "np.where(inner, first * scale / 1.01, np.nan)", "one percent too little noise", NOISE),
     Mutant("noise", "units_C - whole_C,  #", "units_C * 0,  #", "the fraction of a sum is lost before noise", NOISE),
     Mutant("noise", "x_N[left.where] = self._decided(left)", "_ = self._decided(left)", "sums that float32 left get no noise", NOISE),
@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant("noise", "else piece.view_as(part)", "else pieces[0].view_as(part)", "parameters share their noise", NOISE),
     Mutant("noise", 'int.from_bytes(new_key()[:8], "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
     Mutant("noise", "if self._process != os.getpid():", "if False:", "a forked process repeats its parent's noise", NOISE),
-    Mutant("_keystream", "AES256(os.urandom(KEY_BITS // 8))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
+    Mutant("_keystream", "return os.urandom(KEY_BITS // 8)", "return bytes(KEY_BITS // 8)", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
     # Per-example gradients
     Mutant("per_sample", "norms[group_of[index]] += added_B.to(device)", "norms[group_of[index]] = added_B.to(device)", "the norm is that of the last large parameter", ENGINE),
     Mutant("per_sample", "norms[flat.group] += flat.part", "norms[flat.group] = flat.part", "the norm forgets what came before", ENGINE),
@@ -166,7 +166,7 @@ MUTANTS = (
     Mutant("sampling", "share = (0, 1) if self._sharded else rank_and_size()", "share = (0, 1)", "every rank draws every example", "distributed/test_training.py distributed/test_loader.py"),
     # Noise on a device
     Mutant("noise", "self._num_blocks += num_blocks", "pass", "a device's words are drawn twice", DEVICE),
-    Mutant("noise", "self._key = new_key()", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
+    Mutant("noise", "self._key = new_key(\"noise\")", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
     Mutant("noise", "more_C = torch.where(upper_C, ~more_C, more_C)", "more_C = more_C", "the bits of one tail run the wrong way on a device", DEVICE),
     Mutant("noise", "fraction_C = units_C - whole_C", "fraction_C = units_C * 0", "the fraction of a sum is lost on a device", DEVICE),
     Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_SUM)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),
