@@ -17,7 +17,7 @@ from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian, _torch_generators
 from dp.noise._chunks import _adjoining, as_vector, in_chunks
 from dp.noise._host import workspace
-from dp.noise._host.compiled_stage import kernel_for
+from dp.noise._host.compiled_stage import verified_kernel
 
 
 RNGS = ("os", "fast")
@@ -343,7 +343,7 @@ def test_threads_share_the_work_and_no_key(monkeypatch, kernel, num_threads):
     """
     if kernel is not None:
         pytest.importorskip(kernel)
-        kernel = kernel_for(1 << 30)
+        kernel = verified_kernel()
     monkeypatch.setattr(_gaussian, "kernel_for", lambda _: kernel)
     keys = []
     urandom = os.urandom
