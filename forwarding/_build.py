@@ -1,4 +1,4 @@
-"""Build the attribute that a spec stands for, and rebuild it when more is known."""
+"""Build forwarded attributes, and rebuild them when more is known."""
 
 from _thread import RLock  # What threading has, without its import of 1 ms.
 from types import CodeType, FunctionType, MethodType
@@ -43,15 +43,16 @@ def build(
         name: Its name there.
         spec: Where it goes, and how.
         model: The attribute of the target's class, None if unknown.
-        is_undecided: Whether it is data for want of better knowledge.
+        is_undecided: Whether it counts as data only because nothing is known.
     """
     shape, names = _shape(cls, name, spec, model)
     shape = shape._replace(is_undecided=is_undecided)
+    # Not yet on the class: install() does that once nothing can fail any more.
     return generated(cls, shape, names, _HELPERS)
 
 
 def decide(wrapper: Any, name: str) -> Kind | None:
-    """Find out from a live target if an undecided name is data or a method.
+    """Decide from a live target whether an undecided name is data or a method.
 
     "Data belongs to the owner; methods belong to the layer": a scheduler that patches
     ``step`` on a wrapper must not patch the optimizer inside.
@@ -65,6 +66,7 @@ def decide(wrapper: Any, name: str) -> Kind | None:
             spec = record.specs[name]
             owner = spec.find_owner(wrapper)
             kind = live_kind(owner, spec.path[-1])
+            # Of threads that assign first at the same time, one rebuilds the attribute.
             with _LOCK:
                 if kind is not None and name in record.undecided:
                     _settle(base, name, kind, static_attribute(type(owner), spec.name))
@@ -92,6 +94,7 @@ def live_kind(owner: Any, part: Part) -> Kind | None:
         value = getattr(owner, part) if value is _MISSING else value
     except Exception:  # noqa: BLE001 -- Its __getattr__ can raise anything.
         return None
+    # self.run = self._run makes a method; self.on_click = print is data that is callable.
     is_own = isinstance(value, MethodType) and (
         value.__self__ is owner or value.__name__ == part
     )
@@ -123,6 +126,7 @@ def switches(cls: type, name: str) -> list[Switch]:
     """
     base = next(base for base in cls.__mro__ if name in vars(base))
     attribute, spec = vars(base)[name], spec_in(base, name)
+    # Behind a class decorator such as beartype's, the generated function is further in.
     accessors = filter(None, (attribute.fset, attribute.fdel))
     functions = [f for f in map(undecorated, accessors) if f is not None]
     with _LOCK:
@@ -143,6 +147,7 @@ def _settle(cls: type, name: str, kind: Kind, model: Any) -> None:
     if kind == "data":
         for function, code in _writers(cls, attribute, spec).items():
             switch = _SWITCHES.get(function)
+            # While a block runs, its code stays; the new one comes when the block ends.
             if switch is None:
                 function.__code__ = code
             else:
@@ -201,6 +206,7 @@ def _stays(wrapper: Any, name: str, value: Any) -> bool:
     """
     if decide(wrapper, name) in (None, "data"):
         return False
+    # The attribute is a plain function by now, so the value goes into the __dict__.
     object.__setattr__(wrapper, name, value)
     return True
 

@@ -32,6 +32,7 @@ KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
+ISOLATION = "per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -61,7 +62,7 @@ MUTANTS = (
     Mutant("noise", "else piece.view_as(part)", "else pieces[0].view_as(part)", "parameters share their noise", NOISE),
     Mutant("noise", 'int.from_bytes(new_key()[:8], "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
     Mutant("noise", "if self._process != os.getpid():", "if False:", "a forked process repeats its parent's noise", NOISE),
-    Mutant("_keystream", "AES256(os.urandom(KEY_BITS // 8))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
+    Mutant("_keystream", "return os.urandom(KEY_BITS // 8)", "return bytes(KEY_BITS // 8)", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
     # Per-example gradients
     Mutant("per_sample", "norms[group_of[index]] += added_B.to(device)", "norms[group_of[index]] = added_B.to(device)", "the norm is that of the last large parameter", ENGINE),
     Mutant("per_sample", "norms[flat.group] += flat.part", "norms[flat.group] = flat.part", "the norm forgets what came before", ENGINE),
@@ -69,19 +70,35 @@ MUTANTS = (
     Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
-    Mutant("per_sample", "if not any(strays)", "if True", "the probe never objects", ENGINE),
-    Mutant("per_sample", "masked_fill(seeded_B, torch.nan)", "masked_fill(seeded_B, 0.0)", "the probe sends nothing", ENGINE),
+    Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
+    Mutant("per_sample", "if bool((found.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
+    Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
+    Mutant("per_sample", "return found if self._is_confirmed(found) else None", "return found", "a backward that clamps gives rows to other units", ISOLATION),
+    Mutant("per_sample", "return EVERYBODYS  # Summed over the units.", "return owners", "what is spread over the batch is one example's", ISOLATION),
+    Mutant("per_sample", "arguments = [read(nodes[place]) for place, read in self._arguments]", "arguments: list[int] = []", "an axis that changes is not noticed", ISOLATION),
+    Mutant("per_sample", "if one.rows is not None and not _is_in_order(one.rows, num_units):", "if False:", "rows may be in another order than labels", ISOLATION),
+    Mutant("per_sample", "            check_data(found.graph.uses", "            (lambda *_a, **_k: None)(found.graph.uses", "one tensor may be read for two units", ISOLATION),
+    Mutant("per_sample", "    if bool((owner_B == MIXED).any()):", "    if False:", "a loss may be made of pieces of two rows", ISOLATION),
+    Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
+    Mutant("per_sample", "return bool((close_U | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
+    Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
+    Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
+    Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
+    Mutant("per_sample", "return any(_is_of(tensor, public) for public in self._tensors)", "return bool(self._tensors)", "once something is public, everything is", ISOLATION),
+    Mutant("per_sample", "    if not _adds_up[kind]:", "    if False:", "torch's wrong rules for batching a backward are trusted", ISOLATION),
+    Mutant("per_sample", "return bool((owners.rows >= 0).any())", "return False", "rows of one unit's data are taken for shared", ISOLATION),
+    Mutant("per_sample", ".double().reciprocal()", ".double()", "the mean over a unit's losses is their sum times their number", ISOLATION),
+    Mutant("per_sample", "if name_of(node) not in VIEWS or is_complex:", "if name_of(node) not in VIEWS:", "the imaginary part of an operand is dropped", ISOLATION),
     Mutant("per_sample", "len({*nodes}) == count", "bool(nodes)", "one node in the place of two is taken for them", ENGINE),
-    Mutant("per_sample", "if tuple(axes) != expected:", "if False:", "a graph with the examples on another axis is taken for a known one", ENGINE),
     Mutant("per_sample", "times_used[id(operand.parameters[0])] == 1", "times_used[id(operand.parameters[0])] >= 1", "a tied parameter is served with its likes", ENGINE),
     Mutant("per_sample", "if values.count(values[0]) != len(values):", "if not values:", "all layers have the first one's scale", ENGINE),
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
-    Mutant("per_sample", "tensor if tensor.dtype == torch.float64 else tensor.float()", "tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "return tensor if is_wide else tensor.float()", "return tensor", "norms in the gradients' own precision", ENGINE),
     Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
-    Mutant("per_sample", "* length + position_r[chosen]", "* length", "the rows of a unit take each other's place", BY_OWNER),
-    Mutant("per_sample", "place_U = is_in_U.cumsum(0) - 1", "place_U = is_in_U.cumsum(0) * 0", "the units of a bucket take each other's place", BY_OWNER),
-    Mutant("per_sample", "units_u = is_in_U.nonzero()[:, 0]", "units_u = is_in_U.nonzero()[:, 0].flip(0)", "the norms of a bucket are other units'", BY_OWNER),
+    Mutant("per_sample", "slot_r = place_r * length_E[bucket_r] + position_r", "slot_r = place_r * length_E[bucket_r]", "the rows of a unit take each other's place", BY_OWNER),
+    Mutant("per_sample", "place_r = rank_r - _starts(num_units_E)[bucket_r]", "place_r = rank_r * 0", "the units of a bucket take each other's place", BY_OWNER),
+    Mutant("per_sample", "units = unit_U[first_unit : first_unit + num_units]", "units = unit_U[first_unit : first_unit + num_units].flip(0)", "the norms of a bucket are other units'", BY_OWNER),
     Mutant("per_sample", "total_UP.index_add_(0, part.groups.owner_r, rows_rP)", "total_UP.index_copy_(0, part.groups.owner_r, rows_rP)", "a unit's gradient is that of its last row", BY_OWNER),
     Mutant("per_sample", "whole[groups.owner_r, row_r] = slices[row_r]", "whole[:, row_r] = slices[row_r]", "a slice of an operand is every unit's", BY_OWNER),
     Mutant("per_sample", "owners_L = unit_B[self.owners_L]", "owners_L = self.owners_L", "look-ups count for their row's number, not its unit", BY_OWNER),
@@ -126,12 +143,12 @@ MUTANTS = (
     Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
     # Accounting
     Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + r.count", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
-    Mutant("accounting", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
+    Mutant("accounting/_accountant", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
     Mutant("accounting/_dp_events", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
     Mutant("accounting/_dp_events", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
     Mutant("calibration", "while (spent := bound(number, VALUE_DISCRETIZATION_INTERVAL)) > target:", "while (spent := bound(number, VALUE_DISCRETIZATION_INTERVAL)) > 2 * target:", "calibration may overshoot", "test_calibration.py::test_a_search_that_ended_too_low_is_mended"),
     Mutant("plan", "        return 1.0", "        return 0.01", "amplification without sampling", "test_plan.py test_optimizer.py"),
-    Mutant("certificate", "_TOLERANCE: Final = 1e-6", "_TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),
+    Mutant("accounting/_agreement", "TOLERANCE: Final = 1e-6", "TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),
     # The wrapper
     Mutant("optimizer/_guard", "register_optimizer_step_pre_hook(_refuse_unprivate_step)", "pass", "the wrapped optimizer steps by itself", "test_guard.py"),
     Mutant("optimizer/_registry", "if _groups_signature(owner) != self._seen[owner].outline:", "if False:", "parameters that a framework exchanges may be stepped by others", "test_guard.py"),
@@ -149,7 +166,7 @@ MUTANTS = (
     Mutant("sampling", "share = (0, 1) if self._sharded else rank_and_size()", "share = (0, 1)", "every rank draws every example", "distributed/test_training.py distributed/test_loader.py"),
     # Noise on a device
     Mutant("noise", "self._num_blocks += num_blocks", "pass", "a device's words are drawn twice", DEVICE),
-    Mutant("noise", "self._key = new_key()", "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
+    Mutant("noise", 'self._key = new_key("noise")', "self._key = bytes(KEY_BITS // 8)", "one key for ever on a device", DEVICE),
     Mutant("noise", "more_C = torch.where(upper_C, ~more_C, more_C)", "more_C = more_C", "the bits of one tail run the wrong way on a device", DEVICE),
     Mutant("noise", "fraction_C = units_C - whole_C", "fraction_C = units_C * 0", "the fraction of a sum is lost on a device", DEVICE),
     Mutant("noise", "distance_N.add_(steps_N.abs(), alpha=FLOAT32_ERROR_OF_SUM)", "pass", "large sums are rounded to float32 with their noise on a device", DEVICE),

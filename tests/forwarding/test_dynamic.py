@@ -79,10 +79,10 @@ class Weak(Forwarding, forward=Session):
 
 
 KINDS = {
-    InContext: lambda session: current.set(session),
+    InContext: current.set,
     InThread: lambda session: setattr(local, "session", session),
-    OfRegistry: lambda session: stack.append(session),
-    Weak: lambda session: None,
+    OfRegistry: stack.append,
+    Weak: lambda _: None,
 }
 
 

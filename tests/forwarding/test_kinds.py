@@ -435,6 +435,30 @@ def test_a_wrapper_without_a_dict_cannot_keep_a_method():
     assert "start" not in vars(small.engine)
 
 
+class Starts(typing.Protocol):
+    def launch(self): ...
+
+
+def test_what_the_known_class_lacks_may_be_known_otherwise():
+    """From an interface, a base of the wrapper, or the language."""
+
+    class Car(Wrapper[Engine], forward=Starts):
+        __len__ = Forwarded()
+
+    class Launching:
+        def launch(self):
+            return "base"
+
+    class Van(Wrapper[Engine], Launching, forward="launch"):
+        pass
+
+    assert {n: s.kind for n, s in forwarded_attributes(Car).items()} == {
+        "__len__": "method",
+        "launch": "method",
+    }
+    assert forwarded_attributes(Van)["launch"].kind == "method"
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_scheduler_around_words_steps_the_layer(depth):
     """``StepLR`` rebinds step on what it is given, and must not reach the inner one."""

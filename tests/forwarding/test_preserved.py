@@ -182,7 +182,9 @@ def test_what_cannot_be_put_back_is_told_after_all_the_rest(order):
         for name in order.split():
             setattr(self, name, 0.0)
 
-    with pytest.raises(ForwardingError, match="could not put back Computed.secret, wh"):
+    with pytest.raises(
+        ForwardingError, match=r"could not put back Computed\.secret, w"
+    ):
         wrapping(NAMES, init)(computed)
 
     assert computed.lr == 0.5
@@ -225,7 +227,7 @@ def test_an_alias_of_another_class_is_recorded():
 
 def test_an_error_of_the_block_is_not_hidden_by_another():
     """What could not be put back is a note on it."""
-    layer = wrapping("secret", lambda self: None)(Computed())
+    layer = wrapping("secret", lambda _: None)(Computed())
 
     def fails():
         with preserved(layer):
@@ -272,7 +274,7 @@ def seal(inner):
 
 def test_blocks_may_be_nested_and_repeated():
     """The inner block returns to what the outer one wrote."""
-    layer = wrapping("lr", lambda self: None)(Computed())
+    layer = wrapping("lr", lambda _: None)(Computed())
     block = preserved(layer)
     for _ in range(2):
         with block:
@@ -286,7 +288,7 @@ def test_blocks_may_be_nested_and_repeated():
 def test_other_wrappers_of_the_class_are_not_recorded():
     """Only what is written through this one is undone."""
     first, second = Computed(), Computed()
-    cls = wrapping("lr", lambda self: None)
+    cls = wrapping("lr", lambda _: None)
     layer, other = cls(first), cls(second)
     with preserved(layer):
         layer.lr = 1
