@@ -58,7 +58,7 @@ def test_no_sums_and_empty_sums_are_legal(rng):
 @pytest.mark.parametrize(
     "stddev", [-1.0, -1e-300, math.nan, math.inf, -math.inf, True, "1", None]
 )
-def test_a_stddev_that_is_not_a_number_of_at_least_zero_is_refused(stddev):
+def test_an_invalid_stddev_is_refused(stddev):
     """The value is named, and nothing was added."""
     sums = torch.zeros(3)
 
