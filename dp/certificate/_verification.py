@@ -5,7 +5,7 @@ rests on a library that is reviewed by others, and not on the code that stated i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from dp.certificate import _json
 from dp.certificate._document import Certificate
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
+from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
 from dp.certificate._software import version_of_accountants
 
 
@@ -79,6 +80,8 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
+        * The standard sentences on what is assumed, what is not covered and what was
+          released have to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -159,6 +162,9 @@ def _findings(
             allowed,
         )
     yield _same_words("accountant", c.accountant, numbers.accountant)
+    yield _same_words("released", c.released, RELEASED)
+    yield _says("assumptions", c.assumptions, assumed(c.runs))
+    yield _says("not covered", c.not_covered, NOT_COVERED)
     for index, run in enumerate(c.runs):
         yield from _findings_of_run(f"run {index + 1}: ", run, c, library)
 
@@ -231,6 +237,18 @@ def _same_number(
 
 def _shown(number: float | None) -> str:
     return "none" if number is None else f"{number:.6g}"
+
+
+def _says(claim: str, stated: Sequence[str], standard: Sequence[str]) -> Finding:
+    """Return whether every standard sentence is stated, whatever else is."""
+    missing = [sentence for sentence in standard if sentence not in stated]
+    return Finding(
+        claim=claim,
+        holds=not missing,
+        detail=f"does not say: {' '.join(missing)}"
+        if missing
+        else f"says the {len(standard)} standard sentences",
+    )
 
 
 def _same_words(claim: str, stated: str, computed: str) -> Finding:

@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant("noise", "else piece.view_as(part)", "else pieces[0].view_as(part)", "parameters share their noise", NOISE),
     Mutant("noise", 'int.from_bytes(new_key()[:8], "little", signed=True)', "0", "the fast generator has a fixed seed", NOISE),
     Mutant("noise", "if self._process != os.getpid():", "if False:", "a forked process repeats its parent's noise", NOISE),
-    Mutant("_keystream", "AES256(os.urandom(KEY_BITS // 8))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
+    Mutant("_keystream", "AES256(new_key(purpose))", "AES256(bytes(KEY_BITS // 8))", "one key for ever: a restart repeats noise and draws", NOISE + " " + SAMPLING),
     # Per-example gradients
     Mutant("per_sample", "norms[group_of[index]] += added_B.to(device)", "norms[group_of[index]] = added_B.to(device)", "the norm is that of the last large parameter", ENGINE),
     Mutant("per_sample", "norms[flat.group] += flat.part", "norms[flat.group] = flat.part", "the norm forgets what came before", ENGINE),
