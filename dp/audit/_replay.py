@@ -25,9 +25,9 @@ from torch.utils.data import Dataset, Subset
 
 from dp._keystream import replayed_keys
 from dp._progress import Bar, progress_bars
+from dp._reports import Finding
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, fixed_seeds, hooked
-from dp.certificate import Finding
 from dp.exceptions import PrivacyError
 from dp.noise._gaussian import witnessed
 from dp.optimizer import DPOptimizer

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
+from dp._reports import Finding, Report, lines_of
 from dp.accounting import ReferenceAccountant, epsilon, merge_equal_releases
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-__all__ = ("Finding", "Verification", "verify")
+__all__ = ("Verification", "verify")
 
 _EPSILONS: Final = ("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified")
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
@@ -39,17 +40,7 @@ Progress = Callable[[int, int], None]  # Of composed kinds of releases, and of a
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of a verification: what was compared, and whether it held."""
-
-    claim: str
-    holds: bool
-    detail: str
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class Verification(Report):
     """What a certificate claims, checked line by line.
 
     Attributes:
@@ -67,6 +58,11 @@ class Verification:
     def ok(self) -> bool:
         """Whether every line holds."""
         return all(finding.holds for finding in self.findings)
+
+    def to_text(self) -> str:
+        """Return the verification for people to read."""
+        name = f"certificate, recomputed {self.computed}"
+        return "\n".join(lines_of(name, self.findings))
 
 
 def verify(
