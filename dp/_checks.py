@@ -6,12 +6,13 @@ Each check takes one keyword argument, whose name is the name in the message:
 
 import math
 import operator
-from typing import SupportsIndex, get_args
+from typing import Final, SupportsIndex, get_args
 
 from dp._typing import NeighboringRelation
 
 
 __all__ = (
+    "clipping_norm",
     "count",
     "non_negative",
     "open_unit",
@@ -21,11 +22,28 @@ __all__ = (
 )
 
 
+# Beyond these, the square of a norm near the bound underflows or overflows in float32.
+_SMALLEST_NORM: Final = 1e-18
+_LARGEST_NORM: Final = 1e18
+
+
 def positive(**named: float) -> float:
     """Return the value if it is a finite number above 0."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    return float(value)
+
+
+def clipping_norm(**named: float) -> float:
+    """Return the value if it is a norm to clip to, whose square is a number."""
+    ((name, value),) = named.items()
+    positive(**named)
+    if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
+        raise ValueError(
+            f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares are"
+            f" float32 numbers, got {value!r}; scale the loss"
+        )
     return float(value)
 
 

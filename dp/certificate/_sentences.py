@@ -24,8 +24,8 @@ _SAMPLED: Final = (
     " trained on whole and once."
 )
 _TRUNCATED: Final = (
-    "Batches that were drawn larger than stated were reduced to a random part, and the"
-    " number of examples is public and as stated."
+    "Batches that were drawn larger than stated were reduced to a part chosen at random,"
+    " and the number of examples is public and as stated."
 )
 _UNSAMPLED: Final = "No example was given to one step more than once."
 _ALWAYS: Final = (
