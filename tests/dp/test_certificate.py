@@ -623,3 +623,21 @@ def test_the_widths_of_buckets_are_stated(one):
     assert accountant.get_epsilon(1e-5) == pytest.approx(one.epsilon_pld, rel=1e-6)
     assert [f.claim for f in quickly(wrong).findings] == ["charges"]
     assert not quickly(wrong).ok
+
+
+def test_a_run_that_goes_on_past_its_plan_exceeds_its_target():
+    """What bounds the plan bounds no longer run of the same kind of step."""
+    target = epsilon(
+        [Release(sampling_probability=0.25, noise_multiplier=8.0, count=3)],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    ).epsilon
+    right = certificate(charged(3, steps=3, target_epsilon=target))
+    (run,) = right.runs
+    (charge,) = run.charges
+    more = {"writer": (dataclasses.replace(charge, count=9),)}
+    wrong = dataclasses.replace(right, runs=(dataclasses.replace(run, segments=more),))
+    refuted = {f.claim for f in quickly(wrong).findings if not f.holds}
+
+    assert quickly(right).ok
+    assert {"run 1: planned steps", "run 1: target epsilon"} <= refuted
