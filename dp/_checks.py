@@ -25,6 +25,11 @@ _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
 
 
+# Beyond these, the square of a norm near the bound underflows or overflows in float32.
+_SMALLEST_NORM: Final = 1e-18
+_LARGEST_NORM: Final = 1e18
+
+
 def positive(**named: float) -> float:
     """Return the value if it is a finite number above 0."""
     ((name, value),) = named.items()

@@ -2,8 +2,11 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Final, Literal, final
 
 import torch
@@ -20,7 +23,7 @@ from dp.noise._host.workspace import borrow, give_back
 from dp.noise._torch_generators import TorchGenerators
 
 
-__all__ = ("GaussianNoise",)
+__all__ = ("GaussianNoise", "Witness", "witnessed")
 
 _DESCRIPTIONS: Final = {
     "os": (
@@ -40,6 +43,22 @@ _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 _LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
 # Devices that round by themselves; others lack float64, or emulate it slowly.
 _WITH_FLOAT64: Final = frozenset({"cuda"})
+
+
+Witness = Callable[[Callable[[], float], Sequence[Tensor]], float]
+"""Called in place of adding noise: with what adds it, and with the sums."""
+
+_witness: ContextVar[Witness | None] = ContextVar("witness of noise", default=None)
+
+
+@contextmanager
+def witnessed(witness: Witness) -> Iterator[None]:
+    """Let an audit see the sums of this context, before and after noise is added."""
+    token = _witness.set(witness)
+    try:
+        yield
+    finally:
+        _witness.reset(token)
 
 
 @final
@@ -118,6 +137,12 @@ class GaussianNoise:
             ValueError: If *stddev* is negative, infinite, NaN, or so small or large
                 that the precision of a tensor could not hold the noise.
         """
+        witness = _witness.get()
+        if witness is None:
+            return self._add(sums, stddev)
+        return witness(partial(self._add, sums, stddev), sums)
+
+    def _add(self, sums: Sequence[Tensor], stddev: float) -> float:
         stddev = _checks.non_negative(stddev=stddev)
         on_host, on_device, dtypes = _by_place(sums)
         for dtype in dtypes:
