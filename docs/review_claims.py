@@ -62,6 +62,7 @@ _BY_OWNER = "dp/per_sample/test_by_owner.py::test_"
 _EXACT = ("dp/per_sample/test_operations.py::test_every_operation_is_exact",)
 _CERTIFICATE, _LEDGER = "dp/test_certificate.py::test_", "dp/test_ledger.py::test_"
 _NOISE, _ROUNDING = "dp/test_noise.py::test_", "dp/test_noise_rounding.py::test_"
+_KERNEL = "dp/test_noise_kernel.py::test_"
 _DEVICE, _CHACHA = "dp/test_noise_device.py::test_", "dp/test_noise_chacha.py::test_"
 _ACCOUNTING, _SAMPLING = "dp/test_accounting.py::test_", "dp/test_sampling.py::test_"
 _RELEASE, _FAILURES = (
@@ -97,8 +98,11 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Noise": {
         "dp/noise/_gaussian.py": Claim("Every element gets noise of the standard deviation that was asked for, and that number is returned.", ("dp/test_noise_statistics.py::test_noise_has_the_stated_scale_and_shape", _NOISE + "the_stddev_that_was_used_is_returned")),
         "dp/noise/_chunks.py": Claim("Every element of every tensor is in exactly one chunk.", (_NOISE + "chunks_cover_every_element_once",)),
-        "dp/noise/_host/lattice.py": Claim("Results are sums of the real numbers, rounded to a lattice.", (_ROUNDING + "results_are_the_real_numbers_rounded", _ROUNDING + "every_result_lies_on_the_lattice")),
-        "dp/noise/_host/exact.py": Claim("What few bits cannot round is decided by more.", (_ROUNDING + "what_float64_cannot_decide_is_decided_by_more_digits",)),
+        "dp/noise/_host/rounded.py": Claim("Every element is rounded once, with bits of its own.", (_ROUNDING + "results_are_the_real_numbers_rounded", _ROUNDING + "noise_does_not_depend_on_blocks")),
+        "dp/noise/_host/lattice.py": Claim("Results lie on a lattice, and what 24 bits leave of a normal number is within the reach that the table gives.", (_ROUNDING + "every_result_lies_on_the_lattice", _ROUNDING + "every_point_is_within_its_reach")),
+        "dp/noise/_host/float32_stage.py": Claim("What 24 bits and float32 decide is the sum of the real numbers, rounded.", (_ROUNDING + "both_stages_agree", _ROUNDING + "float32_errs_less_than_its_bound")),
+        "dp/noise/_host/workspace.py": Claim("No two threads use the same memory at a time.", (_NOISE + "memory_for_temporaries_has_one_user_at_a_time",)),
+        "dp/noise/_host/exact.py": Claim("Elements that 24 bits cannot round are decided by more.", (_ROUNDING + "what_float64_cannot_decide_is_decided_by_more_digits",)),
         "dp/noise/_torch_generators.py": Claim('Only with `rng="fast"`: a generator is seeded anew by the operating system. The certificate then says *unknown*.', (_NOISE + "a_generator_is_seeded_anew_in_another_process",)),
         "dp/_keystream.py": Claim("Keys come from the operating system, and no part of a key stream is used twice.", (_NOISE + "a_keystream_is_aes_in_counter_mode", _NOISE + "a_forked_process_draws_other_noise")),
     },
@@ -173,7 +177,11 @@ GPU: dict[str, Claim] = {
     "dp/noise/_device/float64_stage.py": Claim("What is left is decided by float64, or on the host.", (_DEVICE + "the_last_resort_is_the_hosts", _DEVICE + "float32_could_not_decide_alone")),
     "dp/noise/_device/chacha.py": Claim("Words are ChaCha20's under a key of the operating system, and none is used twice.", (_CHACHA + "words_are_those_of_chacha20", _DEVICE + "every_call_has_a_key_of_its_own")),
     "dp/noise/_device/host_words.py": Claim("Words that the host draws for a device are used once.", (_DEVICE + "words_are_shared_out_among_threads",)),
-    "dp/noise/_device/load_kernel.py": Claim("A kernel is used only after it did what OpenSSL or torch does.", (_CHACHA + "a_kernel_that_writes_anything_else_is_not_used", _CHACHA + "a_rounding_kernel_that_errs_anywhere_is_not_used")),
+    "dp/noise/_load_kernel.py": Claim("A kernel is used only after it did what OpenSSL, torch or numpy does.", (_CHACHA + "a_kernel_that_writes_anything_else_is_not_used", _CHACHA + "a_rounding_kernel_that_errs_anywhere_is_not_used")),
+}  # fmt: skip
+
+NUMBA: dict[str, Claim] = {
+    "dp/noise/_host/compiled_stage.py": Claim("The compiled loop does what numpy does to the same words, to the last bit, and is compared with it before its first use.", (_KERNEL + "under_one_key_the_noise_is_numpys", _KERNEL + "a_kernel_that_errs_anywhere_is_not_used")),
 }  # fmt: skip
 
 RANKS: dict[str, Claim] = {
@@ -201,6 +209,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/certificate/_text.py": Checked("Another form of the numbers; the JSON is what is verified.", (_CERTIFICATE + "text_has_the_words_that_a_reader_needs",)),
     "dp/certificate/_picture.py": Checked("Another form of the numbers; the JSON is what is verified.", (_CERTIFICATE + "it_is_written_as_json_text_and_picture",)),
     "dp/certificate/_software.py": Checked("It names versions; no number depends on it.", (_CERTIFICATE + "altered_words_are_found",)),
+    "dp/noise/_host/kernels/": Checked("The loop is compared with numpy's operations before its first use.", (_KERNEL + "a_kernel_that_errs_anywhere_is_not_used",)),
     "dp/noise/_device/kernels/": Checked("Each is compared with OpenSSL or torch on the device before its first use.", (_CHACHA + "a_kernel_that_writes_anything_else_is_not_used", _CHACHA + "decision_kernels_that_err_anywhere_are_not_used")),
     "forwarding/": Checked("It decides where a name is read and written. A parameter that it lost would get no gradient and not move; noise, norm and charge of a step do not pass through it.", ("forwarding/test_laws.py::test_every_kind_of_wrapper_keeps_the_laws_that_the_page_says",)),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from review_claims import (
     GPU,
     MOST_LINES,
     NOT_BELIEVED,
+    NUMBA,
     ONE_PROCESS,
     PLANNED,
     RANKS,
@@ -29,6 +30,7 @@ MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
+    "Numba adds": NUMBA,
     "Several ranks add": RANKS,
 }
 _MARKS = dict(zip(PLANNED, ("†", "‡", "§"), strict=False))

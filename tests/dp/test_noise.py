@@ -16,6 +16,7 @@ from hypothesis import given, strategies as st
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian, _torch_generators
 from dp.noise._chunks import _adjoining, as_vector, in_chunks
+from dp.noise._host import workspace
 from dp.noise._host.compiled_stage import kernel_for
 
 
@@ -377,3 +378,25 @@ def test_a_keystream_cannot_be_copied():
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             duplicate(Keystream())
+
+
+def test_memory_for_temporaries_has_one_user_at_a_time():
+    """Random bits of two threads in the same memory would be equal, or torn."""
+    mine = workspace.borrow()
+    workspace.give_back(mine)
+    borrowed = [workspace.borrow() for _ in range(3)]
+
+    assert borrowed[0] is mine
+    assert len(set(map(id, borrowed))) == 3
+
+
+def test_memory_for_temporaries_is_kept_while_it_is_long_enough():
+    """By name and type; a longer vector gets new memory."""
+    arrays = workspace.Workspace()
+    first = arrays.array("words", 10, np.uint16)
+
+    assert arrays.array("words", 7, np.uint16).base is first.base
+    assert len(arrays.array("words", 7, np.uint16)) == 7
+    assert not np.shares_memory(first, arrays.array("points", 10, np.uint16))
+    assert not np.shares_memory(first, arrays.array("words", 10, np.uint8))
+    assert not np.shares_memory(first, arrays.array("words", 11, np.uint16))
