@@ -199,7 +199,6 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
     "dp/exceptions.py": Checked("Names of errors.", ()),
     "dp/_typing.py": Checked("Names of types.", ()),
-    "dp/_tuning.py": Checked("Sizes chosen for speed and memory; bounds and margins stand where they are argued for.", ()),
     "dp/sampling/_empty_batch.py": Checked("The ticket of an empty batch counts no example, so a loss for one raises.", (_OPTIMIZER + "backward_twice_on_the_same_examples_is_refused",)),
     "dp/sampling/_fetch.py": Checked("It reads the rows whose numbers were drawn. Tests compare it with torch's own loader, and `dp.audit.conformance` sees a row that counts twice.", (_SAMPLING + "tensors_are_read_as_torchs_loader_reads_them", "dp/test_audit.py::test_a_broken_build_does_not_conform")),
     "dp/sampling/_refused_arguments.py": Checked("It explains; batches come from the loader's own sampler with or without it.", (_SAMPLING + "arguments_that_choose_the_batches_are_refused",)),

@@ -1,7 +1,7 @@
 """Units whose rows lie along no axis have the gradients of a loop over units.
 
-Owners are measured here, by one backward pass a unit, so that what is tested is what is
-done with them.
+In most tests owners are measured, by one backward pass for each unit, so that they test
+what is done with owners, not how the engine finds them.
 
 Shapes: ``U`` units, ``R`` rows, ``P`` elements of a parameter.
 """
@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.per_sample import PerSampleGradients
+from dp.per_sample import Engine, PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
@@ -82,11 +82,10 @@ def ragged_gradients(losses, units, parameters, num_units, served=None):
     return PerSampleGradients(parts, parameters, torch.zeros(num_units))
 
 
-def assert_as_by_loop(
-    losses, units, parameters, *, num_units=U, served=None, rtol=1e-10
-):
+def by_loop_over_units(losses, units, parameters, numbers):
+    """Return [U, P] for each parameter, by one backward pass for each unit."""
     rows = []
-    for unit in range(num_units):
+    for unit in numbers:
         seeds = (units == unit).to(losses.dtype)
         rows.append(
             torch.autograd.grad(
@@ -98,7 +97,13 @@ def assert_as_by_loop(
                 materialize_grads=True,
             )
         )
-    grads_UP = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def assert_as_by_loop(
+    losses, units, parameters, *, num_units=U, served=None, rtol=1e-10
+):
+    grads_UP = by_loop_over_units(losses, units, parameters, range(num_units))
     gradients = ragged_gradients(losses, units, parameters, num_units, served)
     factors_GU = torch.rand(2, num_units)
     factors_GU[:, 1:2] = 0
@@ -125,6 +130,30 @@ def test_models_whose_units_lie_along_no_axis_are_as_by_a_loop(name, seed):
     losses, units = model()
 
     assert_as_by_loop(losses, units, [*model.parameters()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_engine_serves_units_along_no_axis(name):
+    """Owners are found from the graph; batches differ in size and in their rows."""
+    model, engine = MODELS[name](), Engine()
+    parameters = [*model.parameters()]
+    group_of = [0] * len(parameters)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        losses, units = model()
+        present = units.unique().tolist()
+        true_UP = by_loop_over_units(losses, units, parameters, present)
+        gradients = engine.gradients(losses, parameters, units=units)
+        factors_GU = torch.rand(1, len(present))
+        sums = [torch.full_like(p, torch.nan) for p in parameters]
+        gradients.add_weighted_sum(factors_GU, group_of, sums, beta=0)
+
+        norms_U = sum(g.flatten(1).square().sum(1) for g in true_UP)
+        found_U = gradients.squared_norms(group_of)[0]
+        torch.testing.assert_close(found_U, norms_U, rtol=1e-10, atol=1e-12)
+        for total, grad_UP in zip(sums, true_UP, strict=True):
+            true = torch.einsum("u...,u->...", grad_UP, factors_GU[0])
+            torch.testing.assert_close(total, true, rtol=1e-10, atol=1e-10)
 
 
 def test_sequences_of_users_are_served_where_onednn_runs_a_layer():
