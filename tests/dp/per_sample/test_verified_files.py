@@ -30,11 +30,11 @@ class Neighbours(torch.autograd.Function):
     """A user's function that adds every row to the next one."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(_ctx, x):
         return x + x.roll(1, 0)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(_ctx, grad):
         return grad + grad.roll(-1, 0)
 
 
@@ -114,9 +114,11 @@ VERIFIED = {
         patch.object(
             Layout,
             "examples_first",
-            lambda self, tensor, num_samples: tensor.movedim(self.axis, 0)
-            .reshape(-1, num_samples, tensor.shape[-1])
-            .transpose(0, 1),
+            lambda self, tensor, num_samples: (
+                tensor.movedim(self.axis, 0)
+                .reshape(-1, num_samples, tensor.shape[-1])
+                .transpose(0, 1)
+            ),
         ),
         nothing,
     ),
@@ -182,3 +184,15 @@ def test_norms_that_are_too_small_are_not_noticed():
 
     with patch.object(FactoredGrads, "squared_norms", lambda self: norms(self) / 100):
         passes(nothing)
+
+
+def test_norms_of_another_unit_are_noticed():
+    """Twin: what scales with another unit's power is seen, in norms alone, too."""
+    model, norms = nn.Linear(90, 90), FactoredGrads.squared_norms
+    losses_B = model(torch.randn(B, 90)).sin().sum(1)
+
+    with (
+        patch.object(FactoredGrads, "squared_norms", lambda self: norms(self).roll(1)),
+        pytest.raises(SampleMixingError, match="by their norms"),
+    ):
+        Engine().gradients(losses_B, [*model.parameters()])
