@@ -6,10 +6,23 @@ Each check takes one keyword argument, whose name is the name in the message:
 
 import math
 import operator
-from typing import SupportsIndex
+from typing import Final, SupportsIndex, get_args
+
+from dp._typing import NeighboringRelation
 
 
-__all__ = ("count", "non_negative", "open_unit", "positive", "probability")
+__all__ = (
+    "clipping_norm",
+    "count",
+    "non_negative",
+    "open_unit",
+    "positive",
+    "probability",
+    "relation",
+)
+
+_SMALLEST_NORM: Final = 1e-18
+_LARGEST_NORM: Final = 1e18
 
 
 def positive(**named: float) -> float:
@@ -17,6 +30,22 @@ def positive(**named: float) -> float:
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    return float(value)
+
+
+def clipping_norm(**named: float) -> float:
+    """Return the value if gradients can be clipped to it.
+
+    Beyond the range, the square of a norm near the value underflows or overflows in
+    float32, and what is clipped to it may be any multiple of it.
+    """
+    ((name, value),) = named.items()
+    positive(**named)
+    if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
+        raise ValueError(
+            f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares"
+            f" are float32 numbers, got {value!r}; scale the loss"
+        )
     return float(value)
 
 
@@ -53,6 +82,22 @@ def count(**named: SupportsIndex) -> int:
     if number < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     return number
+
+
+def relation(*, neighboring_relation: str, truncated: bool) -> None:
+    """Check that a relation is known, and fits batches that may be *truncated*."""
+    known = get_args(NeighboringRelation)
+    if neighboring_relation not in known:
+        raise ValueError(
+            f"neighboring_relation must be one of {', '.join(map(repr, known))}, got"
+            f" {neighboring_relation!r}"
+        )
+    if truncated and neighboring_relation == "add_or_remove_one":
+        raise ValueError(
+            "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
+            " truncated (TruncatedPoissonSampling): their cost depends on the number of"
+            f" examples, which {neighboring_relation!r} keeps private"
+        )
 
 
 def _is_number(value: object) -> bool:

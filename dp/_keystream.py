@@ -1,14 +1,21 @@
 """Cryptographically secure random bytes: AES-256 in counter mode, keyed by the OS.
 
-Every key of :mod:`dp.sampling` and :mod:`dp.noise` is drawn here. A :class:`Keystream`
-lives for one draw: its 256-bit key comes from ``os.urandom``, is used for one stream
-from counter zero, and is forgotten with it. So there is no state to seed, save, copy,
-share between threads or inherit over a fork, and no stream is ever produced twice.
-Generators that run elsewhere, such as ChaCha20 on a GPU, take their keys from
-:func:`new_key`, which keeps the same rule.
+Every key of sampling and noise comes from :func:`new_key`; on the host its stream is a
+:class:`Keystream`, on a GPU ChaCha20. A stream lives for one draw: its 256-bit key is
+used from counter zero, and is forgotten with it. So there is no state to seed, save,
+copy, share between threads or inherit over a fork, and no stream is produced twice.
+
+An audit replays a run on neighbouring data, and needs its coins again:
+:func:`replayed_keys` fixes them for its own context alone. Other threads, and other
+tasks of an event loop, go on with keys of the OS.
 """
 
+import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, final
 
 import numpy as np
@@ -18,15 +25,43 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 
-__all__ = ("KEY_BITS", "Keystream", "new_key")
+__all__ = ("KEY_BITS", "Keystream", "new_key", "replayed_keys")
 
 KEY_BITS: Final = 256
+_replayed: ContextVar[Counter[str] | None] = ContextVar("replayed keys", default=None)
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
 
 
-def new_key() -> bytes:
-    """Return a 256-bit key from the operating system."""
-    return os.urandom(KEY_BITS // 8)
+def new_key(purpose: str = "noise") -> bytes:
+    """Return a key that was never used.
+
+    Guarantees:
+        * It is 256 bits from ``os.urandom``, outside of :func:`replayed_keys`.
+
+    Args:
+        purpose: What is drawn under the key. Replayed keys are counted by it, so that
+            another number of draws for one purpose does not change those for others.
+    """
+    counts = _replayed.get()
+    if counts is None:
+        return os.urandom(KEY_BITS // 8)
+    counts[purpose] += 1
+    number = f"{purpose} {counts[purpose]}"
+    return hashlib.shake_256(number.encode()).digest(KEY_BITS // 8)
+
+
+@contextmanager
+def replayed_keys() -> Iterator[None]:
+    """Give this context the same keys every time, in the order they are asked for.
+
+    NOT PRIVATE: whatever is drawn meanwhile can be predicted by anyone. Threads that
+    are started meanwhile have a context of their own, and keys of the OS.
+    """
+    token = _replayed.set(Counter())
+    try:
+        yield
+    finally:
+        _replayed.reset(token)
 
 
 @final
@@ -34,8 +69,11 @@ class Keystream:
     """A stream of uniform bytes under a fresh key.
 
     Guarantees:
-        * The key is 256 bits from ``os.urandom``; no argument or seed reaches it.
+        * The key comes from :func:`new_key`; no argument or seed reaches it.
         * It cannot be copied or pickled, so its bytes cannot be produced again.
+
+    Args:
+        purpose: What is drawn from it.
 
     References:
         NIST SP 800-38A, section 6.5 (counter mode); FIPS 197 (AES).
@@ -43,10 +81,9 @@ class Keystream:
 
     __slots__ = ("_cipher",)
 
-    def __init__(self) -> None:
-        self._cipher: CipherContext = Cipher(
-            AES256(os.urandom(KEY_BITS // 8)), CTR(bytes(16))
-        ).encryptor()
+    def __init__(self, purpose: str = "coins") -> None:
+        key = AES256(new_key(purpose))
+        self._cipher: CipherContext = Cipher(key, CTR(bytes(16))).encryptor()
 
     def fill(self, words: NDArray[Any]) -> None:
         """Write integers, uniform over all values of the dtype, to a vector."""

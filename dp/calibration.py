@@ -1,17 +1,20 @@
 """The least noise, the most steps or the largest batches that keep a target epsilon.
 
-Searches use a coarse bound, which is as valid and ten times as fast; what they find is
-checked by the bound that will be claimed, and moved to the safe side until it holds.
+Nothing here has to be believed: what is found is asked of :func:`dp.accounting.epsilon`
+before it is returned, and a plan's own :meth:`~dp.plan.PrivacyPlan.guarantee` says what
+it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import VALUE_DISCRETIZATION_INTERVAL, Release, Truncation, epsilon
-from dp.schedule import Schedule
+from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
+from dp.accounting._accountant import bound_by_pld
+from dp.schedule import Schedule, rounded_up
 
 
 __all__ = (
@@ -20,17 +23,18 @@ __all__ = (
     "calibrate_steps",
 )
 
-_COARSE_INTERVAL: Final = 1e-3
-_FINE_BELOW: Final = 0.3  # Searches for a smaller epsilon use the claim's interval.
-_DIGITS: Final = 5  # Significant digits of what is found.
-_RELATIVE: Final = 10.0**-_DIGITS
+_DIGITS: Final = 6  # Significant digits of what is found.
 _MOST_STEPS: Final = 10**9
-_FIRST_STEP: Final = 0.05  # Of a bracket, in the logarithm.
-_PRECISION: Final = 1e-4  # Of a search, in the logarithm.
-_LARGEST_EXPONENT: Final = 700.0
-
-_Bound = Callable[[float, float], float]
-"""Epsilon, by a number that is searched for and an interval of discretisation."""
+_WASTE: Final = 5e-4  # What may be left of a target, relative to it.
+_AIM: Final = 1e-4  # Below the target, so that an answer there is accepted.
+_VAGUE: Final = 2e-2  # Of the bound that a search begins with, relative.
+_FIRST_STEP: Final = 0.05  # Of a search without a slope, in the logarithm.
+_LARGEST_STEP: Final = 3.0
+_FLATTEST: Final = (
+    -0.05
+)  # Slope: epsilon falls, whatever two bounds that are close say.
+_MOST_BOUNDS: Final = 200
+_LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
 
 def calibrate_noise_multiplier(
@@ -47,7 +51,7 @@ def calibrate_noise_multiplier(
 
     Guarantees:
         * The epsilon of *steps* releases with it, as :func:`dp.accounting.epsilon`
-          computes it, is at most *target_epsilon*.
+          computes it, is at most *target_epsilon*, and 0.05 % below it at most.
 
     Args:
         target_epsilon: What all steps may cost.
@@ -61,13 +65,14 @@ def calibrate_noise_multiplier(
     Raises:
         ValueError: If a number is out of range.
     """
-    _check_target(target_epsilon, target_delta)
-    phases = list(
-        (shape or Schedule(((1, 1.0),))).phases_until(_checks.count(steps=steps))
-    )
+    shape = shape or Schedule(((1, 1.0),))
+    phases = list(shape.phases_until(_checks.count(steps=steps)))
+    if not all(relative for _count, relative in phases):
+        raise ValueError(f"shape must be above 0 at every step, got {shape!r}")
+    _checks.probability(sampling_probability=sampling_probability)
 
-    def bound(sigma: float, interval: float) -> float:
-        releases = [
+    def releases(sigma: float) -> list[Release]:
+        return [
             Release(
                 sampling_probability=sampling_probability,
                 noise_multiplier=sigma * relative,
@@ -76,24 +81,15 @@ def calibrate_noise_multiplier(
             )
             for count, relative in phases
         ]
-        return epsilon(
-            releases,
-            delta=target_delta,
-            neighboring_relation=neighboring_relation,
-            interval=interval,
-        ).epsilon
 
-    if not all(relative for _count, relative in phases):
-        raise ValueError(f"shape must be above 0 at every step, got {shape!r}")
-    _checks.probability(sampling_probability=sampling_probability)
-
-    def loss(sigma: float) -> float:
-        return sampling_probability**2 * sum(
-            count * _expm1(1 / (sigma * relative) ** 2) for count, relative in phases
-        )
-
-    start = _bisect_decreasing(loss, _central_limit(target_epsilon, target_delta) ** 2)
-    return _smallest_satisfying(bound, target_epsilon, start=start)
+    search = _Search(
+        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        target_delta=_checks.open_unit(target_delta=target_delta),
+        relation=neighboring_relation,
+        releases=releases,
+        allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
+    )
+    return search.smallest()
 
 
 def calibrate_sampling_probability(
@@ -108,7 +104,7 @@ def calibrate_sampling_probability(
     """Return the largest sampling probability found that keeps the target.
 
     Guarantees:
-        * As of :func:`calibrate_noise_multiplier`.
+        * As of :func:`calibrate_noise_multiplier`; it is 1 where that keeps the target.
 
     Args:
         target_epsilon: What all steps may cost.
@@ -121,29 +117,22 @@ def calibrate_sampling_probability(
     Raises:
         ValueError: If a number is out of range.
     """
-    _check_target(target_epsilon, target_delta)
     _checks.positive(noise_multiplier=noise_multiplier)
-
-    def bound(one_over_q: float, interval: float) -> float:
-        return epsilon(
-            [
-                Release(
-                    sampling_probability=1 / one_over_q,
-                    noise_multiplier=noise_multiplier,
-                    count=steps,
-                    truncation=truncation,
-                )
-            ],
-            delta=target_delta,
-            neighboring_relation=neighboring_relation,
-            interval=interval,
-        ).epsilon
-
-    if bound(1.0, VALUE_DISCRETIZATION_INTERVAL) <= target_epsilon:
-        return 1.0
-    mu = _central_limit(target_epsilon, target_delta)
-    start = math.sqrt(steps * _expm1(1 / noise_multiplier**2)) / mu
-    return 1 / _smallest_satisfying(bound, target_epsilon, start=max(1.0, start))
+    search = _Search(
+        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        target_delta=_checks.open_unit(target_delta=target_delta),
+        relation=neighboring_relation,
+        releases=lambda one_over_q: [
+            Release(
+                sampling_probability=1 / one_over_q,
+                noise_multiplier=noise_multiplier,
+                count=steps,
+                truncation=truncation,
+            )
+        ],
+        allowed=lambda one_over_q: max(1.0, rounded_up(one_over_q, digits=_DIGITS)),
+    )
+    return 1 / search.smallest()
 
 
 def calibrate_steps(
@@ -158,7 +147,8 @@ def calibrate_steps(
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
     Guarantees:
-        * As of :func:`calibrate_noise_multiplier`.
+        * As of :func:`calibrate_noise_multiplier`, unless one step more would exceed
+          the target.
 
     Args:
         target_epsilon: What all steps may cost.
@@ -171,136 +161,154 @@ def calibrate_steps(
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
     """
-    _check_target(target_epsilon, target_delta)
     _checks.positive(noise_multiplier=noise_multiplier)
 
-    def keeps(count: int, interval: float) -> bool:
-        spent = epsilon(
-            [
-                Release(
-                    sampling_probability=sampling_probability,
-                    noise_multiplier=noise_multiplier,
-                    count=count,
-                    truncation=truncation,
-                )
-            ],
-            delta=target_delta,
-            neighboring_relation=neighboring_relation,
-            interval=interval,
-        )
-        return spent.epsilon <= target_epsilon
+    def releases(one_over_steps: float) -> list[Release]:
+        return [
+            Release(
+                sampling_probability=sampling_probability,
+                noise_multiplier=noise_multiplier,
+                count=round(1 / one_over_steps),
+                truncation=truncation,
+            )
+        ]
 
-    if not keeps(1, VALUE_DISCRETIZATION_INTERVAL):
+    search = _Search(
+        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        target_delta=_checks.open_unit(target_delta=target_delta),
+        relation=neighboring_relation,
+        releases=releases,
+        # A hair more, so that a whole number is not rounded down to the next.
+        allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
+        most=1.0,
+        smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
+    )
+    found = search.smallest()
+    if search.excess(found) > 0:
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow one step at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    interval = _interval(target_epsilon)
-    low, high = 1, 2
-    while high < _MOST_STEPS and keeps(high, interval):
-        low, high = high, 2 * high
-    high = min(high, _MOST_STEPS + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if keeps(middle, interval) else (low, middle)
-    while not keeps(low, VALUE_DISCRETIZATION_INTERVAL):
-        low -= math.ceil(low * _RELATIVE)
-    return low
+    return round(1 / found)
 
 
-def _check_target(target_epsilon: float, target_delta: float) -> None:
-    _checks.positive(target_epsilon=target_epsilon)
-    _checks.open_unit(target_delta=target_delta)
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """Find nearly the smallest number whose releases keep a target.
 
-
-def _interval(target_epsilon: float) -> float:
-    return (
-        VALUE_DISCRETIZATION_INTERVAL
-        if target_epsilon < _FINE_BELOW
-        else _COARSE_INTERVAL
-    )
-
-
-def _central_limit(target_epsilon: float, target_delta: float) -> float:
-    """Return the mu of the Gaussian mechanism that just keeps the target.
-
-    Many small releases are nearly one such mechanism (Bu et al. 2019). How nearly is
-    not known in general, so it serves to begin a search and never as a claim.
+    Attributes:
+        target_epsilon: What they may cost.
+        target_delta: The delta it is for.
+        relation: What neighbouring datasets are.
+        releases: What is released, by the number. Their epsilon falls as it grows.
+        allowed: Returns the next number that may be an answer, on the private side.
+        most: The largest number there is.
+        smaller: Returns the next smaller number, where there are not many.
     """
-    from scipy.stats import norm
 
-    def excess(mu: float) -> float:
-        at = target_epsilon / mu
-        log_tail = target_epsilon + float(norm.logcdf(-at - mu / 2))
-        return float(norm.cdf(mu / 2 - at)) - math.exp(log_tail)
+    target_epsilon: float
+    target_delta: float
+    relation: NeighboringRelation
+    releases: Callable[[float], Sequence[Release]]
+    allowed: Callable[[float], float]
+    most: float = math.inf
+    smaller: Callable[[float], float] | None = None
 
-    return _bisect_decreasing(
-        lambda inverse: excess(1 / inverse), target_delta, inverse=True
-    )
+    def excess(self, number: float) -> float:
+        """Return by how much the logarithm of what will be claimed is too large."""
+        spent = epsilon(
+            self.releases(number),
+            delta=self.target_delta,
+            neighboring_relation=self.relation,
+        ).epsilon
+        return self._logarithm(spent)
+
+    def _vague_excess(self, number: float) -> float:
+        """Return the same of a bound in wide buckets, in a hundredth of the time."""
+        releases = merge_equal_releases(self.releases(number))
+        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
+        return self._logarithm(spent)
+
+    def _logarithm(self, spent: float) -> float:
+        return math.log(max(spent, _LEAST_EPSILON) / self.target_epsilon)
+
+    def smallest(self) -> float:
+        """Return the smallest number found that keeps the target, or the largest one.
+
+        Bounds fall with the number, in the logarithms of both nearly in a line: the
+        secant method needs three to six of them. Two numbers around the answer are
+        kept, and where a secant leads out of them, it is their middle that is asked.
+        """
+        number, slope = self._start()
+        number = min(self.allowed(number), self.most)
+        line = _Line(slope)
+        for _ in range(_MOST_BOUNDS):
+            excess = self.excess(number)
+            line.add(number, excess)
+            if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
+                return number
+            number = min(self.allowed(math.exp(line.crossing())), self.most)
+            if number in line.asked and self.smaller is not None:
+                number = self.smaller(line.smallest_kept())
+            if number in line.asked:  # No number is left in between.
+                break
+        return line.smallest_kept()
+
+    def _start(self) -> tuple[float, float]:
+        """Return where a bound in wide buckets is the target, and its slope there."""
+        number, line = min(1.0, self.most), _Line(-1.0)
+        for _ in range(_MOST_BOUNDS):
+            excess = self._vague_excess(number)
+            line.add(number, excess)
+            if abs(excess) <= _VAGUE:
+                break
+            number = min(self.allowed(math.exp(line.crossing())), self.most)
+            if number in line.asked:
+                break
+        return number, line.slope
 
 
-def _bisect_decreasing(
-    falling: Callable[[float], float], value: float, *, inverse: bool = False
-) -> float:
-    """Return a number at which a falling function has nearly the *value*."""
-    low, high = -20.0, 20.0  # Of the logarithm.
-    while high - low > _PRECISION:
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if falling(math.exp(middle)) > value else (low, middle)
-        )
-    return math.exp(-high if inverse else high)
+@final
+class _Line:
+    """Numbers that were asked and their excess, and where the excess may be none.
 
-
-def _expm1(number: float) -> float:
-    return math.expm1(min(number, _LARGEST_EXPONENT))
-
-
-def _smallest_satisfying(bound: _Bound, target: float, *, start: float) -> float:
-    """Return nearly the smallest number whose bound is at most *target*, never less.
-
-    Bounds fall with the number, in the logarithms of both nearly in a line.
+    >>> line = _Line(slope=-1.0)
+    >>> line.add(2.0, math.log(2.0))
+    >>> round(math.exp(line.crossing()), 2)
+    4.0
     """
-    from scipy.optimize import root_scalar
 
-    interval = _interval(target)
-    known: dict[float, float] = {}
+    def __init__(self, slope: float) -> None:
+        self.asked: dict[float, float] = {}
+        self.slope = slope
+        self._last: tuple[float, float] | None = None
+        self._too_small, self._kept = -math.inf, math.inf  # Logarithms.
 
-    def excess(log_number: float) -> float:
-        if log_number not in known:
-            spent = bound(math.exp(log_number), interval)
-            known[log_number] = math.log(max(spent, 1e-12) / target)
-        return known[log_number]
+    def add(self, number: float, excess: float) -> None:
+        """Take down the excess of one number."""
+        self.asked[number] = excess
+        at = math.log(number)
+        if self._last is not None and at != self._last[0]:
+            slope = (excess - self._last[1]) / (at - self._last[0])
+            self.slope = min(slope, _FLATTEST)
+        self._last = at, excess
+        if excess > 0:
+            self._too_small = max(self._too_small, at)
+        else:
+            self._kept = min(self._kept, at)
 
-    ends = _bracket(lambda log_number: excess(log_number) <= 0, math.log(start))
-    found = root_scalar(excess, bracket=ends, method="brentq", xtol=_PRECISION)
-    number = _rounded_up(math.exp(found.root))
-    while (spent := bound(number, VALUE_DISCRETIZATION_INTERVAL)) > target:
-        number = _rounded_up(number * max(1 + _RELATIVE, math.sqrt(spent / target)))
-    return number
+    def crossing(self) -> float:
+        """Return the logarithm of the next number to ask."""
+        at, excess = self._last or (0.0, 0.0)
+        step = -(excess + _AIM) / self.slope
+        following = at + min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
+        if self._too_small < following < self._kept:
+            return following
+        if math.isinf(self._too_small) or math.isinf(self._kept):
+            return at + math.copysign(_FIRST_STEP, excess)
+        return (self._too_small + self._kept) / 2
 
-
-def _bracket(
-    keeps_target: Callable[[float], bool], start: float
-) -> tuple[float, float]:
-    """Return two numbers near *start*, of which only the larger keeps the target.
-
-    Steps double. They go down from a number that keeps it: less noise has wider
-    losses, and takes longer to compute with.
-    """
-    step = _FIRST_STEP
-    high = start
-    while not keeps_target(high):
-        start, high, step = high, high + step, 2 * step
-    if high > start:
-        return start, high
-    low = high - step
-    while keeps_target(low):
-        high, step = low, 2 * step
-        low = high - step
-    return low, high
-
-
-def _rounded_up(value: float) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
-    return float(f"{math.ceil(value / unit) * unit:.{_DIGITS}g}")
+    def smallest_kept(self) -> float:
+        """Return the smallest number asked that has no excess."""
+        return min(number for number, excess in self.asked.items() if excess <= 0)

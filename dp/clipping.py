@@ -33,9 +33,6 @@ __all__ = (
 # The norm is rounded, and so are the factor and every product with it. Their relative
 # errors add up to less than this many units, so the bound holds in exact arithmetic.
 _MARGIN_EPS: Final = 16
-# Beyond these, the square of a norm near the bound underflows or overflows in float32.
-_SMALLEST: Final = 1e-18
-_LARGEST: Final = 1e18
 
 
 class Clipping(ABC):
@@ -85,7 +82,7 @@ class FlatClipping(Clipping):
     max_grad_norm: float
 
     def __post_init__(self) -> None:
-        _check_bound("max_grad_norm", self.max_grad_norm)
+        _checks.clipping_norm(max_grad_norm=self.max_grad_norm)
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return one group for every parameter."""
@@ -132,7 +129,7 @@ class PerLayerClipping(Clipping):
     max_grad_norm: float
 
     def __post_init__(self) -> None:
-        _check_bound("max_grad_norm", self.max_grad_norm)
+        _checks.clipping_norm(max_grad_norm=self.max_grad_norm)
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return a group for every parameter."""
@@ -184,7 +181,7 @@ class PerGroupClipping(Clipping):
             )
         for size, bound in zip(self.group_sizes, self.max_grad_norms, strict=True):
             _checks.count(group_size=size)
-            _check_bound("max_grad_norm", bound)
+            _checks.clipping_norm(max_grad_norm=bound)
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return the group of each parameter, by their order."""
@@ -237,8 +234,8 @@ class AutomaticClipping(Clipping):
     stability: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_bound("max_grad_norm", self.max_grad_norm)
-        _check_bound("stability", self.stability)
+        _checks.clipping_norm(max_grad_norm=self.max_grad_norm)
+        _checks.clipping_norm(stability=self.stability)
 
     def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
         """Return one group for every parameter."""
@@ -252,15 +249,6 @@ class AutomaticClipping(Clipping):
     def sensitivity(self, relation: NeighboringRelation) -> float:
         """Return C, or 2 C where one example may be replaced by another."""
         return _sensitivity(self.max_grad_norm, relation)
-
-
-def _check_bound(name: str, bound: float) -> None:
-    _checks.positive(**{name: bound})
-    if not _SMALLEST <= bound <= _LARGEST:
-        raise ValueError(
-            f"{name} must be in [{_SMALLEST:g}, {_LARGEST:g}], where squares are"
-            f" float32 numbers, got {bound!r}; scale the loss"
-        )
 
 
 def _below_one(dtype: torch.dtype) -> float:

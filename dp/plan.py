@@ -6,7 +6,7 @@ realised batch size, no random state. Whatever is derived from it is public too.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 from torch.utils.data import Dataset
 
@@ -79,24 +79,16 @@ class PrivacyPlan:
         for value in _values(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
         for value in _values(self.max_grad_norm):
-            _checks.positive(max_grad_norm=value)
+            _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
-        if self.neighboring_relation not in get_args(NeighboringRelation):
-            known = ", ".join(map(repr, get_args(NeighboringRelation)))
-            raise ValueError(
-                f"neighboring_relation must be one of {known}, got"
-                f" {self.neighboring_relation!r}"
-            )
-        if self.truncation and self.neighboring_relation == "add_or_remove_one":
-            raise ValueError(
-                "neighboring_relation must be 'zero_out' or 'replace_one' with"
-                " TruncatedPoissonSampling, whose cost depends on the number of"
-                f" examples, got {self.neighboring_relation!r}, which keeps it private"
-            )
+        _checks.relation(
+            neighboring_relation=self.neighboring_relation,
+            truncated=self.truncation is not None,
+        )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
 

@@ -9,7 +9,7 @@ from typing import final
 from dp import _checks
 
 
-__all__ = ("Schedule",)
+__all__ = ("Schedule", "rounded_up")
 
 
 @final
@@ -63,7 +63,7 @@ class Schedule:
                 phases; each phase of noise adds to the time of accounting.
         """
         values = [
-            _rounded_up(value_at(step), digits=digits)
+            rounded_up(value_at(step), digits=digits)
             for step in range(_checks.count(steps=steps))
         ]
         return cls(tuple((len(list(run)), value) for value, run in groupby(values)))
@@ -90,7 +90,15 @@ class Schedule:
         return Schedule(tuple((steps, value * factor) for steps, value in self.phases))
 
 
-def _rounded_up(value: float, *, digits: int) -> float:
+def rounded_up(value: float, *, digits: int) -> float:
+    """Return the least number of so many significant digits that is not below *value*.
+
+    >>> rounded_up(0.12301, digits=3), rounded_up(2.0, digits=3)
+    (0.124, 2.0)
+
+    Raises:
+        ValueError: If *value* is negative or not finite.
+    """
     value = _checks.non_negative(value_of_a_phase=value)
     if value == 0:
         return value

@@ -24,7 +24,7 @@ __all__ = ("CurrentValues", "ScheduledClipping")
 
 _CHECKS: Final[Mapping[str, Callable[..., float]]] = {
     "noise_multiplier": _checks.non_negative,
-    "max_grad_norm": _checks.positive,
+    "max_grad_norm": _checks.clipping_norm,
 }
 # Of a plan: what decides the next step, and not only when to stop.
 _DECISIVE: Final = (

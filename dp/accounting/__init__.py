@@ -6,20 +6,14 @@ tighter nearly always, Renyi differential privacy (RDP) for very large noise. Wh
 really released is :mod:`dp.ledger`'s business.
 """
 
-from dp.accounting._accountant import (
-    VALUE_DISCRETIZATION_INTERVAL,
-    Guarantee,
-    epsilon,
-    epsilon_curve,
-    group_epsilon,
-)
+from dp.accounting._accountant import Guarantee, epsilon, epsilon_curve
 from dp.accounting._dp_events import to_dp_event
+from dp.accounting._groups import group_epsilon
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
 
 
 __all__ = (
-    "VALUE_DISCRETIZATION_INTERVAL",
     "Guarantee",
     "ReferenceAccountant",
     "Release",
@@ -31,7 +25,5 @@ __all__ = (
     "to_dp_event",
 )
 
-for _name in ("Guarantee", "Release", "Truncation"):
-    globals()[
-        _name
-    ].__module__ = __name__  # Pickles and tracebacks say where it is public.
+for _public in (Guarantee, ReferenceAccountant, Release, Truncation):
+    _public.__module__ = __name__  # What pickles and tracebacks show.

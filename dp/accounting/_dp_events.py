@@ -30,6 +30,9 @@ def group_event(release: Release, group_size: int) -> "DpEvent":
     from dp_accounting import dp_event
     from scipy.stats import binom
 
+    if release.sampling_probability == 1:
+        distance = dp_event.GaussianDpEvent(release.noise_multiplier / group_size)
+        return dp_event.SelfComposedDpEvent(distance, release.count)
     sizes = range(group_size + 1)
     in_batch = binom.pmf(sizes, group_size, release.sampling_probability)
     pairs = [(float(k), float(p)) for k, p in zip(sizes, in_batch, strict=True) if p]

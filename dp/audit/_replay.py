@@ -14,7 +14,6 @@ import contextlib
 import copy
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
-from dp import _keystream
+from dp._keystream import replayed_keys
 from dp._progress import Bar, progress_bars
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, fixed_seeds, hooked
@@ -150,7 +149,7 @@ def _run(
     with (
         fixed_seeds(),
         hooked(look),
-        _same_coins(),
+        replayed_keys(),
         _taped(tape),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
@@ -177,26 +176,6 @@ def _taped(tape: _Tape) -> Iterator[None]:
         return tape.add_noise(lambda: original(self, sums, stddev=stddev), sums)
 
     with mock.patch.object(GaussianNoise, "add_", add_):
-        yield
-
-
-@final
-class _FixedKeys:
-    """In place of ``os`` in :mod:`dp._keystream`: keys by number, for each caller."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def urandom(self, size: int) -> bytes:
-        """Return the next key of the module that makes a keystream."""
-        module = str(sys._getframe(2).f_globals.get("__name__"))  # noqa: SLF001 -- whose coins
-        number = self._counts[module] = self._counts.get(module, 0) + 1
-        return hashlib.shake_256(f"{module} {number}".encode()).digest(size)
-
-
-@contextlib.contextmanager
-def _same_coins() -> Iterator[None]:
-    with mock.patch.object(_keystream, "os", _FixedKeys()):
         yield
 
 

@@ -8,6 +8,8 @@ from typing import Any, Final, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
+from dp.accounting import merge_equal_releases
+from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
@@ -52,6 +54,8 @@ class Certificate:
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
             noise: 1 plus the number of resumes and forks.
+        intervals: The widths of the buckets of privacy losses, by the name of the
+            epsilon: with them any PLD accountant finds the same numbers.
         runs: What was planned and charged.
         private_data_touches: What else looked at private data, one sentence each;
             empty if nothing did, None if nobody said.
@@ -73,6 +77,7 @@ class Certificate:
     epsilon_of_groups: Mapping[int, float]
     steps: int
     key_epochs: int
+    intervals: Mapping[str, float]
     runs: tuple[CertifiedRun, ...]
     private_data_touches: tuple[str, ...] | None
     assumptions: tuple[str, ...]
@@ -99,6 +104,12 @@ class Certificate:
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
+
+        Before anything is stated, ``dp_accounting`` composes the releases again by its
+        own losses: about a second for each kind of release, once in a process.
+
+        Raises:
+            PrivacyError: If its epsilon is another one.
         """
         run = CertifiedRun(
             plan=ledger.plan,
@@ -210,6 +221,8 @@ def _certify(
     assumptions: Sequence[str],
 ) -> Certificate:
     plan = runs[0].plan
+    releases = merge_equal_releases(r for run in runs for r in run.releases)
+    check_agreement(releases, delta, plan.neighboring_relation)
     numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
     return Certificate(
         **{name: getattr(numbers, name) for name in Numbers.__slots__},

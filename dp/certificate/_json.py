@@ -13,7 +13,7 @@ from dp.plan import PrivacyPlan
 
 __all__ = ("checksum_holds", "dumps", "loads", "sha256")
 
-_FORMAT: Final = "forwarding-dp-certificate/2"
+_FORMAT: Final = "forwarding-dp-certificate/3"
 _TUPLES: Final = ("assumptions", "not_covered", "private_data_touches")
 _FLOATS: Final = (
     "delta_error",
@@ -52,6 +52,9 @@ def loads(text: str) -> dict[str, Any]:
         body[name] = None if body[name] is None else tuple(body[name])
     for name in _FLOATS:
         body[name] = None if body[name] is None else float(body[name])
+    body["intervals"] = {
+        str(name): float(width) for name, width in body["intervals"].items()
+    }
     body["epsilon_of_groups"] = {
         int(size): float(spent) for size, spent in body["epsilon_of_groups"].items()
     }

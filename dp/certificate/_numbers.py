@@ -1,16 +1,15 @@
 """Everything in a certificate that is computed, and so can be computed again.
 
 A certificate is written with the numbers by which budgets were kept while training:
-those of the closed form of :mod:`dp.accounting._sampled_losses`. ``verify`` computes them again by
+those of the vectorised losses of :mod:`dp.accounting`. ``verify`` recomputes them with
 ``dp_accounting``'s accountants alone. Were both of one kind, verifying would repeat a
-mistake and not find it; and a run would wait seconds for its certificate, with a
-schedule minutes.
+mistake instead of finding it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import (
@@ -18,9 +17,9 @@ from dp.accounting import (
     ReferenceAccountant,
     Release,
     epsilon,
-    group_epsilon,
     merge_equal_releases,
 )
+from dp.accounting._groups import bound_of_group
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
@@ -29,6 +28,9 @@ from dp.noise import GaussianNoise
 __all__ = ("Numbers",)
 
 GROUP_SIZES: Final = (2, 5, 10)
+# Of epsilons of groups, which are shown with two digits: dp_accounting takes a minute to
+# confirm what is ten times as tight.
+_GROUP_TOLERANCE: Final = 1e-3
 
 
 @final
@@ -45,6 +47,7 @@ class Numbers:
     delta_error: float
     steps: int
     key_epochs: int
+    intervals: Mapping[str, float]
 
     @classmethod
     def of(
@@ -54,35 +57,59 @@ class Numbers:
         delta: float,
         relation: NeighboringRelation,
         library: ReferenceAccountant | None = None,
+        intervals: Mapping[str, float] | None = None,
     ) -> "Numbers":
-        """Compute them, for all runs together."""
+        """Compute them, for all runs together.
+
+        Args:
+            runs: The runs.
+            delta: The delta of every epsilon.
+            relation: What neighbouring datasets are.
+            library: Who is to compose, in place of this package.
+            intervals: In buckets of what widths, by the name of the epsilon; None
+                chooses them.
+        """
         releases = merge_equal_releases(
             release for run in runs for release in run.releases
         )
-        spent = epsilon(
-            releases, delta=delta, neighboring_relation=relation, library=library
-        )
+        given = intervals or {}
+        about: dict[str, Any] = {
+            "delta": delta,
+            "neighboring_relation": relation,
+            "library": library,
+        }
+        spent = epsilon(releases, interval=given.get("epsilon"), **about)
         if any(run.failure is not None for run in runs):
             return cls._without_guarantee(runs, spent)
+        unamplified = epsilon(
+            _unamplified(releases), interval=given.get("epsilon_unamplified"), **about
+        )
+        of_groups = {
+            size: bound_of_group(
+                releases,
+                group_size=size,
+                tolerance=_GROUP_TOLERANCE,
+                interval=given.get(f"epsilon_of_{size}"),
+                **about,
+            )
+            for size in GROUP_SIZES
+        }
+        widths = {
+            "epsilon": spent.interval,
+            "epsilon_unamplified": unamplified.interval,
+            **{f"epsilon_of_{size}": width for size, (_, width) in of_groups.items()},
+        }
         return cls(
             epsilon=spent.epsilon,
             accountant=spent.accountant,
             epsilon_pld=spent.epsilon_pld,
             epsilon_rdp=spent.epsilon_rdp,
-            epsilon_unamplified=_unamplified(releases, spent, library).epsilon,
-            epsilon_of_groups={
-                size: group_epsilon(
-                    releases,
-                    delta=delta,
-                    neighboring_relation=relation,
-                    group_size=size,
-                    library=library,
-                )
-                for size in GROUP_SIZES
-            },
+            epsilon_unamplified=unamplified.epsilon,
+            epsilon_of_groups={size: cost for size, (cost, _) in of_groups.items()},
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
+            intervals={name: w for name, w in widths.items() if w is not None},
         )
 
     @classmethod
@@ -101,6 +128,7 @@ class Numbers:
             delta_error=math.inf,
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
+            intervals={},
         )
 
 
@@ -111,19 +139,12 @@ def _delta_error(run: CertifiedRun, spent: float) -> float:
     return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
 
 
-def _unamplified(
-    releases: tuple[Release, ...], spent: Guarantee, library: ReferenceAccountant | None
-) -> Guarantee:
-    return epsilon(
-        [
-            Release(
-                sampling_probability=1.0,
-                noise_multiplier=release.noise_multiplier,
-                count=release.count,
-            )
-            for release in releases
-        ],
-        delta=spent.delta,
-        neighboring_relation=spent.neighboring_relation,
-        library=library,
-    )
+def _unamplified(releases: tuple[Release, ...]) -> list[Release]:
+    return [
+        Release(
+            sampling_probability=1.0,
+            noise_multiplier=release.noise_multiplier,
+            count=release.count,
+        )
+        for release in releases
+    ]

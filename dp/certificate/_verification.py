@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
-from dp.accounting import ReferenceAccountant, epsilon
+from dp.accounting import ReferenceAccountant, epsilon, merge_equal_releases
+from dp.accounting._agreement import TOLERANCE
+from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
 from dp.certificate import _json
 from dp.certificate._document import Certificate
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ("Finding", "Verification", "verify")
 
-_TOLERANCE: Final = 1e-6  # Of a recomputed number, relative.
 _EPSILONS: Final = ("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified")
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
@@ -77,8 +78,9 @@ def verify(
 
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
-          ``RdpAccountant``; the closed form by which budgets were kept is not used.
-        * A number that differs by more than one part in a million does not hold.
+          ``RdpAccountant``; the losses by which budgets were kept are not used.
+        * A number that differs by more than one part in a million does not hold, and
+          an epsilon that differs by more than composing rounds.
 
     Args:
         certificate: A certificate, or the path of its JSON.
@@ -100,7 +102,7 @@ def verify(
         checksum = Finding(
             claim="document",
             holds=_json.checksum_holds(text),
-            detail="is compared with its checksum, which an accident does not know",
+            detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
     library = None if quick else _library(certificate, progress)
@@ -132,13 +134,20 @@ def _findings(
     try:
         _checks.open_unit(delta=c.delta)
         numbers = Numbers.of(
-            c.runs, delta=c.delta, relation=c.neighboring_relation, library=library
+            c.runs,
+            delta=c.delta,
+            relation=c.neighboring_relation,
+            library=library,
+            intervals=c.intervals,
         )
     except ValueError as error:
         yield Finding(claim="charges", holds=False, detail=str(error))
         return
+    allowed = TOLERANCE + _rounding(c)
     for name in _EPSILONS:
-        yield _same_number(name, getattr(c, name), getattr(numbers, name), computed)
+        yield _same_number(
+            name, getattr(c, name), getattr(numbers, name), computed, allowed
+        )
     for name in _COUNTS:
         yield _same_number(name, getattr(c, name), getattr(numbers, name))
     for size in sorted({*c.epsilon_of_groups, *numbers.epsilon_of_groups}):
@@ -147,6 +156,7 @@ def _findings(
             c.epsilon_of_groups.get(size),
             numbers.epsilon_of_groups.get(size),
             computed,
+            allowed,
         )
     yield _same_words("accountant", c.accountant, numbers.accountant)
     for index, run in enumerate(c.runs):
@@ -184,22 +194,33 @@ def _findings_of_run(
             run.releases,
             delta=plan.target_delta,
             neighboring_relation=plan.neighboring_relation,
+            interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon
         yield Finding(
             claim=f"{prefix}target epsilon",
-            holds=spent <= plan.target_epsilon * (1 + _TOLERANCE),
+            holds=spent <= plan.target_epsilon * (1 + TOLERANCE),
             detail=f"spent {spent:.6g} of {plan.target_epsilon:.6g}",
         )
 
 
+def _rounding(c: Certificate) -> float:
+    """Return how much of epsilon is lost to rounding where delta is very small."""
+    releases = merge_equal_releases(r for run in c.runs for r in run.releases)
+    return rounding(releases) / c.delta
+
+
 def _same_number(
-    claim: str, stated: float | None, computed: float | None, by: str = ""
+    claim: str,
+    stated: float | None,
+    computed: float | None,
+    by: str = "",
+    tolerance: float = TOLERANCE,
 ) -> Finding:
     both = stated is not None and computed is not None
     holds = stated == computed or (
         both
-        and math.isclose(float(stated or 0), float(computed or 0), rel_tol=_TOLERANCE)
+        and math.isclose(float(stated or 0), float(computed or 0), rel_tol=tolerance)
     )
     return Finding(
         claim=claim,

@@ -14,6 +14,7 @@ from dp import (
     GaussianNoise,
     LedgerError,
     PoissonSampling,
+    PrivacyError,
     Schedule,
     Unamplified,
     compose,
@@ -22,6 +23,8 @@ from dp.accounting import (
     ReferenceAccountant,
     Release,
     _accountant,
+    _agreement,
+    _composition,
     epsilon,
     group_epsilon,
 )
@@ -324,11 +327,11 @@ def test_a_run_beyond_its_plan_is_found(one):
 
 
 def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
-    """Nothing of the closed form by which it was stated is run; each line says so."""
+    """Nothing of the losses by which it was stated is used; each line says so."""
     one.write(tmp_path)
-    for name in ("_composed", "_composed_for_group"):
-        monkeypatch.delattr(f"dp.accounting._accountant.{name}")
-    _accountant._by_pld.cache_clear()
+    monkeypatch.delattr("dp.accounting._composition._composed")
+    _accountant.bound_by_pld.cache_clear()
+    _composition.interval_for.cache_clear()
     seen = []
     found = verify(tmp_path / "certificate.json", progress=lambda *at: seen.append(at))
     lines = {finding.claim: finding.detail for finding in found.findings}
@@ -346,20 +349,34 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     assert seen == [(i, 5) for i in range(1, 6)]
 
 
-def test_a_closed_form_that_errs_is_found(monkeypatch):
-    """By a hundred-thousandth only: what verifying by itself would confirm."""
-    _accountant._by_pld.cache_clear()
-    right = _accountant._epsilons
+@pytest.fixture
+def erring(monkeypatch):
+    """Let the package's own epsilons be too small by a hundred-thousandth."""
+    right = _composition._epsilon
+    caches = (_accountant.bound_by_pld, _agreement.check_agreement)
+    for cache in caches:
+        cache.cache_clear()
     monkeypatch.setattr(
-        "dp.accounting._accountant._epsilons",
-        lambda *about: (
-            lambda delta: right(*about)(delta) * (1 if about[-1] else 1 - 1e-5)
-        ),
+        "dp.accounting._composition._epsilon",
+        lambda *about: right(*about) * (1 - 1e-5),
     )
+    yield monkeypatch
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("erring")
+def test_losses_that_err_are_not_certified():
+    """By a hundred-thousandth only: dp_accounting is asked before anything is stated."""
+    with pytest.raises(PrivacyError, match="by the losses of this package, but"):
+        certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
+
+
+def test_a_closed_form_that_errs_is_found(erring):
+    """Were it certified all the same, verifying would find it."""
+    erring.setattr("dp.certificate._document.check_agreement", lambda *_: None)
     wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
     by_itself, by_library = quickly(wrong), verify(wrong)
-    monkeypatch.undo()
-    _accountant._by_pld.cache_clear()
 
     assert by_itself.ok
     assert by_itself.computed == "by the closed form of this package"
@@ -367,6 +384,9 @@ def test_a_closed_form_that_errs_is_found(monkeypatch):
         "epsilon",
         "epsilon_pld",
         "epsilon_unamplified",
+        "epsilon of 2 units",
+        "epsilon of 5 units",
+        "epsilon of 10 units",
     }
 
 
@@ -388,8 +408,8 @@ def test_both_ways_cost_a_group_the_same(relation):
         "[]",
         "{}",
         '{"format": "forwarding-dp-certificate/1"}',
-        '{"format": "forwarding-dp-certificate/2"}',
-        '{"format": "forwarding-dp-certificate/2", "checksum": 1, "assumptions": 3}',
+        '{"format": "forwarding-dp-certificate/3"}',
+        '{"format": "forwarding-dp-certificate/3", "checksum": 1, "assumptions": 3}',
     ],
 )
 def test_what_is_no_certificate_is_refused(tmp_path, text):

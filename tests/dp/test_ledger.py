@@ -559,7 +559,7 @@ def test_a_failure_is_kept_like_a_charge():
     for failed in (
         ledger,
         copy.deepcopy(ledger),
-        pickle.loads(pickle.dumps(ledger)),
+        pickle.loads(pickle.dumps(ledger)),  # noqa: S301 -- our own
         other,
     ):
         assert failed.failure == "examples were mixed"

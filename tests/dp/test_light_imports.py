@@ -10,6 +10,9 @@ import pytest
 import dp
 
 
+pytestmark = pytest.mark.slow
+
+
 HEAVY = ("torch", "dp_accounting", "scipy", "matplotlib", "mpmath", "numba", "rich")
 
 

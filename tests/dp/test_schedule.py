@@ -264,3 +264,17 @@ def test_exactly_one_number_is_left_out(given):
             expected_batch_size=10.0,
             **given,
         )
+
+
+@pytest.mark.parametrize("norm", [1e-19, 1e-30, 1e19])
+def test_a_norm_has_the_range_of_a_rule_wherever_it_comes_from(make_plan, norm):
+    """Squares near it underflow in float32: one example moved a sum by 2e5 C."""
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
+        make_plan(max_grad_norm=Schedule([(1, 1.0), (9, norm)]))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    plan = make_plan(sampling=Unamplified())
+    optimizer = DPOptimizer(torch.optim.SGD([weight], lr=1.0), plan=plan)
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
+        optimizer.max_grad_norm = norm
+
+    assert optimizer.max_grad_norm == 1.0

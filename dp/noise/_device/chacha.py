@@ -40,8 +40,8 @@ class ChaChaWords:
     """The key stream of one call on one device, under a fresh key.
 
     Guarantees:
-        * The key is 256 bits from the operating system; no argument or seed reaches it.
-          It is copied to the device, where it lives as long as this object.
+        * The key comes from :func:`dp._keystream.new_key`; no seed reaches it. It
+          is copied to the device, where it lives as long as this object.
         * Blocks are counted with 64 bits, from zero, and none is used twice.
 
     References:
@@ -53,7 +53,7 @@ class ChaChaWords:
     def __init__(self, device: torch.device, write_blocks: WriteBlocks) -> None:
         self._device = device
         self._write_blocks = write_blocks
-        self._key = new_key()
+        self._key = new_key("noise")
         self._num_blocks = 0
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:

@@ -30,7 +30,7 @@ class HostWords:
         self._device = device
         self._pool = pool
         self._num_threads = num_threads
-        self._keystreams = [Keystream()]
+        self._keystreams = [Keystream("noise")]
 
     def draw(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return *count* integers, uniform over all values of *dtype*.
@@ -43,7 +43,7 @@ class HostWords:
         share = max(_tuning.LEAST_KEYSTREAM_SHARE, -(-len(buffer) // self._num_threads))
         parts = [buffer[i : i + share] for i in range(0, len(buffer), share)]
         while len(self._keystreams) < len(parts):
-            self._keystreams.append(Keystream())
+            self._keystreams.append(Keystream("noise"))
         if len(parts) == 1:
             self._keystreams[0].fill(buffer)
         else:

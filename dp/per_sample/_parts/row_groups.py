@@ -7,8 +7,8 @@ units with about as many rows form a *bucket*, a zero-padded batch [units, T, ..
 is served like any other batch.
 
 Units with 1, 5, 6 and 20 rows come in three buckets, of 1 x 1, 2 x 6 and 1 x 20 rows:
-in a bucket nobody has more than twice the rows of another, so padding never takes more
-memory than the rows themselves.
+within a bucket no unit has twice as many rows as another, so padding takes less memory
+than the rows themselves.
 
 Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``u`` units of a bucket,
 ``T`` rows of a unit, at most.

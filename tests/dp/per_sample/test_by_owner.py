@@ -18,6 +18,7 @@ from dp.per_sample import Engine, PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
+from dp.per_sample._parts.grouped import GroupedGrads
 from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import RuleContext
@@ -228,6 +229,42 @@ def test_grouped_products_are_those_of_routed_rows(transposed):
     torch.testing.assert_close(part.gradients(slice(1, 4)), true_UP[1:4])
 
 
+def test_a_grouped_product_is_added_to_what_is_there():
+    """Every row is a unit's and an expert's."""
+    left, right = torch.randn(6, 3), torch.randn(6, 2)
+    part = GroupedGrads(
+        left=left,
+        right=right,
+        experts=torch.tensor([0, 0, 1, 1, 1, 1]),
+        units=torch.tensor([0, 1, 0, 1, 0, 1]),
+        num_experts=2,
+        num_units=2,
+    )
+    factors_U = torch.tensor([0.5, 2.0])
+    total = torch.ones(2, 3, 2)
+    part.add_weighted_sum(factors_U, total, beta=1)
+
+    true = torch.einsum("ueio,u->eio", part.gradients(slice(None)), factors_U)
+    torch.testing.assert_close(total, 1 + true)
+    torch.testing.assert_close(
+        part.squared_norms(), part.gradients(slice(None)).flatten(1).square().sum(1)
+    )
+
+
+def test_grouped_products_of_a_parameter_are_served_without_the_rule():
+    """The rule is for matrices; here the rows are a parameter."""
+    torch.set_default_dtype(torch.float32)
+    rows = torch.nn.Parameter(torch.randn(5, 8))
+    stack = torch.randn(2, 8, 8)
+    output = F.grouped_mm(rows * 1, stack, offs=torch.tensor([2, 5], dtype=torch.int32))
+    losses_R = output.square().sum(1)
+    graph = find_uses((losses_R.grad_fn, 0), [rows], public=PublicTensors())
+    (use,) = [u for u in graph.uses if u.operation == "GroupedMmBackward0"]
+    owners = {0: Owners.irregular(torch.tensor([[0], [1], [0], [1], [1]]))}
+
+    assert fitting_rule(RuleContext(use, {}, 2, owners=owners)) is None
+
+
 def test_a_use_that_nothing_flows_to_has_no_parts():
     """As of an expert that only others' tokens reach."""
     layer = torch.nn.Linear(3, 2)
@@ -240,6 +277,36 @@ def test_a_use_that_nothing_flows_to_has_no_parts():
 
     assert rule is not None
     assert parts_of_use(rule, context, [torch.zeros(4, 2)]) == {}
+
+
+def test_an_output_that_nothing_flows_to_is_left_out():
+    """Of a layer with several outputs, what is nobody's decides nothing."""
+    torch.set_default_dtype(torch.float32)
+    layer = torch.nn.LSTM(4, 3)
+    out, (h, _) = layer(torch.randn(2, 5, 4))
+    parameters = [*layer.parameters()]
+    losses = out.square().sum((0, 2)) + h[0].sum(1)
+    graph = find_uses((losses.grad_fn, 0), parameters, public=PublicTensors())
+    (use,) = graph.uses
+    unit_N = torch.tensor([0, 1, 0, 2, 2])
+    owners = dict.fromkeys(use.outputs, NOBODYS) | {
+        use.outputs[0]: Owners.irregular(unit_N.view(1, 5, 1))
+    }
+    context = RuleContext(use, {}, 3, owners=owners)
+    rule = fitting_rule(context)
+    grads = [torch.randn(2, 5, 3), torch.zeros(1, 5, 3)]
+    served = parts_of_use(rule, context, grads)
+
+    alone = parts_of_use(
+        rule,
+        RuleContext(use, {}, 3, owners={use.outputs[0]: owners[use.outputs[0]]}),
+        grads[:1],
+    )
+
+    assert rule is not None
+    for position, part in served.items():
+        norms = part.squared_norms()
+        torch.testing.assert_close(norms, alone[position].squared_norms())
 
 
 def test_a_loop_over_a_large_layer_is_one_product():

@@ -222,7 +222,7 @@ def test_verification_is_random_after_the_first_passes(monkeypatch):
     engine = Engine(verification=Verification(first=2, every=8))
 
     def drawn(bound):
-        calls.append(bound)
+        calls.extend([bound] if bound == 8 else [])  # Not whether sums are compared.
         return len(calls) % 8
 
     monkeypatch.setattr("secrets.randbelow", drawn)

@@ -1,0 +1,82 @@
+"""Compare the vectorised losses of this package with ``dp_accounting``'s own.
+
+Budgets are kept and plans are made by :mod:`dp.accounting._sampled_losses` and
+:mod:`dp.accounting._group_losses`. Before a number is published, the same releases are
+composed by ``dp_accounting`` alone, in buckets of the same width: an error in these
+modules, or a release of a library that they do not fit, is an error there and then.
+"""
+
+from functools import lru_cache
+from typing import Final
+
+from dp._typing import NeighboringRelation
+from dp.accounting import _resolution
+from dp.accounting._composition import (
+    affordable,
+    epsilon_by_delta,
+    interval_for,
+    rounding,
+)
+from dp.accounting._reference import ReferenceAccountant
+from dp.accounting._release import Release
+from dp.exceptions import PrivacyError
+
+
+__all__ = ("TOLERANCE", "check_agreement")
+
+TOLERANCE: Final = 1e-6
+"""How far apart two epsilons may be that are the same but for rounding, relative."""
+_PAIR: Final = 2
+
+
+@lru_cache(maxsize=256)
+def check_agreement(
+    releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
+) -> None:
+    """Compose *releases* twice: by this package's losses, and by ``dp_accounting``'s.
+
+    An example is compared in the buckets of the epsilon that is claimed, a pair of
+    examples in the widest ones that are ever used. One kind of release takes about a
+    second; what agreed once is not composed again.
+
+    Raises:
+        PrivacyError: If the two differ by more than one part in a million, and more
+            than rounding explains.
+    """
+    if not releases or any(release.noise_multiplier == 0 for release in releases):
+        return
+    _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)
+    if not any(release.truncation for release in releases):
+        _compare(releases, delta, "add_or_remove_one", group_size=_PAIR, tolerance=1.0)
+
+
+def _compare(
+    releases: tuple[Release, ...],
+    delta: float,
+    relation: NeighboringRelation,
+    *,
+    group_size: int,
+    tolerance: float,
+) -> None:
+    releases = affordable(releases, delta, relation, group_size)
+    interval = interval_for(releases, delta, relation, group_size, tolerance)
+    ours, theirs = (
+        float(
+            epsilon_by_delta(
+                releases,
+                relation=relation,
+                group_size=group_size,
+                interval=interval,
+                library=accountant,
+            )(delta)
+        )
+        for accountant in (None, ReferenceAccountant())
+    )
+    allowed = TOLERANCE + rounding(releases) / delta
+    if ours != theirs and not abs(ours - theirs) <= allowed * max(ours, theirs):
+        raise PrivacyError(
+            f"epsilon of {releases!r} is {ours!r} by the losses of this package, but"
+            f" {theirs!r} by dp_accounting's, for {group_size} example(s), delta"
+            f" {delta!r} and {relation!r}: one of the two is wrong, so nothing is"
+            " certified. Please report it, with the version of dp-accounting"
+        )
