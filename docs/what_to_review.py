@@ -17,9 +17,11 @@ from review_claims import (
     NOT_BELIEVED,
     NUMBA,
     ONE_PROCESS,
+    OPTIONS,
     PLANNED,
     RANKS,
     ROOTS,
+    UNITS,
     Claim,
 )
 from source_tree import ROOT, code_lines, files, reachable
@@ -28,6 +30,8 @@ from source_tree import ROOT, code_lines, files, reachable
 PAGE = ROOT / "docs/explanation/what-to-review.md"
 MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
+    "Units of several rows, or along no axis, add": UNITS,
+    "Compiled models, own rules and other options add": OPTIONS,
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
     "Numba adds": NUMBA,

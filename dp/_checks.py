@@ -21,10 +21,6 @@ __all__ = (
     "relation",
 )
 
-_SMALLEST_NORM: Final = 1e-18
-_LARGEST_NORM: Final = 1e18
-
-
 # Beyond these, the square of a norm near the bound underflows or overflows in float32.
 _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18

@@ -106,6 +106,10 @@ MUTANTS = (
     Mutant("per_sample", "virtual = self.units * self.num_experts + self.experts", "virtual = self.units * self.num_experts", "a unit's matrices are added up before the norm", BY_OWNER),
     Mutant("per_sample", "rows = _select(rows, groups.owned_r)", "pass", "a row that is nobody's counts as somebody's", BY_OWNER),
     Mutant("per_sample", "rows.masked_fill(mask_B", "rows.masked_fill(~mask_B", "the good examples are dropped", ENGINE),
+    Mutant("per_sample", "known is None or not known.is_as_before(nodes, units.num_units)", "known is None", "what moves rows is looked at once", "per_sample/test_units_apart.py"),
+    Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
+    Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
+    Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
@@ -130,6 +134,7 @@ MUTANTS = (
     Mutant("_checks", 'if truncated and neighboring_relation == "add_or_remove_one":', "if False:", "truncated batches are accounted where their number is private", "test_truncated.py"),
     # Ledger
     Mutant("_mechanism/mechanism", "        self.ledger.reserve(", "        (lambda **k: self._add_noise([], stddev) or self.ledger.reserve(**k))(", "noise is drawn before the ledger is charged", OPTIMIZER),
+    Mutant("ledger", "return guarantee if self._failure is None else void(guarantee)", "return guarantee", "a run whose examples were mixed keeps its epsilon", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "                else self._budget.allows(self.releases(), charge.to_release())", "                else True", "the budget is not enforced where a release was not planned", LEDGER),
     Mutant("ledger", "return num_steps <= self._steps_within_target", "return True", "the budget is not enforced", LEDGER),
     Mutant("ledger", "if self._totals.segments is not self._segments:", "if False:", "what a checkpoint brings is not added up", LEDGER),
