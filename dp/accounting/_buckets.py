@@ -38,6 +38,7 @@ class _Losses(Protocol):
 
     def privacy_loss(self, x: float) -> float:
         """Return the loss at an outcome."""
+        ...
 
     def get_delta_for_epsilon(self, epsilon: Any) -> Any:
         """Return delta at each epsilon."""
@@ -106,7 +107,7 @@ def read_epsilon(masses: PLDPmf, delta: float) -> float:
     losses_L = (first + np.arange(len(masses_L))[::-1]) * interval  # Falling.
     upper_L = infinite + np.cumsum(masses_L)
     # Of all larger losses, the mass times exp(this loss - that loss).
-    lower_L = lfilter([1.0], [1.0, -math.exp(-interval)], masses_L)
+    lower_L = np.asarray(lfilter([1.0], [1.0, -math.exp(-interval)], masses_L))
     too_much_L = upper_L - lower_L * math.exp(-interval) > delta
     if not too_much_L.any():
         return 0.0

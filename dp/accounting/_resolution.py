@@ -243,7 +243,7 @@ def _divergence(release: Release, group_size: int, order: float) -> float:
     num_points = int(min(20_000, max(200, 4 * (ends[1] - ends[0]) / sigma)))
     x_X = np.linspace(*ends, num_points)
     exponent_XS = (np.outer(x_X, sizes) - np.square(sizes) / 2) / sigma**2
-    log_ratio_X = logsumexp(exponent_XS + np.log(weights), axis=1)
+    log_ratio_X = np.asarray(logsumexp(exponent_XS + np.log(weights), axis=1))
     density_X = -(x_X**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
-    integral = logsumexp(order * log_ratio_X + density_X) + math.log(x_X[1] - x_X[0])
-    return float(integral) / (order - 1)
+    log_sum = float(np.asarray(logsumexp(order * log_ratio_X + density_X)))
+    return (log_sum + math.log(x_X[1] - x_X[0])) / (order - 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
