@@ -32,7 +32,7 @@ KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
-ISOLATION = "per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
+ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
