@@ -557,12 +557,14 @@ def test_fused_lstm_of_learned_inputs_takes_the_slow_path(assert_close):
     assert_close(losses_B, [queries, *model.parameters()])
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
-def test_fused_lstm_in_the_middle_of_a_model(is_kept, monkeypatch, assert_close):
+@pytest.mark.parametrize(
+    ("is_kept", "bias"), [(True, True), (False, True), (False, False)]
+)
+def test_fused_lstm_in_the_middle_of_a_model(is_kept, bias, monkeypatch, assert_close):
     """The rule hands the gradient of the inputs on, by gates that are kept or not."""
     if not is_kept:
         monkeypatch.setattr(recurrent, "_TOLERANCE", -1.0)
-    model = Tagger(bidirectional=True, num_layers=2).float()
+    model = Tagger(bidirectional=True, num_layers=2, bias=bias).float()
 
     losses_B = model(torch.randint(7, (B, 6))).sin().sum((0, 2))
     assert_close(losses_B, [*model.parameters()])
