@@ -6,7 +6,7 @@ from forwarding._build import Switch, decide, switches
 from forwarding._dynamic import is_built
 from forwarding._path import Item, Part, spelled_path, step
 from forwarding._read_only import Gate, gates
-from forwarding._record import Spec, forwarded_attributes
+from forwarding._record import Spec, forwarded_attributes, undecided_names
 from forwarding._recording import MISSING, Unreadable, Writes, recorders
 from forwarding.exceptions import ForwardingError
 
@@ -67,12 +67,14 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
     def __enter__(self) -> None:
         cls = type(self._wrapper)
         data = _data(cls)
-        for name, spec in data.items():
-            if is_built(self._wrapper, str(spec.path[0])):
-                step(self._wrapper, spec.path[0])  # Raises here if it is not bound.
+        roots = {str(spec.path[0]): spec.path[0] for spec in data.values()}
+        built = {root for root in roots if is_built(self._wrapper, root)}
+        for root in built:
+            step(self._wrapper, roots[root])  # Raises here if it is not bound.
+        for name in undecided_names(cls) & data.keys():
+            if str(data[name].path[0]) in built:
                 decide(self._wrapper, name)
-        # Read once more: a name may have turned out to be a method.
-        data = _data(cls)
+                data = _data(cls)  # It may have turned out to be a method.
         self._switches = [s for name in data for s in switches(cls, name).items()]
         self._gates = [gate for name in data for gate in gates(cls, name)]
         self._writes = Writes(self._wrapper)

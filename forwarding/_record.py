@@ -30,6 +30,7 @@ __all__ = (
     "record_of",
     "spec_in",
     "spec_of",
+    "undecided_names",
     "undecorated",
 )
 
@@ -176,6 +177,12 @@ def record_in(cls: type) -> Record | None:
     """Return the record of this very class, None if it declares nothing."""
     record = cls.__dict__.get("__forwarding__")
     return record if isinstance(record, Record) else None
+
+
+def undecided_names(cls: type) -> set[str]:
+    """Return the names that count as data for want of better knowledge."""
+    records = filter(None, map(record_in, cls.__mro__))
+    return {name for record in records for name in record.undecided}
 
 
 def mark(function: FunctionType, spec: Spec) -> None:

@@ -494,9 +494,8 @@ def test_a_write_to_a_read_only_name_is_dropped_in_a_block_and_refused_elsewhere
         del layer.fixed
         assert layer.fixed == 1
         assert "fixed" in forwarded_attributes(type(layer))
-        with pytest.raises(AttributeError, match=r"no setter|cannot assign|no deleter"):
+        with pytest.raises(AttributeError, match=r"no setter|cannot assign"):
             other.fixed = 2
-            del other.fixed
         with pytest.raises(AttributeError, match=r"no deleter|cannot delete"):
             del other.fixed
 
