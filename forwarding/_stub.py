@@ -296,7 +296,7 @@ def _end_of_docstring(tree: ast.Module) -> int:
     if ast.get_docstring(tree) is not None:
         return first.end_lineno or 0
     decorators: list[ast.expr] = getattr(first, "decorator_list", [])
-    return min(node.lineno for node in (first, *decorators)) - 1
+    return min([first.lineno, *(node.lineno for node in decorators)]) - 1
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
