@@ -1,8 +1,8 @@
 """The pytest plugin of forwarding's law kit: one line a wrapper in the summary.
 
-pytest imports it when it starts, in every project of the environment. So it stands
-beside the package and imports nothing of it: coverage that is started by another
-plugin sees every line of ``forwarding``, and a suite without laws pays nothing.
+pytest imports it when it starts, in every project of the environment. So it imports
+neither the law kit nor hypothesis: a suite without laws pays for ``import forwarding``
+alone, which comes with any module of the package.
 """
 
 from __future__ import annotations
