@@ -31,7 +31,7 @@ _SUM_TOLERANCE: Final = 1e-6
 
 
 class _Losses(Protocol):
-    """What is asked of the losses of one release."""
+    """The interface of the losses of one release."""
 
     def privacy_loss_tail(self) -> Any:
         """Return between which outcomes almost all losses lie."""

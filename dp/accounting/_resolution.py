@@ -1,4 +1,4 @@
-"""How wide the buckets of privacy losses may be, for an epsilon to be tight.
+"""Choose how wide the buckets of privacy losses may be for a tight epsilon.
 
 Rounding losses up to the ends of buckets adds to every step's variance what depends on
 the bucket alone, whatever the step's own variance is. So the right width depends on
@@ -33,9 +33,9 @@ __all__ = (
 )
 
 TIGHT: Final = 1e-5
-"""How much of itself buckets may add to an epsilon that is claimed, about."""
+"""Roughly the share that buckets may add to a claimed epsilon."""
 VAGUE: Final = 1e-2
-"""The same of an epsilon that is only drawn."""
+"""The same for an epsilon that is only plotted."""
 LARGEST: Final = 600.0
 """Epsilons beyond this say nothing, and are not worth the time of being tight."""
 
