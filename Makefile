@@ -10,10 +10,13 @@ PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-a
          how-to/forward-a-whole-interface how-to/make-a-transparent-proxy how-to/test-any-wrapper \
          how-to/find-a-target-at-each-access how-to/convert-and-combine how-to/cover-a-target \
          how-to/tell-type-checkers how-to/wrap-a-class-whose-init-writes
+PROCESSES := -n auto --maxprocesses 8
+# No statistics, no processes that train together, no frameworks, no pages.
+QUICK := forwarding dp tests --ignore=tests/dp/distributed --ignore=tests/dp/integrations
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-distributed test test-all test-newest lint docs bench clean
+.PHONY: help demo demo-distributed quick test test-all test-newest lint docs bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -24,8 +27,11 @@ demo: $(VENV)/demo-is-ready ## Train on real MNIST with and without privacy; fil
 demo-distributed: $(VENV)/demo-is-ready ## Train the same on two processes at once.
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 -m dp train
 
+quick: $(VENV)/test-is-ready ## Run the tests that are over in two minutes on two cores.
+	$(BIN)/python -m pytest -q $(PROCESSES) -m "not statistical and not slow" $(QUICK)
+
 test: $(VENV)/test-is-ready ## Run the whole test suite.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PROCESSES)
 
 test-all: ## Run the tests and pages of forwarding on every CPython that is found.
 	@set -e; for version in $(OTHER_PYTHONS); do \

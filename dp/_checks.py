@@ -21,7 +21,6 @@ __all__ = (
     "relation",
 )
 
-
 # Beyond these, the square of a norm near the bound underflows or overflows in float32.
 _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
@@ -36,13 +35,17 @@ def positive(**named: float) -> float:
 
 
 def clipping_norm(**named: float) -> float:
-    """Return the value if it is a norm to clip to, whose square is a number."""
+    """Return the value if gradients can be clipped to it.
+
+    Beyond the range, the square of a norm near the value underflows or overflows in
+    float32, and what is clipped to it may be any multiple of it.
+    """
     ((name, value),) = named.items()
     positive(**named)
     if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
         raise ValueError(
-            f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares are"
-            f" float32 numbers, got {value!r}; scale the loss"
+            f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares"
+            f" are float32 numbers, got {value!r}; scale the loss"
         )
     return float(value)
 

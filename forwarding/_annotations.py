@@ -23,9 +23,8 @@ _SAY_NOTHING: Final[tuple[Any, ...]] = (Any, object, type(None))
 def annotations_of(holder: Any) -> dict[str, Any]:
     """Return the annotations of a class body or a function, as far as they are known.
 
-    From Python 3.14 on, they are evaluated when somebody asks. A name that is not
-    defined yet must not raise here, while the class is being made: it is given as a
-    forward reference (PEP 749).
+    Python 3.14 evaluates them on request. A name that is not defined yet must not raise
+    here, while the class is being made, so it becomes a forward reference (PEP 749).
     """
     if not isinstance(holder, type):
         return _of_function(holder)
@@ -82,6 +81,8 @@ def type_argument(cls: type, generic: type) -> tuple[Any, str]:
     Returns:
         The argument, None if there is none, and the name of the module.
     """
+    # Down from class Car(Named[str, Engine]) to class Wrapper(Generic[T]), one base at a
+    # time: Named may have its parameters in another order.
     for alias in vars(cls).get("__orig_bases__", cls.__bases__):
         base = typing.get_origin(alias) or alias
         if not (isinstance(base, type) and issubclass(base, generic)):
@@ -161,6 +162,7 @@ def _of_alias(annotation: Any) -> tuple[Any, ...]:
 
 
 def _evaluated(text: str, module: str, scope: Any) -> Any:
+    # Type parameters of PEP 695 are in no module's namespace.
     names = {p.__name__: p for p in getattr(scope, "__type_params__", ())}
     space = {**vars(sys.modules[module]), **names}
     return eval(text, space)  # noqa: S307 -- An annotation is code of the program itself.

@@ -1,4 +1,4 @@
-"""Build the attribute that a spec stands for, and rebuild it when more is known."""
+"""Build forwarded attributes, and rebuild them when more is known."""
 
 from _thread import RLock  # What threading has, without its import of 1 ms.
 from types import CodeType, FunctionType, MethodType
@@ -30,7 +30,7 @@ from forwarding._static import static_attribute
 __all__ = ("build", "decide", "live_kind", "switches")
 
 _LOCK: Final = RLock()
-_SWITCHES: Final[WeakKeyDictionary[FunctionType, Any]] = WeakKeyDictionary()
+_SWITCHES: Final[WeakKeyDictionary[FunctionType, "Switch"]] = WeakKeyDictionary()
 
 
 def build(
@@ -43,15 +43,16 @@ def build(
         name: Its name there.
         spec: Where it goes, and how.
         model: The attribute of the target's class, None if unknown.
-        is_undecided: Whether it is data for want of better knowledge.
+        is_undecided: Whether it counts as data only because nothing is known.
     """
     shape, names = _shape(cls, name, spec, model)
     shape = shape._replace(is_undecided=is_undecided)
+    # Not yet on the class: install() does that once nothing can fail any more.
     return generated(cls, shape, names, _HELPERS)
 
 
 def decide(wrapper: Any, name: str) -> Kind | None:
-    """Find out from a live target if an undecided name is data or a method.
+    """Decide from a live target whether an undecided name is data or a method.
 
     "Data belongs to the owner; methods belong to the layer": a scheduler that patches
     ``step`` on a wrapper must not patch the optimizer inside.
@@ -65,6 +66,7 @@ def decide(wrapper: Any, name: str) -> Kind | None:
             spec = record.specs[name]
             owner = spec.find_owner(wrapper)
             kind = live_kind(owner, spec.path[-1])
+            # Of threads that assign first at the same time, one rebuilds the attribute.
             with _LOCK:
                 if kind is not None and name in record.undecided:
                     _settle(base, name, kind, static_attribute(type(owner), spec.name))
@@ -92,6 +94,7 @@ def live_kind(owner: Any, part: Part) -> Kind | None:
         value = getattr(owner, part) if value is _MISSING else value
     except Exception:  # noqa: BLE001 -- Its __getattr__ can raise anything.
         return None
+    # self.run = self._run makes a method; self.on_click = print is data that is callable.
     is_own = isinstance(value, MethodType) and (
         value.__self__ is owner or value.__name__ == part
     )
@@ -101,38 +104,38 @@ def live_kind(owner: Any, part: Part) -> Kind | None:
 class Switch:
     """The two codes of a setter or deleter: plain, and reporting what it writes."""
 
-    __slots__ = ("blocks", "function", "plain", "recording")
+    __slots__ = ("blocks", "plain", "recording")
 
-    def __init__(self, function: FunctionType, recording: CodeType) -> None:
-        self.function: Final = function
-        self.plain = function.__code__
+    def __init__(self, plain: CodeType, recording: CodeType) -> None:
+        self.plain = plain
         self.recording = recording
         self.blocks = 0
 
-    def turn(self, *, by: int) -> None:
-        """Count the blocks of preserved() that run, and take the code that they need."""
+    def turn(self, function: FunctionType, *, by: int) -> None:
+        """Count the blocks of preserved() that run, and set the code that they need."""
         with _LOCK:
             self.blocks += by
-            self.function.__code__ = self.recording if self.blocks else self.plain
+            function.__code__ = self.recording if self.blocks else self.plain
 
 
-def switches(cls: type, name: str) -> list[Switch]:
-    """Return how to let the writes of a name be reported.
+def switches(cls: type, name: str) -> dict[FunctionType, Switch]:
+    """Return how to let the writes of a name be reported, by function.
 
     Only while a block runs: a question in every setter would cost a tenth of it.
     """
     base = next(base for base in cls.__mro__ if name in vars(base))
     attribute, spec = vars(base)[name], spec_in(base, name)
+    # Behind a class decorator such as beartype's, the generated function is further in.
     accessors = filter(None, (attribute.fset, attribute.fdel))
     functions = [f for f in map(undecorated, accessors) if f is not None]
     with _LOCK:
-        known = [_SWITCHES[f] for f in functions if f in _SWITCHES]
-        if spec is None or len(known) == len(functions):
-            return known
-        codes = _writers(base, attribute, spec, is_recorded=True)
-        made = [Switch(function, code) for function, code in codes.items()]
-        _SWITCHES.update({switch.function: switch for switch in made})
-    return made
+        # Kept by the function, which must not be kept by its switch, or a class that
+        # used preserved() once would never be freed.
+        if spec is not None and any(f not in _SWITCHES for f in functions):
+            codes = _writers(base, attribute, spec, is_recorded=True)
+            for function, code in codes.items():
+                _SWITCHES.setdefault(function, Switch(function.__code__, code))
+        return {f: _SWITCHES[f] for f in functions if f in _SWITCHES}
 
 
 def _settle(cls: type, name: str, kind: Kind, model: Any) -> None:
@@ -143,6 +146,7 @@ def _settle(cls: type, name: str, kind: Kind, model: Any) -> None:
     if kind == "data":
         for function, code in _writers(cls, attribute, spec).items():
             switch = _SWITCHES.get(function)
+            # While a block runs, its code stays; the new one comes when the block ends.
             if switch is None:
                 function.__code__ = code
             else:
@@ -201,6 +205,7 @@ def _stays(wrapper: Any, name: str, value: Any) -> bool:
     """
     if decide(wrapper, name) in (None, "data"):
         return False
+    # The attribute is a plain function by now, so the value goes into the __dict__.
     object.__setattr__(wrapper, name, value)
     return True
 

@@ -1,4 +1,4 @@
-"""What is wrong with a class that declares, found while it is being made."""
+"""Checks of a declaring class, made while Python creates it."""
 
 from typing import Any, Generic, Protocol, get_origin
 
@@ -22,6 +22,7 @@ __all__ = (
 def check_unknown(cls: type, kwargs: dict[str, Any], mixin: type) -> None:
     """Refuse class keywords that no base takes; Python would not say which."""
     takes_no_keywords: tuple[Any, ...] = (mixin, Generic, Protocol, object)
+    # object.__init_subclass__ says "takes no keyword arguments", and not which one.
     takers = (base for base in cls.__mro__[1:] if "__init_subclass__" in vars(base))
     if kwargs and all(base in takes_no_keywords for base in takers):
         raise ForwardingError(
@@ -31,7 +32,7 @@ def check_unknown(cls: type, kwargs: dict[str, Any], mixin: type) -> None:
 
 
 def check_undeclared(cls: type) -> None:
-    """Refuse what reads as a declaration and is none."""
+    """Refuse a class attribute or annotation that only looks like a declaration."""
     for name, value in vars(cls).items():
         if value is Forwarded:
             raise ForwardingError(
@@ -80,6 +81,7 @@ def hiding_error(cls: type, name: str, value: object) -> ForwardingError:
 
 def check_conflicts(cls: type) -> None:
     """Refuse two bases that forward one name to different places."""
+    # Of a diamond, Python's order decides; of strangers, it would be an accident.
     bases = [base for base in cls.__bases__ if forwarded_attributes(base)]
     if len(bases) < 2:  # noqa: PLR2004 -- It takes two to conflict.
         return

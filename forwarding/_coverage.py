@@ -1,4 +1,4 @@
-"""What a wrapper does with each public name of its target."""
+"""Sort the public names of a target by what a wrapper does with them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
@@ -8,8 +8,9 @@ from forwarding._annotations import has_annotation
 from forwarding._bytecode import codes_of
 from forwarding._instance_names import body_names
 from forwarding._interface import members
-from forwarding._record import Record, forwarded_attributes, record_in
+from forwarding._record import Record, Spec, forwarded_attributes, record_in
 from forwarding._static import static_attribute
+from forwarding._targets import target_types
 from forwarding.exceptions import ForwardingError
 
 
@@ -105,6 +106,7 @@ def public_names(target: object) -> tuple[str, ...]:
     if isinstance(target, type):
         return tuple(name for name in members(target) if not name.startswith("_"))
     known = members(type(target))
+    # Not hasattr(): it would run every property of a target that may be expensive.
     # dir() lists what __dict__, slots and a __dir__ of its own tell, as of a module.
     present = {*dir(target), *known} - _unset(target, known)
     return tuple(sorted(name for name in present if _is_public(name)))
@@ -133,11 +135,15 @@ class _View:
         self._target = target
         self._instance = None if wrapper is cls else wrapper
         self._own = {} if wrapper is cls else _own_dict(wrapper)
-        self._specs = forwarded_attributes(cls)
+        specs = forwarded_attributes(cls)
+        # A car forwards its engine's names and its radio's; each target is judged by
+        # what reaches it, and the other's names are the car's own.
+        self._specs = {n: s for n, s in specs.items() if _leads_to(cls, s, target)}
+        self._elsewhere = specs.keys() - self._specs.keys()
         self._reached = {spec.name for spec in self._specs.values()}
         records = filter(None, map(record_in, cls.__mro__))
         self._records: tuple[Record, ...] = tuple(records)
-        self._roots = {str(spec.path[0]) for spec in self._specs.values()}
+        self._roots = {str(spec.path[0]) for spec in specs.values()}
         self._roots |= {name for record in self._records for name in record.targets}
         self._of_layers = _names_of_layers(cls, target)
 
@@ -145,6 +151,8 @@ class _View:
         """Return which field of :class:`Coverage` a name belongs to."""
         if name in self._specs:
             return "forwarded"
+        if name in self._elsewhere:
+            return "own"
         if self._is_said(name):
             return "composed" if self._is_composed(name) else "own"
         definer = self._definer(name)
@@ -153,8 +161,8 @@ class _View:
         return self._kind_by_accident(name, is_inherited=definer is not None)
 
     def _is_said(self, name: str) -> bool:
-        """Whether the class says that a name is the wrapper's, or has it on purpose."""
-        if name in self._roots or name in self._of_layers:
+        """Whether the class declares a name to be the wrapper's own."""
+        if name in self._roots | self._of_layers:
             return True
         return any(name in r.excepted or name in r.composed for r in self._records)
 
@@ -177,9 +185,7 @@ class _View:
 
     def _kind_of_definition(self, name: str) -> str:
         attribute = static_attribute(self._cls, name)
-        if attribute is None or getattr(attribute, "__refused__", False):
-            return "refused"
-        if _only_raises(attribute):
+        if attribute is None or _only_raises(attribute):
             return "refused"
         return "composed" if self._is_composed(name) else "own"
 
@@ -191,6 +197,7 @@ class _View:
         roots = self._roots or {"__wrapped__"}
         for code in codes_of(attribute):
             used = set(_names_used(code))
+            # A wrapper that is not ours keeps its target where it likes.
             if name in used and (used & roots or "super" in used or not self._specs):
                 return True
         return False
@@ -198,6 +205,7 @@ class _View:
     def _answers(self, name: str) -> bool:
         """Whether the wrapper has a name that neither its class nor its dict has."""
         if self._instance is None:
+            # One shared with the target, as nn.Module's, finds the wrapper's own only.
             hooks = (static_attribute(self._cls, "__getattr__"),)
             shared = static_attribute(self._target, "__getattr__")
             return any(hook is not None and hook is not shared for hook in hooks)
@@ -208,6 +216,14 @@ class _View:
         except Exception:  # noqa: BLE001 -- The target's property; so it was reached.
             return True
         return True
+
+
+def _leads_to(cls: type, spec: Spec, target: type) -> bool:
+    """Whether a declaration may end in a target of that class."""
+    types = target_types(cls, str(spec.path[0]))
+    return not types or any(
+        issubclass(target, known) or issubclass(known, target) for known in types
+    )
 
 
 def _names_of_layers(cls: type, target: type) -> set[str]:

@@ -1,4 +1,4 @@
-"""What ``help()``, ``inspect`` and Sphinx say about a forwarded attribute."""
+"""Documentation of forwarded attributes for ``help()``, ``inspect`` and Sphinx."""
 
 import functools
 import sys
@@ -54,8 +54,8 @@ def _is_documented(model: Any) -> bool:
 def _sign(function: FunctionType, model: Any) -> None:
     """Give a method the target's signature, and not its ``__wrapped__``.
 
-    Whoever follows ``__wrapped__`` would reach the target's function, and skip what
-    the layer does.
+    Code that follows ``__wrapped__`` would reach the target's function and skip the
+    work of the layer.
     """
     original = getattr(model, "__func__", model)
     if not hasattr(original, "__code__") and not hasattr(

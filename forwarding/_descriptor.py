@@ -116,22 +116,18 @@ class Forwarded(_Base, Generic[T]):
         _check_kind(kind)
         self.kind: Kind | None = kind
         self.accessors: dict[str, Callable[..., Any]] = {}
+        # Made only where something is said: most declarations are one path.
         self.lens: Lens | None = None
-        converts = get is not None or callable(set)
-        if converts or default is not _NOTHING or returns or each or on_class or exact:
-            self.lens = Lens(
-                get=get,
-                set=set if callable(set) else None,
-                default=() if default is _NOTHING else (default,),
-                returns_wrapper=_is_wrapper(returns),
-                each=bool(each),
-                on_class=on_class,
-                exact=exact,
+        if get or callable(set) or default is not _NOTHING or each:
+            self.lens = _lens(get, set, default, each=bool(each))
+        if returns or on_class or exact:
+            self.lens = (self.lens or Lens())._replace(
+                returns_wrapper=_is_wrapper(returns), on_class=on_class, exact=exact
             )
 
     def __set_name__(self, owner: type, name: str) -> None:
         if vars(owner).get(name) is not self:
-            return
+            return  # Replaced meanwhile, by a metaclass that collects descriptors.
         try:
             install(owner, name, self)
         except ForwardingError as error:
@@ -215,6 +211,21 @@ def _places(
             f"goes on to the target's, and Forwarded(to={path!r}) names the owner"
         )
     return places
+
+
+def _lens(
+    get: Callable[[Any], Any] | None,
+    set_: bool | Callable[[Any], Any],  # noqa: FBT001 -- As the user gave it.
+    default: Any,
+    *,
+    each: bool,
+) -> Lens:
+    return Lens(
+        get=get,
+        set=set_ if callable(set_) else None,
+        default=() if default is _NOTHING else (default,),
+        each=each,
+    )
 
 
 def _check_kind(kind: Kind | None) -> None:

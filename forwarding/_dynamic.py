@@ -1,4 +1,4 @@
-"""Dynamic targets: looked up at each access, or made at the first one.
+"""Dynamic targets, looked up at each access or made at the first one.
 
 ``target(Session, via=...)`` is the spelling. Each way to look up is one
 :class:`Resolver`, which says how generated code reaches the target in one step; a
@@ -57,7 +57,7 @@ class Resolver(NamedTuple):
 
 @final
 class lazy(Generic[T]):  # noqa: N801 -- Read as an adjective: via=lazy(make).
-    """Make a target at its first use, once, whatever the number of threads.
+    """A target that is made at its first use, once, however many threads ask.
 
     ``functools.cached_property`` has had no lock since Python 3.12 (cpython#87634),
     so that eight threads may make eight targets.
@@ -73,8 +73,8 @@ class lazy(Generic[T]):  # noqa: N801 -- Read as an adjective: via=lazy(make).
     [7, 8]
 
     Args:
-        make: Called with the wrapper; its result is kept as an attribute of it. An
-            error passes to whoever asked, and the next access tries again.
+        make: Called with the wrapper; the wrapper keeps the result as an attribute. An
+            error propagates, and the next access tries again.
     """
 
     def __init__(self, make: Callable[[Any], T], /) -> None:
@@ -100,7 +100,9 @@ class LazyTarget:
         with lock:
             if self._name not in own:
                 own[self._name] = self._make(wrapper)
-        own.pop(key, None)  # Left after an error, so that waiting threads share it.
+        # Left after an error: threads that wait for this lock must not meet another one,
+        # made by who comes later, or two would run the factory at the same time.
+        own.pop(key, None)
         return own[self._name]
 
 

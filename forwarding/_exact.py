@@ -1,7 +1,7 @@
-"""Methods with the target's own signature, which are called as fast as by hand.
+"""Methods that repeat the target's signature, as fast as hand-written ones.
 
-``*args, **kwargs`` take any call, and cost a tuple and a dict on each layer. A
-signature that is known for good, of a final class or a Protocol, needs neither.
+``*args, **kwargs`` accept any call and cost a tuple and a dict on each layer. A final
+class or a Protocol has a signature that will not change, so neither is needed.
 """
 
 from types import FunctionType
@@ -37,6 +37,8 @@ def exact_signature(
 
     given = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     parameters = given if isinstance(model, staticmethod) else given[1:]
+    # Written anew rather than by str(signature): defaults are names of the namespace,
+    # and annotations are left to describe().
     texts, arguments = ["self"], []
     defaults: dict[str, Any] = {}
     marked_positional = False
@@ -67,6 +69,7 @@ def _text(where: str, name: str, parameter: Any, defaults: dict[str, Any]) -> st
     text = f"{star.get(parameter.kind, '')}{parameter.name}"
     if parameter.default is parameter.empty:
         return text
+    # A Protocol writes "..." for "some default"; passing Ellipsis would be a surprise.
     if parameter.default is ...:
         raise ForwardingError(
             f"{where}: exact=True needs the value of {parameter.name}=..., which the "

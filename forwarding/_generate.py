@@ -38,6 +38,7 @@ def generated(
         A traceback through it shows the forwarded line. The line is forgotten with
         the last function of the class.
     """
+    # Set as globals, so that nothing is looked up in a closure cell at each access.
     space = _namespace(cls, record_of(cls), helpers)
     space.update(names)
     source = source_of(shape)
@@ -133,6 +134,7 @@ def _forget(filenames: Iterable[str]) -> None:
 
 
 def _code(shape: Shape, source: str, filename: str) -> CodeType:
+    # A lens or a dynamic target has names of its own; such attributes are few.
     if not shape.is_plain:
         return compile(source, filename, "exec")
     path, kind, *options, _ = shape.spec

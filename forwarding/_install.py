@@ -1,4 +1,4 @@
-"""Turn a declaration into the attribute it stands for."""
+"""Replace a declaration by the attribute that it declares."""
 
 import functools
 import typing
@@ -65,6 +65,7 @@ def install(cls: type, name: str, declaration: Declaration, model: Any = None) -
     Raises:
         ForwardingError: The attribute cannot be forwarded as declared.
     """
+    # Everything that can be wrong is found before the class is changed.
     path, others = _resolved(cls, name, declaration)
     _check(cls, name, path)
     known = _known(cls, name, path, declaration, model)
@@ -81,6 +82,7 @@ def install(cls: type, name: str, declaration: Declaration, model: Any = None) -
     )
     record = record_of(cls)
     record.specs[name] = spec
+    # Data for now: its setter asks the living target once (see forwarding._build).
     if is_undecided:
         record.undecided.add(name)
     if declaration.kind == "data":
@@ -148,6 +150,7 @@ def _only_target(cls: type, name: str) -> str:
 def _check(cls: type, name: str, path: tuple[Part, ...]) -> None:
     if not name.isidentifier():
         raise ForwardingError(f"{cls.__name__} cannot forward {name!r}: it is no name")
+    # x -> y.a, y -> z.b, z -> x.c would recurse at the first access.
     root: Part | None = path[0]
     while root is not None:
         if root == name:
@@ -178,7 +181,8 @@ def _known(
     models = (static_attribute(owner, last) for owner in owners)
     found = next((known for known in models if known is not None), model)
     kind = declaration.kind or kind_in(owners, last)
-    if kind is None and not owners:
+    # Where owners disagree, nothing else may decide; where none knows the name, it may.
+    if kind is None and not any(kind_in((owner,), last) for owner in owners):
         kind = _kind_elsewhere(cls, name, last, model)
     return _Knowledge(owners, found, kind)
 
@@ -201,7 +205,8 @@ def _bases(cls: type) -> Iterator[type]:
 
 def _owner_types(cls: type, path: tuple[Part, ...]) -> tuple[type, ...]:
     if any(isinstance(part, Item) for part in path[:-1]):
-        return ()
+        return ()  # What a container holds is annotated nowhere that could be relied on.
+    # Once a class: 50 declarations on one target would read its annotation 50 times.
     known, root = record_of(cls).known_types, str(path[0])
     if root not in known:
         known[root] = target_types(cls, root)
@@ -249,13 +254,14 @@ def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> N
         "get=, set= and default= are for data": not is_data
         and (lens.get, lens.set, lens.default) != (None, None, ()),
         "a setter of its own is for data": not is_data and declaration.accessors,
-        "of several owners, none is the one to write to; say set=False, delete=False": (
+        "of several owners, none is the one to write to; pass set=False, delete=False": (
             lens.others and is_data and (spec.set or spec.delete)
         ),
-        "each= gathers a list, so returns=, default=, exact= have no one value": (
+        "each= gathers a list, so returns=, default= and exact= do not apply": (
             lens.each and (lens.returns_wrapper or lens.default or lens.exact)
         ),
-        "of several owners, exact= has no one signature": lens.others and lens.exact,
+        "several owners have no single signature for exact=": lens.others
+        and lens.exact,
     }
     for reason, is_so in ambiguous.items():
         if is_so:
@@ -288,6 +294,7 @@ def _finished(
     if declaration.lens is not None and declaration.lens.on_class:
         attribute = _on_class(cls, name, attribute, known)
     if isinstance(attribute, property):
+        # As Python would have done in the body; its error messages name the property.
         attribute.__set_name__(cls, name)  # type: ignore[attr-defined]
     return attribute
 

@@ -1,4 +1,4 @@
-"""Names that instances of a class have, though its class body does not say so.
+"""Names that instances of a class have without a mention in a class body.
 
 Half of an optimizer's interface (``param_groups``, ``state``, ``defaults``) is born in
 ``__init__``. A wrapper that forwards "the class" without them keeps an assigned list

@@ -1,4 +1,4 @@
-"""The names that a bulk declaration stands for."""
+"""Names and members that a bulk declaration lists."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, Protocol, TypeAlias

@@ -1,4 +1,4 @@
-"""What classes tell about the attributes of their instances, without an instance."""
+"""Kinds and types of attributes, as far as classes reveal them without an instance."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partialmethod, singledispatchmethod
@@ -30,6 +30,7 @@ def kind_of(attribute: object) -> Kind:
     >>> kind_of(list.append), kind_of(property()), kind_of(7)
     ('method', 'data', 'data')
     """
+    # A class in a class body is callable and does not bind; a data descriptor stores.
     binds = hasattr(type(attribute), "__get__")
     stores = hasattr(type(attribute), "__set__")
     function = _function(attribute)
@@ -92,6 +93,7 @@ def attribute_types(classes: Iterable[type], name: str) -> tuple[type, ...]:
 
 
 def _types(cls: type, name: str) -> tuple[type, ...]:
+    # The nearest annotation decides, even if it says nothing, such as Any.
     for annotation, scope in (*_annotations(cls, name), *_parameters(cls, name)):
         return classes_meant(annotation, scope.__module__, scope)
     value = static_attribute(cls, name)

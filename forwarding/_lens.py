@@ -1,4 +1,4 @@
-"""What generated code calls where an owner lacks an attribute or an item."""
+"""Fallbacks of generated code for attributes and items that an owner lacks."""
 
 from typing import Any
 
@@ -69,6 +69,7 @@ def _lacks(owner: Any, part: Part, error: Exception) -> bool:
     spec = spec_of(attribute)
     if spec is not None:
         return _lacks(spec.find_owner(owner), spec.path[-1], error)
+    # CPython says of which object; a __getattr__ written by hand often does not.
     if getattr(error, "name", None) == part:
         return getattr(error, "obj", owner) is owner
     return attribute is None and part not in getattr(owner, "__dict__", {})

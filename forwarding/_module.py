@@ -31,10 +31,10 @@ _REGISTRIES: Final = (
 
 
 class _Plain:
-    """Comes first, for the memory layout of an object with a ``__dict__`` and no more.
+    """First base, which gives instances the memory layout of a plain object.
 
     fully_shard() assigns ``module.__class__``, which Python allows between equal layouts
-    only; that of Forwarding, without a ``__dict__``, would count as another one.
+    only. Forwarding has no ``__dict__``, so as the first base it would change the layout.
     """
 
 
@@ -68,10 +68,10 @@ class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
         scaled.bias = None  # Of the layer.
         list(scaled.state_dict())  # ["weight"]
 
-    On the wrapper itself live the names that its class has, by a definition, a value or
-    a bare annotation (``scale`` above). Every other name is got, set and deleted on the
-    wrapped module: parameters, buffers and submodules as well. A method of the module
-    that is replaced, though, is replaced on this layer.
+    The wrapper owns the names that its class defines, assigns or annotates (``scale``
+    above). Every other name is read, set and deleted on the wrapped module, including
+    parameters, buffers and submodules. A method of the module that is replaced through
+    the wrapper is replaced on this layer only.
 
     Args:
         wrapped: The module.
@@ -89,11 +89,11 @@ class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
           wrapper's own result by overriding ``forward``.
         * Copies, deep copies and pickles are wrappers of the same class.
 
-    What the wrapper itself holds is not in its ``state_dict()``; it travels with a deep
-    copy and a pickle.
+    The wrapper's own attributes are not in its ``state_dict()``; deep copies and pickles
+    include them.
     """
 
-    if not TYPE_CHECKING:  # Which sees the module base's.
+    if not TYPE_CHECKING:  # pragma: no branch -- Checkers see the module base's.
         training = Forwarded(kind="data")
 
     _own_names: frozenset[str] = frozenset()

@@ -68,9 +68,11 @@ def spelled_path(path: tuple[Part, ...]) -> str:
     >>> spelled_path(("groups", Item(0), "lr"))
     'groups[0].lr'
     """
-    return "".join(
-        repr(part) if isinstance(part, Item) else f".{part}" for part in path
-    ).removeprefix(".")
+    try:
+        return ".".join(path)  # type: ignore[arg-type]  # Most paths have no items.
+    except TypeError:
+        parts = (repr(part) if isinstance(part, Item) else f".{part}" for part in path)
+        return "".join(parts).removeprefix(".")
 
 
 def step(thing: object, part: Part) -> Any:

@@ -1,4 +1,4 @@
-"""What a class declares: one :class:`Spec` per forwarded attribute.
+"""Records of what classes declare: one :class:`Spec` per forwarded attribute.
 
 The record of a class, in ``__forwarding__``, is what says which names it forwards.
 Generated functions carry their spec besides, in ``__forwarded__``, so that an alias

@@ -1,4 +1,4 @@
-"""Writes that reach an owner while a block of ``preserved`` runs."""
+"""Record the writes that reach owners while a ``preserved`` block runs."""
 
 from collections.abc import Iterator
 from typing import Any, Final

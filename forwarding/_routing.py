@@ -1,4 +1,4 @@
-"""Keep bases that set attributes their own way from intercepting forwarded names."""
+"""Route writes of forwarded names past a base's own ``__setattr__``."""
 
 from types import FunctionType
 from typing import Any, Final
@@ -10,12 +10,12 @@ __all__ = ("route_writes",)
 
 _HOOKS: Final = ("__setattr__", "__delattr__")
 # What makes a module of torch, which is not imported here. Other hooks, such as those
-# of frozen dataclasses, see a forwarded name and may well refuse it.
+# of frozen dataclasses, see a forwarded name and may refuse it.
 _OF_MODULES: Final = ("register_parameter", "register_buffer")
 
 
 def route_writes(cls: type) -> None:
-    """Let writes of forwarded names reach their property, whatever ``__setattr__`` does.
+    """Route writes of forwarded names to their property, past a module's ``__setattr__``.
 
     ``nn.Module.__setattr__`` looks at the value first: None would reach the wrapped
     layer's bias, while a Parameter, on its way back, would be registered on the

@@ -1,4 +1,4 @@
-"""Source code of one forwarded attribute, as a person would write it.
+"""Source code of one forwarded attribute, as written by hand.
 
 Each function returns lines. A plain attribute is one line a function; what a lens or
 a dynamic target adds is added only where it was declared, so that it costs nothing
@@ -17,6 +17,9 @@ __all__ = ("Shape", "source_of")
 
 _INDENT: Final = "    "
 _NO_LENS: Final = Lens()
+# Stand for names in a pattern; no identifier has such a character.
+_NAME: Final = "\0name"
+_PATH: Final = "\0path"
 _CALL: Final = "(*args, **kwargs)"
 _PARAMETERS: Final = "self, /, *args, **kwargs"
 
@@ -78,10 +81,12 @@ class Shape(NamedTuple):
 
 def source_of(shape: Shape) -> str:
     """Return the definitions of a property, or of a method."""
+    # 50 declarations of one form are formatted, not composed again.
     if shape.is_plain:
         path, kind, *options, _ = shape.spec
         flags = (*options, shape.is_undecided, shape.is_recorded)
-        return _pattern(kind, flags).format(name=shape.name, path=spelled_path(path))
+        pattern = _pattern(kind, flags)
+        return pattern.replace(_NAME, shape.name).replace(_PATH, spelled_path(path))
     return _composed(shape)
 
 
@@ -89,8 +94,8 @@ def source_of(shape: Shape) -> str:
 def _pattern(kind: Kind, flags: tuple[bool, ...]) -> str:
     """Return the source of all plain attributes that differ in names only."""
     can_set, can_delete, is_undecided, is_recorded = flags
-    spec = Spec(("{path}",), kind, can_set, can_delete)
-    return _composed(Shape("{name}", spec, is_undecided, is_recorded))
+    spec = Spec((_PATH,), kind, can_set, can_delete)
+    return _composed(Shape(_NAME, spec, is_undecided, is_recorded))
 
 
 def _composed(shape: Shape) -> str:
@@ -162,6 +167,7 @@ def _writing(shape: Shape) -> list[str]:
     lines += _each(shape, f"{_access(shape)} = value")
     if not shape.is_undecided:
         return lines
+    # Asked until the first assignment has told data from methods (forwarding._build).
     question = f'if not stays(self, "{shape.name}", value):'
     return [question, *(f"{_INDENT}{line}" for line in lines)]
 

@@ -66,6 +66,7 @@ def stub(module: str, *, write: bool) -> bool:
 
 def stubbed(source: str, module: Any) -> str:
     """Return source with a generated part that fits the classes of ``module``."""
+    # Always made anew, so that running it twice changes nothing.
     source = _without_generated(source)
     tree = ast.parse(source)
     inserts = [
@@ -77,6 +78,7 @@ def stubbed(source: str, module: Any) -> str:
         used = "".join(insert.text for insert in inserts)
         inserts += _imports(tree, used)
     lines = source.splitlines(keepends=True)
+    # From the end, so that the numbers of the lines above stay right.
     for insert in sorted(inserts, reverse=True):
         lines.insert(insert.line, insert.text)
     return "".join(lines)
@@ -117,6 +119,7 @@ def _of_class(source: str, node: ast.ClassDef, record: Record) -> _Insert | None
     names = [
         name for name in record.specs if name not in defined and name.isidentifier()
     ]
+    # A checker takes special methods from the class; as data they would confuse it.
     public = [name for name in names if not name.startswith("__")]
     if not public:
         return None

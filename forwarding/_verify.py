@@ -37,6 +37,7 @@ def verify(wrapper: object, /) -> None:
     """
     cls = type(wrapper)
     specs = forwarded_attributes(cls)
+    # All at once, so that one run shows everything there is to mend.
     problems = (
         *_cut(cls),
         *_shadowed(wrapper, specs),
@@ -104,7 +105,7 @@ def _innermost(layer: object) -> object:
 
 
 def _elsewhere(wrapper: object, specs: Mapping[str, Spec], root: str) -> set[str]:
-    """Return the names that another target of the wrapper may well account for."""
+    """Return the names that another target of the wrapper accounts for."""
     others = (target for name, target in _targets(wrapper, specs) if name != root)
     return {name for target in others for name in public_names(target)}
 
@@ -142,7 +143,7 @@ def _absence(owner: object, spec: Spec) -> str | None:
 def _wrong_kind(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     """Yield the methods of a live target that were taken for data.
 
-    Names of which nothing was known are decided here, by the way.
+    Undecided names are decided on the way.
     """
     for name, spec in specs.items():
         if spec.kind != "data" or spec.lens is not None:
@@ -175,6 +176,7 @@ def _uncovered(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
     records = list(filter(None, map(record_in, type(wrapper).__mro__)))
     interfaces = {cls for record in records for cls in record.interfaces}
     for _, target in _targets(wrapper, specs):
+        # A subclass of the interface may have more than the class promised.
         if type(target) in interfaces:
             missing = coverage(wrapper, target).missing
             if missing:

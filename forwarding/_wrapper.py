@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Holder(Forwarding, Generic[T]):
-    """What every ready wrapper does, wherever it keeps its target."""
+    """Common base of the ready wrappers, which differ in where they keep the target."""
 
     __slots__ = ()
     __wrapped__: T

@@ -4,6 +4,7 @@ from dp.per_sample._compile_backend import compile_backend
 from dp.per_sample._engine import Engine
 from dp.per_sample._grad_sample import clear_grad_samples, from_grad_samples
 from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.custom import rule_for
 from dp.per_sample._rules.table import check_torch
 
@@ -11,6 +12,7 @@ from dp.per_sample._rules.table import check_torch
 __all__ = (
     "Engine",
     "PerSampleGradients",
+    "Verification",
     "clear_grad_samples",
     "compile_backend",
     "from_grad_samples",

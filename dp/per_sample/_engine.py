@@ -130,6 +130,7 @@ class Engine:
             device=losses.device,
             narrowest=found.plan.narrowest,
             loss_scale=loss_scale,
+            with_sums=self._verifier.compares_sums(),
         )
         return self._verifier.verified(run, last, trial)
 

@@ -78,6 +78,7 @@ class PerSampleGradients:
         self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
         self._loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
+        self._norms: tuple[Sequence[int], Tensor] | None = None
         self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
 
@@ -90,9 +91,14 @@ class PerSampleGradients:
         Args:
             group_of: The group of each parameter: 0, 1, ... without gaps.
         """
+        if self._norms is not None and self._norms[0] == [*group_of]:
+            return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
             norms_GB = torch.stack(self._scaled_norms(group_of))
-        return norms_GB if self._loss_scale == 1 else norms_GB / self._loss_scale**2
+        if self._loss_scale != 1:
+            norms_GB = norms_GB / self._loss_scale**2
+        self._norms = [*group_of], norms_GB
+        return norms_GB.clone()
 
     def add_weighted_sum(
         self,

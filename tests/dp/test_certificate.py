@@ -415,7 +415,7 @@ def test_both_ways_cost_a_group_the_same(relation):
         '{"format": "forwarding-dp-certificate/3", "checksum": 1, "assumptions": 3}',
     ],
 )
-def test_what_is_no_certificate_is_refused(tmp_path, text):
+def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):
     """With the reason, as one kind of error."""
     path = tmp_path / "c.json"
     path.write_text(text)

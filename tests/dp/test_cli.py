@@ -74,6 +74,7 @@ def report(request, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_leaves_a_certificate_that_verifies(call, report):
     """The report holds the JSON, the text and the picture, and the JSON is true."""
     certificate = dp.Certificate.from_json((report / "certificate.json").read_text())
@@ -88,6 +89,7 @@ def test_training_leaves_a_certificate_that_verifies(call, report):
     assert "The certificate holds, recomputed by dp_accounting" in out
 
 
+@pytest.mark.slow
 def test_the_epsilon_is_the_accountants(report):
     """What is certified is what dp_accounting says of the steps really taken."""
     certificate = dp.Certificate.from_json((report / "certificate.json").read_text())
@@ -101,6 +103,7 @@ def test_the_epsilon_is_the_accountants(report):
     assert certificate.epsilon_pld == pytest.approx(accountant.get_epsilon(1e-5), 1e-3)
 
 
+@pytest.mark.slow
 def test_mnist_is_real():
     """5000 images of 28 by 28 pixels, a fifth of them held out."""
     table = load("mnist", target=None, ranges=None)
@@ -114,6 +117,7 @@ def test_mnist_is_real():
     assert model_for(table)(images[:3]).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_training_takes_a_csv(call, csv, tmp_path):
     """A table of one's own, its classes in words, and public ranges of its columns."""
     path = csv("x,y,class", *two_classes(400))
@@ -288,6 +292,7 @@ def test_a_missing_package_is_named(call, monkeypatch, data, package):
     assert "pip install 'forwarding[demo]'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [3, 8])  # 8 was just measured.
 def test_an_interrupt_ends_the_run_and_certifies_it(
     call, tmp_path, monkeypatch, num_steps
@@ -378,6 +383,7 @@ def test_no_noise_is_infinite(call):
     assert "NOT PRIVATE" in out
 
 
+@pytest.mark.slow
 def test_a_false_certificate_is_refuted(call, report, tmp_path):
     """An epsilon that was lowered by hand is recomputed: exit code 1."""
     path = tmp_path / "certificate.json"

@@ -14,6 +14,9 @@ from dp.exceptions import PrivacyError
 from dp.ledger import Ledger
 
 
+pytestmark = pytest.mark.slow
+
+
 SOURCE = str(Path(dp.__file__).parent)
 
 

@@ -56,7 +56,7 @@ def test_a_function_of_the_step_is_evaluated_at_once():
         ([(1, -1.0)], "value_of_a_phase must be >= 0 and finite, got -1.0"),
     ],
 )
-def test_a_schedule_that_is_none_is_refused(phases, told):
+def test_an_invalid_schedule_is_refused(phases, told):
     """The message names the number and its value."""
     with pytest.raises(ValueError, match=told):
         Schedule(phases)
@@ -190,7 +190,7 @@ def test_a_norm_that_changes_within_a_batch_is_refused(make_run):
     assert run.optimizer.ledger.steps == 0
 
 
-def test_a_rule_of_ones_own_is_scaled_with_the_norm(make_plan):
+def test_a_custom_rule_is_scaled_with_the_norm(make_plan):
     """The factor is the rule's own, for a norm in the rule's own unit."""
     rule = FlatClipping(max_grad_norm=4.0)
     plan = make_plan(
@@ -264,3 +264,17 @@ def test_exactly_one_number_is_left_out(given):
             expected_batch_size=10.0,
             **given,
         )
+
+
+@pytest.mark.parametrize("norm", [1e-19, 1e-30, 1e19])
+def test_a_norm_has_the_range_of_a_rule_wherever_it_comes_from(make_plan, norm):
+    """Squares near it underflow in float32: one example moved a sum by 2e5 C."""
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
+        make_plan(max_grad_norm=Schedule([(1, 1.0), (9, norm)]))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    plan = make_plan(sampling=Unamplified())
+    optimizer = DPOptimizer(torch.optim.SGD([weight], lr=1.0), plan=plan)
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
+        optimizer.max_grad_norm = norm
+
+    assert optimizer.max_grad_norm == 1.0

@@ -338,7 +338,7 @@ def test_whatever_asks_the_target_is_composed():
     class Composing(Wrapper[Target]):
         @cached_property
         def unit(self):
-            return [self.__wrapped__.unit for _ in "1"][0]
+            return [*(self.__wrapped__.unit for _ in "12")]
 
         def weigh(self, load):
             def later():
@@ -367,3 +367,22 @@ def test_verify_lets_a_default_stand_for_what_is_missing():
         mode = Forwarded(default="plain")
 
     verify(Lenient(Target()))
+
+
+def test_each_of_several_targets_is_covered_by_itself():
+    """A name that leads to the engine does not cover the radio's."""
+
+    class Engine:
+        level = 1
+
+    class Radio:
+        level = volume = 2
+
+    class Car(Forwarding):
+        engine = target(Engine)
+        radio = target(Radio)
+        level = forwarded(engine.level)
+
+    assert coverage(Car, Engine).forwarded == ("level",)
+    assert coverage(Car, Radio).own == ("level",)
+    assert coverage(Car, Radio).missing == ("volume",)

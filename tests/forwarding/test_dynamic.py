@@ -79,10 +79,10 @@ class Weak(Forwarding, forward=Session):
 
 
 KINDS = {
-    InContext: lambda session: current.set(session),
+    InContext: current.set,
     InThread: lambda session: setattr(local, "session", session),
-    OfRegistry: lambda session: stack.append(session),
-    Weak: lambda session: None,
+    OfRegistry: stack.append,
+    Weak: lambda _: None,
 }
 
 
@@ -403,7 +403,11 @@ def test_a_path_that_no_body_declared_is_refused():
     assert "its target was not declared in the class body" in str(refusal)
 
 
-@pytest.mark.parametrize("via", [3, "current", Session, object()], ids=repr)
+@pytest.mark.parametrize(
+    "via",
+    [3, "current", Session, object()],
+    ids=["number", "name", "class", "object"],
+)
 def test_what_leads_to_no_target_is_refused(via):
     """Where it is written."""
     with pytest.raises(ForwardingError, match="via= takes a ContextVar"):

@@ -193,6 +193,16 @@ def through_a_generic_base():
     return Car
 
 
+def below_a_bound_base():
+    class Middle(Wrapper[Engine]):
+        pass
+
+    class Car(Middle, forward="start rpm"):
+        pass
+
+    return Car
+
+
 def words():
     class Car(Forwarding, to="engine", forward="rpm", methods="start"):
         def __init__(self, engine):
@@ -216,6 +226,7 @@ MAKERS = [
     quoted,
     second_parameter,
     through_a_generic_base,
+    below_a_bound_base,
     words,
 ]
 ANNOTATIONS = [
@@ -433,6 +444,30 @@ def test_a_wrapper_without_a_dict_cannot_keep_a_method():
         small.start = print
 
     assert "start" not in vars(small.engine)
+
+
+class Starts(typing.Protocol):
+    def launch(self): ...
+
+
+def test_what_the_known_class_lacks_may_be_known_otherwise():
+    """From an interface, a base of the wrapper, or the language."""
+
+    class Car(Wrapper[Engine], forward=Starts):
+        __len__ = Forwarded()
+
+    class Launching:
+        def launch(self):
+            return "base"
+
+    class Van(Wrapper[Engine], Launching, forward="launch"):
+        pass
+
+    assert {n: s.kind for n, s in forwarded_attributes(Car).items()} == {
+        "__len__": "method",
+        "launch": "method",
+    }
+    assert forwarded_attributes(Van)["launch"].kind == "method"
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -379,11 +379,8 @@ def test_a_slotted_wrapper_has_no_dict():
 
     assert not hasattr(small, "__dict__")
     assert forwarded_attributes(Small)["make"].kind == "method"
-    for twin in (
-        copy.copy(small),
-        copy.deepcopy(small),
-        pickle.loads(pickle.dumps(small)),
-    ):
+    pickled = pickle.loads(pickle.dumps(small))  # noqa: S301
+    for twin in (copy.copy(small), copy.deepcopy(small), pickled):
         assert (type(twin), twin.rpm) == (Small, 4)
     assert weakref.ref(small)() is small
     assert repr(Small(3)) == "Small(3)"
@@ -417,7 +414,7 @@ def test_the_old_spelling_warns_and_means_what_it_meant(place, word):
 def test_advice_has_the_same_spelling_and_warns_too():
     """``around`` takes ``to`` and ``path`` as a declaration does."""
 
-    def advice(self, proceed, *args):
+    def advice(_self, proceed, *args):
         return proceed(*args)
 
     with pytest.warns(DeprecationWarning, match=r"write around\(path='engine.make'\)"):

@@ -1,6 +1,8 @@
 """A base ``__init__`` that writes forwarded names does not overwrite the owner."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from hypothesis import given, strategies as st
@@ -182,7 +184,9 @@ def test_what_cannot_be_put_back_is_told_after_all_the_rest(order):
         for name in order.split():
             setattr(self, name, 0.0)
 
-    with pytest.raises(ForwardingError, match="could not put back Computed.secret, wh"):
+    with pytest.raises(
+        ForwardingError, match=r"could not put back Computed\.secret, w"
+    ):
         wrapping(NAMES, init)(computed)
 
     assert computed.lr == 0.5
@@ -225,7 +229,7 @@ def test_an_alias_of_another_class_is_recorded():
 
 def test_an_error_of_the_block_is_not_hidden_by_another():
     """What could not be put back is a note on it."""
-    layer = wrapping("secret", lambda self: None)(Computed())
+    layer = wrapping("secret", lambda _: None)(Computed())
 
     def fails():
         with preserved(layer):
@@ -272,7 +276,7 @@ def seal(inner):
 
 def test_blocks_may_be_nested_and_repeated():
     """The inner block returns to what the outer one wrote."""
-    layer = wrapping("lr", lambda self: None)(Computed())
+    layer = wrapping("lr", lambda _: None)(Computed())
     block = preserved(layer)
     for _ in range(2):
         with block:
@@ -286,7 +290,7 @@ def test_blocks_may_be_nested_and_repeated():
 def test_other_wrappers_of_the_class_are_not_recorded():
     """Only what is written through this one is undone."""
     first, second = Computed(), Computed()
-    cls = wrapping("lr", lambda self: None)
+    cls = wrapping("lr", lambda _: None)
     layer, other = cls(first), cls(second)
     with preserved(layer):
         layer.lr = 1
@@ -402,3 +406,32 @@ def test_threads_that_build_wrappers_do_not_mix_up_their_targets():
         thread.join()
 
     assert [owner.lr for owner in owners] == list(range(8))
+
+
+def test_a_class_that_preserved_can_be_freed():
+    """Nothing that is kept about its setters keeps it."""
+    cls = wrapping("lr", lambda _: None)
+    cls(Computed())
+    reference = weakref.ref(cls)
+    del cls
+    gc.collect()
+
+    assert reference() is None
+
+
+def test_an_alias_of_a_setter_is_switched_once_more():
+    """Two names, one function: the plain code comes back when the last block ends."""
+
+    class Twice(Forwarding):
+        lr = Forwarded(to="inner", kind="data")
+        rate = None
+
+    Twice.rate = Twice.lr
+    twice = Twice()
+    twice.inner = Owner(lr=1)
+    plain = Twice.lr.fset.__code__
+    with preserved(twice):
+        twice.rate = 2
+
+    assert twice.inner.lr == 1
+    assert Twice.lr.fset.__code__ is plain

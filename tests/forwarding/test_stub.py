@@ -239,7 +239,7 @@ def test_what_is_imported_already_is_not_imported_again(cars):
 
 def test_a_module_without_source_is_refused():
     """There is nothing to write into."""
-    with pytest.raises((ForwardingError, TypeError), match="no source|built-in"):
+    with pytest.raises((ForwardingError, TypeError), match=r"no source|built-in"):
         stub("math", write=False)
 
 

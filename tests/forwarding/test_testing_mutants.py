@@ -14,6 +14,9 @@ from hypothesis import settings
 from forwarding.testing import LAWS, judge
 
 
+pytestmark = pytest.mark.slow
+
+
 NAMES = ["a", "b", "serial", "m", "co", "gen", "me"]
 FEW = settings(max_examples=6, derandomize=True)
 

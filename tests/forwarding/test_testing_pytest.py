@@ -11,6 +11,9 @@ import forwarding_pytest
 from forwarding.testing import LawBrokenError, law_tests
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 WRAPPERS = """
 from forwarding.testing import law_tests

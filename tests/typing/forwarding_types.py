@@ -8,10 +8,12 @@ to ty; all three report an ignore that is not needed, ty with
 
 from abc import ABC
 from collections import defaultdict
+from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar, assert_type
 
 from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.nn import Linear, Module
 from torch.optim import Optimizer
 
 from forwarding import (
@@ -19,8 +21,12 @@ from forwarding import (
     Forwarding,
     ForwardingABCMeta,
     ForwardingMeta,
+    ModuleForwarding,
+    SlottedWrapper,
     Wrapper,
+    coverage,
     forwarded,
+    lazy,
     owner_of,
     preserved,
     target,
@@ -41,6 +47,9 @@ class Engine:
 
     def start(self, *, cold: bool) -> str:
         return f"{cold}"
+
+
+current_engine: ContextVar[Engine] = ContextVar("current_engine")
 
 
 class Car:
@@ -134,3 +143,49 @@ def wrappers(loud: Loud) -> None:
     assert_type(owner_of(loud, "count"), tuple[object, str])
     verify(loud)
     Loud("text")  # type: ignore[arg-type]  # ty: ignore[invalid-argument-type]
+
+
+class Scoped(Forwarding):
+    engine = target(Engine, via=current_engine)
+    rpm = forwarded(engine.rpm, default=0)
+    start = forwarded(engine.start, returns="wrapper")
+    level = forwarded(engine.gearbox.ratio, get=float, set=float)
+
+
+def dynamic(scoped: Scoped) -> None:
+    assert_type(scoped.rpm, int)
+    assert_type(scoped.start(cold=True), str)
+    assert_type(scoped.engine, Engine)
+    forwarded(scoped.rpm, returns="target")  # type: ignore[arg-type]  # ty: ignore[invalid-argument-type]
+
+
+class Lazy(Forwarding):
+    engine = target(Engine, via=lazy(lambda _: Engine()))
+    rpm = forwarded(engine.rpm)
+
+
+class Halved(ModuleForwarding[Linear], Module):
+    factor: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.__wrapped__(x)
+        return self.factor * out
+
+
+def modules(halved: Halved) -> None:
+    assert_type(halved.__wrapped__, Linear)
+    assert_type(halved.training, bool)
+    assert_type(halved.train(), Halved)
+    halved.state_dict()
+
+
+class Small(SlottedWrapper[Engine]):
+    __slots__ = ()
+    rpm: Forwarded[int] = Forwarded()
+
+
+def covered(small: Small) -> None:
+    assert_type(small.__wrapped__, Engine)
+    found = coverage(Small, Engine, leave_out=["start"])
+    assert_type(found.missing, tuple[str, ...])
+    assert_type(found.complete, bool)

@@ -88,6 +88,15 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
         return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
     assumed = {*graph.followed}.difference(graph.nodes)
     found = follow(root, graph.followed, units, num_units, assumed=assumed)
+    if any(_is_mixed(found, use) for use in graph.uses):
+        found = follow(
+            root,
+            graph.followed,
+            units,
+            num_units,
+            assumed=assumed,
+            by_integers=False,
+        )
     not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))

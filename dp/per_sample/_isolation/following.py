@@ -100,6 +100,7 @@ def follow(
     num_units: int,
     *,
     assumed: Container[Node] = (),
+    by_integers: bool = True,
 ) -> Followed:
     """Follow the owners of the losses down a graph.
 
@@ -110,6 +111,8 @@ def follow(
         num_units: How many units there are, two at least.
         assumed: Nodes that are taken for shared by all units. Of these it is told
             whether a gradient of one unit alone arrives, whatever else does.
+        by_integers: Whether regular owners are followed as such, which counts what a
+            slice of another axis leaves out as its neighbours'.
     """
     found = Followed(num_units, {root: units})
     owners, wanted = found.owners, {*nodes}
@@ -122,6 +125,8 @@ def follow(
             owners.get((node, i))
             for i in range(len(node._input_metadata))  # noqa: SLF001 -- see _graph.nodes
         ]
+        if not by_integers:
+            given = _written_out(node, given, num_units)
         answers, is_static = _answers(node, given, shapes, num_units)
         if not is_static:
             found.moved.append((node, Moved(given, shapes, answers)))
@@ -193,20 +198,30 @@ def _answers(
     if answers is not None:
         return answers, is_static
     rows = [
-        None
-        if o is None or o.axis == NOBODY
-        else o.as_rows(
-            len(output_shape(node, i)),
-            num_units,
-            node._input_metadata[i].device,  # noqa: SLF001 -- see _graph.nodes
-        )
-        for i, o in enumerate(given)
+        None if o is None or o.axis == NOBODY else o.rows
+        for o in _written_out(node, given, num_units)
     ]
     by_rule = _by_rows(rule, node, rows, shapes)
     if by_rule is None:
         by_rule = owners_of_inputs(node, rows, shapes, num_units)
         is_static = rule.kind is Kind.STATIC and rule.is_asked
     return [_checked(o, s) for o, s in zip(by_rule, shapes, strict=True)], is_static
+
+
+def _written_out(node: Node, given: _Given, num_units: int) -> list[Owners | None]:
+    """Return the owners of a node's outputs one by one."""
+    return [
+        owners
+        if owners is None or owners.axis in (NOBODY, MIXED)
+        else Owners.irregular(
+            owners.as_rows(
+                len(output_shape(node, i)),
+                num_units,
+                node._input_metadata[i].device,  # noqa: SLF001 -- see _graph.nodes
+            )
+        )
+        for i, owners in enumerate(given)
+    ]
 
 
 def _by_integers(

@@ -13,8 +13,9 @@ gradient of a unit is the sum over its rows. What it returns is then grouped by 
 The uses of one parameter are joined before its norm is taken, since a unit's norm is
 that of the sum over all its rows, wherever they are.
 
-Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``P`` elements of a parameter, ``N`` products, ``I`` by
-``O`` the operand, ``u`` units of a bucket, ``T`` rows of a unit.
+Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``P`` elements of a
+parameter, ``N`` products, ``I`` by ``O`` the operand, ``u`` units of a bucket, ``T``
+rows of a unit.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ class RaggedGrads(GradPart):
     """Gradients of units that each own some rows.
 
     Args:
-        rows: The gradients with every row that is a unit's as an example of its own:
-            a part of r examples of one position each.
+        rows: The gradients of the rows that are a unit's, as a part of r examples of
+            one position each.
         groups: The units of the rows.
     """
 
@@ -112,7 +113,10 @@ def by_unit(part: GradPart, groups: RowGroups) -> GradPart:
 
 
 def _put_in_place(part: SlicedGrads, groups: RowGroups) -> MaterializedGrads:
-    """Return whole operands of units, zero but for the slices of their rows."""
+    """Return each unit's gradient of a whole operand of which every row has a slice.
+
+    It is zero but for the slices of the unit's own rows.
+    """
     slices = part.inner.gradients(slice(None)).movedim(1 + part.axis, 1)  # [R, L, ...]
     shape = [n for axis, n in enumerate(part.shape) if axis != part.axis]
     whole = slices.new_zeros(groups.num_units, *slices.shape[:2], *shape)
@@ -124,7 +128,7 @@ def _put_in_place(part: SlicedGrads, groups: RowGroups) -> MaterializedGrads:
 
 
 def _one_position_each(part: GradPart) -> tuple[_Rows, int]:
-    """Return a part with every position as a row, and the positions of a row before."""
+    """Return a part with every position as a row, and how many each row had before."""
     if isinstance(part, MaterializedGrads):
         return part, 1
     if isinstance(part, FactoredGrads):
@@ -199,7 +203,7 @@ def join_ragged(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     joined += [use for use in ragged if isinstance(use.rows, ConvolutionGrads)]
     products = [use for use in ragged if isinstance(use.rows, FactoredGrads)]
     if products:
-        # A use whose units do lie along an axis is a ragged one too.
+        # A use whose units lie along an axis can be written as a ragged one, too.
         regular = [use for use in others if isinstance(use, FactoredGrads)]
         others = [use for use in others if not isinstance(use, FactoredGrads)]
         index_U = torch.arange(num_units, device=products[0].groups.owner_r.device)

@@ -7,14 +7,14 @@ units with about as many rows form a *bucket*, a zero-padded batch [units, T, ..
 is served like any other batch.
 
 Units with 1, 5, 6 and 20 rows come in three buckets, of 1 x 1, 2 x 6 and 1 x 20 rows:
-in a bucket nobody has more than twice the rows of another, so padding never takes more
-memory than the rows themselves.
+within a bucket no unit has twice as many rows as another, so padding takes less memory
+than the rows themselves.
 
 Shapes: ``R`` rows, ``r`` rows that are a unit's, ``U`` units, ``u`` units of a bucket,
 ``T`` rows of a unit, at most.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -83,28 +83,30 @@ class RowGroups:
     def buckets(self) -> Sequence[Bucket]:
         """The buckets; no unit without rows is in one."""
         if self._buckets is None:
-            self._buckets = [*self._make_buckets()]
+            self._buckets = self._make_buckets()
         return self._buckets
 
-    def _make_buckets(self) -> Iterator[Bucket]:
-        counts_U = torch.bincount(self.owner_r, minlength=self.num_units)
-        order_r = self.owner_r.argsort(stable=True)
-        owner_r = self.owner_r[order_r]
-        start_U = counts_U.cumsum(0) - counts_U
-        position_r = torch.arange(len(order_r), device=order_r.device)
-        position_r -= start_U[owner_r]  # Of a row among its unit's.
-        # The exponent e of a count in [2^(e - 1), 2^e), found without rounding.
-        exponent_U = torch.frexp(counts_U.double()).exponent
-        for exponent in exponent_U[counts_U > 0].unique().tolist():
-            is_in_U = (exponent_U == exponent) & (counts_U > 0)
-            units_u = is_in_U.nonzero()[:, 0]
-            length = int(counts_U[units_u].max())
-            chosen = is_in_U[owner_r].nonzero()[:, 0]
-            slots = None
-            if len(chosen) < len(units_u) * length:
-                place_U = is_in_U.cumsum(0) - 1  # Of a unit in its bucket.
-                slots = place_U[owner_r[chosen]] * length + position_r[chosen]
-            yield Bucket(units_u, length, order_r[chosen], slots)
+    def _make_buckets(self) -> list[Bucket]:
+        """Sort units by bucket, and rows by their unit's place, once for all buckets."""
+        counts_U = self.owner_r.bincount(minlength=self.num_units)
+        # The exponent e of a count in [2^(e - 1), 2^e), found without rounding, numbers
+        # its bucket; units without rows are in bucket 0.
+        bucket_U = torch.frexp(counts_U.double()).exponent.long()
+        num_units_E = bucket_U.bincount()
+        length_E = torch.zeros_like(num_units_E)
+        length_E.scatter_reduce_(0, bucket_U, counts_U, "amax")
+        num_rows_E = torch.zeros_like(length_E).index_add_(0, bucket_U, counts_U)
+        unit_U = bucket_U.argsort(stable=True)
+        rank_U = torch.empty_like(unit_U)
+        rank_U[unit_U] = torch.arange(len(unit_U), device=unit_U.device)
+        rank_r, row_r = rank_U[self.owner_r].sort(stable=True)
+        bucket_r = bucket_U[unit_U][rank_r]
+        place_r = rank_r - _starts(num_units_E)[bucket_r]  # Of its unit in the bucket.
+        position_r = torch.arange(len(row_r), device=row_r.device)
+        position_r -= _starts(counts_U[unit_U])[rank_r]  # Of a row among its unit's.
+        slot_r = place_r * length_E[bucket_r] + position_r
+        sizes = torch.stack([num_units_E, num_rows_E, length_E], 1).tolist()
+        return _cut(unit_U, row_r, slot_r, sizes)
 
     def within(self, units: slice) -> tuple[Tensor, "RowGroups"]:
         """Return which of the owned rows are those of consecutive units, in groups."""
@@ -112,3 +114,31 @@ class RowGroups:
         mine_r = (self.owner_r >= start) & (self.owner_r < stop)
         rows = mine_r.nonzero()[:, 0]
         return rows, RowGroups(self.owner_r[rows] - start, stop - start)
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    return sizes.cumsum(0) - sizes
+
+
+def _cut(
+    unit_U: Tensor, row_r: Tensor, slot_r: Tensor, sizes: Sequence[tuple[int, int, int]]
+) -> list[Bucket]:
+    """Return buckets of consecutive units and rows, given the sizes of each bucket.
+
+    Args:
+        unit_U: The units, by bucket.
+        row_r: The rows, by bucket.
+        slot_r: The place of each row in its bucket.
+        sizes: The number of units, of rows, and of the rows of the longest unit.
+    """
+    buckets = []
+    first_unit = first_row = 0
+    for num_units, num_rows, length in sizes:
+        units = unit_U[first_unit : first_unit + num_units]
+        rows = slice(first_row, first_row + num_rows)
+        first_unit, first_row = first_unit + num_units, rows.stop
+        if num_rows:
+            is_full = num_rows == num_units * length
+            slots = None if is_full else slot_r[rows]
+            buckets.append(Bucket(units, length, row_r[rows], slots))
+    return buckets

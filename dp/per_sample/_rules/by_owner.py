@@ -109,8 +109,17 @@ def _groups(context: RuleContext, output: int) -> RowGroups | None:
     if groups is None:
         rank = len(output_shape(context.use.node, output))
         unit_R = _unit_tensor(owners, context, rank).flatten()
-        groups = context.groups[key] = RowGroups(unit_R, context.num_samples)
+        groups = _known(unit_R, context) or RowGroups(unit_R, context.num_samples)
+        context.groups[key] = groups
     return groups if len(groups.owner_r) else None
+
+
+def _known(unit_R: Tensor, context: RuleContext) -> RowGroups | None:
+    """Return the groups of a use with the same rows: sorting them takes longer."""
+    for groups in context.groups.values():
+        if len(groups.unit_R) == len(unit_R) and torch.equal(groups.unit_R, unit_R):
+            return groups
+    return None
 
 
 def _layout(owners: Owners, context: RuleContext, rank: int) -> Layout | SpreadLayout:

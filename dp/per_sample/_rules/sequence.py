@@ -67,11 +67,7 @@ def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Te
 
 
 def _is_plain(context: RuleContext) -> bool:
-    """Whether gradients are divided by no count over the batch.
-
-    Whether torch would return them as sparse tensors makes no difference here: they are
-    computed from the look-ups, and noise reaches every row.
-    """
+    """Whether gradients are divided by no count over the batch."""
     return not context.saved("scale_grad_by_freq")
 
 

@@ -253,3 +253,28 @@ MODELS = {
     "sequences": Sequences,
     "tied": Tied,
 }
+
+
+def assert_as_by_loop(gradients, losses, parameters, units=None):
+    """Norms and weighted sums are those of one backward pass a unit."""
+    units = torch.arange(len(losses)) if units is None else units
+    rows = [
+        torch.autograd.grad(
+            losses[units == u].sum(),
+            parameters,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for u in units.unique()
+    ]
+    true_U = torch.stack([sum(g.square().sum() for g in of_unit) for of_unit in rows])
+    groups = [0] * len(parameters)
+    norms_U = gradients.squared_norms(groups)[0]
+    torch.testing.assert_close(norms_U, true_U, rtol=1e-9, atol=1e-12)
+    weight_U = torch.rand(len(rows))
+    sums = [torch.zeros_like(p) for p in parameters]
+    gradients.add_weighted_sum(weight_U[None], groups, sums)
+    for total, of_parameter in zip(sums, zip(*rows, strict=True), strict=True):
+        true = sum(w * g for w, g in zip(weight_U, of_parameter, strict=True))
+        torch.testing.assert_close(total, true, rtol=1e-9, atol=1e-11)

@@ -1,7 +1,7 @@
 """Units whose rows lie along no axis have the gradients of a loop over units.
 
-Owners are measured here, by one backward pass a unit, so that what is tested is what is
-done with them.
+In most tests owners are measured, by one backward pass for each unit, so that they test
+what is done with owners, not how the engine finds them.
 
 Shapes: ``U`` units, ``R`` rows, ``P`` elements of a parameter.
 """
@@ -14,10 +14,11 @@ from hypothesis import given, strategies as st
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.per_sample import PerSampleGradients
+from dp.per_sample import Engine, PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
+from dp.per_sample._parts.grouped import GroupedGrads
 from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import RuleContext
@@ -82,11 +83,10 @@ def ragged_gradients(losses, units, parameters, num_units, served=None):
     return PerSampleGradients(parts, parameters, torch.zeros(num_units))
 
 
-def assert_as_by_loop(
-    losses, units, parameters, *, num_units=U, served=None, rtol=1e-10
-):
+def by_loop_over_units(losses, units, parameters, numbers):
+    """Return [U, P] for each parameter, by one backward pass for each unit."""
     rows = []
-    for unit in range(num_units):
+    for unit in numbers:
         seeds = (units == unit).to(losses.dtype)
         rows.append(
             torch.autograd.grad(
@@ -98,7 +98,13 @@ def assert_as_by_loop(
                 materialize_grads=True,
             )
         )
-    grads_UP = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def assert_as_by_loop(
+    losses, units, parameters, *, num_units=U, served=None, rtol=1e-10
+):
+    grads_UP = by_loop_over_units(losses, units, parameters, range(num_units))
     gradients = ragged_gradients(losses, units, parameters, num_units, served)
     factors_GU = torch.rand(2, num_units)
     factors_GU[:, 1:2] = 0
@@ -125,6 +131,30 @@ def test_models_whose_units_lie_along_no_axis_are_as_by_a_loop(name, seed):
     losses, units = model()
 
     assert_as_by_loop(losses, units, [*model.parameters()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_engine_serves_units_along_no_axis(name):
+    """Owners are found from the graph; batches differ in size and in their rows."""
+    model, engine = MODELS[name](), Engine()
+    parameters = [*model.parameters()]
+    group_of = [0] * len(parameters)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        losses, units = model()
+        present = units.unique().tolist()
+        true_UP = by_loop_over_units(losses, units, parameters, present)
+        gradients = engine.gradients(losses, parameters, units=units)
+        factors_GU = torch.rand(1, len(present))
+        sums = [torch.full_like(p, torch.nan) for p in parameters]
+        gradients.add_weighted_sum(factors_GU, group_of, sums, beta=0)
+
+        norms_U = sum(g.flatten(1).square().sum(1) for g in true_UP)
+        found_U = gradients.squared_norms(group_of)[0]
+        torch.testing.assert_close(found_U, norms_U, rtol=1e-10, atol=1e-12)
+        for total, grad_UP in zip(sums, true_UP, strict=True):
+            true = torch.einsum("u...,u->...", grad_UP, factors_GU[0])
+            torch.testing.assert_close(total, true, rtol=1e-10, atol=1e-10)
 
 
 def test_sequences_of_users_are_served_where_onednn_runs_a_layer():
@@ -199,6 +229,42 @@ def test_grouped_products_are_those_of_routed_rows(transposed):
     torch.testing.assert_close(part.gradients(slice(1, 4)), true_UP[1:4])
 
 
+def test_a_grouped_product_is_added_to_what_is_there():
+    """Every row is a unit's and an expert's."""
+    left, right = torch.randn(6, 3), torch.randn(6, 2)
+    part = GroupedGrads(
+        left=left,
+        right=right,
+        experts=torch.tensor([0, 0, 1, 1, 1, 1]),
+        units=torch.tensor([0, 1, 0, 1, 0, 1]),
+        num_experts=2,
+        num_units=2,
+    )
+    factors_U = torch.tensor([0.5, 2.0])
+    total = torch.ones(2, 3, 2)
+    part.add_weighted_sum(factors_U, total, beta=1)
+
+    true = torch.einsum("ueio,u->eio", part.gradients(slice(None)), factors_U)
+    torch.testing.assert_close(total, 1 + true)
+    torch.testing.assert_close(
+        part.squared_norms(), part.gradients(slice(None)).flatten(1).square().sum(1)
+    )
+
+
+def test_grouped_products_of_a_parameter_are_served_without_the_rule():
+    """The rule is for matrices; here the rows are a parameter."""
+    torch.set_default_dtype(torch.float32)
+    rows = torch.nn.Parameter(torch.randn(5, 8))
+    stack = torch.randn(2, 8, 8)
+    output = F.grouped_mm(rows * 1, stack, offs=torch.tensor([2, 5], dtype=torch.int32))
+    losses_R = output.square().sum(1)
+    graph = find_uses((losses_R.grad_fn, 0), [rows], public=PublicTensors())
+    (use,) = [u for u in graph.uses if u.operation == "GroupedMmBackward0"]
+    owners = {0: Owners.irregular(torch.tensor([[0], [1], [0], [1], [1]]))}
+
+    assert fitting_rule(RuleContext(use, {}, 2, owners=owners)) is None
+
+
 def test_a_use_that_nothing_flows_to_has_no_parts():
     """As of an expert that only others' tokens reach."""
     layer = torch.nn.Linear(3, 2)
@@ -211,6 +277,36 @@ def test_a_use_that_nothing_flows_to_has_no_parts():
 
     assert rule is not None
     assert parts_of_use(rule, context, [torch.zeros(4, 2)]) == {}
+
+
+def test_an_output_that_nothing_flows_to_is_left_out():
+    """Of a layer with several outputs, what is nobody's decides nothing."""
+    torch.set_default_dtype(torch.float32)
+    layer = torch.nn.LSTM(4, 3)
+    out, (h, _) = layer(torch.randn(2, 5, 4))
+    parameters = [*layer.parameters()]
+    losses = out.square().sum((0, 2)) + h[0].sum(1)
+    graph = find_uses((losses.grad_fn, 0), parameters, public=PublicTensors())
+    (use,) = graph.uses
+    unit_N = torch.tensor([0, 1, 0, 2, 2])
+    owners = dict.fromkeys(use.outputs, NOBODYS) | {
+        use.outputs[0]: Owners.irregular(unit_N.view(1, 5, 1))
+    }
+    context = RuleContext(use, {}, 3, owners=owners)
+    rule = fitting_rule(context)
+    grads = [torch.randn(2, 5, 3), torch.zeros(1, 5, 3)]
+    served = parts_of_use(rule, context, grads)
+
+    alone = parts_of_use(
+        rule,
+        RuleContext(use, {}, 3, owners={use.outputs[0]: owners[use.outputs[0]]}),
+        grads[:1],
+    )
+
+    assert rule is not None
+    for position, part in served.items():
+        norms = part.squared_norms()
+        torch.testing.assert_close(norms, alone[position].squared_norms())
 
 
 def test_a_loop_over_a_large_layer_is_one_product():

@@ -23,6 +23,7 @@ from dp.per_sample import Engine
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("float64", "_afresh"),
     # Of Dynamo and inductor themselves.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),

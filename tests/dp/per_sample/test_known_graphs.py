@@ -11,9 +11,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample import Engine as VerifiedEngine, _backward_pass, _known_graphs
+from dp.per_sample import (
+    Engine as VerifiedEngine,
+    _backward_pass,
+    _known_graphs,
+    _layer_batching,
+)
 from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._isolation.verification import Verification
+from dp.per_sample._rules.context import RuleContext
+from dp.per_sample._rules.table import RULES
 
 
 B, T = 5, 3
@@ -263,6 +270,38 @@ def test_large_outputs_are_served_alone(stacks, assert_exact, per_example):
         assert_exact(per_example(model(x)), trained(model), engine=engine, rtol=1e-9)
 
     assert stacks == [4, 4, 4, 0, 0, 0]
+
+
+def test_large_parameters_are_served_alone(stacks, assert_exact, per_example):
+    """Their gradients are not held, so nothing is gained by serving them together."""
+    model, engine = nn.Sequential(*(nn.Linear(70, 70) for _ in range(4))), Engine()
+    for _ in range(2):
+        losses_B = per_example(model(torch.randn(B, 70)))
+        assert_exact(losses_B, trained(model), engine=engine, rtol=1e-9)
+
+    assert not stacks
+
+
+def test_layers_are_one_only_as_long_as_they_are_alike():
+    """What the plan promises is looked at again, before rows are concatenated."""
+    layers = [nn.Linear(4, 3) for _ in range(2)]
+    nodes = [
+        layer(torch.randn(rows, 4)).grad_fn
+        for layer, rows in zip(layers, (2, 5), strict=True)
+    ]
+    rule = RULES["AddmmBackward0"]
+
+    assert _layer_batching._read_saved(nodes[:1], rule) is not None
+    assert _layer_batching._read_saved(nodes, rule) is None
+
+
+def test_layers_without_any_gradient_have_no_parts():
+    """As where every one of them is cut off."""
+    group = _layer_batching.LayerGroup([0, 1], {}, frozenset())
+    context = RuleContext(None, {}, B)
+    layers = _layer_batching.BatchedLayers(group, [], RULES["AddmmBackward0"], context)
+
+    assert layers.parts([None, None]) == {}
 
 
 def test_freezing_a_layer_makes_another_graph(walks, assert_exact, per_example):

@@ -5,7 +5,6 @@ Shapes: ``B`` examples.
 
 import functools
 import warnings
-from functools import partial
 
 import pytest
 import torch
@@ -619,22 +618,3 @@ def test_a_slow_path_takes_over_all_uses_of_a_parameter(assert_exact):
     kept = torch.where(torch.eye(2, dtype=torch.bool)[..., None], hidden, 0.0)
 
     assert_exact(kept.sum((1, 2)) + (torch.randn(2, 2) * w).sum(1).sin(), [w])
-
-
-@pytest.mark.parametrize(
-    "kind", [nn.Embedding, partial(nn.EmbeddingBag, mode="sum")], ids=["rows", "bags"]
-)
-def test_sparse_embeddings_have_the_gradients_of_dense_ones(kind, per_example):
-    """They are computed from the look-ups; torch's own sparse tensors are not used."""
-    tokens_BT = torch.randint(7, (B, 6))
-    dense, sparse = kind(7, 3), kind(7, 3, sparse=True)
-    sparse.load_state_dict(dense.state_dict())
-
-    norms = [
-        Engine()
-        .gradients(per_example(layer(tokens_BT)), [layer.weight])
-        .squared_norms([0])
-        for layer in (dense, sparse)
-    ]
-
-    assert torch.equal(*norms)

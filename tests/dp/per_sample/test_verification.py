@@ -1,0 +1,253 @@
+"""What no graph shows is found by a pass with powers of two.
+
+Shapes: ``B`` examples.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+
+from dp.exceptions import SampleMixingError
+from dp.per_sample import Engine, Verification
+from dp.per_sample._rules import table
+
+
+B = 32
+ALWAYS = Verification(every=1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def net(*sizes):
+    pairs = itertools.pairwise(sizes)
+    layers = [m for i, o in pairs for m in (nn.Linear(i, o), nn.Tanh())]
+    return nn.Sequential(*layers[:-1])
+
+
+def hooked_losses(model, hook):
+    hidden = model[0](torch.randn(B, 12))
+    if hook is not None:
+        hidden.register_hook(hook)
+    labels = torch.randint(3, (B,))
+    return F.cross_entropy(model[1:](hidden), labels, reduction="none")
+
+
+SWAPPED = torch.arange(B)
+SWAPPED[[3, 7]] = torch.tensor([7, 3])
+MIXING = {
+    "normalised by the batch": lambda g: g / g.norm(),
+    "centred": lambda g: g - g.mean(0),
+    "clipped together": lambda g: g * (1e-4 / g.norm()).clamp(max=1),
+    "shuffled": lambda g: g.roll(1, 0),
+    "largest only": lambda g: g * (g.norm(dim=1) == g.norm(dim=1).max())[:, None],
+    "largest of each": lambda g: torch.where(g == g.amax(0), g, g * 0.5),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_hook_that_mixes_is_found_before_the_first_release(name):
+    """It is on no graph; the first passes are all verified."""
+    model = net(12, 16, 3)
+    losses = hooked_losses(model, MIXING[name])
+
+    with pytest.raises(SampleMixingError, match="powers of two") as found:
+        Engine().gradients(losses, [*model.parameters()])
+    assert not found.value.began_earlier
+
+
+def test_a_hook_that_mixes_later_is_found_in_the_end():
+    """Of releases before, some may have been mixed: the error says so."""
+    model = net(12, 16, 3)
+    engine = Engine(verification=Verification(first=1, every=4))
+    parameters = [*model.parameters()]
+    for _ in range(5):
+        engine.gradients(hooked_losses(model, None), parameters)
+
+    def run_on():
+        for _ in range(400):  # Missed with probability 1e-50.
+            losses = hooked_losses(model, MIXING["centred"])
+            engine.gradients(losses, parameters)
+
+    with pytest.raises(SampleMixingError, match="powers of two") as found:
+        run_on()
+    assert found.value.began_earlier
+
+
+@pytest.mark.statistical
+def test_a_pair_is_missed_as_often_as_its_powers_are_equal():
+    """One time in 16: 20 of 320, outside 5 to 41 with probability below 1e-4."""
+    model = net(12, 16, 3)
+    missed = 0
+    for _ in range(320):
+        try:
+            Engine(verification=ALWAYS).gradients(
+                hooked_losses(model, lambda g: g[SWAPPED]), [*model.parameters()]
+            )
+        except SampleMixingError:
+            continue
+        missed += 1
+
+    assert 5 <= missed <= 41
+
+
+NOT_MIXING = {
+    "none": None,
+    "scaled": lambda g: g * 0.3,
+    "clamped": lambda g: g.clamp(-1e-3, 1e-3),
+    "clipped by row": lambda g: g * (1e-3 / g.norm(dim=1, keepdim=True)).clamp(max=1),
+    "signs": torch.sign,
+    "none flows": lambda g: g * 0,
+}
+
+
+@pytest.mark.parametrize("name", NOT_MIXING)
+def test_a_hook_that_keeps_examples_apart_is_no_alarm(name):
+    """Also where it is not linear, as to clamp gradients is not."""
+    model, engine = net(12, 16, 3), Engine(verification=ALWAYS)
+    for _ in range(20):
+        losses = hooked_losses(model, NOT_MIXING[name])
+        assert engine.gradients(losses, [*model.parameters()]).num_samples == B
+
+
+def test_a_hook_that_is_not_linear_and_mixes_is_found():
+    """By halves: the powers of some change what others have."""
+    model, engine = net(12, 16, 3), Engine(verification=ALWAYS)
+    parameters = [*model.parameters()]
+    for _ in range(4):
+        engine.gradients(hooked_losses(model, NOT_MIXING["clamped"]), parameters)
+
+    def run_on():
+        for _ in range(20):
+            losses = hooked_losses(model, lambda g: g.clamp(-1e-3, 1e-3).roll(1, 0))
+            engine.gradients(losses, parameters)
+
+    with pytest.raises(SampleMixingError, match="powers of two"):
+        run_on()
+
+
+def mixed_up(rule):
+    return replace(rule, parts=lambda site, grad: rule.parts(site, grad.roll(1, 0)))
+
+
+RULES = {
+    "AddmmBackward0": nn.Linear(4, 4),
+    "MmBackward0": nn.Linear(4, 4, bias=False),
+    "ConvolutionBackward0": nn.Sequential(
+        nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten()
+    ),
+    "NativeLayerNormBackward0": nn.LayerNorm(4),
+    "NativeGroupNormBackward0": nn.GroupNorm(2, 4),
+    "PreluKernelBackward0": nn.PReLU(4),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_that_reads_another_units_row_is_found(name, monkeypatch):
+    """A gradient rule is believed only to be verified: it moved 2.36 C in silence."""
+    model = nn.Sequential(RULES[name], nn.Tanh())
+    losses = model(torch.randn(B, 4)).square().sum(1)
+    monkeypatch.setitem(table.RULES, name, mixed_up(table.RULES[name]))
+
+    with pytest.raises(SampleMixingError, match="powers of two"):
+        Engine().gradients(losses, [*model.parameters()])
+
+
+def test_a_rule_whose_sum_alone_reads_another_row_is_found(monkeypatch):
+    """Norms are right, and what is released is not."""
+    rule = table.RULES["AddmmBackward0"]
+
+    def parts(site, grad):
+        found = rule.parts(site, grad)
+        factored = found[2]
+        weighted = factored.add_weighted_sum
+
+        def moved(factors_B, total, *, beta):
+            weighted(factors_B.roll(1), total, beta=beta)
+
+        monkeypatch.setattr(type(factored), "add_weighted_sum", staticmethod(moved))
+        return found
+
+    monkeypatch.setitem(table.RULES, "AddmmBackward0", replace(rule, parts=parts))
+    model = nn.Linear(90, 90)
+    losses = model(torch.randn(B, 90)).square().sum(1)
+    with pytest.raises(SampleMixingError, match=r"of shape \(90, 90\)"):
+        Engine().gradients(losses, [*model.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 300.0])
+def test_no_alarm_where_gradients_underflow_or_saturate(dtype, scale):
+    """Powers of two commute with rounding, not with underflow."""
+    model = net(12, 24, 24, 10).to(dtype)
+    engine = Engine(verification=ALWAYS)
+    for _ in range(5):
+        x = (torch.randn(B, 12) * scale).to(dtype)
+        losses = F.cross_entropy(
+            (model(x) * scale).float(), torch.randint(10, (B,)), reduction="none"
+        )
+        units = torch.arange(B) // 3
+        engine.gradients(losses, [*model.parameters()], units=units)
+        assert True  # Nothing raised.
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_examples_that_are_not_finite_are_no_alarm(bad):
+    """They contribute nothing, and change nothing of the others."""
+    model, engine = net(12, 16, 3), Engine(verification=ALWAYS)
+    x = torch.randn(B, 12)
+    x[[2, 5]] = bad
+    losses = model(x).exp().square().nan_to_num(posinf=3.0).sum(1)
+
+    norms = engine.gradients(losses, [*model.parameters()]).squared_norms([0] * 4)[0]
+    assert norms.isfinite().sum() >= B - 2
+
+
+@pytest.mark.parametrize("options", [{"first": -1}, {"every": 0}])
+def test_settings_out_of_range_are_refused(options):
+    """The error names the setting and its value."""
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        Verification(**options)
+
+
+def test_verification_is_random_after_the_first_passes(monkeypatch):
+    """As often as was set, by the operating system's numbers."""
+    model, calls = net(12, 16, 3), []
+    engine = Engine(verification=Verification(first=2, every=8))
+
+    def drawn(bound):
+        calls.extend([bound] if bound == 8 else [])  # Not whether sums are compared.
+        return len(calls) % 8
+
+    monkeypatch.setattr("secrets.randbelow", drawn)
+    passes = []
+    monkeypatch.setattr(
+        "dp.per_sample._engine.Trial",
+        lambda *_a, **_k: passes.append(len(calls)) or 1 / 0,
+    )
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            engine.gradients(hooked_losses(model, None), [*model.parameters()])
+    for _ in range(7):
+        engine.gradients(hooked_losses(model, None), [*model.parameters()])
+    with pytest.raises(ZeroDivisionError):
+        engine.gradients(hooked_losses(model, None), [*model.parameters()])
+
+    assert calls == [8] * 8
+    assert passes == [0, 0, 8]
+
+
+def test_a_verification_leaves_the_users_random_numbers_alone():
+    """Powers of two come from the operating system."""
+    model, engine = net(12, 16, 3), Engine(verification=ALWAYS)
+    losses = hooked_losses(model, None)
+    state = torch.get_rng_state()
+    engine.gradients(losses, [*model.parameters()])
+
+    assert torch.equal(state, torch.get_rng_state())
