@@ -188,6 +188,7 @@ CERTIFICATE: dict[str, Claim] = {
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
     "dp/certificate/_numbers.py": Claim("Every number is computed from all charges of all runs.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged", _CERTIFICATE + "other_plans_are_stated_and_verify")),
     "dp/accounting/_group_losses.py": Claim("The loss of a group is that of `dp_accounting`.", (_CERTIFICATE + "losses_of_a_group_are_those_of_dp_accounting",)),
+    "dp/accounting/_pmf.py": Claim("How many of a group are in a batch is binomial.", (_CERTIFICATE + "losses_of_a_group_are_those_of_dp_accounting",)),
     "dp/accounting/_groups.py": Claim("The bound of a group holds for every change of so many examples.", (_CERTIFICATE + "both_ways_cost_a_group_the_same", "dp/test_accounting_exact.py::test_epsilon_is_true_and_tight")),
     "dp/accounting/_agreement.py": Claim("Nothing is certified if `dp_accounting` finds another epsilon of the same releases.", (_CERTIFICATE + "losses_that_err_are_not_certified",)),
 }  # fmt: skip

@@ -20,26 +20,17 @@ from dp_accounting.pld.privacy_loss_mechanism import (
     AdjacencyType,
     MixtureGaussianPrivacyLoss,
 )
-from scipy.stats import binom
 
 from dp.accounting._buckets import Floats, bucket
+from dp.accounting._pmf import numbers_in_batch
 
 
-__all__ = ("group_losses", "numbers_in_batch")
+__all__ = ("group_losses",)
 
 _FEW: Final = 4000  # Losses that are bracketed by bisection; Newton finds the others.
 _BISECTIONS: Final = 60
 _NEWTON_STEPS: Final = 60
 _PRECISION: Final = 1e-13  # Of an outcome, in standard deviations.
-
-
-def numbers_in_batch(
-    group_size: int, sampling_probability: float
-) -> tuple[list[float], list[float]]:
-    """Return how many of a group a batch can hold, and with what probability."""
-    weights = binom.pmf(range(group_size + 1), group_size, sampling_probability)
-    sizes = np.flatnonzero(weights > 0)
-    return sizes.astype(float).tolist(), weights[sizes].tolist()
 
 
 @lru_cache(maxsize=8)

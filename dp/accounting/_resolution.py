@@ -232,7 +232,7 @@ def _divergence(release: Release, group_size: int, order: float) -> float:
     import numpy as np  # noqa: PLC0415 -- a tenth of a second
     from scipy.special import logsumexp
 
-    from dp.accounting._group_losses import numbers_in_batch  # noqa: PLC0415 -- a second
+    from dp.accounting._pmf import numbers_in_batch  # noqa: PLC0415 -- scipy
 
     sigma = release.noise_multiplier
     if release.sampling_probability == 1:
