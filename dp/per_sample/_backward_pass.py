@@ -10,6 +10,7 @@ from typing import cast, final
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.utils.hooks import RemovableHandle
 
 from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
@@ -37,6 +38,11 @@ _Item = tuple[
 
 def _postpone(postponed: list[tuple[_Item, Grads]], item: _Item, grads: Grads) -> None:
     postponed.append((item, grads))
+
+
+def _waits(rule: Rule | None) -> bool:
+    """Whether a use is served after the pass: its node is run, or its rule asks for it."""
+    return rule is None or rule.waits
 
 
 @final
@@ -105,60 +111,85 @@ class BackwardPass:
             seeds: What each loss is multiplied with.
             keep_graph: Whether another pass will follow.
         """
-        last = [item for item in self._sites if item[0].use.is_last]
-        # A node that is run alone would, during the pass, leave out what it omits.
-        postponed: list[tuple[_Item, Grads]] = []
-        handles = []
         roots = take_over(self._graph, [(site, rule) for site, rule, _ in self._sites])
-        for item in self._sites:
-            site, rule, _ = item
-            if not site.use.is_last:
-                hook = (
-                    partial(_postpone, postponed, item)
-                    if rule is None or rule.waits
-                    else partial(self._add_instead, *item)
-                    if site.input_grad is not None
-                    else partial(self._add, *item)
-                )
-                handles.append(site.use.node.register_prehook(hook))
-        edges = [
-            GradientEdge(site.use.node, output)
-            for site, _, _ in last
-            for output in site.use.outputs
-        ]
-        edges += [
-            GradientEdge(node, 0) for stack in self._stacks for node in stack.nodes
-        ]
+        edges = self._edges()
         if not edges:
             return
+        postponed: list[tuple[_Item, Grads]] = []
+        handles = self._hooked(postponed)
         try:
             found = torch.autograd.grad(
                 cast("list[Tensor]", [losses, *(root.edge for root in roots)]),
                 edges,
                 [seeds, *(root.buffer for root in roots)],
-                retain_graph=keep_graph
-                or any(
-                    (rule is None or rule.waits) and not site.use.is_last
-                    for site, rule, _ in self._sites
-                ),
+                retain_graph=keep_graph or self._waits_for_nodes(),
                 allow_unused=True,
             )
         finally:
             for handle in handles:
                 handle.remove()
-        remaining = list(reversed(found))
+        remaining: list[Tensor | None] = [*reversed(found)]
         del found
         with torch.no_grad():
-            for (site, rule, bytes_freed), some in postponed:
-                self._add(site, rule, bytes_freed, some)
-            for site, rule, bytes_freed in last:
-                grads: dict[int, Tensor | None] = {
-                    output: remaining.pop() for output in site.use.outputs
-                }
-                width = 1 + max(site.use.outputs)
-                self._add(site, rule, bytes_freed, [grads.get(i) for i in range(width)])
+            for item, grads in postponed:
+                self._add(*item, grads)
+            self._add_last(remaining)
             for stack in self._stacks:
                 self._add_stack(stack, [remaining.pop() for _ in stack.nodes])
+
+    def _edges(self) -> list[GradientEdge]:
+        """Return where the pass ends: at the last uses, then at those of the stacks."""
+        edges = [
+            GradientEdge(site.use.node, output)
+            for site, _, _ in self._last()
+            for output in site.use.outputs
+        ]
+        edges += [
+            GradientEdge(node, 0) for stack in self._stacks for node in stack.nodes
+        ]
+        return edges
+
+    def _last(self) -> list[_Item]:
+        return [item for item in self._sites if item[0].use.is_last]
+
+    def _hooked(self, postponed: list[tuple[_Item, Grads]]) -> list[RemovableHandle]:
+        """Have every use served, or postponed, when the pass reaches it.
+
+        A node that is run alone would, during the pass, leave out what it omits.
+        """
+        handles = []
+        for item in self._sites:
+            site, rule, _ = item
+            if not site.use.is_last:
+                hook = (
+                    partial(_postpone, postponed, item)
+                    if _waits(rule)
+                    else partial(self._add_instead, *item)
+                    if site.input_grad is not None
+                    else partial(self._add, *item)
+                )
+                handles.append(site.use.node.register_prehook(hook))
+        return handles
+
+    def _waits_for_nodes(self) -> bool:
+        """Whether nodes that the pass goes through are run again after it."""
+        return any(
+            _waits(rule) and not site.use.is_last for site, rule, _ in self._sites
+        )
+
+    def _add_last(self, remaining: list[Tensor | None]) -> None:
+        """Serve the last uses.
+
+        Args:
+            remaining: The gradients at all edges, backwards; what is served is taken
+                from its end, so that nothing holds it any longer.
+        """
+        for site, rule, bytes_freed in self._last():
+            grads: dict[int, Tensor | None] = {
+                output: remaining.pop() for output in site.use.outputs
+            }
+            width = 1 + max(site.use.outputs)
+            self._add(site, rule, bytes_freed, [grads.get(i) for i in range(width)])
 
     def _add_stack(self, stack: BatchedLayers, grads: Grads) -> None:
         self.stacked += [
