@@ -82,45 +82,55 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     """
     for node in graph.nodes:
         check_flags(node)
-    if num_units == 1:  # Everything is the one unit's.
-        alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
-        layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
-        return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
-    assumed = {*graph.followed}.difference(graph.nodes)
-    found = follow(root, graph.followed, units, num_units, assumed=assumed)
-    if any(_is_mixed(found, use) for use in graph.uses):
-        found = follow(
-            root,
-            graph.followed,
-            units,
-            num_units,
-            assumed=assumed,
-            by_integers=False,
-        )
+    if num_units == 1:
+        return _of_one_unit(graph)
+    found = _followed(graph, root, units, num_units)
     not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))
     mixed = [use for use in graph.uses if _is_mixed(found, use)]
     if mixed:
-        shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
-        definite = [use for use in mixed if not use.might_be_constant]
-        refusal = _mixing(found, graph, definite) if definite else None
-        return Analysis(None, shared=shared, refusal=refusal)
-    owners = [
-        {
-            output: regularized(
-                found.at(use.node, output), output_shape(use.node, output), num_units
-            )
-            for output in use.outputs
-        }
-        for use in graph.uses
-    ]
-    layouts_of_uses = [
+        return _refused(found, graph, mixed)
+    owners = [_owners(found, use, num_units) for use in graph.uses]
+    layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
-    return Analysis(
-        Plan(owners, layouts_of_uses, _freed(graph), _narrowest(graph)), found
+    return Analysis(Plan(owners, layouts, _freed(graph), _narrowest(graph)), found)
+
+
+def _of_one_unit(graph: Graph) -> Analysis:
+    """Return the analysis where everything is the one unit's."""
+    alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
+    layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
+    return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
+
+
+def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Followed:
+    """Return the owners at every node, found again another way if uses are mixed."""
+    assumed = {*graph.followed}.difference(graph.nodes)
+    found = follow(root, graph.followed, units, num_units, assumed=assumed)
+    if not any(_is_mixed(found, use) for use in graph.uses):
+        return found
+    return follow(
+        root, graph.followed, units, num_units, assumed=assumed, by_integers=False
     )
+
+
+def _refused(found: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
+    """Return which mixed uses may be constants; of the others, why they are refused."""
+    shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
+    definite = [use for use in mixed if not use.might_be_constant]
+    refusal = _mixing(found, graph, definite) if definite else None
+    return Analysis(None, shared=shared, refusal=refusal)
+
+
+def _owners(found: Followed, use: Use, num_units: int) -> dict[int, Owners]:
+    return {
+        output: regularized(
+            found.at(use.node, output), output_shape(use.node, output), num_units
+        )
+        for output in use.outputs
+    }
 
 
 def _is_mixed(found: Followed, use: Use) -> bool:
