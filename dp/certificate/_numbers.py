@@ -84,21 +84,7 @@ class Numbers:
         unamplified = epsilon(
             _unamplified(releases), interval=given.get("epsilon_unamplified"), **about
         )
-        of_groups = {
-            size: bound_of_group(
-                releases,
-                group_size=size,
-                tolerance=_GROUP_TOLERANCE,
-                interval=given.get(f"epsilon_of_{size}"),
-                **about,
-            )
-            for size in GROUP_SIZES
-        }
-        widths = {
-            "epsilon": spent.interval,
-            "epsilon_unamplified": unamplified.interval,
-            **{f"epsilon_of_{size}": width for size, (_, width) in of_groups.items()},
-        }
+        of_groups = _of_groups(releases, given, about)
         return cls(
             epsilon=spent.epsilon,
             accountant=spent.accountant,
@@ -109,7 +95,7 @@ class Numbers:
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
-            intervals={name: w for name, w in widths.items() if w is not None},
+            intervals=_intervals(spent, unamplified, of_groups),
         )
 
     @classmethod
@@ -130,6 +116,38 @@ class Numbers:
             key_epochs=sum(len(run.segments) for run in runs),
             intervals={},
         )
+
+
+def _of_groups(
+    releases: Sequence[Release],
+    intervals: Mapping[str, float],
+    about: Mapping[str, Any],
+) -> dict[int, tuple[float, float | None]]:
+    """Return the epsilon of groups by their size, and in buckets of what width."""
+    return {
+        size: bound_of_group(
+            releases,
+            group_size=size,
+            tolerance=_GROUP_TOLERANCE,
+            interval=intervals.get(f"epsilon_of_{size}"),
+            **about,
+        )
+        for size in GROUP_SIZES
+    }
+
+
+def _intervals(
+    spent: Guarantee,
+    unamplified: Guarantee,
+    of_groups: Mapping[int, tuple[float, float | None]],
+) -> dict[str, float]:
+    """Return the widths of buckets that were used, by the name of the epsilon."""
+    widths = {
+        "epsilon": spent.interval,
+        "epsilon_unamplified": unamplified.interval,
+        **{f"epsilon_of_{size}": width for size, (_, width) in of_groups.items()},
+    }
+    return {name: width for name, width in widths.items() if width is not None}
 
 
 def _delta_error(run: CertifiedRun, spent: float) -> float:
