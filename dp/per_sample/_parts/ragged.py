@@ -198,19 +198,32 @@ def join_ragged(uses: Sequence[GradPart]) -> Sequence[GradPart]:
         return uses
     num_units = ragged[0].groups.num_units
     others = [use for use in uses if not isinstance(use, RaggedGrads)]
-    held = [use for use in ragged if isinstance(use.rows, MaterializedGrads)]
+    held, products, convolutions = _by_kind(ragged)
     joined: list[GradPart] = [_added_up(held, num_units)] if held else []
-    joined += [use for use in ragged if isinstance(use.rows, ConvolutionGrads)]
-    products = [use for use in ragged if isinstance(use.rows, FactoredGrads)]
+    joined += convolutions
     if products:
-        # A use whose units lie along an axis can be written as a ragged one, too.
         regular = [use for use in others if isinstance(use, FactoredGrads)]
         others = [use for use in others if not isinstance(use, FactoredGrads)]
-        index_U = torch.arange(num_units, device=products[0].groups.owner_r.device)
-        groups = RowGroups(index_U, num_units)
-        as_ragged = [by_unit(use, groups) for use in regular]
+        as_ragged = _as_ragged(regular, products[0].groups)
         joined += _join_products([*products, *as_ragged])
     return [*others, *joined]
+
+
+def _by_kind(
+    uses: Sequence[RaggedGrads],
+) -> tuple[list[RaggedGrads], list[RaggedGrads], list[RaggedGrads]]:
+    """Return the uses whose rows are held, are products, and are convolutions'."""
+    held = [use for use in uses if isinstance(use.rows, MaterializedGrads)]
+    products = [use for use in uses if isinstance(use.rows, FactoredGrads)]
+    convolutions = [use for use in uses if isinstance(use.rows, ConvolutionGrads)]
+    return held, products, convolutions
+
+
+def _as_ragged(uses: Sequence[FactoredGrads], like: RowGroups) -> list[GradPart]:
+    """Return uses whose units lie along an axis as ragged ones, which they are too."""
+    index_U = torch.arange(like.num_units, device=like.owner_r.device)
+    groups = RowGroups(index_U, like.num_units)
+    return [by_unit(use, groups) for use in uses]
 
 
 def _join_products(uses: Sequence[GradPart]) -> list[GradPart]:
