@@ -32,6 +32,8 @@ __all__ = ("Template",)
 
 _NOBODY: Final = 0  # The place of an input that has no graph.
 _Places = Sequence[tuple[int, int]]  # Of edges: the place of a node, and its output.
+_Step = tuple[int, Any, _Places]  # A place, the kind of its node, and its inputs.
+_Leaf = tuple[int, type, int | None]  # With what identifies its parameter.
 
 
 @final
@@ -56,17 +58,7 @@ class Template:
         self._public = public
         place_of = _places(root[0])
         self._output = root[1]
-        self._steps: list[tuple[int, Any, _Places]] = []
-        self._leaves: list[tuple[int, type, int | None]] = []
-        for node, place in place_of.items():
-            if node is None:
-                continue
-            inputs = [(place_of[child], i) for child, i in node.next_functions]
-            if inputs:
-                self._steps.append((place, type(node), inputs))
-            else:
-                owner = _owner(node, self._parameters)
-                self._leaves.append((place, type(node), owner))
+        self._steps, self._leaves = _steps_and_leaves(place_of, self._parameters)
         self._nodes = [place_of[node] for node in graph.nodes]
         self._followed = [place_of[node] for node in graph.followed]
         self._assumed = [(place_of[node], sign) for node, sign in graph.assumed]
@@ -80,12 +72,7 @@ class Template:
             (place_of[n], behind, facts(n, behind, public))
             for n, behind in graph.hiding
         ]
-        self._constants = [
-            (place_of[node], which, len(some))
-            for node in dict.fromkeys(map(itemgetter(0), graph.constants))
-            for some in [_constants_of(node, public)]
-            for which in range(len(some))
-        ]
+        self._constants = _placed_constants(graph, place_of, public)
         index_of = {id(p): i for i, p in enumerate(parameters)}
         self._uses = [_Placed(use, place_of, index_of) for use in graph.uses]
 
@@ -219,6 +206,35 @@ def _places(root: Node) -> dict[Node | None, int]:
                 place_of[child] = len(place_of)
                 nodes.append(child)
     return place_of
+
+
+def _steps_and_leaves(
+    place_of: Mapping[Node | None, int], parameters: Collection[int]
+) -> tuple[list[_Step], list[_Leaf]]:
+    """Return the nodes that have inputs, and those that have none, by their places."""
+    steps: list[_Step] = []
+    leaves: list[_Leaf] = []
+    for node, place in place_of.items():
+        if node is None:
+            continue
+        inputs = [(place_of[child], i) for child, i in node.next_functions]
+        if inputs:
+            steps.append((place, type(node), inputs))
+        else:
+            leaves.append((place, type(node), _owner(node, parameters)))
+    return steps, leaves
+
+
+def _placed_constants(
+    graph: Graph, place_of: Mapping[Node | None, int], public: PublicTensors
+) -> list[tuple[int, int, int]]:
+    """Return where constants are: at which node, which of its, and of how many."""
+    return [
+        (place_of[node], which, len(some))
+        for node in dict.fromkeys(map(itemgetter(0), graph.constants))
+        for some in [_constants_of(node, public)]
+        for which in range(len(some))
+    ]
 
 
 def _owner(leaf: Node, parameters: Collection[int]) -> int | None:
