@@ -282,19 +282,23 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     if len(uses) == 1:
         return uses
     materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
-    factored: dict[int, list[FactoredGrads]] = {}
-    for use in uses:
-        if isinstance(use, FactoredGrads):
-            factored.setdefault(use.left.dim(), []).append(use)
-    products = [
-        same[0] if len(same) == 1 else concatenated(same) for same in factored.values()
-    ]
+    products = _concatenated([u for u in uses if isinstance(u, FactoredGrads)])
     tables = [use for use in uses if isinstance(use, EmbeddingGrads)]
     joined = (MaterializedGrads, FactoredGrads, EmbeddingGrads)
     others = [use for use in uses if not isinstance(use, joined)]
     if tables:
         others.append(join_tables(tables))
     return [*_added(materialized), *products, *others]
+
+
+def _concatenated(uses: Sequence[FactoredGrads]) -> list[FactoredGrads]:
+    """Return products of as many axes as one product."""
+    by_axes: dict[int, list[FactoredGrads]] = {}
+    for use in uses:
+        by_axes.setdefault(use.left.dim(), []).append(use)
+    return [
+        same[0] if len(same) == 1 else concatenated(same) for same in by_axes.values()
+    ]
 
 
 def _added(grads: Sequence[Tensor]) -> list[GradPart]:
