@@ -7,7 +7,8 @@ Shapes: ``B`` examples.
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -34,6 +35,39 @@ _NO_UNIT: Final = -9  # Neither a unit nor one of the marks of owners.
 _adds_up: Final[dict[Hashable, bool]] = {}
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Separated:
+    """A use whose node is run for the rows of some units alone.
+
+    Attributes:
+        context: The use.
+        grads: Of every output of its node.
+        owners: Of every output that has a gradient, whose each of its rows is.
+    """
+
+    context: RuleContext
+    grads: Sequence[Tensor | None]
+    owners: Mapping[int, Tensor]
+
+    def of_rows(self, mine: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """Return the operands' gradients, from the rows that *mine* marks."""
+        masked = [
+            None if grad is None else torch.where(mine[i], grad, 0)
+            for i, grad in enumerate(self.grads)
+        ]
+        of_inputs = run_backward(self.context.use.node, masked)
+        return tuple(
+            _or_zeros(self.context, i, of_inputs[i]) for i in self.context.operands
+        )
+
+    def of_example(self, example: Tensor) -> tuple[Tensor, ...]:
+        return self.of_rows({i: owner == example for i, owner in self.owners.items()})
+
+    def of_all(self) -> tuple[Tensor, ...]:
+        return self.of_rows({i: owner >= 0 for i, owner in self.owners.items()})
+
+
 def by_node(context: RuleContext, grads: Grads) -> Parts:
     """Return materialized gradients by one backward of the node for each example.
 
@@ -43,42 +77,36 @@ def by_node(context: RuleContext, grads: Grads) -> Parts:
     Raises:
         UnsupportedOperationError: If 0 times what the node holds is not 0.
     """
-    node = context.use.node
-    positions = list(context.operands)
-    grads = [*grads, *[None] * (len(output_shapes(node)) - len(grads))]
+    grads = [*grads, *[None] * (len(output_shapes(context.use.node)) - len(grads))]
     owners = {
         i: context.owner_tensor(i, grad)
         for i, grad in enumerate(grads)
         if grad is not None
     }
+    separated = _Separated(context, grads, owners)
     unit_K = _units(context, owners)
-
-    def of_rows(mine: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
-        masked = [
-            None if grad is None else torch.where(mine[i], grad, 0)
-            for i, grad in enumerate(grads)
-        ]
-        of_inputs = run_backward(node, masked)
-        return tuple(_or_zeros(context, i, of_inputs[i]) for i in positions)
-
-    def of_example(example: Tensor) -> tuple[Tensor, ...]:
-        return of_rows({i: owner == example for i, owner in owners.items()})
-
     if context.num_samples > 1:
-        _check_separable(context, of_example(unit_K.new_tensor(_NO_UNIT)))
-    step = max(1, _tuning.FALLBACK_CHUNK_BYTES // (8 * _largest(context) or 1))
-    rows = _rows_of_examples(of_example, unit_K, step)
-    kind = (type(node), *output_shapes(node), *owners)
-    if kind not in _adds_up:
-        whole = of_rows({i: owner >= 0 for i, owner in owners.items()})
-        _adds_up[kind] = _is_sum(rows, whole)
-    if not _adds_up[kind]:
-        rows = _one_by_one(of_example, unit_K)
-    columns = zip(*rows, strict=True)
+        nobody = unit_K.new_tensor(_NO_UNIT)
+        _check_separable(context, separated.of_example(nobody))
+    columns = zip(*_rows(separated, unit_K), strict=True)
     return {
         position: _of_units(torch.cat(column), unit_K, context)
-        for position, column in zip(positions, columns, strict=True)
+        for position, column in zip(context.operands, columns, strict=True)
     }
+
+
+def _rows(separated: _Separated, unit_K: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return chunks of rows by operand, batched where torch does that rightly."""
+    context = separated.context
+    node = context.use.node
+    step = max(1, _tuning.FALLBACK_CHUNK_BYTES // (8 * _largest(context) or 1))
+    rows = _rows_of_examples(separated.of_example, unit_K, step)
+    kind = (type(node), *output_shapes(node), *separated.owners)
+    if kind not in _adds_up:
+        _adds_up[kind] = _is_sum(rows, separated.of_all())
+    if not _adds_up[kind]:
+        rows = _one_by_one(separated.of_example, unit_K)
+    return rows
 
 
 def _is_sum(rows: Sequence[tuple[Tensor, ...]], whole: Sequence[Tensor]) -> bool:
