@@ -249,14 +249,34 @@ def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> N
     if spec.lens is None and not declaration.accessors:
         return
     lens = spec.lens or Lens()
-    is_data = spec.kind == "data"
     ambiguous = {
-        "returns= and exact= are for methods": is_data and _is_for_methods(lens),
-        "get=, set= and default= are for data": not is_data
-        and (lens.get, lens.set, lens.default) != (None, None, ()),
-        "a setter of its own is for data": not is_data and declaration.accessors,
+        **_of_other_kind(spec, lens, declaration),
+        **_of_several_owners(spec, lens),
+    }
+    for reason, is_so in ambiguous.items():
+        if is_so:
+            raise ForwardingError(f"{cls.__name__}.{name}: {reason}")
+
+
+def _of_other_kind(
+    spec: Spec, lens: Lens, declaration: Declaration
+) -> dict[str, object]:
+    """Return what is wrong with options, by kind, and whether it is."""
+    if spec.kind == "data":
+        return {"returns= and exact= are for methods": _is_for_methods(lens)}
+    is_converted = (lens.get, lens.set, lens.default) != (None, None, ())
+    return {
+        "get=, set= and default= are for data": is_converted,
+        "a setter of its own is for data": declaration.accessors,
+    }
+
+
+def _of_several_owners(spec: Spec, lens: Lens) -> dict[str, object]:
+    """Return what is wrong with options where owners are many, and whether it is."""
+    is_written = spec.kind == "data" and (spec.set or spec.delete)
+    return {
         "of several owners, none is the one to write to; pass set=False, delete=False": (
-            lens.others and is_data and (spec.set or spec.delete)
+            lens.others and is_written
         ),
         "each= gathers a list, so returns=, default= and exact= do not apply": (
             lens.each and (lens.returns_wrapper or lens.default or lens.exact)
@@ -264,9 +284,6 @@ def _check_lens(cls: type, name: str, spec: Spec, declaration: Declaration) -> N
         "several owners have no single signature for exact=": lens.others
         and lens.exact,
     }
-    for reason, is_so in ambiguous.items():
-        if is_so:
-            raise ForwardingError(f"{cls.__name__}.{name}: {reason}")
 
 
 def _type_of_value(
