@@ -1,7 +1,7 @@
 """The :class:`Forwarded` declaration, which replaces itself by generated code."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -195,14 +195,9 @@ def _places(
     if to and isinstance(to, str) and not path and not each:
         return (parsed_path(to, "Forwarded(to=...)"),)
     given = {"to": to, "path": path, "each": each}
-    chosen = [word for word, place in given.items() if place not in ("", ())]
-    if len(chosen) > 1:
-        raise ForwardingError(
-            f"Forwarded() takes one of to=, path= and each=, got {' and '.join(chosen)}"
-        )
-    if not chosen:
+    word = _only_given(given)
+    if word is None:
         return ()
-    word = chosen[0]
     texts = given[word] if isinstance(given[word], tuple) else (given[word],)
     places = tuple(parsed_path(t, f"Forwarded({word}={t!r})") for t in texts)
     if word == "path" and len(places[0]) == 1:
@@ -211,6 +206,16 @@ def _places(
             f"goes on to the target's, and Forwarded(to={path!r}) names the owner"
         )
     return places
+
+
+def _only_given(given: Mapping[str, str | tuple[str, ...]]) -> str | None:
+    """Return which option says where the attribute is, None if none does."""
+    chosen = [word for word, place in given.items() if place not in ("", ())]
+    if len(chosen) > 1:
+        raise ForwardingError(
+            f"Forwarded() takes one of to=, path= and each=, got {' and '.join(chosen)}"
+        )
+    return chosen[0] if chosen else None
 
 
 def _lens(
