@@ -66,6 +66,22 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
 
     def __enter__(self) -> None:
         cls = type(self._wrapper)
+        data = self._decided_data(cls)
+        self._switches = [s for name in data for s in switches(cls, name).items()]
+        self._gates = [gate for name in data for gate in gates(cls, name)]
+        self._writes = Writes(self._wrapper)
+        recorders.append(self._writes)
+        for function, switch in self._switches:
+            switch.turn(function, by=1)
+        for gate in self._gates:
+            gate.turn(by=1)
+
+    def _decided_data(self, cls: type) -> dict[str, Spec]:
+        """Return what a base may write, once it is decided what is data.
+
+        Raises:
+            AttributeError: A target is not bound yet.
+        """
         data = _data(cls)
         roots = {str(spec.path[0]): spec.path[0] for spec in data.values()}
         built = {root for root in roots if is_built(self._wrapper, root)}
@@ -75,14 +91,7 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
             if str(data[name].path[0]) in built:
                 decide(self._wrapper, name)
                 data = _data(cls)  # It may have turned out to be a method.
-        self._switches = [s for name in data for s in switches(cls, name).items()]
-        self._gates = [gate for name in data for gate in gates(cls, name)]
-        self._writes = Writes(self._wrapper)
-        recorders.append(self._writes)
-        for function, switch in self._switches:
-            switch.turn(function, by=1)
-        for gate in self._gates:
-            gate.turn(by=1)
+        return data
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         for function, switch in self._switches:
