@@ -277,17 +277,22 @@ def _imports(tree: ast.Module, used: str, *, before: int) -> list[_Insert]:
     # What is imported further down, as in a circle, is not there yet.
     above = [node for node in tree.body if node.lineno < before]
     bound = {name for node in above for name in _bound(node)}
-    lines = [
-        line
-        for name, line in _IMPORTS.items()
-        if name not in bound
-        and any(mark in used for mark in (f"{name}(", f": {name}\n", f" {name}:"))
-    ]
+    lines = _lacking(bound, used)
     if not lines:
         return []
     imports = [n for n in above if isinstance(n, ast.Import | ast.ImportFrom)]
     last = imports[-1].end_lineno if imports else _end_of_docstring(tree)
     return [_Insert(last or 0, "\n".join([_BEGIN, *lines, _END, ""]))]
+
+
+def _lacking(bound: set[str], used: str) -> list[str]:
+    """Return the imports of names that a generated part uses and nothing binds."""
+    return [
+        line
+        for name, line in _IMPORTS.items()
+        if name not in bound
+        and any(mark in used for mark in (f"{name}(", f": {name}\n", f" {name}:"))
+    ]
 
 
 def _end_of_docstring(tree: ast.Module) -> int:
