@@ -181,11 +181,18 @@ def _known(
         return _Knowledge((), model, declaration.kind or (model and kind_of(model)))
     models = (static_attribute(owner, last) for owner in owners)
     found = next((known for known in models if known is not None), model)
-    kind = declaration.kind or kind_in(owners, last)
+    kind = declaration.kind or _kind_in_owners(cls, name, last, owners, model)
+    return _Knowledge(owners, found, kind)
+
+
+def _kind_in_owners(
+    cls: type, name: str, last: str, owners: tuple[type, ...], model: Any
+) -> Kind | None:
+    kind = kind_in(owners, last)
     # Where owners disagree, nothing else may decide; where none knows the name, it may.
     if kind is None and not any(kind_in((owner,), last) for owner in owners):
-        kind = _kind_elsewhere(cls, name, last, model)
-    return _Knowledge(owners, found, kind)
+        return _kind_elsewhere(cls, name, last, model)
+    return kind
 
 
 def _kind_elsewhere(cls: type, name: str, last: str, model: Any) -> Kind | None:
