@@ -321,7 +321,7 @@ def cat(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     found = [None if c is None else edge_shape(c, i)[axis] for c, i in edges]
     if found.count(None) > 1:
         return None
-    missing = output_shape(node, 0)[axis] - sum(n for n in found if n is not None)
+    missing = output_shape(node, 0)[axis] - sum(filter(None, found))
     lengths = [missing if n is None else n for n in found]
     pieces = rows.split(lengths, axis)
     return [None if s is None else p for s, p in zip(shapes, pieces, strict=True)]
