@@ -100,34 +100,41 @@ def epsilon(
     releases = merge_equal_releases(releases)
     truncated = any(release.truncation for release in releases)
     _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
-    pld: float
-    rdp: float | None
     if not releases:
-        interval = None
-        pld = rdp = 0.0
-        accountant = "none"
-    elif any(release.noise_multiplier == 0 for release in releases):
-        interval = None
-        pld = rdp = math.inf
-        accountant = "no noise"
-    else:
-        pld, interval = (
-            bound_by_pld(releases, delta, neighboring_relation, tolerance)
-            if interval is None and library is None
-            else _by_pld(
-                releases, delta, neighboring_relation, tolerance, interval, library
-            )
+        return _without_accountant(0.0, "none", delta, neighboring_relation)
+    if any(release.noise_multiplier == 0 for release in releases):
+        return _without_accountant(math.inf, "no noise", delta, neighboring_relation)
+    pld, interval = (
+        bound_by_pld(releases, delta, neighboring_relation, tolerance)
+        if interval is None and library is None
+        else _by_pld(
+            releases, delta, neighboring_relation, tolerance, interval, library
         )
-        rdp = _by_rdp(releases, delta, neighboring_relation)
-        accountant = "PLD" if rdp is None or pld <= rdp else "RDP"
+    )
+    rdp = _by_rdp(releases, delta, neighboring_relation)
     return Guarantee(
         epsilon=pld if rdp is None else min(pld, rdp),
         delta=delta,
         neighboring_relation=neighboring_relation,
-        accountant=accountant,
+        accountant="PLD" if rdp is None or pld <= rdp else "RDP",
         epsilon_pld=pld,
         epsilon_rdp=rdp,
         interval=interval,
+    )
+
+
+def _without_accountant(
+    cost: float, why: str, delta: float, relation: NeighboringRelation
+) -> Guarantee:
+    """Return the guarantee of no releases, or of some without noise."""
+    return Guarantee(
+        epsilon=cost,
+        delta=delta,
+        neighboring_relation=relation,
+        accountant=why,
+        epsilon_pld=cost,
+        epsilon_rdp=cost,
+        interval=None,
     )
 
 
