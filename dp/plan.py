@@ -321,17 +321,8 @@ def plan_for(
         steps,
         1.0 if sampling_probability is None else sampling_probability,
     )
-    sampling: PoissonSampling | TruncatedPoissonSampling | Unamplified = Unamplified()
-    if truncation is not None:
-        sampling = TruncatedPoissonSampling(
-            sampling_probability=q,
-            max_batch_size=truncation.max_batch_size,
-            dataset_size=truncation.dataset_size,
-        )
-    elif sampling_probability is not None:
-        sampling = PoissonSampling(sampling_probability=q)
     return PrivacyPlan(
-        sampling=sampling,
+        sampling=_sampling(None if sampling_probability is None else q, truncation),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
@@ -340,6 +331,20 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+    )
+
+
+def _sampling(
+    probability: float | None, truncation: Truncation | None
+) -> PoissonSampling | TruncatedPoissonSampling | Unamplified:
+    if probability is None:
+        return Unamplified()
+    if truncation is None:
+        return PoissonSampling(sampling_probability=probability)
+    return TruncatedPoissonSampling(
+        sampling_probability=probability,
+        max_batch_size=truncation.max_batch_size,
+        dataset_size=truncation.dataset_size,
     )
 
 
