@@ -10,8 +10,8 @@ given, ``N`` losses.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 from torch import Tensor
@@ -24,7 +24,6 @@ from dp.per_sample._isolation.data_rows import check_batch
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Trial, Verification, Verifier
 from dp.per_sample._known_graphs import Found, KnownGraphs
-from dp.per_sample._parts.part import GradPart
 
 
 __all__ = ("Engine",)
@@ -100,70 +99,85 @@ class Engine:
             uses, owners = found.graph.uses, found.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
+        passes = _Passes(found, losses, parameters, whose, factor_U, loss_scale)
+        gradients = self._verified(passes)
+        self._warn(passes.without_rule)
+        return gradients
 
-        def run(
-            scale_U: Tensor | None = None, *, keep_graph: bool = True
-        ) -> PerSampleGradients:
-            scaled_U = factor_U if scale_U is None else factor_U * scale_U
-            collected = self._collected(
-                found,
-                losses,
-                whose.by_loss(scaled_U, losses),
-                whose.num_units,
-                keep_graph=keep_graph,
-            )
-            return PerSampleGradients(
-                _by_index(collected, parameters),
-                parameters,
-                nonfinite_U,
-                loss_scale=loss_scale,
-                stacks=collected.stacked,
-                is_detached=not found.graph.uses,
-            )
-
-        last = partial(run, keep_graph=False)
-        if whose.num_units == 1 or not self._verifier.is_due():
-            return last()
+    def _verified(self, passes: "_Passes") -> PerSampleGradients:
+        """Run the private pass, and others to verify it if it is their turn."""
+        num_units = passes.whose.num_units
+        if num_units == 1 or not self._verifier.is_due():
+            return passes.last()
         trial = Trial(
-            parameters,
-            num_units=whose.num_units,
-            device=losses.device,
-            narrowest=found.plan.narrowest,
-            loss_scale=loss_scale,
+            passes.parameters,
+            num_units=num_units,
+            device=passes.losses.device,
+            narrowest=passes.found.plan.narrowest,
+            loss_scale=passes.loss_scale,
             with_sums=self._verifier.compares_sums(),
         )
-        return self._verifier.verified(run, last, trial)
+        return self._verifier.verified(passes.scaled, passes.last, trial)
 
-    def _collected(
-        self,
-        found: Found,
-        losses: Tensor,
-        seeds: Tensor,
-        num_units: int,
-        *,
-        keep_graph: bool,
-    ) -> BackwardPass:
-        """Run one backward pass, of losses multiplied by their seeds."""
-        collected = BackwardPass(found.graph, found.plan, found.layers, num_units)
-        for site in collected.without_rule:
-            self._warn_of(site.use.operation, site.use.parameters)
-        collected.run(losses, seeds, keep_graph=keep_graph)
-        return collected
-
-    def _warn_of(self, operation: str, parameters: Sequence[Tensor]) -> None:
-        if operation not in self._warned:
-            self._warned.add(operation)
-            warnings.warn(
-                f"no rule serves {operation} with parameters of shape"
-                f" {shapes_of(parameters)}:"
-                " their gradients are right, but found by a backward pass of it for"
-                " each example",
-                stacklevel=6,
-            )
+    def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:
+        """Warn once of every operation that no rule serves."""
+        for operation, parameters in without_rule.items():
+            if operation not in self._warned:
+                self._warned.add(operation)
+                warnings.warn(
+                    f"no rule serves {operation} with parameters of shape"
+                    f" {shapes_of(parameters)}:"
+                    " their gradients are right, but found by a backward pass of it for"
+                    " each example",
+                    stacklevel=6,
+                )
 
 
-def _by_index(
-    collected: BackwardPass, parameters: Sequence[Tensor]
-) -> dict[int, list[GradPart]]:
-    index_of = {id(p): i for i, p in enumerate(parameters)}
-    return {index_of[key]: found for key, found in collected.parts.items()}
+@final
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The backward passes of one batch: the private one, and those that verify it.
+
+    Attributes:
+        found: The uses of the parameters, and whose their rows are.
+        losses: Where passes start.
+        parameters: What gradients are of.
+        whose: The units of the losses.
+        factors: [U] what the losses of each unit are multiplied with.
+        loss_scale: What gradients are divided by.
+        without_rule: The operations that no rule served, and their parameters.
+    """
+
+    found: Found
+    losses: Tensor
+    parameters: Sequence[Tensor]
+    whose: Units
+    factors: Tensor
+    loss_scale: float
+    without_rule: dict[str, Sequence[Tensor]] = field(default_factory=dict)
+
+    def last(self) -> PerSampleGradients:
+        """Run the private pass, which frees the graph."""
+        return self._run(self.factors, keep_graph=False)
+
+    def scaled(self, scale_U: Tensor) -> PerSampleGradients:
+        """Run a pass in which the losses of each unit are multiplied by a power of two."""
+        return self._run(self.factors * scale_U, keep_graph=True)
+
+    def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
+        graph, plan, layers = self.found.graph, self.found.plan, self.found.layers
+        collected = BackwardPass(graph, plan, layers, self.whose.num_units)
+        self.without_rule.update(
+            (site.use.operation, site.use.parameters) for site in collected.without_rule
+        )
+        seeds = self.whose.by_loss(factor_U, self.losses)
+        collected.run(self.losses, seeds, keep_graph=keep_graph)
+        index_of = {id(p): i for i, p in enumerate(self.parameters)}
+        return PerSampleGradients(
+            {index_of[key]: parts for key, parts in collected.parts.items()},
+            self.parameters,
+            self.whose.nonfinite(self.losses),
+            loss_scale=self.loss_scale,
+            stacks=collected.stacked,
+            is_detached=not graph.uses,
+        )

@@ -8,7 +8,8 @@ one unit is multiplied by the same power *to the last bit*, and shows whose it i
 
 A last pass with powers that were drawn at random is compared with what was found. A
 backward that is not linear, such as one that clamps gradients, fails it; it is asked
-again, by changing the gradients of half of the units at a time.
+again with NaN for the gradients of half of the units at a time, which reaches what
+depends on them.
 
 Shapes: ``U`` units.
 """
@@ -35,8 +36,8 @@ __all__ = ("owners_of_inputs", "powers", "private_generator", "slack")
 # Powers of two that no pass leaves a dtype's range with.
 _POWERS: Final = {torch.float16: 4, torch.bfloat16: 16, torch.float32: 16}
 _MOST_POWERS: Final = 16
+_NOTHING_SAID: Final = -3  # Of an element that is NaN whoever's gradients are sent.
 _SLACK_BITS: Final = 16  # Of many roundings of the smallest number.
-_CHANGE: Final = 1.5  # By which a gradient is changed to see what follows it.
 
 _Grads = Sequence[Tensor | None]
 
@@ -70,7 +71,7 @@ def owners_of_inputs(
     if found is None:
         found = asked.by_halves()
     return [
-        None if s is None else _of_shape(one, s)
+        None if s is None else _of_shape(one, s, rows[0])
         for one, s in zip(found, shapes, strict=True)
     ]
 
@@ -118,20 +119,20 @@ class _Asked:
             power = torch.exp2(exponent_U[owner.clamp(min=0)].to(one.dtype))
             off = (one * power - scaled).abs()
             is_close = off <= slack(one.dtype) * 2.0**self._base
-            is_right = is_close | one.isnan() | scaled.isnan()
+            is_right = is_close | one.isnan()
             if not bool((is_right & (owner != MIXED)).all()):
                 return False
         return True
 
     def by_halves(self) -> Answers:
-        """See what changes with the gradients of half of the units, then of the others.
+        """See what NaN reaches from half of the units, then from the others.
 
-        Any two units differ in a bit of their numbers. What changes with the units that
-        have the bit, and with those that have not, depends on two.
+        Any two units differ in a bit of their numbers. What is reached from units that
+        have the bit, and from units that have not, depends on two.
         """
         unit_U = torch.arange(self._num_units, device=self._device)
         halves = [
-            (self._changed(bit_U == 1), self._changed(bit_U == 0))
+            (self._spoiled(bit_U == 1), self._spoiled(bit_U == 0))
             for bit in range(max(1, (self._num_units - 1).bit_length()))
             for bit_U in [unit_U >> bit & 1]
         ]
@@ -152,12 +153,12 @@ class _Asked:
         ]
         return self._answers(grads)
 
-    def _changed(self, changed_U: Tensor) -> Answers:
-        """Return the answers for other gradients of some units."""
+    def _spoiled(self, spoiled_U: Tensor) -> Answers:
+        """Return the answers where the gradients of some units are NaN."""
         grads = [
             None
             if grad is None or rows is None
-            else torch.where(changed_U[rows.clamp(min=0)], grad * _CHANGE, grad)
+            else grad.masked_fill(spoiled_U[rows.clamp(min=0)] & (rows >= 0), torch.nan)
             for grad, rows in zip(self._random, self._rows, strict=True)
         ]
         return self._answers(grads)
@@ -184,6 +185,8 @@ def _random_gradients(node: Node, rows: Sequence[Tensor | None]) -> list[Tensor 
             device=output.device,
             generator=private_generator(output.device),
         )
+        # Away from 0, so that no row is lost by a small number.
+        grad = grad + torch.where(grad.real < 0, -1, 1).to(grad.dtype)
         grads.append(grad.masked_fill(one == NOBODY, 0))
     return grads
 
@@ -201,8 +204,7 @@ def _decoded(
         is_mixed |= (mantissa != 0.5) | (digit < 0) | (digit >= base)  # noqa: PLR2004 -- as said
         owner += digit.clamp(0, base - 1) * place
         place *= base
-    nothing = (reference.abs() <= slack(reference.dtype)) | reference.isnan()
-    return _marked(owner, is_mixed, nothing, num_units)
+    return _marked(reference, owner, is_mixed, num_units)
 
 
 def _by_bits(
@@ -213,33 +215,48 @@ def _by_bits(
     """Read the bits of every element's owner."""
     owner = torch.zeros_like(reference, dtype=torch.long)
     is_mixed = torch.zeros_like(owner, dtype=torch.bool)
-    nothing = torch.ones_like(is_mixed)
     for bit, answers in enumerate(halves):
         with_bit, without = (
-            torch.zeros_like(nothing)
-            if one is None
-            else (one != reference) & ~one.isnan()
-            for one in answers
+            torch.zeros_like(is_mixed) if one is None else one != reference
+            for one in answers  # NaN is equal to nothing.
         )
-        is_mixed |= with_bit & without
-        nothing &= ~(with_bit | without)
+        is_mixed |= with_bit == without  # Both, or neither: nobody's number, but not 0.
         owner += with_bit.long() << bit
-    return _marked(owner, is_mixed, nothing, num_units)
+    return _marked(reference, owner, is_mixed, num_units)
 
 
-def _marked(owner: Tensor, is_mixed: Tensor, nothing: Tensor, num_units: int) -> Tensor:
-    is_mixed = is_mixed | (owner >= num_units)
-    return owner.masked_fill(is_mixed, MIXED).masked_fill(nothing, NOBODY)
+def _marked(
+    reference: Tensor, owner: Tensor, is_mixed: Tensor, num_units: int
+) -> Tensor:
+    """Return owners, or NOBODY where nothing flows, or what says nothing by NaN."""
+    owner = owner.masked_fill(is_mixed | (owner >= num_units), MIXED)
+    owner = owner.masked_fill(reference == 0, NOBODY)
+    return owner.masked_fill(reference.isnan(), _NOTHING_SAID)
 
 
-def _of_shape(owner: Tensor | None, shape: Sequence[int]) -> Tensor:
+def _of_shape(
+    owner: Tensor | None, shape: Sequence[int], given: Tensor | None
+) -> Tensor:
     """Return owners of an input's shape; nobody's if the backward gave no gradient."""
     if owner is None:
         return torch.full([1] * len(shape), NOBODY)
-    owner = broadcast_from(owner, shape)
+    owner = broadcast_from(_said(owner, given), shape)
     for axis, length in enumerate(owner.shape):
-        if length > 1:  # What is nobody's may count as anybody's.
+        if length > 1:  # What is nobody's is 0, and may count as anybody's.
             highest = owner.amax(axis, keepdim=True)
             if bool(((owner == highest) | (owner == NOBODY)).all()):
                 owner = highest
     return shortened(owner, range(len(shape)))
+
+
+def _said(owner: Tensor, given: Tensor | None) -> Tensor:
+    """Return owners where NaN said nothing: as in the output, if rows stay in place."""
+    is_silent = owner == _NOTHING_SAID
+    if not bool(is_silent.any()):
+        return owner
+    if given is None or owner.dim() != given.dim():
+        return owner.masked_fill(is_silent, MIXED)
+    if any(n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)):
+        return owner.masked_fill(is_silent, MIXED)
+    stays = (owner == given) | (owner == NOBODY) | is_silent
+    return torch.where(is_silent, given if bool(stays.all()) else MIXED, owner)
