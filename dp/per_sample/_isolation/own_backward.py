@@ -108,8 +108,12 @@ class _Asked:
     def _is_confirmed(self, found: Answers) -> bool:
         """Whether powers of two that nobody could foresee come out as they should."""
         generator = private_generator(self._device)
-        exponent_U = torch.randint(
-            self._base, (self._num_units,), device=self._device, generator=generator
+        exponent_U = torch.randint(  # Not 0, which what does not follow would fit.
+            1,
+            self._base,
+            (self._num_units,),
+            device=self._device,
+            generator=generator,
         )
         for one, owner, scaled in zip(
             self._reference, found, self._scaled(exponent_U), strict=True
