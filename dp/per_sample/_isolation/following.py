@@ -130,8 +130,9 @@ def follow(
         answers, is_static = _answers(node, given, shapes, num_units)
         if not is_static:
             found.moved.append((node, Moved(given, shapes, answers)))
-        for edge, shape, answer in zip(edges, shapes, answers, strict=True):
+        for edge, shape, found_at in zip(edges, shapes, answers, strict=True):
             if shape is not None:
+                answer = _on_device(found_at, edge)
                 is_assumed = edge[0] in assumed
                 owners[edge] = (
                     _one_at(owners, edge, answer, num_units)
@@ -153,6 +154,18 @@ def meeting_of(found: Followed, nodes: Sequence[Node]) -> str:
     return "the losses"
 
 
+def _on_device(owners: Owners, edge: Edge) -> Owners:
+    """Return owners where the tensor is; a copy may lie between two devices."""
+    if owners.rows is None:
+        return owners
+    return owners._replace(rows=owners.rows.to(_device_of(edge)))
+
+
+def _device_of(edge: Edge) -> torch.device:
+    device: torch.device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
+    return device
+
+
 def _joined_at(
     owners: Mapping[Edge, Owners],
     edge: Edge,
@@ -163,7 +176,7 @@ def _joined_at(
     before = owners.get(edge)
     if before is None:
         return answer
-    device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
+    device = _device_of(edge)
     return joined(before, answer, rank=rank, num_units=num_units, device=device)
 
 
@@ -177,7 +190,7 @@ def _one_at(
     if answer.axis == NOBODY:
         return before
     rank = len(output_shape(*edge))
-    device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
+    device = _device_of(edge)
     left, right = (o.as_rows(rank, num_units, device) for o in (before, answer))
     one = torch.where(left >= 0, left, right)
     return Owners.irregular(torch.where(one == NOBODY, left, one))

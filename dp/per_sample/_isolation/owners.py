@@ -91,7 +91,7 @@ class Owners(NamedTuple):
     ) -> Tensor:
         """Return the owners as a tensor that broadcasts to a shape of *rank* axes."""
         if self.rows is not None:
-            rows = self.rows
+            rows = self.rows if device is None else self.rows.to(device)
             return rows.view([1] * (rank - rows.dim()) + list(rows.shape))
         if self.axis < 0:
             return torch.full([1] * rank, self.axis, device=device)
