@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("dp", "forwarding")
 
 # Files that are imported by a name which is put together at run time.
-LOADED_BY_NAME = {"dp/noise/_device/load_kernel.py": "dp/noise/_device/kernels/"}
+LOADED_BY_NAME = {
+    "dp/noise/_device/chacha.py": "dp/noise/_device/kernels/",
+    "dp/noise/_host/compiled_stage.py": "dp/noise/_host/kernels/",
+}
 
 _NOT_CODE = {
     tokenize.COMMENT,

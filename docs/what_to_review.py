@@ -15,10 +15,13 @@ from review_claims import (
     GPU,
     MOST_LINES,
     NOT_BELIEVED,
+    NUMBA,
     ONE_PROCESS,
+    OPTIONS,
     PLANNED,
     RANKS,
     ROOTS,
+    UNITS,
     Claim,
 )
 from source_tree import ROOT, code_lines, files, reachable
@@ -27,8 +30,11 @@ from source_tree import ROOT, code_lines, files, reachable
 PAGE = ROOT / "docs/explanation/what-to-review.md"
 MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
+    "Units of several rows, or along no axis, add": UNITS,
+    "Compiled models, own rules and other options add": OPTIONS,
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
+    "Numba adds": NUMBA,
     "Several ranks add": RANKS,
 }
 _MARKS = dict(zip(PLANNED, ("†", "‡", "§"), strict=False))

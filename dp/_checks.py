@@ -21,6 +21,7 @@ __all__ = (
     "relation",
 )
 
+# Beyond these, the square of a norm near the bound underflows or overflows in float32.
 _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
 

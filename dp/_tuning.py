@@ -56,9 +56,8 @@ BUCKET_BYTES: Final = 32 << 20  # Of sums that ranks exchange in one call.
 # float32 left, which costs 0.1 ms however few they are.
 HOST_CHUNK: Final = 1 << 20
 SHORT_HOST_CHUNK: Final = 1 << 16
-HOST_BLOCK: Final = (
-    1 << 17
-)  # Elements that are drawn and rounded while they are in cache.
+# Elements that are drawn and rounded while they are in cache.
+HOST_BLOCK: Final = 1 << 17
 # Elements of a call that are worth loading numba and compiling, which takes 2 s or so.
 FEWEST_FOR_NUMBA: Final = 1 << 16
 DEVICE_CHUNK_BYTES: Final = 1 << 27  # Worth the launches, and their temporaries.

@@ -7,15 +7,14 @@ split never changes the step.
 Not done here: drawing (:mod:`dp.sampling`) and adding up (:mod:`dp.optimizer`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, cast, final
+from collections.abc import Iterator
+from typing import Any, final
 
 import numpy as np
 import torch
 
 from dp import _checks
+from dp._containers import is_sequence, parts_of, rebuilt
 from dp.sampling import PoissonLoader
 
 
@@ -128,38 +127,18 @@ def _sizes(batch: Any) -> Iterator[int]:
         if batch.ndim:
             yield len(batch)
     else:
-        for part in _parts(batch):
+        for part in (parts_of(batch) or {}).values():
             yield from _sizes(part)
-
-
-def _parts(batch: Any) -> Iterable[Any]:
-    if isinstance(batch, Mapping):
-        return batch.values()
-    if _is_sequence(batch):
-        return cast("Sequence[Any]", batch)
-    if is_dataclass(batch):
-        return [getattr(batch, field.name) for field in fields(batch)]
-    return ()
 
 
 def _sliced(batch: Any, size: int, part: slice) -> Any:
     if isinstance(batch, torch.Tensor | np.ndarray):
         return batch[part] if batch.ndim else batch
     if not any(True for _ in _sizes(batch)):
-        one_an_example = _is_sequence(batch) and len(batch) == size
+        one_an_example = is_sequence(batch) and len(batch) == size
         return batch[part] if one_an_example else batch
-    parts = [_sliced(value, size, part) for value in _parts(batch)]
-    if isinstance(batch, Mapping):
-        sliced: Any = copy(batch)
-        for key, value in zip(batch, parts, strict=True):
-            sliced[key] = value
-        return sliced
-    if is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in fields(batch)]
-        return replace(batch, **dict(zip(names, parts, strict=True)))
-    kind: Any = type(batch)
-    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
-
-
-def _is_sequence(batch: Any) -> bool:
-    return isinstance(batch, Sequence) and not isinstance(batch, str | bytes)
+    parts = {
+        place: _sliced(value, size, part)
+        for place, value in (parts_of(batch) or {}).items()
+    }
+    return rebuilt(batch, parts)

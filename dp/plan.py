@@ -4,9 +4,10 @@ A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, 
 realised batch size, no random state. Whatever is derived from it is public too.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 from torch.utils.data import Dataset
 
@@ -91,6 +92,7 @@ class PrivacyPlan:
         )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
+        _warn_of_large_delta(self)
 
     @property
     def sampling_probability(self) -> float:
@@ -223,6 +225,28 @@ class PrivacyPlan:
                 f" draws by {loader.sampling!r}; plan for its number of examples"
             )
         return loader
+
+
+_MOST_EXAMPLES: Final = 1e9
+
+
+def _warn_of_large_delta(plan: PrivacyPlan) -> None:
+    """Warn if delta is not below one over the number of examples, as the plan has it.
+
+    The number follows from public ones: from the expected size of a batch, unless that
+    is a divisor of another kind. Examples without sampling are at least one batch.
+    """
+    if isinstance(plan.sampling, TruncatedPoissonSampling):
+        num_examples: float = plan.sampling.dataset_size
+    else:
+        num_examples = plan.expected_batch_size / plan.sampling_probability
+    if 1 / plan.target_delta <= num_examples <= _MOST_EXAMPLES:
+        warnings.warn(
+            f"target_delta={plan.target_delta:g} is not below one over the"
+            f" {num_examples:g} examples that the plan is about: such a guarantee permits"
+            " publishing an example outright. Choose a much smaller one",
+            stacklevel=4,
+        )
 
 
 def _values(number: float | Schedule) -> Sequence[float]:

@@ -30,7 +30,7 @@ from forwarding._static import static_attribute
 __all__ = ("build", "decide", "live_kind", "switches")
 
 _LOCK: Final = RLock()
-_SWITCHES: Final[WeakKeyDictionary[FunctionType, Any]] = WeakKeyDictionary()
+_SWITCHES: Final[WeakKeyDictionary[FunctionType, "Switch"]] = WeakKeyDictionary()
 
 
 def build(
@@ -104,23 +104,22 @@ def live_kind(owner: Any, part: Part) -> Kind | None:
 class Switch:
     """The two codes of a setter or deleter: plain, and reporting what it writes."""
 
-    __slots__ = ("blocks", "function", "plain", "recording")
+    __slots__ = ("blocks", "plain", "recording")
 
-    def __init__(self, function: FunctionType, recording: CodeType) -> None:
-        self.function: Final = function
-        self.plain = function.__code__
+    def __init__(self, plain: CodeType, recording: CodeType) -> None:
+        self.plain = plain
         self.recording = recording
         self.blocks = 0
 
-    def turn(self, *, by: int) -> None:
-        """Count the blocks of preserved() that run, and take the code that they need."""
+    def turn(self, function: FunctionType, *, by: int) -> None:
+        """Count the blocks of preserved() that run, and set the code that they need."""
         with _LOCK:
             self.blocks += by
-            self.function.__code__ = self.recording if self.blocks else self.plain
+            function.__code__ = self.recording if self.blocks else self.plain
 
 
-def switches(cls: type, name: str) -> list[Switch]:
-    """Return how to let the writes of a name be reported.
+def switches(cls: type, name: str) -> dict[FunctionType, Switch]:
+    """Return how to let the writes of a name be reported, by function.
 
     Only while a block runs: a question in every setter would cost a tenth of it.
     """
@@ -130,13 +129,13 @@ def switches(cls: type, name: str) -> list[Switch]:
     accessors = filter(None, (attribute.fset, attribute.fdel))
     functions = [f for f in map(undecorated, accessors) if f is not None]
     with _LOCK:
-        known = [_SWITCHES[f] for f in functions if f in _SWITCHES]
-        if spec is None or len(known) == len(functions):
-            return known
-        codes = _writers(base, attribute, spec, is_recorded=True)
-        made = [Switch(function, code) for function, code in codes.items()]
-        _SWITCHES.update({switch.function: switch for switch in made})
-    return made
+        # Kept by the function, which must not be kept by its switch, or a class that
+        # used preserved() once would never be freed.
+        if spec is not None and any(f not in _SWITCHES for f in functions):
+            codes = _writers(base, attribute, spec, is_recorded=True)
+            for function, code in codes.items():
+                _SWITCHES.setdefault(function, Switch(function.__code__, code))
+        return {f: _SWITCHES[f] for f in functions if f in _SWITCHES}
 
 
 def _settle(cls: type, name: str, kind: Kind, model: Any) -> None:

@@ -93,7 +93,7 @@ class ModuleForwarding(_Plain, Wrapper[T], methods=_METHODS):
     include them.
     """
 
-    if not TYPE_CHECKING:  # Which sees the module base's.
+    if not TYPE_CHECKING:  # pragma: no branch -- Checkers see the module base's.
         training = Forwarded(kind="data")
 
     _own_names: frozenset[str] = frozenset()

@@ -1,6 +1,6 @@
 """Keep a base ``__init__`` from overwriting what the target owns."""
 
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from forwarding._build import Switch, decide, switches
 from forwarding._dynamic import is_built
@@ -9,6 +9,9 @@ from forwarding._record import Spec, forwarded_attributes
 from forwarding._recording import MISSING, Unreadable, Writes, recorders
 from forwarding.exceptions import ForwardingError
 
+
+if TYPE_CHECKING:
+    from types import FunctionType
 
 __all__ = ("preserved",)
 
@@ -55,7 +58,7 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
     def __init__(self, wrapper: object, /) -> None:
         self._wrapper = wrapper
         self._writes = Writes(wrapper)
-        self._switches: list[Switch] = []
+        self._switches: list[tuple[FunctionType, Switch]] = []
 
     def __enter__(self) -> None:
         cls = type(self._wrapper)
@@ -63,15 +66,17 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
             if is_built(self._wrapper, str(spec.path[0])):
                 step(self._wrapper, spec.path[0])  # Raises here if it is not bound.
                 decide(self._wrapper, name)
-        self._switches = [s for name in _data(cls) for s in switches(cls, name)]
+        self._switches = [
+            switch for name in _data(cls) for switch in switches(cls, name).items()
+        ]
         self._writes = Writes(self._wrapper)
         recorders.append(self._writes)
-        for switch in self._switches:
-            switch.turn(by=1)
+        for function, switch in self._switches:
+            switch.turn(function, by=1)
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
-        for switch in self._switches:
-            switch.turn(by=-1)
+        for function, switch in self._switches:
+            switch.turn(function, by=-1)
         recorders.remove(self._writes)
         failures = [
             failure

@@ -33,6 +33,7 @@ _DECISIVE: Final = (
     "max_grad_norm",
     "expected_batch_size",
     "neighboring_relation",
+    "target_delta",
 )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from dp import _checks
 from dp._progress import progress_bars
+from dp._reports import Finding, Report, lines_of
 from dp.accounting import epsilon
-from dp.audit._report import lines_of
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
 from dp.audit._subject import (
     Bools,
@@ -23,7 +23,6 @@ from dp.audit._subject import (
     observe_training,
     sample_membership,
 )
-from dp.certificate import Finding
 
 
 __all__ = ("CanaryReport", "canaries")
@@ -50,7 +49,7 @@ class _Claim:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryReport:
+class CanaryReport(Report):
     """What the attack reached, beside what was proven of the run.
 
     Guarantees:
@@ -95,9 +94,6 @@ class CanaryReport:
             f" confidence), proven <= {self.epsilon_proven:.2f}"
             f" (delta = {self.delta:g}, {self.num_canaries} canaries)"
         )
-
-    def __str__(self) -> str:
-        return self.to_text()
 
     def draw(self, path: Path | str) -> None:
         """Draw the attack's ROC curve and what the claim allows, as a picture."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from dp import _checks
 from dp._progress import progress_bars
+from dp._reports import Finding
 from dp.audit._report import AuditReport
 from dp.audit._statistics import (
     FALSE_ALARM,
@@ -33,7 +34,6 @@ from dp.audit._subject import (
     observe_training,
     sample_membership,
 )
-from dp.certificate import Finding
 
 
 __all__ = ("conformance",)

@@ -17,7 +17,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,11 @@ from torch.utils.data import Dataset, Subset
 
 from dp._keystream import replayed_keys
 from dp._progress import Bar, progress_bars
+from dp._reports import Finding
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, fixed_seeds, hooked
-from dp.certificate import Finding
 from dp.exceptions import PrivacyError
-from dp.noise import GaussianNoise
+from dp.noise._gaussian import witnessed
 from dp.optimizer import DPOptimizer
 from dp.optimizer._guard import private_owner_of
 from dp.plan import PrivacyPlan
@@ -57,8 +56,10 @@ def replay(
     gradients, the optimizer's groups and state, the ledger, and what was printed;
     and in the end the number of releases and whether training raised.
 
-    While it runs, the coins of :mod:`dp.sampling` are not random. What the runs
-    release is for the auditor alone: it has no privacy.
+    While it runs, *train* draws its batches and noise under keys that anyone can
+    compute, in its own context only: other threads of the process, and tasks of its
+    event loop, keep keys of the operating system. What the runs release is for the
+    auditor alone: it has no privacy. Threads that *train* starts are not replayed.
 
     Args:
         train: What is audited, called as ``train(model, dataset)`` with copies.
@@ -150,7 +151,7 @@ def _run(
         fixed_seeds(),
         hooked(look),
         replayed_keys(),
-        _taped(tape),
+        witnessed(tape.add_noise),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):
@@ -166,17 +167,6 @@ def _run(
             " the training function"
         )
     return tape
-
-
-@contextlib.contextmanager
-def _taped(tape: _Tape) -> Iterator[None]:
-    original = GaussianNoise.add_
-
-    def add_(self: GaussianNoise, sums: Sequence[Tensor], *, stddev: float) -> float:
-        return tape.add_noise(lambda: original(self, sums, stddev=stddev), sums)
-
-    with mock.patch.object(GaussianNoise, "add_", add_):
-        yield
 
 
 def _state(model: nn.Module, optimizer: DPOptimizer) -> State:

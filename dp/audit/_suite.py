@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.utils.data import TensorDataset
 
+from dp._reports import Report
 from dp.audit._canaries import CanaryReport, canaries
 from dp.audit._conformance import conformance
 from dp.audit._replay import replay
@@ -28,7 +29,7 @@ _LAST_RECORDS: Final = {"ordinary": 1.0, "huge": 1e6, "NaN": float("nan")}
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSuiteReport:
+class AuditSuiteReport(Report):
     """What all audits found.
 
     Attributes:

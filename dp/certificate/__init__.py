@@ -4,9 +4,10 @@ A :class:`Certificate` holds public numbers only, enough of them to compute its 
 epsilon again. :func:`verify` does that from the JSON alone, line by line.
 """
 
+from dp._reports import Finding
 from dp.certificate._document import Certificate, compose
 from dp.certificate._run import CertifiedRun
-from dp.certificate._verification import Finding, Verification, verify
+from dp.certificate._verification import Verification, verify
 
 
 __all__ = (

@@ -1,19 +1,19 @@
 """The certificate itself, its JSON, and several certificates as one."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 from dp import _checks
-from dp._typing import NeighboringRelation
 from dp.accounting import merge_equal_releases
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
+from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
 from dp.certificate._software import software
+from dp.certificate._statement import Statement
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger
 from dp.noise import GaussianNoise
@@ -22,20 +22,10 @@ from dp.plan import PrivacyPlan
 
 __all__ = ("Certificate", "compose")
 
-_RELEASED: Final = (
-    "the model's parameters after every step, and everything computed from them"
-)
-_NOT_COVERED: Final = (
-    "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
-    "Losses, metrics, batch sizes or gradients that were printed or logged.",
-    "Buffers that a forward pass changes, such as running statistics.",
-    "How long a step took, and attacks on the machine that trained.",
-)
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+class Certificate(Statement):
     """The statement of what was released and what it cost.
 
     Attributes:
@@ -64,26 +54,6 @@ class Certificate:
         released: What was published, in words.
         software: The packages that computed it, and the hash of this one's source.
     """
-
-    epsilon: float
-    delta: float
-    delta_error: float
-    neighboring_relation: NeighboringRelation
-    unit_of_privacy: str
-    accountant: str
-    epsilon_pld: float
-    epsilon_rdp: float | None
-    epsilon_unamplified: float
-    epsilon_of_groups: Mapping[int, float]
-    steps: int
-    key_epochs: int
-    intervals: Mapping[str, float]
-    runs: tuple[CertifiedRun, ...]
-    private_data_touches: tuple[str, ...] | None
-    assumptions: tuple[str, ...]
-    not_covered: tuple[str, ...]
-    released: str
-    software: Mapping[str, str]
 
     @classmethod
     def of(
@@ -127,16 +97,6 @@ class Certificate:
             assumptions=assumptions,
         )
 
-    @property
-    def is_private(self) -> bool:
-        """Whether epsilon is finite."""
-        return math.isfinite(self.epsilon)
-
-    @property
-    def charges(self) -> tuple[Charge, ...]:
-        """Every charge of every run, with its probability, noise, norm and number."""
-        return tuple(charge for run in self.runs for charge in run.charges)
-
     def to_json(self) -> str:
         """Return the certificate as strict JSON; an infinite number is ``"inf"``."""
         return _json.dumps(self)
@@ -151,7 +111,7 @@ class Certificate:
             LedgerError: If the text is not a certificate.
         """
         try:
-            body = _json.loads(text)
+            body = _json.loads(text, cls)
             body["runs"] = tuple(_run(row) for row in body["runs"])
             return cls(**body)
         except LedgerError:
@@ -198,19 +158,25 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
     """
     if not certificates:
         raise ValueError("compose needs a certificate")
-    for what in ("neighboring_relation", "unit_of_privacy"):
-        _the_only(what, {getattr(c, what) for c in certificates})
+    _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
+    _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
     deltas = {c.delta for c in certificates} if delta is None else {delta}
-    stated = _checks.open_unit(delta=_the_only("delta", deltas))
-    touches = [c.private_data_touches for c in certificates]
     return _certify(
         _without_repeats([run for c in certificates for run in c.runs]),
-        delta=stated,
-        touches=None
-        if None in touches
-        else [t for some in touches for t in some or ()],
+        delta=_checks.open_unit(delta=_the_only("delta", deltas)),
+        touches=_all_touches(certificates),
         assumptions=[line for c in certificates for line in c.assumptions],
     )
+
+
+def _all_touches(certificates: Sequence[Certificate]) -> list[str] | None:
+    """Return what else looked at private data; None if one certificate does not say."""
+    touches: list[str] = []
+    for certificate in certificates:
+        if certificate.private_data_touches is None:
+            return None
+        touches.extend(certificate.private_data_touches)
+    return touches
 
 
 def _certify(
@@ -225,15 +191,24 @@ def _certify(
     check_agreement(releases, delta, plan.neighboring_relation)
     numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
     return Certificate(
-        **{name: getattr(numbers, name) for name in Numbers.__slots__},
+        epsilon=numbers.epsilon,
+        accountant=numbers.accountant,
+        epsilon_pld=numbers.epsilon_pld,
+        epsilon_rdp=numbers.epsilon_rdp,
+        epsilon_unamplified=numbers.epsilon_unamplified,
+        epsilon_of_groups=numbers.epsilon_of_groups,
+        delta_error=numbers.delta_error,
+        steps=numbers.steps,
+        key_epochs=numbers.key_epochs,
+        intervals=numbers.intervals,
         delta=delta,
         neighboring_relation=plan.neighboring_relation,
         unit_of_privacy=plan.unit_of_privacy,
         runs=runs,
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
-        assumptions=tuple(dict.fromkeys([*_assumed(runs), *assumptions])),
-        not_covered=_NOT_COVERED,
-        released=_RELEASED,
+        assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
+        not_covered=NOT_COVERED,
+        released=RELEASED,
         software=software(),
     )
 
@@ -270,27 +245,3 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         for key, segment in fields["segments"].items()
     }
     return CertifiedRun(**fields)
-
-
-def _assumed(runs: Sequence[CertifiedRun]) -> list[str]:
-    amplified = [c.sampling_probability < 1 for run in runs for c in run.charges]
-    sampled = (
-        "Every batch was drawn by independent coin flips at the stated probability, and"
-        " trained on whole and once."
-    )
-    truncated = (
-        "Of batches that were drawn larger than stated, a part was taken that was chosen"
-        " at random, and the number of examples is public and as stated."
-    )
-    full = "No example was given to one step more than once."
-    return [
-        *([sampled] if any(amplified) else []),
-        *(
-            [truncated]
-            if any(c.truncation for run in runs for c in run.charges)
-            else []
-        ),
-        *([] if all(amplified) and amplified else [full]),
-        "One example's loss depended on that example and the parameters only.",
-        "The generator of the noise cannot be predicted.",
-    ]

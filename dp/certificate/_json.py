@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
@@ -14,14 +14,15 @@ from dp.plan import PrivacyPlan
 __all__ = ("checksum_holds", "dumps", "loads", "sha256")
 
 _FORMAT: Final = "forwarding-dp-certificate/3"
-_TUPLES: Final = ("assumptions", "not_covered", "private_data_touches")
-_FLOATS: Final = (
-    "delta_error",
-    "epsilon",
-    "epsilon_pld",
-    "epsilon_rdp",
-    "epsilon_unamplified",
-)
+# JSON has no tuples, infinities and whole numbers for keys; fields say what they were.
+_RESTORE: Final[Mapping[object, Callable[[Any], Any]]] = {
+    float: float,
+    float | None: lambda value: None if value is None else float(value),
+    tuple[str, ...]: tuple,
+    tuple[str, ...] | None: lambda value: None if value is None else tuple(value),
+    Mapping[str, float]: lambda rows: {str(k): float(v) for k, v in rows.items()},
+    Mapping[int, float]: lambda rows: {int(k): float(v) for k, v in rows.items()},
+}
 
 
 def sha256(body: Any) -> str:
@@ -37,35 +38,49 @@ def dumps(certificate: Any) -> str:
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
 
-def loads(text: str) -> dict[str, Any]:
+def loads(text: str, kind: type[Any]) -> dict[str, Any]:
     """Return the fields of a certificate, runs still in plain types.
+
+    Args:
+        text: The JSON.
+        kind: The class whose fields say the types.
 
     Raises:
         LedgerError: If it is in another format.
         ValueError, TypeError, KeyError, AttributeError: If it is no certificate.
     """
-    body: dict[str, Any] = json.loads(text)
-    if body.pop("format") != _FORMAT:
-        raise LedgerError(f"the certificate is not in the format {_FORMAT!r}")
+    body: dict[str, Any] = json.loads(text, object_pairs_hook=_unrepeated)
+    written = body.pop("format")
+    if written != _FORMAT:
+        raise LedgerError(
+            f"the certificate is in the format {written!r}, and this release of dp reads"
+            f" {_FORMAT!r}: verify it with the release that its software names"
+        )
     del body["checksum"]
-    for name in _TUPLES:
-        body[name] = None if body[name] is None else tuple(body[name])
-    for name in _FLOATS:
-        body[name] = None if body[name] is None else float(body[name])
-    body["intervals"] = {
-        str(name): float(width) for name, width in body["intervals"].items()
-    }
-    body["epsilon_of_groups"] = {
-        int(size): float(spent) for size, spent in body["epsilon_of_groups"].items()
-    }
+    for field in fields(kind):
+        restore = _RESTORE.get(field.type)
+        if restore is not None:
+            body[field.name] = restore(body[field.name])
     return body
 
 
 def checksum_holds(text: str) -> bool:
     """Whether the document is the one that was written."""
-    body = json.loads(text)
+    body = json.loads(text, object_pairs_hook=_unrepeated)
     stated = body.pop("checksum")
     return bool(sha256(body) == stated)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, none of whose keys is there twice.
+
+    Of two, a program reads the last one and a person the first.
+    """
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise LedgerError(f"the certificate states {name!r} more than once")
+    return dict(pairs)
 
 
 def _encoded(value: Any) -> Any:

@@ -2,18 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dp.accounting import epsilon_curve
+from dp.certificate._statement import Statement
 
-
-if TYPE_CHECKING:
-    from dp.certificate._document import Certificate
 
 __all__ = ("draw",)
 
 
-def draw(c: "Certificate", path: Path) -> None:
+def draw(c: Statement, path: Path) -> None:
     """Draw epsilon over the steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 

@@ -1,19 +1,15 @@
 """Certificates for people to read."""
 
-from typing import TYPE_CHECKING
-
 from dp.accounting import Truncation
 from dp.certificate._run import CertifiedRun
+from dp.certificate._statement import Statement
 from dp.schedule import Schedule
 
-
-if TYPE_CHECKING:
-    from dp.certificate._document import Certificate
 
 __all__ = ("lines",)
 
 
-def lines(c: "Certificate") -> list[str]:
+def lines(c: Statement) -> list[str]:
     """Return the lines of a certificate."""
     verdict = (
         f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
@@ -50,7 +46,7 @@ def lines(c: "Certificate") -> list[str]:
     ]
 
 
-def _why_not(c: "Certificate") -> str:
+def _why_not(c: Statement) -> str:
     failures = [run.failure for run in c.runs if run.failure is not None]
     return failures[0] if failures else "a release had no noise"
 

@@ -5,13 +5,14 @@ rests on a library that is reviewed by others, and not on the code that stated i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
+from dp._reports import Finding, Report, lines_of
 from dp.accounting import ReferenceAccountant, epsilon, merge_equal_releases
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
@@ -20,6 +21,7 @@ from dp.certificate import _json
 from dp.certificate._document import Certificate
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
+from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
 from dp.certificate._software import version_of_accountants
 
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-__all__ = ("Finding", "Verification", "verify")
+__all__ = ("Verification", "verify")
 
 _EPSILONS: Final = ("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified")
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
@@ -38,17 +40,7 @@ Progress = Callable[[int, int], None]  # Of composed kinds of releases, and of a
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of a verification: what was compared, and whether it held."""
-
-    claim: str
-    holds: bool
-    detail: str
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+class Verification(Report):
     """What a certificate claims, checked line by line.
 
     Attributes:
@@ -67,6 +59,11 @@ class Verification:
         """Whether every line holds."""
         return all(finding.holds for finding in self.findings)
 
+    def to_text(self) -> str:
+        """Return the verification for people to read."""
+        name = f"certificate, recomputed {self.computed}"
+        return "\n".join(lines_of(name, self.findings))
+
 
 def verify(
     certificate: Certificate | Path | str,
@@ -79,6 +76,8 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
+        * The standard sentences on what is assumed, what is not covered and what was
+          released have to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -159,6 +158,9 @@ def _findings(
             allowed,
         )
     yield _same_words("accountant", c.accountant, numbers.accountant)
+    yield _same_words("released", c.released, RELEASED)
+    yield _says("assumptions", c.assumptions, assumed(c.runs))
+    yield _says("not covered", c.not_covered, NOT_COVERED)
     for index, run in enumerate(c.runs):
         yield from _findings_of_run(f"run {index + 1}: ", run, c, library)
 
@@ -190,18 +192,39 @@ def _findings_of_run(
         detail=f"took {run.steps} of {plan.steps}",
     )
     if plan.target_epsilon is not None:
-        spent = epsilon(
-            run.releases,
-            delta=plan.target_delta,
-            neighboring_relation=plan.neighboring_relation,
-            interval=c.intervals.get("epsilon"),
-            library=library,
-        ).epsilon
-        yield Finding(
-            claim=f"{prefix}target epsilon",
-            holds=spent <= plan.target_epsilon * (1 + TOLERANCE),
-            detail=f"spent {spent:.6g} of {plan.target_epsilon:.6g}",
-        )
+        yield _target(f"{prefix}target epsilon", run, c, library)
+
+
+def _target(
+    claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
+) -> Finding:
+    """Return whether a run kept its plan's target.
+
+    What bounds the whole plan bounds its first steps, whose own buckets may be a hair
+    wider.
+    """
+    plan = run.plan
+    planned = merge_equal_releases(plan.releases(run.steps))
+    candidates = [run.releases]
+    if run.steps <= plan.steps and run.releases == planned:
+        candidates.append(merge_equal_releases(plan.releases(plan.steps)))
+    target = plan.target_epsilon or math.inf
+    spent = math.inf
+    for releases in candidates:
+        if spent > target * (1 + TOLERANCE):
+            bound = epsilon(
+                releases,
+                delta=plan.target_delta,
+                neighboring_relation=plan.neighboring_relation,
+                interval=c.intervals.get("epsilon"),
+                library=library,
+            )
+            spent = min(spent, bound.epsilon)
+    return Finding(
+        claim=claim,
+        holds=spent <= target * (1 + TOLERANCE),
+        detail=f"spent {spent:.6g} of {target:.6g}",
+    )
 
 
 def _rounding(c: Certificate) -> float:
@@ -231,6 +254,18 @@ def _same_number(
 
 def _shown(number: float | None) -> str:
     return "none" if number is None else f"{number:.6g}"
+
+
+def _says(claim: str, stated: Sequence[str], standard: Sequence[str]) -> Finding:
+    """Return whether every standard sentence is stated, whatever else is."""
+    missing = [sentence for sentence in standard if sentence not in stated]
+    return Finding(
+        claim=claim,
+        holds=not missing,
+        detail=f"does not say: {' '.join(missing)}"
+        if missing
+        else f"says the {len(standard)} standard sentences",
+    )
 
 
 def _same_words(claim: str, stated: str, computed: str) -> Finding:

@@ -1,12 +1,12 @@
 """Take some examples out of a batch, whatever container it is."""
 
-from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from dp._containers import is_sequence, parts_of, rebuilt
 
 
 __all__ = ("some_of",)
@@ -29,29 +29,19 @@ def some_of(batch: Any, positions: Sequence[int], *, num_examples: int) -> Any:
             return np.take(batch, list(positions), axis)
         index = torch.tensor(positions, dtype=torch.int64, device=batch.device)
         return batch.index_select(axis, index)
-    if isinstance(batch, Mapping):
-        taken = copy(batch)
-        for key, value in batch.items():
-            taken[key] = some_of(value, positions, num_examples=num_examples)  # type: ignore[index]  # A read-only one fails here, and says so.
-        return taken
-    if is_dataclass(batch) and not isinstance(batch, type):
-        parts = {f.name: getattr(batch, f.name) for f in fields(batch) if f.init}
-        return replace(batch, **some_of(parts, positions, num_examples=num_examples))
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return _some_of_sequence(batch, positions, num_examples)
-    return batch
-
-
-def _some_of_sequence(
-    batch: Sequence[Any], positions: Sequence[int], num_examples: int
-) -> Any:
-    in_columns = any(_axis(part, num_examples) is not None for part in batch)
-    if len(batch) == num_examples and not in_columns:
-        parts = [batch[i] for i in positions]
-    else:
-        parts = [some_of(p, positions, num_examples=num_examples) for p in batch]
-    kind: Any = type(batch)
-    return kind(*parts) if hasattr(batch, "_fields") else kind(parts)
+    parts = parts_of(batch)
+    if parts is None:
+        return batch
+    in_columns = any(_axis(part, num_examples) is not None for part in parts.values())
+    if is_sequence(batch) and len(batch) == num_examples and not in_columns:
+        return rebuilt(batch, dict(enumerate(batch[i] for i in positions)))
+    return rebuilt(
+        batch,
+        {
+            place: some_of(part, positions, num_examples=num_examples)
+            for place, part in parts.items()
+        },
+    )
 
 
 def _axis(part: Any, num_examples: int) -> int | None:

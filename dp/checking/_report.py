@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
-from dp.exceptions import PrivacyError
+from dp._reports import Report
 
 
 __all__ = ("CheckReport", "Problem", "Severity")
@@ -34,7 +34,7 @@ class Problem:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
+class CheckReport(Report):
     """Everything that a check found, errors first.
 
     It was computed from the batch, which is private data: keep it to yourself.
@@ -60,15 +60,6 @@ class CheckReport:
         """Return the problems of one severity."""
         return tuple(p for p in self.problems if p.severity == severity)
 
-    def raise_if_failed(self) -> None:
-        """Raise if there is an error.
-
-        Raises:
-            PrivacyError: With the text of the report.
-        """
-        if not self.ok:
-            raise PrivacyError(self.to_text())
-
     def to_text(self) -> str:
         """Return the report for people to read."""
         counts = [(len(self.of(severity)), severity) for severity in _ORDER]
@@ -84,9 +75,6 @@ class CheckReport:
                 *_wrapped("         do: ", problem.remedy, indent=13),
             ]
         return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.to_text()
 
 
 def _wrapped(head: str, text: str, *, indent: int) -> list[str]:

@@ -30,9 +30,9 @@ def in_chunks(
     if num_threads > 1:
         share = sum(map(Tensor.numel, tensors)) // (2 * num_threads)
         host_chunk = min(host_chunk, max(_tuning.SHORT_HOST_CHUNK, share + 1))
-    waiting: dict[tuple[torch.dtype, torch.device], _Waiting] = {}
+    waiting: dict[object, _Waiting] = {}
     for tensor in tensors:  # Often thousands of small ones: little is done for each.
-        kind = tensor.dtype, tensor.device
+        kind = tensor.dtype if tensor.is_cpu else (tensor.dtype, tensor.device)
         queue = waiting.get(kind)
         if queue is None:
             queue = waiting[kind] = _Waiting(

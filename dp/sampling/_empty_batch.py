@@ -6,14 +6,14 @@ dtypes and containers of an empty batch are those of any other batch, wherever t
 batch axis is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy, deepcopy
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 
+from dp._containers import is_sequence, parts_of, rebuilt
 from dp.sampling._fetch import fetch
 
 
@@ -52,14 +52,16 @@ def _emptied(one: Any, two: Any) -> Any:
         raise _unclear(one)
     if isinstance(one, torch.Tensor | np.ndarray):
         return _emptied_array(one, two)
-    if isinstance(one, Mapping):
-        return _emptied_mapping(one, two)
-    if isinstance(one, Sequence) and not isinstance(one, str | bytes):
-        return _emptied_sequence(one, two)
-    if is_dataclass(one) and not isinstance(one, type):
-        parts = {f.name: _part(one, two, f.name) for f in fields(one) if f.init}
-        return replace(one, **parts)
-    return _constant(one, two)
+    parts, doubled = parts_of(one), parts_of(two)
+    if parts is None or doubled is None:
+        return _constant(one, two)
+    if is_sequence(one) and one and len(two) == 2 * len(one):
+        return one[:0]
+    if parts.keys() != doubled.keys():
+        raise _unclear(one)
+    return rebuilt(
+        one, {place: _emptied(part, doubled[place]) for place, part in parts.items()}
+    )
 
 
 def _emptied_array(one: Any, two: Any) -> Any:
@@ -72,30 +74,6 @@ def _emptied_array(one: Any, two: Any) -> Any:
     if isinstance(one, np.ndarray):
         return np.empty(shape, dtype=one.dtype)
     return one.new_empty(shape)
-
-
-def _emptied_mapping(one: Any, two: Any) -> Any:
-    if one.keys() != two.keys():
-        raise _unclear(one)
-    empty = copy(one)
-    for key in one:
-        empty[key] = _emptied(one[key], two[key])
-    return empty
-
-
-def _emptied_sequence(one: Any, two: Any) -> Any:
-    if one and len(two) == 2 * len(one):
-        return one[:0]
-    if len(two) != len(one):
-        raise _unclear(one)
-    parts = [_emptied(a, b) for a, b in zip(one, two, strict=True)]
-    if hasattr(one, "_fields"):
-        return type(one)(*parts)
-    return type(one)(parts)
-
-
-def _part(one: Any, two: Any, name: str) -> Any:
-    return _emptied(getattr(one, name), getattr(two, name))
 
 
 def _constant(one: Any, two: Any) -> Any:

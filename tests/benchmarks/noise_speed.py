@@ -54,7 +54,7 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(options.threads)
         print(f"torch {torch.__version__}, {options.threads} threads, float32;")  # noqa: T201
-        print("kernel:", compiled_stage.kernel_for(options.elements))  # noqa: T201
+        print("kernel:", compiled_stage.verified_kernel())  # noqa: T201
         compare(ways(options.elements), options.elements, options.rounds)
         if options.gpt2:
             print("\nGPT-2 small")  # noqa: T201

@@ -316,7 +316,7 @@ def test_epsilon_is_that_of_dp_accountings_own_accountant(relation):
         ({"count": 1.5}, r"count must be a whole number >= 1, got 1\.5"),
     ],
 )
-def test_a_release_that_is_none_is_refused(change, told):
+def test_an_invalid_release_is_refused(change, told):
     """The message names the number and its value."""
     good = {"sampling_probability": 0.5, "noise_multiplier": 1.0, "count": 1}
     with pytest.raises(ValueError, match=told):
@@ -324,13 +324,13 @@ def test_a_release_that_is_none_is_refused(change, told):
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
-def test_a_delta_that_is_none_is_refused(delta):
+def test_an_invalid_delta_is_refused(delta):
     """Strictly between 0 and 1."""
     with pytest.raises(ValueError, match="delta must be strictly between 0 and 1"):
         cost((0.5, 1.0, 1), delta=delta)
 
 
-def test_a_relation_that_is_none_is_refused():
+def test_an_unknown_relation_is_refused():
     """The message lists those there are."""
     with pytest.raises(ValueError, match="neighboring_relation must be one of 'add_or"):
         cost((0.5, 1.0, 1), relation="replace")

@@ -2,8 +2,8 @@
 
 A right run is refuted with probability 1e-9 a finding at most, that is 2e-8 a run.
 How often a broken one is missed stands in the docstrings: it is the tail of a normal
-number as far from its limit as p-values, on a normal scale, or the attack's rates were
-in 200 runs, of which none was missed (tests/benchmarks/error_rates.py).
+number that is as far from its limit as p-values, on a normal scale, or the rates of the
+attack were in 200 runs, of which none failed (tests/benchmarks/error_rates.py).
 """
 
 import json
@@ -137,7 +137,8 @@ def test_a_right_run_conforms(train, decisions):
 def test_a_broken_build_does_not_conform(train, build, claims, decisions):
     """Each is refuted by the claim that it breaks.
 
-    MISSES1
+    Misses: below 1e-6 for each. The nearest decision, on the sizes of shuffled batches,
+    was 4.8 of its standard deviations from its limit, every other one 12 and more.
     """
     with build():
         report = conformance(train, num_records=NUM_RECORDS)
@@ -210,7 +211,8 @@ def test_a_run_of_one_empty_step_is_audited():
 def test_the_attack_on_a_right_run_stays_below_what_is_proven(train, decisions):
     """And comes near: the lower bound is not idle.
 
-    MISSES2
+    False alarms: below 1e-16. The bound on epsilon was 1.47, with a standard deviation
+    of 0.15.
     """
     report = canaries(train, num_canaries=NUM_CANARIES)
 
@@ -233,7 +235,8 @@ def test_the_attack_on_a_right_run_stays_below_what_is_proven(train, decisions):
 def test_the_attack_refutes_the_claim_of_a_broken_build(train, build, decisions):
     """The canaries are told apart better than the claim allows.
 
-    MISSES3
+    Misses: below 1e-40. The nearest decision, on wider clipping, was 16 of its standard
+    deviations from its limit in 40 runs; half the noise was 34 from it in 200.
     """
     with build():
         report = canaries(train, num_canaries=NUM_CANARIES)
@@ -392,7 +395,8 @@ def test_false_alarms_are_as_rare_as_stated_far_out():
 def test_a_schedule_of_noise_and_norm_is_audited(plan, decisions):
     """Both audits compare each release with its own charge, and see a late defect.
 
-    MISSES4
+    False alarms: 2e-8, by construction. Misses: below 1e-60; with 20 000 canaries the
+    rate exceeded its limit by 17 of its standard deviations.
     """
     scheduled = changed(
         plan,

@@ -3,8 +3,10 @@
 Shapes: ``B`` examples in a batch.
 """
 
+import itertools
 import math
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from torch.utils.data import TensorDataset
 
 import dp
 from dp import DPOptimizer, PoissonSampling, PrivacyPlan
+from dp._keystream import new_key, replayed_keys
 from dp.audit import replay, training
+from dp.sampling._draws import poisson_sample
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -245,3 +249,44 @@ def test_other_optimizers_are_none_of_the_audits_business(plan, data):
 
     assert report.ok, str(report)
     assert "20 releases" in str(report)
+
+
+def test_other_threads_keep_keys_of_the_operating_system(plan, data):
+    """While a run is replayed, what the host draws elsewhere cannot be predicted.
+
+    Noise of 32 elements is equal in two draws with probability below 2**-100.
+    """
+    elsewhere, here = [], []
+
+    def draw():
+        noise = torch.zeros(32)
+        dp.GaussianNoise().add_([noise], stddev=1.0)
+        elsewhere.append((noise, poisson_sample(64, sampling_probability=0.5)))
+
+    def train(model, dataset):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+        here.append(poisson_sample(64, sampling_probability=0.5))
+        training(plan)(model, dataset)
+
+    report = replay(train, Classifier(nn.Tanh()), data)
+
+    assert report.ok, str(report)
+    assert len(elsewhere) == len(here) == 3
+    for one, other in itertools.combinations(elsewhere, 2):
+        assert not torch.equal(one[0], other[0])
+        assert one[1] != other[1]
+    assert here[0] == here[1] == here[2]
+
+
+def test_replayed_keys_end_with_their_context():
+    """Outside, and in a thread that was started inside, keys are the system's."""
+    inside = []
+    for _ in range(2):
+        with replayed_keys():
+            inside.append([new_key("noise"), new_key("coins"), new_key("noise")])
+        assert new_key("noise") not in inside[0]
+
+    assert inside[0] == inside[1]
+    assert len(set(inside[0])) == 3

@@ -9,6 +9,8 @@ from importlib.metadata import version
 import pytest
 import torch
 from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
 
 from dp import (
     GaussianNoise,
@@ -27,6 +29,7 @@ from dp.accounting import (
     _composition,
     epsilon,
     group_epsilon,
+    to_dp_event,
 )
 from dp.accounting._group_losses import group_losses
 from dp.certificate import Certificate, _json, verify
@@ -412,7 +415,7 @@ def test_both_ways_cost_a_group_the_same(relation):
         '{"format": "forwarding-dp-certificate/3", "checksum": 1, "assumptions": 3}',
     ],
 )
-def test_what_is_no_certificate_is_refused(tmp_path, text):
+def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):
     """With the reason, as one kind of error."""
     path = tmp_path / "c.json"
     path.write_text(text)
@@ -561,3 +564,80 @@ def test_the_optimizer_certifies_itself(make_run):
     assert quickly(statement).ok
     assert torch.__version__ == statement.software["torch"]
     assert len(statement.software["dp source sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("claim", "change"),
+    [
+        ("assumptions", {"assumptions": ()}),
+        ("assumptions", {"assumptions": ("The generator cannot be predicted.",)}),
+        ("not covered", {"not_covered": ("Nothing.",)}),
+        ("released", {"released": "one number"}),
+    ],
+)
+def test_standard_sentences_are_demanded(one, claim, change):
+    """An epsilon is worth what is said beside it; more may be said, but not less."""
+    wrong = dataclasses.replace(one, **change)
+
+    assert {f.claim for f in quickly(wrong).findings if not f.holds} == {claim}
+
+
+def test_more_may_be_said(one):
+    """What a user adds does not hide the standard sentences."""
+    more = dataclasses.replace(
+        one, assumptions=(*one.assumptions, "The lab is locked.")
+    )
+
+    assert quickly(more).ok
+
+
+def test_a_document_that_says_a_thing_twice_is_refused(one, tmp_path):
+    """A person reads the first of two, and a program the last."""
+    path = tmp_path / "c.json"
+    text = one.to_json()
+    path.write_text(text.replace('"epsilon":', '"epsilon": 0.1,\n  "epsilon":', 1))
+
+    with pytest.raises(LedgerError, match="states 'epsilon' more than once"):
+        quickly(path)
+    with pytest.raises(LedgerError, match="states 'epsilon' more than once"):
+        Certificate.from_json(path.read_text())
+
+
+def test_a_certificate_of_another_format_is_refused_by_name(tmp_path):
+    """The message says which release can read it."""
+    path = tmp_path / "c.json"
+    path.write_text('{"format": "forwarding-dp-certificate/2"}')
+
+    with pytest.raises(LedgerError, match=r"format 'forwarding-dp-certificate/2', and"):
+        quickly(path)
+
+
+def test_the_widths_of_buckets_are_stated(one):
+    """With them dp_accounting finds the same epsilon; one that is none is refused."""
+    accountant = PLDAccountant(
+        NeighboringRelation.ADD_OR_REMOVE_ONE, one.intervals["epsilon"]
+    )
+    accountant.compose(to_dp_event(one.runs[0].releases))
+    wrong = dataclasses.replace(one, intervals={**one.intervals, "epsilon": 1e-12})
+
+    assert accountant.get_epsilon(1e-5) == pytest.approx(one.epsilon_pld, rel=1e-6)
+    assert [f.claim for f in quickly(wrong).findings] == ["charges"]
+    assert not quickly(wrong).ok
+
+
+def test_a_run_that_goes_on_past_its_plan_exceeds_its_target():
+    """What bounds the plan bounds no longer run of the same kind of step."""
+    target = epsilon(
+        [Release(sampling_probability=0.25, noise_multiplier=8.0, count=3)],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    ).epsilon
+    right = certificate(charged(3, steps=3, target_epsilon=target))
+    (run,) = right.runs
+    (charge,) = run.charges
+    more = {"writer": (dataclasses.replace(charge, count=9),)}
+    wrong = dataclasses.replace(right, runs=(dataclasses.replace(run, segments=more),))
+    refuted = {f.claim for f in quickly(wrong).findings if not f.holds}
+
+    assert quickly(right).ok
+    assert {"run 1: planned steps", "run 1: target epsilon"} <= refuted

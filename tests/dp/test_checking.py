@@ -406,7 +406,7 @@ def test_only_some_examples_are_compared_if_asked():
         dp.check(classifier(), cross_entropy, big, num_compared=0)
 
 
-def test_a_batch_of_ones_own_kind_needs_take(batch):
+def test_a_custom_batch_type_needs_take(batch):
     """Whatever a batch is, the caller can say what some of its examples are."""
 
     class Opaque:

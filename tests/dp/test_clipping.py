@@ -68,7 +68,7 @@ def test_factors_only_shrink(numbers, bound, dtype):
 
 
 @given(norms, bounds, dtypes)
-def test_what_is_not_finite_counts_for_nothing(numbers, bound, dtype):
+def test_a_non_finite_norm_has_factor_zero(numbers, bound, dtype):
     """NaN and infinity get exactly 0, which add_weighted_sum leaves out."""
     norms_B, factors_B = factors(numbers, bound, dtype)
 
@@ -93,7 +93,7 @@ def test_sensitivity_follows_the_relation(relation, factor):
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-def test_a_bound_that_is_none_is_refused(bad):
+def test_an_invalid_bound_is_refused(bad):
     """The message names the argument and its value."""
     with pytest.raises(ValueError, match=f"max_grad_norm must be .* got {bad!r}"):
         FlatClipping(max_grad_norm=bad)
@@ -192,7 +192,7 @@ def test_groups_that_are_none_are_refused(sizes, bounds):
         PerGroupClipping(group_sizes=sizes, max_grad_norms=bounds)
 
 
-def test_a_stability_that_is_none_is_refused():
+def test_an_invalid_stability_is_refused():
     """Without it a zero gradient would be divided by zero."""
     with pytest.raises(ValueError, match=r"stability must be > 0 and finite, got 0\.0"):
         AutomaticClipping(max_grad_norm=1.0, stability=0.0)

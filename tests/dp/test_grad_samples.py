@@ -34,7 +34,7 @@ def stepped(run, batch, give):
     return [p.detach() - b for p, b in pairs]
 
 
-def test_they_are_clipped_as_the_engines_own(make_run):
+def test_grad_samples_are_clipped_like_the_engines_own(make_run):
     """A step on them is the step on the same batch's losses."""
     run = make_run(noise_multiplier=1e-9)
     other = make_run(noise_multiplier=1e-9)
@@ -57,7 +57,7 @@ def test_they_are_clipped_as_the_engines_own(make_run):
     assert all(p.grad_sample is None for p in run.model.parameters())
 
 
-def test_they_must_be_of_the_whole_batch(make_run):
+def test_grad_samples_must_be_of_the_whole_batch(make_run):
     """The ticket counts examples, whoever computed their gradients."""
     run = make_run()
     batch = next(iter(run.loader))
@@ -72,7 +72,7 @@ def test_they_must_be_of_the_whole_batch(make_run):
     assert run.optimizer.ledger.steps == 0
 
 
-def test_zero_grad_drops_them(make_run):
+def test_zero_grad_drops_grad_samples(make_run):
     """A batch that was broken off is not part of the next one."""
     run = make_run()
     leave_grad_samples(run, next(iter(run.loader)))
@@ -108,7 +108,7 @@ def test_losses_for_a_batch_that_has_them_are_refused(make_run):
 
 
 @pytest.mark.parametrize("give", ["backward", "private_loss"])
-def test_they_are_refused_for_a_batch_whose_losses_were_given(make_run, give):
+def test_grad_samples_beside_losses_are_refused(make_run, give):
     """As when a GradSampleModule is still around the model; the remedy serves."""
     run = make_run()
     before = [p.detach().clone() for p in run.model.parameters()]
@@ -129,7 +129,7 @@ def test_they_are_refused_for_a_batch_whose_losses_were_given(make_run, give):
     assert run.optimizer.ledger.steps == 1
 
 
-def test_those_of_an_earlier_run_are_named_when_the_optimizer_is_wrapped(make_plan):
+def test_stale_grad_samples_are_named_when_the_optimizer_is_wrapped(make_plan):
     """They would be taken for the gradients of the first batch."""
     model = torch.nn.Linear(3, 1)
     model.bias.grad_sample = torch.zeros(8, 1)
@@ -198,7 +198,7 @@ def test_a_list_holds_the_rows_of_several_passes():
 
 
 @pytest.mark.parametrize("empty", [None, []])
-def test_there_may_be_none(empty):
+def test_missing_grad_samples_give_no_gradients(empty):
     """Then nothing was computed."""
     w = torch.nn.Parameter(torch.zeros(2))
     w.grad_sample = empty

@@ -220,7 +220,7 @@ def test_a_target_below_the_plans_cost_ends_it_early():
 
 @by_formula
 @pytest.mark.parametrize("target", [None, 2.0])
-def test_a_release_that_was_not_planned_is_held_against_the_epsilon(target):
+def test_an_unplanned_release_is_compared_with_the_target_epsilon(target):
     """Less noise than planned is charged as what it is, or refused."""
     ledger = Ledger(plan(noise_multiplier=4.0, steps=4, target_epsilon=target))
     ledger.reserve(**{**PLANNED, "noise_multiplier": 5.0})

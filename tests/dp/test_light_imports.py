@@ -13,7 +13,7 @@ import dp
 pytestmark = pytest.mark.slow
 
 
-HEAVY = ("torch", "dp_accounting", "scipy", "matplotlib", "mpmath", "rich")
+HEAVY = ("torch", "dp_accounting", "scipy", "matplotlib", "mpmath", "numba", "rich")
 
 
 def loaded_by(code):
@@ -54,7 +54,7 @@ RUN = ("--sampling-probability", "0.1", "--steps", "10")
             ("torch", "matplotlib", "dp.sampling", "dp.noise", "dp._keystream"),
         ),
         (command("calibrate", "--epsilon", "1", *RUN), ("torch", "matplotlib")),
-        ("import dp; dp.DPOptimizer", ("rich", "matplotlib", "dp.audit")),
+        ("import dp; dp.DPOptimizer", ("rich", "matplotlib", "numba", "dp.audit")),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(code, absent):

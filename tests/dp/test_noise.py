@@ -16,7 +16,8 @@ from hypothesis import given, strategies as st
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise, _gaussian, _torch_generators
 from dp.noise._chunks import _adjoining, as_vector, in_chunks
-from dp.noise._host.compiled_stage import kernel_for
+from dp.noise._host import workspace
+from dp.noise._host.compiled_stage import verified_kernel
 
 
 RNGS = ("os", "fast")
@@ -57,7 +58,7 @@ def test_no_sums_and_empty_sums_are_legal(rng):
 @pytest.mark.parametrize(
     "stddev", [-1.0, -1e-300, math.nan, math.inf, -math.inf, True, "1", None]
 )
-def test_a_stddev_that_is_not_a_number_of_at_least_zero_is_refused(stddev):
+def test_an_invalid_stddev_is_refused(stddev):
     """The value is named, and nothing was added."""
     sums = torch.zeros(3)
 
@@ -342,7 +343,7 @@ def test_threads_share_the_work_and_no_key(monkeypatch, kernel, num_threads):
     """
     if kernel is not None:
         pytest.importorskip(kernel)
-        kernel = kernel_for(1 << 30)
+        kernel = verified_kernel()
     monkeypatch.setattr(_gaussian, "kernel_for", lambda _: kernel)
     keys = []
     urandom = os.urandom
@@ -377,3 +378,25 @@ def test_a_keystream_cannot_be_copied():
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             duplicate(Keystream())
+
+
+def test_memory_for_temporaries_has_one_user_at_a_time():
+    """Random bits of two threads in the same memory would be equal, or torn."""
+    mine = workspace.borrow()
+    workspace.give_back(mine)
+    borrowed = [workspace.borrow() for _ in range(3)]
+
+    assert borrowed[0] is mine
+    assert len(set(map(id, borrowed))) == 3
+
+
+def test_memory_for_temporaries_is_kept_while_it_is_long_enough():
+    """By name and type; a longer vector gets new memory."""
+    arrays = workspace.Workspace()
+    first = arrays.array("words", 10, np.uint16)
+
+    assert arrays.array("words", 7, np.uint16).base is first.base
+    assert len(arrays.array("words", 7, np.uint16)) == 7
+    assert not np.shares_memory(first, arrays.array("points", 10, np.uint16))
+    assert not np.shares_memory(first, arrays.array("words", 10, np.uint8))
+    assert not np.shares_memory(first, arrays.array("words", 11, np.uint16))

@@ -186,7 +186,9 @@ def test_a_kernel_that_writes_anything_else_is_not_used(kernel):
         words[16 * 150 + 3] ^= 1 << 20
 
     kernel.write_blocks = wrong
-    with pytest.warns(RuntimeWarning, match="drawn on the host.*is not OpenSSL's"):
+    with pytest.warns(
+        RuntimeWarning, match="drawn on the host.*differs from OpenSSL's"
+    ):
         assert chacha.kernel_on(CUDA) is None
 
 
@@ -235,7 +237,9 @@ def test_a_rounding_kernel_that_errs_anywhere_is_not_used(rounding_kernel, chang
             words_N[is_left_N.nonzero()[-1]] += 1
 
     rounding_kernel.round_in_float32 = wrong
-    with pytest.warns(RuntimeWarning, match="as safe and slower.*not those of torch"):
+    with pytest.warns(
+        RuntimeWarning, match="as safe and slower.*differ from those of torch"
+    ):
         assert float32_stage.rounding_kernel_on(CPU, write_blocks) is None
 
 
@@ -284,7 +288,9 @@ def test_decision_kernels_that_err_anywhere_are_not_used(decision_kernel, change
         decision_kernel.write_tails = wrong_tails
     else:
         decision_kernel.round_in_float64 = wrong_rounding
-    with pytest.warns(RuntimeWarning, match="refined in many operations.*not those of"):
+    with pytest.warns(
+        RuntimeWarning, match="refined in many operations.*differ from those of"
+    ):
         assert float64_stage.last_stage_on(CPU) is None
 
 

@@ -206,7 +206,7 @@ def test_candidates_are_decided_some_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
-def test_the_last_resort_leaves_what_is_no_number(x):
+def test_the_last_resort_leaves_nan_and_infinity(x):
     """An overflowed sum stays one, in the rarest of tails as well."""
     lattice = Lattice.on(CPU, 1.7)
 

@@ -18,7 +18,7 @@ from hypothesis import given, strategies as st
 from dp import _tuning
 from dp.noise import GaussianNoise, _gaussian
 from dp.noise._host import compiled_stage
-from dp.noise._host.compiled_stage import Vectors, kernel_for
+from dp.noise._host.compiled_stage import Vectors, kernel_for, verified_kernel
 
 
 KERNEL = "dp.noise._host.kernels.rounding"
@@ -69,9 +69,9 @@ def write(where, values):
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    compiled_stage._verified_kernel.cache_clear()
+    compiled_stage.verified_kernel.cache_clear()
     yield
-    compiled_stage._verified_kernel.cache_clear()
+    compiled_stage.verified_kernel.cache_clear()
 
 
 def stand_in():
@@ -95,15 +95,15 @@ def kernel(request):
     if request.param == "stand-in":
         return stand_in()
     pytest.importorskip("numba")
-    return kernel_for(1 << 30)
+    return verified_kernel()
 
 
 def test_a_kernel_that_does_what_numpy_does_is_used(module):
     """It is compared once in a process."""
-    assert kernel_for(1 << 30) is module
+    assert verified_kernel() is module
 
     module.round_ = None
-    assert kernel_for(1 << 30) is module
+    assert verified_kernel() is module
 
 
 def a_wrong_result(sums, **_):
@@ -160,7 +160,7 @@ def test_a_kernel_that_forgets_an_element_is_not_used(module):
     module.round_ = lambda *arguments: round_(*arguments) - 1
     refuses(module)
 
-    compiled_stage._verified_kernel.cache_clear()
+    compiled_stage.verified_kernel.cache_clear()
     module.round_ = round_
     module.write = lambda where, values: write(where[:-1], values[:-1])
     refuses(module)
@@ -170,8 +170,8 @@ def refuses(module):
     """The kernel is not used, and a warning says so once."""
     assert sys.modules[KERNEL] is module
     with pytest.warns(RuntimeWarning, match="as safe and slower.*from those of numpy"):
-        assert kernel_for(1 << 30) is None
-    assert kernel_for(1 << 30) is None
+        assert verified_kernel() is None
+    assert verified_kernel() is None
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(module):
@@ -182,22 +182,24 @@ def test_a_kernel_that_does_not_compile_is_not_used(module):
 
     module.round_ = broken
     with pytest.warns(RuntimeWarning, match="on the host.*Numba needs NumPy"):
-        assert kernel_for(1 << 30) is None
+        assert verified_kernel() is None
 
 
 def test_without_numba_there_is_no_kernel(module, monkeypatch):
     """No warning: there is nothing that could be used."""
     monkeypatch.setattr(compiled_stage, "find_spec", lambda _: None)
 
-    assert kernel_for(1 << 30) is None
+    assert verified_kernel() is None
     assert module.round_ is round_
 
 
 def test_little_noise_does_not_load_numba(module):
     """Seconds of compiling pay for large models; what is loaded is always used."""
-    assert kernel_for(_tuning.FEWEST_FOR_NUMBA - 1) is None
-    assert kernel_for(_tuning.FEWEST_FOR_NUMBA) is module
-    assert kernel_for(1) is module
+    half = torch.zeros(_tuning.FEWEST_FOR_NUMBA // 2)
+
+    assert kernel_for([half, half[1:]]) is None
+    assert kernel_for([half, half]) is module
+    assert kernel_for([half[:1]]) is module
 
 
 def test_memory_that_is_not_dense_on_the_host_has_no_address():
@@ -239,7 +241,7 @@ def test_under_one_key_the_noise_is_numpys(sizes, stddev, dtype, block, seed):
         by_numpy = noised(tensors, None, patch, stddev=stddev)
         kernels = [stand_in()]
         if "numba" in LOADED:
-            kernels.append(kernel_for(1 << 30))
+            kernels.append(verified_kernel())
         for kernel in kernels:
             by_kernel = noised(tensors, kernel, patch, stddev=stddev)
             assert all(map(torch.equal, by_numpy, by_kernel))

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from dp import _tuning
 from dp.noise import GaussianNoise
 from dp.noise._host import exact, float32_stage, lattice, rounded as rounded_module
-from dp.noise._host.compiled_stage import kernel_for
+from dp.noise._host.compiled_stage import verified_kernel
 from dp.noise._host.float32_stage import NumpyFloat32
 from dp.noise._host.lattice import Lattice
 from dp.noise._host.rounded import RoundedGaussian
@@ -108,7 +108,7 @@ def kernel_of(way):
     if way == "numpy":
         return None
     pytest.importorskip("numba")
-    return kernel_for(1 << 30)
+    return verified_kernel()
 
 
 def rounded(x, stddev, source, *, way="numpy", block=None):

@@ -84,7 +84,7 @@ def test_the_update_is_the_wrapped_optimizers_own(make_plan, name, variant):
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_the_rest_is_refused_by_name(make_plan, name):
+def test_every_other_optimizer_of_torch_is_refused_by_name(make_plan, name):
     """Every optimizer of torch is in one of the two tables."""
     inner = getattr(torch.optim, name)([nn.Parameter(torch.zeros(1))])
 

@@ -274,7 +274,8 @@ def test_a_micro_batch_that_failed_half_way_leaves_no_half_sum(make_run, monkeyp
 
     def run_out_of_memory(*args, **kwargs):
         add_weighted_sum(*args, **kwargs)
-        raise RuntimeError("out of memory")
+        if kwargs["beta"]:  # To sums that there are.
+            raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(PerSampleGradients, "add_weighted_sum", run_out_of_memory)

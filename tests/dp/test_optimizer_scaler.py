@@ -43,7 +43,7 @@ def scaled_step(run, batch, scaler, *, unscale=False, micro_batches=1):
     [torch.optim.SGD, torch.optim.Adam, fused],
     ids=["SGD", "Adam", "fused"],
 )
-def test_the_result_is_that_without_a_scaler(
+def test_a_scaler_does_not_change_the_result(
     make_run, optimizer, micro_batches, unscale
 ):
     """To the bit: scales are powers of two, and are gone before clipping.

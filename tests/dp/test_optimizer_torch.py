@@ -89,7 +89,7 @@ def test_a_redundancy_free_optimizer_goes_inside(make_run, process_group):  # no
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_redundancy_free_optimizer_goes_not_around(make_run):
+def test_a_redundancy_free_optimizer_cannot_go_around(make_run):
     """Also on one process, where it would train: its checkpoints have no ledger."""
     run = make_run()
     kind = dp.wrap_class(torch.optim.SGD, plan=run.optimizer.plan, loader=run.loader)

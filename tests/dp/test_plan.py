@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import dp
-from dp import PoissonSampling, Unamplified
+from dp import PoissonSampling, Schedule, TruncatedPoissonSampling, Unamplified
 from dp.accounting import Release, epsilon
 
 
@@ -145,3 +145,31 @@ def test_plan_for_refuses_what_no_plan_can_be(change, told):
     }
     with pytest.raises(ValueError, match=told):
         dp.plan_for(**{**good, **change})
+
+
+@pytest.mark.parametrize("norm", [1e-19, 1e19, Schedule([(2, 1.0), (2, 1e-20)])])
+def test_norms_whose_squares_are_no_numbers_are_refused(make_plan, norm):
+    """Below them clipping would not bound anything, by a schedule or not."""
+    with pytest.raises(ValueError, match=r"max_grad_norm must be in \[1e-18, 1e\+18\]"):
+        make_plan(max_grad_norm=norm)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_delta": 0.3},
+        {"target_delta": 1e-2, "expected_batch_size": 50.0},
+        {"target_delta": 0.1, "sampling": Unamplified()},
+        {
+            "target_delta": 1e-3,
+            "neighboring_relation": "zero_out",
+            "sampling": TruncatedPoissonSampling(
+                sampling_probability=0.5, max_batch_size=800, dataset_size=1000
+            ),
+        },
+    ],
+)
+def test_a_delta_that_permits_publishing_an_example_is_warned_of(make_plan, changes):
+    """It is one over the number of examples or more, as the public numbers have it."""
+    with pytest.warns(UserWarning, match="permits publishing an example outright"):
+        make_plan(**changes)

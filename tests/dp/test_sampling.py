@@ -84,7 +84,7 @@ WORKERS = [
 
 
 @pytest.mark.parametrize("workers", WORKERS, ids=["none", "two", "persistent"])
-def test_the_ticket_is_that_of_the_batch_yielded_last(workers):
+def test_the_ticket_belongs_to_the_batch_yielded_last(workers):
     """However many batches are loaded ahead, count and batch agree; serials rise."""
     loader = make_loader(sampling_probability=0.05, steps=30, **workers)
     serials, sizes = [], []

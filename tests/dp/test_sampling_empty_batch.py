@@ -151,7 +151,7 @@ def test_a_part_without_a_batch_axis_is_refused(collate_fn):
         empty_batch([1.5, 2.5], collate_fn)
 
 
-def test_a_dataset_of_nobody_needs_an_explicit_empty_batch():
+def test_an_empty_dataset_needs_an_explicit_empty_batch():
     """There is no example to tell a shape from, but a run may still be made."""
     arguments = {"sampling_probability": 0.5, "steps": 2}
     with pytest.raises(ValueError, match="pass empty_batch="):

@@ -56,7 +56,7 @@ def test_a_function_of_the_step_is_evaluated_at_once():
         ([(1, -1.0)], "value_of_a_phase must be >= 0 and finite, got -1.0"),
     ],
 )
-def test_a_schedule_that_is_none_is_refused(phases, told):
+def test_an_invalid_schedule_is_refused(phases, told):
     """The message names the number and its value."""
     with pytest.raises(ValueError, match=told):
         Schedule(phases)
@@ -190,7 +190,7 @@ def test_a_norm_that_changes_within_a_batch_is_refused(make_run):
     assert run.optimizer.ledger.steps == 0
 
 
-def test_a_rule_of_ones_own_is_scaled_with_the_norm(make_plan):
+def test_a_custom_rule_is_scaled_with_the_norm(make_plan):
     """The factor is the rule's own, for a norm in the rule's own unit."""
     rule = FlatClipping(max_grad_norm=4.0)
     plan = make_plan(

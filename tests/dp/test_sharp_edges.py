@@ -170,7 +170,7 @@ def test_inputs_by_keyword_count():
     assert_exact(losses, list(model.parameters()))
 
 
-def test_positions_are_no_batch_even_where_they_are_as_many():
+def test_positions_are_not_taken_for_examples_where_they_are_as_many():
     """A table of positions, looked up once for all, at a batch as large as it is long."""
     words, positions, head = nn.Embedding(9, 3), nn.Embedding(5, 3), nn.Linear(3, 1)
     hidden = words(torch.randint(9, (5, 5))) + positions(torch.arange(5))
@@ -246,7 +246,7 @@ def test_a_scalar_parameter_is_a_layer(make_plan):
     assert scale.grad.item() == pytest.approx(0.5 / 10, rel=1e-5)
 
 
-def test_a_released_gradient_is_nobody_elses(make_run):
+def test_a_released_gradient_shares_no_memory(make_run):
     """What is done to it in place reaches no later release."""
     run = make_run(
         noise_multiplier=0.0, sampling=PoissonSampling(sampling_probability=1.0)

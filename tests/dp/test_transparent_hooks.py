@@ -192,7 +192,7 @@ def test_torch_never_rewrites_step_on_the_class(make_run):
     assert state["param_groups"][0]["lr"] == 0.1
 
 
-def test_a_step_argument_that_is_no_closure_is_refused(make_run):
+def test_a_step_argument_that_is_not_callable_is_refused(make_run):
     """Before anything is charged: a gradient handed over would not be private."""
     run = make_run()
     run.optimizer.backward(run.losses(next(iter(run.loader))))

@@ -193,6 +193,16 @@ def through_a_generic_base():
     return Car
 
 
+def below_a_bound_base():
+    class Middle(Wrapper[Engine]):
+        pass
+
+    class Car(Middle, forward="start rpm"):
+        pass
+
+    return Car
+
+
 def words():
     class Car(Forwarding, to="engine", forward="rpm", methods="start"):
         def __init__(self, engine):
@@ -216,6 +226,7 @@ MAKERS = [
     quoted,
     second_parameter,
     through_a_generic_base,
+    below_a_bound_base,
     words,
 ]
 ANNOTATIONS = [

@@ -1,6 +1,8 @@
 """A base ``__init__`` that writes forwarded names does not overwrite the owner."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from hypothesis import given, strategies as st
@@ -404,3 +406,32 @@ def test_threads_that_build_wrappers_do_not_mix_up_their_targets():
         thread.join()
 
     assert [owner.lr for owner in owners] == list(range(8))
+
+
+def test_a_class_that_preserved_can_be_freed():
+    """Nothing that is kept about its setters keeps it."""
+    cls = wrapping("lr", lambda _: None)
+    cls(Computed())
+    reference = weakref.ref(cls)
+    del cls
+    gc.collect()
+
+    assert reference() is None
+
+
+def test_an_alias_of_a_setter_is_switched_once_more():
+    """Two names, one function: the plain code comes back when the last block ends."""
+
+    class Twice(Forwarding):
+        lr = Forwarded(to="inner", kind="data")
+        rate = None
+
+    Twice.rate = Twice.lr
+    twice = Twice()
+    twice.inner = Owner(lr=1)
+    plain = Twice.lr.fset.__code__
+    with preserved(twice):
+        twice.rate = 2
+
+    assert twice.inner.lr == 1
+    assert Twice.lr.fset.__code__ is plain

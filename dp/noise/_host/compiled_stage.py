@@ -10,7 +10,7 @@ which of them ran cannot be told from a result.
 Shapes: ``T`` vectors, ``N`` elements of a block, ``C`` of them that stay undecided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ from dp.noise._host.workspace import Workspace
 from dp.noise._load_kernel import load_verified_kernel
 
 
-__all__ = ("CompiledFloat32", "Kernel", "Vectors", "kernel_for")
+__all__ = ("CompiledFloat32", "Kernel", "Vectors", "kernel_for", "verified_kernel")
 
 _CHECKED: Final = (1 << 16) + 77  # Elements: each cell of the table.
 _CHECKED_SIZES: Final = (1, 0, 1000, 513, 255, _CHECKED - 1769)
@@ -128,19 +128,20 @@ class CompiledFloat32:
         self._kernel.write(left.where, values_C.astype(x.dtype))
 
 
-def kernel_for(num_elements: int) -> Kernel | None:
+def kernel_for(sums: Iterable[Tensor]) -> Kernel | None:
     """Return a verified kernel, or None where numba is missing or not worth loading.
 
     If there is a kernel that cannot be used, a warning says why.
     """
-    is_loaded = _verified_kernel.cache_info().currsize > 0
-    if num_elements < _tuning.FEWEST_FOR_NUMBA and not is_loaded:
+    is_loaded = verified_kernel.cache_info().currsize > 0
+    if not is_loaded and sum(map(Tensor.numel, sums)) < _tuning.FEWEST_FOR_NUMBA:
         return None
-    return _verified_kernel()
+    return verified_kernel()
 
 
 @lru_cache
-def _verified_kernel() -> Kernel | None:
+def verified_kernel() -> Kernel | None:
+    """Return the kernel if numba is installed and it does what numpy does."""
     if find_spec("numba") is None:
         return None
     kernel = load_verified_kernel(

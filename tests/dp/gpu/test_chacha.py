@@ -70,7 +70,7 @@ def test_blocks_are_those_of_the_rfc(write_blocks):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is slow")
-def test_a_long_stream_is_that_of_openssl(write_blocks):
+def test_a_long_stream_equals_openssls(write_blocks):
     """Four million blocks at once, which OpenSSL counts by itself."""
     key, num_blocks = os.urandom(32), 4_000_037
     blocks = drawn(write_blocks, key, 0, num_blocks)

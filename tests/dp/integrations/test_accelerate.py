@@ -253,7 +253,9 @@ def test_reading_one_batch_ahead_is_refused(make_script):
     assert script.optimizer.ledger.steps == 0
 
 
-def test_ones_own_loader_needs_no_ticket(make_script, make_accelerator):
+def test_another_loader_needs_no_ticket_without_amplification(
+    make_script, make_accelerator
+):
     """An unamplified plan takes accelerate's loaders, which read one batch ahead."""
     script = make_script()
     accelerator = make_accelerator()

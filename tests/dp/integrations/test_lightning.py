@@ -342,7 +342,7 @@ def test_several_private_optimizers_are_logged_by_number(make_script, make_train
     )
 
 
-def test_ones_own_loader_accumulates_as_the_plan_says(make_script, make_trainer):
+def test_another_loader_accumulates_as_the_plan_says(make_script, make_trainer):
     """Lightning's loaders serve an unamplified plan; the numbers must agree."""
     script = make_script()
     plan = type(script.plan)(

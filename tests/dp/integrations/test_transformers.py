@@ -557,7 +557,7 @@ def test_bfloat16_trains_with_the_noise_of_float32(arguments, witness_of):
     assert witness.spreads == pytest.approx([10 / 6] * 6, rel=0.25)
 
 
-def test_ones_own_batches_need_no_ticket(arguments):
+def test_batches_from_another_loader_need_no_ticket_without_amplification(arguments):
     """An unamplified plan leaves sampling to the Trainer, and charges for it."""
     trainer = PrivateTrainer(
         llama(),
@@ -575,7 +575,7 @@ def test_ones_own_batches_need_no_ticket(arguments):
     assert (release.sampling_probability, release.count) == (1.0, 4)
 
 
-def test_a_loss_of_ones_own_is_a_vector(arguments):
+def test_a_custom_loss_is_a_vector(arguments):
     """``compute_loss_func`` gets the outputs, as ever, and returns one an example."""
     calls = []
 
@@ -597,7 +597,7 @@ def test_a_loss_of_ones_own_is_a_vector(arguments):
     assert trainer.private_optimizer.ledger.steps == 1
 
 
-def test_a_trainer_of_ones_own_becomes_private(arguments):
+def test_a_custom_trainer_becomes_private(arguments):
     """Its overrides go on working below the private ones."""
 
     class Own(Trainer):
@@ -622,7 +622,7 @@ def test_a_trainer_of_ones_own_becomes_private(arguments):
     assert trainer.private_optimizer.was_made_here
 
 
-def test_a_scalar_loss_of_ones_own_is_refused(arguments):
+def test_a_custom_scalar_loss_is_refused(arguments):
     """It has lost the examples: nothing can be clipped, and the step says so."""
 
     class Scalar(PrivateTrainer):

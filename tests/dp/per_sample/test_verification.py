@@ -132,6 +132,19 @@ def test_a_hook_that_is_not_linear_and_mixes_is_found():
         run_on()
 
 
+def test_norms_alone_find_a_hook(monkeypatch):
+    """Three of four later verifications compare no sums."""
+    model, engine = net(12, 16, 3), Engine(verification=Verification(first=1, every=1))
+    parameters = [*model.parameters()]
+    engine.gradients(hooked_losses(model, None), parameters)
+    monkeypatch.setattr("secrets.randbelow", lambda bound: bound - 1)
+    engine.gradients(hooked_losses(model, None), parameters)
+
+    losses = hooked_losses(model, MIXING["centred"])
+    with pytest.raises(SampleMixingError, match="by their norms"):
+        engine.gradients(losses, parameters)
+
+
 def mixed_up(rule):
     return replace(rule, parts=lambda site, grad: rule.parts(site, grad.roll(1, 0)))
 
