@@ -40,7 +40,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 7850
+MOST_LINES = 8050
 
 PLANNED = {
     "gradients": "Gradient rules, layers that are served together, and the parts that norms and sums come from."
@@ -137,6 +137,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_graph/uses.py": Claim("A use is described by what its node keeps.", (_GRAPHS + "another_input_that_needs_a_gradient_is_another_graph",)),
         "dp/per_sample/_graph/untracked_inputs.py": Claim("What a node holds without an edge in the graph is compared between batches.", (_MIXING + "what_all_examples_share_may_not_change", _MIXING + "losses_scaled_by_a_tensor_of_one_element_are_refused")),
         "dp/per_sample/_graph/public.py": Claim("Only a declared tensor, a view of it or a copy with equal values counts as public.", (_MIXING + "what_all_examples_share_may_be_public", _APART + "a_tensor_that_is_not_public_does_not_become_so")),
+        "dp/per_sample/_taken_over.py": Claim("What a rule hands on in place of its node is what the node would have handed on.", ("dp/per_sample/test_operations.py::test_fused_lstm_in_the_middle_of_a_model", "dp/per_sample/test_operations.py::test_fused_lstm_whose_inputs_are_read_elsewhere_too")),
         "dp/per_sample/_known_graphs.py": Claim("Every batch passes all checks of data, shared tensors and flags, whether its graph was known or not.", (_APART + "rows_that_begin_to_move_are_noticed", _MIXING + "what_all_examples_share_may_not_change")),
         "dp/per_sample/_isolation/known_graph.py": Claim("A graph that is taken for a known one keeps nothing that the known one did not keep.", (_GRAPHS + "what_looks_alike_is_not", _OWNERS + "static_rules_read_only_what_a_known_graph_is_compared_by")),
         "dp/per_sample/_isolation/analysis.py": Claim("A use that has a row of several units is refused, and every node's flags are looked at.", (_MIXING + "losses_that_mix_examples_are_refused", _APART + "a_gate_over_the_batch_counts_as_open")),

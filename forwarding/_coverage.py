@@ -105,10 +105,9 @@ def public_names(target: object) -> tuple[str, ...]:
     """Return the public names of an object, or of the instances of a class."""
     if isinstance(target, type):
         return tuple(name for name in members(target) if not name.startswith("_"))
-    known = members(type(target))
     # Not hasattr(): it would run every property of a target that may be expensive.
     # dir() lists what __dict__, slots and a __dir__ of its own tell, as of a module.
-    present = {*dir(target), *known} - _unset(target, known)
+    present = {*dir(target), *_had(target)}
     return tuple(sorted(name for name in present if _is_public(name)))
 
 
@@ -116,15 +115,17 @@ def _is_public(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and not name.startswith("_")
 
 
-def _unset(target: object, known: Mapping[str, Any]) -> set[str]:
-    """Return the names that only other instances have: assigned under an ``if``."""
+def _had(target: object) -> Iterator[str]:
+    """Yield what the class lists and this instance has, whatever its ``dir`` says.
+
+    Not what only other instances have: assigned under an ``if``, or annotated.
+    """
     own = getattr(target, "__dict__", {})
     cls = type(target)
-    return {
-        name
-        for name in known
-        if static_attribute(cls, name) is None and name not in own
-    }
+    for name in members(cls):
+        # The value does not matter: spec = None is an attribute too.
+        if name in own or any(name in vars(base) for base in cls.__mro__):
+            yield name
 
 
 class _View:

@@ -25,7 +25,7 @@ from forwarding._targets import (
 from forwarding.exceptions import ForwardingError
 
 
-__all__ = ("Declaration", "install", "refuse_in_place")
+__all__ = ("Declaration", "install", "only_target", "refuse_in_place")
 
 
 _SAY_NOTHING: Final[tuple[Any, ...]] = (object, typing.Generic, Protocol)
@@ -124,7 +124,7 @@ def _resolved(
             )
         register(cls, root)
         return path, ()
-    places = declaration.places or ((_only_target(cls, name),),)
+    places = declaration.places or ((only_target(cls, name),),)
     end = (name,) if declaration.ends_in_owner else ()
     first, *others = (_mangled(cls, place) + end for place in places)
     return first, tuple(others)
@@ -137,7 +137,8 @@ def _mangled(cls: type, path: tuple[Part, ...]) -> tuple[Part, ...]:
     return (root, *path[1:])
 
 
-def _only_target(cls: type, name: str) -> str:
+def only_target(cls: type, name: str) -> str:
+    """Return the target of a declaration that names none."""
     names = target_names(cls)
     if len(names) != 1:
         raise ForwardingError(

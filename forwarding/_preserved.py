@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, final
 from forwarding._build import Switch, decide, switches
 from forwarding._dynamic import is_built
 from forwarding._path import Item, Part, spelled_path, step
-from forwarding._record import Spec, forwarded_attributes
+from forwarding._read_only import Gate, gates
+from forwarding._record import Spec, forwarded_attributes, undecided_names
 from forwarding._recording import MISSING, Unreadable, Writes, recorders
 from forwarding.exceptions import ForwardingError
 
@@ -50,33 +51,44 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
           raises or binds another target. A name that an owner did not have is
           deleted again.
         * Attributes that the block does not write are neither read nor written.
+        * A write that the declaration (``set=False``) or the owner (a property without
+          a setter, a frozen dataclass) would refuse is dropped, and no error.
         * What an accessor of your own writes (``@x.setter``) is not undone.
     """
 
-    __slots__ = ("_switches", "_wrapper", "_writes")
+    __slots__ = ("_gates", "_switches", "_wrapper", "_writes")
 
     def __init__(self, wrapper: object, /) -> None:
         self._wrapper = wrapper
         self._writes = Writes(wrapper)
         self._switches: list[tuple[FunctionType, Switch]] = []
+        self._gates: list[Gate] = []
 
     def __enter__(self) -> None:
         cls = type(self._wrapper)
-        for name, spec in _data(cls).items():
-            if is_built(self._wrapper, str(spec.path[0])):
-                step(self._wrapper, spec.path[0])  # Raises here if it is not bound.
+        data = _data(cls)
+        roots = {str(spec.path[0]): spec.path[0] for spec in data.values()}
+        built = {root for root in roots if is_built(self._wrapper, root)}
+        for root in built:
+            step(self._wrapper, roots[root])  # Raises here if it is not bound.
+        for name in undecided_names(cls) & data.keys():
+            if str(data[name].path[0]) in built:
                 decide(self._wrapper, name)
-        self._switches = [
-            switch for name in _data(cls) for switch in switches(cls, name).items()
-        ]
+                data = _data(cls)  # It may have turned out to be a method.
+        self._switches = [s for name in data for s in switches(cls, name).items()]
+        self._gates = [gate for name in data for gate in gates(cls, name)]
         self._writes = Writes(self._wrapper)
         recorders.append(self._writes)
         for function, switch in self._switches:
             switch.turn(function, by=1)
+        for gate in self._gates:
+            gate.turn(by=1)
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         for function, switch in self._switches:
             switch.turn(function, by=-1)
+        for gate in self._gates:
+            gate.turn(by=-1)
         recorders.remove(self._writes)
         failures = [
             failure
@@ -95,12 +107,9 @@ class preserved:  # noqa: N801 -- Read as a verb: with preserved(self).
 
 
 def _data(cls: type) -> dict[str, Spec]:
-    """Return what may be written through a wrapper."""
-    return {
-        name: spec
-        for name, spec in forwarded_attributes(cls).items()
-        if spec.kind == "data" and (spec.set or spec.delete)
-    }
+    """Return what a base may try to write through a wrapper."""
+    specs = forwarded_attributes(cls).items()
+    return {name: spec for name, spec in specs if spec.kind == "data"}
 
 
 def _put_back(owner: Any, part: Part, value: Any) -> str:

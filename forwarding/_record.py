@@ -9,6 +9,7 @@ reload, where a registry keyed by class, or code recognised by its file name, do
 
 import functools
 from collections.abc import Iterator, Mapping
+from operator import is_
 from types import FunctionType, MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -29,8 +30,11 @@ __all__ = (
     "record_of",
     "spec_in",
     "spec_of",
+    "undecided_names",
     "undecorated",
 )
+
+_Snapshot: TypeAlias = tuple[tuple[str, ...], tuple[Any, ...]]
 
 Kind: TypeAlias = Literal[
     "data",
@@ -110,11 +114,13 @@ class Record:
         "composed",
         "excepted",
         "failure",
+        "gates",
         "interfaces",
         "known_types",
         "namespace",
         "resolvers",
         "said_data",
+        "seen",
         "specs",
         "targets",
         "undecided",
@@ -138,12 +144,16 @@ class Record:
         self.composed: set[str] = set()
         # What the generated functions of the class share as their globals.
         self.namespace: dict[str, Any] = {}
+        # What drops writes to its read-only names; see forwarding._read_only.
+        self.gates: dict[str, Any] = {}
+        # The answer of forwarded_attributes(), and the class as it was then.
+        self.seen: tuple[_Snapshot, Mapping[str, Spec]] | None = None
         # Raised once the class is complete; CPython 3.11 would wrap it earlier.
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process only."""
-        local = ("namespace", "failure", "known_types")
+        local = ("namespace", "failure", "gates", "known_types", "seen")
         return {
             name: getattr(self, name) for name in self.__slots__ if name not in local
         }
@@ -167,6 +177,12 @@ def record_in(cls: type) -> Record | None:
     """Return the record of this very class, None if it declares nothing."""
     record = cls.__dict__.get("__forwarding__")
     return record if isinstance(record, Record) else None
+
+
+def undecided_names(cls: type) -> set[str]:
+    """Return the names that count as data for want of better knowledge."""
+    records = filter(None, map(record_in, cls.__mro__))
+    return {name for record in records for name in record.undecided}
 
 
 def mark(function: FunctionType, spec: Spec) -> None:
@@ -241,6 +257,17 @@ def forwarded_attributes(cls: type) -> Mapping[str, Spec]:
             "forwarded_attributes() takes a class, got an instance of "
             f"{type(cls).__name__}; pass type(wrapper)"
         )
+    record = record_in(cls)
+    if record is None:
+        return _forwarded(cls)
+    now = _snapshot(cls)
+    # A class that is written to is read anew, also where nothing could intercept it.
+    if record.seen is None or not _are_same(record.seen[0], now):
+        record.seen = (now, _forwarded(cls))
+    return record.seen[1]
+
+
+def _forwarded(cls: type) -> Mapping[str, Spec]:
     specs: dict[str, Spec] = {}
     for base in reversed(cls.__mro__):
         for name, attribute in vars(base).items():
@@ -250,6 +277,26 @@ def forwarded_attributes(cls: type) -> Mapping[str, Spec]:
             else:
                 specs.pop(name, None)
     return MappingProxyType(specs)
+
+
+def _snapshot(cls: type) -> _Snapshot:
+    """Return all names and attributes of a class and its bases, and the bases."""
+    names: list[str] = []
+    attributes: list[Any] = [*cls.__mro__]
+    for base in cls.__mro__:
+        names += vars(base)
+        attributes += vars(base).values()
+    return tuple(names), tuple(attributes)
+
+
+def _are_same(before: _Snapshot, now: _Snapshot) -> bool:
+    # By identity: that attributes are equal is not asked, it could run their __eq__.
+    (names, attributes), (names_now, attributes_now) = before, now
+    return (
+        names == names_now
+        and len(attributes) == len(attributes_now)
+        and all(map(is_, attributes, attributes_now))
+    )
 
 
 def _spec_in(cls: type, name: str, attribute: object) -> Spec | None:

@@ -43,17 +43,36 @@ recorders: Final[list[Writes]] = []
 """The blocks that run now. A list, which CPython tests for emptiness fastest."""
 
 
-def note_write(wrapper: object, name: str) -> None:
-    """Report to the blocks of ``wrapper`` that ``name`` is about to change."""
+def note_write(wrapper: object, name: str, *, deletes: bool = False) -> bool:
+    """Report to the blocks of ``wrapper`` that ``name`` is about to change.
+
+    Returns:
+        Whether the caller must not write, because the owner would refuse: what is
+        undone in any case need not be done.
+    """
     blocks = [block for block in recorders if block.wrapper is wrapper]
     if not blocks:
-        return
+        return False
     spec = inherited_spec(type(wrapper), name)
+    part = spec.path[-1]
     owner = spec.find_owner(wrapper)
     owners = tuple(owner) if spec.lens and spec.lens.each else (owner,)
+    if all(_is_read_only(one, part, deletes=deletes) for one in owners):
+        return True
     for block in blocks:
         for one in owners:
-            block.note(one, spec.path[-1])
+            block.note(one, part)
+    return False
+
+
+def _is_read_only(owner: Any, part: Part, *, deletes: bool) -> bool:
+    if isinstance(part, Item):
+        return False
+    attribute = static_attribute(type(owner), part)
+    if isinstance(attribute, property):
+        return (attribute.fdel if deletes else attribute.fset) is None
+    parameters = getattr(type(owner), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
 
 
 def _value(owner: Any, part: Part) -> Any:

@@ -118,12 +118,12 @@ def _property(shape: Shape) -> Iterator[str]:
     if shape.spec.set:
         yield f"@{shape.name}.setter"
         yield f"def {shape.name}(self, value):"
-        yield from _noted(shape)
+        yield from _noted(shape, "")
         yield from _body(shape, _writing(shape))
     if shape.spec.delete:
         yield f"@{shape.name}.deleter"
         yield f"def {shape.name}(self):"
-        yield from _noted(shape)
+        yield from _noted(shape, ", deletes=True")
         yield from _body(shape, _each(shape, f"del {_access(shape)}"))
 
 
@@ -172,10 +172,11 @@ def _writing(shape: Shape) -> list[str]:
     return [question, *(f"{_INDENT}{line}" for line in lines)]
 
 
-def _noted(shape: Shape) -> list[str]:
+def _noted(shape: Shape, how: str) -> list[str]:
     if not shape.is_recorded:
         return []
-    return [f"{_INDENT}if recorders:", f'{_INDENT * 2}note_write(self, "{shape.name}")']
+    is_in_vain = f'note_write(self, "{shape.name}"{how})'
+    return [f"{_INDENT}if recorders and {is_in_vain}:", f"{_INDENT * 2}return"]
 
 
 def _each(shape: Shape, line: str) -> list[str]:

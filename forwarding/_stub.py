@@ -10,7 +10,10 @@ find them, overloads and inferred attributes included, as SQLAlchemy's generated
 import ast
 import importlib
 import inspect
+import re
+import tokenize
 from collections.abc import Iterator
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -48,19 +51,25 @@ def stub(module: str, *, write: bool) -> bool:
         Whether it was up to date already.
 
     Raises:
-        ForwardingError: The module has no source file.
+        ForwardingError: The module has no source file, or the end of a generated
+            part is gone from it.
+
+    Guarantees:
+        Encoding, ends of lines and indentation stay those of the file.
     """
     loaded = importlib.import_module(module)
     filename = inspect.getsourcefile(loaded)
     if filename is None:
         raise ForwardingError(f"{module} has no source file to write into")
     path = Path(filename)
-    before = path.read_text(encoding="utf-8")
+    with path.open("rb") as file:
+        encoding, _ = tokenize.detect_encoding(file.readline)
+    before = path.read_bytes().decode(encoding)
     after = stubbed(before, loaded)
     # A formatter may have put blank lines around the generated parts.
     is_same = _stripped(after) == _stripped(before)
     if write and not is_same:
-        path.write_text(after, encoding="utf-8")
+        path.write_bytes(after.encode(encoding))
     return is_same
 
 
@@ -68,20 +77,32 @@ def stubbed(source: str, module: Any) -> str:
     """Return source with a generated part that fits the classes of ``module``."""
     # Always made anew, so that running it twice changes nothing.
     source = _without_generated(source)
+    source = _with_bodies_apart(source, _declaring(ast.parse(source), module))
     tree = ast.parse(source)
-    inserts = [
-        insert
-        for node, cls in _classes(tree, module)
-        if (record := record_in(cls)) and (insert := _of_class(source, node, record))
-    ]
+    nodes = list(_declaring(tree, module))
+    inserts = [_of_class(source, node, names, record) for node, names, record in nodes]
     if inserts:
         used = "".join(insert.text for insert in inserts)
-        inserts += _imports(tree, used)
-    lines = source.splitlines(keepends=True)
-    # From the end, so that the numbers of the lines above stay right.
+        inserts += _imports(tree, used, before=min(node.lineno for node, *_ in nodes))
+    lines = _lines(source)
+    end = _end_of_line(source)
+    if inserts and not lines[-1].endswith(("\r", "\n")):
+        lines[-1] += end
+    # From the end, so that the numbers of the lines above stay right. Of two classes
+    # that end in one line, the outer one's part is put in first, so that it comes last.
     for insert in sorted(inserts, reverse=True):
-        lines.insert(insert.line, insert.text)
+        lines.insert(insert.line, insert.text.replace("\n", end))
     return "".join(lines)
+
+
+def _lines(source: str) -> list[str]:
+    """Split as Python does; splitlines() also does at a form feed and others."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", source)
+
+
+def _end_of_line(source: str) -> str:
+    found = re.search(r"\r\n|\r|\n", source)
+    return found.group() if found else "\n"
 
 
 def _stripped(source: str) -> list[str]:
@@ -90,12 +111,63 @@ def _stripped(source: str) -> list[str]:
 
 def _without_generated(source: str) -> str:
     kept, inside = [], False
-    for line in source.splitlines(keepends=True):
+    for line in _lines(source):
         inside = inside or line.strip() == _BEGIN
         if not inside:
             kept.append(line)
         inside = inside and line.strip() != _END
+    if inside:  # All that follows would be lost.
+        raise ForwardingError(
+            f"a part begins with {_BEGIN!r} and has no end; put back {_END!r} after it"
+        )
     return "".join(kept)
+
+
+def _declaring(
+    tree: ast.AST, module: Any
+) -> Iterator[tuple[ast.ClassDef, list[str], Record]]:
+    """Yield each class that forwards names which its body does not show."""
+    for node, cls in _classes(tree, module):
+        record = record_in(cls)
+        names = _hidden(node, record) if record else []
+        if record and names:
+            yield node, names, record
+
+
+def _hidden(node: ast.ClassDef, record: Record) -> list[str]:
+    defined = {name for child in node.body for name in _bound(child)}
+    # A checker takes special methods from the class; as data they would confuse it.
+    return [
+        name
+        for name in record.specs
+        if name not in defined and not name.startswith("__") and not iskeyword(name)
+    ]
+
+
+def _with_bodies_apart(
+    source: str, declaring: Iterator[tuple[ast.ClassDef, list[str], Record]]
+) -> str:
+    """Move a body that stands behind the colon to a line of its own."""
+    lines = _lines(source)
+    for node, *_ in declaring:
+        at = node.body[0].lineno - 1
+        header, body = _cut(lines[at], node.body[0].col_offset)
+        is_continued = lines[at - 1].rstrip("\r\n").endswith("\\")
+        if header.strip() or is_continued:
+            outer = _indent(lines[node.lineno - 1])
+            inner = outer + ("\t" if outer.endswith("\t") else "    ")
+            lines[at] = f"{header.rstrip()}{_end_of_line(source)}{inner}{body}"
+    return "".join(lines)
+
+
+def _cut(line: str, offset: int) -> tuple[str, str]:
+    """Cut a line in two at an offset of ast, which counts bytes."""
+    encoded = line.encode()
+    return encoded[:offset].decode(), encoded[offset:].decode()
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def _classes(
@@ -114,29 +186,23 @@ def _classes(
             yield from _classes(node, module, f"{qualname}.")
 
 
-def _of_class(source: str, node: ast.ClassDef, record: Record) -> _Insert | None:
-    defined = {name for child in node.body for name in _bound(child)}
-    names = [
-        name for name in record.specs if name not in defined and name.isidentifier()
-    ]
-    # A checker takes special methods from the class; as data they would confuse it.
-    public = [name for name in names if not name.startswith("__")]
-    if not public:
-        return None
-    origins = _Origins(source, node)
-    declared = [origins.declaration(name, record.specs[name].path) for name in public]
+def _of_class(
+    source: str, node: ast.ClassDef, names: list[str], record: Record
+) -> _Insert:
+    origins = _Origins(node)
+    declared = [origins.declaration(name, record.specs[name].path) for name in names]
     body = [*origins.targets(), *declared]
-    indent = " " * node.body[0].col_offset
-    inner = "".join(f"{indent}    {line}\n" for line in body)
-    text = f"\n{indent}{_BEGIN}\n{indent}if TYPE_CHECKING:\n{inner}{indent}{_END}\n"
-    return _Insert(node.end_lineno or node.lineno, text.removeprefix("\n"))
+    indent = _indent(_lines(source)[node.body[0].lineno - 1])
+    step = "\t" if indent.endswith("\t") else "    "
+    inner = "".join(f"{indent}{step}{line}\n" for line in body)
+    text = f"{indent}{_BEGIN}\n{indent}if TYPE_CHECKING:\n{inner}{indent}{_END}\n"
+    return _Insert(node.end_lineno or node.lineno, text)
 
 
 class _Origins:
     """Where the types of one class's forwarded names come from."""
 
-    def __init__(self, source: str, node: ast.ClassDef) -> None:
-        self._source = source
+    def __init__(self, node: ast.ClassDef) -> None:
         self._node = node
         self._used: dict[str, str] = {}
 
@@ -197,12 +263,20 @@ class _Origins:
     def _text(self, node: ast.expr) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
-        return ast.get_source_segment(self._source, node) or ast.unparse(node)
+        return ast.unparse(node)  # In one line, and without comments.
 
 
-def _imports(tree: ast.Module, used: str) -> list[_Insert]:
-    """Return the import of what the generated part needs and the module lacks."""
-    bound = {name for node in tree.body for name in _bound(node)}
+def _imports(tree: ast.Module, used: str, *, before: int) -> list[_Insert]:
+    """Return the import of what the generated part needs and the module lacks.
+
+    Args:
+        tree: The module.
+        used: The generated part.
+        before: Line of the first class that needs it.
+    """
+    # What is imported further down, as in a circle, is not there yet.
+    above = [node for node in tree.body if node.lineno < before]
+    bound = {name for node in above for name in _bound(node)}
     lines = [
         line
         for name, line in _IMPORTS.items()
@@ -211,15 +285,18 @@ def _imports(tree: ast.Module, used: str) -> list[_Insert]:
     ]
     if not lines:
         return []
-    last = max(
-        (
-            n.end_lineno or 0
-            for n in tree.body
-            if isinstance(n, ast.Import | ast.ImportFrom)
-        ),
-        default=0,
-    )
-    return [_Insert(last, "\n".join([_BEGIN, *lines, _END, ""]))]
+    imports = [n for n in above if isinstance(n, ast.Import | ast.ImportFrom)]
+    last = imports[-1].end_lineno if imports else _end_of_docstring(tree)
+    return [_Insert(last or 0, "\n".join([_BEGIN, *lines, _END, ""]))]
+
+
+def _end_of_docstring(tree: ast.Module) -> int:
+    """Return the line after which the first statement may go."""
+    first = tree.body[0]
+    if ast.get_docstring(tree) is not None:
+        return first.end_lineno or 0
+    decorators: list[ast.expr] = getattr(first, "decorator_list", [])
+    return min([first.lineno, *(node.lineno for node in decorators)]) - 1
 
 
 def _bound(node: ast.AST) -> Iterator[str]:

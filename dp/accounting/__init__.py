@@ -1,4 +1,4 @@
-"""What a sequence of Gaussian releases costs, by ``dp_accounting``.
+"""The privacy cost of a sequence of Gaussian releases, from ``dp_accounting``.
 
 Everything here is host-side arithmetic on public numbers. Two accountants give valid
 upper bounds and the smaller one is reported: privacy loss distributions (PLD) are the

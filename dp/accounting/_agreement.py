@@ -25,7 +25,7 @@ from dp.exceptions import PrivacyError
 __all__ = ("TOLERANCE", "check_agreement")
 
 TOLERANCE: Final = 1e-6
-"""How far apart two epsilons may be that are the same but for rounding, relative."""
+"""Relative difference up to which two epsilons count as equal but for rounding."""
 _PAIR: Final = 2
 
 

@@ -31,13 +31,14 @@ _SUM_TOLERANCE: Final = 1e-6
 
 
 class _Losses(Protocol):
-    """What is asked of the losses of one release."""
+    """The interface of the losses of one release."""
 
     def privacy_loss_tail(self) -> Any:
         """Return between which outcomes almost all losses lie."""
 
     def privacy_loss(self, x: float) -> float:
         """Return the loss at an outcome."""
+        ...
 
     def get_delta_for_epsilon(self, epsilon: Any) -> Any:
         """Return delta at each epsilon."""
@@ -106,7 +107,7 @@ def read_epsilon(masses: PLDPmf, delta: float) -> float:
     losses_L = (first + np.arange(len(masses_L))[::-1]) * interval  # Falling.
     upper_L = infinite + np.cumsum(masses_L)
     # Of all larger losses, the mass times exp(this loss - that loss).
-    lower_L = lfilter([1.0], [1.0, -math.exp(-interval)], masses_L)
+    lower_L = np.asarray(lfilter([1.0], [1.0, -math.exp(-interval)], masses_L))
     too_much_L = upper_L - lower_L * math.exp(-interval) > delta
     if not too_much_L.any():
         return 0.0

@@ -1,4 +1,4 @@
-"""What releases cost a group of examples at once."""
+"""Epsilon of a group of examples that differ at once."""
 
 import math
 from collections.abc import Iterable

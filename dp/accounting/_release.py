@@ -1,4 +1,4 @@
-"""What the accountant needs to know of a release, and nothing else of it."""
+"""Releases, reduced to what the accountant needs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ __all__ = ("Release", "Truncation", "merge_equal_releases")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Truncation:
-    """That of a larger batch a random part was taken.
+    """Truncation of oversized batches to a random subset.
 
-    What that costs depends on the number of examples, which therefore is public.
+    Its cost depends on the number of examples, which therefore is public.
 
     Args:
         max_batch_size: The most examples of a batch.

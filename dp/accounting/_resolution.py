@@ -1,4 +1,4 @@
-"""How wide the buckets of privacy losses may be, for an epsilon to be tight.
+"""Choose how wide the buckets of privacy losses may be for a tight epsilon.
 
 Rounding losses up to the ends of buckets adds to every step's variance what depends on
 the bucket alone, whatever the step's own variance is. So the right width depends on
@@ -33,9 +33,9 @@ __all__ = (
 )
 
 TIGHT: Final = 1e-5
-"""How much of itself buckets may add to an epsilon that is claimed, about."""
+"""Roughly the share that buckets may add to a claimed epsilon."""
 VAGUE: Final = 1e-2
-"""The same of an epsilon that is only drawn."""
+"""The same for an epsilon that is only plotted."""
 LARGEST: Final = 600.0
 """Epsilons beyond this say nothing, and are not worth the time of being tight."""
 
@@ -243,7 +243,7 @@ def _divergence(release: Release, group_size: int, order: float) -> float:
     num_points = int(min(20_000, max(200, 4 * (ends[1] - ends[0]) / sigma)))
     x_X = np.linspace(*ends, num_points)
     exponent_XS = (np.outer(x_X, sizes) - np.square(sizes) / 2) / sigma**2
-    log_ratio_X = logsumexp(exponent_XS + np.log(weights), axis=1)
+    log_ratio_X = np.asarray(logsumexp(exponent_XS + np.log(weights), axis=1))
     density_X = -(x_X**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
-    integral = logsumexp(order * log_ratio_X + density_X) + math.log(x_X[1] - x_X[0])
-    return float(integral) / (order - 1)
+    log_sum = float(np.asarray(logsumexp(order * log_ratio_X + density_X)))
+    return (log_sum + math.log(x_X[1] - x_X[0])) / (order - 1)

@@ -1,4 +1,4 @@
-r"""How well can the best attacker tell which records were in the data?
+r"""Attack a run with canaries: how well can the best attacker tell them apart?
 
 Shapes: ``T`` releases, ``M`` canaries, ``D`` points of the claimed trade-off.
 """
@@ -50,7 +50,7 @@ class _Claim:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryReport(Report):
-    """What the attack reached, beside what was proven of the run.
+    """The success of an attack beside the proven bound of the run.
 
     Guarantees:
         * The true epsilon of a run at ``delta`` is at least ``epsilon_empirical``, but
@@ -127,7 +127,7 @@ def canaries(
     confidence: float = 0.95,
     progress: bool = False,
 ) -> CanaryReport:
-    r"""Attack a training function, and hold what it leaks against its claim.
+    r"""Attack a training function, and compare what it leaks with its claim.
 
     Every record is a canary: its gradient, once clipped, has the whole clipping norm,
     along two coordinates that are its own. A fair coin decides whether it is in the
@@ -200,10 +200,10 @@ def _judged(true_positives: float, false_positives: float, allowed: float) -> Fi
     return Finding(
         claim="the attack stays within the claim",
         holds=holds,
-        detail="nobody is found more surely than is allowed"
+        detail="no record is identified more often than the claim allows"
         if holds
-        else f"it finds more than {true_positives:.3f} of the present with fewer than"
-        f" {false_positives:.3f} of the absent, where {allowed:.3f} is allowed",
+        else f"it identifies more than {true_positives:.3f} of the records present at a"
+        f" false-positive rate below {false_positives:.3f}; {allowed:.3f} is allowed",
     )
 
 

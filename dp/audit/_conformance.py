@@ -110,12 +110,12 @@ def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:
     if T > 1:
         over_steps.append(neighbours_p(noise_TM))
     yield _finding("noise: independent over steps", *over_steps)
-    # What the second of a pair of parameters got, where nobody was drawn.
+    # Noise of both parameters where no record was drawn.
     a_TM, b_TM = (part / first.noise_multipliers() for part in first.parts())
-    nobody = ~first.drawn()
+    not_drawn_TM = ~first.drawn()
     yield _finding(
         "noise: independent over parameters",
-        correlation_p(a_TM[nobody], b_TM[nobody]),
+        correlation_p(a_TM[not_drawn_TM], b_TM[not_drawn_TM]),
         neighbours_p(noise_TM.T),
     )
     both = min(len(noise_TM), len(again_TM))
@@ -145,7 +145,7 @@ def _about_clipping(observation: Observation) -> Iterator[Finding]:
     )
     rest = along_TM[~drawn_TM] / stddev[~drawn_TM]
     yield _finding(
-        "clipping: nothing of who was not drawn", mean_p(rest), variance_p(rest)
+        "clipping: no contribution of records not drawn", mean_p(rest), variance_p(rest)
     )
 
 
@@ -171,7 +171,7 @@ def _about_sampling(
 @final
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """Who of the data was in each batch, [T, M], and what is claimed of it."""
+    """Which records were in each batch, [T, M], and the claimed probability."""
 
     taken: Bools
     q: float
@@ -241,7 +241,7 @@ def _about_ledger(first: Observation, second: Observation) -> Iterator[Finding]:
 
 
 def _finding(claim: str, *evidence: float | str) -> Finding:
-    """Return a finding by p-values, of which the smallest counts, and its figures."""
+    """Build a finding from p-values (the smallest decides) and the figures to display."""
     values = [e for e in evidence if not isinstance(e, str)]
     figures = [e for e in evidence if isinstance(e, str)]
     p = min(1.0, len(values) * min(values))

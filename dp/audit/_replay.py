@@ -99,7 +99,7 @@ def replay(
 @final
 @dataclass(slots=True)
 class _Tape:
-    """What one run did, release by release."""
+    """A recording of one run, release by release."""
 
     follows: "_Tape | None"
     optimizers: list[DPOptimizer] = field(default_factory=list)

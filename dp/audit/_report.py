@@ -1,4 +1,4 @@
-"""What an audit found."""
+"""The report of one audit."""
 
 from dataclasses import dataclass
 from typing import final
@@ -12,7 +12,7 @@ __all__ = ("AuditReport",)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReport(Report):
-    """What one audit looked at, and whether it held.
+    """The findings of one audit.
 
     Guarantees:
         * :attr:`ok` is true only if every finding holds.

@@ -58,7 +58,7 @@ _HARMONICS: Final = range(1, 7)  # What is beyond is below exp(-98).
 
 
 def variance_p(z_N: Floats) -> float:
-    """Test that normal terms have variance 1, or a hair more where they were rounded.
+    """Test that normal terms have variance 1, or slightly more where they were rounded.
 
     Power 0.999 against a standard deviation that is off by ``9.7 / sqrt(2 N)``, which is
     0.69 % at ``N = 10**6``.
@@ -159,7 +159,7 @@ def joint_p(together: int, *, probability: float, length: int, count: int) -> fl
 def spread_p(counts_L: NDArray[np.int_], trials: int, probability: float) -> float:
     """Test that counts are binomial, by the one that is furthest from their mean.
 
-    Exact, but for rounding up. It sees counts that vary too much, and such as hardly do.
+    Exact, but for rounding up. Detects both over- and under-dispersed counts.
     """
     from scipy import special
 
@@ -213,14 +213,14 @@ def binomial_p(successes: int, trials: int, probability: float) -> float:
 
 
 def lower_limit(successes: int, trials: int, *, alpha: float) -> float:
-    """Return what the rate is above, but with probability *alpha* (Clopper-Pearson)."""
+    """Return a lower confidence limit of a rate, at error *alpha* (Clopper-Pearson)."""
     if successes == 0:
         return 0.0
     return _beta_quantile(alpha, successes, trials - successes + 1)
 
 
 def upper_limit(successes: int, trials: int, *, alpha: float) -> float:
-    """Return what the rate is below, but with probability *alpha* (Clopper-Pearson)."""
+    """Return an upper confidence limit of a rate, at error *alpha* (Clopper-Pearson)."""
     if successes == trials:
         return 1.0
     # By the other tail: 1 - alpha has few digits left.

@@ -50,7 +50,7 @@ __all__ = (
 )
 
 Train = Callable[[nn.Module, Dataset[Any]], object]
-"""What is audited: trains a model on a dataset by a ``DPOptimizer`` that it makes.
+"""The function under audit: it trains a model on a dataset by a ``DPOptimizer`` that it makes.
 
 The model is called with a batch of the dataset, and returns one loss an example. What
 is returned does not matter.
@@ -97,7 +97,7 @@ class CanaryDataset(Dataset[Tensor]):
 
 @final
 class _Canaries(nn.Module):
-    """The losses of records, and which ones were asked for."""
+    """A model that returns the losses of records and keeps their numbers."""
 
     def __init__(self, num_records: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Observation:
         return np.array([[charge.sampling_probability] for charge in self.charges])
 
     def add(self, model: _Canaries) -> None:
-        """Take down the release that was just applied to *model*."""
+        """Record the release that was just applied to *model*."""
         first, second = (e.weight.grad for e in (model.first, model.second))
         if first is None or second is None:
             raise PrivacyError(
@@ -237,7 +237,7 @@ def observe_training(
 
 @final
 class _Watch:
-    """Called after every step of any optimizer; takes down those of the canaries."""
+    """Called after every step of any optimizer; records those of the canaries."""
 
     def __init__(self, model: _Canaries, bar: Bar, resumed: bytes | None) -> None:
         self.model = model
@@ -288,7 +288,7 @@ def _saved(optimizer: DPOptimizer) -> bytes:
 
 
 def _planned(plan: PrivacyPlan, step: int) -> Charge:
-    """What a release should have been charged as, where the ledger is empty."""
+    """Return the planned charge of a release that the ledger does not have."""
     return Charge(
         sampling_probability=plan.sampling_probability,
         noise_multiplier=plan.noise_multiplier_at(step),

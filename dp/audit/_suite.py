@@ -30,7 +30,7 @@ _LAST_RECORDS: Final = {"ordinary": 1.0, "huge": 1e6, "NaN": float("nan")}
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSuiteReport(Report):
-    """What all audits found.
+    """The reports of all audits.
 
     Attributes:
         attack: What :func:`dp.audit.canaries` reported.

@@ -1,4 +1,4 @@
-"""What to publish about a private run, and how anyone can check it.
+"""A document to publish about a private run, and its verification.
 
 A :class:`Certificate` holds public numbers only, enough of them to compute its own
 epsilon again. :func:`verify` does that from the JSON alone, line by line.

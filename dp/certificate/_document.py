@@ -48,7 +48,7 @@ class Certificate(Statement):
             epsilon: with them any PLD accountant finds the same numbers.
         runs: What was planned and charged.
         private_data_touches: What else looked at private data, one sentence each;
-            empty if nothing did, None if nobody said.
+            empty if nothing did, None if that was not stated.
         assumptions: What must hold for the statement, one sentence each.
         not_covered: What the statement does not cover, one sentence each.
         released: What was published, in words.

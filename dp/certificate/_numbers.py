@@ -1,4 +1,4 @@
-"""Everything in a certificate that is computed, and so can be computed again.
+"""The computed numbers of a certificate, which can be recomputed.
 
 A certificate is written with the numbers by which budgets were kept while training:
 those of the vectorised losses of :mod:`dp.accounting`. ``verify`` recomputes them with
@@ -36,7 +36,7 @@ _GROUP_TOLERANCE: Final = 1e-3
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """Everything that is computed from runs; ``verify`` computes it again."""
+    """The numbers computed from runs; ``verify`` recomputes them."""
 
     epsilon: float
     accountant: str

@@ -15,7 +15,7 @@ __all__ = ("CertifiedRun",)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedRun:
-    """What one run planned, and what its ledger was charged.
+    """The plan of one run, and the charges in its ledger.
 
     Attributes:
         plan: The plan.
@@ -49,5 +49,5 @@ class CertifiedRun:
 
     @property
     def releases(self) -> tuple[Release, ...]:
-        """What the accountant needs of the charges."""
+        """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)

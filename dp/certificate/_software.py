@@ -1,4 +1,4 @@
-"""Which code made a statement."""
+"""The versions of the code that made a statement."""
 
 import hashlib
 import platform

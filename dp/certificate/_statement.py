@@ -14,7 +14,7 @@ __all__ = ("Statement",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """What was released and what it cost.
+    """The facts of a certificate: what was released and what it cost.
 
     Attributes:
         epsilon: The privacy loss of all releases together, infinite if one of them
@@ -36,7 +36,7 @@ class Statement:
             epsilon: with them any PLD accountant finds the same numbers.
         runs: What was planned and charged.
         private_data_touches: What else looked at private data, one sentence each;
-            empty if nothing did, None if nobody said.
+            empty if nothing did, None if that was not stated.
         assumptions: What must hold for the statement, one sentence each.
         not_covered: What the statement does not cover, one sentence each.
         released: What was published, in words.

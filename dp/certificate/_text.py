@@ -104,8 +104,8 @@ def _touches(touches: tuple[str, ...] | None) -> list[str]:
     if touches is None:
         return [
             "  private data was also looked at",
-            "    - not stated: nobody said whether hyper-parameters, early stopping or",
-            "      the choice of a model looked at it",
+            "    - not stated: whether hyper-parameters, early stopping or the choice of a",
+            "      model looked at it",
             "",
         ]
     return [

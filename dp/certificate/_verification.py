@@ -1,7 +1,7 @@
-"""Compute a certificate's numbers again, from the certificate alone.
+"""Recompute a certificate's numbers from the certificate alone.
 
-Epsilons are asked of ``dp_accounting``'s own accountants, so that what is published
-rests on a library that is reviewed by others, and not on the code that stated it.
+Epsilons come from ``dp_accounting``'s own accountants, so that a published statement
+rests on a library that others review, and not on the code that made it.
 """
 
 import math
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]  # Of composed kinds of releases, and of a
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification(Report):
-    """What a certificate claims, checked line by line.
+    """The claims of a certificate, checked line by line.
 
     Attributes:
         findings: The lines.
@@ -71,7 +71,7 @@ def verify(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compute a certificate's numbers again, from the certificate alone.
+    """Recompute a certificate's numbers from the certificate alone.
 
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
@@ -200,8 +200,8 @@ def _target(
 ) -> Finding:
     """Return whether a run kept its plan's target.
 
-    What bounds the whole plan bounds its first steps, whose own buckets may be a hair
-    wider.
+    A bound of the whole plan also bounds its first steps, whose own buckets may be
+    slightly wider.
     """
     plan = run.plan
     planned = merge_equal_releases(plan.releases(run.steps))

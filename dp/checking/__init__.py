@@ -1,4 +1,4 @@
-"""Look a model, its loss and a batch over before anything private is trained."""
+"""Inspect a model, its loss and a batch before anything private is trained."""
 
 from dp.checking._check import check
 from dp.checking._report import CheckReport, Problem

@@ -32,7 +32,7 @@ _Grads = list[Tensor]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Which examples of which batch are compared, and how.
+    """The examples of a batch that are compared, and how.
 
     Attributes:
         trial: The model and its loss.
@@ -82,7 +82,7 @@ class Comparison:
                 )
                 for i in self.positions
             )
-        except Exception as error:  # noqa: BLE001 -- whatever the model raises is told
+        except Exception as error:  # noqa: BLE001 -- reported, whatever the model raises
             reason = " ".join(str(error).split())
             yield _not_compared(f"{type(error).__name__}: {reason}")
             return

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The report of a check."""
 
 import textwrap
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Problem:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport(Report):
-    """Everything that a check found, errors first.
+    """The problems that a check found, errors first.
 
     It was computed from the batch, which is private data: keep it to yourself.
 
@@ -45,7 +45,7 @@ class CheckReport(Report):
     Attributes:
         problems: What was found; empty if nothing was.
         num_compared: How many examples' gradients were compared with what they are
-            in other company.
+            in other batches.
     """
 
     problems: tuple[Problem, ...]

@@ -1,4 +1,4 @@
-"""What a user can mend: shown as one line, with exit code 2."""
+"""Errors that a user can correct: shown as one line, with exit code 2."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""The commands that look at what a user wrote: ``check`` and ``audit``."""
+"""The commands that examine a user's code: ``check`` and ``audit``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -55,7 +55,7 @@ AuditReportFolder = Annotated[
 
 
 def check_command(setup: Setup) -> None:
-    """Look for what would break privacy or the run; exit code 1 if something does.
+    """Check a model for privacy and training errors; exit code 1 if there are any.
 
     Finds examples that are mixed, buffers that keep private numbers, parameters
     without gradients, operations that are slow or refused, and low precision.
@@ -90,9 +90,9 @@ def audit_command(
     """Test a whole training loop from outside; exit code 1 if something is refuted.
 
     Tests that noise, clipping and draws are distributed as the ledger says, attacks
-    the run with canaries and holds what leaks against the claim, and replays it on
-    neighbouring data. A right run is accused with probability 1e-9 a finding. The
-    three numbers are for dp's own loop; a function has a plan of its own.
+    the run with canaries and compares what leaks with the claim, and replays it on
+    neighbouring data. A correct run fails a finding with probability 1e-9. The three
+    numbers are for dp's own loop; a function has a plan of its own.
     """
     check_options(
         positive={"--noise-multiplier": noise_multiplier},

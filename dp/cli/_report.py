@@ -1,4 +1,4 @@
-"""What a run leaves behind: a table on the screen, and a folder of files."""
+"""The report of a run: a table on the screen, and a folder of files."""
 
 from pathlib import Path
 from typing import Final

@@ -1,4 +1,4 @@
-"""Find what the user names on the command line: ``script.py:function``."""
+"""Load the function that is named on the command line: ``script.py:function``."""
 
 import importlib
 import importlib.util

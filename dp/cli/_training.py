@@ -45,7 +45,7 @@ _MOMENTUM: Final = 0.9
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the options of ``train`` say."""
+    """The options of ``train``."""
 
     epsilon: float
     delta: float
@@ -59,7 +59,7 @@ class Settings:
 @final
 @dataclass(frozen=True, slots=True)
 class Point:
-    """How good the model is after some steps, on held-out rows, and what it cost."""
+    """The model after some steps: loss and accuracy on held-out rows, and epsilon."""
 
     step: int
     loss: float
@@ -91,7 +91,7 @@ def plan_of(settings: Settings, table: Table) -> PrivacyPlan:
     if settings.delta >= 1 / num_rows:
         raise InputError(
             f"--delta must be below one over the {num_rows} rows, {1 / num_rows:.3g},"
-            f" got {settings.delta:g}: a larger one would allow to publish a row"
+            f" got {settings.delta:g}: a larger one would permit publishing a row outright"
         )
     batch_size = settings.batch_size or num_rows / 4
     if batch_size > num_rows:
@@ -164,7 +164,7 @@ def train_openly(
     settings: Settings,
     show: Shown,
 ) -> Run:
-    """Train a copy of *model* on like batches, without clipping and noise."""
+    """Train a copy of *model* on batches drawn the same way, without privacy."""
     model = copy.deepcopy(model)
     loader = PoissonLoader(
         table.train,

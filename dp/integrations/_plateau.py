@@ -1,4 +1,4 @@
-"""Tell of a learning rate that follows a metric, which no ledger knows of."""
+"""Warn about learning-rate schedulers driven by a metric that no ledger covers."""
 
 import warnings
 from collections.abc import Iterable

@@ -40,7 +40,7 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
 
     Accelerate passes a :class:`~dp.sampling.PoissonLoader` on as it is, for it would rebuild
     it without tickets. Here it becomes an :class:`AcceleratedLoader`. A scheduler that
-    follows a metric is warned of: epsilon does not cover what its rate tells.
+    follows a metric causes a warning: epsilon does not cover what its rate reveals.
 
     Args:
         accelerator: The ``Accelerator`` of the script.
@@ -116,7 +116,7 @@ class AcceleratedLoader:
 
     @property
     def sampler(self) -> NoReturn:
-        """What ``skip_first_batches`` would rebuild the loader from; it always raises."""
+        """Refuse what ``skip_first_batches`` would rebuild the loader from."""
         raise SamplingMismatchError(
             "the batches of a private loader cannot be taken out of it or skipped, for"
             " their tickets would be lost; after a resume every draw is a new one, so"

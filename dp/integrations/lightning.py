@@ -41,7 +41,7 @@ class PrivacyCallback(Callback):
     Epsilon is logged as ``epsilon`` whenever the trainer logs, and at the end of every
     epoch; with several private optimizers, the name has the optimizer's number.
     Training stops after the step that the plan has no other after. A learning rate that
-    follows a metric is warned of, for epsilon does not cover what it tells.
+    follows a metric causes a warning: epsilon does not cover what it reveals.
 
     Raises:
         UnsupportedOperationError: When training starts, if no optimizer is private,

@@ -17,7 +17,7 @@ __all__ = ("Writer", "log_epsilon")
 
 
 class Writer(Protocol):
-    """What is asked of a ``SummaryWriter``."""
+    """The part of ``SummaryWriter`` that is used."""
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int) -> Any:
         """Write one number."""

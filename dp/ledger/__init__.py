@@ -1,4 +1,4 @@
-"""What was released, written down before it is released."""
+"""A write-ahead record of releases, and the budget that they are charged to."""
 
 from dp.ledger._charge import Charge
 from dp.ledger._ledger import Ledger, void

@@ -1,4 +1,4 @@
-"""Whether one more release would exceed the plan: policy, not truth.
+"""Decide whether one more release would exceed the plan: policy, not truth.
 
 What was spent is computed by the ledger from its charges alone. Here is only decided
 when to stop, so an error here could stop a run too soon or too late, and would show in

@@ -76,7 +76,7 @@ def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
 
 
 def alike(left: Charge, right: Charge) -> bool:
-    """Whether two charges are equal but for how often they were made."""
+    """Whether two charges differ in their count at most."""
     return (
         left.noise_multiplier == right.noise_multiplier
         and left.max_grad_norm == right.max_grad_norm

@@ -1,4 +1,4 @@
-"""What was released, written down before it is released.
+"""A write-ahead record of releases.
 
 A charge goes in before noise is drawn, so a crash can lose a release but never a
 charge. Each process that charges writes under a random id of its own; a checkpoint
@@ -31,7 +31,7 @@ __all__ = ("Ledger", "void")
 
 @final
 class Ledger:
-    """The charges of a run, and the budget they are held against.
+    """The charges of a run, checked against its budget.
 
     Guarantees:
         * :meth:`reserve` raises, and charges nothing, if the plan would be exceeded.
@@ -71,7 +71,7 @@ class Ledger:
     def use_segment(self, segment: str | None) -> None:
         """Charge under an id that the processes of one run share; None makes a new one.
 
-        Whoever shares it must charge the same: it counts once where ledgers meet.
+        Processes that share it must charge the same: it counts once when ledgers merge.
         """
         self._writer = _Writer(segment)
 
@@ -292,7 +292,7 @@ class _Writer:
 @final
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """What some segments add up to; true of them alone, whatever came after.
+    """The totals of some segments; they hold for these segments alone.
 
     ``as_planned``: whether the plan's first steps release just that.
     """

@@ -5,7 +5,7 @@ Shapes: ``B`` examples.
 
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
+from dp.per_sample._taken_over import take_over
 
 
 __all__ = ("BackwardPass",)
@@ -48,6 +49,7 @@ class BackwardPass:
         self.parts: _Parts = {}
         self.stacked: list[BatchedGrads] = []
         self.without_rule: list[RuleContext] = []
+        self._graph = graph
         self._num_samples = num_samples
         self._sites: list[_Item] = []
         self._stacks: list[BatchedLayers] = []
@@ -107,12 +109,15 @@ class BackwardPass:
         # A node that is run alone would, during the pass, leave out what it omits.
         postponed: list[tuple[_Item, Grads]] = []
         handles = []
+        roots = take_over(self._graph, [(site, rule) for site, rule, _ in self._sites])
         for item in self._sites:
             site, rule, _ = item
             if not site.use.is_last:
                 hook = (
                     partial(_postpone, postponed, item)
                     if rule is None or rule.waits
+                    else partial(self._add_instead, *item)
+                    if site.input_grad is not None
                     else partial(self._add, *item)
                 )
                 handles.append(site.use.node.register_prehook(hook))
@@ -128,9 +133,9 @@ class BackwardPass:
             return
         try:
             found = torch.autograd.grad(
-                losses,
+                cast("list[Tensor]", [losses, *(root.edge for root in roots)]),
                 edges,
-                seeds,
+                [seeds, *(root.buffer for root in roots)],
                 retain_graph=keep_graph
                 or any(
                     (rule is None or rule.waits) and not site.use.is_last
@@ -160,6 +165,13 @@ class BackwardPass:
             BatchedGrads(stack.group.indices[position], part)
             for position, part in stack.parts(grads).items()
         ]
+
+    def _add_instead(
+        self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
+    ) -> Grads:
+        """Serve a use whose rule takes over from its node, and leave the node nothing."""
+        self._add(site, rule, bytes_freed, grads)
+        return (None,) * len(grads)
 
     def _add(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from unittest import mock
 
 import torch
@@ -99,17 +100,23 @@ def ways(num_elements: int) -> Ways:
     sizes = [64, 4096, 100] * (num_elements // 4260)
     many = [torch.ones(size) for size in sizes]
     alike = [torch.ones(10, 100) for _ in range(num_elements // 1000)]
-    secure, fast = GaussianNoise(), GaussianNoise(rng="fast")
-    return {
+    fast = GaussianNoise(rng="fast")
+    subjects = {
+        "": one,
+        ", float64 sums": double,
+        f", {len(many)} tensors": many,
+        f", {len(alike)} tensors": alike,
+    }
+    measured: dict[str, Callable[[], object]] = {
         "torch.randn": lambda: torch.randn(num_elements),
         "normal_ in place": one[0].normal_,
-        "secure": lambda: secure.add_(one, stddev=1.5),
-        "secure, by numpy": by_numpy(lambda: secure.add_(one, stddev=1.5)),
-        "secure, float64 sums": lambda: secure.add_(double, stddev=1.5),
-        f"secure, {len(many)} tensors": lambda: secure.add_(many, stddev=1.5),
-        f"secure, {len(alike)} tensors": lambda: secure.add_(alike, stddev=1.5),
         "fast": lambda: fast.add_(one, stddev=1.5),
     }
+    for name, sums in subjects.items():
+        secure = partial(GaussianNoise().add_, sums, stddev=1.5)
+        measured[f"secure{name}"] = secure
+        measured[f"numpy{name}"] = by_numpy(secure)
+    return measured
 
 
 def ways_for(sums: list[Tensor]) -> Ways:
@@ -123,7 +130,7 @@ def ways_for(sums: list[Tensor]) -> Ways:
     return {
         "torch.randn": randn,
         "secure": lambda: secure.add_(sums, stddev=1.5),
-        "secure, by numpy": by_numpy(lambda: secure.add_(sums, stddev=1.5)),
+        "numpy": by_numpy(lambda: secure.add_(sums, stddev=1.5)),
     }
 
 

@@ -78,7 +78,7 @@ def take_down(decisions, report, claims=None):
 def is_refuted_by_attack(decisions, report):
     """Whether the claim was exceeded; *decisions* knows by how much."""
     rates = re.search(
-        r"more than (\S+) of the present .* where (\S+) is", report.findings[0].detail
+        r"more than (\S+) of the records .*; (\S+) is", report.findings[0].detail
     )
     return rates is not None and decisions.exceeds("rate", *map(float, rates.groups()))
 
@@ -96,7 +96,10 @@ def test_a_right_run_conforms(train, decisions):
 @pytest.mark.parametrize(
     ("build", "claims"),
     [
-        (partial(builds.noise_scaled, 0.5), {"scale", "nothing of who was not drawn"}),
+        (
+            partial(builds.noise_scaled, 0.5),
+            {"scale", "no contribution of records not drawn"},
+        ),
         (partial(builds.noise_scaled, 1.1), {"scale"}),
         (builds.noise_repeated, {"independent over steps"}),
         (builds.noise_shared, {"independent over parameters"}),

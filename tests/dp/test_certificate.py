@@ -126,7 +126,7 @@ def test_what_nobody_said_is_not_taken_for_nothing():
     """Silence about other looks at the data is printed as silence."""
     ledger = charged(1)
 
-    assert "not stated: nobody said" in certificate(ledger).to_text()
+    assert "not stated: whether hyper-parameters" in certificate(ledger).to_text()
     assert "by nothing" in certificate(ledger, private_data_touches=()).to_text()
 
 

@@ -318,6 +318,16 @@ def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     assert sums[0].any()
 
 
+def test_a_device_with_float64_rounds_its_own(monkeypatch):
+    """It is told by its type; the host's tensors stay on the host."""
+    monkeypatch.setattr(_gaussian, "_WITH_FLOAT64", {"meta"})
+    here, there = torch.zeros(3), torch.zeros(3, dtype=torch.float64, device="meta")
+    on_host, on_device, dtypes = _gaussian._by_place([here, there])
+
+    assert [id(t) for t in (*on_host, *on_device)] == [id(here), id(there)]
+    assert (len(on_host), dtypes) == (1, {torch.float32, torch.float64})
+
+
 @pytest.mark.usefixtures("here")
 def test_every_call_has_a_key_of_its_own(monkeypatch):
     """A key lives for one call, one device and one thread's part of it."""

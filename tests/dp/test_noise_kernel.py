@@ -33,8 +33,8 @@ def memory(address, count, dtype):
 
 def round_(addresses, sizes, cursor, *rest):
     """What the loop does, in other words: from a list of every element's address."""
-    words, points, chords, inverse, spacing, integers, safe = rest[:7]
-    error_of_sum, step, where, x_C, bits = rest[7:]
+    words, points, chords, constants, step, where, x_C, bits = rest
+    inverse, spacing, integers, safe, error_of_sum = constants
     dtype = inverse.dtype
     at = [
         address + i * dtype.itemsize
@@ -147,7 +147,7 @@ def test_a_kernel_that_errs_anywhere_is_not_used(module, change):
     def wrong(addresses, sizes, cursor, *rest):
         count = round_(addresses, sizes, cursor, *rest)
         where, x_C, bits = rest[-3:]
-        sums = memory(int(addresses[-1]), int(sizes[-1]), rest[3].dtype)
+        sums = memory(int(addresses[-1]), int(sizes[-1]), rest[3][0].dtype)
         change(sums=sums, where=where, x_C=x_C, bits=bits, count=count, cursor=cursor)
         return count
 

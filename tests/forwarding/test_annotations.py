@@ -3,12 +3,13 @@
 import dataclasses
 import inspect
 import sys
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import pytest
 
 import forwarding
 from forwarding import Forwarded, ForwardingError, forwarded_attributes
+from forwarding._annotations import type_argument
 from forwarding.proxy import TransparentProxy
 
 
@@ -26,6 +27,7 @@ SPACE = {
     "dataclasses": dataclasses,
     "__name__": __name__,
 }
+T = TypeVar("T")
 LATER = "from __future__ import annotations\n"
 deferred = pytest.mark.skipif(sys.version_info < (3, 14), reason="deferred since 3.14")
 
@@ -150,3 +152,11 @@ def test_a_class_variable_keeps_its_annotation():
         rpm: ClassVar[int] = Forwarded(to="engine")
 
     assert "rpm" in inspect.get_annotations(Car)
+
+
+def test_a_generic_class_gives_itself_no_argument():
+    """Only what derives from it does."""
+
+    class Box(Generic[T]): ...
+
+    assert type_argument(Box, Box) == (None, "")

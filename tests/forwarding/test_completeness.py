@@ -162,6 +162,55 @@ def test_a_name_that_another_instance_may_have_is_not_missed():
     assert coverage(Part, Maybe).missing == ("kernel",)
 
 
+class Odd:
+    """Whose names are easily taken for absent."""
+
+    spec = None
+    __slots__ = ("__dict__", "slot")
+
+    def __init__(self):
+        self.made = None
+        self.gone = 1
+        del self.gone
+        if self.made:
+            self.never = 1
+
+    @property
+    def nothing(self):
+        return None
+
+    @property
+    def failing(self):
+        raise AttributeError("not yet")
+
+    written = property(fset=lambda _self, _: None)
+
+
+class Listed(Odd):
+    """Its ``__dir__`` hides what it has, and lists what is answered otherwise."""
+
+    def __dir__(self):
+        return ["extra", "never"]
+
+
+ODD = {"failing", "made", "nothing", "slot", "spec", "written"}
+
+
+@pytest.mark.parametrize(
+    ("make", "names"), [(Odd, ODD), (Listed, ODD | {"extra", "never"})]
+)
+def test_an_attribute_counts_whatever_its_value(make, names):
+    """None, an empty slot, a property that fails or cannot be read."""
+
+    class Around(Wrapper): ...
+
+    class Early(Wrapper[Odd], forward="made"): ...
+
+    assert set(coverage(Around, make()).missing) == names
+    assert set(coverage(Early(make()), make()).missing) == names - {"made"}
+    assert set(coverage(Around, make).missing) >= ODD
+
+
 def test_renamed_names_are_forwarded():
     """Whatever they are called on the wrapper."""
 

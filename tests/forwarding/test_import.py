@@ -6,8 +6,19 @@ import sys
 
 import pytest
 
+import forwarding
 
-HEAVY = ("torch", "hypothesis", "wrapt", "numpy", "dataclasses", "inspect", "ast")
+
+HEAVY = (
+    "torch",
+    "hypothesis",
+    "wrapt",
+    "numpy",
+    "dataclasses",
+    "inspect",
+    "ast",
+    "linecache",
+)
 SCRIPT = "import sys, {}; print(*(m for m in {!r} if m in sys.modules))"
 
 
@@ -22,6 +33,35 @@ def loaded(module):
 def test_importing_forwarding_loads_nothing_heavy():
     """Neither the optional dependencies, nor the slow modules of the library."""
     assert loaded("forwarding").split() == []
+
+
+LATE = ("_coverage", "_module", "_preserved", "_verify", "_stub", "testing")
+
+
+def test_what_few_programs_use_is_loaded_when_it_is_asked_for():
+    """Each name of the package is there all the same, and told by dir()."""
+    command = (
+        "import sys, forwarding\n"
+        "late = [n for n in {!r} if f'forwarding.{{n}}' in sys.modules]\n"
+        "names = dir(forwarding)\n"
+        "print(late, *(n for n in forwarding.__all__ if n not in names))\n"
+        "from forwarding import *\n"
+        "print(*(n for n in forwarding.__all__ if n not in globals()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", command.format(LATE)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert run.stdout.split() == ["[]"]
+
+
+def test_a_name_that_the_package_lacks_is_no_attribute():
+    """As of any module."""
+    with pytest.raises(AttributeError, match="'forwarding' has no attribute 'forwrad'"):
+        _ = forwarding.forwrad
 
 
 @pytest.mark.parametrize(

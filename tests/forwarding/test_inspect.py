@@ -426,3 +426,46 @@ def test_verify_takes_no_proxys_target_for_its_own_dict():
 
     assert vars(proxy) is vars(engine)
     verify(proxy)
+
+
+def test_what_a_class_forwards_is_read_once_and_anew_after_a_write():
+    """However the class is written to: replaced, deleted, renamed, given other bases."""
+
+    class Base(Forwarding):
+        rpm = Forwarded(to="engine")
+
+    class Other(Forwarding):
+        oil = Forwarded(to="engine")
+
+    class Car(Base):
+        fuel = Forwarded(to="engine")
+        limit = 3
+
+    assert forwarded_attributes(Car) is forwarded_attributes(Car)
+    fuel = Car.fuel
+    del Car.fuel
+    assert set(forwarded_attributes(Car)) == {"rpm"}
+    Car.diesel = fuel
+    assert set(forwarded_attributes(Car)) == {"rpm", "diesel"}
+    Base.rpm = property(lambda _: 1)
+    assert set(forwarded_attributes(Car)) == {"diesel"}
+    Car.__bases__ = (Other,)
+    assert set(forwarded_attributes(Car)) == {"oil", "diesel"}
+
+
+def test_attributes_of_a_class_are_not_compared():
+    """Their ``__eq__`` may do anything, as that of an array does."""
+
+    class Array:
+        def __eq__(self, other):
+            pytest.fail("it was compared")
+
+        __hash__ = None
+
+    class Car(Forwarding, to="engine", forward="rpm"):
+        shape = Array()
+
+    forwarded_attributes(Car)
+    Car.shape = Array()
+
+    assert set(forwarded_attributes(Car)) == {"rpm"}

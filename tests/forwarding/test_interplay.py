@@ -13,6 +13,7 @@ from forwarding import (
     Forwarded,
     Forwarding,
     ForwardingABCMeta,
+    ForwardingError,
     ForwardingMeta,
     forwarded_attributes,
     verify,
@@ -268,3 +269,33 @@ class Car:
     rpm = forwarded(engine.rpm, doc="Revolutions per minute.")
     start = forwarded(engine.start)
 '''
+
+
+def test_a_plain_attribute_of_an_earlier_base_does_not_hide_a_forwarding():
+    """The wrapper would keep what is assigned, and the engine never see it."""
+
+    class Mixin:
+        rpm = 7
+
+    class Car(Forwarding, to="engine", forward="rpm"): ...
+
+    with pytest.raises(
+        ForwardingError, match=r"Mixin\.rpm = 7 would hide .* declared in Car;"
+    ):
+
+        class Tuned(Mixin, Car): ...
+
+    class Fine(Car, Mixin): ...
+
+    assert "rpm" in forwarded_attributes(Fine)
+
+
+def test_a_slot_does_not_hide_a_forwarding():
+    """It is a place on the wrapper, as a plain attribute is."""
+
+    class Car(Forwarding, to="engine", forward="rpm"): ...
+
+    with pytest.raises(ForwardingError, match=r"Tuned\.rpm = <member .* would hide"):
+
+        class Tuned(Car):
+            __slots__ = ("rpm",)

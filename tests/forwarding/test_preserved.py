@@ -1,5 +1,6 @@
 """A base ``__init__`` that writes forwarded names does not overwrite the owner."""
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -12,6 +13,7 @@ from forwarding import (
     Forwarding,
     ForwardingError,
     Wrapper,
+    forwarded_attributes,
     lazy,
     preserved,
     target,
@@ -435,3 +437,101 @@ def test_an_alias_of_a_setter_is_switched_once_more():
 
     assert twice.inner.lr == 1
     assert Twice.lr.fset.__code__ is plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    fixed: int = 1
+
+
+class Derived:
+    @property
+    def fixed(self):
+        return 1
+
+
+class ReadOnly(Forwarding):
+    fixed = Forwarded(to="inner", set=False, delete=False)
+
+
+class Half(Forwarding):
+    fixed = Forwarded(to="inner", delete=False)
+
+
+class OnClass(Forwarding):
+    inner = target(Derived)
+    fixed = Forwarded(on_class=True, set=False, delete=False)
+
+
+class Free(Forwarding):
+    fixed = Forwarded(to="inner")
+
+
+def around(cls, inner):
+    layer = cls()
+    layer.inner = inner
+    return layer
+
+
+READ_ONLY = {
+    "declared": lambda: around(ReadOnly, Owner(fixed=1)),
+    "half declared": lambda: around(Half, Derived()),
+    "on the class": lambda: around(OnClass, Derived()),
+    "the owner's property": lambda: around(Free, Derived()),
+    "a frozen owner": lambda: around(Free, Frozen()),
+    "an inner layer": lambda: around(Free, around(ReadOnly, Owner(fixed=1))),
+    "layers": lambda: around(ReadOnly, around(ReadOnly, Owner(fixed=1))),
+}
+
+
+@pytest.mark.parametrize("make", READ_ONLY.values(), ids=READ_ONLY)
+def test_a_write_to_a_read_only_name_is_dropped_in_a_block_and_refused_elsewhere(make):
+    """It would be undone, so that it is not done does not matter."""
+    layer, other = make(), make()
+    plain = vars(type(layer))["fixed"]
+    with preserved(layer), preserved(layer):
+        layer.fixed = 2
+        del layer.fixed
+        assert layer.fixed == 1
+        assert "fixed" in forwarded_attributes(type(layer))
+        with pytest.raises(AttributeError, match=r"no setter|cannot assign"):
+            other.fixed = 2
+        with pytest.raises(AttributeError, match=r"no deleter|cannot delete"):
+            del other.fixed
+
+    assert layer.fixed == 1
+    assert vars(type(layer))["fixed"] is plain
+    with pytest.raises(AttributeError):
+        del layer.fixed
+
+
+def test_what_replaces_a_read_only_name_inside_a_block_stays():
+    """The block puts back what it took away itself, and nothing else."""
+
+    class Changing(Forwarding):
+        fixed = Forwarded(to="inner", set=False)
+
+    layer = around(Changing, Owner(fixed=1))
+    with preserved(layer):
+        Changing.fixed = property(lambda _: 5)
+    assert layer.fixed == 5
+
+    Changing.fixed = ReadOnly.fixed
+    with preserved(layer):
+        layer.fixed = 2
+    assert layer.fixed == 1
+
+
+def test_a_class_with_read_only_names_can_be_freed():
+    """Its gate is kept by the class alone."""
+
+    class Short(Forwarding):
+        fixed = Forwarded(to="inner", set=False)
+
+    with preserved(around(Short, Owner(fixed=1))):
+        pass
+    reference = weakref.ref(Short)
+    del Short
+    gc.collect()
+
+    assert reference() is None

@@ -223,7 +223,6 @@ test_an_average = law_tests(
     waive={
         "class access": "a module's names are looked up by __getattr__",
         "rebound method": "what is set reaches the module",
-        "preserved": "nn.Module.__init__ assigns training, computed or not",
     },
     settings=FEW,
 )

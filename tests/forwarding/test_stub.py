@@ -296,3 +296,140 @@ def test_a_type_checker_knows_each_name(cars, checker):
 
     assert status == 0, output
     assert checked(CHECKERS[checker], wrong)[0] != 0
+
+
+HEAD = "from forwarding import Wrapper\n\n\nclass Engine:\n    rpm: int = 900\n\n\n"
+AROUND = 'Wrapper["Engine"], forward="rpm"'
+SPELLINGS = {
+    "one line": f"class Car({AROUND}): ...\n",
+    "no end of line": f"class Car({AROUND}): ...",
+    "statements in one line": f"class Car({AROUND}): x = 1; y = 2\n",
+    "a list in one line": f"class Car({AROUND}): x = [\n  1,\n]\n",
+    "a docstring in one line": f'class Car({AROUND}): """One.\n\nTwo."""\n',
+    "a docstring alone": f'class Car({AROUND}):\n    """A car."""\n',
+    "a comment behind the colon": f"class Car({AROUND}):  # C:\\\n    x = 1\n",
+    "a continued line": f"class Car({AROUND}): \\\n    x = 1\n",
+    "bases over lines": f"class Car(\n    {AROUND}\n): ...\n",
+    "a type over lines": (
+        'class Car(\n    Wrapper[  # An engine.\n        "Engine"\n    ],\n'
+        '    forward="rpm",\n):\n    pass\n'
+    ),
+    "other letters": f"class Größe({AROUND}): x = 'ä'; y = 1\n\n\nCar = Größe\n",
+    "a decorator": f"@(lambda cls: cls)\nclass Car({AROUND}): ...\n",
+    "a decorated body": (
+        f"class Car({AROUND}):\n    @property\n    def x(self):\n        return 1\n"
+    ),
+    "two spaces": f"class Car({AROUND}):\n  x = 1\n",
+    "tabs": f"class Car({AROUND}):\n\tx = 1\n",
+    "a form feed": f"\f\nx = 'a\fb'\n\f\nclass Car({AROUND}): ...\n",
+    "nested in one line": (
+        f"class Outer:\n    class Inner({AROUND}): ...\n\n\nCar = Outer.Inner\n"
+    ),
+    "nested under tabs": (
+        f"class Outer:\n\tclass Inner({AROUND}): ...\n\n\nCar = Outer.Inner\n"
+    ),
+    "nested in one that forwards": (
+        f"class Car({AROUND}):\n    class Inner({AROUND}):\n        x = 1\n"
+    ),
+}
+
+
+def rerun(path):
+    """Import a stubbed module anew, and write once more."""
+    sys.modules.pop("spelled", None)
+    importlib.invalidate_caches()
+    module = importlib.import_module("spelled")
+    once = path.read_bytes()
+    assert stub("spelled", write=True) is True
+    assert path.read_bytes() == once
+    return module, once
+
+
+@pytest.fixture
+def spelled(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield tmp_path / "spelled.py"
+    sys.modules.pop("spelled", None)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_what_is_written_is_python_however_a_class_is_spelled(spelled, spelling, ends):
+    """It runs, keeps its ends of lines, and forwards as before."""
+    text = (HEAD + SPELLINGS[spelling]).replace("\n", ends)
+    spelled.write_bytes(text.encode())
+
+    assert stub("spelled", write=True) is False
+    module, once = rerun(spelled)
+    car = module.Car(module.Engine())
+    car.rpm = 5
+    assert car.__wrapped__.rpm == 5
+    assert b"forwarded(_wrapped_target.rpm)" in once
+    rest = once.decode().replace(ends, "")
+    assert "\r" not in rest
+    assert "\n" not in rest
+    if "x = 1" in text:
+        assert module.Car.__dict__.get("x", 1) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_a_file_keeps_its_encoding(spelled, encoding):
+    """And its mark of the order of bytes, if it has one."""
+    cookie = "" if encoding == "utf-8-sig" else f"# coding: {encoding}\n"
+    text = f"{cookie}{HEAD}class Car({AROUND}): x = 'ä'\n"
+    spelled.write_bytes(text.encode(encoding))
+    stub("spelled", write=True)
+    module, once = rerun(spelled)
+
+    assert module.Car.x == "ä"
+    assert once.decode(encoding).encode(encoding) == once
+    assert once.startswith(b"\xef\xbb\xbf") == (encoding == "utf-8-sig")
+
+
+IN_A_TRY = (
+    "try:\n    from forwarding import Wrapper\nexcept ImportError:\n    raise\n\n\n"
+    "class Engine:\n    rpm: int = 900\n\n\n"
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f'#!/usr/bin/env python\n"""Cars."""\n\n{IN_A_TRY}',
+        f"#!/usr/bin/env python\n\n{IN_A_TRY}",
+        f"#!/usr/bin/env python\n@(lambda cls: cls)\nclass Early: ...\n\n\n{IN_A_TRY}",
+    ],
+)
+def test_the_import_goes_where_a_module_may_have_one(spelled, head):
+    """Behind the docstring, before the class that needs it, not at a late import."""
+    tail = "\n\nfrom typing import TYPE_CHECKING\nimport this_is_late as _\n"
+    spelled.with_name("this_is_late.py").write_text("")
+    spelled.write_text(f"{head}class Car({AROUND}): ...\n{tail}")
+    stub("spelled", write=True)
+    module, once = rerun(spelled)
+
+    assert once.startswith(b"#!/usr")
+    assert module.__doc__ == ("Cars." if "Cars" in head else None)
+
+
+def test_a_part_without_an_end_is_refused(spelled):
+    """What follows would be lost."""
+    spelled.write_text(f"{HEAD}class Car({AROUND}): ...\n")
+    stub("spelled", write=True)
+    text = spelled.read_text().rpartition("    # End of what is generated.")
+    spelled.write_text(text[0] + text[2] + "\n\nPRECIOUS = 1\n")
+    broken = spelled.read_bytes()
+
+    with pytest.raises(ForwardingError, match="has no end; put back '# End of"):
+        stub("spelled", write=True)
+    assert spelled.read_bytes() == broken
+
+
+def test_a_name_that_python_reserves_is_left_out(spelled):
+    """It is reached by getattr() alone, and cannot be declared."""
+    spelled.write_text(f"{HEAD}class Car(Wrapper, forward='rpm class'): ...\n")
+    stub("spelled", write=True)
+    _, once = rerun(spelled)
+
+    assert b"rpm: Any" in once

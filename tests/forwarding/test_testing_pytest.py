@@ -1,5 +1,6 @@
 """Laws as tests of pytest: one each, with ids, skips, expected failures, a summary."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import forwarding_pytest
+from forwarding import _pytest_plugin
 from forwarding.testing import LawBrokenError, law_tests
 
 
@@ -54,7 +55,7 @@ def run(tmp_path, test, *options):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-rA", "--tb=short"),
-            *("-p", "forwarding_pytest", "-p", "no:cacheprovider", *options),
+            *("-p", "forwarding._pytest_plugin", "-p", "no:cacheprovider", *options),
         ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
@@ -165,21 +166,27 @@ def test_a_wrong_option_is_told_when_the_file_is_read(tmp_path):
     assert "waive names ['typo']; the laws are get, put-get" in told
 
 
-def test_the_plugin_imports_nothing_that_coverage_should_see():
-    """Pytest loads it before another plugin starts to measure."""
-    program = (
-        "import sys, forwarding_pytest\n"
-        "print([name for name in sys.modules if name.partition('.')[0] == 'forwarding'])"
-    )
+def loaded_by(module):
+    """Return the modules that are loaded in a process that imports one."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    # Measuring the coverage of the process would load modules of its own.
+    env = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
         check=True,
     )
+    return set(done.stdout.split())
 
-    assert done.stdout == "[]\n"
+
+def test_the_plugin_costs_no_more_than_the_package():
+    """Pytest loads it in every project of the environment, with laws or without."""
+    plugin = {"forwarding._pytest_plugin"}
+
+    assert loaded_by("forwarding._pytest_plugin") == loaded_by("forwarding") | plugin
 
 
 def test_pytest_is_told_of_the_plugin():
@@ -187,7 +194,7 @@ def test_pytest_is_told_of_the_plugin():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
     entries = project["project"]["entry-points"]["pytest11"]
-    assert entries == {"forwarding_pytest": "forwarding_pytest"}
+    assert entries == {_pytest_plugin.__name__: _pytest_plugin.__name__}
 
 
 class Engine:
@@ -247,11 +254,11 @@ def test_the_plugin_counts_what_a_session_reports():
 
     mine, foreign = Item(), Item()
     foreign.function = None
-    forwarding_pytest.pytest_itemcollected(mine)
-    forwarding_pytest.pytest_itemcollected(foreign)
+    _pytest_plugin.pytest_itemcollected(mine)
+    _pytest_plugin.pytest_itemcollected(foreign)
     full, empty = Terminal({"passed": [mine, mine, foreign]}), Terminal({})
-    forwarding_pytest.pytest_terminal_summary(full)
-    forwarding_pytest.pytest_terminal_summary(empty)
+    _pytest_plugin.pytest_terminal_summary(full)
+    _pytest_plugin.pytest_terminal_summary(empty)
 
     assert full.lines == ["laws of forwarding", "Copied: 2 hold"]
     assert empty.lines == []

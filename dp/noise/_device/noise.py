@@ -1,7 +1,7 @@
 """The exact sum of a tensor and Gaussian noise, rounded to a lattice on a GPU.
 
-This is :class:`dp.noise._host.lattice.RoundedGaussian` for devices that have float64. The
-argument for exactness is given there; the docstrings of
+This is :class:`dp.noise._host.rounded.RoundedGaussian` for devices that have float64. The
+argument for exactness is given in :mod:`dp.noise._host.lattice`; the docstrings of
 :mod:`dp.noise._device.float32_stage` and :mod:`dp.noise._device.float64_stage` state the
 differences. With Triton both stages and the generator are kernels; without it they are
 torch operations.

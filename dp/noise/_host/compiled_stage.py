@@ -113,7 +113,7 @@ class CompiledFloat32:
             words_N,
             points_N,
             self._lattice.chords,
-            *Constants.of(self._lattice.spacing, x.dtype),
+            tuple(Constants.of(self._lattice.spacing, x.dtype)),
             np.float32(POINT_DISTANCE),
             where,
             x_C,

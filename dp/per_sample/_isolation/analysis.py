@@ -162,8 +162,9 @@ def neither(use: Use) -> SampleMixingError:
 def _declared(shapes: str) -> str:
     """Return how to say that a tensor is no data."""
     return (
-        f"If the tensor of shape {shapes} is no data, but a constant of the program,"
-        " declare it: DPOptimizer(..., public=[tensor])"
+        f"Only if the tensor of shape {shapes} is a constant of the program, no input"
+        " and nothing that was computed from inputs, declare it:"
+        " DPOptimizer(..., public=[tensor])"
     )
 
 

@@ -102,6 +102,8 @@ class RuleContext:
         owners: By output, the unit that owns each element, where units lie along no
             axis. There are no layouts then.
         groups: The rows of uses by unit, which all uses of a batch may share.
+        input_grad: A tensor to which the rule adds the gradient of the node's first
+            input, whose own backward does not run then; None if it does.
     """
 
     use: Use
@@ -111,6 +113,7 @@ class RuleContext:
     held: Mapping[str, Any] = field(default_factory=dict)
     owners: Mapping[int, Owners] = field(default_factory=dict)
     groups: dict[Hashable, RowGroups] = field(default_factory=dict)
+    input_grad: Tensor | None = None
 
     @property
     def layout(self) -> "Layout | SpreadLayout":
@@ -215,6 +218,7 @@ class Rule:
             several axes, as of sequences packed into the rows of a batch.
         takes_all: Whether *parts* is given the gradients of all outputs, some of which
             may be None, instead of the gradient of the first.
+        takes_over: Whether *parts* adds to the context's ``input_grad`` if there is one.
         waits: Whether *parts* must not run inside the node's own backward.
     """
 
@@ -226,6 +230,7 @@ class Rule:
     matrix: int | None = None
     spreads: Callable[[RuleContext], bool] = lambda _context: False
     takes_all: bool = False
+    takes_over: bool = False
     waits: bool = False
 
     def apply(self, context: RuleContext, grads: Grads) -> Parts:

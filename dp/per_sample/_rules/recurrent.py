@@ -3,12 +3,16 @@
 That is ``nn.LSTM`` in single precision on a CPU. Elsewhere, and for ``nn.GRU`` and
 ``nn.RNN``, torch runs every step as operations that have rules of their own.
 
-oneDNN keeps no gates in a form that can be read, so the rule computes them again from
-the inputs and the hidden states, and takes the gradients of the outputs back through
-time itself (Hochreiter and Schmidhuber, 1997; Gers et al., 2000, for the forget gate).
-Every weight is then one matrix product over all steps:
+The rule takes the gradients of the outputs back through time itself (Hochreiter and
+Schmidhuber, 1997; Gers et al., 2000, for the forget gate), and adds up those of the
+inputs, so that oneDNN's own backward, which finds the weights' gradients besides, is
+left out. Every weight is then one matrix product over all steps:
 
     gates = x @ w_ih.T + h_before @ w_hh.T + biases
+
+oneDNN keeps the gates in a workspace, whose form is its own business. So they are read
+there only if the outputs follow from them, at every step and every unit of this very
+batch; otherwise they are computed again from the inputs and the hidden states.
 
 Shapes: ``T`` steps, ``N`` sequences, one or more of each of ``B`` examples, ``I``
 inputs, ``H`` hidden units, ``G = 4 * H`` gates.
@@ -16,7 +20,7 @@ inputs, ``H`` hidden units, ``G = 4 * H`` gates.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -37,6 +41,8 @@ __all__ = ("RECURRENT_RULES",)
 _W_IH, _W_HH, _B_IH, _B_HH, _HX, _CX = range(1, 7)
 _SEQUENCES: Final = -2  # The axis of outputs [T, N, H] and of states [N, H].
 _LSTM: Final = 2  # As torch numbers the kinds of layers.
+_LINE: Final = 16  # Numbers of four bytes in a cache line.
+_TOLERANCE: Final = 1e-4  # Of outputs between -1 and 1; oneDNN's tanh errs by 1e-6.
 
 
 def _lstm(context: RuleContext, grads: Grads) -> Parts:
@@ -46,18 +52,21 @@ def _lstm(context: RuleContext, grads: Grads) -> Parts:
         _by_step(context, wide(context.saved(name))) for name in ("input", "result0")
     )
     before_TNH = torch.cat([wide(context.saved("hx_"))[None], hidden_TNH[:-1]])
-    w_ih, w_hh, *biases = (wide(context.saved(f"weight{i}")) for i in range(4))
-    gates_TNG = inputs_TNI @ w_ih.mT
-    gates_TNG += before_TNH @ w_hh.mT
-    if context.saved("has_biases"):
-        gates_TNG += sum(biases)
+    w_ih, w_hh = (wide(context.saved(f"weight{i}")) for i in range(2))
+    states = _States.kept(context, hidden_TNH)
+    if states is None:
+        inputs_TNG = inputs_TNI @ w_ih.mT
+        inputs_TNG += before_TNH @ w_hh.mT
+        gates_TNG = _activated(inputs_TNG + _bias(context))
+        states = _States.of(gates_TNG, wide(context.saved("cx_")))
     back_TNG, d_hx, d_cx = _through_time(
-        gates_TNG,
+        states,
         w_hh,
-        wide(context.saved("cx_")),
         [*(None if grad is None else wide(grad) for grad in grads), None, None],
         reverse=context.saved("reverse"),
     )
+    if context.input_grad is not None:
+        context.input_grad += _by_step(context, back_TNG @ w_ih)
     parts = Parts()
     rows = context.rows(back_TNG)
     for position, other in ((_W_IH, inputs_TNI), (_W_HH, before_TNH)):
@@ -76,42 +85,100 @@ def _by_step(context: RuleContext, tensor: Tensor) -> Tensor:
     return tensor.flip(0) if context.saved("reverse") else tensor
 
 
+@final
+class _States(NamedTuple):
+    """The gates of all steps, and the cells that they lead to.
+
+    Attributes:
+        gates: [T, N, G] activated gates: input, forget, cell and output.
+        before: [T, N, H] the cells before each step.
+        tanh: [T, N, H] the hyperbolic tangent of the cells after it.
+    """
+
+    gates: Tensor
+    before: Tensor
+    tanh: Tensor
+
+    @classmethod
+    def of(cls, gates_TNG: Tensor, cell_NH: Tensor) -> Self:
+        """Return the states that gates lead to: c = f * c_before + i * g."""
+        i, f, g, _ = gates_TNG.chunk(4, -1)
+        cells_TNH = torch.empty(len(f) + 1, *cell_NH.shape).to(cell_NH)
+        cells_TNH[0] = cell_NH
+        new_TNH = i * g
+        for step in range(len(f)):
+            torch.addcmul(
+                new_TNH[step], f[step], cells_TNH[step], out=cells_TNH[step + 1]
+            )
+        return cls(gates_TNG, cells_TNH[:-1], cells_TNH[1:].tanh())
+
+    @classmethod
+    def kept(cls, context: RuleContext, hidden_TNH: Tensor) -> Self | None:
+        """Return the states by the gates that oneDNN kept; None if they cannot be read.
+
+        A row of gates is as long as its 4 * H numbers in whole cache lines, and one
+        line longer where that would be a multiple of 1024 bytes.
+        """
+        T, N, H = hidden_TNH.shape
+        length = -(-4 * H // _LINE) * _LINE
+        length += _LINE if length % (16 * _LINE) == 0 else 0
+        workspace = context.saved("result3")
+        num_bytes = T * N * length * hidden_TNH.itemsize
+        if hidden_TNH.dtype != torch.float32 or workspace.numel() < num_bytes:
+            return None
+        rows = workspace.flatten()[:num_bytes].view(torch.float32).view(T, N, length)
+        states = cls.of(rows[..., : 4 * H], wide(context.saved("cx_")))
+        output_TNH = states.gates[..., 3 * H :] * states.tanh
+        # NaN is no small difference: gates are then computed again.
+        error = (output_TNH - hidden_TNH).abs_().max()
+        return states if bool(error <= _TOLERANCE) else None
+
+
+def _bias(context: RuleContext) -> Tensor | float:
+    if not context.saved("has_biases"):
+        return 0.0
+    return wide(context.saved("weight2")) + wide(context.saved("weight3"))
+
+
+def _activated(gates_TNG: Tensor) -> Tensor:
+    """Return the gates, given their inputs."""
+    i, f, g, o = gates_TNG.chunk(4, -1)
+    return torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], -1)
+
+
 def _through_time(
-    gates_TNG: Tensor, w_hh: Tensor, cell_NH: Tensor, grads: Grads, *, reverse: bool
+    states: _States, w_hh: Tensor, grads: Grads, *, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the gates' inputs, and those of the first states.
 
     Args:
-        gates_TNG: The inputs of the gates, step by step.
+        states: The gates and the cells, step by step.
         w_hh: The weights from hidden units to gates.
-        cell_NH: The initial state of the cells.
         grads: The gradients of the outputs, the last hidden state and the last state
             of the cells.
         reverse: Whether the outputs are in the reverse order of the steps.
     """
-    # c = f * c_before + i * g and h = o * tanh(c), as in torch.nn.LSTM.
-    i, f, g, o = gates_TNG.chunk(4, -1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    cells = [cell_NH]
-    for step in range(len(f)):
-        cells.append(torch.addcmul(f[step] * cells[-1], i[step], g[step]))
-    before, tanh = torch.stack(cells[:-1]), torch.stack(cells[1:]).tanh()
-    # The factors of all steps at once; only the products below go step by step.
-    of_cell = torch.cat([g * i * (1 - i), before * f * (1 - f), i * (1 - g * g)], -1)
-    of_output, to_cell = tanh * o * (1 - o), o * (1 - tanh * tanh)
-    outputs, *states = grads
-    d_h, d_c = (torch.zeros_like(cell_NH) if s is None else s for s in states[:2])
-    back_TNG = torch.empty_like(gates_TNG)
-    for step in reversed(range(len(f))):
+    T, N, H = states.before.shape
+    i, f, g, o = states.gates.chunk(4, -1)
+    # The factors of all steps at once; only the products below go step by step. A gate
+    # s = sigmoid(x) has the derivative s * (1 - s), and tanh has 1 - tanh * tanh.
+    of_cell = torch.stack(
+        [g * (i - i * i), states.before * (f - f * f), i * (1 - g * g)], 2
+    )
+    of_output = states.tanh * (o - o * o)
+    to_cell = o * (1 - states.tanh * states.tanh)
+    outputs, *last = grads
+    zeros_NH = torch.zeros_like(states.before[0])
+    d_h, d_c = (zeros_NH if grad is None else grad for grad in last[:2])
+    back_TN4H = torch.empty(T, N, 4, H).to(of_cell)
+    for step in reversed(range(T)):
         if outputs is not None:
             d_h = d_h + outputs[-1 - step if reverse else step]
         d_c = torch.addcmul(d_c, d_h, to_cell[step])
-        torch.mul(
-            d_c.repeat(1, 3), of_cell[step], out=back_TNG[step, :, : -len(w_hh) // 4]
-        )
-        torch.mul(d_h, of_output[step], out=back_TNG[step, :, -len(w_hh) // 4 :])
-        d_h, d_c = back_TNG[step] @ w_hh, d_c * f[step]
-    return back_TNG, d_h, d_c
+        torch.mul(d_c[:, None], of_cell[step], out=back_TN4H[step, :, :3])
+        torch.mul(d_h, of_output[step], out=back_TN4H[step, :, 3])
+        d_h, d_c = back_TN4H[step].flatten(1) @ w_hh, d_c * f[step]
+    return back_TN4H.flatten(2), d_h, d_c
 
 
 def _is_along_sequences(context: RuleContext) -> bool:
@@ -155,6 +222,7 @@ def _table() -> Mapping[str, Rule]:
             reads=(
                 "input",
                 "result0",
+                "result3",
                 "hx_",
                 "cx_",
                 "weight0",
@@ -169,6 +237,7 @@ def _table() -> Mapping[str, Rule]:
             example=_example,
             applies=_is_along_sequences,
             takes_all=True,
+            takes_over=True,
         )
     }
 

@@ -17,6 +17,7 @@ from dp import _tuning
 from dp.per_sample import Engine
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules import recurrent
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -507,6 +508,22 @@ def test_fused_lstm(read, bias, num_samples, assert_close):
     assert_close(losses_B, [*model.parameters(), *first])
 
 
+class Tagger(nn.Module):
+    """Words to tags by an LSTM."""
+
+    def __init__(self, *, is_residual=False, **more):
+        super().__init__()
+        self.is_residual = is_residual
+        self.words = nn.Embedding(7, 4)
+        self.layer = nn.LSTM(4, 4, **more)
+        self.tags = nn.Linear(8 if more.get("bidirectional") else 4, 3)
+
+    def forward(self, tokens_BT):
+        x = self.words(tokens_BT.T)
+        outputs, _ = self.layer(x)
+        return self.tags(outputs + x if self.is_residual else outputs)
+
+
 @pytest.mark.parametrize("trained", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
 def test_fused_lstm_of_which_a_part_is_trained(trained, assert_close):
     """The rest may be frozen, or another optimizer's."""
@@ -538,6 +555,71 @@ def test_fused_lstm_of_learned_inputs_takes_the_slow_path(assert_close):
 
     losses_B = outputs.square().sum((0, 2))
     assert_close(losses_B, [queries, *model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "bias"), [(True, True), (False, True), (False, False)]
+)
+def test_fused_lstm_in_the_middle_of_a_model(is_kept, bias, monkeypatch, assert_close):
+    """The rule hands the gradient of the inputs on, by gates that are kept or not."""
+    if not is_kept:
+        monkeypatch.setattr(recurrent, "_TOLERANCE", -1.0)
+    model = Tagger(bidirectional=True, num_layers=2, bias=bias).float()
+
+    losses_B = model(torch.randint(7, (B, 6))).sin().sum((0, 2))
+    assert_close(losses_B, [*model.parameters()])
+
+
+def test_fused_lstm_whose_inputs_are_read_elsewhere_too(assert_close):
+    """Torch would add the gradients up before the rule's is there."""
+    model = Tagger(is_residual=True).float()
+
+    losses_B = model(torch.randint(7, (B, 6))).sin().sum((0, 2))
+    assert_close(losses_B, [*model.parameters()])
+
+
+def test_fused_lstm_whose_first_state_is_an_examples(assert_close):
+    """There is more than one gradient to hand on."""
+    words, layer = nn.Embedding(7, 4).float(), nn.LSTM(4, 4).float()
+    x = words(torch.randint(7, (5, B)))
+    outputs, _ = layer(x, (x.mean(0)[None], x[:1] * 2))
+
+    assert_close(outputs.sin().sum((0, 2)), [words.weight, *layer.parameters()])
+
+
+def test_gates_are_read_where_onednn_keeps_them():
+    """Whether its workspace has the expected form; if not, they are computed again."""
+    for steps, num_samples, inputs, hidden in (
+        (6, 5, 4, 8),
+        (3, 2, 10, 33),
+        (2, 3, 8, 128),
+    ):
+        layer = nn.LSTM(inputs, hidden).float()
+        outputs, _ = layer(torch.randn(steps, num_samples, inputs).float())
+        node = outputs.grad_fn
+        use = Use(node, dict, outputs=[0], is_last=True)
+        context = RuleContext(use, {0: Layout(-2)}, num_samples)
+
+        assert recurrent._States.kept(context, outputs.detach()) is not None
+        assert recurrent._States.kept(context, outputs.detach() * 1.01) is None
+        assert recurrent._States.kept(context, outputs.detach().double()) is None
+
+
+def test_what_hooks_of_the_inputs_do_is_done():
+    """They see the gradient that the rule hands on."""
+    model, seen = Tagger().float(), []
+    x = model.words(torch.randint(7, (6, B)))
+    x.register_hook(lambda grad: seen.append(grad.clone()))
+    losses_B = model.tags(model.layer(x)[0]).sin().sum((0, 2))
+    parameters = [*model.parameters()]
+    (expected,) = torch.autograd.grad(losses_B.sum(), x, retain_graph=True)
+
+    seen.clear()
+    Engine(verification=Verification(first=0, every=1 << 62)).gradients(
+        losses_B, parameters
+    )
+
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_without_onednn_there_is_no_rule_for_it(monkeypatch):

@@ -1,9 +1,8 @@
-"""ChaCha20's block function as a kernel of Triton, and its launch; nothing else.
+"""ChaCha20's block function (RFC 8439) as a Triton kernel, and its launch.
 
-Imported by :mod:`dp.noise._device.chacha` alone, and only where Triton is installed. It takes
-a GPU, or ``TRITON_INTERPRET=1``, to run, so that this file is left out of the coverage
-that continuous integration measures, out of its search for doctests, and out of what
-its type checkers can resolve. ``tests/dp/gpu/test_chacha.py`` compares every word
+Imported only by :mod:`dp.noise._device.chacha`, where Triton is installed. It needs a GPU, or
+``TRITON_INTERPRET=1``, to run, so continuous integration leaves this file out of coverage
+and of the search for doctests, and its type checkers cannot resolve the imports. ``tests/dp/gpu/test_chacha.py`` compares every word
 with OpenSSL's, and so does the first call on a device for some of them.
 """
 
@@ -23,7 +22,7 @@ def write_blocks(state: Tensor, words: Tensor, num_blocks: int) -> None:
 
     Args:
         state: The 16 words of the first block's input, in int32, on the device.
-        words: Where the output goes, in int32: word 0 of every block, then word 1 of
+        words: Receives the output, in int32: word 0 of every block, then word 1 of
             every block, and so on, so that neighbours in memory are written at once.
         num_blocks: How many blocks; *words* has 16 times as many elements.
     """
@@ -36,7 +35,7 @@ def write_blocks(state: Tensor, words: Tensor, num_blocks: int) -> None:
 
 @triton.jit
 def _quarter_round(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tl.tensor:
-    """RFC 8439, section 2.1."""
+    """Apply a quarter round: RFC 8439, section 2.1."""
     a += b
     d ^= a
     d = (d << 16) | (d >> 16)
@@ -54,7 +53,7 @@ def _quarter_round(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tl
 
 @triton.jit
 def _double_round(x: tl.tensor) -> tl.tensor:
-    """RFC 8439, section 2.3: the columns, and then the diagonals."""
+    """Apply a column round and a diagonal round: RFC 8439, section 2.3."""
     x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15 = x
     x0, x4, x8, x12 = _quarter_round(x0, x4, x8, x12)
     x1, x5, x9, x13 = _quarter_round(x1, x5, x9, x13)
@@ -74,7 +73,7 @@ def _word(state: tl.tensor, index: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _input(state: tl.tensor, index: tl.constexpr, block: tl.tensor) -> tl.tensor:
-    """A word of the input of each block; 12 and 13 count, together."""
+    """Return a word of each block's input; 12 and 13 together are the counter."""
     if index == 12 or index == 13:  # noqa: PLR1714, PLR2004 -- Triton has no "in".
         first = (_word(state, 13).to(tl.uint64) << 32) | _word(state, 12).to(tl.uint64)
         counter = first + block.to(tl.uint64)
@@ -117,7 +116,7 @@ def mixed(state: tl.tensor, block: tl.tensor) -> tl.tensor:
 def output(
     state: tl.tensor, block: tl.tensor, x: tl.tensor, index: tl.constexpr
 ) -> tl.tensor:
-    """Return a word of the key stream of each block: what is mixed plus its input."""
+    """Return a word of each block's key stream: the mixed state plus the input."""
     return x[index] + _input(state, index, block)
 
 
@@ -125,7 +124,7 @@ def output(
 def _write_blocks(
     state: tl.tensor, words: tl.tensor, num_blocks: tl.tensor, BLOCKS: tl.constexpr
 ) -> None:
-    """RFC 8439, section 2.3, but for the counter: Bernstein's of 64 bits."""
+    """Write blocks by RFC 8439, section 2.3, with Bernstein's counter of 64 bits."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     x = mixed(state, block)
     for i in tl.static_range(16):

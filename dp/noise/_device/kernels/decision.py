@@ -1,9 +1,9 @@
-"""The last stage of rounding as two kernels of Triton, and their launches; no more.
+"""Second rounding stage on a device as two Triton kernels, and their launches.
 
-Imported by :mod:`dp.noise._device.float64_stage` alone, where Triton is installed, and left out
-of coverage and doctests for the reasons that :mod:`dp.noise._device.kernels.chacha` gives.
-``tests/dp/gpu/test_decision_kernel.py`` compares them with the stage in torch's
-operations, and so does the first call on a device.
+Imported only by :mod:`dp.noise._device.float64_stage`, where Triton is installed, and left out
+of coverage and doctests for the reasons given in :mod:`dp.noise._device.kernels.chacha`.
+``tests/dp/gpu/test_decision_kernel.py`` compares them with the stage in torch operations,
+and so does the first call on a device.
 """
 
 import torch
@@ -24,7 +24,7 @@ def write_tails(words_C: Tensor, more_C: Tensor, tail_C: Tensor) -> None:
     Args:
         words_C: The first 16 bits of each ``U``, in int16.
         more_C: The next 64 of them, in int64.
-        tail_C: Where it goes.
+        tail_C: Receives the result.
     """
     size = tail_C.numel()
     with torch.cuda.device_of(tail_C):
@@ -44,18 +44,18 @@ def round_in_float64(
     constants: Tensor,
     is_unsure_C: Tensor,
 ) -> None:
-    """Round sums in place where float64 is sure of it, and say where it is not.
+    """Round sums in place where float64 decides the rounding; mark the others.
 
     Args:
-        x_N: Where results go.
-        indices_C: To which elements of it, each once.
-        x_C: Their sums, which are not read from there.
-        words_C: The first 16 bits of each ``U``, which tell the sign.
+        x_N: Receives the results.
+        indices_C: The elements of *x_N* to round, each once.
+        x_C: Their sums, which are not read from *x_N*.
+        words_C: The first 16 bits of each ``U``, which give the sign.
         tail_C: See ``write_tails``.
         normal_C: Their quantiles.
-        constants: Scale, spacing, and 1 / spacing, smallest tail and largest
-            distance to an integer that are trusted; in float64, on the device.
-        is_unsure_C: Where it goes for which it is not sure, as bool.
+        constants: Scale, spacing, 1 / spacing, and the smallest tail and the largest
+            distance from an integer that are trusted; in float64, on the device.
+        is_unsure_C: Receives whether an element stays undecided, as bool.
     """
     size = tail_C.numel()
     with torch.cuda.device_of(x_N):
@@ -81,7 +81,7 @@ def _write_tails(
     size: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """Products are by powers of two; each half of the 64 bits is exact."""
+    """Write tails. Products are by powers of two; each half of the 64 bits is exact."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     is_there = at < size
     bits = tl.load(words_C + at, is_there, 0).to(tl.int32) & 0xFFFF
@@ -99,7 +99,7 @@ def _write_tails(
 
 @triton.jit
 def _rint(x: tl.tensor) -> tl.tensor:
-    """To the nearest integer, to the even one of two; for any float64."""
+    """Round any float64 to the nearest integer, and ties to the even one."""
     size = tl.abs(x)
     rounded = (size + _INTEGERS) - _INTEGERS
     rounded = tl.where(x < 0, -rounded, rounded)
@@ -119,7 +119,7 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     size: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """One product is by no power of two: to contract it is one rounding less."""
+    """Round. Contracting the product with the scale would only save one rounding."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     is_there = at < size
     fraction = tl.load(x_C + at, is_there, 0.0).to(tl.float64) * tl.load(constants + 2)

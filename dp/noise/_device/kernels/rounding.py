@@ -1,9 +1,9 @@
-"""The first stage of rounding as one kernel of Triton, and its launch; nothing else.
+"""First rounding stage on a device as one Triton kernel, and its launch.
 
-Imported by :mod:`dp.noise._device.float32_stage` alone, where Triton is installed, and left out
-of coverage and doctests for the reasons that :mod:`dp.noise._device.kernels.chacha` gives.
-``tests/dp/gpu/test_rounding_kernel.py`` compares it with the stage in torch's
-operations, and so does the first call on a device.
+Imported only by :mod:`dp.noise._device.float32_stage`, where Triton is installed, and left out
+of coverage and doctests for the reasons given in :mod:`dp.noise._device.kernels.chacha`.
+``tests/dp/gpu/test_rounding_kernel.py`` compares it with the stage in torch operations,
+and so does the first call on a device.
 """
 
 import torch
@@ -31,20 +31,20 @@ def round_in_float32(
     safe_distance: float,
     error_of_x: float,
 ) -> None:
-    """Add noise to float32 and round, in place, where 16 bits decide it.
+    """Add noise to float32 sums and round, in place, where 16 bits decide the rounding.
 
     Args:
         x_N: The sums, contiguous.
-        words_N: Where the 16 bits of the other elements go, in int16; the rest of it
-            stays as it is.
-        is_left_N: Where it goes which these are, as bool.
+        words_N: Receives the 16 bits of the undecided elements, in int16; its other
+            elements are not written.
+        is_left_N: Receives whether an element is undecided, as bool.
         state: The 16 words of the first block of ChaCha20.
-        num_blocks: How many blocks; each has words for 32 elements, which are taken in
-            the order in which ``write_blocks`` writes them.
+        num_blocks: The number of blocks. Each has words for 32 elements, taken in the
+            order in which ``write_blocks`` writes them.
         centres: The table of the first stage.
         spacing: The lattice's; a power of two.
-        safe_distance: See ``float32_stage``.
-        error_of_x: As well.
+        safe_distance: The largest distance from an integer that is trusted.
+        error_of_x: The addition to the distance for each unit of the sum.
     """
     num_programs = triton.cdiv(num_blocks, _BLOCKS_OF_A_PROGRAM)
     with torch.cuda.device_of(x_N):
@@ -79,7 +79,10 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     error_of_x: tl.tensor,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """Each product is by a power of two, so that it may be part of what follows it."""
+    """Round one program's elements.
+
+    Products are by powers of two: contracting one with a sum changes no result.
+    """
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = first + tl.arange(0, BLOCKS)
     pair = tl.arange(0, 2 * BLOCKS)
@@ -90,7 +93,7 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
         at = 2 * (i * num_blocks.to(tl.int64) + first) + pair
         is_there = (first + pair // 2 < num_blocks) & (at < num_elements)
         sum_ = tl.load(x_N + at, is_there, 0.0) * inverse + tl.load(centres + bits)
-        # To the nearest integer, for what is below 2**22; what is not is left.
+        # Rounds sums below 2**22 to the nearest integer; larger ones stay undecided.
         steps = (sum_ + 12582912.0) - 12582912.0
         distance = tl.abs(sum_ - steps) + error_of_x * tl.abs(steps)
         is_safe = distance <= safe_distance  # False if it is NaN.

@@ -1,11 +1,9 @@
 """The pytest plugin of forwarding's law kit: one line a wrapper in the summary.
 
-pytest imports it when it starts, in every project of the environment. So it stands
-beside the package and imports nothing of it: coverage that is started by another
-plugin sees every line of ``forwarding``, and a suite without laws pays nothing.
+pytest imports it when it starts, in every project of the environment. So it imports
+neither the law kit nor hypothesis: a suite without laws pays for ``import forwarding``
+alone, which comes with any module of the package.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -27,14 +25,14 @@ _TOLD = {
 }
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+def pytest_itemcollected(item: "pytest.Item") -> None:
     """Note whose laws a test tries, so that it travels with the report."""
     subject = getattr(getattr(item, "function", None), "law_subject", None)
     if subject is not None:
         item.user_properties.append((_PROPERTY, subject))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Print how many laws each wrapper keeps."""
     counts: dict[str, Counter[str]] = {}
     for outcome in _TOLD:
