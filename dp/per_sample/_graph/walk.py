@@ -181,8 +181,7 @@ class _Walk:
                 )
             self._uses[root[0]] = ()
             self._nodes.append(root[0])
-            if root[0] not in self._followed:
-                self._followed.append(root[0])
+            self._followed.append(root[0])
         outputs = self._outputs(root)
         uses = [
             self._use(node, signature, sorted(outputs[node]))

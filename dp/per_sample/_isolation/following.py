@@ -39,7 +39,7 @@ from dp.per_sample._isolation.rule_table import (
     Kind,
     rule_for_owners,
 )
-from dp.per_sample._isolation.static_rules import Answers, Shapes
+from dp.per_sample._isolation.static_rules import Answers, OutputRule, Shapes
 
 
 __all__ = ("Followed", "Moved", "follow", "meeting_of")
@@ -144,14 +144,25 @@ def follow(
 
 def meeting_of(found: Followed, nodes: Sequence[Node]) -> str:
     """Return the name of the operation at which units meet first, from the losses."""
-    for node in reversed(nodes):
-        outputs = range(len(node._input_metadata))  # noqa: SLF001 -- see _graph.nodes
-        if not any(found.at(node, i).has_mixed() for i in outputs) and any(
-            edge in found.owners and found.owners[edge].has_mixed()
-            for edge in node.next_functions
-        ):
-            return name_of(node)
-    return "the losses"
+    mixed = {edge for edge, owners in found.owners.items() if owners.has_mixed()}
+    outputs_mixed = {node for node, _ in mixed}
+    return next(
+        name_of(node)
+        for node in reversed(nodes)
+        if node not in outputs_mixed and not mixed.isdisjoint(node.next_functions)
+    )
+
+
+def _on_device(owners: Owners, edge: Edge) -> Owners:
+    """Return owners where the tensor is; a copy may lie between two devices."""
+    if owners.rows is None:
+        return owners
+    return owners._replace(rows=owners.rows.to(_device_of(edge)))
+
+
+def _device_of(edge: Edge) -> torch.device:
+    device: torch.device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
+    return device
 
 
 def _on_device(owners: Owners, edge: Edge) -> Owners:
@@ -275,39 +286,34 @@ def _by_rows(
 ) -> Answers | None:
     """Return the answers for owners that are written out, if there is a rule."""
     if rule.of_output is not None:
-        return _of_outputs(rule, node, rows, shapes)
+        return _of_outputs(rule.of_output, node, rows, shapes)
     if rule.rows is None or rows[0] is None or any(o is not None for o in rows[1:]):
         return None
     return rule.rows(node, rows[0], shapes)
 
 
 def _of_outputs(
-    rule: FollowingRule, node: Node, rows: Sequence[Tensor | None], shapes: Shapes
-) -> Answers | None:
+    of_output: OutputRule, node: Node, rows: Sequence[Tensor | None], shapes: Shapes
+) -> Answers:
     """Return what several outputs say of the inputs together."""
-    assert rule.of_output is not None  # noqa: S101 -- by the caller
-    total: Answers | None = None
-    for output, one in enumerate(rows):
-        if one is None:
-            continue
-        answers = rule.of_output(node, one, shapes, output)
-        if answers is None:
-            return None
-        total = (
-            answers
-            if total is None
-            else [_both(a, b) for a, b in zip(total, answers, strict=True)]
-        )
-    return total
+    answers = [
+        of_output(node, one, shapes, output)
+        for output, one in enumerate(rows)
+        if one is not None
+    ]
+    return [_all_of(column) for column in zip(*answers, strict=True)]
 
 
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
+def _all_of(answers: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the owners of an input, of what each output says; None if it is not asked."""
+    known = [one for one in answers if one is not None]
+    if not known:
         return None
-    left, right = Owners.irregular(one), Owners.irregular(other)
-    return joined(left, right, rank=one.dim(), num_units=0, device=one.device).as_rows(
-        one.dim(), 0
-    )
+    owners = Owners.irregular(known[0])
+    for one in known[1:]:
+        other = Owners.irregular(one)
+        owners = joined(owners, other, rank=one.dim(), num_units=0, device=one.device)
+    return owners.rows
 
 
 def _checked(rows: Tensor | None, shape: Sequence[int] | None) -> Owners:

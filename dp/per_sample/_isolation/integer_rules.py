@@ -71,18 +71,14 @@ def view(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
     if total == 0:
         return None
     inner *= math.prod(old[axis + 1 :])  # In the flat order, with all that is behind.
-    units = old[axis] // (outer * owners.inner)
-    behind = total
-    for k, length in enumerate(new):
-        behind //= length
-        if length * behind < units * inner:
-            return None  # The units' axis is cut.
-        if inner >= behind:
-            whole = length * behind
-            if inner % behind or whole % (units * inner):
-                return None
-            return [Owners(k, whole // (units * inner), inner // behind)]
-    return None
+    round_length = old[axis] // (outer * owners.inner) * inner
+    behind, k = total // new[0], 0
+    while inner < behind and new[k] * behind >= round_length:
+        k += 1  # The units are behind this axis, or some of them.
+        behind //= new[k]
+    if inner < behind or inner % behind or new[k] * behind % round_length:
+        return None  # The units' axis is cut.
+    return [Owners(k, new[k] * behind // round_length, inner // behind)]
 
 
 def permute(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:

@@ -199,11 +199,9 @@ def mm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
 _dense = product(0, 1)
 
 
-def sparse_addmm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
+def sparse_addmm(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """Serve ``torch.sparse.addmm`` and ``torch.sparse.mm``."""
-    if shapes[1] is not None:
-        return None
-    into, _, source = shapes
+    into, _, source = shapes  # A sparse matrix with a gradient has no answer.
     return [
         None if into is None else broadcast_from(rows, into),
         None,

@@ -73,7 +73,7 @@ Answers = list[Tensor | None]
 # None if a rule does not know: the node's own backward is asked then.
 RowsRule = Callable[[Node, Tensor, Shapes], Answers | None]
 # The same for any output, by its number.
-OutputRule = Callable[[Node, Tensor, Shapes, int], Answers | None]
+OutputRule = Callable[[Node, Tensor, Shapes, int], Answers]
 _Axes = Callable[[Node, int], Sequence[int]]
 
 
@@ -85,8 +85,6 @@ def axis_of(number: int, rank: int) -> int:
 def along(node: Node, rank: int) -> list[int]:
     """Return the axes that a node works along."""
     dim: Any = node._saved_dim  # noqa: SLF001 -- see _graph.nodes
-    if dim is None or dim == ():
-        return [*range(rank)]
     dims = dim if isinstance(dim, tuple) else (dim,)
     return sorted({axis_of(d, rank) for d in dims})
 

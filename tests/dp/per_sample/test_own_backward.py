@@ -113,6 +113,25 @@ def test_rows_that_are_not_finite_are_nobodys():
     assert found[1, 0].item() in (NOBODY, 1)
 
 
+@pytest.mark.parametrize(
+    "widened", [lambda g: g.flip(0), lambda g: g[:, :1]], ids=["moved", "cut"]
+)
+def test_rows_that_are_not_finite_and_move_are_mixed(widened):
+    """Whose they are is not seen, and nothing is guessed."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, requires_grad=True) * 1
+
+    def spoiled(grad):
+        grad = grad.clone()
+        grad[1] = torch.nan
+        return widened(grad)
+
+    node = Mapped.apply(x, spoiled).grad_fn
+    rows = torch.arange(4)[:, None].expand(4, 3)
+    (found,) = owners_of_inputs(node, [rows], [(4, 1)], 4)
+    assert (found == MIXED).any()
+
+
 def test_a_backward_without_a_gradient_is_nobodys():
     """In this batch; the next one is asked again."""
     found = asked(lambda _grad: None, torch.arange(4), 4)

@@ -32,7 +32,7 @@ pytestmark = [
 
 
 def leaf(*shape, **options):
-    return torch.randn(*shape, requires_grad=True, **options) * 1
+    return torch.randn(shape, requires_grad=True, **options) * 1
 
 
 def mask(*shape):
@@ -237,6 +237,16 @@ OPERATIONS = {
     "masked_scatter": lambda: torch.zeros(4, 6).masked_scatter(mask(4, 6), leaf(24)),
     "masked_select": lambda: leaf(4, 6, 8).masked_select(mask(4, 6, 1)),
     "masked_select of a row": lambda: leaf(6).masked_select(mask(4, 6)),
+    "index_put of data": lambda: leaf(24, 8).index_put(
+        (torch.arange(3),), torch.randn(3, 8)
+    ),
+    "masked_scatter of data": lambda: leaf(4, 6).masked_scatter(
+        mask(4, 6), torch.randn(24)
+    ),
+    "scatter of a number": lambda: leaf(24, 8).scatter(0, numbers(24, 7, 8), 1.0),
+    "gather of a number": lambda: leaf().gather(0, torch.tensor(0)),
+    "index_select of a number": lambda: leaf().index_select(0, torch.tensor([0])),
+    "index_add of numbers": lambda: leaf().index_add(0, torch.tensor(0), leaf()),
     "write": lambda: written(leaf(*X), leaf(*X)),
     "diagonal": lambda: leaf(*X).diagonal(dim1=0, dim2=1),
     "unfold": lambda: leaf(*X).unfold(1, 3, 1),
@@ -246,9 +256,11 @@ OPERATIONS = {
     "rot90": lambda: leaf(*X).rot90(),
     "pixel_shuffle": lambda: F.pixel_shuffle(leaf(4, 8, 2, 3), 2),
     "real": lambda: torch.view_as_real(leaf(*X, dtype=torch.complex64)),
-    "complex": lambda: torch.view_as_complex(leaf(4, 6, 2)).abs(),
+    "complex": lambda: torch.view_as_complex(leaf(4, 6, 2)),
+    "abs of complex": lambda: leaf(*X, dtype=torch.complex64).abs(),
     "polar": lambda: torch.polar(leaf(*X).exp(), leaf(*X)),
-    "fft": lambda: torch.fft.fft(leaf(*X, dtype=torch.complex64), dim=1).abs(),
+    "fft": lambda: torch.fft.fft(leaf(*X, dtype=torch.complex64), dim=1),
+    "rfft": lambda: torch.fft.rfft(leaf(*X), dim=1),
     "irfft": lambda: torch.fft.irfft(torch.fft.rfft(leaf(*X), dim=1), dim=1),
     "gradient of tanh": lambda: torch.autograd.grad(
         (x := leaf(*X)).tanh().sum(), x, create_graph=True

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample import Engine
+from dp.per_sample._graph.public import PublicTensors
 
 from .ragged_models import MODELS, assert_as_by_loop
 
@@ -192,6 +193,50 @@ def test_one_tensor_of_data_is_not_read_for_two_units(read_twice, request):
 
     with pytest.raises(SampleMixingError, match="meet in the data"):
         Engine().gradients(losses, parameters, units=units)
+
+
+def test_images_of_data_are_not_read_for_two_units():
+    """A convolution keeps its input, too."""
+    layer, x = nn.Conv1d(1, 2, 3), torch.randn(B, 1, 8)
+    losses = (layer(x) + layer(x).flip(0)).square().sum((1, 2))
+
+    with pytest.raises(SampleMixingError, match="meet in the data"):
+        Engine().gradients(losses, [*layer.parameters()], units=ITSELF)
+
+
+def test_a_part_of_the_batch_may_be_read():
+    """Some columns of each row, and a copy that is not recognised."""
+    model, x = nn.Linear(4, 2), torch.randn(B, 6)
+    parameters, engine = [*model.parameters()], Engine()
+    for some in (x[:, 1:5], x[:, 1:5] * 2):
+        losses = model(some).square().sum(1)
+        assert engine.gradients(losses, parameters, batch=[x]).num_samples == B
+    losses = nn.functional.linear(x[:, :4], model.weight.tanh()).square().sum(1)
+    assert engine.gradients(losses, parameters, batch=[x]).num_samples == B
+
+
+def test_sizes_are_forgotten_where_there_are_too_many(monkeypatch, assert_exact):
+    """They are followed again."""
+    monkeypatch.setattr("dp._tuning.KNOWN_SIZES", 2)
+    model, engine = nn.Linear(4, 2), Engine()
+    for size in (2, 3, 4, 5, 2, 3, 4, 5):
+        losses = model(torch.randn(size, 4)).square().sum(1)
+        assert_exact(losses, [*model.parameters()], engine=engine)
+
+    (known,) = engine._graphs._known
+    assert len(known.by_sizes) == 2
+
+
+def test_public_tensors_are_recognised_where_they_can_be_compared():
+    """Not on another device, nor of another layout or dtype."""
+    public = PublicTensors([torch.ones(2, 2)])
+
+    assert public.has(torch.ones(2, 2))
+    assert not public.has(torch.zeros(2, 2))
+    assert not public.has(torch.ones(2, 2, device="meta"))
+    assert not public.has(torch.ones(2, 2).to_sparse())
+    assert not public.has(torch.ones(2, 2, dtype=torch.float32))
+    assert not PublicTensors([]).has(torch.ones(2, 2))
 
 
 def test_one_tensor_of_data_may_be_read_twice_for_one_unit(assert_exact):
@@ -434,7 +479,9 @@ def test_anomaly_detection_is_no_obstacle(assert_exact):
 
 
 # Public tensors: weights that are computed with a constant, and the constant.
-BASIS, MASK, INDEX = torch.randn(4, 4), torch.rand(4, 4), torch.randperm(16)[:10]
+_SEEDED = torch.Generator().manual_seed(0)
+BASIS = torch.randn(4, 4, generator=_SEEDED)
+INDEX = torch.randperm(16, generator=_SEEDED)[:10]
 CONSTANTS = {
     "basis on the left": (lambda w: BASIS.double() @ w, (4, 4), BASIS.double()),
     "basis on the right": (lambda w: w @ BASIS.double(), (4, 4), BASIS.double()),
