@@ -5,7 +5,7 @@ Shapes: ``B`` examples, ``T`` positions of an example, ``R = B * T`` rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Layout:
     time_major: bool = False
 
     @classmethod
-    def of(cls, owners: Owners, rank: int) -> Self | None:
+    def of(cls, owners: Owners, rank: int) -> "Layout | None":
         """Return owners of a tensor as a layout; None if they are none."""
         if not owners.is_regular or (owners.outer > 1 and owners.inner > 1):
             return None

@@ -165,18 +165,6 @@ def _device_of(edge: Edge) -> torch.device:
     return device
 
 
-def _on_device(owners: Owners, edge: Edge) -> Owners:
-    """Return owners where the tensor is; a copy may lie between two devices."""
-    if owners.rows is None:
-        return owners
-    return owners._replace(rows=owners.rows.to(_device_of(edge)))
-
-
-def _device_of(edge: Edge) -> torch.device:
-    device: torch.device = edge[0]._input_metadata[edge[1]].device  # noqa: SLF001 -- see _graph.nodes
-    return device
-
-
 def _joined_at(
     owners: Mapping[Edge, Owners],
     edge: Edge,

@@ -4,7 +4,7 @@ Shapes: ``N`` losses, ``U`` units.
 """
 
 from dataclasses import dataclass
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Units:
     of_loss: Tensor | None = None
 
     @classmethod
-    def of(cls, losses: Tensor, units: Tensor | None) -> Self:
+    def of(cls, losses: Tensor, units: Tensor | None) -> "Units":
         """Return the units of some losses.
 
         Args:

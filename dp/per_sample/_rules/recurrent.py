@@ -20,7 +20,7 @@ inputs, ``H`` hidden units, ``G = 4 * H`` gates.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple, Self, final
+from typing import Final, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class _States(NamedTuple):
     tanh: Tensor
 
     @classmethod
-    def of(cls, gates_TNG: Tensor, cell_NH: Tensor) -> Self:
+    def of(cls, gates_TNG: Tensor, cell_NH: Tensor) -> "_States":
         """Return the states that gates lead to: c = f * c_before + i * g."""
         i, f, g, _ = gates_TNG.chunk(4, -1)
         cells_TNH = torch.empty(len(f) + 1, *cell_NH.shape).to(cell_NH)
@@ -113,7 +113,7 @@ class _States(NamedTuple):
         return cls(gates_TNG, cells_TNH[:-1], cells_TNH[1:].tanh())
 
     @classmethod
-    def kept(cls, context: RuleContext, hidden_TNH: Tensor) -> Self | None:
+    def kept(cls, context: RuleContext, hidden_TNH: Tensor) -> "_States | None":
         """Return the states by the gates that oneDNN kept; None if they cannot be read.
 
         A row of gates is as long as its 4 * H numbers in whole cache lines, and one
