@@ -12,7 +12,7 @@ given, ``N`` losses.
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 from torch import Tensor
 
@@ -64,7 +64,7 @@ class Engine:
         *,
         loss_scale: float = 1.0,
         units: Tensor | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
+        reduction: str = "sum",
         batch: Sequence[Tensor] = (),
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.

@@ -7,7 +7,7 @@ a backward pass of its own.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set as AbstractSet
 from typing import Final
 
 from torch import Tensor
@@ -37,7 +37,7 @@ def find_uses(
     root: Edge,
     parameters: Sequence[Tensor],
     *,
-    constants: frozenset[Signature] = frozenset(),
+    constants: AbstractSet[Signature] = frozenset(),
     public: PublicTensors,
 ) -> Graph:
     """Find every use of *parameters* in the graph below *root*.
@@ -59,7 +59,7 @@ class _Walk:
     def __init__(
         self,
         parameters: Mapping[int, Tensor],
-        constants: frozenset[Signature],
+        constants: AbstractSet[Signature],
         public: PublicTensors,
     ) -> None:
         self._parameters = parameters

@@ -121,7 +121,7 @@ def _starts(sizes: Tensor) -> Tensor:
 
 
 def _cut(
-    unit_U: Tensor, row_r: Tensor, slot_r: Tensor, sizes: Sequence[tuple[int, int, int]]
+    unit_U: Tensor, row_r: Tensor, slot_r: Tensor, sizes: Sequence[Sequence[int]]
 ) -> list[Bucket]:
     """Return buckets of consecutive units and rows, given the sizes of each bucket.
 

@@ -18,6 +18,7 @@ from dp.per_sample import (
     _layer_batching,
 )
 from dp.per_sample._graph.nodes import output_shape
+from dp.per_sample._graph.uses import Use
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -298,7 +299,8 @@ def test_layers_are_one_only_as_long_as_they_are_alike():
 def test_layers_without_any_gradient_have_no_parts():
     """As where every one of them is cut off."""
     group = _layer_batching.LayerGroup([0, 1], {}, frozenset())
-    context = RuleContext(None, {}, B)
+    node = nn.Linear(2, 1)(torch.ones(B, 2)).grad_fn
+    context = RuleContext(Use(node, dict, [0], is_last=True), {}, B)
     layers = _layer_batching.BatchedLayers(group, [], RULES["AddmmBackward0"], context)
 
     assert layers.parts([None, None]) == {}
