@@ -40,7 +40,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 8050
+MOST_LINES = 8100
 
 PLANNED = {
     "gradients": "Gradient rules, layers that are served together, and the parts that norms and sums come from."
@@ -96,7 +96,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/_checks.py": Claim("A number outside its range is refused; NaN is outside every range.", ("dp/test_checks.py::test_bad_values_are_named",)),
     },
     "Clipping": {
-        "dp/clipping.py": Claim("Whatever the gradients are, one example contributes at most C to a sum, after rounding.", (_CLIPPING + "no_contribution_is_longer_than_the_sensitivity", _CLIPPING + "what_is_not_finite_counts_for_nothing")),
+        "dp/clipping.py": Claim("Whatever the gradients are, one example contributes at most C to a sum, after rounding.", (_CLIPPING + "no_contribution_is_longer_than_the_sensitivity", _CLIPPING + "a_non_finite_norm_has_factor_zero")),
     },
     "Noise": {
         "dp/noise/_gaussian.py": Claim("Every element gets noise of the standard deviation that was asked for, and that number is returned.", ("dp/test_noise_statistics.py::test_noise_has_the_stated_scale_and_shape", _NOISE + "the_stddev_that_was_used_is_returned")),
@@ -111,7 +111,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Sampling": {
         "dp/sampling/_draws.py": Claim("A draw has the law of one coin for each example, of the stated probability.", ("dp/test_sampling_draws.py::test_the_number_of_winners_is_binomial", "dp/test_sampling_draws.py::test_every_subset_is_as_likely", "dp/test_sampling_statistics.py::test_the_draws_pass_every_test")),
         "dp/sampling/_schemes.py": Claim("The numbers of a scheme are in their range, and are those of the plan.", ("dp/test_truncated.py::test_numbers_out_of_range_are_refused", "dp/test_plan.py::test_the_loader_samples_as_planned")),
-        "dp/sampling/_loader.py": Claim("The batch that is yielded is the one that was drawn, and its ticket counts it.", (_SAMPLING + "the_ticket_is_that_of_the_batch_yielded_last", _SAMPLING + "a_pass_does_not_survive_a_fork")),
+        "dp/sampling/_loader.py": Claim("The batch that is yielded is the one that was drawn, and its ticket counts it.", (_SAMPLING + "the_ticket_belongs_to_the_batch_yielded_last", _SAMPLING + "a_pass_does_not_survive_a_fork")),
         "dp/sampling/_ticket.py": Claim("No two batches have the same ticket.", (_SAMPLING + "serials_rise_over_all_loaders_of_a_process",)),
     },
     "Ledger": {

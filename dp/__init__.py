@@ -126,7 +126,9 @@ _HOME: Final = {
 }
 _MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
 
-if not TYPE_CHECKING:  # Type checkers would take every name for one that exists.
+if (
+    not TYPE_CHECKING
+):  # pragma: no branch -- type checkers would take every name for one that exists.
 
     def __getattr__(name: str) -> object:
         """Load a public name, once (PEP 562)."""

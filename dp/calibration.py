@@ -243,7 +243,7 @@ class _Search:
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
         line = _Line(slope)
-        for _ in range(_MOST_BOUNDS):
+        for _ in range(_MOST_BOUNDS):  # pragma: no branch
             excess = self.excess(number)
             line.add(number, excess)
             if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
@@ -258,7 +258,7 @@ class _Search:
     def _start(self) -> tuple[float, float]:
         """Return where a bound in wide buckets is the target, and its slope there."""
         number, line = min(1.0, self.most), _Line(-1.0)
-        for _ in range(_MOST_BOUNDS):
+        for _ in range(_MOST_BOUNDS):  # pragma: no branch
             excess = self._vague_excess(number)
             line.add(number, excess)
             if abs(excess) <= _VAGUE:

@@ -61,7 +61,7 @@ class _Losses(MixtureGaussianPrivacyLoss):
         reached_L = np.ones_like(eps_L, dtype=np.bool_)
         if none > 0 and self.adjacency_type == AdjacencyType.ADD:
             reached_L = eps_L < -math.log(none)
-        elif none > 0:
+        elif none > 0:  # pragma: no branch
             reached_L = eps_L > math.log(none)
             deltas_L[~reached_L] = -np.expm1(eps_L[~reached_L])
         eps_L = eps_L[reached_L]
@@ -82,14 +82,14 @@ class _Losses(MixtureGaussianPrivacyLoss):
         Args:
             log_ratios_L: The values, increasing.
         """
-        if not len(log_ratios_L):
+        if not len(log_ratios_L):  # pragma: no cover -- no loss is left out yet
             return log_ratios_L
         few = np.linspace(log_ratios_L[0], log_ratios_L[-1], _FEW)
         low, high = self._bracket(few)
         after_L = np.searchsorted(few, log_ratios_L).clip(1, _FEW - 1)
         left_L, x_L = low[after_L - 1], high[after_L]
         open_L = np.arange(len(x_L))
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(_NEWTON_STEPS):  # pragma: no branch
             value_L, slope_L = self._log_ratio(x_L[open_L])
             step_L = (value_L - log_ratios_L[open_L]) / slope_L
             x_L[open_L] = np.maximum(x_L[open_L] - step_L, left_L[open_L])

@@ -101,7 +101,9 @@ def _outwards(
     mass_above = mass_below = at_mode
     yield mode, at_mode
     while mass_above or mass_below:
-        if mass_above:  # P(k + 1) = P(k) (n - k) / (k + 1) q / (1 - q)
+        if (
+            mass_above
+        ):  # pragma: no branch -- P(k + 1) = P(k) (n - k) / (k + 1) q / (1 - q)
             mass_above *= (num_trials - above) * wins
             above += 1
             mass_above //= above * loses

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
@@ -11,11 +12,13 @@ from scipy import optimize, stats
 from dp.accounting import (
     Release,
     _dp_events,
+    _resolution,
     epsilon,
     epsilon_curve,
     merge_equal_releases,
     to_dp_event,
 )
+from dp.accounting._buckets import _connected
 
 
 RELATIONS = ("add_or_remove_one", "zero_out", "replace_one")
@@ -334,3 +337,13 @@ def test_an_unknown_relation_is_refused():
     """The message lists those there are."""
     with pytest.raises(ValueError, match="neighboring_relation must be one of 'add_or"):
         cost((0.5, 1.0, 1), relation="replace")
+
+
+def test_a_single_bucket_has_all_mass_that_delta_leaves():
+    """One end alone is connected with nothing."""
+    assert _connected(np.array([0.25]), 0.1).tolist() == [0.75]
+
+
+def test_a_bound_that_was_infinite_is_refined_as_far_as_may_be():
+    """How much is left cannot be told from how little changed."""
+    assert _resolution._next_ratio(math.inf, 2.0, 1e-5) == _resolution._LARGEST_RATIO

@@ -186,6 +186,7 @@ def test_a_plan_without_amplification_is_audited_without_its_draws(plan):
     assert canaries(train, num_canaries=NUM_RECORDS).ok
 
 
+@pytest.mark.filterwarnings("ignore:target_delta:UserWarning")
 def test_a_run_of_one_empty_step_is_audited():
     """There are no two steps to compare, and nobody was drawn."""
 

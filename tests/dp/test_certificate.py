@@ -341,6 +341,7 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
 
     assert found.ok
     assert found.computed == f"by dp_accounting {version('dp-accounting')} alone"
+    assert found.computed in str(found)
     for claim in (
         "epsilon",
         "epsilon_rdp",

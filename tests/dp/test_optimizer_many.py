@@ -337,3 +337,19 @@ def test_a_fork_has_no_right_to_the_batch_of_its_parent(make_run, monkeypatch):
 
     with pytest.raises(SamplingMismatchError, match="forked"):
         run.optimizer.backward(losses)
+
+
+def test_a_step_goes_from_idle_over_accumulating_to_released(make_run):
+    """And back to idle where the batch is dropped."""
+    run = make_run(sampling=ALL)
+    state = run.optimizer.mechanism.step
+    seen = [state.phase]
+    for _ in range(2):
+        run.optimizer.backward(run.losses(next(iter(run.loader))))
+        seen.append(state.phase)
+        run.optimizer.step()
+        seen.append(state.phase)
+    run.optimizer.zero_grad()
+    seen.append(state.phase)
+
+    assert seen == ["idle", *2 * ["accumulating", "released"], "idle"]

@@ -111,7 +111,7 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
     for use, one in first:
         all_alike = all(one.is_same(other) for _, other in first)
         data = _data_of(use, all_alike=all_alike)
-        if data is not None:
+        if data is not None:  # pragma: no branch
             storage = data.untyped_storage().data_ptr()
             by_storage.setdefault(storage, []).append((use, data, one))
     for some in by_storage.values():

@@ -260,7 +260,9 @@ def _said(owner: Tensor, given: Tensor | None) -> Tensor:
         return owner
     if given is None or owner.dim() != given.dim():
         return owner.masked_fill(is_silent, MIXED)
-    if any(n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)):
+    if any(
+        n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
+    ):  # pragma: no cover -- fails closed
         return owner.masked_fill(is_silent, MIXED)
     stays = (owner == given) | (owner == NOBODY) | is_silent
     return torch.where(is_silent, given if bool(stays.all()) else MIXED, owner)

@@ -148,7 +148,7 @@ def scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
 def index_put(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """Serve ``x[i] = values``."""
     answers: Answers = [None if shapes[0] is None else rows]
-    if len(shapes) > 1:
+    if len(shapes) > 1:  # pragma: no branch
         values = shapes[1]
         if values is not None:
             full = rows.expand(output_shape(node, 0))

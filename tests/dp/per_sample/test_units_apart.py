@@ -570,3 +570,16 @@ def test_a_custom_function_of_parameters_alone_is_part_of_the_weight(assert_exac
         Engine().gradients(losses_B, [w])
     losses_B = (torch.randn(B, 4) @ Quantised.apply(w, scale)).sin().sum(1)
     assert_exact(losses_B, [w], engine=Engine(public=[scale]))
+
+
+def test_data_inside_a_checkpoint_is_not_computed_again_to_compare_it():
+    """Two first uses of one tensor, whose owners are alike: nothing is left to see."""
+    left, right = nn.Linear(4, 3), nn.Linear(4, 3)
+    x = torch.randn(5, 4)
+    parameters = [*left.parameters(), *right.parameters()]
+    for recompute in (False, True):
+        f = lambda x: left(x) + right(x)  # noqa: E731
+        y = checkpoint(f, x, use_reentrant=False) if recompute else f(x)
+        gradients = Engine().gradients(y.square().sum(1), parameters, batch=[x])
+
+        assert gradients.num_samples == 5
