@@ -1,5 +1,7 @@
 """The law kit judges transparent proxies, at one to three layers."""
 
+import os
+
 import pytest
 
 from forwarding import Forwarded
@@ -36,12 +38,14 @@ class Plain(TransparentProxy):
 
 
 NAMES = ("rpm", "note", "start")
+# A proxy's class that travels by value is no proxy any more where wrapt has no C.
+BROKEN = {"survives cloudpickle"} if os.environ.get("WRAPT_DISABLE_EXTENSIONS") else ()
 
 
 @pytest.mark.parametrize("kind", [Declared, Advised])
 def test_a_proxy_keeps_every_law_on_what_it_declares_or_advises(kind):
-    """As a wrapper does; so nothing must be waived."""
-    check(kind, Engine, NAMES, strict=True)
+    """As a wrapper does; so nothing must be waived, with wrapt's extension."""
+    check(kind, Engine, NAMES, waive=BROKEN, strict=True)
 
 
 def test_a_proxy_that_declares_nothing_breaks_three_laws_only():
@@ -50,6 +54,6 @@ def test_a_proxy_that_declares_nothing_breaks_three_laws_only():
         Plain,
         Engine,
         NAMES,
-        waive={"class access", "patched method", "rebound method"},
+        waive={"class access", "patched method", "rebound method", *BROKEN},
         strict=True,
     )
