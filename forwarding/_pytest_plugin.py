@@ -37,7 +37,9 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
     counts: dict[str, Counter[str]] = {}
     for outcome in _TOLD:
         for report in terminalreporter.stats.get(outcome, ()):
-            subject = dict(report.user_properties).get(_PROPERTY)
+            # A module that is skipped as a whole is reported without properties.
+            properties = dict(getattr(report, "user_properties", ()))
+            subject = properties.get(_PROPERTY)
             if subject is not None:
                 counts.setdefault(subject, Counter())[outcome] += 1
     if counts:

@@ -32,7 +32,9 @@ def loaded(module):
 
 def test_importing_forwarding_loads_nothing_heavy():
     """Neither the optional dependencies, nor the slow modules of the library."""
-    assert loaded("forwarding").split() == []
+    of_the_interpreter = loaded("sys").split()  # CPython 3.13 loads linecache.
+
+    assert set(loaded("forwarding").split()) <= set(of_the_interpreter)
 
 
 LATE = ("_coverage", "_module", "_preserved", "_verify", "_stub", "testing")
