@@ -258,7 +258,7 @@ def _said(owner: Tensor, given: Tensor | None) -> Tensor:
     is_silent = owner == _NOTHING_SAID
     if not bool(is_silent.any()):
         return owner
-    if given is None or owner.dim() != given.dim():
+    if given is None or owner.dim() != given.dim():  # pragma: no cover -- fails closed
         return owner.masked_fill(is_silent, MIXED)
     if any(
         n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
