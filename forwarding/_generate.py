@@ -10,7 +10,6 @@ the columns that a traceback underlines.
 """
 
 import functools
-from collections.abc import Iterable
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -82,6 +81,11 @@ def writers(
     return codes
 
 
+# Files of classes that are gone. The collector may drop a class while linecache walks
+# over its cache, so they leave the cache when the next class is made.
+_GONE: Final[list[str]] = []
+
+
 class _Token:
     """Lives as long as a namespace, that is as the functions that run in it."""
 
@@ -103,7 +107,7 @@ def _namespace(cls: type, record: Record, helpers: dict[str, Any]) -> dict[str, 
         import weakref  # noqa: PLC0415 -- For wrapper classes only.
 
         token = _Token()
-        weakref.finalize(token, _forget, token.filenames)
+        weakref.finalize(token, _GONE.extend, token.filenames)
         record.namespace.update(helpers)
         record.namespace.update({"__name__": cls.__module__, _TOKEN: token})
     return record.namespace
@@ -112,6 +116,9 @@ def _namespace(cls: type, record: Record, helpers: dict[str, Any]) -> dict[str, 
 def _shown(source: str, title: str, space: dict[str, Any]) -> str:
     """Let tracebacks and ``inspect.getsource`` find the source; return its file name."""
     import linecache  # noqa: PLC0415 -- 1 ms, for wrapper classes only.
+
+    while _GONE:
+        linecache.cache.pop(_GONE.pop(), None)
 
     # Two classes may have one name, so the file names are counted, as in attrs.
     filename, count = f"<forwarded {title}>", 1
@@ -123,14 +130,6 @@ def _shown(source: str, title: str, space: dict[str, Any]) -> str:
     if _TOKEN in space:
         space[_TOKEN].filenames.append(filename)
     return filename
-
-
-def _forget(filenames: Iterable[str]) -> None:
-    """Drop the source of a class that is gone; tests and servers make many."""
-    import linecache  # noqa: PLC0415
-
-    for filename in filenames:
-        linecache.cache.pop(filename, None)
 
 
 def _code(shape: Shape, source: str, filename: str) -> CodeType:
