@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         PoissonSampling,
         TruncatedPoissonSampling,
         Unamplified,
+        UnamplifiedLoader,
     )
     from dp.schedule import Schedule
     from dp.wrapping import wrap_class
@@ -91,6 +92,7 @@ __all__ = (
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
+    "UnamplifiedLoader",
     "UnsupportedOperationError",
     "audit",
     "check",
@@ -118,7 +120,7 @@ _HOME: Final = {
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
-        " Unamplified",
+        " Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()

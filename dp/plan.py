@@ -196,8 +196,8 @@ class PrivacyPlan:
         """
         if isinstance(self.sampling, Unamplified):
             raise TypeError(
-                "the plan is Unamplified, so its batches are the caller's: use any"
-                " torch DataLoader"
+                "the plan is Unamplified, so its batches are the caller's: use"
+                " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
         if units is not None and self.unit_of_privacy == _UNIT:
             raise ValueError(

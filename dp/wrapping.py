@@ -10,7 +10,7 @@ from dp.exceptions import UnsupportedOperationError
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("wrap_class",)
@@ -20,7 +20,7 @@ def wrap_class(
     optimizer_class: type[Optimizer],
     *,
     plan: PrivacyPlan,
-    loader: PoissonLoader | None = None,
+    loader: TicketedLoader | None = None,
     clipping: Clipping | None = None,
     noise: GaussianNoise | None = None,
 ) -> type[DPOptimizer]:

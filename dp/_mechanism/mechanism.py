@@ -16,10 +16,15 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
+from dp._mechanism.batch import (
+    PendingBatch,
+    current_ticket,
+    explain_deepspeed,
+    warn_of_many_rows,
+)
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
@@ -38,7 +43,7 @@ from dp.per_sample import (
     from_grad_samples,
 )
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("Mechanism",)
@@ -57,12 +62,13 @@ class Mechanism:
     clipping: Clipping
     noise: GaussianNoise
     ledger: Ledger
-    loader: PoissonLoader | None
+    loader: TicketedLoader | None
     public: tuple[Tensor, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    has_warned: bool = field(default=False, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
@@ -140,6 +146,7 @@ class Mechanism:
             part=None if self.loader is None else self.loader.part,
         )
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
+        self._look_at_number(batch.num_samples + whose.num_units, batch, whose)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():
@@ -149,9 +156,11 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        **self._held_against(batch),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.rows_read.keep()
         batch.units.update(whose.present)
         batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
@@ -173,6 +182,27 @@ class Mechanism:
         batch.num_backwards += 1
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
+
+    def _look_at_number(
+        self, num_units: int, batch: PendingBatch, whose: LossUnits
+    ) -> None:
+        """Warn, once, if rows may have been taken for examples, and nothing tells."""
+        is_told = batch.ticket is not None or whose.of_loss is not None
+        if not (
+            is_told or self.has_warned or num_units <= self.plan.expected_batch_size
+        ):
+            self.has_warned = True
+            warn_of_many_rows(stacklevel=5)
+
+    def _held_against(self, batch: PendingBatch) -> dict[str, Any]:
+        """Return what the graph of losses is held against: the batch of the ticket."""
+        if self.loader is None:
+            return {}
+        yielded = self.loader.yielded
+        return {
+            "batch": yielded.rows,
+            "admit_data": lambda data: batch.rows_read.admit(data, yielded),
+        }
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
@@ -294,7 +324,7 @@ class Mechanism:
         scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
         return noisy_sums
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader

@@ -43,7 +43,7 @@ from dp.optimizer._validate import (
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 from forwarding import forwarded, target
 
 
@@ -79,7 +79,8 @@ class DPOptimizer(TransparentOptimizer):
         original_optimizer: The optimizer that makes the update.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
-            Required if the plan claims amplification by sampling, refused if not.
+            Required if the plan claims amplification by sampling; a
+            :class:`dp.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
@@ -118,7 +119,7 @@ class DPOptimizer(TransparentOptimizer):
         original_optimizer: Optimizer,
         *,
         plan: PrivacyPlan,
-        loader: PoissonLoader | None = None,
+        loader: TicketedLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
         public: Iterable[Tensor] = (),
@@ -392,7 +393,7 @@ class DPOptimizer(TransparentOptimizer):
         values = self.mechanism.values
         self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, values))
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.
 
         Raises:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling import PoissonLoader, TicketedLoader, Unamplified, UnamplifiedLoader
 
 
 __all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
@@ -46,13 +46,14 @@ def check_no_grad_sample(
                 )
 
 
-def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
+def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
     """Raise unless *loader* draws as *plan* claims."""
     if isinstance(plan.sampling, Unamplified):
-        if loader is not None:
+        if loader is not None and not isinstance(loader, UnamplifiedLoader):
             raise ValueError(
-                "loader was given, but the plan claims no amplification; plan with"
-                " PoissonSampling, or use the loader without giving it here"
+                f"loader={type(loader).__name__} was given, but the plan claims no"
+                " amplification; plan with PoissonSampling, pass a dp.UnamplifiedLoader,"
+                " or use the loader without giving it here"
             )
         return
     if not isinstance(loader, PoissonLoader):

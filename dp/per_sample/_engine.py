@@ -10,7 +10,7 @@ given, ``N`` losses.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -20,7 +20,7 @@ from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.uses import shapes_of
-from dp.per_sample._isolation.data_rows import check_batch
+from dp.per_sample._isolation.data_rows import check_batch, kept_data
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Trial, Verification, Verifier
 from dp.per_sample._known_graphs import Found, KnownGraphs
@@ -66,6 +66,7 @@ class Engine:
         units: Tensor | None = None,
         reduction: str = "sum",
         batch: Sequence[Tensor] = (),
+        admit_data: Callable[[Sequence[Tensor]], object] | None = None,
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.
 
@@ -78,6 +79,9 @@ class Engine:
                 result in ascending order.
             reduction: Whether a unit's gradient is the sum of its losses' or the mean.
             batch: The tensors of the loader's batch, the examples along the first axis.
+            admit_data: Called with the data that the graph keeps, as far as it does,
+                before any gradient is computed; raises if the losses are not to be
+                differentiated.
 
         Raises:
             SampleMixingError: If a loss depends on another unit.
@@ -95,6 +99,8 @@ class Engine:
             )
         root = (losses.grad_fn, losses.output_nr)
         found = self._graphs.find(root, parameters, whose)
+        if admit_data is not None:
+            admit_data(kept_data(found.graph.uses, root))
         if batch and whose.num_units > 1:
             uses, owners = found.graph.uses, found.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)

@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 
 OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
+ROWS = "test_rows_of_tickets.py"
 SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
 KERNEL = "test_noise_kernel.py"
@@ -121,6 +122,19 @@ MUTANTS = (
     Mutant("sampling", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = self.part = None", "        self.part = None", "a new pass leaves the old ticket valid", SAMPLING),
+    Mutant("sampling/_rows_read", 'if batch == "earlier":', "if False:", "another batch of the same size passes for the one that was drawn", ROWS),
+    Mutant("sampling/_rows_read", "        self._calls.append(self._at_hand)", "        pass", "a micro-batch twice and another never", ROWS),
+    Mutant("sampling/_rows_read", "        if bool(view.any()):", "        if not bool(view.any()):", "parts that lie between each other are taken for one", ROWS),
+    Mutant("sampling/_yielded", "handle is None or handle.expired()", "handle is None", "an address is believed after its storage was freed", ROWS),
+    Mutant("sampling/_distinct_rows", "unit_of_row[one] != unit_of_row[other]", "unit_of_row[one] < 0", "an example may be in two units", ROWS),
+    Mutant("sampling/_distinct_rows", "np.diff(read[order]) == 0", "np.diff(read[order]) < 0", "an example may be in two rows", ROWS),
+    Mutant("sampling/_collation", "        if _row_differs(batch, other, larger, place):", "        if False:", "a collate_fn may mix examples", ROWS),
+    Mutant("sampling/_collation", "        if draws != other_draws or _shapes(batch) != _shapes(other):", "        if False:", "augmentation by rejection is taken for mixing", ROWS),
+    Mutant("sampling/_unamplified_loader", "if len(set(rows)) < len(rows):", "if False:", "sampling with replacement", ROWS),
+    Mutant("per_sample/_engine", "            admit_data(kept_data(found.graph.uses, root))", "            pass", "losses are not held against the batch", ROWS),
+    Mutant("_mechanism/mechanism", '"batch": yielded.rows,', '"batch": (),', "a loss may be made of pieces of several rows", ROWS),
+    Mutant("_mechanism/batch", "if isinstance(sampling, Unamplified) and self.ticket is None:", "if isinstance(sampling, Unamplified):", "a batch in parts is refused without amplification", ROWS),
+    Mutant("distributed/_world", "        self._check_distinct([part for _, _, part in answers])", "        pass", "two ranks train on the same shard", "distributed/test_failures.py"),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
     Mutant("sampling", "        reject_arguments(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
     Mutant("sampling", "if not self.in_order:", "if False:", "a ticket may belong to another batch", SAMPLING),
@@ -207,7 +221,7 @@ MUTANTS = (
     Mutant("noise/_host", "stage.write(left, self._decided(left), x)", "self._decided(left)", "sums that the compiled loop left get no noise", KERNEL),
     Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
-    Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
+    Mutant("sampling/_ticketed", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
     # Failures, and units
     Mutant("_mechanism/mechanism", "if self.ledger.steps:", "if False:", "mixing that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "fork._failure = self._failure", "pass", "a copy of a failed ledger is sound", "test_ledger.py"),
