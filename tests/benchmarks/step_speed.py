@@ -23,8 +23,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from step_ways import WAYS
 from step_models import LARGE, MODELS, ON_GPU
+from step_ways import WAYS
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
