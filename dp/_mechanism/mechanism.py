@@ -63,12 +63,16 @@ class Mechanism:
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    public_reasons: dict[str, str] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
-            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+            plan=self.plan,
+            ledger=self.ledger,
+            assigned=self.assigned,
+            public=self.public_reasons,
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
@@ -265,6 +269,7 @@ class Mechanism:
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
+            public=self.values.reason,
         )
         self.step.release()
         batch.spend_ticket(self.loader)
@@ -309,6 +314,7 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public_reasons=dict(self.public_reasons),
             public=self.public,
         )
 
@@ -320,6 +326,7 @@ class Mechanism:
             "noise": self.noise,
             "ledger": self.ledger,
             "assigned": self.assigned,
+            "public_reasons": self.public_reasons,
             "public": self.public,
         }
         return _unpickled, (stages,)

@@ -60,7 +60,10 @@ def _shown(bars: Bars, name: str, num_steps: int) -> _training.Shown:
     bar = bars.begin(f"{name:11}")
 
     def show(taken: int, point: _training.Point) -> None:
-        cost = f"  eps {point.epsilon:.2f}" if point.epsilon < float("inf") else ""
+        is_private = point.epsilon < float("inf")
+        cost = (
+            f"  eps {point.epsilon:.2f} if planned to stop here" if is_private else ""
+        )
         figures = f"  loss {point.loss:.3f}  acc {point.accuracy:.3f}{cost}"
         bar.show(taken, num_steps, figures)
 

@@ -80,7 +80,7 @@ def _draw(path: Path, private: Run, plain: Run) -> None:
         [point.step for point in private.points],
         [point.epsilon for point in private.points],
         color="tab:red",
-        label="epsilon spent",
+        label="epsilon, if planned to stop here",
     )
     cost.set(ylabel="epsilon", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)

@@ -122,7 +122,8 @@ def train_privately(
 ) -> tuple[Run, Certificate]:
     """Train a copy of *model* as the plan says; return the run and what it cost.
 
-    An interrupt ends the training; what was spent until then is certified.
+    An interrupt ends the training. The certificate then claims the epsilon of the whole
+    plan, since the accuracy that was shown may have decided the end.
     """
     model = copy.deepcopy(model)
     loader = plan.loader(table.train)

@@ -17,16 +17,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Final, final
 
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._budget import Budget, cost
 from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
+from dp.ledger._claim import accounted, check_noise, claim, from_version_1
 from dp.plan import PrivacyPlan
 
 
 __all__ = ("Ledger", "void")
+
+_IF_FIXED: Final = "if the number of steps was fixed beforehand"
 
 
 @final
@@ -88,9 +91,34 @@ class Ledger:
         return merge_equal_releases(charge.to_release() for charge in self.charges())
 
     def spent(self) -> Guarantee:
-        """Return the guarantee of everything charged, at the plan's delta."""
-        guarantee = cost(self._plan, self.releases())
-        return guarantee if self._failure is None else void(guarantee)
+        """Return what everything charged so far composes to, at the plan's delta.
+
+        It is a guarantee only if the number of steps was fixed beforehand, as its
+        ``condition`` says; what holds whenever the run ends is :meth:`guarantee`.
+        """
+        composed = cost(self._plan, self.releases())
+        if self._failure is not None:
+            return void(composed)
+        is_open = 0 < self.steps < self._plan.steps
+        return replace(composed, condition=_IF_FIXED) if is_open else composed
+
+    def guarantee(self) -> Guarantee:
+        """Return what holds of the run, at the plan's delta, whenever it ends.
+
+        A run that ends before its plan costs what the plan costs: when it ends may have
+        been decided by what was released. Stopping by private data that was not
+        released is not covered.
+        """
+        claimed = claim(self._plan, self.charges())
+        return claimed if self._failure is None else void(claimed)
+
+    def check_noise(self, noise_multiplier: float) -> None:
+        """Raise if the next release may not have so little noise.
+
+        Raises:
+            PrivacyError: If it is less than planned, and the plan has no Renyi filter.
+        """
+        check_noise(self._plan, noise_multiplier, self.steps)
 
     @property
     def failure(self) -> str | None:
@@ -121,11 +149,22 @@ class Ledger:
         noise_multiplier: float,
         max_grad_norm: float,
         truncation: Truncation | None = None,
+        public: str | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
 
+        Args:
+            sampling_probability: Probability of an example to be in the batch.
+            noise_multiplier: Standard deviation of the noise over *max_grad_norm*.
+            max_grad_norm: Sensitivity of the sum.
+            truncation: How the batch was made smaller, if it was.
+            public: Why the numbers are public, where they are not the plan's: they were
+                fixed beforehand, or follow from public facts alone.
+
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
+            PrivacyError: If it costs more than planned, and neither *public* nor a
+                Renyi filter covers that.
         """
         charge = Charge(
             sampling_probability=sampling_probability,
@@ -133,10 +172,12 @@ class Ledger:
             max_grad_norm=max_grad_norm,
             count=1,
             truncation=truncation,
+            public=public,
         )
         with self._lock:
             self._check_sound()
             totals = self._current_totals()
+            charge = accounted(self._plan, charge, totals.steps)
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
             if not (
                 self._budget.allows_as_planned(totals.steps + 1)
@@ -186,6 +227,11 @@ class Ledger:
         """
         loaded = parsed(state_dict)
         self._check_unit(state_dict)
+        if state_dict["version"] == 1:
+            loaded = {
+                key: tuple(from_version_1(self._plan, charge) for charge in segment)
+                for key, segment in loaded.items()
+            }
         with self._lock:
             merged = dict(self._segments)
             for key, segment in loaded.items():
@@ -256,11 +302,11 @@ class Ledger:
         return self._totals
 
     def _is_planned(self, charge: Charge, step: int) -> bool:
-        plan = self._plan
+        plan, release = self._plan, charge.to_release()
         return (
-            charge.noise_multiplier == plan.noise_multiplier_at(step)
-            and charge.sampling_probability == plan.sampling_probability
-            and charge.truncation == plan.truncation
+            release.noise_multiplier == plan.noise_multiplier_at(step)
+            and release.sampling_probability == plan.sampling_probability
+            and release.truncation == plan.truncation
         )
 
 
