@@ -17,6 +17,7 @@ from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
+from dp.accounting._release import first_releases
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
 from dp.certificate._document import Certificate
@@ -24,7 +25,7 @@ from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
 from dp.certificate._software import version_of_accountants
-from dp.ledger import remaining
+from dp.ledger import rest_of_plan
 
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _findings_of_run(
         detail=f"took {run.steps} of {plan.steps}",
     )
     if len(c.runs) == 1:  # In a composition another run may go on from this one.
-        yield _remaining(f"{prefix}remaining steps", run)
+        yield _remaining(f"{prefix}remaining steps", run, c, library)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
 
@@ -215,14 +216,31 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     )
 
 
-def _remaining(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether the rest of the plan is claimed, unless the end was public."""
-    rest = () if run.public_end is not None else remaining(run.plan, run.charges)
+def _remaining(
+    claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
+) -> Finding:
+    """Return whether the rest of the plan is claimed, unless the end was public.
+
+    Of the rest, only steps that the target does not allow may be missing.
+    """
+    rest = () if run.public_end is not None else rest_of_plan(run.plan, run.charges)
+    stated = run.claimed_steps - run.steps
+    holds = run.remaining == first_releases(stated, rest)
+    if holds and stated < sum(release.count for release in rest):
+        beyond = epsilon(
+            (*run.releases, *first_releases(stated + 1, rest)),
+            delta=run.plan.target_delta,
+            neighboring_relation=run.plan.neighboring_relation,
+            interval=c.intervals.get("epsilon"),
+            library=library,
+        ).epsilon
+        target = run.plan.target_epsilon
+        holds = target is not None and beyond > target * (1 - TOLERANCE)
     return Finding(
         claim=claim,
-        holds=run.remaining == rest,
-        detail=f"claims {run.claimed_steps - run.steps} that were not taken, recomputed"
-        f" {sum(release.count for release in rest)}"
+        holds=holds,
+        detail=f"claims {stated} that were not taken, of"
+        f" {sum(release.count for release in rest)} that were left"
         + ("" if run.public_end is None else f"; the end is public: {run.public_end}"),
     )
 

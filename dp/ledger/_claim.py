@@ -26,6 +26,7 @@ __all__ = (
     "claim",
     "from_version_1",
     "remaining",
+    "rest_of_plan",
 )
 
 _UNKNOWN_REASON: Final = "not stated: charged by an earlier release of dp"
@@ -104,15 +105,15 @@ def remaining(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release, ..
     been decided by what was released. None is left before the first release, on which
     nothing can depend, and none under a Renyi filter, which bounds any end.
     """
-    taken = sum(charge.count for charge in charges)
-    if not charges or taken >= plan.steps or plan.renyi_order is not None:
-        return ()
+    rest = rest_of_plan(plan, charges)
     releases = [charge.to_release() for charge in charges]
-    rest = _rest(plan, charges[-1], taken)
     target = plan.target_epsilon
-    if target is None or cost(plan, (*releases, *rest)).epsilon <= target:
+    if not rest or target is None or cost(plan, (*releases, *rest)).epsilon <= target:
         return rest
-    low, high = 0, plan.steps - taken  # `low` keeps the target; `high` does not.
+    low, high = (
+        0,
+        sum(r.count for r in rest),
+    )  # `low` keeps the target; `high` does not.
     while high - low > 1:
         middle = (low + high) // 2
         within = (
@@ -122,11 +123,15 @@ def remaining(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release, ..
     return first_releases(low, rest)
 
 
-def _rest(plan: PrivacyPlan, last: Charge, taken: int) -> tuple[Release, ...]:
-    """Return the steps of the plan after *taken*.
+def rest_of_plan(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release, ...]:
+    """Return the steps of *plan* after *charges*, whether its target allows them or not.
 
     A noise multiplier that was declared public last holds until the end.
     """
+    taken = sum(charge.count for charge in charges)
+    if not charges or taken >= plan.steps or plan.renyi_order is not None:
+        return ()
+    last = charges[-1]
     if last.public is not None:
         return (replace(last.to_release(), count=plan.steps - taken),)
     rest, skip = [], taken

@@ -502,6 +502,19 @@ def test_leaving_out_the_rest_of_the_plan_is_found():
     assert "run 1: remaining steps" in refuted(silent)
 
 
+def test_only_steps_beyond_the_target_may_be_missing(tmp_path):
+    """Of a plan whose steps do not all keep it."""
+    target = composed((12, 2.0)) * (1 + 1e-4)
+    document = certified(charged(5, target_epsilon=target))
+    document.write(tmp_path)
+    (run,) = document.runs
+    shorter = replace(run, remaining=(replace(run.remaining[0], count=6),))
+
+    assert sum(release.count for release in run.remaining) == 7
+    assert dp.verify(tmp_path / "certificate.json", quick=True).ok
+    assert "run 1: remaining steps" in refuted(replace(document, runs=(shorter,)))
+
+
 def test_a_certificate_tells_which_numbers_were_off_the_plan(tmp_path):
     """On which side, and by whose word."""
     ledger = charged(1, target_epsilon=20.0)
