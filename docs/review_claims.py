@@ -247,6 +247,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/sampling/_fetch.py": Checked("It reads the rows whose numbers were drawn. Tests compare it with torch's own loader, and `dp.audit.conformance` sees a row that counts twice.", (_SAMPLING + "tensors_are_read_as_torchs_loader_reads_them", "dp/test_audit.py::test_a_broken_build_does_not_conform")),
     "dp/sampling/_refused_arguments.py": Checked("It explains; batches come from the loader's own sampler with or without it.", (_SAMPLING + "arguments_that_choose_the_batches_are_refused",)),
     "dp/accounting/_sampled_losses.py": Checked(_AGREES, (_CERTIFICATE + "losses_that_err_are_not_certified",)),
+    "dp/_advisories.py": Checked("A table of faults; no number depends on it.", (_CLAIMS + "advisories_are_named_by_their_places",)),
     "dp/accounting/_quiet.py": Checked("It silences a logger; no number depends on it.", (_CLAIMS + "the_cost_at_an_order_is_the_studys",)),
     "dp/accounting/_buckets.py": Checked(_AGREES, (_CERTIFICATE + "losses_that_err_are_not_certified",)),
     "dp/accounting/_resolution.py": Checked("It chooses the width of buckets, and every width gives an upper bound.", ("dp/test_accounting.py::test_a_larger_tolerance_is_a_larger_bound",)),

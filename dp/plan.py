@@ -29,6 +29,7 @@ from dp.schedule import Schedule, runs_of, value_at, values_of
 __all__ = ("PrivacyPlan", "plan_for")
 
 _UNIT = "one training example"
+_VERSION: Final = 2  # Of plans in plain types.
 _KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
 
@@ -148,15 +149,23 @@ class PrivacyPlan:
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
-        return {"sampling": scheme, **numbers}
+        return {"version": _VERSION, "sampling": scheme, **numbers}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
         """Return the plan that :meth:`to_dict` wrote.
 
+        Plans that say no version are of the first, which knew fewer numbers.
+
         Raises:
-            ValueError, TypeError, KeyError: If it is none.
+            ValueError, TypeError, KeyError: If it is none, or of a later version.
         """
+        version = plan.get("version", 1)
+        if version not in {1, _VERSION}:
+            raise ValueError(
+                f"the plan is of version {version!r}, and this release of dp reads 1"
+                f" and {_VERSION}: a later release wrote it, which can load it"
+            )
         scheme = dict(plan["sampling"])
         kinds = {kind.__name__: kind for kind in _KINDS}
         numbers: dict[str, Any] = {
@@ -164,7 +173,7 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name != "sampling"
+            if name not in {"sampling", "version"}
         }
         return cls(sampling=kinds[scheme.pop("kind")](**scheme), **numbers)
 

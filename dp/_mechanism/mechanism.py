@@ -76,6 +76,9 @@ class Mechanism:
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.noise.seed is not None and self.loader is not None:
+            self.loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     @property
     def noise_multiplier(self) -> float:
@@ -270,6 +273,7 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         noise_multiplier = self.noise_multiplier
+        self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
@@ -280,6 +284,15 @@ class Mechanism:
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
+
+    def _note_debugging(self) -> None:
+        """Tell the ledger of noise or batches that anyone can repeat."""
+        seeds = (
+            self.noise.seed,
+            None if self.loader is None else self.loader.debug_seed,
+        )
+        if any(seed is not None for seed in seeds):
+            self.ledger.note_debugging_seed()
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""
@@ -306,6 +319,9 @@ class Mechanism:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
+        if self.noise.seed is not None:
+            loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied

@@ -105,6 +105,7 @@ class Certificate(Statement):
             if public_end is not None
             else remaining(ledger.plan, ledger.charges()),
             public_end=None if public_end is None else public_end.strip(" ."),
+            num_advisories=ledger.num_advisories,
         )
         return _certify(
             (run,),
@@ -251,9 +252,7 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
         rest = () if goes_on else run.remaining
         kept.append(replace(run, segments=ours, remaining=rest))
     # A failed run counts even if an earlier certificate has all that it was charged.
-    counted = [
-        run for run in kept if run.segments or run.remaining or run.failure is not None
-    ]
+    counted = [run for run in kept if run.segments or run.remaining or run.has_failed]
     return tuple(counted) or tuple(kept[:1])
 
 

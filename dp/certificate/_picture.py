@@ -6,6 +6,7 @@ from typing import Any
 
 from dp.accounting import epsilon_curve
 from dp.certificate._statement import Statement
+from dp.certificate._text import why_not
 
 
 __all__ = ("draw",)
@@ -18,7 +19,7 @@ def draw(c: Statement, path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     over_steps, of_groups = figure.subplots(1, 2, width_ratios=[2, 1])
     if not c.is_private:
-        figure.suptitle("NOT PRIVATE: a release had no noise", color="tab:red")
+        figure.suptitle(f"NOT PRIVATE: {why_not(c)}", color="tab:red")
     else:
         figure.suptitle(
             f"epsilon = {c.epsilon:.3f} at delta = {c.delta:g}"

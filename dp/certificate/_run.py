@@ -25,11 +25,13 @@ class CertifiedRun:
             process has keys of its own for its noise, so this is the record of resumes
             and forks too.
         num_parameters: How many numbers a release noised.
-        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
+        rng: ``"os"`` for a cryptographic generator, ``"fast"``, or ``"debug"``.
         noise: Where the noise came from, in words.
         failure: Why no guarantee holds for what was charged; None if one does.
         remaining: What the plan still allowed. It is part of what is claimed, since what
             was released may have decided that the run ended.
+        num_advisories: How many faults of dp were known to the releases of it that
+            charged, the fewest of them; what was found later is told by ``dp.verify``.
         public_end: Why it is public after how many steps the run ended, if that was
             declared; nothing remains then.
     """
@@ -38,11 +40,17 @@ class CertifiedRun:
     plan_sha256: str
     segments: Mapping[str, tuple[Charge, ...]]
     num_parameters: int
-    rng: Literal["os", "fast"]
+    rng: Literal["os", "fast", "debug"]
     noise: str
     failure: str | None = None
     remaining: tuple[Release, ...] = ()
     public_end: str | None = None
+    num_advisories: int = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no guarantee holds."""
+        return self.failure is not None or self.rng == "debug"
 
     @property
     def charges(self) -> tuple[Charge, ...]:

@@ -7,7 +7,7 @@ from dp.ledger import Charge
 from dp.schedule import Schedule
 
 
-__all__ = ("lines",)
+__all__ = ("lines", "why_not")
 
 
 def lines(c: Statement) -> list[str]:
@@ -15,7 +15,7 @@ def lines(c: Statement) -> list[str]:
     verdict = (
         f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
         if c.is_private
-        else f"NOT PRIVATE: {_why_not(c)}, so epsilon is infinite"
+        else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
     rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
@@ -55,8 +55,9 @@ def _unclaimed(c: Statement) -> str:
     return ", if their number was fixed beforehand, which is not claimed"
 
 
-def _why_not(c: Statement) -> str:
-    failures = [run.failure for run in c.runs if run.failure is not None]
+def why_not(c: Statement) -> str:
+    """Return why nothing is guaranteed."""
+    failures = [run.failure or run.noise for run in c.runs if run.has_failed]
     return failures[0] if failures else "a release had no noise"
 
 

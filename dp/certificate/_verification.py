@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
+from dp._advisories import advisories_since
 from dp._reports import Finding, Report, lines_of
 from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
@@ -186,6 +187,7 @@ def _findings_of_run(
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
+    yield _advised(f"{prefix}advisories", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
     yield Finding(
         claim=f"{prefix}planned steps",
@@ -196,6 +198,20 @@ def _findings_of_run(
         yield _remaining(f"{prefix}remaining steps", run, c, library)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
+
+
+def _advised(claim: str, run: CertifiedRun) -> Finding:
+    """Return whether the software that charged had no fault that is known by now."""
+    faults = advisories_since(run.num_advisories)
+    told = " ".join(f"{a.name}: {a.fault} It affects {a.affects}." for a in faults)
+    return Finding(
+        claim=claim,
+        holds=not faults,
+        detail=f"it was charged by a release with faults by which epsilon may be too"
+        f" low. {told}"
+        if faults
+        else "no fault is known of the release that charged it",
+    )
 
 
 def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:

@@ -42,7 +42,7 @@ def summary(certificate: Certificate, private: Run, plain: Run) -> Grid:
     for heading in ("", "test accuracy", "epsilon", "delta", "steps", "seconds"):
         grid.add_column(heading, justify="right" if heading else "left")
     grid.add_row(
-        "private",
+        "private" if certificate.is_private else "NOT PRIVATE",
         f"{private.points[-1].accuracy:.3f}",
         f"{certificate.epsilon:.3f}",
         f"{certificate.delta:g}",

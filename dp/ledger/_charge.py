@@ -9,7 +9,7 @@ from dp.accounting._release import Release, Truncation
 from dp.exceptions import LedgerError
 
 
-__all__ = ("VERSION", "Charge", "alike", "appended", "parsed")
+__all__ = ("VERSION", "Charge", "alike", "appended", "known_advisories", "parsed")
 
 VERSION: Final = 2
 _KNOWN_VERSIONS: Final = (1, 2)
@@ -123,6 +123,18 @@ def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     if not isinstance(segments, Mapping):
         raise LedgerError("the ledger has no segments: it is damaged")
     return {str(key): _segment(rows) for key, rows in segments.items()}
+
+
+def known_advisories(state_dict: Mapping[str, Any]) -> int:
+    """Return how many advisories were known where a ledger's state was written.
+
+    Raises:
+        LedgerError: If that is no number of them.
+    """
+    known = state_dict.get("advisories", 0)  # Version 1 was written before the first.
+    if not isinstance(known, int) or known < 0:
+        raise LedgerError(f"the ledger states {known!r} advisories: it is damaged")
+    return known
 
 
 def _segment(rows: object) -> tuple[Charge, ...]:

@@ -462,6 +462,11 @@ class DPOptimizer(TransparentOptimizer):
             public_end=public_end,
         )
 
+    def __repr__(self) -> str:
+        failure = self.ledger.failure
+        verdict = "" if failure is None else f"NOT PRIVATE ({failure}): "
+        return f"{verdict}{super().__repr__()}"
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         protect(self)

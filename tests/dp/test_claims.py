@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dp import (
     TruncatedPoissonSampling,
     Unamplified,
 )
+from dp._advisories import ADVISORIES
 from dp.accounting import Release, epsilon
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.ledger import Ledger
@@ -428,11 +430,15 @@ def test_a_state_with_reasons_for_nothing_is_refused(optimizer):
 def test_noise_follows_releases_under_a_filter(optimizer):
     """Assigned by what was released, without a declaration."""
     run = optimizer(renyi_order=8.0, target_epsilon=4.0)
-    (weight,) = run.param_groups[0]["params"]
-    while not run.ledger.is_exhausted:
-        step(run)
-        run.noise_multiplier = 6.0 if weight.grad.sum() > 0 else 4.0
 
+    def train():
+        while True:
+            step(run)
+            (weight,) = run.param_groups[0]["params"]
+            run.noise_multiplier = 6.0 if weight.grad.sum() > 0 else 4.0
+
+    with pytest.raises(BudgetExhaustedError):
+        train()
     assert {c.noise_multiplier for c in run.ledger.charges()} <= {8.0, 6.0, 4.0}
     assert run.guarantee().epsilon == 4.0
     assert run.spent().epsilon <= 4.0
@@ -596,3 +602,67 @@ def test_what_remained_of_each_fork_counts():
     one = certified(charged(2, ledger=ledger))
 
     assert dp.compose(one, certified(fork)).epsilon == composed((35, 2.0))
+
+
+def test_a_run_that_an_older_release_charged_has_its_faults(tmp_path):
+    """Whatever goes on from its state; a certificate tells of each by name."""
+    state = charged(2).state_dict()
+    state["advisories"] = 7
+    ledger = Ledger(plan())
+    ledger.load_state_dict(json.loads(json.dumps(state)))
+    document = certified(copy.deepcopy(ledger))
+    document.write(tmp_path)
+    lines = {
+        f.claim: f
+        for f in dp.verify(tmp_path / "certificate.json", quick=True).findings
+    }
+    told = lines.pop("run 1: advisories")
+
+    assert not told.holds
+    assert "DP-2026-8" in told.detail
+    assert "DP-2026-9" in told.detail
+    assert "DP-2026-7" not in told.detail
+    assert all(finding.holds for finding in lines.values())
+    assert "no fault is known" in str(dp.verify(certified(charged(1)), quick=True))
+
+
+def test_a_state_of_the_first_version_knew_no_advisory():
+    """It was written before there were any."""
+    ledger = Ledger(plan())
+    rows = [{**PLANNED, "count": 3}]
+    ledger.load_state_dict({"version": 1, "segments": {"a": rows}})
+
+    assert ledger.num_advisories == 0
+
+
+@pytest.mark.parametrize("number", [-1, "9", None])
+def test_a_state_with_another_number_of_advisories_is_damaged(number):
+    """Nothing of it is loaded."""
+    ledger = Ledger(plan())
+
+    with pytest.raises(LedgerError, match="advisories: it is damaged"):
+        ledger.load_state_dict({**charged(1).state_dict(), "advisories": number})
+    assert ledger.steps == 0
+
+
+def test_advisories_are_named_by_their_places():
+    """A certificate keeps their number, so none may be taken out or moved."""
+    names = [advisory.name for advisory in ADVISORIES]
+    page = (Path(__file__).parents[2] / "docs/reference/advisories.md").read_text()
+
+    assert names == [f"DP-2026-{n}" for n in range(1, len(names) + 1)]
+    for advisory in ADVISORIES:
+        row = f"| {advisory.name} | {advisory.fault} | {advisory.affects} |"
+        assert row in page
+
+
+def test_plans_carry_a_version():
+    """The first is loaded, a later one is refused by name."""
+    row = plan(renyi_order=4.0).to_dict()
+    assert PrivacyPlan.from_dict(row) == plan(renyi_order=4.0)
+    first = plan().to_dict()
+    del first["version"], first["renyi_order"]
+    assert PrivacyPlan.from_dict(first) == plan()
+
+    with pytest.raises(ValueError, match="of version 3, and this release of dp reads"):
+        PrivacyPlan.from_dict({**row, "version": 3})

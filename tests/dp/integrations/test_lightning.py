@@ -340,10 +340,10 @@ def test_several_private_optimizers_are_logged_by_number(make_script, make_train
 
     assert (first.optimizer.ledger.steps, second.optimizer.ledger.steps) == (4, 4)
     assert trainer.callback_metrics["epsilon-0"] == pytest.approx(
-        first.optimizer.spent().epsilon
+        first.optimizer.guarantee().epsilon
     )
     assert trainer.callback_metrics["epsilon-1"] == pytest.approx(
-        second.optimizer.spent().epsilon
+        second.optimizer.guarantee().epsilon
     )
 
 
