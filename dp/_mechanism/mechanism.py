@@ -246,6 +246,7 @@ class Mechanism:
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
+            ValueError: If the sums could not hold the noise.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -254,6 +255,9 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            # Charged is only what can be released: noise may not fit into the sums.
+            stddev = self.noise_multiplier * batch.max_grad_norm
+            self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
             ticket=batch.ticket,

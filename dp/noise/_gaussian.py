@@ -168,11 +168,17 @@ class GaussianNoise:
             return self._add(sums, stddev)
         return witness(partial(self._add, sums, stddev), sums)
 
+    def check(self, sums: Sequence[Tensor], *, stddev: float) -> None:
+        """Raise what :meth:`add_` would, before a release is charged.
+
+        Raises:
+            TypeError, ValueError: As :meth:`add_`.
+        """
+        _placed(sums, _checks.non_negative(stddev=stddev))
+
     def _add(self, sums: Sequence[Tensor], stddev: float) -> float:
         stddev = _checks.non_negative(stddev=stddev)
-        on_host, on_device, dtypes = _by_place(sums)
-        for dtype in dtypes:
-            _check_range(dtype, stddev)
+        on_host, on_device = _placed(sums, stddev)
         if stddev == 0:
             return stddev
         if self._rng == "fast":
@@ -242,6 +248,14 @@ def _add_exactly(
         _add_on_host(on_host, stddev, most_threads)
     if on_device:
         add_rounded(list(in_chunks(on_device)), stddev)
+
+
+def _placed(sums: Sequence[Tensor], stddev: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Return tensors by where they are rounded, if all of them can hold the noise."""
+    on_host, on_device, dtypes = _by_place(sums)
+    for dtype in dtypes:
+        _check_range(dtype, stddev)
+    return on_host, on_device
 
 
 def _by_place(

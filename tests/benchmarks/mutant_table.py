@@ -69,6 +69,7 @@ MUTANTS = (
     Mutant("per_sample", "nan_to_num_(nan=torch.inf)", "nan_to_num_(nan=0.0)", "an example whose loss is NaN is kept", ENGINE),
     Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
+    Mutant("per_sample", "        if self._rounds:", "        if False:", "clipped sums are rounded to 16 bits by a parametrization", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
     Mutant("per_sample", "if bool((found.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
