@@ -26,7 +26,7 @@ from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, loss_units
 from dp._mechanism.step_state import StepState
-from dp._mechanism.sums import scale_sums, zero_sums
+from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
@@ -69,15 +69,22 @@ class Mechanism:
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
     has_warned: bool = field(default=False, init=False)
+    public_reasons: dict[str, str] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
-            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+            plan=self.plan,
+            ledger=self.ledger,
+            assigned=self.assigned,
+            public=self.public_reasons,
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.noise.seed is not None and self.loader is not None:
+            self.loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     @property
     def noise_multiplier(self) -> float:
@@ -230,9 +237,7 @@ class Mechanism:
         norms_GB = gradients.squared_norms(groups).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
-        gradients.add_weighted_sum(
-            factors_GB, groups, batch.sums, beta=int(batch.num_samples > 0)
-        )
+        batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -251,10 +256,18 @@ class Mechanism:
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
-        totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
+        totals = Exchange(
+            world,
+            batch.sums.of_parameters(),
+            [sharding_of(p) for p in parameters],
+            buffers=batch.sums.buffers,
+        )
         stddev = self._charge(batch)
-        noisy_sums = self._add_noise(totals, stddev)  # Private from here on.
-        return self._divide(noisy_sums)
+        for share in totals:
+            self._add_noise(share, stddev)  # Private from here on.
+            self._divide(share)
+            totals.start_all_gather()
+        return totals.results()
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -263,6 +276,7 @@ class Mechanism:
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
+            ValueError: If the sums could not hold the noise.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -271,6 +285,9 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            # Charged is only what can be released: noise may not fit into the sums.
+            stddev = self.noise_multiplier * batch.max_grad_norm
+            self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
             ticket=batch.ticket,
@@ -290,44 +307,55 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         noise_multiplier = self.noise_multiplier
+        self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
+            public=self.values.reason,
         )
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
 
-    def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
-        """Add noise to each share of the totals, once, on the rank that has it."""
-        for share in totals:
-            # What was charged is held against what the noise stage says it did, and not
-            # against what it was told: an accountant that is fed the configured sigma
-            # misses the noise that was really added (opacus#807).
-            used = self.noise.add_(share, stddev=stddev)
-            if used != stddev:
-                raise PrivacyError(
-                    f"the noise stage used a standard deviation of {used!r} where"
-                    f" {stddev!r} was charged; nothing was released"
-                )
-            totals.start_all_gather()
-        return totals.results()
+    def _note_debugging(self) -> None:
+        """Tell the ledger of noise or batches that anyone can repeat."""
+        seeds = (
+            self.noise.seed,
+            None if self.loader is None else self.loader.debug_seed,
+        )
+        if any(seed is not None for seed in seeds):
+            self.ledger.note_debugging_seed()
 
-    def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
+    def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
+        """Add noise to a share of the totals, once, on the rank that has it."""
+        # What was charged is held against what the noise stage says it did, and not
+        # against what it was told: an accountant that is fed the configured sigma misses
+        # the noise that was really added (opacus#807).
+        used = self.noise.add_(share, stddev=stddev)
+        if used != stddev:
+            raise PrivacyError(
+                f"the noise stage used a standard deviation of {used!r} where"
+                f" {stddev!r} was charged; nothing was released"
+            )
+
+    def _divide(self, share: Sequence[Tensor]) -> None:
         """Divide by a public constant; never by the size that the batch really had.
 
         The size is private, and dividing by it also changes the sensitivity of the
         mean (opacus#571, #819: the denominator followed ``len(dataset)``).
         """
-        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
-        return noisy_sums
+        for total in share:
+            total.mul_(1 / self.plan.expected_batch_size)
 
     def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
+        if self.noise.seed is not None:
+            loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied
@@ -339,6 +367,7 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public_reasons=dict(self.public_reasons),
             public=self.public,
         )
 
@@ -350,6 +379,7 @@ class Mechanism:
             "noise": self.noise,
             "ledger": self.ledger,
             "assigned": self.assigned,
+            "public_reasons": self.public_reasons,
             "public": self.public,
         }
         return _unpickled, (stages,)
@@ -364,7 +394,7 @@ class Mechanism:
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=5)
-        sums = zero_sums(parameters)
+        sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 
 

@@ -11,11 +11,13 @@ and what a draw costs (:mod:`dp.accounting`). Empty batches are built in
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, final
 
 from torch.utils.data import Dataset, default_collate
 
 from dp import _checks
+from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._collation import check_collation
@@ -162,8 +164,16 @@ class PoissonLoader(TicketedLoader):
         share = (0, 1) if self._sharded else rank_and_size()
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
+        if self._debug_seed is not None and self._debug_keys is None:
+            name = f"draws of seed {self._debug_seed}, rank {share[0]}: "
+            self._debug_keys = RepeatedKeys(name)
         return _Draws(
-            self.dataset, self._units, self._sampling, share, num_draws=len(self)
+            self.dataset,
+            self._units,
+            self._sampling,
+            share,
+            num_draws=len(self),
+            keys=self._debug_keys,
         )
 
     def _check_alone(self) -> None:
@@ -218,7 +228,9 @@ class _Draws(Iterator[list[int]]):
         share: tuple[int, int],
         *,
         num_draws: int,
+        keys: RepeatedKeys | None,
     ) -> None:
+        self._keys = keys
         self.made: deque[Draw] = deque()
         self._dataset = dataset
         self._units = units
@@ -229,7 +241,8 @@ class _Draws(Iterator[list[int]]):
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            draw = self._draw()
+            with nullcontext() if self._keys is None else self._keys.used():
+                draw = self._draw()
             self.made.append(draw)
             if draw.rows:
                 return list(draw.rows)

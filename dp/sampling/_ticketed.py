@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, ClassVar, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from dp.sampling._fetch import iter_batches
 from dp.sampling._ticket import Draw, Ticket, TicketIssuer
 from dp.sampling._yielded import YieldedTensors
 
+
+if TYPE_CHECKING:
+    from dp._keystream import RepeatedKeys
 
 __all__ = ("Draws", "TicketedLoader")
 
@@ -61,6 +64,8 @@ class TicketedLoader(DataLoader[Any]):
         self._empty_batch = empty_batch
         self._sharded = sharded
         self._issuer = TicketIssuer()
+        self._debug_seed: int | None = None
+        self._debug_keys: RepeatedKeys | None = None
         self._draws = _GuardedBatchSampler(num_draws, type(self).__name__)
         super().__init__(
             dataset, batch_sampler=self._draws, collate_fn=collate_fn, **arguments
@@ -80,6 +85,19 @@ class TicketedLoader(DataLoader[Any]):
     def yielded(self) -> YieldedTensors:
         """The tensors of the batch yielded last, and where earlier ones were."""
         return self._issuer.yielded
+
+    @property
+    def debug_seed(self) -> int | None:
+        """The seed of every later draw, which is NOT PRIVATE; None for the OS's coins."""
+        return self._debug_seed
+
+    def use_debugging_seed(self, seed: int) -> None:
+        """Draw the same batches in every run, from the next pass on: NOT PRIVATE.
+
+        Called by a :class:`~dp.DPOptimizer` whose noise has a debugging seed. Every
+        optimizer that trains on such batches has an infinite epsilon.
+        """
+        self._debug_seed, self._debug_keys = seed, None
 
     @property
     def unit_of_row(self) -> Tensor | None:
