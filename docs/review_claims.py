@@ -74,6 +74,7 @@ _RELEASE, _FAILURES = (
     "dp/distributed/test_failures.py::test_",
 )
 _TRAINING = "dp/distributed/test_training.py::test_"
+_PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
 _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
@@ -86,6 +87,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/_mechanism/mechanism.py": Claim("A release is the clipped sum of one batch; it is charged, then gets noise of the charged scale on every element.", (_OPTIMIZER + "noise_of_another_size_than_was_charged_is_never_released", "dp/test_crash.py::test_a_crash_at_any_line_of_a_step_loses_no_charge")),
         "dp/_mechanism/batch.py": Claim("A release has as many losses as its ticket counts examples, and a ticket is spent by one release.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused", _OPTIMIZER + "a_batch_is_good_for_one_step_only")),
         "dp/_mechanism/loss_units.py": Claim("Each loss counts for the unit that the loader drew its row for, or for a drawn unit that the caller names.", (_UNITS + "a_unit_is_clipped_once_however_many_rows_it_has", _UNITS + "a_batch_that_was_split_by_hand_is_refused", _UNITS + "units_that_were_not_drawn_are_refused")),
+        "dp/_mechanism/paid_for.py": Claim("While they live, parameters and rows of a dataset are charged by no ledger that lacks what another one charged for them.", (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "rows_that_two_datasets_share_are_recognised", _PAID + "a_checkpoint_carries_what_was_paid")),
         "dp/_mechanism/step_state.py": Claim("Before a release, `p.grad` holds nothing that was computed from the batch, and a half-made sum is never added to.", (_OPTIMIZER + "gradients_never_show_before_the_noise_is_in", "dp/test_crash.py::test_a_crash_at_any_line_of_backward_leaves_no_half_sum")),
         "dp/_mechanism/current_values.py": Claim("Clipping, noise and the charge of a step read the same two numbers.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules", "dp/test_schedule.py::test_clipping_follows_the_schedule_of_the_norm")),
         "dp/_mechanism/sums.py": Claim("Sums begin at zero, in float32 or wider, and their buffers hold every element once.", ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",)),

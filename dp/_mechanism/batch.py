@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -32,6 +32,7 @@ __all__ = (
     "PendingBatch",
     "current_ticket",
     "explain_deepspeed",
+    "held_against",
     "warn_of_many_rows",
 )
 
@@ -124,6 +125,13 @@ class PendingBatch:
                 " loss per example, and each example to backward once"
             )
 
+    def may_hold_views(self, num_samples: int, plan: PrivacyPlan) -> bool:
+        """Whether another *num_samples* are more than planned, and nothing counts them."""
+        return (
+            self.ticket is None
+            and self.num_samples + num_samples > plan.expected_batch_size
+        )
+
     def check_same(self, parameters: Sequence[Tensor], max_grad_norm: float) -> None:
         """Raise if what the sums were clipped for changed since the last backward.
 
@@ -188,6 +196,17 @@ class PendingBatch:
             _last_spent[loader] = self.ticket.serial
 
 
+def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str, Any]:
+    """Return what the engine holds a graph of losses against: the ticket's batch."""
+    if loader is None:
+        return {}
+    yielded = loader.yielded
+    return {
+        "batch": yielded.rows,
+        "admit_data": lambda data: batch.rows_read.admit(data, yielded),
+    }
+
+
 def warn_of_many_rows(*, stacklevel: int) -> None:
     """Warn that what is taken for examples may be rows of fewer of them."""
     warnings.warn(
@@ -231,7 +250,8 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             "this batch was already used for a step; draw the next one from the"
             " loader. Two optimizers that release the same batch would cost more"
             " than their ledgers say: put the parameters into groups of one"
-            " optimizer, or give each a loader of its own"
+            " optimizer, or give each a loader of its own and one ledger"
+            " (continue_from=)"
         )
     return ticket
 

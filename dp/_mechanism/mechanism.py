@@ -20,11 +20,13 @@ from dp._mechanism.batch import (
     PendingBatch,
     current_ticket,
     explain_deepspeed,
+    held_against,
     warn_of_many_rows,
 )
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import LossUnits, Reduction, loss_units
+from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
@@ -70,6 +72,7 @@ class Mechanism:
     assigned: dict[str, float] = field(default_factory=dict)
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
+    account: Account = field(init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
@@ -80,6 +83,7 @@ class Mechanism:
             assigned=self.assigned,
             public=self.public_reasons,
         )
+        self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
         if self.noise.seed is not None and self.loader is not None:
@@ -153,7 +157,10 @@ class Mechanism:
             part=None if self.loader is None else self.loader.part,
         )
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
-        self._look_at_number(batch.num_samples + whose.num_units, batch, whose)
+        is_told = whose.of_loss is not None or self.has_warned
+        if not is_told and batch.may_hold_views(whose.num_units, self.plan):
+            self.has_warned = True
+            warn_of_many_rows(stacklevel=4)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():
@@ -163,7 +170,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
-                        **self._held_against(batch),
+                        **held_against(self.loader, batch),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -189,27 +196,6 @@ class Mechanism:
         batch.num_backwards += 1
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
-
-    def _look_at_number(
-        self, num_units: int, batch: PendingBatch, whose: LossUnits
-    ) -> None:
-        """Warn, once, if rows may have been taken for examples, and nothing tells."""
-        is_told = batch.ticket is not None or whose.of_loss is not None
-        if not (
-            is_told or self.has_warned or num_units <= self.plan.expected_batch_size
-        ):
-            self.has_warned = True
-            warn_of_many_rows(stacklevel=5)
-
-    def _held_against(self, batch: PendingBatch) -> dict[str, Any]:
-        """Return what the graph of losses is held against: the batch of the ticket."""
-        if self.loader is None:
-            return {}
-        yielded = self.loader.yielded
-        return {
-            "batch": yielded.rows,
-            "admit_data": lambda data: batch.rows_read.admit(data, yielded),
-        }
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
@@ -277,6 +263,7 @@ class Mechanism:
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
             ValueError: If the sums could not hold the noise.
+            LedgerError: If the parameters or the data were paid for by another ledger.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -285,6 +272,8 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            dataset = None if self.loader is None else self.loader.dataset
+            self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
             stddev = self.noise_multiplier * batch.max_grad_norm
             self.noise.check(batch.sums.buffers, stddev=stddev)

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dp._keystream import replayed_keys
+from dp._mechanism.paid_for import apart
 from dp._progress import Bar, progress_bars
 from dp._reports import Finding
 from dp.audit._report import AuditReport
@@ -151,6 +152,7 @@ def _run(
         fixed_seeds(),
         hooked(look),
         replayed_keys(),
+        apart(),
         witnessed(tape.add_noise),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),

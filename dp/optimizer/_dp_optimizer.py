@@ -40,6 +40,7 @@ from dp.optimizer._validate import (
     check_losses,
     check_no_grad_sample,
     clipping_for,
+    ledger_for,
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
@@ -87,12 +88,16 @@ class DPOptimizer(TransparentOptimizer):
             that are computed with them: a fixed basis, a mask, a buffer of a
             parametrization. That they are public is the caller's claim: a buffer can
             have been computed from private data.
+        continue_from: The optimizer, or its ledger, that trained these weights or on
+            this data before. Its charges count in this one's budget and certificate, so
+            *plan* has to allow for them: one that is equal shares the ledger.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
         UnsupportedOperationError: If it cannot be made private, with the reason.
         ValueError: If *loader* or *clipping* contradict the plan.
         SamplingMismatchError: If a parameter has a ``grad_sample`` of another run.
+        LedgerError: If what *continue_from* charged protects another unit.
 
     References:
         Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
@@ -123,6 +128,7 @@ class DPOptimizer(TransparentOptimizer):
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
         public: Iterable[Tensor] = (),
+        continue_from: "DPOptimizer | Ledger | None" = None,
     ) -> None:
         check_wrappable(original_optimizer)
         if isinstance(original_optimizer, DPOptimizer):
@@ -142,7 +148,7 @@ class DPOptimizer(TransparentOptimizer):
             plan=plan,
             clipping=clipping_for(plan, clipping),
             noise=GaussianNoise() if noise is None else noise,
-            ledger=Ledger(plan),
+            ledger=ledger_for(plan, continue_from),
             loader=loader,
             public=tuple(public),
         )

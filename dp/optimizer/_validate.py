@@ -7,11 +7,18 @@ from torch import Tensor
 
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
+from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, TicketedLoader, Unamplified, UnamplifiedLoader
 
 
-__all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
+__all__ = (
+    "check_loader",
+    "check_losses",
+    "check_no_grad_sample",
+    "clipping_for",
+    "ledger_for",
+)
 
 
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
@@ -67,6 +74,28 @@ def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
             f"the loader draws by {loader.sampling!r}, but the plan says"
             f" {plan.sampling!r}; use plan.loader(dataset)"
         )
+
+
+def ledger_for(plan: PrivacyPlan, continue_from: Any) -> Ledger:
+    """Return a ledger for *plan* that has the charges of an optimizer or a ledger.
+
+    Raises:
+        TypeError: If it is neither.
+        LedgerError: If it protects another unit.
+    """
+    if continue_from is None:
+        return Ledger(plan)
+    earlier = getattr(continue_from, "ledger", continue_from)
+    if not isinstance(earlier, Ledger):
+        raise TypeError(
+            "continue_from must be a DPOptimizer or its ledger, got a"
+            f" {type(continue_from).__name__}"
+        )
+    if earlier.plan == plan:
+        return earlier
+    ledger = Ledger(plan)
+    ledger.load_state_dict(earlier.state_dict())
+    return ledger
 
 
 def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:

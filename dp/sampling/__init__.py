@@ -6,6 +6,7 @@ only for a batch that has one. :class:`UnamplifiedLoader` issues tickets for bat
 any order, of which no plan claims more than that each example is in a step once.
 """
 
+from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._rows_read import RowsRead
@@ -28,5 +29,6 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "UnamplifiedLoader",
+    "origins",
     "poisson_sample",
 )

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Subset
 from dp.exceptions import SamplingMismatchError
 
 
-__all__ = ("check_distinct_rows",)
+__all__ = ("check_distinct_rows", "origins")
 
 _Numbers = NDArray[np.int64]
 _HOLDERS: Final = (torch.Tensor, np.ndarray, list, dict)
@@ -32,10 +32,10 @@ def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> No
     if not isinstance(dataset, Subset | ConcatDataset | list | tuple):
         return
     rows = np.arange(len(dataset))
-    origins: dict[int, list[tuple[_Numbers, _Numbers]]] = {}
-    for source, places, read in _origins(dataset, rows, rows):
-        origins.setdefault(id(source), []).append((places, read))
-    for several in origins.values():
+    by_source: dict[int, list[tuple[_Numbers, _Numbers]]] = {}
+    for source, places, read in origins(dataset, rows, rows):
+        by_source.setdefault(id(source), []).append((places, read))
+    for several in by_source.values():
         places = np.concatenate([places for places, _ in several])
         read = np.concatenate([read for _, read in several])
         _check(places, read, unit_of_row)
@@ -58,7 +58,7 @@ def _check(places: _Numbers, read: _Numbers, unit_of_row: _Numbers | None) -> No
         )
 
 
-def _origins(
+def origins(
     dataset: Any, places: _Numbers, rows: _Numbers
 ) -> Iterator[tuple[Any, _Numbers, _Numbers]]:
     """Yield what some rows of a dataset are read from, and which numbers have there.
@@ -71,14 +71,14 @@ def _origins(
     if isinstance(dataset, Subset):
         indices = np.asarray(dataset.indices, dtype=np.int64)
         inner: Any = dataset.dataset
-        yield from _origins(inner, places, _from_start(indices[rows], inner))
+        yield from origins(inner, places, _from_start(indices[rows], inner))
     elif isinstance(dataset, ConcatDataset):
         ends = np.asarray(dataset.cumulative_sizes, dtype=np.int64)
         part_of_row = np.searchsorted(ends, rows, side="right")
         for number, part in enumerate(dataset.datasets):
             here = part_of_row == number
             start = ends[number - 1] if number else 0
-            yield from _origins(part, places[here], rows[here] - start)
+            yield from origins(part, places[here], rows[here] - start)
     elif isinstance(dataset, list | tuple):
         held = np.array([_holds_data(dataset[row]) for row in rows], dtype=bool)
         yield dataset, places[~held], rows[~held]
