@@ -25,13 +25,12 @@ from dp.sampling import (
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.sampling._units import Units
+from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule
 
 
 __all__ = ("PrivacyPlan", "plan_for")
 
-_UNIT = "one training example"
 _KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
 
@@ -54,7 +53,8 @@ class PrivacyPlan:
         target_epsilon: The epsilon that must not be exceeded; None if the steps alone
             bound the run.
         neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds, in words.
+        unit_of_privacy: Whose data one example holds, in words. With ``"one value of
+            user_id"`` a unit may have several rows, and has to be given for each.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, or if it
@@ -69,7 +69,7 @@ class PrivacyPlan:
     target_delta: float
     target_epsilon: float | None = None
     neighboring_relation: NeighboringRelation = "add_or_remove_one"
-    unit_of_privacy: str = _UNIT
+    unit_of_privacy: str = ONE_EXAMPLE
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -199,11 +199,7 @@ class PrivacyPlan:
                 "the plan is Unamplified, so its batches are the caller's: use any"
                 " torch DataLoader"
             )
-        if units is not None and self.unit_of_privacy == _UNIT:
-            raise ValueError(
-                f"units= groups rows, but the plan protects {_UNIT!r}, of which a unit"
-                " may have many; plan with unit_of_privacy='one value of ...'"
-            )
+        check_units(self.unit_of_privacy, has_units=units is not None)
         loader = PoissonLoader(
             dataset,
             sampling_probability=self.sampling.sampling_probability,
@@ -277,7 +273,7 @@ def plan_for(
     max_batch_size: int | None = None,
     dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
-    unit_of_privacy: str = _UNIT,
+    unit_of_privacy: str = ONE_EXAMPLE,
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
@@ -139,6 +139,7 @@ class Mechanism:
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
+        check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
@@ -168,6 +169,7 @@ class Mechanism:
         if gradients is None:
             return
         batch = self._batch_for(parameters)
+        check_grouped(self.plan, LossUnits(gradients.num_samples))
         batch.admit(gradients.num_samples, self.plan.sampling)
         self._add_clipped(gradients, batch)
         batch.num_backwards += 1

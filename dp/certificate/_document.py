@@ -88,6 +88,7 @@ class Certificate(Statement):
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            declared_public=ledger.declared_public,
             failure=ledger.failure,
         )
         return _certify(
@@ -244,4 +245,5 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
     }
+    fields["declared_public"] = tuple(fields["declared_public"])
     return CertifiedRun(**fields)

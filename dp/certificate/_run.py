@@ -26,6 +26,8 @@ class CertifiedRun:
         num_parameters: How many numbers a release noised.
         rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
         noise: Where the noise came from, in words.
+        declared_public: The tensors that were declared to be no data, one description
+            each.
         failure: Why no guarantee holds for what was charged; None if one does.
     """
 
@@ -35,6 +37,7 @@ class CertifiedRun:
     num_parameters: int
     rng: Literal["os", "fast"]
     noise: str
+    declared_public: tuple[str, ...] = ()
     failure: str | None = None
 
     @property

@@ -1,5 +1,7 @@
 """Certificates for people to read."""
 
+from collections.abc import Sequence
+
 from dp.accounting import Truncation
 from dp.certificate._run import CertifiedRun
 from dp.certificate._statement import Statement
@@ -70,6 +72,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *_declared(run.declared_public),
         "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {charge.count} x q = {charge.sampling_probability:g},"
@@ -78,6 +81,15 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
             for charge in run.charges
         ),
         "",
+    ]
+
+
+def _declared(public: Sequence[str]) -> list[str]:
+    if not public:
+        return []
+    return [
+        "    declared public, as constants of the program",
+        *(f"      {tensor}" for tensor in public),
     ]
 
 

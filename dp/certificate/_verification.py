@@ -76,8 +76,9 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
-        * The standard sentences on what is assumed, what is not covered and what was
-          released have to be there; a document that states a thing twice is refused.
+        * The standard sentences on what is assumed (of the unit of privacy and of tensors
+          that were declared public, too), what is not covered and what was released have
+          to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 

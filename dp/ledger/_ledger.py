@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, final
@@ -22,7 +22,14 @@ from typing import Any, final
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._budget import Budget, cost
-from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
+from dp.ledger._charge import (
+    VERSION,
+    Charge,
+    alike,
+    appended,
+    parsed,
+    parsed_declarations,
+)
 from dp.plan import PrivacyPlan
 
 
@@ -43,6 +50,7 @@ class Ledger:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
+        self._declared_public: tuple[str, ...] = ()
         self._writer = _Writer()
         self._budget = Budget(plan)
         self._totals = _Totals(self._segments, steps=0, as_planned=True)
@@ -105,6 +113,19 @@ class Ledger:
         """
         if self._failure is None:
             self._failure = reason
+
+    @property
+    def declared_public(self) -> tuple[str, ...]:
+        """The tensors that were declared to be no data, one description each."""
+        return self._declared_public
+
+    def declare_public(self, tensors: Iterable[str]) -> None:
+        """Record tensors that gradients are computed with as constants of the program.
+
+        The charges hold only if they are, so the declaration stays with them: in
+        copies, states and certificates.
+        """
+        self._declared_public = tuple(dict.fromkeys([*self._declared_public, *tensors]))
 
     @property
     def is_exhausted(self) -> bool:
@@ -174,6 +195,8 @@ class Ledger:
         }
         if self._failure is not None:
             state["failure"] = self._failure
+        if self._declared_public:
+            state["declared_public"] = list(self._declared_public)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -185,6 +208,7 @@ class Ledger:
                 loaded.
         """
         loaded = parsed(state_dict)
+        declared = parsed_declarations(state_dict)
         self._check_unit(state_dict)
         with self._lock:
             merged = dict(self._segments)
@@ -195,6 +219,7 @@ class Ledger:
                 self.fail(str(state_dict["failure"]))
             self._writer = _Writer()  # What follows is a fork of that state.
             self._segments = merged
+            self.declare_public(declared)
 
     def _check_unit(self, state_dict: Mapping[str, Any]) -> None:
         """Raise if the charges protect another unit: epsilon of one is none of another.
@@ -240,6 +265,7 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
+        fork._declared_public = self._declared_public
         return fork
 
     def __reduce__(self) -> tuple[object, ...]:

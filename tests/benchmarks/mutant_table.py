@@ -217,5 +217,13 @@ MUTANTS = (
     Mutant("_mechanism/loss_units", "if len(rows) != len(losses):", "if False:", "losses of a part are taken for others' rows", "test_units.py"),
     Mutant("_mechanism/loss_units", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn count", "test_units.py"),
     Mutant("_mechanism/batch", "if ticket.process != os.getpid():", "if False:", "a fork releases its parent's batch", "test_optimizer_many.py"),
-    Mutant("plan", "if units is not None and self.unit_of_privacy == _UNIT:", "if False:", "users are certified as examples", "test_units.py"),
+    Mutant("sampling/_units", "if has_units and unit_of_privacy == ONE_EXAMPLE:", "if False:", "users are certified as examples", "test_units.py"),
+    Mutant("sampling/_units", "if not has_units and column is not None:", "if False:", "rows that were drawn one by one are certified as users", "test_units.py"),
+    Mutant("_mechanism/loss_units", "if whose.num_units and whose.of_loss is None and column is not None:", "if False:", "losses of a user are clipped one by one", "test_units.py"),
+    # Declarations
+    Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
+    Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
+    Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
+    Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
 )  # fmt: skip
