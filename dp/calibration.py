@@ -8,7 +8,7 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, TypedDict, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
@@ -18,9 +18,11 @@ from dp.schedule import Schedule, rounded_up
 
 
 __all__ = (
+    "Target",
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",
+    "find_missing_number",
 )
 
 _DIGITS: Final = 6  # Significant digits of what is found.
@@ -37,6 +39,59 @@ _MOST_BOUNDS: Final = 200
 _LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
 
+class Target(TypedDict):
+    """What all steps of a run may cost, and for whom."""
+
+    target_epsilon: float
+    target_delta: float
+    neighboring_relation: NeighboringRelation
+    truncation: Truncation | None
+    group_size: int
+
+
+def find_missing_number(
+    target: Target,
+    *,
+    noise_multiplier: float | Schedule | None,
+    steps: int | None,
+    sampling_probability: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return all three numbers, of which one was left out and is found.
+
+    Args:
+        target: What the steps may cost.
+        noise_multiplier: The noise; the least if None. A schedule is a shape where
+            *steps* is given, too.
+        steps: How many; the most if None.
+        sampling_probability: Probability that an example is in a batch.
+
+    Raises:
+        ValueError: If not exactly one is left out.
+    """
+    sigma, q = noise_multiplier, sampling_probability
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )
+
+
 def calibrate_noise_multiplier(
     *,
     target_epsilon: float,
@@ -46,6 +101,7 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    group_size: int = 1,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -61,6 +117,7 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
 
     Raises:
         ValueError: If a number is out of range.
@@ -86,6 +143,7 @@ def calibrate_noise_multiplier(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
@@ -100,6 +158,7 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -113,6 +172,7 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
 
     Raises:
         ValueError: If a number is out of range.
@@ -122,6 +182,7 @@ def calibrate_sampling_probability(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -143,6 +204,7 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -157,6 +219,7 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -177,6 +240,7 @@ def calibrate_steps(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
@@ -201,6 +265,7 @@ class _Search:
         target_epsilon: What they may cost.
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
+        group_size: How many examples may differ at once.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
         most: The largest number there is.
@@ -210,6 +275,7 @@ class _Search:
     target_epsilon: float
     target_delta: float
     relation: NeighboringRelation
+    group_size: int
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
     most: float = math.inf
@@ -221,13 +287,16 @@ class _Search:
             self.releases(number),
             delta=self.target_delta,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         ).epsilon
         return self._logarithm(spent)
 
     def _vague_excess(self, number: float) -> float:
         """Return the same of a bound in wide buckets, in a hundredth of the time."""
         releases = merge_equal_releases(self.releases(number))
-        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
+        spent, _ = bound_by_pld(
+            releases, self.target_delta, self.relation, _VAGUE, self.group_size
+        )
         return self._logarithm(spent)
 
     def _logarithm(self, spent: float) -> float:

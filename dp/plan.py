@@ -14,11 +14,7 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.calibration import (
-    calibrate_noise_multiplier,
-    calibrate_sampling_probability,
-    calibrate_steps,
-)
+from dp.calibration import Target, find_missing_number
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
@@ -55,6 +51,9 @@ class PrivacyPlan:
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words. With ``"one value of
             user_id"`` a unit may have several rows, and has to be given for each.
+        group_size: How many units may differ at once in what epsilon protects. Where a
+            person has several examples, none more than this number, it protects the
+            person, at a much larger epsilon than one that is drawn as a unit.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, or if it
@@ -70,6 +69,7 @@ class PrivacyPlan:
     target_epsilon: float | None = None
     neighboring_relation: NeighboringRelation = "add_or_remove_one"
     unit_of_privacy: str = ONE_EXAMPLE
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -83,6 +83,7 @@ class PrivacyPlan:
             _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
+        _checks.count(group_size=self.group_size)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
@@ -166,6 +167,7 @@ class PrivacyPlan:
             self.releases(self.steps),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
+            group_size=self.group_size,
         )
 
     def loader(
@@ -274,6 +276,7 @@ def plan_for(
     dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     unit_of_privacy: str = ONE_EXAMPLE,
+    group_size: int = 1,
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -297,6 +300,8 @@ def plan_for(
             *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
+        group_size: How many units the target protects at once, such as the most
+            examples that a person has.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, or if
@@ -306,16 +311,20 @@ def plan_for(
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
     truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
-    sigma, steps, q = _complete(
-        {
-            "target_epsilon": target_epsilon,
-            "target_delta": target_delta,
-            "neighboring_relation": neighboring_relation,
-            "truncation": truncation,
-        },
-        noise_multiplier,
-        steps,
-        1.0 if sampling_probability is None else sampling_probability,
+    target = Target(
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        neighboring_relation=neighboring_relation,
+        truncation=truncation,
+        group_size=group_size,
+    )
+    sigma, steps, q = find_missing_number(
+        target,
+        noise_multiplier=noise_multiplier,
+        steps=steps,
+        sampling_probability=1.0
+        if sampling_probability is None
+        else sampling_probability,
     )
     return PrivacyPlan(
         sampling=_sampling(None if sampling_probability is None else q, truncation),
@@ -327,6 +336,7 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+        group_size=group_size,
     )
 
 
@@ -359,33 +369,3 @@ def _truncation(
             f" sampling_probability={sampling_probability!r}"
         )
     return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)
-
-
-def _complete(
-    target: Mapping[str, Any],
-    sigma: float | Schedule | None,
-    steps: int | None,
-    q: float | Literal["largest"],
-) -> tuple[float | Schedule, int, float]:
-    """Find the one number that is missing; return all three."""
-    if isinstance(sigma, int | float):
-        if q == "largest" and steps is not None:
-            largest = calibrate_sampling_probability(
-                **target, noise_multiplier=sigma, steps=steps
-            )
-            return sigma, steps, largest
-        if q != "largest" and steps is None:
-            most = calibrate_steps(
-                **target, noise_multiplier=sigma, sampling_probability=q
-            )
-            return sigma, most, q
-    elif q != "largest" and steps is not None:
-        least = calibrate_noise_multiplier(
-            **target, sampling_probability=q, steps=steps, shape=sigma
-        )
-        return least if sigma is None else sigma.scaled(least), steps, q
-    raise ValueError(
-        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
-        f" steps={steps!r}, sampling_probability={q!r}"
-    )

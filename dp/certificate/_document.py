@@ -36,6 +36,8 @@ class Certificate(Statement):
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
@@ -153,7 +155,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         delta: The delta to state epsilon at; the one they share if None.
 
     Raises:
-        ValueError: If there is none, or if they differ in their relation or unit, or
+        ValueError: If there is none, or if they differ in their relation or units, or
             in their delta and none is given.
         LedgerError: If two contradict each other about the same charges.
     """
@@ -161,6 +163,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         raise ValueError("compose needs a certificate")
     _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
     _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
+    _the_only("group_size", {c.group_size for c in certificates})
     deltas = {c.delta for c in certificates} if delta is None else {delta}
     return _certify(
         _without_repeats([run for c in certificates for run in c.runs]),
@@ -189,8 +192,13 @@ def _certify(
 ) -> Certificate:
     plan = runs[0].plan
     releases = merge_equal_releases(r for run in runs for r in run.releases)
-    check_agreement(releases, delta, plan.neighboring_relation)
-    numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
+    check_agreement(releases, delta, plan.neighboring_relation, plan.group_size)
+    numbers = Numbers.of(
+        runs,
+        delta=delta,
+        relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
     return Certificate(
         epsilon=numbers.epsilon,
         accountant=numbers.accountant,
@@ -205,6 +213,7 @@ def _certify(
         delta=delta,
         neighboring_relation=plan.neighboring_relation,
         unit_of_privacy=plan.unit_of_privacy,
+        group_size=plan.group_size,
         runs=runs,
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),

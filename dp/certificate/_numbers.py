@@ -19,7 +19,7 @@ from dp.accounting import (
     epsilon,
     merge_equal_releases,
 )
-from dp.accounting._groups import bound_of_group
+from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
@@ -28,9 +28,6 @@ from dp.noise import GaussianNoise
 __all__ = ("Numbers",)
 
 GROUP_SIZES: Final = (2, 5, 10)
-# Of epsilons of groups, which are shown with two digits: dp_accounting takes a minute to
-# confirm what is ten times as tight.
-_GROUP_TOLERANCE: Final = 1e-3
 
 
 @final
@@ -56,6 +53,7 @@ class Numbers:
         *,
         delta: float,
         relation: NeighboringRelation,
+        group_size: int = 1,
         library: ReferenceAccountant | None = None,
         intervals: Mapping[str, float] | None = None,
     ) -> "Numbers":
@@ -65,6 +63,7 @@ class Numbers:
             runs: The runs.
             delta: The delta of every epsilon.
             relation: What neighbouring datasets are.
+            group_size: How many units differ at once, in all but epsilons of groups.
             library: Who is to compose, in place of this package.
             intervals: In buckets of what widths, by the name of the epsilon; None
                 chooses them.
@@ -78,11 +77,12 @@ class Numbers:
             "neighboring_relation": relation,
             "library": library,
         }
-        spent = epsilon(releases, interval=given.get("epsilon"), **about)
+        claimed = {**about, "group_size": group_size}
+        spent = epsilon(releases, interval=given.get("epsilon"), **claimed)
         if any(run.failure is not None for run in runs):
             return cls._without_guarantee(runs, spent)
         unamplified = epsilon(
-            _unamplified(releases), interval=given.get("epsilon_unamplified"), **about
+            _unamplified(releases), interval=given.get("epsilon_unamplified"), **claimed
         )
         of_groups = _of_groups(releases, given, about)
         return cls(
@@ -128,7 +128,7 @@ def _of_groups(
         size: bound_of_group(
             releases,
             group_size=size,
-            tolerance=_GROUP_TOLERANCE,
+            tolerance=GROUP_TOLERANCE,
             interval=intervals.get(f"epsilon_of_{size}"),
             **about,
         )

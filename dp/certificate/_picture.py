@@ -27,10 +27,13 @@ def draw(c: Statement, path: Path) -> None:
             [charge.to_release() for charge in c.charges],
             delta=c.delta,
             neighboring_relation=c.neighboring_relation,
+            group_size=c.group_size,
         )
         over_steps.plot(range(len(curve)), curve, color="tab:red")
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
-        of_groups.bar(["1", *map(str, finite)], [c.epsilon, *finite.values()])
+        finite[c.group_size] = c.epsilon
+        sizes = sorted(finite)
+        of_groups.bar([*map(str, sizes)], [finite[size] for size in sizes])
     for run in c.runs if len(c.runs) == 1 else ():
         if run.plan.target_epsilon is not None:
             over_steps.axhline(run.plan.target_epsilon, ls=":", label="target")

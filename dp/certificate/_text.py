@@ -18,7 +18,8 @@ def lines(c: Statement) -> list[str]:
         if c.is_private
         else f"NOT PRIVATE: {_why_not(c)}, so epsilon is infinite"
     )
-    rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
+    of_what = "this relation" if c.group_size == 1 else "groups"
+    rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
     return [
         "Differential privacy certificate",
@@ -26,7 +27,8 @@ def lines(c: Statement) -> list[str]:
         f"  {verdict}",
         "",
         f"  neighbouring datasets   {c.neighboring_relation}",
-        f"  unit of privacy         {c.unit_of_privacy}",
+        f"  unit of privacy         {c.unit_of_privacy}"
+        + ("" if c.group_size == 1 else f", any {c.group_size} of them at once"),
         f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
         f"  without amplification   {c.epsilon_unamplified:.4f}",
         f"  of groups of units      {groups}",

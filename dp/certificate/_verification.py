@@ -137,6 +137,7 @@ def _findings(
             c.runs,
             delta=c.delta,
             relation=c.neighboring_relation,
+            group_size=c.group_size,
             library=library,
             intervals=c.intervals,
         )
@@ -176,6 +177,7 @@ def _findings_of_run(
         f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
     )
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
+    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     probabilities = {charge.sampling_probability for charge in run.charges}
@@ -217,6 +219,7 @@ def _target(
                 releases,
                 delta=plan.target_delta,
                 neighboring_relation=plan.neighboring_relation,
+                group_size=plan.group_size,
                 interval=c.intervals.get("epsilon"),
                 library=library,
             )

@@ -20,6 +20,7 @@ from dp.cli._options import (
     Data,
     Delta,
     Epsilon,
+    GroupSize,
     LearningRate,
     MaxGradNorm,
     OptimizerName,
@@ -72,6 +73,7 @@ def train(
     max_grad_norm: MaxGradNorm = 1.0,
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
+    group_size: GroupSize = 1,
     report: Report = Path("report"),
 ) -> None:
     """Train a small model with privacy and without, and certify what it cost.
@@ -88,7 +90,7 @@ def train(
             "--lr": lr,
         },
         open_unit={"--delta": delta},
-        count={"--steps": steps},
+        count={"--steps": steps, "--group-size": group_size},
     )
     from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
 
@@ -102,6 +104,7 @@ def train(
             max_grad_norm=max_grad_norm,
             lr=lr,
             optimizer=optimizer,
+            group_size=group_size,
         ),
         report,
     )

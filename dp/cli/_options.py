@@ -19,6 +19,7 @@ __all__ = (
     "Data",
     "Delta",
     "Epsilon",
+    "GroupSize",
     "Into",
     "LearningRate",
     "MaxGradNorm",
@@ -130,6 +131,14 @@ Plot = Annotated[
 ]
 Relation = Annotated[
     NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="How many rows may differ at once, such as the most rows of one person;"
+        " epsilon then covers all of them together.",
+        metavar=">= 1",
+    ),
 ]
 CertificatePath = Annotated[
     Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")

@@ -54,6 +54,7 @@ class Settings:
     max_grad_norm: float
     lr: float | None
     optimizer: str
+    group_size: int = 1
 
 
 @final
@@ -109,6 +110,7 @@ def plan_of(settings: Settings, table: Table) -> PrivacyPlan:
         # The number of rows is public, so neighbours have the same number.
         neighboring_relation="zero_out",
         unit_of_privacy=table.unit,
+        group_size=settings.group_size,
     )
 
 
@@ -136,6 +138,7 @@ def train_privately(
         plan.releases(plan.steps),
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
+        group_size=plan.group_size,
     )
     start = time.perf_counter()
     points = tuple(_points(loader, step, model, table, epsilons=curve, show=show))

@@ -22,6 +22,7 @@ def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
         releases,
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
+        group_size=plan.group_size,
     )
 
 
