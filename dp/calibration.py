@@ -6,9 +6,9 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypedDict, final
+from typing import Any, Final, Literal, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
@@ -18,11 +18,9 @@ from dp.schedule import Schedule, rounded_up
 
 
 __all__ = (
-    "Target",
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",
-    "find_missing_number",
 )
 
 _DIGITS: Final = 6  # Significant digits of what is found.
@@ -37,59 +35,6 @@ _FLATTEST: Final = (
 )  # Slope: epsilon falls, whatever two bounds that are close say.
 _MOST_BOUNDS: Final = 200
 _LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
-
-
-class Target(TypedDict):
-    """What all steps of a run may cost, and for whom."""
-
-    target_epsilon: float
-    target_delta: float
-    neighboring_relation: NeighboringRelation
-    truncation: Truncation | None
-    group_size: int
-
-
-def find_missing_number(
-    target: Target,
-    *,
-    noise_multiplier: float | Schedule | None,
-    steps: int | None,
-    sampling_probability: float | Literal["largest"],
-) -> tuple[float | Schedule, int, float]:
-    """Return all three numbers, of which one was left out and is found.
-
-    Args:
-        target: What the steps may cost.
-        noise_multiplier: The noise; the least if None. A schedule is a shape where
-            *steps* is given, too.
-        steps: How many; the most if None.
-        sampling_probability: Probability that an example is in a batch.
-
-    Raises:
-        ValueError: If not exactly one is left out.
-    """
-    sigma, q = noise_multiplier, sampling_probability
-    if isinstance(sigma, int | float):
-        if q == "largest" and steps is not None:
-            largest = calibrate_sampling_probability(
-                **target, noise_multiplier=sigma, steps=steps
-            )
-            return sigma, steps, largest
-        if q != "largest" and steps is None:
-            most = calibrate_steps(
-                **target, noise_multiplier=sigma, sampling_probability=q
-            )
-            return sigma, most, q
-    elif q != "largest" and steps is not None:
-        least = calibrate_noise_multiplier(
-            **target, sampling_probability=q, steps=steps, shape=sigma
-        )
-        return least if sigma is None else sigma.scaled(least), steps, q
-    raise ValueError(
-        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
-        f" steps={steps!r}, sampling_probability={q!r}"
-    )
 
 
 def calibrate_noise_multiplier(
@@ -254,6 +199,46 @@ def calibrate_steps(
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
     return round(1 / found)
+
+
+def complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return noise multiplier, steps and sampling probability, one of which is found.
+
+    Args:
+        target: The arguments that every search takes.
+        sigma: The noise multiplier, or the shape of its schedule; None to find it.
+        steps: The number of steps; None to find it.
+        q: The sampling probability; ``"largest"`` to find it.
+
+    Raises:
+        ValueError: If not exactly one is to be found.
+    """
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )
 
 
 @final

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.calibration import Target, find_missing_number
+from dp.calibration import complete
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
@@ -311,20 +311,17 @@ def plan_for(
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
     truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
-    target = Target(
-        target_epsilon=target_epsilon,
-        target_delta=target_delta,
-        neighboring_relation=neighboring_relation,
-        truncation=truncation,
-        group_size=group_size,
-    )
-    sigma, steps, q = find_missing_number(
-        target,
-        noise_multiplier=noise_multiplier,
-        steps=steps,
-        sampling_probability=1.0
-        if sampling_probability is None
-        else sampling_probability,
+    sigma, steps, q = complete(
+        {
+            "target_epsilon": target_epsilon,
+            "target_delta": target_delta,
+            "neighboring_relation": neighboring_relation,
+            "truncation": truncation,
+            "group_size": group_size,
+        },
+        noise_multiplier,
+        steps,
+        1.0 if sampling_probability is None else sampling_probability,
     )
     return PrivacyPlan(
         sampling=_sampling(None if sampling_probability is None else q, truncation),

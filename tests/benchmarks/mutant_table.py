@@ -221,11 +221,11 @@ MUTANTS = (
     Mutant("sampling/_units", "if not has_units and column is not None:", "if False:", "rows that were drawn one by one are certified as users", "test_units.py"),
     Mutant("_mechanism/loss_units", "if whose.num_units and whose.of_loss is None and column is not None:", "if False:", "losses of a user are clipped one by one", "test_units.py"),
     # Groups
-    Mutant("ledger/_budget", "        group_size=plan.group_size,\n", "", "a run goes on after the group has spent the target", "test_groups.py"),
-    Mutant("plan", "            group_size=self.group_size,\n", "", "a plan states an example's epsilon for a group", "test_groups.py"),
-    Mutant("calibration", "            group_size=self.group_size,\n", "", "noise is calibrated for one example of a group", "test_groups.py"),
-    Mutant("certificate", "        group_size=plan.group_size,\n    )\n    return Certificate(", "    )\n    return Certificate(", "an example's epsilon is certified for a group", "test_groups.py"),
-    Mutant("certificate", "            group_size=c.group_size,\n            library", "            library", "an example's epsilon passes for a group's", "test_groups.py"),
+    Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
+    Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
+    Mutant("calibration", "group_size=self.group_size,", "group_size=1,", "noise is calibrated for one example of a group", "test_groups.py"),
+    Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
+    Mutant("certificate", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
     # Declarations
     Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
     Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
