@@ -86,7 +86,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/_mechanism/loss_units.py": Claim("Each loss counts for the unit that the loader drew its row for, or for a drawn unit that the caller names.", (_UNITS + "a_unit_is_clipped_once_however_many_rows_it_has", _UNITS + "a_batch_that_was_split_by_hand_is_refused", _UNITS + "units_that_were_not_drawn_are_refused")),
         "dp/_mechanism/step_state.py": Claim("Before a release, `p.grad` holds nothing that was computed from the batch, and a half-made sum is never added to.", (_OPTIMIZER + "gradients_never_show_before_the_noise_is_in", "dp/test_crash.py::test_a_crash_at_any_line_of_backward_leaves_no_half_sum")),
         "dp/_mechanism/current_values.py": Claim("Clipping, noise and the charge of a step read the same two numbers.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules", "dp/test_schedule.py::test_clipping_follows_the_schedule_of_the_norm")),
-        "dp/_mechanism/sums.py": Claim("Sums begin at zero, in float32 or wider.", ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",)),
+        "dp/_mechanism/sums.py": Claim("Sums begin at zero, in float32 or wider, and their buffers hold every element once.", ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",)),
     },
     "Around the step": {
         "dp/optimizer/_guard.py": Claim("No optimizer moves a private parameter other than through a private step.", (_GUARD + "the_wrapped_optimizer_cannot_step_by_itself", _GUARD + "another_optimizer_cannot_step_private_parameters")),

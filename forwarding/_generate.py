@@ -10,6 +10,7 @@ the columns that a traceback underlines.
 """
 
 import functools
+import itertools
 from types import CodeType, FunctionType
 from typing import Any, Final
 
@@ -85,6 +86,8 @@ def writers(
 # over its cache, so they leave the cache when the next class is made.
 _GONE: Final[list[str]] = []
 
+_COUNT: Final = itertools.count(2)
+
 
 class _Token:
     """Lives as long as a namespace, that is as the functions that run in it."""
@@ -120,11 +123,11 @@ def _shown(source: str, title: str, space: dict[str, Any]) -> str:
     while _GONE:
         linecache.cache.pop(_GONE.pop(), None)
 
-    # Two classes may have one name, so the file names are counted, as in attrs.
-    filename, count = f"<forwarded {title}>", 1
+    # Two classes may have one name, so the file names are counted. One counter for all:
+    # a search from 2, as in attrs, takes a time that grows with the namesakes.
+    filename = f"<forwarded {title}>"
     while filename in linecache.cache:
-        count += 1
-        filename = f"<forwarded {title}, {count}>"
+        filename = f"<forwarded {title}, {next(_COUNT)}>"
     lines = source.splitlines(keepends=True)
     linecache.cache[filename] = (len(source), None, lines, filename)
     if _TOKEN in space:

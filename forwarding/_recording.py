@@ -71,8 +71,19 @@ def _is_read_only(owner: Any, part: Part, *, deletes: bool) -> bool:
     attribute = static_attribute(type(owner), part)
     if isinstance(attribute, property):
         return (attribute.fdel if deletes else attribute.fset) is None
-    parameters = getattr(type(owner), "__dataclass_params__", None)
-    return parameters is not None and bool(parameters.frozen)
+    return _is_frozen(type(owner))
+
+
+def _is_frozen(cls: type) -> bool:
+    """Whether dataclasses, attrs or pydantic refuse every write to an instance."""
+    parameters = getattr(cls, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
+        return True
+    config = getattr(cls, "model_config", None)
+    if isinstance(config, dict) and config.get("frozen"):
+        return True
+    # attrs had no public mark before 25.4.
+    return getattr(cls.__setattr__, "__name__", "") == "_frozen_setattrs"
 
 
 def _value(owner: Any, part: Part) -> Any:

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from keyword import iskeyword
 from pathlib import Path
@@ -174,16 +175,26 @@ def _classes(
     tree: ast.AST, module: Any, prefix: str = ""
 ) -> Iterator[tuple[ast.ClassDef, type]]:
     """Yield the classes of a module with where they are written, nested ones too."""
-    for node in ast.iter_child_nodes(tree):
-        if not isinstance(node, ast.ClassDef):
-            continue
+    nodes = list(_class_nodes(tree))
+    written = Counter(node.name for node in nodes)
+    for node in nodes:
         qualname = f"{prefix}{node.name}"
-        found = module
+        value = module
         for name in qualname.split("."):
-            found = vars(found).get(name)
-        if isinstance(found, type):
-            yield node, found
+            value = vars(value).get(name)
+        # Of two branches with one class each, the module shows only what one declares.
+        if isinstance(value, type) and written[node.name] == 1:
+            yield node, value
             yield from _classes(node, module, f"{qualname}.")
+
+
+def _class_nodes(tree: ast.AST) -> Iterator[ast.ClassDef]:
+    """Yield the classes of a body, and those in its ``if``, ``try`` and ``with``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            yield from _class_nodes(node)
 
 
 def _of_class(

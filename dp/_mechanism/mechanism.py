@@ -21,7 +21,7 @@ from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.step_state import StepState
-from dp._mechanism.sums import scale_sums, zero_sums
+from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.exceptions import (
@@ -202,9 +202,7 @@ class Mechanism:
         norms_GB = gradients.squared_norms(groups).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
-        gradients.add_weighted_sum(
-            factors_GB, groups, batch.sums, beta=int(batch.num_samples > 0)
-        )
+        batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -223,10 +221,18 @@ class Mechanism:
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
-        totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
+        totals = Exchange(
+            world,
+            batch.sums.of_parameters(),
+            [sharding_of(p) for p in parameters],
+            buffers=batch.sums.buffers,
+        )
         stddev = self._charge(batch)
-        noisy_sums = self._add_noise(totals, stddev)  # Private from here on.
-        return self._divide(noisy_sums)
+        for share in totals:
+            self._add_noise(share, stddev)  # Private from here on.
+            self._divide(share)
+            totals.start_all_gather()
+        return totals.results()
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -272,29 +278,26 @@ class Mechanism:
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
 
-    def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
-        """Add noise to each share of the totals, once, on the rank that has it."""
-        for share in totals:
-            # What was charged is held against what the noise stage says it did, and not
-            # against what it was told: an accountant that is fed the configured sigma
-            # misses the noise that was really added (opacus#807).
-            used = self.noise.add_(share, stddev=stddev)
-            if used != stddev:
-                raise PrivacyError(
-                    f"the noise stage used a standard deviation of {used!r} where"
-                    f" {stddev!r} was charged; nothing was released"
-                )
-            totals.start_all_gather()
-        return totals.results()
+    def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
+        """Add noise to a share of the totals, once, on the rank that has it."""
+        # What was charged is held against what the noise stage says it did, and not
+        # against what it was told: an accountant that is fed the configured sigma misses
+        # the noise that was really added (opacus#807).
+        used = self.noise.add_(share, stddev=stddev)
+        if used != stddev:
+            raise PrivacyError(
+                f"the noise stage used a standard deviation of {used!r} where"
+                f" {stddev!r} was charged; nothing was released"
+            )
 
-    def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
+    def _divide(self, share: Sequence[Tensor]) -> None:
         """Divide by a public constant; never by the size that the batch really had.
 
         The size is private, and dividing by it also changes the sensitivity of the
         mean (opacus#571, #819: the denominator followed ``len(dataset)``).
         """
-        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
-        return noisy_sums
+        for total in share:
+            total.mul_(1 / self.plan.expected_batch_size)
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on."""
@@ -336,7 +339,7 @@ class Mechanism:
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=5)
-        sums = zero_sums(parameters)
+        sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 
 

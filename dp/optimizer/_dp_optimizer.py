@@ -294,7 +294,8 @@ class DPOptimizer(TransparentOptimizer):
         for parameter in self._all_parameters():
             parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.to(parameter.dtype)
+            is_wider = gradient.dtype != parameter.dtype
+            parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
         self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:

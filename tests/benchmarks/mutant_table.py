@@ -50,7 +50,7 @@ MUTANTS = (
     # Noise
     Mutant("_mechanism/mechanism", "return noise_multiplier * batch.max_grad_norm", "return noise_multiplier", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
-    Mutant("_mechanism/mechanism", "noisy_sums = self._add_noise(totals, stddev)", "noisy_sums = self._add_noise(totals, stddev) if batch.num_samples else batch.sums", "no noise on an empty batch", OPTIMIZER),
+    Mutant("_mechanism/mechanism", "            self._add_noise(share, stddev)  # Private", "            batch.num_samples and self._add_noise(share, stddev)  # Private", "no noise on an empty batch", OPTIMIZER),
     Mutant("_mechanism/mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
     Mutant("noise", "            stddev=stddev,", "            stddev=stddev / 2,", "half the noise", NOISE),
     Mutant("noise", "np.where(inner, first * scale, np.nan)", "np.where(inner, first * scale / 1.01, np.nan)", "one percent too little noise", NOISE),
@@ -114,7 +114,9 @@ MUTANTS = (
     Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
-    Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
+    Mutant("_mechanism/sums", "        self._is_written = False", "        self._is_written = True", "what memory held before is released", "test_sums.py"),
+    Mutant("_mechanism/sums", "beta=int(self._is_written)", "beta=0", "micro-batches but the last are lost", OPTIMIZER),
+    Mutant("_mechanism/sums", "torch.promote_types(parameter.dtype, torch.float32)", "parameter.dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "units = [share[i] for i in self._sample(len(share))]", "units = [share[i] for i in self._sample(len(share))][:1]", "all but one of a draw are dropped", SAMPLING),

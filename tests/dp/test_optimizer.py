@@ -441,7 +441,7 @@ def test_parameters_of_16_bits_are_summed_and_noised_in_32(make_run):
     x, y = next(iter(run.loader))
 
     run.optimizer.backward(run.losses((x.bfloat16(), y.bfloat16())))
-    sums = run.optimizer.mechanism.pending.sums
+    sums = run.optimizer.mechanism.pending.sums.of_parameters()
     run.optimizer.step()
 
     assert {s.dtype for s in sums} == {torch.float32}

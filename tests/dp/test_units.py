@@ -55,7 +55,9 @@ class Run:
         return (self.model(rows).squeeze(-1) - 1).square()
 
     def sums(self):
-        return torch.cat([s.flatten() for s in self.optimizer.mechanism.pending.sums])
+        return torch.cat(
+            [s.flatten() for s in self.optimizer.mechanism.pending.sums.of_parameters()]
+        )
 
     def clipped(self, loss):
         grads = torch.autograd.grad(

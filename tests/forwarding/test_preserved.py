@@ -505,6 +505,29 @@ def test_a_write_to_a_read_only_name_is_dropped_in_a_block_and_refused_elsewhere
         del layer.fixed
 
 
+def frozen_by_attrs():
+    attrs = pytest.importorskip("attrs", reason="attrs is not installed")
+    return attrs.make_class("Frozen", {"fixed": attrs.field(default=1)}, frozen=True)()
+
+
+def frozen_by_pydantic():
+    pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")
+    config = pydantic.ConfigDict(frozen=True)
+    return pydantic.create_model("Frozen", fixed=(int, 1), __config__=config)()
+
+
+@pytest.mark.parametrize("make", [frozen_by_attrs, frozen_by_pydantic])
+def test_a_write_to_a_frozen_owner_is_dropped_whoever_froze_it(make):
+    layer = around(Free, make())
+    with preserved(layer):
+        layer.fixed = 2
+        del layer.fixed
+
+    assert layer.fixed == 1
+    with pytest.raises((AttributeError, ValueError)):
+        layer.fixed = 2
+
+
 def test_what_replaces_a_read_only_name_inside_a_block_stays():
     """The block puts back what it took away itself, and nothing else."""
 

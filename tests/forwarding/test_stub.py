@@ -316,6 +316,10 @@ SPELLINGS = {
     ),
     "other letters": f"class Größe({AROUND}): x = 'ä'; y = 1\n\n\nCar = Größe\n",
     "a decorator": f"@(lambda cls: cls)\nclass Car({AROUND}): ...\n",
+    "under an if": f"if True:\n    class Car({AROUND}): ...\n",
+    "in a try": (
+        f"try:\n    class Car({AROUND}):\n        x = 1\nexcept ImportError: raise\n"
+    ),
     "a decorated body": (
         f"class Car({AROUND}):\n    @property\n    def x(self):\n        return 1\n"
     ),
@@ -424,6 +428,15 @@ def test_a_part_without_an_end_is_refused(spelled):
     with pytest.raises(ForwardingError, match="has no end; put back '# End of"):
         stub("spelled", write=True)
     assert spelled.read_bytes() == broken
+
+
+def test_two_branches_with_one_class_each_are_left_alone(spelled):
+    """The module shows the names of the one that ran, which the other may not have."""
+    branches = f"if True:\n    class Car({AROUND}): ...\nelse:\n    class Car: ...\n"
+    spelled.write_text(HEAD + branches)
+
+    assert stub("spelled", write=True) is True
+    assert spelled.read_text() == HEAD + branches
 
 
 def test_a_name_that_python_reserves_is_left_out(spelled):
