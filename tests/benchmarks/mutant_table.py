@@ -222,12 +222,13 @@ MUTANTS = (
     Mutant("sampling/_units", "if has_units and unit_of_privacy == ONE_EXAMPLE:", "if False:", "users are certified as examples", "test_units.py"),
     Mutant("sampling/_units", "if not has_units and column is not None:", "if False:", "rows that were drawn one by one are certified as users", "test_units.py"),
     Mutant("_mechanism/loss_units", "if whose.num_units and whose.of_loss is None and column is not None:", "if False:", "losses of a user are clipped one by one", "test_units.py"),
+    Mutant("per_sample/_isolation/data_rows", "or _has_same_values(copy, one)", "", "a batch that was moved to another device is not recognised", "per_sample/test_units_apart.py"),
     # Groups
     Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
     Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
     Mutant("calibration", "group_size=self.group_size,", "group_size=1,", "noise is calibrated for one example of a group", "test_groups.py"),
     Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
-    Mutant("certificate", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
+    Mutant("certificate/_verification", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
     # Declarations
     Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
     Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),

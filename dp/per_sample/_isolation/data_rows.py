@@ -199,8 +199,9 @@ def check_batch(
 ) -> None:
     """Refuse a row of the loader's batch whose parts belong to different units.
 
-    A batch that something was computed of, before a parameter met it, is another
-    tensor, and is not recognised.
+    A batch is recognised by its storage, and a whole copy of it, as ``.to`` makes it on
+    another device, by its values. What was computed of a batch, before a parameter met
+    it, is another tensor, and is not recognised.
 
     Args:
         uses: The uses of the graph.
@@ -209,7 +210,7 @@ def check_batch(
         num_units: How many units there are.
     """
     storages = {one.untyped_storage().data_ptr(): one for one in batch if one.numel()}
-    found: dict[int, list[_Kept]] = {}
+    read: dict[int, list[_Kept]] = {}
     for use, of_use in zip(uses, owners, strict=True):
         if not _has_data(use, of_use):
             continue
@@ -217,12 +218,40 @@ def check_batch(
         if data is None:
             continue
         storage = data.untyped_storage().data_ptr()
-        rows = storages.get(storage)
-        if rows is not None and not _is_row_by_row(data, of_use[0], rows):
+        if storage not in storages:
+            copy = _copy_of_batch(data, of_use[0], batch)
+            if copy is None:
+                continue
+            storages[storage] = copy
+        if not _is_row_by_row(data, of_use[0], storages[storage]):
             kept = use, data, _data_rows(use, of_use[0], num_units)
-            found.setdefault(storage, []).append(kept)
-    for storage, some in found.items():
-        _check_rows(some, storages[storage])
+            read.setdefault(storage, []).append(kept)
+    for storage, kept_there in read.items():
+        _check_rows(kept_there, storages[storage])
+
+
+def _copy_of_batch(
+    data: Tensor, owners: Owners, batch: Sequence[Tensor]
+) -> Tensor | None:
+    """Return all of a storage as the tensor of the batch that was copied there.
+
+    Values are compared, which takes a transfer, only where the rows of the data would
+    not be those of the batch, one by one.
+    """
+    whole = data.detach()
+    num_elements = whole.untyped_storage().nbytes() // whole.element_size()
+    for one in batch:
+        if one.numel() != num_elements or not num_elements or not one.is_contiguous():
+            continue
+        copy = whole.as_strided(one.shape, one.stride(), 0)
+        if _is_row_by_row(data, owners, copy) or _has_same_values(copy, one):
+            return copy
+    return None
+
+
+def _has_same_values(copy: Tensor, original: Tensor) -> bool:
+    moved = original.detach().to(copy)
+    return bool(((copy == moved) | (moved != moved)).all())  # noqa: PLR0124 -- NaN
 
 
 def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:

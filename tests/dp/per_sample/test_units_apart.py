@@ -268,6 +268,49 @@ def test_a_row_of_the_batch_is_one_units(kind):
         )
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.clone(),
+        lambda x: x.to(torch.float32),
+        lambda x: x.index_fill(0, torch.tensor([0]), torch.nan),
+    ],
+    ids=["as to another device", "another dtype", "with NaN"],
+)
+def test_a_copy_of_the_batch_is_recognised_by_its_values(move):
+    """Moved whole, it is the loader's all the same; with other values it is not."""
+    x = torch.randn(B, 5, 4)
+    moved = move(x)
+    loaded = moved.clone() if bool(moved.isnan().any()) else x
+    model = nn.Linear(4, 2, dtype=moved.dtype)
+    parameters, engine, units = [*model.parameters()], Engine(), torch.arange(B)
+
+    def in_pieces(data):
+        return (
+            model(data.view(-1, 4)).view(5, B, 2).transpose(0, 1).square().sum((1, 2))
+        )
+
+    whole = model(moved).square().sum((1, 2))
+    assert engine.gradients(whole, parameters, batch=[loaded]).num_samples == B
+    other = in_pieces(moved + 1)
+    computed = engine.gradients(other, parameters, units=units, batch=[loaded])
+    assert computed.num_samples == B
+    with pytest.raises(SampleMixingError, match="units meet in the batch"):
+        engine.gradients(in_pieces(moved), parameters, units=units, batch=[loaded])
+
+
+def test_a_tensor_of_another_size_is_no_copy_of_the_batch():
+    """Labels, say: what has as many elements is compared, and nothing else."""
+    model, x = nn.Linear(4, 2), torch.randn(B, 4)
+    losses = model(x.clone()).square().sum(1)
+    labels, columns = torch.arange(B), torch.randn(4, B).T
+    gradients = Engine().gradients(
+        losses, [*model.parameters()], batch=[labels, columns]
+    )
+
+    assert gradients.num_samples == B
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_units_along_no_axis_are_as_by_a_loop(name):
     """Packed, ragged and routed batches, graphs, users: owners are found, not given."""
