@@ -3,7 +3,7 @@
 A constant (a fixed basis, a mask, the indices of a prompt) has no graph that would tell
 it from private data, so it is public only if it was declared to be. A node keeps what
 it needs for its backward: the declared tensor itself, a view of it, or a copy, which
-is as public as the original if it is equal.
+is as public as the original if it is equal to it, or to what its dtype makes of it.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class PublicTensors:
         return bool(self._tensors)
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether a tensor is one of them: a view, or equal in shape and values."""
+        """Whether a tensor is one of them: a view, or a copy of any dtype."""
         return any(_is_of(tensor, public) for public in self._tensors)
 
 
@@ -45,7 +45,8 @@ def _is_of(tensor: Tensor, public: Tensor) -> bool:
             return True
     return (
         tensor.shape == public.shape
-        and tensor.dtype == public.dtype
         and tensor.layout == public.layout
-        and torch.equal(tensor, public)
+        # A cast that forgets more than digits has too many things in common with others.
+        and torch.can_cast(public.dtype, tensor.dtype)
+        and torch.equal(tensor, public.to(tensor.dtype))
     )

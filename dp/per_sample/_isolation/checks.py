@@ -28,6 +28,8 @@ _HIDING: Final = {
         " torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
     ),
 }
+# By a part of their name, nodes whose outputs are sparse.
+_MAKING_SPARSE: Final = ("Coalesce", "Sparse")
 _COMPILED: Final = (
     "a compiled function{holding} is one operation that shows nothing of what happens"
     " inside it, so mixed examples could not be told; compile it by"
@@ -42,6 +44,7 @@ def check_opaque(graph: Graph) -> None:
         if is_opaque(use.operation):
             holding = f" with parameters of shape {shapes_of(use.parameters)}"
             raise UnsupportedOperationError(_COMPILED.format(holding=holding))
+        _check_dense(use)
     for node in graph.nodes:
         name = name_of(node)
         if name[-1].isdigit():
@@ -51,6 +54,21 @@ def check_opaque(graph: Graph) -> None:
                 raise UnsupportedOperationError(reason)
         if is_opaque(name) and not is_compiled(node):
             raise UnsupportedOperationError(_COMPILED.format(holding=""))
+
+
+def _check_dense(use: Use) -> None:
+    """Refuse data that meets a sparse weight, whose gradient is sparse as well."""
+    for operand in use.operands.values():
+        name = name_of(operand.edge[0])
+        is_sparse = any(part in name for part in _MAKING_SPARSE) or any(
+            parameter.layout != torch.strided for parameter in operand.parameters
+        )
+        if is_sparse:
+            raise UnsupportedOperationError(
+                f"{use.operation} takes a sparse weight, of parameters of shape"
+                f" {shapes_of(operand.parameters)}, whose gradients for each example"
+                " would be sparse; make it dense, as by weight.to_dense()"
+            )
 
 
 def check_norm(use: Use) -> None:
