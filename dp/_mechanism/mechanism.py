@@ -32,6 +32,7 @@ from dp.exceptions import (
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
+    Declared,
     Engine,
     PerSampleGradients,
     clear_grad_samples,
@@ -58,7 +59,7 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    public: tuple[Tensor, ...] = ()
+    public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)

@@ -87,7 +87,8 @@ class DPOptimizer(TransparentOptimizer):
         public: Tensors that are no data, but constants of the program, for weights
             that are computed with them: a fixed basis, a mask, a buffer of a
             parametrization. Names, as of ``dict(model.named_buffers())``, go into the
-            certificate. That they are public is the caller's claim, which it states: a
+            certificate. A function that returns such tensors is called at every step,
+            for constants that follow from the parameters. That they are public is the caller's claim, which it states: a
             buffer can have been computed from private data.
 
     Raises:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
+from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Unamplified
 from dp.sampling._units import check_units
@@ -20,8 +21,8 @@ __all__ = (
     "declared_public",
 )
 
-# What a caller may declare public: tensors, or tensors by name.
-Public = Iterable[Tensor] | Mapping[str, Tensor]
+# What a caller may declare public, also by name.
+Public = Iterable[Declared] | Mapping[str, Declared]
 
 
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
@@ -92,7 +93,7 @@ def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
     return clipping
 
 
-def declared_public(public: Public) -> dict[str, Tensor]:
+def declared_public(public: Public) -> dict[str, Declared]:
     """Return the tensors that were declared public, by what a certificate calls each.
 
     >>> import torch
@@ -100,7 +101,7 @@ def declared_public(public: Public) -> dict[str, Tensor]:
     ['basis: float32 of shape (2, 3)']
 
     Raises:
-        TypeError: If one of them is no tensor.
+        TypeError: If one of them is neither a tensor nor a function.
     """
     if isinstance(public, Tensor):
         raise TypeError(
@@ -112,9 +113,12 @@ def declared_public(public: Public) -> dict[str, Tensor]:
         if isinstance(public, Mapping)
         else ((f"tensor {i}", tensor) for i, tensor in enumerate(public))
     )
-    declared = {}
+    declared: dict[str, Declared] = {}
     for name, tensor in named:
         if not isinstance(tensor, Tensor):
+            if callable(tensor):
+                declared[f"{name}: computed by a function at every step"] = tensor
+                continue
             raise TypeError(
                 f"public[{name!r}] must be a tensor, got {type(tensor).__name__}; pass"
                 " model.buffers(), or dict(model.named_buffers()) for their names"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._isolation.data_rows import check_batch
 from dp.per_sample._isolation.units import Units
@@ -43,14 +43,15 @@ class Engine:
           graph at every step, and by hooks or by wrong rules where it is verified.
 
     Args:
-        public: Tensors that are no data, but constants of the program.
+        public: Tensors that are no data, but constants of the program, or functions that
+            return such tensors, as they are at the step.
         verification: How often the isolation of units is verified by a second pass.
     """
 
     def __init__(
         self,
         *,
-        public: Iterable[Tensor] = (),
+        public: Iterable[Declared] = (),
         verification: Verification | None = None,
     ) -> None:
         self._graphs = KnownGraphs(PublicTensors(public))

@@ -133,6 +133,7 @@ class KnownGraphs:
             SampleMixingError: If a row of a use, or of the data, is several units'.
             UnsupportedOperationError: If the graph hides where parameters are used.
         """
+        self._public.refresh()
         found = self._recognised(root, parameters, units)
         if found is None:
             found = self._walked(root, parameters, units)

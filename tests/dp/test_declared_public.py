@@ -17,6 +17,7 @@ def model():
 
 
 def private(model, **options):
+    sgd = torch.optim.SGD([model.coordinates], lr=0.1)
     plan = dp.PrivacyPlan(
         sampling=dp.Unamplified(),
         noise_multiplier=4.0,
@@ -25,7 +26,7 @@ def private(model, **options):
         steps=3,
         target_delta=1e-5,
     )
-    return dp.DPOptimizer(torch.optim.SGD([model.coordinates]), plan=plan, **options)
+    return dp.DPOptimizer(sgd, plan=plan, **options)
 
 
 def take_step(optimizer, model):
@@ -51,6 +52,28 @@ def test_the_certificate_states_what_was_declared(model, declare, stated):
     assert certificate.runs[0].declared_public == (stated,)
     assert stated in certificate.to_text()
     assert dp.verify(certificate, quick=True).ok
+
+
+def test_what_a_function_computes_is_public_as_it_is_at_the_step(model):
+    """Constants that follow from the parameters change with them."""
+
+    def norms():
+        return [(model.coordinates @ model.basis).norm(dim=1, keepdim=True)]
+
+    def take_steps(optimizer):
+        for _ in range(3):
+            weight = model.coordinates @ model.basis
+            scaled = weight / norms()[0].detach()
+            optimizer.backward((torch.randn(5, 3) @ scaled.T).square().sum(1))
+            optimizer.step()
+
+    optimizer = private(model, public={"basis": model.basis, "norms": norms})
+    take_steps(optimizer)
+    stated = optimizer.certificate().runs[0].declared_public
+
+    assert stated[1] == "norms: computed by a function at every step"
+    with pytest.raises(dp.SampleMixingError, match="not the same in every batch"):
+        take_steps(private(model, public={"basis": model.basis}))
 
 
 def test_a_resumed_run_states_what_was_declared_before(model):
