@@ -24,6 +24,7 @@ from dp.per_sample._isolation.analysis import Analysis, Plan, analysed, neither
 from dp.per_sample._isolation.checks import (
     Fingerprints,
     check_above,
+    check_dense,
     check_opaque,
     check_shared,
 )
@@ -160,6 +161,7 @@ class KnownGraphs:
             except SampleMixingError as error:
                 raise refusal or error from None
             check_opaque(graph)
+            check_dense(use for use in graph.uses if not use.might_be_constant)
             if units.num_units > 1:
                 check_above(graph)
             found = analysed(graph, root, units.owners, units.num_units)
@@ -171,6 +173,7 @@ class KnownGraphs:
             if more == constants:
                 raise refusal or neither(next(iter(found.shared.values())))
             constants = more
+        check_dense(graph.uses)
         _check_order(graph, found.plan, units)
         self._constants |= constants
         fingerprints: Fingerprints = {}

@@ -3,7 +3,7 @@
 Shapes: none are fixed.
 """
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, MutableMapping, Sequence
 from typing import Final
 
 import torch
@@ -16,7 +16,14 @@ from dp.per_sample._graph.uses import Graph, Use, shapes_of
 from dp.per_sample._isolation.analysis import REMEDY
 
 
-__all__ = ("Fingerprints", "check_above", "check_norm", "check_opaque", "check_shared")
+__all__ = (
+    "Fingerprints",
+    "check_above",
+    "check_dense",
+    "check_norm",
+    "check_opaque",
+    "check_shared",
+)
 
 # Of what all units share, by position and shape.
 Fingerprints = MutableMapping[Hashable, Sequence[float]]
@@ -44,7 +51,6 @@ def check_opaque(graph: Graph) -> None:
         if is_opaque(use.operation):
             holding = f" with parameters of shape {shapes_of(use.parameters)}"
             raise UnsupportedOperationError(_COMPILED.format(holding=holding))
-        _check_dense(use)
     for node in graph.nodes:
         name = name_of(node)
         if name[-1].isdigit():
@@ -56,9 +62,10 @@ def check_opaque(graph: Graph) -> None:
             raise UnsupportedOperationError(_COMPILED.format(holding=""))
 
 
-def _check_dense(use: Use) -> None:
+def check_dense(uses: Iterable[Use]) -> None:
     """Refuse data that meets a sparse weight, whose gradient is sparse as well."""
-    for operand in use.operands.values():
+    operands = [(use, operand) for use in uses for operand in use.operands.values()]
+    for use, operand in operands:
         name = name_of(operand.edge[0])
         is_sparse = any(part in name for part in _MAKING_SPARSE) or any(
             parameter.layout != torch.strided for parameter in operand.parameters
