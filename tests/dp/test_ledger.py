@@ -44,7 +44,7 @@ def charged(count, **changes):
     return ledger
 
 
-def cheap_cost(releases, *, delta, neighboring_relation):
+def cheap_cost(releases, *, delta, neighboring_relation, group_size):
     """As the accountant, but a formula: what a ledger does with it is the same."""
     spent = sum(
         math.inf
@@ -59,6 +59,7 @@ def cheap_cost(releases, *, delta, neighboring_relation):
         accountant="PLD",
         epsilon_pld=spent,
         epsilon_rdp=None,
+        group_size=group_size,
     )
 
 
