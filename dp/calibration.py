@@ -14,6 +14,7 @@ from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
 from dp.accounting._accountant import bound_by_pld
+from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.schedule import Schedule, rounded_up
 
 
@@ -36,6 +37,8 @@ _FLATTEST: Final = (
 _MOST_BOUNDS: Final = 200
 _LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
+RenyiOrder = float | Literal["best"] | None
+
 
 def calibrate_noise_multiplier(
     *,
@@ -47,6 +50,7 @@ def calibrate_noise_multiplier(
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
     group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -63,6 +67,8 @@ def calibrate_noise_multiplier(
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
         group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -89,6 +95,7 @@ def calibrate_noise_multiplier(
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
@@ -104,6 +111,7 @@ def calibrate_sampling_probability(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -118,6 +126,8 @@ def calibrate_sampling_probability(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -128,6 +138,7 @@ def calibrate_sampling_probability(
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
+        renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -150,6 +161,7 @@ def calibrate_steps(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -165,6 +177,8 @@ def calibrate_steps(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -186,6 +200,7 @@ def calibrate_steps(
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
@@ -251,6 +266,7 @@ class _Search:
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
         group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
         most: The largest number there is.
@@ -261,6 +277,7 @@ class _Search:
     target_delta: float
     relation: NeighboringRelation
     group_size: int
+    renyi_order: RenyiOrder
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
     most: float = math.inf
@@ -268,6 +285,8 @@ class _Search:
 
     def excess(self, number: float) -> float:
         """Return by how much the logarithm of what will be claimed is too large."""
+        if self.renyi_order is not None:
+            return self._logarithm(self._filtered(number, self.renyi_order))
         spent = epsilon(
             self.releases(number),
             delta=self.target_delta,
@@ -276,8 +295,20 @@ class _Search:
         ).epsilon
         return self._logarithm(spent)
 
+    def _filtered(self, number: float, order: float | Literal["best"]) -> float:
+        """Return the epsilon of the releases at the order of a Renyi filter."""
+        releases = self.releases(number)
+        if order == "best":
+            order = best_order(
+                releases, delta=self.target_delta, relation=self.relation
+            )
+        cost = renyi_cost(releases, order, self.relation)
+        return epsilon_of_order(cost, order, self.target_delta)
+
     def _vague_excess(self, number: float) -> float:
         """Return the same of a bound in wide buckets, in a hundredth of the time."""
+        if self.renyi_order is not None:
+            return self.excess(number)
         releases = merge_equal_releases(self.releases(number))
         spent, _ = bound_by_pld(
             releases, self.target_delta, self.relation, _VAGUE, self.group_size

@@ -18,6 +18,7 @@ from dp.cli._examine import audit_command, check_command
 from dp.cli._options import (
     BatchSize,
     Data,
+    DebugSeed,
     Delta,
     Epsilon,
     GroupSize,
@@ -74,6 +75,7 @@ def train(
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
     group_size: GroupSize = 1,
+    debug_seed: DebugSeed = None,
     report: Report = Path("report"),
 ) -> None:
     """Train a small model with privacy and without, and certify what it cost.
@@ -105,6 +107,7 @@ def train(
             lr=lr,
             optimizer=optimizer,
             group_size=group_size,
+            debug_seed=debug_seed,
         ),
         report,
     )

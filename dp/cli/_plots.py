@@ -31,7 +31,7 @@ def draw_epsilon_over_steps(
         path,
         (range(len(curve)), curve),
         xlabel="step",
-        ylabel="epsilon spent",
+        ylabel="epsilon if planned to stop here",
         title=f"q = {release.sampling_probability:g}, noise multiplier ="
         f" {release.noise_multiplier:g}, delta = {delta:g}, {relation}"
         + ("" if group_size == 1 else f", any {group_size} rows at once"),

@@ -159,7 +159,7 @@ def test_a_group_is_of_a_whole_number_of_units(size):
 @pytest.mark.slow
 def test_a_certificate_is_about_the_group_and_verifies(tmp_path):
     """dp_accounting alone finds the epsilon of the group again."""
-    statement = certificate(charged(12, target_epsilon=9.0))
+    statement = certificate(charged(12, steps=12, target_epsilon=9.0))
     statement.write(tmp_path)
     verification = dp.verify(tmp_path / "certificate.json")
 
@@ -177,8 +177,8 @@ def test_a_certificate_is_about_the_group_and_verifies(tmp_path):
 
 def test_a_certificate_cannot_take_one_groups_epsilon_for_anothers():
     """Neither the size nor the epsilon of another size holds."""
-    statement = certificate(charged(12))
-    of_one = certificate(charged(12, group_size=1))
+    statement = certificate(charged(12, steps=12))
+    of_one = certificate(charged(12, steps=12, group_size=1))
 
     assert fails(statement) == set()
     assert {"epsilon", "run 1: group size"} <= fails(
@@ -194,7 +194,7 @@ def test_a_certificate_cannot_take_one_groups_epsilon_for_anothers():
 
 def test_a_run_beyond_its_target_for_the_group_is_found():
     """An example's epsilon below the target does not make up for the group's."""
-    statement = certificate(charged(12))
+    statement = certificate(charged(12, steps=12))
     (run,) = statement.runs
     target = 1.5 * plan(group_size=1).guarantee().epsilon
     tighter = dataclasses.replace(run.plan, target_epsilon=target)
@@ -207,7 +207,38 @@ def test_a_run_beyond_its_target_for_the_group_is_found():
 
 def test_certificates_of_other_groups_are_not_composed():
     """Their epsilons are about other people."""
-    statement = certificate(charged(12))
+    statement = certificate(charged(12, steps=12))
 
     with pytest.raises(ValueError, match="share their group_size, got 1, 3"):
         dp.compose(statement, dataclasses.replace(statement, group_size=1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: plan(renyi_order=4.0),
+        lambda: dp.plan_for(
+            target_epsilon=5.0,
+            target_delta=1e-6,
+            max_grad_norm=1.0,
+            expected_batch_size=10.0,
+            steps=5,
+            renyi_order="best",
+            group_size=2,
+        ),
+    ],
+    ids=["given", "best"],
+)
+def test_a_renyi_filter_is_for_single_units(make):
+    """Its divergence is that of one, so a group has no bound by it."""
+    with pytest.raises(ValueError, match="a Renyi filter bounds .* single units"):
+        make()
+
+
+def test_a_run_that_ended_early_claims_the_rest_for_the_group():
+    """What could have stopped it was seen by all of the group."""
+    statement = certificate(charged(12))
+
+    assert statement.epsilon == cost_of_group(20)
+    assert statement.epsilon_of_steps_taken == cost_of_group(12)
+    assert fails(statement) == set()
