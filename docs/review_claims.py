@@ -40,7 +40,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 8600
+MOST_LINES = 8750
 
 PLANNED = {
     "gradients": "Gradient rules, layers that are served together, and the parts that norms and sums come from."

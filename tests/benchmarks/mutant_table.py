@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
     Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
     Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
-    Mutant("per_sample", "return any(_is_of(tensor, public) for public in self._tensors)", "return bool(self._tensors)", "once something is public, everything is", ISOLATION),
+    Mutant("per_sample", "return any(_is_copy(tensor, public) for public in alike)", "return bool(self._declared)", "once something is public, everything is", ISOLATION),
     Mutant("per_sample", "    if not _adds_up[kind]:", "    if False:", "torch's wrong rules for batching a backward are trusted", ISOLATION),
     Mutant("per_sample", "return bool((owners.rows >= 0).any())", "return False", "rows of one unit's data are taken for shared", ISOLATION),
     Mutant("per_sample", ".double().reciprocal()", ".double()", "the mean over a unit's losses is their sum times their number", ISOLATION),
