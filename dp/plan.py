@@ -88,7 +88,7 @@ class PrivacyPlan:
             _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
-        _checks.count(group_size=self.group_size)
+        group_size = _checks.count(group_size=self.group_size)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
@@ -101,7 +101,7 @@ class PrivacyPlan:
                 self.renyi_order,
                 self.neighboring_relation,
                 truncated=self.truncation is not None,
-                group_size=self.group_size,
+                group_size=group_size,
             )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
