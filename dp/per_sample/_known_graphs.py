@@ -15,7 +15,11 @@ from typing import final
 from torch import Tensor
 
 from dp import _tuning
-from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.exceptions import (
+    SampleMixingError,
+    UnsupportedOperationError,
+    WrongGradientError,
+)
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.uses import Edge, Graph, Signature
@@ -30,6 +34,7 @@ from dp.per_sample._isolation.checks import (
 from dp.per_sample._isolation.data_rows import check_data, check_order
 from dp.per_sample._isolation.following import Moved
 from dp.per_sample._isolation.known_graph import Template
+from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
 
@@ -46,11 +51,14 @@ class Found:
         graph: The uses of the parameters.
         plan: How they are served.
         layers: Which of them may be served as one, once the graph is known.
+        constants: What was taken for shared by all units when a graph that this one was
+            taken for was walked; None if this one was walked itself.
     """
 
     graph: Graph
     plan: Plan
     layers: Sequence[LayerGroup] = ()
+    constants: frozenset[Signature] | None = None
 
 
 @final
@@ -76,6 +84,7 @@ class _Known:
 
     template: Template
     fingerprints: Fingerprints
+    constants: frozenset[Signature]
     by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
 
     def found(
@@ -103,7 +112,7 @@ class _Known:
             known = _of_sizes(graph, analysis, nodes, parameters)
             self._keep(sizes, known)
         check_shared(self.fingerprints, graph)
-        return Found(graph, known.plan, known.layers)
+        return Found(graph, known.plan, known.layers, self.constants)
 
     def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
         if sizes is not None:
@@ -139,6 +148,30 @@ class KnownGraphs:
         if units.num_units > 1:
             check_data(found.graph.uses, found.plan.owners, num_units=units.num_units)
         return found
+
+    def check_recognised(
+        self, found: Found, root: Edge, parameters: Sequence[Tensor]
+    ) -> None:
+        """Walk a graph that was taken for a known one, and compare what a walk finds.
+
+        Raises:
+            WrongGradientError: If it is another graph.
+        """
+        if found.constants is None:
+            return
+        walked = find_uses(
+            root, parameters, constants=found.constants, public=self._public
+        )
+        for node in walked.nodes:
+            check_flags(node)
+        if _outline(walked) != _outline(found.graph):
+            error = WrongGradientError(
+                "a graph was taken for one that was walked before, and a walk over it"
+                " finds other uses of the parameters, or other tensors without a graph;"
+                " please report this with the model"
+            )
+            error.began_earlier = True
+            raise error
 
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
@@ -177,7 +210,7 @@ class KnownGraphs:
         if units.num_units > 1:
             template = Template(graph, root, parameters, self._public)
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
-            self._known = [_Known(template, fingerprints), *kept]
+            self._known = [_Known(template, fingerprints, constants), *kept]
         return Found(graph, found.plan)
 
 
@@ -201,6 +234,16 @@ def _of_sizes(
     return _OfSizes(
         analysis.plan, [(place_of[node], one) for node, one in moved], layers
     )
+
+
+def _outline(graph: Graph) -> Hashable:
+    """Return what is read of a graph: its uses, its nodes, and what all units share."""
+    uses = [
+        (use.node, *use.outputs, *map(id, use.parameters), use.is_last)
+        for use in graph.uses
+    ]
+    constants = [(node, *constant.shape) for node, constant in graph.constants]
+    return tuple(map(frozenset, (uses, graph.nodes, graph.followed, constants)))
 
 
 def _check_order(graph: Graph, plan: Plan, units: Units) -> None:

@@ -38,12 +38,14 @@ class Plan:
         bytes_freed: Bytes that the backward pass has freed when it reaches each use,
             more than at the use before.
         narrowest: The dtype of the graph that underflows first.
+        coarsest: The largest relative rounding of a dtype of the graph.
     """
 
     owners: Sequence[Mapping[int, Owners]]
     layouts: Sequence[Mapping[int, Layout] | None]
     bytes_freed: Sequence[float]
     narrowest: torch.dtype
+    coarsest: float
 
     @property
     def num_bytes(self) -> float:
@@ -95,14 +97,15 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
-    return Analysis(Plan(owners, layouts, _freed(graph), _narrowest(graph)), found)
+    plan = Plan(owners, layouts, _freed(graph), *_precision(graph))
+    return Analysis(plan, found)
 
 
 def _of_one_unit(graph: Graph) -> Analysis:
     """Return the analysis where everything is the one unit's."""
     alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
     layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
-    return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
+    return Analysis(Plan(alone, layouts, _freed(graph), *_precision(graph)))
 
 
 def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Followed:
@@ -217,12 +220,13 @@ def _freed(graph: Graph) -> list[float]:
     return [bytes_freed[use.node] for use in graph.uses]
 
 
-def _narrowest(graph: Graph) -> torch.dtype:
-    """Return the dtype of a graph's gradients that underflows first."""
+def _precision(graph: Graph) -> tuple[torch.dtype, float]:
+    """Return which dtype of a graph's gradients underflows first, and how they round."""
     dtypes = {
         output.dtype
         for node in graph.nodes
         for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
         if output.dtype.is_floating_point
-    }
-    return max(dtypes, key=lambda d: torch.finfo(d).tiny, default=torch.float32)
+    } or {torch.float32}
+    narrowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).tiny)
+    return narrowest, max(torch.finfo(dtype).eps for dtype in dtypes)

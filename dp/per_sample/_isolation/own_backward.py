@@ -14,7 +14,6 @@ depends on them.
 Shapes: ``U`` units.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -28,36 +27,15 @@ from dp.per_sample._isolation.owners import (
     broadcast_from,
     shortened,
 )
+from dp.per_sample._isolation.powers import powers, private_generator, slack
 from dp.per_sample._isolation.static_rules import Answers, Shapes
 
 
-__all__ = ("owners_of_inputs", "powers", "private_generator", "slack")
+__all__ = ("owners_of_inputs",)
 
-# Powers of two that no pass leaves a dtype's range with.
-_POWERS: Final = {torch.float16: 4, torch.bfloat16: 16, torch.float32: 16}
-_MOST_POWERS: Final = 16
 _NOTHING_SAID: Final = -3  # Of an element that is NaN whoever's gradients are sent.
-_SLACK_BITS: Final = 16  # Of many roundings of the smallest number.
 
 _Grads = Sequence[Tensor | None]
-
-
-def powers(dtype: torch.dtype) -> int:
-    """Return how many powers of two a pass in a dtype may use, from 1 on."""
-    return _POWERS.get(dtype, _MOST_POWERS)
-
-
-def slack(dtype: torch.dtype) -> float:
-    """Return by what a sum may be off whose terms were scaled where they underflow."""
-    info = torch.finfo(dtype)
-    return 2.0**_SLACK_BITS * info.tiny * info.eps
-
-
-def private_generator(device: torch.device) -> torch.Generator:
-    """Return a generator seeded by the OS: the user's own stays where it is."""
-    generator = torch.Generator(device)
-    generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
-    return generator
 
 
 def owners_of_inputs(
