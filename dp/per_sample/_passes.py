@@ -12,7 +12,7 @@ from torch import Tensor
 from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.uses import Edge
-from dp.per_sample._isolation.reference import ordinary_sums
+from dp.per_sample._isolation.ordinary_pass import ordinary_sums
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._known_graphs import Found
 

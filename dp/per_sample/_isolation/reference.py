@@ -20,17 +20,22 @@ Example: three units with gradients 1, 2 and 4, and weights 1, -2 and 1 give
 
 Both sides are rounded, and in another order. Weights bring every gradient to a length
 between 1/2 and 8, and change no rounding on the way back, so what the two sums may
-differ by follows from the number of terms and the dtype (:class:`_Tolerance`). Where
-they differ by more, torch is asked how well it agrees with itself: its sums over two
-halves of the units must add up to its sum over all. Only a difference well beyond that
-counts. No result of this package enters that, so a wrong rule cannot excuse itself.
+differ by follows from the number of terms and the dtype (:mod:`.rounding`). Where
+they differ by more, torch is asked how well it agrees with itself: for weights that are
+3, 5 and 7 times as large, its sums must be 3, 5 and 7 times as large, too, but every
+rounding is another. Only a difference well beyond that counts. No result of this
+package enters it, so a wrong rule cannot excuse itself.
+
+In 16 bits torch may not agree with the truth, however well it agrees with itself: some
+of its kernels add thousands of rows in bfloat16, where adding 1 to 256 changes nothing.
+For parameters of other uses than matrix products a difference is then reported as one
+that says nothing (:attr:`Differences.unsure`), not as an error.
 
 Shapes: ``U`` units, ``G`` groups of parameters.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -39,130 +44,33 @@ from torch import Tensor
 
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._isolation.powers import private_generator, slack
+from dp.per_sample._isolation.rounding import Tolerance
 from dp.per_sample._isolation.trial import weighted_sums
 
 
-__all__ = ("Reference", "coarsest", "ordinary_sums")
+__all__ = ("Differences", "Reference")
 
 # Returns every parameter's sum for the weights of the units.
 _Ordinary = Callable[[Tensor], list[Tensor]]
 
 _POWERS: Final = 4  # Beside the signs: eight weights.
 _LARGEST_SHIFT: Final = 40  # Of weights, so that no float32 leaves its range.
-# Roundings of a result to the coarsest dtype of the graph, one for each use and layer,
-# in the root of the sum of squares: they are as random as the units' signs.
-_OF_RESULTS: Final = 32.0
-# Roundings of float32 while thousands of rows are added up, relative to the sum of the
-# lengths. Measured were fewer than 8, for seven models of 1 to 128 examples.
-_OF_SUMS: Final = 256.0
-# Roundings of one unit's norm, which is computed from rows or from squares.
-_OF_NORMS: Final = 256.0
-_NORMS_OF_RESULTS: Final = 4.0
-_OWN_DIFFERENCES: Final = 8.0  # Of torch's sum from its sums over halves.
-_TF32: Final = 2.0**-10
-_BFLOAT16: Final = 2.0**-7
-_FULL: Final = ("ieee", "none")
-
-
-def ordinary_sums(
-    losses: Tensor, parameters: Sequence[Tensor], seeds: Tensor
-) -> list[Tensor]:
-    """Run torch's own backward pass; the graph stays.
-
-    Hooks on the parameters themselves, which change what lands in ``p.grad``, see
-    nothing of it: no hook sees the private gradients either.
-
-    Args:
-        losses: Where it starts.
-        parameters: What the gradients are of.
-        seeds: What each loss is multiplied with.
-    """
-    with _without_hooks(parameters):
-        sums = torch.autograd.grad(
-            losses, [*parameters], seeds, retain_graph=True, allow_unused=True
-        )
-    return [
-        torch.zeros_like(parameter) if total is None else total
-        for parameter, total in zip(parameters, sums, strict=True)
-    ]
-
-
-@contextmanager
-def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    hooks = [
-        (registered, dict(registered))
-        for parameter in parameters
-        if (registered := parameter._backward_hooks)  # noqa: SLF001 -- no public list
-    ]
-    for registered, _ in hooks:
-        registered.clear()
-    try:
-        yield
-    finally:
-        for registered, kept in hooks:
-            registered.update(kept)
-
-
-def coarsest(eps: float, parameters: Sequence[Tensor], device: torch.device) -> float:
-    """Return the largest rounding of a result of an ordinary backward pass.
-
-    Args:
-        eps: That of the graph's dtypes.
-        parameters: Whose gradients have a dtype, too.
-        device: Where it runs. An accelerator, and a CPU that was permitted to, may
-            multiply float32 with fewer bits.
-    """
-    of_parameters = [torch.finfo(parameter.dtype).eps for parameter in parameters]
-    host = torch.backends.mkldnn
-    is_full = all(
-        one.fp32_precision in _FULL  # type: ignore[attr-defined] -- not annotated
-        for one in (host.matmul, host.conv)
-    )
-    permitted = [] if is_full else [_BFLOAT16]
-    if device.type != "cpu":
-        permitted.append(_TF32)
-    return max(eps, *of_parameters, *permitted)
+_SCALES: Final = (3.0, 5.0, 7.0)  # Which no dtype multiplies with without rounding.
+_OWN_DIFFERENCES: Final = 8.0  # Of torch's own sums, for two such scales.
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Tolerance:
-    """How far two computations of one sum may lie apart by rounding.
+class Differences:
+    """Parameters whose gradients are not as torch's own pass has them.
 
     Attributes:
-        result_eps: The relative rounding of results of the ordinary pass.
-        sum_eps: That of the dtype in which sums are added up.
-        underflow: By what an element may be off that underflowed.
+        wrong: Those that are wrong.
+        unsure: Those of which 16 bits leave torch no better knowledge.
     """
 
-    result_eps: float
-    sum_eps: float
-    underflow: float
-
-    def of_sums(self, lengths_GU: Tensor, num_elements: int) -> Tensor:
-        """Return [G] how far a parameter of each group may be off.
-
-        A group whose true gradient is zero, as that of a bias before a softmax, holds
-        nothing but roundings of others: so these are let pass in every group.
-
-        Args:
-            lengths_GU: How long each unit's weighted gradient is in each group.
-            num_elements: The number of elements of the largest parameter.
-        """
-        squared_G = lengths_GU.square().sum(1)
-        rounded_G = squared_G.sqrt() + squared_G.sum().sqrt()
-        added_G = lengths_GU.sum(1)
-        return (
-            _OF_RESULTS * self.result_eps * rounded_G
-            + _OF_SUMS * self.sum_eps * added_G
-            + self.underflow * num_elements**0.5
-        )
-
-    def of_norms(self, norms_G: Tensor, num_elements: int) -> Tensor:
-        """Return [G] by what a unit's norm in each group may be too small."""
-        relative = _OF_NORMS * self.sum_eps + _NORMS_OF_RESULTS * self.result_eps
-        floor = _NORMS_OF_RESULTS * self.result_eps * norms_G.square().sum().sqrt()
-        return relative * norms_G + floor + self.underflow * num_elements**0.5
+    wrong: Sequence[Tensor] = ()
+    unsure: Sequence[Tensor] = ()
 
 
 @final
@@ -173,12 +81,14 @@ class Reference:
         ordinary: Runs it, with the losses of each unit multiplied by a weight.
         parameters: What gradients are of.
         groups: The group of each, as they are clipped.
+        sure: Of which of them torch's own sums can be trusted; see :func:`sure_of`.
         num_units: How many units there are.
         narrowest: The dtype of the graph that underflows first.
         result_eps: See :func:`coarsest`.
         loss_scale: What gradients are divided by.
         lengths_U: About how long each unit's gradient is; None if that is unknown, or
             if the backward pass is not linear, so that no weight but 0 and 1 will do.
+        in_parts: Whether sums are added up in two parts, which takes longer.
     """
 
     def __init__(
@@ -187,19 +97,24 @@ class Reference:
         parameters: Sequence[Tensor],
         groups: Sequence[int],
         *,
+        sure: Sequence[bool],
         num_units: int,
         device: torch.device,
         narrowest: torch.dtype,
         result_eps: float,
         loss_scale: float,
         lengths_U: Tensor | None,
+        in_parts: bool,
     ) -> None:
         self._parameters = parameters
         self._groups = groups
+        self._sure = sure
+        self._in_parts = in_parts
         self._loss_scale = loss_scale
         self._result_eps = result_eps
         self._underflow = slack(narrowest) / loss_scale
         self._generator = private_generator(device)
+        self._is_linear = lengths_U is not None or num_units == 1
         self._ones_U = torch.ones(num_units, device=device, dtype=torch.float64)
         units = self._ones_U if lengths_U is None else lengths_U.isfinite()
         self._unit: int | None = secrets.choice(
@@ -211,7 +126,11 @@ class Reference:
             self._weight_U = self._halves(ordinary)
         self._ordinary = ordinary
         of_unit = [] if self._unit is None else ordinary(self._one_unit())
-        self._norms_G = self._norms(of_unit) if of_unit else None
+        self._norms_G = (
+            self._by_group([float(_length(one)) / loss_scale for one in of_unit])
+            if of_unit
+            else None
+        )
         self._sums = [(self._weight_U, ordinary(self._weight_U))]
         if of_unit and result_eps > torch.finfo(torch.float32).eps:
             # In a sum of many units, 16 bits leave nothing of an error of one.
@@ -258,45 +177,51 @@ class Reference:
         one_U[self._unit] = 1
         return one_U
 
-    def _norms(self, of_unit: Sequence[Tensor]) -> Tensor:
-        """Return [G] the norms of a gradient."""
+    def _by_group(self, lengths: Sequence[float]) -> Tensor:
+        """Return [G] the length over the parameters of each group."""
         squares = [0.0] * (max(self._groups, default=0) + 1)
-        for group, total in zip(self._groups, of_unit, strict=True):
-            squares[group] += float(_length(total)) ** 2
-        return torch.tensor(squares, dtype=torch.float64).sqrt() / self._loss_scale
+        for group, length in zip(self._groups, lengths, strict=True):
+            squares[group] += length**2
+        return torch.tensor(squares, dtype=torch.float64).sqrt()
 
-    def wrong_sums(self, gradients: PerSampleGradients) -> list[Tensor]:
+    def sums_that_differ(self, gradients: PerSampleGradients) -> Differences:
         """Return the parameters whose weighted sums are not torch's own.
 
         Args:
             gradients: Those of the private pass, which has left the graph as it was.
         """
-        wrong: dict[int, Tensor] = {}
+        differing: set[int] = set()
         for weight_U, totals in self._sums:
             sums = self._sums_of(gradients, weight_U)
             far = self._far_apart(gradients, weight_U, sums, totals)
             if far:
-                off = self._own_differences(weight_U, totals)
-                wrong |= {i: self._parameters[i] for i in far if far[i] > off[i]}
-        return [wrong[i] for i in sorted(wrong)]
+                own = self._own_differences(weight_U)
+                differing |= {i for i, length in far.items() if not length <= own[i]}
+        return self._differences(sorted(differing))
+
+    def _differences(self, indices: Sequence[int]) -> Differences:
+        return Differences(
+            [self._parameters[i] for i in indices if self._sure[i]],
+            [self._parameters[i] for i in indices if not self._sure[i]],
+        )
 
     def _sums_of(
         self, gradients: PerSampleGradients, weight_U: Tensor
     ) -> Sequence[Tensor]:
         """Return the weighted sums as the private pass finds them.
 
-        In two parts, as the sums of a batch add up, in which others have a factor of 0.
+        In parts, as those of a batch add up, in which others have a factor of 0.
         """
         norms_GU = gradients.squared_norms(self._groups)
         factors_GU = weight_U.expand_as(norms_GU).to(norms_GU.dtype)
+        if not self._in_parts:
+            return weighted_sums(gradients, self._parameters, self._groups, factors_GU)
         is_first_U = self._uniform() < 0.5  # noqa: PLR2004 -- a half
-        return weighted_sums(
-            gradients,
-            self._parameters,
-            self._groups,
-            torch.where(is_first_U, factors_GU, 0.0),
-            torch.where(is_first_U, 0.0, factors_GU),
+        parts = (
+            torch.where(is_in_U, factors_GU, 0.0)
+            for is_in_U in (is_first_U, ~is_first_U)
         )
+        return weighted_sums(gradients, self._parameters, self._groups, *parts)
 
     def _far_apart(
         self,
@@ -318,38 +243,53 @@ class Reference:
         ]
         return {i: n for i, n in enumerate(off) if not n <= most_G[self._groups[i]]}
 
-    def _own_differences(
-        self, weight_U: Tensor, totals: Sequence[Tensor]
-    ) -> list[float]:
-        """Return how far torch's sums are from its own sums over halves of the units."""
-        is_first_U = self._uniform() < 0.5  # noqa: PLR2004 -- a half
-        halves = [
-            self._ordinary(torch.where(is_in_U, weight_U, 0.0))
-            for is_in_U in (is_first_U, ~is_first_U)
-        ]
-        return [
-            _OWN_DIFFERENCES
-            * float(_length(total.double() - one.double() - other.double()))
-            / self._loss_scale
-            for total, one, other in zip(totals, *halves, strict=True)
-        ]
+    def _own_differences(self, weight_U: Tensor) -> list[float]:
+        """Return how far torch's sums for scaled weights are from being scaled sums.
 
-    def is_norm_too_small(self, gradients: PerSampleGradients) -> bool:
-        """Whether the chosen unit's norm is smaller than its gradient, in any group."""
+        Where a hook makes the backward pass another for scaled losses, that is unknown.
+        """
+        if not self._is_linear:
+            unknown = self._result_eps > torch.finfo(torch.float32).eps
+            return [torch.inf if unknown else 0.0] * len(self._parameters)
+        totals = [total.double() for total in self._ordinary(weight_U)]
+        off = [0.0] * len(totals)
+        for scale in _SCALES:
+            scaled = self._ordinary(scale * weight_U)
+            off = [
+                max(before, float(_length(one.double() / scale - total)))
+                for before, one, total in zip(off, scaled, totals, strict=True)
+            ]
+        return [_OWN_DIFFERENCES * one / self._loss_scale for one in off]
+
+    def norms_too_small(self, gradients: PerSampleGradients) -> Differences:
+        """Return the groups in which the chosen unit's norm is less than its gradient's.
+
+        Args:
+            gradients: As for :meth:`sums_that_differ`.
+        """
         if self._norms_G is None:
-            return False
+            return Differences()
         squared_GU = gradients.squared_norms(self._groups)
         norms_G = squared_GU[:, self._unit].double().sqrt().cpu()
         elements = sum(parameter.numel() for parameter in self._parameters)
-        tolerance = self._tolerance(squared_GU.dtype)
-        least_G = self._norms_G - tolerance.of_norms(self._norms_G, elements)
-        return bool((norms_G < least_G).any())
+        most_G = self._tolerance(squared_GU.dtype).of_norms(self._norms_G, elements)
+        missing_G = self._norms_G - norms_G
+        if bool((missing_G > most_G).any()):
+            most_G += self._by_group(self._own_differences(self._one_unit()))
+        small = {*(missing_G > most_G).nonzero().flatten().tolist()}
+        indices = [i for i, group in enumerate(self._groups) if group in small]
+        of_groups = self._differences(indices)
+        # A norm is as sure as the least sure of the gradients that it is of.
+        if of_groups.unsure:
+            return Differences((), [*of_groups.wrong, *of_groups.unsure])
+        return of_groups
 
-    def _tolerance(self, dtype: torch.dtype) -> _Tolerance:
+    def _tolerance(self, dtype: torch.dtype) -> Tolerance:
         eps = torch.finfo(dtype).eps
-        return _Tolerance(max(self._result_eps, eps), eps, self._underflow)
+        return Tolerance(max(self._result_eps, eps), eps, self._underflow)
 
 
 def _length(tensor: Tensor) -> Tensor:
     """Return the norm of a tensor, added up in float64."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).cpu()
+    length: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return length.cpu()
