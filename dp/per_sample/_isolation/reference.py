@@ -199,6 +199,12 @@ class Reference:
                 differing |= {i for i, length in far.items() if not length <= own[i]}
         return self._differences(sorted(differing))
 
+    def is_kept_out(self, gradients: PerSampleGradients) -> bool:
+        """Whether units whose norm is not finite leave no trace in a sum without them."""
+        is_finite_U = gradients.squared_norms(self._groups).isfinite().all(0)
+        sums = self._sums_of(gradients, is_finite_U.double())
+        return all(bool(total.isfinite().all()) for total in sums)
+
     def _differences(self, indices: Sequence[int]) -> Differences:
         return Differences(
             [self._parameters[i] for i in indices if self._sure[i]],

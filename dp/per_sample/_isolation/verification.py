@@ -125,11 +125,15 @@ class Verifier:
             where = one.differs(gradients)
             if where:
                 raise self._mixing(where)
-        # Where a gradient is not finite, torch's sum is not either, and shows nothing:
-        # then the pass does not count as one of the first.
         if reference.is_comparable:
             self._compare(reference, gradients)
             self._num_verified += 1
+        # Where a gradient is not finite, torch's sum is not either, and shows nothing:
+        # then the pass does not count as one of the first.
+        elif not reference.is_kept_out(gradients):
+            raise self._wrong(
+                "a gradient that is not finite reached a sum in which it has no part"
+            )
         return gradients
 
     def _is_first(self) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.exceptions import WrongGradientError
-from dp.per_sample import Engine, Verification
+from dp.per_sample import Engine, PerSampleGradients, Verification
 from dp.per_sample._isolation import reference
 from dp.per_sample._isolation.known_graph import Template
 from dp.per_sample._isolation.ordinary_pass import ordinary_sums
@@ -119,7 +119,7 @@ def test_a_norm_of_one_unit_is_noticed_when_that_unit_is_chosen():
     model = net()
 
     def too_small(norms_B):
-        return torch.cat([norms_B[:1] / 100, norms_B[1:]])
+        return torch.cat([norms_B[:-1], norms_B[-1:] / 100])
 
     with smaller_norms(too_small), pytest.raises(WrongGradientError, match="norm"):
         run(model, lambda: losses_of(model), num_passes=300)  # Missed with 4e-18.
@@ -136,6 +136,22 @@ def test_a_wrong_gradient_that_began_later_says_so():
     ):
         engine.gradients(losses_of(model), [*model.parameters()])
     assert caught.value.began_earlier
+
+
+def test_factors_of_another_unit_are_noticed_later_too():
+    """Later verifications compare no sums with powers; torch's own are enough."""
+    model, engine = net(), Engine(verification=Verification(first=1, every=1))
+    engine.gradients(losses_of(model), [*model.parameters()])
+    add = PerSampleGradients.add_weighted_sum
+
+    def of_the_next(self, factors_GB, group_of, sums, *, beta=1):
+        add(self, factors_GB.roll(1, 1), group_of, sums, beta=beta)
+
+    with (
+        patch.object(PerSampleGradients, "add_weighted_sum", of_the_next),
+        pytest.raises(WrongGradientError, match="sum"),
+    ):
+        engine.gradients(losses_of(model), [*model.parameters()])
 
 
 class Tied(nn.Module):
@@ -269,6 +285,37 @@ def test_a_pass_with_an_example_that_is_not_finite_is_made_up_for(bad):
             engine.gradients(losses(bad), [*model.parameters()])
         with pytest.raises(WrongGradientError):
             engine.gradients(losses(0.0), [*model.parameters()])
+
+
+def test_what_is_not_finite_stays_out_of_sums():
+    """Zero times NaN would be NaN, and tell that one example was there."""
+    model, engine = net(), Engine(verification=Verification(first=1, every=1))
+
+    def losses(first):
+        x = torch.randn(8, 12)
+        x[0, 0] = first
+        return model(x).square().sum(1)
+
+    for first in (0.0, torch.nan):
+        engine.gradients(losses(first), [*model.parameters()])
+    with (
+        patch.object(MaterializedGrads, "mask_examples", lambda self, _mask_B: self),
+        pytest.raises(WrongGradientError, match="not finite reached a sum"),
+    ):
+        engine.gradients(losses(torch.nan), [*model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_flags_that_read_the_whole_batch_make_another_sum():
+    """Torch divides by how often the batch looks a row up; no rule does."""
+    model = nn.Embedding(5, 3, scale_grad_by_freq=True)
+    losses = model(torch.randint(5, (8, 4))).sin().sum((1, 2))
+
+    with (
+        patch("dp.per_sample._isolation.analysis.check_flags"),
+        pytest.raises(WrongGradientError, match="sum"),
+    ):
+        run(model, losses)
 
 
 def test_a_graph_that_is_taken_for_another_is_noticed():
