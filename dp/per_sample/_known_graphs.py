@@ -105,6 +105,7 @@ class _Known:
         sizes = None if units.are_given else self.template.sizes(nodes)
         known = None if sizes is None else self.by_sizes.get(sizes)
         if known is None or not known.is_as_before(nodes, units.num_units):
+            check_flags(graph.nodes)
             analysis = analysed(graph, root, units.owners, units.num_units)
             if analysis.plan is None:
                 return None
@@ -162,8 +163,7 @@ class KnownGraphs:
         walked = find_uses(
             root, parameters, constants=found.constants, public=self._public
         )
-        for node in walked.nodes:
-            check_flags(node)
+        check_flags(walked.nodes)
         if _outline(walked) != _outline(found.graph):
             error = WrongGradientError(
                 "a graph was taken for one that was walked before, and a walk over it"
@@ -192,6 +192,7 @@ class KnownGraphs:
             except SampleMixingError as error:
                 raise refusal or error from None
             check_opaque(graph)
+            check_flags(graph.nodes)
             if units.num_units > 1:
                 check_above(graph)
             found = analysed(graph, root, units.owners, units.num_units)

@@ -10,12 +10,12 @@ from typing import Final, final
 import torch
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape, size
+from dp.per_sample._graph.nodes import Node, name_of, output_shape, size
 from dp.per_sample._graph.untracked_inputs import kept_without_graph
 from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
+from dp.per_sample._graph.views import VIEWS
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.following import Followed, follow, meeting_of
-from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.owners import Owners, regularized
 
 
@@ -82,8 +82,6 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
         units: Whose each loss is.
         num_units: How many units there are.
     """
-    for node in graph.nodes:
-        check_flags(node)
     if num_units == 1:
         return _of_one_unit(graph)
     found = _followed(graph, root, units, num_units)

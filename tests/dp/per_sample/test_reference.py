@@ -203,11 +203,14 @@ def test_gradients_that_cancel_are_no_alarm():
 
 def test_what_torch_adds_up_in_16_bits_is_a_warning():
     """Beyond 256 terms of one sign it adds nothing, so a difference says nothing."""
-    model = nn.LayerNorm(16).bfloat16()
-    losses = model(torch.randn(4, 3000, 16).bfloat16()).float().square().mean((1, 2))
+    model = nn.LayerNorm(8).bfloat16()
+
+    def losses():
+        outputs = model(torch.randn(2, 20_000, 8).bfloat16())
+        return outputs.float().square().mean((1, 2))
 
     with pytest.warns(UserWarning, match="could not be verified"):
-        run(model, losses, Verification(first=1, every=1))
+        run(model, losses, num_passes=10)
 
 
 def test_norms_that_torch_adds_up_in_16_bits_are_a_warning():
@@ -306,15 +309,12 @@ def test_what_is_not_finite_stays_out_of_sums():
 
 
 @pytest.mark.filterwarnings("ignore:no rule serves")
-def test_flags_that_read_the_whole_batch_make_another_sum():
-    """Torch divides by how often the batch looks a row up; no rule does."""
+def test_flags_that_read_the_whole_batch_are_not_noticed():
+    """Torch divides by how often the batch looks a row up, here and in its own pass."""
     model = nn.Embedding(5, 3, scale_grad_by_freq=True)
     losses = model(torch.randint(5, (8, 4))).sin().sum((1, 2))
 
-    with (
-        patch("dp.per_sample._isolation.analysis.check_flags"),
-        pytest.raises(WrongGradientError, match="sum"),
-    ):
+    with patch("dp.per_sample._known_graphs.check_flags"):
         run(model, losses)
 
 
