@@ -14,13 +14,10 @@ class Claim(NamedTuple):
     Attributes:
         says: The claim, in one sentence.
         tests: The tests that hold it.
-        leaves: The key in :data:`PLANNED` of the check that will make believing it
-            unnecessary; empty if there is none.
     """
 
     says: str
     tests: tuple[str, ...]
-    leaves: str = ""
 
 
 class Checked(NamedTuple):
@@ -41,8 +38,6 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
 MOST_LINES = 8100
-
-PLANNED: dict[str, str] = {}
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
