@@ -37,7 +37,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 8100
+MOST_LINES = 5400
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -212,6 +212,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_isolation/routing_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
     "dp/per_sample/_isolation/integer_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "integers_say_the_same_as_rows")),
     "dp/per_sample/_isolation/batch_layout.py": Checked(_BY_POWERS, _NOTICED),
+    "dp/per_sample/_isolation/owner_moves.py": Checked(_BY_POWERS, (*_NOTICED, "dp/per_sample/test_owner_values.py::test_two_consumers_join_element_by_element")),
     "dp/per_sample/_isolation/own_backward.py": Checked(_BY_POWERS, _NOTICED),
     "dp/per_sample/_isolation/analysis.py": Checked(_BY_POWERS, _NOTICED),
     "dp/per_sample/_isolation/known_graph.py": Checked("A graph that is taken for a known one is walked again where it is verified, and what was read of it is compared with what the walk finds.", (_REFERENCE + "a_graph_that_is_taken_for_another_is_noticed", _GRAPHS + "what_looks_alike_is_not")),

@@ -100,13 +100,13 @@ class Engine:
                 {}, parameters, nonfinite_U, is_detached=is_detached
             )
         root = (losses.grad_fn, losses.output_nr)
-        found = self._graphs.find(root, parameters, whose)
+        known = self._graphs.find(root, parameters, whose)
         if batch and whose.num_units > 1:
-            uses, owners = found.graph.uses, found.plan.owners
+            uses, owners = known.graph.uses, known.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
-        passes = Passes(found, losses, parameters, groups, whose, factor_U, loss_scale)
+        passes = Passes(known, losses, parameters, groups, whose, factor_U, loss_scale)
         gradients = self._verified(passes)
         self._warn(passes.without_rule)
         return gradients
@@ -116,7 +116,7 @@ class Engine:
         if not self._verifier.is_due():
             return passes.last()
         root = passes.root
-        self._graphs.check_recognised(passes.found, root, passes.parameters)
+        self._graphs.check_recognised(passes.known, root, passes.parameters)
         return self._verifier.verified(passes)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:

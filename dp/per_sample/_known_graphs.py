@@ -143,28 +143,28 @@ class KnownGraphs:
             SampleMixingError: If a row of a use, or of the data, is several units'.
             UnsupportedOperationError: If the graph hides where parameters are used.
         """
-        found = self._recognised(root, parameters, units)
-        if found is None:
-            found = self._walked(root, parameters, units)
+        known = self._recognised(root, parameters, units)
+        if known is None:
+            known = self._walked(root, parameters, units)
         if units.num_units > 1:
-            check_data(found.graph.uses, found.plan.owners, num_units=units.num_units)
-        return found
+            check_data(known.graph.uses, known.plan.owners, num_units=units.num_units)
+        return known
 
     def check_recognised(
-        self, found: Found, root: Edge, parameters: Sequence[Tensor]
+        self, known: Found, root: Edge, parameters: Sequence[Tensor]
     ) -> None:
         """Walk a graph that was taken for a known one, and compare what a walk finds.
 
         Raises:
             WrongGradientError: If it is another graph.
         """
-        if found.constants is None:
+        if known.constants is None:
             return
         walked = find_uses(
-            root, parameters, constants=found.constants, public=self._public
+            root, parameters, constants=known.constants, public=self._public
         )
         check_flags(walked.nodes)
-        if _outline(walked) != _outline(found.graph):
+        if _outline(walked) != _outline(known.graph):
             error = WrongGradientError(
                 "a graph was taken for one that was walked before, and a walk over it"
                 " finds other uses of the parameters, or other tensors without a graph;"
@@ -176,8 +176,8 @@ class KnownGraphs:
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
     ) -> Found | None:
-        found = (known.found(root, parameters, units) for known in self._known)
-        return next((one for one in found if one is not None), None)
+        matches = (known.found(root, parameters, units) for known in self._known)
+        return next((match for match in matches if match is not None), None)
 
     def _walked(self, root: Edge, parameters: Sequence[Tensor], units: Units) -> Found:
         """Walk until what is taken for shared by all units is, and nothing else."""
@@ -195,16 +195,16 @@ class KnownGraphs:
             check_flags(graph.nodes)
             if units.num_units > 1:
                 check_above(graph)
-            found = analysed(graph, root, units.owners, units.num_units)
-            if found.plan is not None:
+            analysis = analysed(graph, root, units.owners, units.num_units)
+            if analysis.plan is not None:
                 break
-            refusal = refusal or found.refusal
-            rejected |= found.not_shared
-            more = (constants | found.shared.keys()) - rejected
+            refusal = refusal or analysis.refusal
+            rejected |= analysis.not_shared
+            more = (constants | analysis.shared.keys()) - rejected
             if more == constants:
-                raise refusal or neither(next(iter(found.shared.values())))
+                raise refusal or neither(next(iter(analysis.shared.values())))
             constants = more
-        _check_order(graph, found.plan, units)
+        _check_order(graph, analysis.plan, units)
         self._constants |= constants
         fingerprints: Fingerprints = {}
         check_shared(fingerprints, graph)
@@ -212,7 +212,7 @@ class KnownGraphs:
             template = Template(graph, root, parameters, self._public)
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
             self._known = [_Known(template, fingerprints, constants), *kept]
-        return Found(graph, found.plan)
+        return Found(graph, analysis.plan)
 
 
 def _of_sizes(

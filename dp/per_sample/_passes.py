@@ -26,7 +26,7 @@ class Passes:
     """The backward passes of one batch: the private one, and those that verify it.
 
     Attributes:
-        found: The uses of the parameters, and whose their rows are.
+        known: The uses of the parameters, and whose their rows are.
         losses: Where passes start.
         parameters: What gradients are of.
         groups: The group of each, as they are clipped.
@@ -36,7 +36,7 @@ class Passes:
         without_rule: The operations that no rule served, and their parameters.
     """
 
-    found: Found
+    known: Found
     losses: Tensor
     parameters: Sequence[Tensor]
     groups: Sequence[int]
@@ -64,7 +64,7 @@ class Passes:
         return ordinary_sums(self.losses, self.parameters, seeds)
 
     def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
-        graph, plan, layers = self.found.graph, self.found.plan, self.found.layers
+        graph, plan, layers = self.known.graph, self.known.plan, self.known.layers
         collected = BackwardPass(graph, plan, layers, self.whose.num_units)
         self.without_rule.update(
             (site.use.operation, site.use.parameters) for site in collected.without_rule

@@ -73,12 +73,12 @@ def materialized(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor]:
     ]
 
 
-def by_input(node: Node, found: Any) -> list[Any]:
+def by_input(node: Node, returned: Any) -> list[Any]:
     """Return what a custom function found of its arguments, by inputs of its node.
 
     Numbers and other arguments without a graph are no inputs of the node.
     """
-    answers = found if isinstance(found, tuple) else (found,)
+    answers = returned if isinstance(returned, tuple) else (returned,)
     needed = [i for i, is_needed in enumerate(node.needs_input_grad) if is_needed]
     inputs = [
         i for i, (child, _) in enumerate(node.next_functions) if child is not None

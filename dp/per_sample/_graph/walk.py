@@ -108,7 +108,9 @@ class _Walk:
         if any(below) and all(below):
             # Of parameters alone, as far as the graph shows. What the node keeps says
             # whether data or a constant is beside them, which has no edge.
-            parameters = tuple({id(p): p for some in below for p in some}.values())
+            parameters = tuple(
+                {id(p): p for of_input in below for p in of_input}.values()
+            )
             sign = self._signature(node, name, parameters)
             if sign is None or sign in self._constants:
                 self._add_of_parameters(node, children, parameters, sign)

@@ -84,19 +84,19 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     """
     if num_units == 1:
         return _of_one_unit(graph)
-    found = _followed(graph, root, units, num_units)
-    not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
+    followed = _followed(graph, root, units, num_units)
+    not_shared = [sign for node, sign in graph.assumed if _is_by_unit(followed, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))
-    mixed = [use for use in graph.uses if _is_mixed(found, use)]
+    mixed = [use for use in graph.uses if _is_mixed(followed, use)]
     if mixed:
-        return _refused(found, graph, mixed)
-    owners = [_owners(found, use, num_units) for use in graph.uses]
+        return _refused(followed, graph, mixed)
+    owners = [_owners(followed, use, num_units) for use in graph.uses]
     layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
     plan = Plan(owners, layouts, _freed(graph), *_precision(graph))
-    return Analysis(plan, found)
+    return Analysis(plan, followed)
 
 
 def _of_one_unit(graph: Graph) -> Analysis:
@@ -109,51 +109,51 @@ def _of_one_unit(graph: Graph) -> Analysis:
 def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Followed:
     """Return the owners at every node, found again another way if uses are mixed."""
     assumed = {*graph.followed}.difference(graph.nodes)
-    found = follow(root, graph.followed, units, num_units, assumed=assumed)
-    if not any(_is_mixed(found, use) for use in graph.uses):
-        return found
+    followed = follow(root, graph.followed, units, num_units, assumed=assumed)
+    if not any(_is_mixed(followed, use) for use in graph.uses):
+        return followed
     return follow(
         root, graph.followed, units, num_units, assumed=assumed, by_integers=False
     )
 
 
-def _refused(found: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
+def _refused(followed: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
     """Return which mixed uses may be constants; of the others, why they are refused."""
     shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
     definite = [use for use in mixed if not use.might_be_constant]
-    refusal = _mixing(found, graph, definite) if definite else None
+    refusal = _mixing(followed, graph, definite) if definite else None
     return Analysis(None, shared=shared, refusal=refusal)
 
 
-def _owners(found: Followed, use: Use, num_units: int) -> dict[int, Owners]:
+def _owners(followed: Followed, use: Use, num_units: int) -> dict[int, Owners]:
     return {
         output: regularized(
-            found.at(use.node, output), output_shape(use.node, output), num_units
+            followed.at(use.node, output), output_shape(use.node, output), num_units
         )
         for output in use.outputs
     }
 
 
-def _is_mixed(found: Followed, use: Use) -> bool:
-    return any(found.at(use.node, output).has_mixed() for output in use.outputs)
+def _is_mixed(followed: Followed, use: Use) -> bool:
+    return any(followed.at(use.node, output).has_mixed() for output in use.outputs)
 
 
-def _is_by_unit(found: Followed, node: Node) -> bool:
+def _is_by_unit(followed: Followed, node: Node) -> bool:
     """Whether something taken for shared is reached by one unit alone somewhere."""
-    owners = found.at(node, 0)
+    owners = followed.at(node, 0)
     if owners.rows is None:
         return owners.is_regular
     return bool((owners.rows >= 0).any())
 
 
 def _layouts(use: Use, owners: Mapping[int, Owners]) -> dict[int, Layout] | None:
-    found: dict[int, Layout] = {}
+    layouts: dict[int, Layout] = {}
     for output, one in owners.items():
         layout = Layout.of(one, len(output_shape(use.node, output)))
         if layout is None:
             return None
-        found[output] = layout
-    return found
+        layouts[output] = layout
+    return layouts
 
 
 def neither(use: Use) -> SampleMixingError:
@@ -179,11 +179,13 @@ def _declared(shapes: str) -> str:
     )
 
 
-def _mixing(found: Followed, graph: Graph, mixed: Sequence[Use]) -> SampleMixingError:
+def _mixing(
+    followed: Followed, graph: Graph, mixed: Sequence[Use]
+) -> SampleMixingError:
     use = mixed[-1]  # Nearest to the losses.
     hints = [hint for other in reversed(mixed) if (hint := _hint_of_constants(other))]
     return SampleMixingError(
-        f"units meet in {meeting_of(found, graph.followed)}: examples are mixed on the"
+        f"units meet in {meeting_of(followed, graph.followed)}: examples are mixed on the"
         f" way from the losses to {use.operation} with parameters of shape"
         f" {shapes_of(use.parameters)}: one example's loss depends on another's data."
         f" {REMEDY}{hints[0] if hints else ''}"

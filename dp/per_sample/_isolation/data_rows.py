@@ -111,13 +111,13 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
     for use, one in first:
         all_alike = all(one.is_same(other) for _, other in first)
         data = _data_of(use, all_alike=all_alike)
-        if data is not None:  # pragma: no branch
+        if data is not None:
             storage = data.untyped_storage().data_ptr()
             by_storage.setdefault(storage, []).append((use, data, one))
-    for some in by_storage.values():
-        if _may_differ(some):
+    for reads in by_storage.values():
+        if _may_differ(reads):
             _check_same(
-                [(use, data, _data_rows(use, o, num_units)) for use, data, o in some]
+                [(use, data, _data_rows(use, o, num_units)) for use, data, o in reads]
             )
 
 
@@ -151,8 +151,8 @@ def _data_rows(use: Use, owners: Owners, num_units: int) -> Tensor:
     return passed(owners.as_rows(len(shape), num_units, device))
 
 
-def _may_differ(some: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
-    (_, data, owners), *others = some
+def _may_differ(reads: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
+    (_, data, owners), *others = reads
     return not all(
         other.data_ptr() == data.data_ptr()
         and other.shape == data.shape
@@ -162,11 +162,11 @@ def _may_differ(some: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
     )
 
 
-def _check_same(some: Sequence[_Kept]) -> None:
+def _check_same(reads: Sequence[_Kept]) -> None:
     """Compare the owners of every element of a storage that is read more than once."""
-    owner_M = _owner_by_element(some)
+    owner_M = _owner_by_element(reads)
     if bool((owner_M == MIXED).any()):
-        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in reads))
         raise SampleMixingError(
             f"units meet in the data: a row that is read by {names} goes to the losses"
             " of several examples, so one example's loss depends on another's data."
@@ -174,10 +174,10 @@ def _check_same(some: Sequence[_Kept]) -> None:
         )
 
 
-def _owner_by_element(some: Sequence[_Kept]) -> Tensor:
+def _owner_by_element(reads: Sequence[_Kept]) -> Tensor:
     """Return [M] the owner of each element of a storage, MIXED if there are several."""
     elements, owners = [], []
-    for _, data, rows in some:
+    for _, data, rows in reads:
         storage = torch.arange(
             int(data.storage_offset()) + _span(data), device=data.device
         )
@@ -209,7 +209,7 @@ def check_batch(
         num_units: How many units there are.
     """
     storages = {one.untyped_storage().data_ptr(): one for one in batch if one.numel()}
-    found: dict[int, list[_Kept]] = {}
+    by_storage: dict[int, list[_Kept]] = {}
     for use, of_use in zip(uses, owners, strict=True):
         if not _has_data(use, of_use):
             continue
@@ -220,9 +220,9 @@ def check_batch(
         rows = storages.get(storage)
         if rows is not None and not _is_row_by_row(data, of_use[0], rows):
             kept = use, data, _data_rows(use, of_use[0], num_units)
-            found.setdefault(storage, []).append(kept)
-    for storage, some in found.items():
-        _check_rows(some, storages[storage])
+            by_storage.setdefault(storage, []).append(kept)
+    for storage, reads in by_storage.items():
+        _check_rows(reads, storages[storage])
 
 
 def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
@@ -237,15 +237,15 @@ def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
     )
 
 
-def _check_rows(some: Sequence[_Kept], batch: Tensor) -> None:
-    owner_M = _owner_by_element(some)
+def _check_rows(reads: Sequence[_Kept], batch: Tensor) -> None:
+    owner_M = _owner_by_element(reads)
     span = int(batch.storage_offset()) + _span(batch)
     storage = torch.full((span,), NOBODY, device=owner_M.device)
     storage[: len(owner_M)] = owner_M[:span]
     rows = storage.as_strided(batch.shape, batch.stride(), batch.storage_offset())
     owner_B = meet(rows.reshape(len(batch), -1), 1)
     if bool((owner_B == MIXED).any()):
-        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in reads))
         raise SampleMixingError(
             f"units meet in the batch: a row that the loader drew is read by {names} for"
             " the losses of several examples. Each loss must be made of rows of its own"

@@ -2,7 +2,7 @@
 
 The owners of an ordinary batch are regular at nearly every node. Following them costs
 some microseconds a node, once for every combination of sizes. A rule that answers None
-leaves a node to the rules on rows; one that answers :data:`EVERYBODYS` has found units
+leaves a node to the rules on rows; one that answers :data:`EVERYBODYS` has answer units
 that meet.
 
 Shapes: none are fixed.
@@ -115,8 +115,8 @@ def couples(axes_of: Callable[[Node, int], Sequence[int]]) -> IntegerRule:
     def rule(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
         rank = len(output_shape(node, 0))
         meets = owners.axis in [a % rank for a in axes_of(node, rank)]
-        found = EVERYBODYS if meets else owners
-        return [None if s is None else found for s in shapes]
+        answer = EVERYBODYS if meets else owners
+        return [None if s is None else answer for s in shapes]
 
     return rule
 
@@ -125,8 +125,8 @@ def leading(num_axes: int) -> IntegerRule:
     """Operations in which all but the first axes are coupled."""
 
     def rule(_node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
-        found = EVERYBODYS if owners.axis >= num_axes else owners
-        return [None if s is None else found for s in shapes]
+        answer = EVERYBODYS if owners.axis >= num_axes else owners
+        return [None if s is None else answer for s in shapes]
 
     return rule
 
@@ -242,8 +242,8 @@ def stack(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
     axis = axis_of(node._saved_dim, len(output_shape(node, 0)))  # noqa: SLF001 -- as above
     if axis == owners.axis:
         return None
-    found = owners._replace(axis=owners.axis - (axis < owners.axis))
-    return [None if s is None else found for s in shapes]
+    answer = owners._replace(axis=owners.axis - (axis < owners.axis))
+    return [None if s is None else answer for s in shapes]
 
 
 def index(node: Node, owners: Owners, _shapes: Shapes) -> IntegerAnswers | None:

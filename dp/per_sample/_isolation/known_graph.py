@@ -106,18 +106,18 @@ class Template:
             nodes: By their places.
             parameters: As for :meth:`matched`.
         """
-        found: list[tuple[Node, Tensor]] = []
+        constants: list[tuple[Node, Tensor]] = []
         for place, which, count in self._constants:
-            some = _constants_of(nodes[place], self._public)
-            if len(some) != count:
+            kept = _constants_of(nodes[place], self._public)
+            if len(kept) != count:
                 return None
-            found.append((nodes[place], some[which]))
+            constants.append((nodes[place], kept[which]))
         return Graph(
             [placed.bound(nodes, parameters) for placed in self._uses],
             [nodes[place] for place in self._nodes],
             [nodes[place] for place in self._followed],
             [(nodes[place], sign) for place, sign in self._assumed],
-            found,
+            constants,
             (),
             frozenset(),
         )
@@ -230,10 +230,10 @@ def _placed_constants(
 ) -> list[tuple[int, int, int]]:
     """Return where constants are: at which node, which of its, and of how many."""
     return [
-        (place_of[node], which, len(some))
+        (place_of[node], which, len(kept))
         for node in dict.fromkeys(map(itemgetter(0), graph.constants))
-        for some in [_constants_of(node, public)]
-        for which in range(len(some))
+        for kept in [_constants_of(node, public)]
+        for which in range(len(kept))
     ]
 
 
@@ -246,11 +246,11 @@ def _owner(leaf: Node, parameters: Collection[int]) -> int | None:
 def _constants_of(node: Node, public: PublicTensors) -> list[Tensor]:
     name = name_of(node)
     if name in LOOKUPS:
-        found = looked_up(node, name)
+        kept = looked_up(node, name)
     else:
         factor = constant_factor(node)
-        found = [] if factor is None else [factor]
-    return [one for one in found if not public.has(one)]
+        kept = [] if factor is None else [factor]
+    return [one for one in kept if not public.has(one)]
 
 
 def _hashable(value: Any) -> Hashable:

@@ -21,12 +21,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, run_backward
-from dp.per_sample._isolation.owners import (
-    MIXED,
-    NOBODY,
-    broadcast_from,
-    shortened,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from
+from dp.per_sample._isolation.owners import MIXED, NOBODY, shortened
 from dp.per_sample._isolation.powers import powers, private_generator, slack
 from dp.per_sample._isolation.static_rules import Answers, Shapes
 
@@ -45,12 +41,12 @@ def owners_of_inputs(
     if any(bool((one == MIXED).any()) for one in rows if one is not None):
         return [None] * len(shapes)
     asked = _Asked(node, rows, num_units)
-    found = asked.by_powers()
-    if found is None:
-        found = asked.by_halves()
+    owners = asked.by_powers()
+    if owners is None:
+        owners = asked.by_halves()
     return [
         None if s is None else _of_shape(one, s, rows[0])
-        for one, s in zip(found, shapes, strict=True)
+        for one, s in zip(owners, shapes, strict=True)
     ]
 
 
@@ -77,13 +73,13 @@ class _Asked:
         while place == 1 or place < self._num_units:
             passes.append(self._scaled(unit_U // place % self._base))
             place *= self._base
-        found = [
+        owners = [
             None if one is None else _decoded(one, scaled, self._base, self._num_units)
             for one, *scaled in zip(self._reference, *passes, strict=True)
         ]
-        return found if self._is_confirmed(found) else None
+        return owners if self._is_confirmed(owners) else None
 
-    def _is_confirmed(self, found: Answers) -> bool:
+    def _is_confirmed(self, owners: Answers) -> bool:
         """Whether powers of two that nobody could foresee come out as they should."""
         generator = private_generator(self._device)
         exponent_U = torch.randint(  # Not 0, which what does not follow would fit.
@@ -94,7 +90,7 @@ class _Asked:
             generator=generator,
         )
         for one, owner, scaled in zip(
-            self._reference, found, self._scaled(exponent_U), strict=True
+            self._reference, owners, self._scaled(exponent_U), strict=True
         ):
             if one is None or owner is None or scaled is None:
                 continue
@@ -147,10 +143,10 @@ class _Asked:
 
     def _answers(self, grads: _Grads) -> Answers:
         with torch.no_grad():
-            found = run_backward(self._node, grads)
+            gradients = run_backward(self._node, grads)
         return [
             grad.abs() if grad is not None and grad.is_complex() else grad
-            for grad in found
+            for grad in gradients
         ]
 
 
@@ -236,11 +232,14 @@ def _said(owner: Tensor, given: Tensor | None) -> Tensor:
     is_silent = owner == _NOTHING_SAID
     if not bool(is_silent.any()):
         return owner
-    if given is None or owner.dim() != given.dim():  # pragma: no cover -- fails closed
-        return owner.masked_fill(is_silent, MIXED)
-    if any(
-        n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
-    ):  # pragma: no cover -- fails closed
+    if given is None or not _spreads_over(given, owner):
         return owner.masked_fill(is_silent, MIXED)
     stays = (owner == given) | (owner == NOBODY) | is_silent
     return torch.where(is_silent, given if bool(stays.all()) else MIXED, owner)
+
+
+def _spreads_over(given: Tensor, owner: Tensor) -> bool:
+    """Whether an output's owners broadcast to an input, so that rows may stay in place."""
+    return given.dim() == owner.dim() and all(
+        n in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
+    )

@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, output_shape, saved, size
-from dp.per_sample._isolation.owners import (
-    NOBODY,
-    broadcast_from,
-    meet,
-    moved_along,
-    scattered,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from, moved_along
+from dp.per_sample._isolation.owners import NOBODY, meet, scattered
 from dp.per_sample._isolation.static_rules import (
     Answers,
     Shapes,
@@ -61,18 +56,18 @@ def index(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     else:
         rows = rows.expand([*lead, *flat.shape, *rest]).reshape([*lead, -1, *rest])
     inner = [*[1] * first, size(sizes), *[1] * len(rest)]
-    found = moved_along(rows, inner, first, flat.reshape(-1))
-    return [found.reshape([*found.shape[:first], *sizes, *found.shape[first + 1 :]])]
+    moved = moved_along(rows, inner, first, flat.reshape(-1))
+    return [moved.reshape([*moved.shape[:first], *sizes, *moved.shape[first + 1 :]])]
 
 
 def _numbers(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     """Return indices and masks as numbers."""
-    found: list[Tensor] = []
+    numbers: list[Tensor] = []
     for one in given:
         if one is not None:
             is_mask = one.dtype in (torch.bool, torch.uint8)
-            found += one.nonzero(as_tuple=True) if is_mask else [one.long()]
-    return found
+            numbers += one.nonzero(as_tuple=True) if is_mask else [one.long()]
+    return numbers
 
 
 def index_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
@@ -147,17 +142,14 @@ def scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
 
 def index_put(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """Serve ``x[i] = values``."""
-    answers: Answers = [None if shapes[0] is None else rows]
-    if len(shapes) > 1:  # pragma: no branch
-        values = shapes[1]
-        if values is not None:
-            full = rows.expand(output_shape(node, 0))
-            given = saved(node, "indices")
-            written = full[tuple(slice(None) if i is None else i for i in given)]
-            answers.append(broadcast_from(written, values))
-        else:
-            answers.append(None)
-    return answers
+    into, values = shapes  # The node has both inputs, with a graph or without.
+    answers: Answers = [None if into is None else rows]
+    if values is None:
+        return [*answers, None]
+    full = rows.expand(output_shape(node, 0))
+    given = saved(node, "indices")
+    written = full[tuple(slice(None) if i is None else i for i in given)]
+    return [*answers, broadcast_from(written, values)]
 
 
 def masked_scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
@@ -180,10 +172,11 @@ def masked_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     mask = saved(node, "mask")
     if torch.broadcast_shapes(shape, mask.shape) != torch.Size(shape):
         return None
-    found = rows.new_full(shape, NOBODY)
+    # What was not selected sends no gradient, and is nobody's.
+    owners = rows.new_full(shape, NOBODY)
     mask = mask.expand(shape)
-    found[mask] = rows.expand(int(mask.sum()))
-    return [found]
+    owners[mask] = rows.expand(int(mask.sum()))
+    return [owners]
 
 
 def mm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:

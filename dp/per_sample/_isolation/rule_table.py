@@ -93,10 +93,10 @@ def _remembered(kind: type) -> FollowingRule:
     rule = _BY_NAME.get(name)
     if rule is None and name[-1].isdigit():
         rule = _BY_OPERATION.get(name.rstrip("0123456789").removesuffix("Backward"))
-    found = UNKNOWN if rule is None else rule
+    following = UNKNOWN if rule is None else rule
     if not issubclass(kind, _FUNCTIONS):  # Users' classes may have any number.
-        _RULES[kind] = found
-    return found
+        _RULES[kind] = following
+    return following
 
 
 def _functions() -> Any:

@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, edge_shape, output_shape, signed
-from dp.per_sample._isolation.owners import (
-    NOBODY,
-    broadcast_from,
-    meet,
-    meet_over,
-    moved_along,
-    reshaped,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from, moved_along, reshaped
+from dp.per_sample._isolation.owners import NOBODY, meet, meet_over
 
 
 __all__ = (
@@ -316,11 +310,11 @@ def cat(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     if rows.shape[axis] == 1:
         return [None if s is None else rows for s in shapes]
     edges = node.next_functions
-    found = [None if c is None else edge_shape(c, i)[axis] for c, i in edges]
-    if found.count(None) > 1:
+    lengths = [None if c is None else edge_shape(c, i)[axis] for c, i in edges]
+    if lengths.count(None) > 1:
         return None
-    missing = output_shape(node, 0)[axis] - sum(filter(None, found))
-    lengths = [missing if n is None else n for n in found]
+    missing = output_shape(node, 0)[axis] - sum(filter(None, lengths))
+    lengths = [missing if n is None else n for n in lengths]
     pieces = rows.split(lengths, axis)
     return [None if s is None else p for s, p in zip(shapes, pieces, strict=True)]
 

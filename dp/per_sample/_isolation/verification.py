@@ -149,7 +149,7 @@ class Verifier:
             passes.groups,
             num_units=passes.whose.num_units,
             device=passes.losses.device,
-            narrowest=passes.found.plan.narrowest,
+            narrowest=passes.known.plan.narrowest,
             loss_scale=passes.loss_scale,
             with_sums=self._is_first(),
         )
@@ -222,13 +222,13 @@ def _reference(
 ) -> Reference:
     """Run torch's own backward pass."""
     plan, device, parameters = (
-        passes.found.plan,
+        passes.known.plan,
         passes.losses.device,
         passes.parameters,
     )
     of_dtypes = max([plan.coarsest, *(torch.finfo(p.dtype).eps for p in parameters)])
     is_narrow = of_dtypes > torch.finfo(torch.float32).eps
-    graph = passes.found.graph
+    graph = passes.known.graph
     return Reference(
         passes.ordinary,
         parameters,
