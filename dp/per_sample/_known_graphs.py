@@ -102,8 +102,11 @@ class _Known:
         graph = None if nodes is None else self.template.bound(nodes, parameters)
         if nodes is None or graph is None:
             return None
+        # Given units may own other rows in every batch, so owners are followed each time.
         sizes = None if units.are_given else self.template.sizes(nodes)
         known = None if sizes is None else self.by_sizes.get(sizes)
+        # Equal sizes have equal owners but for what moves rows by an index or a mask: each
+        # such node is asked again, and only one that answers otherwise costs a new analysis.
         if known is None or not known.is_as_before(nodes, units.num_units):
             check_flags(graph.nodes)
             analysis = analysed(graph, root, units.owners, units.num_units)
@@ -112,6 +115,7 @@ class _Known:
             _check_order(graph, analysis.plan, units)
             known = _of_sizes(graph, analysis, nodes, parameters)
             self._keep(sizes, known)
+        # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
         return Found(graph, known.plan, known.layers, self.constants)
 
@@ -198,11 +202,15 @@ class KnownGraphs:
             analysis = analysed(graph, root, units.owners, units.num_units)
             if analysis.plan is not None:
                 break
+            # The first refusal names the operation nearest to the cause; later looks, with more
+            # taken for shared, would name another.
             refusal = refusal or analysis.refusal
             rejected |= analysis.not_shared
             more = (constants | analysis.shared.keys()) - rejected
             if more == constants:
                 raise refusal or neither(next(iter(analysis.shared.values())))
+            # Example: table[positions] + x. The first look finds a mixed use of the table, which
+            # may be a constant; the second takes it for one, and finds nothing mixed.
             constants = more
         _check_order(graph, analysis.plan, units)
         self._constants |= constants

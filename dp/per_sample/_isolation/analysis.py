@@ -85,9 +85,15 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     if num_units == 1:
         return _of_one_unit(graph)
     followed = _followed(graph, root, units, num_units)
+    # The walk took some tensors for constants, so that what is computed of them and of
+    # parameters counts as a parameter. If one unit alone sends a gradient to such a
+    # tensor, it is that unit's data, and the graph is walked again without the guess.
     not_shared = [sign for node, sign in graph.assumed if _is_by_unit(followed, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))
+    # A mixed use is refused, unless it may be such a constant, which everybody shares.
+    # Example: table[positions] + x has owners along the batch in x, and a table that all
+    # examples look up by the same positions: mixed, and rightly so.
     mixed = [use for use in graph.uses if _is_mixed(followed, use)]
     if mixed:
         return _refused(followed, graph, mixed)
@@ -112,6 +118,8 @@ def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Follow
     followed = follow(root, graph.followed, units, num_units, assumed=assumed)
     if not any(_is_mixed(followed, use) for use in graph.uses):
         return followed
+    # Three integers cannot say that a slice leaves the rest nobody's, and count it as its
+    # neighbours'. Written out, such a use may turn out not to be mixed.
     return follow(
         root, graph.followed, units, num_units, assumed=assumed, by_integers=False
     )
@@ -119,6 +127,7 @@ def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Follow
 
 def _refused(followed: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
     """Return which mixed uses may be constants; of the others, why they are refused."""
+    # Named by what tells uses apart, so that the next walk finds them again.
     shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
     definite = [use for use in mixed if not use.might_be_constant]
     refusal = _mixing(followed, graph, definite) if definite else None
@@ -182,6 +191,7 @@ def _declared(shapes: str) -> str:
 def _mixing(
     followed: Followed, graph: Graph, mixed: Sequence[Use]
 ) -> SampleMixingError:
+    # Uses come inputs first, so the last one is where units met first on the way back.
     use = mixed[-1]  # Nearest to the losses.
     hints = [hint for other in reversed(mixed) if (hint := _hint_of_constants(other))]
     return SampleMixingError(
@@ -211,7 +221,10 @@ def _freed(graph: Graph) -> list[float]:
     bytes_freed: dict[Node, float] = {}
     total = 0.0
     uses = {use.node for use in graph.uses}
+    # The backward pass goes from the losses down, and frees what it has passed: how much
+    # is free at a use decides in which way its gradients are held.
     for node in reversed(graph.nodes):
+        # A view holds no memory of its own.
         if name_of(node) not in VIEWS:
             for output in node._input_metadata:  # noqa: SLF001 -- see _graph.nodes
                 total += size(output.shape) * output.dtype.itemsize

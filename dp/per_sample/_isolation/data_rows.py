@@ -71,6 +71,7 @@ def check_order(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> N
             order of the losses. Who gives the units says whose rows are whose.
     """
     for use, of_use in zip(uses, owners, strict=True):
+        # Only first uses keep the data itself. Regular owners are in order by their form.
         for one in of_use.values() if use.is_last else ():
             if one.rows is not None and not _is_in_order(one.rows, num_units):
                 raise SampleMixingError(
@@ -89,6 +90,8 @@ def _is_in_order(rows: Tensor, num_units: int) -> bool:
     if bool((unit_N.diff() >= 0).all()):
         return True
     # As in sequences of sorted lengths, time-major: each round is a part of the last.
+    # Example: lengths 3, 2, 2, 1, time-major: 0 1 2 3 | 0 1 2 | 0, which are rounds of 4, 3
+    # and 1, each of them the beginning of the one before.
     starts = (unit_N == 0).nonzero()[:, 0]
     lengths = torch.cat([starts, starts.new_tensor([len(unit_N)])]).diff()
     if len(starts) == 0 or int(starts[0]) or int(lengths[0]) != num_units:
@@ -105,6 +108,7 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
         SampleMixingError: If a row goes to the losses of several units.
     """
     first = [(u, o[0]) for u, o in zip(uses, owners, strict=True) if _has_data(u, o)]
+    # A tensor that is read once has one owner a row already, by the rules.
     if len(first) < 2:  # noqa: PLR2004 -- one alone cannot contradict itself
         return
     by_storage: dict[int, list[tuple[Use, Tensor, Owners]]] = {}
@@ -112,6 +116,7 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
         all_alike = all(one.is_same(other) for _, other in first)
         data = _data_of(use, all_alike=all_alike)
         if data is not None:
+            # Two views of one tensor share a storage, whatever their shapes are.
             storage = data.untyped_storage().data_ptr()
             by_storage.setdefault(storage, []).append((use, data, one))
     for reads in by_storage.values():
@@ -178,6 +183,8 @@ def _owner_by_element(reads: Sequence[_Kept]) -> Tensor:
     """Return [M] the owner of each element of a storage, MIXED if there are several."""
     elements, owners = [], []
     for _, data, rows in reads:
+        # Elements are named by their place in the storage, so that views of any strides can
+        # be compared. Example: x[:2] and x[1:] of one tensor meet in the element of row 1.
         storage = torch.arange(
             int(data.storage_offset()) + _span(data), device=data.device
         )
@@ -217,6 +224,7 @@ def check_batch(
         if data is None:
             continue
         storage = data.untyped_storage().data_ptr()
+        # Only the loader's own tensors: copies and what was computed of them are unknown.
         rows = storages.get(storage)
         if rows is not None and not _is_row_by_row(data, of_use[0], rows):
             kept = use, data, _data_rows(use, of_use[0], num_units)
@@ -240,6 +248,8 @@ def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
 def _check_rows(reads: Sequence[_Kept], batch: Tensor) -> None:
     owner_M = _owner_by_element(reads)
     span = int(batch.storage_offset()) + _span(batch)
+    # Owners by element are gathered into the batch's own shape; then a row that has two
+    # owners was read for two units' losses.
     storage = torch.full((span,), NOBODY, device=owner_M.device)
     storage[: len(owner_M)] = owner_M[:span]
     rows = storage.as_strided(batch.shape, batch.stride(), batch.storage_offset())

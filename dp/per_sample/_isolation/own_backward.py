@@ -180,6 +180,8 @@ def _decoded(
         mantissa, exponent = torch.frexp(ratio)
         digit = exponent.long() - 1  # A power of two is 0.5 * 2**(k + 1).
         is_mixed |= (mantissa != 0.5) | (digit < 0) | (digit >= base)  # noqa: PLR2004 -- as said
+        # Example: base 16, unit 37 = 2 * 16 + 5: the first pass multiplies its rows by 2**5, the
+        # second by 2**2, and the ratios to the plain pass are read as 5 and 2.
         owner += digit.clamp(0, base - 1) * place
         place *= base
     return _marked(reference, owner, is_mixed, num_units)
@@ -194,6 +196,7 @@ def _by_bits(
     owner = torch.zeros_like(reference, dtype=torch.long)
     is_mixed = torch.zeros_like(owner, dtype=torch.bool)
     for bit, answers in enumerate(halves):
+        # NaN from the units with the bit reached it, or from those without, or both, or none.
         with_bit, without = (
             torch.zeros_like(is_mixed) if one is None else one != reference
             for one in answers  # NaN is equal to nothing.

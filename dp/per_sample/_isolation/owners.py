@@ -134,6 +134,7 @@ def meet(rows: Tensor, axis: int) -> Tensor:
             [1 if k == axis % rows.dim() else n for k, n in enumerate(rows.shape)],
             NOBODY,
         )
+    # If the smallest unit is the largest, there is one alone. Nobody counts as neither.
     low = torch.where(rows < 0, _LARGEST, rows).amin(axis, keepdim=True)
     high = rows.clamp(min=NOBODY).amax(axis, keepdim=True)
     return merged(low, high, (rows == MIXED).any(axis, keepdim=True))
@@ -165,6 +166,8 @@ def scattered(rows: Tensor, shape: Sequence[int], axis: int, index: Tensor) -> T
     written = rows.new_full([*shape], NOBODY).scatter_(axis, index, rows)
     if bool((written.gather(axis, index) == rows).all()):
         return written
+    # Example: rows 0 and 2 of units 0 and 1 were both taken from place 5: written, place 5
+    # says 1, read for row 0 it is not 0, so it is looked at which owners it has: mixed.
     low, high = torch.where(rows < 0, _LARGEST, rows), rows.clamp(min=NOBODY)
     mixed = (rows == MIXED).to(torch.int8)
     return merged(
@@ -197,6 +200,8 @@ def regularized(owners: Owners, shape: Sequence[int], num_units: int) -> Owners:
 
 def _candidates(rows: Tensor, axis: int, num_units: int) -> list[Owners]:
     """Return the ways in which units may lie along an axis."""
+    # An axis of 12 with 3 units may hold them as 0000 1111 2222, as 012 012 012 012, or in
+    # runs as long as the first one: 00 11 22 00 11 22.
     shared = rows.shape[axis] // num_units
     unit_N = rows.amax([k for k in range(rows.dim()) if k != axis]).flatten()
     changes_N = (unit_N != unit_N[0]).to(torch.int8)

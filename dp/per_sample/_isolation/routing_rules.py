@@ -46,6 +46,8 @@ def index(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
         return None
     numbers = torch.broadcast_tensors(*_numbers(given))
     sizes = shape[first : first + len(numbers)]
+    # Several indices side by side are one index into their axes taken as one: x[i, j] of
+    # [3, 4, ...] is row 4 * i + j of [12, ...]. Negative ones count from the end.
     flat = numbers[0] % max(sizes[0], 1)
     for one, length in zip(numbers[1:], sizes[1:], strict=True):
         flat = flat * length + one % max(length, 1)
@@ -161,6 +163,7 @@ def masked_scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     shape = output_shape(node, 0)
     written = rows.expand(shape)[saved(node, "mask").expand(shape)]
     sent = rows.new_full([size(source)], NOBODY)
+    # The source is read in order; what was not needed of it sends no gradient.
     sent[: len(written)] = written
     return [*answers, sent.view(source)]
 
