@@ -58,6 +58,7 @@ _CERTIFICATE, _LEDGER = "dp/test_certificate.py::test_", "dp/test_ledger.py::tes
 _NOISE, _ROUNDING = "dp/test_noise.py::test_", "dp/test_noise_rounding.py::test_"
 _KERNEL = "dp/test_noise_kernel.py::test_"
 _DEVICE, _CHACHA = "dp/test_noise_device.py::test_", "dp/test_noise_chacha.py::test_"
+_JOINT = "dp/test_joint_optimizer.py::test_"
 _CLAIMS = "dp/test_claims.py::test_"
 _ACCOUNTING, _SAMPLING = "dp/test_accounting.py::test_", "dp/test_sampling.py::test_"
 _RELEASE, _FAILURES = (
@@ -152,6 +153,7 @@ UNITS: dict[str, Claim] = {
 
 # Only runs that ask for them rest on these.
 OPTIONS: dict[str, Claim] = {
+    "dp/optimizer/_joint_optimizer.py": Claim("The groups that are privatised are those of all optimizers that are joined.", (_JOINT + "groups_and_state_are_those_of_the_optimizers", _JOINT + "one_release_serves_all")),
     "dp/per_sample/_compile_backend.py": Claim("With `dp.compile_backend`: what is compiled holds no parameter, and hides nothing of what mixes units.", ("dp/per_sample/test_compiled.py::test_other_backends_are_refused", _MIXING + "losses_that_mix_examples_are_refused_when_compiled")),
     "dp/per_sample/_grad_sample.py": Claim("Gradients of another library: they are taken for what they say they are, for one batch.", ("dp/test_grad_samples.py::test_losses_for_a_batch_that_has_them_are_refused",)),
     "dp/noise/_torch_generators.py": Claim('With `rng="fast"`: a generator is seeded anew by the operating system. The certificate then says *unknown*.', (_NOISE + "a_generator_is_seeded_anew_in_another_process",)),

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer
+    from dp.optimizer import DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
@@ -76,6 +76,7 @@ __all__ = (
     "FlatClipping",
     "GaussianNoise",
     "Guarantee",
+    "JointOptimizer",
     "LedgerError",
     "MicroBatches",
     "PerGroupClipping",
@@ -116,7 +117,7 @@ _HOME: Final = {
         " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer",
+        "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"

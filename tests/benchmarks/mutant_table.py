@@ -204,6 +204,8 @@ MUTANTS = (
     Mutant("_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
     Mutant("_mechanism/mechanism", "        if any(seed is not None for seed in seeds):", "        if False:", "a debugging seed is certified as private", "test_debugging_seed.py"),
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
+    Mutant("optimizer/_joint_optimizer", "if owner.setdefault(id(parameter), number) != number:", "if False:", "two optimizers may update one parameter", "test_joint_optimizer.py"),
+    Mutant("optimizer/_joint_optimizer", "            offset += _num_parameters(optimizer)", "", "states of joined optimizers overwrite each other", "test_joint_optimizer.py"),
     Mutant("ledger/_claim", "noise_multiplier < planned:", "noise_multiplier < 0:", "noise chosen from releases may be less than planned", "test_claims.py"),
     Mutant("ledger/_claim", "if charge.sampling_probability > planned_q or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
     Mutant("ledger/_claim", "whole = merge_equal_releases([*releases, *remaining(plan, charges)])", "whole = merge_equal_releases(releases)", "a run that ended early claims the steps taken", "test_claims.py"),
