@@ -194,12 +194,12 @@ RANKS: dict[str, Claim] = {
 _BY_POWERS = (
     "Whose each row is, by rules. A wrong owner gives one unit gradients of another, and"
     " losses multiplied by powers of two show it: at the first three passes, and at one"
-    " in 100 after that. What a closed gate hides is not seen until the gate opens."
+    " in 128 after that. What a closed gate hides is not seen until the gate opens."
 )
 _BY_TORCH = (
     "Sums for random weights are compared with torch's own backward pass, and the norm of"
     " a random unit with that of its gradient: at the first three passes, and at one in"
-    " 100 after that."
+    " 128 after that."
 )
 _AGREES = (
     "Before a certificate is written, `dp_accounting` composes the same releases by"
@@ -224,7 +224,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_graph/views.py": Checked(_BY_TORCH, (*_NOT_TORCHS, _GRADIENTS + "gradients_are_those_of_the_loop")),
     "dp/per_sample/_backward_pass.py": Checked(_BY_TORCH, _NOT_TORCHS),
     "dp/per_sample/_taken_over.py": Checked(_BY_TORCH, (*_NOT_TORCHS, "dp/per_sample/test_operations.py::test_fused_lstm_in_the_middle_of_a_model")),
-    "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " What is not finite is verified to stay out of sums.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
+    "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " That what is not finite stays out of sums, powers of two show.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
