@@ -138,7 +138,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/per_sample/_isolation/units.py": Claim("Losses of one unit, and only these, have its number.", (_APART + "a_unit_of_several_losses_is_clipped_once", _APART + "units_that_fit_no_losses_are_refused")),
         "dp/per_sample/_passes.py": Claim("All passes of a batch begin with the same losses, and each unit's are multiplied by its own number.", (_GRADIENTS + "gradients_are_those_of_the_loop", _REFERENCE + "a_norm_of_one_unit_is_noticed_when_that_unit_is_chosen")),
         "dp/per_sample/_isolation/verification.py": Claim("The first passes, and others that cannot be foreseen, are verified, and what differs raises before the batch is released.", (_VERIFICATION + "verification_is_random_after_the_first_passes", _VERIFIED + "a_defect_that_lets_units_mix_is_noticed")),
-        "dp/per_sample/_isolation/trial.py": Claim("Norms and sums of losses that are multiplied by powers of two are compared with the private pass, to the last bit on a CPU.", (_VERIFICATION + "a_hook_that_mixes_is_found_before_the_first_release", _VERIFICATION + "norms_alone_find_a_hook")),
+        "dp/per_sample/_isolation/trial.py": Claim("Norms and sums of losses that are multiplied by powers of two are compared with the private pass, to the last bit on a CPU.", (_VERIFICATION + "a_hook_that_mixes_is_found_before_the_first_release", _VERIFICATION + "later_verifications_compare_sums_as_well")),
         "dp/per_sample/_isolation/reference.py": Claim("Sums are compared with torch's own for weights, and norms for a unit, that the operating system draws.", (_VERIFIED + "a_gradient_that_is_not_torchs_own_is_noticed", _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group", _REFERENCE + "one_wrong_gradient_of_many_is_noticed")),
         "dp/per_sample/_isolation/rounding.py": Claim("What two computations of a sum may differ by is rounding, and less than an error of a gradient.", (_REFERENCE + "activations_of_another_unit_are_noticed", _REFERENCE + "rounding_is_no_alarm")),
         "dp/per_sample/_isolation/ordinary_pass.py": Claim("No rule, owner or cache takes part in torch's own pass.", (_REFERENCE + "hooks_on_parameters_are_no_alarm", _REFERENCE + "parameters_that_take_no_part_have_sums_of_zero")),
@@ -194,12 +194,12 @@ RANKS: dict[str, Claim] = {
 _BY_POWERS = (
     "Whose each row is, by rules. A wrong owner gives one unit gradients of another, and"
     " losses multiplied by powers of two show it: at the first three passes, and at one"
-    " in 100 after that. What a closed gate hides is not seen until the gate opens."
+    " in 128 after that. What a closed gate hides is not seen until the gate opens."
 )
 _BY_TORCH = (
     "Sums for random weights are compared with torch's own backward pass, and the norm of"
     " a random unit with that of its gradient: at the first three passes, and at one in"
-    " 100 after that."
+    " 128 after that."
 )
 _AGREES = (
     "Before a certificate is written, `dp_accounting` composes the same releases by"
@@ -224,7 +224,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_graph/views.py": Checked(_BY_TORCH, (*_NOT_TORCHS, _GRADIENTS + "gradients_are_those_of_the_loop")),
     "dp/per_sample/_backward_pass.py": Checked(_BY_TORCH, _NOT_TORCHS),
     "dp/per_sample/_taken_over.py": Checked(_BY_TORCH, (*_NOT_TORCHS, "dp/per_sample/test_operations.py::test_fused_lstm_in_the_middle_of_a_model")),
-    "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " What is not finite is verified to stay out of sums.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
+    "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " That what is not finite stays out of sums, powers of two show.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
