@@ -24,6 +24,7 @@ from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import scale_sums, zero_sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.evidence import LossFunction, Watch
 from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
@@ -61,6 +62,7 @@ class Mechanism:
     public: tuple[Tensor, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
+    watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
@@ -103,6 +105,23 @@ class Mechanism:
     def pending(self) -> PendingBatch | None:
         """The batch whose clipped sums accumulate, if there is one."""
         return self.step.batch
+
+    def evaluate(
+        self, function: LossFunction, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        """Return ``function(batch)``, which is evaluated once more now and then.
+
+        Raises:
+            SampleMixingError: If one example's loss depends on another example.
+        """
+        with self.ending_if_mixed():
+            return self.watch.losses(
+                function,
+                batch,
+                segment=self.ledger.segment,
+                units=units,
+                loader=self.loader,
+            )
 
     def accumulate(
         self,
@@ -266,6 +285,7 @@ class Mechanism:
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
         )
+        self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
@@ -308,6 +328,7 @@ class Mechanism:
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
+            watch=deepcopy(self.watch, memo),
             assigned=dict(self.assigned),
             public=self.public,
         )
@@ -321,6 +342,7 @@ class Mechanism:
             "ledger": self.ledger,
             "assigned": self.assigned,
             "public": self.public,
+            "watch": self.watch,
         }
         return _unpickled, (stages,)
 

@@ -1,6 +1,7 @@
 """Certificates for people to read."""
 
 from dp.accounting import Truncation
+from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import CertifiedRun
 from dp.certificate._statement import Statement
 from dp.schedule import Schedule
@@ -70,6 +71,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *evidence_lines(run),
         "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {charge.count} x q = {charge.sampling_probability:g},"

@@ -19,6 +19,7 @@ from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
 from dp.certificate import _json
 from dp.certificate._document import Certificate
+from dp.certificate._evidence import evidence_finding
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
@@ -191,6 +192,7 @@ def _findings_of_run(
         holds=run.steps <= plan.steps,
         detail=f"took {run.steps} of {plan.steps}",
     )
+    yield evidence_finding(f"{prefix}evidence", run)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
 

@@ -6,6 +6,7 @@ only for a batch that has one.
 """
 
 from dp.sampling._draws import poisson_sample
+from dp.sampling._fetch import fetch
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._schemes import (
     PoissonSampling,
@@ -21,5 +22,6 @@ __all__ = (
     "Ticket",
     "TruncatedPoissonSampling",
     "Unamplified",
+    "fetch",
     "poisson_sample",
 )

@@ -1,0 +1,129 @@
+"""Find out how the examples of a batch can be exchanged."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp._containers import parts_of, rebuilt
+from dp.evidence._exchange import (
+    Axes,
+    axes_of_loader,
+    devices_of,
+    exchanged,
+    possible_axes,
+)
+from dp.evidence._look import Company
+from dp.sampling import PoissonLoader, fetch
+
+
+__all__ = ("Companies",)
+
+Units = NDArray[np.int64]
+
+
+@final
+class Companies:
+    """The batches of one run, and what was learnt of their axes."""
+
+    def __init__(self) -> None:
+        self._loader: PoissonLoader | None = None
+        self._axes: Axes | None = None
+
+    def of(
+        self,
+        batch: Any,
+        *,
+        num_losses: int,
+        units: Tensor | None,
+        loader: PoissonLoader | None,
+    ) -> Company | None:
+        """Return how to exchange the examples of *batch*; None if no way is known.
+
+        Args:
+            batch: The batch, as it was before the function ran.
+            num_losses: How many losses the function returned.
+            units: The unit of each loss, if the caller named it.
+            loader: The loader that drew the batch, if there is one.
+        """
+        drawn = _drawn(loader)
+        for unit_of_row, unit_of_loss in _possible_units(num_losses, units, drawn):
+            num_rows = len(unit_of_row)
+            ways: list[Callable[[Sequence[int]], Any]] = [
+                partial(exchanged, batch, axes=axes)
+                for axes in possible_axes(batch, num_rows, self._axes_of(loader))
+            ]
+            # Graphs and packed tokens have no axis of examples: they are collated anew.
+            if not ways and loader is not None and drawn and num_rows == len(drawn[0]):
+                ways = [partial(_collated, loader, drawn[0], devices_of(batch))]
+            if ways:
+                return Company(
+                    unit_of_row=unit_of_row, unit_of_loss=unit_of_loss, ways=ways
+                )
+        return None
+
+    def _axes_of(self, loader: PoissonLoader | None) -> Axes | None:
+        if loader is not self._loader:
+            self._loader, self._axes = loader, None
+            # A dataset and its collate_fn are the caller's, and may raise anything:
+            # then an axis is one that is as long as the batch.
+            with suppress(Exception):
+                self._axes = axes_of_loader(_items(loader, [0, 0]), loader.collate_fn)
+        return self._axes
+
+
+def _drawn(loader: PoissonLoader | None) -> tuple[Sequence[int], Units | None] | None:
+    """Return the rows of the dataset that are in the batch at hand, and their units."""
+    if loader is None or loader.ticket is None:
+        return None
+    draw = loader.ticket.draw
+    part = slice(None) if loader.part is None else loader.part
+    units = draw.unit_of_row
+    return draw.rows[part], None if units is None else units[part]
+
+
+def _possible_units(
+    num_losses: int,
+    units: Tensor | None,
+    drawn: tuple[Sequence[int], Units | None] | None,
+) -> Iterator[tuple[Units, Units]]:
+    """Yield what the units of the rows and of the losses may be, the likeliest first."""
+    unit_of_row = None if drawn is None else drawn[1]
+    if units is not None:
+        unit_of_loss = units.flatten().cpu().numpy()
+        if unit_of_row is not None:
+            yield unit_of_row, unit_of_loss
+        yield np.unique(unit_of_loss), unit_of_loss
+    elif unit_of_row is None:
+        yield np.arange(num_losses), np.arange(num_losses)
+    elif len(unit_of_row) == num_losses:
+        yield unit_of_row, unit_of_row
+
+
+def _items(loader: Any, rows: Sequence[int]) -> list[Any]:
+    items: list[Any] = fetch(loader.dataset, list(rows))
+    return items
+
+
+def _collated(
+    loader: PoissonLoader,
+    rows: Sequence[int],
+    devices: set[torch.device],
+    order: Sequence[int],
+) -> Any:
+    batch = loader.collate_fn(_items(loader, [rows[i] for i in order]))
+    return _moved(batch, next(iter(devices))) if devices else batch
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    parts = parts_of(batch)
+    if parts is None:
+        return batch
+    return rebuilt(batch, {k: _moved(part, device) for k, part in parts.items()})
