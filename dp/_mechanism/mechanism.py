@@ -114,7 +114,7 @@ class Mechanism:
         Raises:
             SampleMixingError: If one example's loss depends on another example.
         """
-        with self.ending_if_mixed():
+        try:  # At every step: a context would take longer than what is in it.
             return self.watch.losses(
                 function,
                 batch,
@@ -122,6 +122,9 @@ class Mechanism:
                 units=units,
                 loader=self.loader,
             )
+        except SampleMixingError as error:
+            self._end_if_released(error)
+            raise
 
     def accumulate(
         self,
@@ -204,14 +207,17 @@ class Mechanism:
         try:
             yield
         except SampleMixingError as error:
-            if self.ledger.steps:
-                self.step.drop()
-                self.ledger.fail(f"examples were mixed: {error}")
-                error.add_note(
-                    "Releases were made before this was noticed, so the run ends here:"
-                    " its ledger keeps the failure, and its epsilon is infinite."
-                )
+            self._end_if_released(error)
             raise
+
+    def _end_if_released(self, error: SampleMixingError) -> None:
+        if self.ledger.steps:
+            self.step.drop()
+            self.ledger.fail(f"examples were mixed: {error}")
+            error.add_note(
+                "Releases were made before this was noticed, so the run ends here:"
+                " its ledger keeps the failure, and its epsilon is infinite."
+            )
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -355,7 +361,7 @@ class Mechanism:
             return batch
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            batch.warn_if_complete(stacklevel=5)
+            batch.warn_if_complete(stacklevel=6)
         sums = zero_sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 

@@ -15,8 +15,7 @@ NOT_COVERED: Final = (
     "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
     "Losses, metrics, batch sizes or gradients that were printed or logged.",
     "Buffers that a forward pass changes, such as running statistics.",
-    "What was seen of the losses while training: whether a look could tell depends on"
-    " the data.",
+    "What a look at the losses saw: whether it could tell depends on the data.",
     "How long a step took, and attacks on the machine that trained.",
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
@@ -28,6 +29,30 @@ Units = NDArray[np.int64]
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a loader drew for the batch at hand, or for the part of it at hand.
+
+    Attributes:
+        rows: The rows of the dataset.
+        units: The units of these rows; None if each is one.
+    """
+
+    rows: Sequence[int]
+    units: Units | None
+
+    @classmethod
+    def by(cls, loader: PoissonLoader | None) -> "Drawn | None":
+        """Return what *loader* drew; None if there is none, or no batch yet."""
+        if loader is None or loader.ticket is None:
+            return None
+        draw = loader.ticket.draw
+        part = slice(None) if loader.part is None else loader.part
+        units = draw.unit_of_row
+        return cls(draw.rows[part], None if units is None else units[part])
+
+
+@final
 class Companies:
     """The batches of one run, and what was learnt of their axes."""
 
@@ -42,6 +67,7 @@ class Companies:
         num_losses: int,
         units: Tensor | None,
         loader: PoissonLoader | None,
+        drawn: Drawn | None,
     ) -> Company | None:
         """Return how to exchange the examples of *batch*; None if no way is known.
 
@@ -50,20 +76,30 @@ class Companies:
             num_losses: How many losses the function returned.
             units: The unit of each loss, if the caller named it.
             loader: The loader that drew the batch, if there is one.
+            drawn: What it drew.
         """
-        drawn = _drawn(loader)
-        for unit_of_row, unit_of_loss in _possible_units(num_losses, units, drawn):
+        for num_units, unit_of_row, unit_of_loss in _possible_units(
+            num_losses, units, drawn
+        ):
             num_rows = len(unit_of_row)
             ways: list[Callable[[Sequence[int]], Any]] = [
                 partial(exchanged, batch, axes=axes)
                 for axes in possible_axes(batch, num_rows, self._axes_of(loader))
             ]
             # Graphs and packed tokens have no axis of examples: they are collated anew.
-            if not ways and loader is not None and drawn and num_rows == len(drawn[0]):
-                ways = [partial(_collated, loader, drawn[0], devices_of(batch))]
+            if (
+                not ways
+                and loader is not None
+                and drawn
+                and num_rows == len(drawn.rows)
+            ):
+                ways = [partial(_collated, loader, drawn.rows, devices_of(batch))]
             if ways:
                 return Company(
-                    unit_of_row=unit_of_row, unit_of_loss=unit_of_loss, ways=ways
+                    num_units=num_units,
+                    unit_of_row=unit_of_row,
+                    unit_of_loss=unit_of_loss,
+                    ways=ways,
                 )
         return None
 
@@ -77,32 +113,28 @@ class Companies:
         return self._axes
 
 
-def _drawn(loader: PoissonLoader | None) -> tuple[Sequence[int], Units | None] | None:
-    """Return the rows of the dataset that are in the batch at hand, and their units."""
-    if loader is None or loader.ticket is None:
-        return None
-    draw = loader.ticket.draw
-    part = slice(None) if loader.part is None else loader.part
-    units = draw.unit_of_row
-    return draw.rows[part], None if units is None else units[part]
-
-
 def _possible_units(
     num_losses: int,
     units: Tensor | None,
-    drawn: tuple[Sequence[int], Units | None] | None,
-) -> Iterator[tuple[Units, Units]]:
-    """Yield what the units of the rows and of the losses may be, the likeliest first."""
-    unit_of_row = None if drawn is None else drawn[1]
+    drawn: Drawn | None,
+) -> Iterator[tuple[int, Units, Units]]:
+    """Yield how many units there may be, and those of rows and losses, counted from 0.
+
+    The likeliest comes first.
+    """
+    unit_of_row = None if drawn is None else drawn.units
     if units is not None:
-        unit_of_loss = units.flatten().cpu().numpy()
-        if unit_of_row is not None:
-            yield unit_of_row, unit_of_loss
-        yield np.unique(unit_of_loss), unit_of_loss
+        present, unit_of_loss = np.unique(units.cpu().numpy(), return_inverse=True)
+        unit_of_loss = unit_of_loss.ravel()
+        if unit_of_row is not None and np.array_equal(np.unique(unit_of_row), present):
+            yield len(present), np.searchsorted(present, unit_of_row), unit_of_loss
+        yield len(present), np.arange(len(present)), unit_of_loss
     elif unit_of_row is None:
-        yield np.arange(num_losses), np.arange(num_losses)
+        each = np.arange(num_losses)
+        yield num_losses, each, each
     elif len(unit_of_row) == num_losses:
-        yield unit_of_row, unit_of_row
+        present, codes = np.unique(unit_of_row, return_inverse=True)
+        yield len(present), codes, codes
 
 
 def _items(loader: Any, rows: Sequence[int]) -> list[Any]:

@@ -77,6 +77,7 @@ class ProgramState:
     Args:
         function: The function.
         devices: Accelerators that hold its batch.
+        numpys: Whether it may draw from numpy's own generator.
 
     Attributes:
         before: What stood there.
@@ -86,10 +87,18 @@ class ProgramState:
 
     __slots__ = ("before", "random", "reach")
 
-    def __init__(self, function: Any, devices: Iterable[torch.device] = ()) -> None:
+    def __init__(
+        self,
+        function: Any,
+        devices: Iterable[torch.device] = (),
+        *,
+        numpys: bool = True,
+    ) -> None:
         self.reach = reach_of(function)
         self.random = RandomState(
-            self.reach.generators, sorted({*self.reach.devices, *devices}, key=str)
+            self.reach.generators,
+            sorted({*self.reach.devices, *devices}, key=str),
+            numpys=numpys,
         )
         self.before = self.picture(in_full=True)
 
@@ -116,16 +125,22 @@ class ProgramState:
         return taken
 
     @contextmanager
-    def rewound(self, picture: Picture) -> Iterator[None]:
-        """Run a block from *picture* and :attr:`random`; undo what it does."""
+    def excursion(self) -> Iterator[tuple[Picture, RandomState]]:
+        """Undo at its end whatever a block does to the places and generators.
+
+        The block gets what they are when it begins.
+        """
         now, random_now = self.picture(), self.random.now()
         try:
-            self._install(picture, stand_ins=True)
-            self.random.restore()
-            yield
+            yield now, random_now
         finally:
             self._install(now, stand_ins=False)
             random_now.restore()
+
+    def rewind(self, picture: Picture | None = None) -> None:
+        """Go back to *picture*, or to :attr:`before`; the generators go there anyway."""
+        self._install(self.before if picture is None else picture, stand_ins=True)
+        self.random.restore()
 
     def _install(self, picture: Picture, *, stand_ins: bool) -> None:
         *rows, cells = picture

@@ -8,7 +8,7 @@ attributes of classes) is not found.
 import functools
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -118,30 +118,14 @@ def reach_of(function: Any) -> Reach:
     return reach
 
 
-def _inside(item: Any, reach: Reach) -> Iterator[Any]:
-    """Note what *item* is in *reach*, and yield what it refers to."""
+def _inside(item: Any, reach: Reach) -> Iterable[Any]:
+    """Note what *item* is in *reach*, and return what it refers to."""
     if isinstance(item, _NEVER):
-        return
-    if isinstance(item, GENERATORS):
-        reach.generators.append(item)
-    elif isinstance(item, nn.Module):
-        yield from _of_module(item, reach)
-    elif isinstance(item, types.FunctionType):
-        yield from _of_function(item, reach)
-    elif isinstance(item, types.MethodType):
-        yield from (item.__func__, item.__self__)
-    elif isinstance(item, functools.partial):
-        yield from (item.func, *item.args, *item.keywords.values())
-    elif isinstance(item, list | tuple | set | frozenset | deque):
-        if len(item) <= _LONGEST:
-            yield from item
-    elif isinstance(item, dict):
-        if len(item) <= _LONGEST:
-            yield from item.values()
-    elif _is_of_program(item):
-        reach.places.append(Place(type(item).__name__, vars(item)))
-        yield type(item).__call__ if callable(item) else None
-        yield from vars(item).values()
+        return ()
+    for kinds, read in _READERS:
+        if isinstance(item, kinds):
+            return read(item, reach)
+    return _of_object(item, reach) if _is_of_program(item) else ()
 
 
 def _of_module(root: nn.Module, reach: Reach) -> Iterator[Any]:
@@ -182,6 +166,41 @@ def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
         reach.places.append(Place(str(known.get("__name__")), known, names))
     for name in names:
         yield known[name]
+
+
+def _of_generator(generator: Any, reach: Reach) -> Iterable[Any]:
+    reach.generators.append(generator)
+    return ()
+
+
+def _of_container(container: Any, _reach: Reach) -> Iterable[Any]:
+    if len(container) > _LONGEST:
+        return ()
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _of_method(method: types.MethodType, _reach: Reach) -> Iterable[Any]:
+    return method.__func__, method.__self__
+
+
+def _of_partial(partial: functools.partial[Any], _reach: Reach) -> Iterable[Any]:
+    return partial.func, *partial.args, *partial.keywords.values()
+
+
+def _of_object(item: Any, reach: Reach) -> Iterable[Any]:
+    reach.places.append(Place(type(item).__name__, vars(item)))
+    call = [type(item).__call__] if callable(item) else []
+    return call + list(vars(item).values())
+
+
+_READERS: Final[tuple[tuple[Any, Callable[[Any, Reach], Iterable[Any]]], ...]] = (
+    (GENERATORS, _of_generator),
+    (nn.Module, _of_module),
+    (types.FunctionType, _of_function),
+    (types.MethodType, _of_method),
+    (functools.partial, _of_partial),
+    ((list, tuple, set, frozenset, deque, dict), _of_container),
+)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -6,7 +6,6 @@ Shapes: ``B`` losses.
 import math
 from typing import Final, final
 
-import numpy as np
 from torch import Tensor
 
 
@@ -15,7 +14,7 @@ __all__ = ("Surprises", "spread_of")
 _RATIO: Final = 2.0  # Of a record to the one before.
 _STEPS_A_LOOK: Final = 100
 _AT_MOST_AT_FIRST: Final = 3
-_NUMPYS_LEAST: Final = 4  # Bytes of a number: it has no bfloat16.
+_SHORT: Final = 512
 
 
 @final
@@ -27,14 +26,20 @@ class Surprises:
     def __init__(self) -> None:
         self._record, self._looks = 0.0, 0
 
+    def breaks_record(self, spread: float) -> bool:
+        """Whether it is more than twice the record, which it then is."""
+        if spread <= _RATIO * self._record:
+            return False
+        self._record = spread
+        return True
+
     def admits(self, spread: float, step: int) -> bool:
         """Whether a batch of this spread is to be looked at, beside those that are due.
 
         Training is no reason for many looks: they are at most one in 100 steps.
         """
-        if spread <= _RATIO * self._record:
+        if not self.breaks_record(spread):
             return False
-        self._record = spread
         if self._looks >= _AT_MOST_AT_FIRST + step // _STEPS_A_LOOK:
             return False
         self._looks += 1
@@ -49,11 +54,14 @@ def spread_of(losses_B: Tensor) -> float:
     num_losses = losses_B.numel()
     if num_losses < 2:  # noqa: PLR2004 -- the largest and another
         return 0.0
-    wide = losses_B.detach().flatten()
-    if wide.dtype.itemsize < _NUMPYS_LEAST:
-        wide = wide.float()
-    values = np.abs(wide.numpy())
-    largest, total = float(values.max()), float(values.sum())
+    if (
+        num_losses <= _SHORT and losses_B.dim() == 1
+    ):  # A few calls of torch take longer.
+        sizes = list(map(abs, losses_B.tolist()))
+        largest, total = max(sizes), sum(sizes)
+    else:
+        sizes_B = losses_B.detach().abs().double()
+        largest, total = float(sizes_B.max()), float(sizes_B.sum())
     if not math.isfinite(total):
         return math.inf
     others = (total - largest) / (num_losses - 1)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dp._ranks import rank_and_size
 from dp.evidence._checked_models import checked_on
-from dp.evidence._company import Companies
+from dp.evidence._company import Companies, Drawn
 from dp.evidence._exchange import copied, devices_of
 from dp.evidence._look import Look, Verdict
 from dp.evidence._program_state import ProgramState
+from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
 from dp.evidence._schedule import is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
@@ -92,8 +93,10 @@ class Watch:
         self._told: set[str] = set()
         self._checked: str | None = None
         self._tries_left = _MOST_TRIES  # 0 once other sizes were compared.
+        self._numpys = True  # Whether the function drew from numpy's generator.
+        self._owes_look = False
         # Of the step at hand:
-        self._at: tuple[str, int] | None = None  # Its segment, and its number there.
+        self._segment, self._number = "", -1  # Where it will be charged.
         self._is_due = False
         self._num_calls = 0
         self._form: _Form | None = None
@@ -130,23 +133,17 @@ class Watch:
             TypeError: If *function* does not return a tensor.
         """
         step = self._begin(segment)
-        self._read_late(step)
+        if self._unread is not None:
+            self._read_late(self._unread)
         self._num_calls += 1
         self._form = self._form or "function"
-        if not (self._is_due and picks_call(segment, step, self._num_calls)):
+        is_due = self._is_due and picks_call(segment, step, self._num_calls)
+        if not is_due and not self._owes_look:
             losses = _called(function, batch)
-            self._read(
-                _Evaluated(function, batch, losses.detach(), units, loader), step
-            )
+            if rank_and_size()[1] == 1:  # Ranks look together; a surprise is one's own.
+                self._read(function, batch, losses, units, loader)
             return losses
-        state = ProgramState(function, devices_of(batch))
-        before: Any = NO_BATCH
-        with suppress(Exception):  # Of the caller's own types, which may refuse it.
-            before = copied(batch)
-        losses = _called(function, batch)
-        evaluated = _Evaluated(function, before, losses.detach(), units, loader)
-        self._look(evaluated, state, segment, is_first=step == 0)
-        return losses
+        return self._looked_at(function, batch, segment, units, loader)
 
     def finished(self, parameters: Iterable[Tensor], *, segment: str) -> None:
         """Note that losses came finished; warn once if nothing is known of them.
@@ -186,7 +183,6 @@ class Watch:
             inconclusive=known.inconclusive,
             checked=self._checked if known.checked is None else known.checked,
         )
-        self._at = None
 
     def load(self, records: Mapping[str, Evidence]) -> None:
         """Add what another state of the run knows."""
@@ -196,46 +192,69 @@ class Watch:
     def _begin(self, segment: str) -> int:
         """Return the number of the step at hand; forget the one before."""
         number = self._records.get(segment, _NOTHING).steps
-        if self._at != (segment, number):
-            self._at = segment, number
+        if number != self._number or segment != self._segment:
+            self._segment, self._number = segment, number
             self._is_due = is_due(segment, number)
             self._num_calls, self._form = 0, None
         return number
 
-    def _read(self, evaluated: "_Evaluated", step: int) -> None:
-        """Look at a batch that was not due if its losses surprise.
+    def _read(
+        self,
+        function: LossFunction,
+        batch: Any,
+        losses: Tensor,
+        units: Tensor | None,
+        loader: PoissonLoader | None,
+    ) -> None:
+        """Look at a batch that was not due if its losses surprise."""
+        if losses.device.type != "cpu":  # Read in the next step, when they are there.
+            self._unread = _Evaluated.now(function, batch, losses, units, loader)
+        elif self._surprises.admits(spread_of(losses), self._number):
+            self._look_from_here(_Evaluated.now(function, batch, losses, units, loader))
 
-        On an accelerator its losses are read in the next step, when they are there.
-        """
-        if rank_and_size()[1] > 1:  # Ranks must look together; this is one's own.
-            return
-        if evaluated.losses.device.type != "cpu":
-            self._unread = evaluated
-        elif self._surprises.admits(spread_of(evaluated.losses), step):
+    def _read_late(self, evaluated: "_Evaluated") -> None:
+        self._unread = None
+        if self._surprises.admits(spread_of(evaluated.losses.cpu()), self._number):
             self._look_from_here(evaluated)
 
-    def _read_late(self, step: int) -> None:
-        evaluated, self._unread = self._unread, None
-        if evaluated is not None and self._surprises.admits(
-            spread_of(evaluated.losses.cpu()), step
-        ):
-            self._look_from_here(evaluated)
+    def _looked_at(
+        self,
+        function: LossFunction,
+        batch: Any,
+        segment: str,
+        units: Tensor | None,
+        loader: PoissonLoader | None,
+    ) -> Tensor:
+        """Return ``function(batch)``, and look at it."""
+        state = ProgramState(function, devices_of(batch), numpys=self._numpys)
+        position = numpys_position()
+        before: Any = NO_BATCH
+        with suppress(Exception):  # Of the caller's own types, which may refuse it.
+            before = copied(batch)
+        losses = _called(function, batch)
+        if losses.device.type == "cpu":
+            self._surprises.breaks_record(spread_of(losses))
+        draws_from_numpy = numpys_position() != position
+        # Its state was not put aside, since it never drew from it: the next call is
+        # looked at in place of this one.
+        self._owes_look = draws_from_numpy and not self._numpys
+        self._numpys = draws_from_numpy
+        if not self._owes_look:
+            evaluated = _Evaluated.now(function, before, losses, units, loader)
+            self._look(evaluated, state, segment)
+        return losses
 
     def _look_from_here(self, evaluated: "_Evaluated") -> None:
         """Look at a batch of which nothing was put aside before: evaluate it twice."""
         state = ProgramState(evaluated.function, devices_of(evaluated.batch))
-        self._look(evaluated, state, None, is_first=True)
+        self._look(evaluated, state, None)
 
     def _look(
-        self,
-        evaluated: "_Evaluated",
-        state: ProgramState,
-        segment: str | None,
-        *,
-        is_first: bool,
+        self, evaluated: "_Evaluated", state: ProgramState, segment: str | None
     ) -> None:
-        """Look at losses; *segment* is None if nobody knew before that it would be."""
-        if evaluated.losses.numel() == 0 and rank_and_size()[1] == 1:
+        """Look at losses; *segment* is None if they surprised, and were not due."""
+        num_ranks = rank_and_size()[1]
+        if evaluated.losses.numel() == 0 and num_ranks == 1:
             return
         company = None
         if evaluated.batch is not NO_BATCH:
@@ -244,53 +263,49 @@ class Watch:
                 num_losses=evaluated.losses.numel(),
                 units=evaluated.units,
                 loader=evaluated.loader,
+                drawn=evaluated.drawn,
             )
         if company is None:
-            self._record(segment, inconclusive=True)
+            self._record(inconclusive=True)
             self._tell("axis", _NO_AXIS)
             return
+        depends: bool | None = None
         try:
-            look = Look(
-                evaluated.function,
-                company,
-                state,
-                None if segment is None else evaluated.losses,
-                silenced=self.silenced,
-            )
-            in_step = rank_and_size()[1] > 1
-            verdict = look.verdict(both_halves=is_first, in_step=in_step)
-            self._tell_of_buffers(look.written)
-            self._act(verdict, segment)
-            if segment is not None and not in_step and verdict == "alone":
-                self._compare_sizes(look, segment)
-        except SampleMixingError:
-            raise
+            with state.excursion() as after:
+                look = Look(
+                    evaluated.function,
+                    company,
+                    state,
+                    after,
+                    None if segment is None else evaluated.losses,
+                    in_step=num_ranks > 1,
+                    silenced=self.silenced,
+                )
+                both_halves = segment is None or self._number == 0
+                verdict = look.verdict(both_halves=both_halves)
+                if verdict == "alone" and self._tries_left and segment is not None:
+                    depends = look.depends_on_size()
+                    self._tries_left = self._tries_left - 1 if depends is None else 0
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
-            self._act("unclear", segment)
+            verdict = "unclear"
+        else:
+            self._tell_of_buffers(look.written)
+        self._act(verdict, depends_on_size=depends)
 
-    def _act(self, verdict: Verdict, segment: str | None) -> None:
+    def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
+        if depends_on_size:
+            raise _mixing(_SIZES)
+        if depends_on_size is not None:
+            self._record(other_sizes=True)
         if verdict == "unclear":
-            self._record(segment, inconclusive=True)
+            self._record(inconclusive=True)
             self._tell("unclear", _UNCLEAR)
         elif verdict in ("mixed", "carried"):
-            self._unread = None
             raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)
 
-    def _compare_sizes(self, look: Look, segment: str) -> None:
-        if self._tries_left == 0:
-            return
-        depends = look.depends_on_size()
-        if depends:
-            raise _mixing(_SIZES)
-        self._tries_left = self._tries_left - 1 if depends is None else 0
-        if depends is not None:
-            self._record(segment, other_sizes=True)
-
-    def _record(self, segment: str | None, **flags: bool) -> None:
-        key = self._at[0] if segment is None and self._at else segment
-        if key is not None:
-            known = self._records.get(key, _NOTHING)
-            self._records[key] = replace(known, **flags)
+    def _record(self, **flags: bool) -> None:
+        known = self._records.get(self._segment, _NOTHING)
+        self._records[self._segment] = replace(known, **flags)
 
     def _tell_of_buffers(self, names: list[str]) -> None:
         if names:
@@ -314,13 +329,26 @@ class Watch:
 @final
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """A function, its batch and the losses that it returned."""
+    """A function, its batch, and the losses that it returned."""
 
     function: LossFunction
     batch: Any
     losses: Tensor
     units: Tensor | None
     loader: PoissonLoader | None
+    drawn: Drawn | None
+
+    @classmethod
+    def now(
+        cls,
+        function: LossFunction,
+        batch: Any,
+        losses: Tensor,
+        units: Tensor | None,
+        loader: PoissonLoader | None,
+    ) -> "_Evaluated":
+        """Return it with what the loader says now of the batch at hand."""
+        return cls(function, batch, losses.detach(), units, loader, Drawn.by(loader))
 
 
 def _called(function: LossFunction, batch: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
+from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
@@ -222,8 +223,7 @@ class DPOptimizer(TransparentOptimizer):
             et al., "Unlocking High-Accuracy Differentially Private Image
             Classification through Scale", 2022, https://arxiv.org/abs/2204.13650.
         """
-        vector = self._losses_of(losses, batch, units)
-        self._backward(vector, units, reduction, scale=None)
+        self._backward(losses, batch, units, reduction)
 
     @overload
     def private_loss(
@@ -272,51 +272,80 @@ class DPOptimizer(TransparentOptimizer):
             TypeError: If a function comes without a batch, or losses with one.
             SampleMixingError: If one example's loss depends on another example.
         """
-        vector = self._losses_of(losses, batch, units)
-        check_losses(vector, has_units=units is not None)
+        vector = self._losses_alone(losses, batch, units)
         return private_loss(
-            vector, lambda g: self._backward(vector, units, reduction, scale=g)
+            vector, lambda g: self._backward_scaled(vector, units, reduction, scale=g)
         )
 
     @disable_dynamo
+    def _losses_alone(
+        self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        with self.mechanism.step.exclusive():
+            return self._losses_of(losses, batch, units)
+
     def _losses_of(
         self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
     ) -> Tensor:
         """Return the losses: evaluated here, or finished ones."""
         check_form(losses, has_batch=batch is not NO_BATCH)
-        watch, segment = self.mechanism.watch, self.ledger.segment
-        with self.mechanism.step.exclusive():
-            if isinstance(losses, Tensor):
-                watch.finished(self._trainable(), segment=segment)
-                return losses
-            return self.mechanism.evaluate(losses, batch, units)
+        if isinstance(losses, Tensor):
+            check_losses(losses, has_units=units is not None)
+            segment = self.ledger.segment
+            self.mechanism.watch.finished(self._trainable(), segment=segment)
+            return losses
+        vector = self.mechanism.evaluate(losses, batch, units)
+        check_losses(vector, has_units=units is not None)
+        return vector
 
     @disable_dynamo
     def _backward(
         self,
+        losses: LossFunction | Tensor,
+        batch: Any,
+        units: Tensor | None,
+        reduction: Reduction,
+    ) -> None:
+        with self.mechanism.step.exclusive() as state:
+            vector = self._losses_of(losses, batch, units)
+            self._accumulate(state, vector, units, reduction, scale=None)
+
+    @disable_dynamo
+    def _backward_scaled(
+        self,
+        losses: Tensor,
+        units: Tensor | None,
+        reduction: Reduction,
+        *,
+        scale: float,
+    ) -> None:
+        with self.mechanism.step.exclusive() as state:
+            self._accumulate(state, losses, units, reduction, scale=scale)
+
+    def _accumulate(
+        self,
+        state: StepState,
         losses: Tensor,
         units: Tensor | None,
         reduction: Reduction,
         *,
         scale: float | None,
     ) -> None:
-        check_losses(losses, has_units=units is not None)
-        with self.mechanism.step.exclusive() as state:
-            refresh(self)
-            self._drop_cleared()
-            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
-            parameters = self._trainable()
-            self.mechanism.accumulate(
-                losses,
-                parameters,
-                units=units,
-                reduction=reduction,
-                loss_scale=power_of_two_for(
-                    scale, expected_batch_size=self.plan.expected_batch_size
-                ),
-                is_scaled=scale is not None,
-            )
-            state.hide_gradients(parameters, scale=scale)
+        refresh(self)
+        self._drop_cleared()
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+        parameters = self._trainable()
+        self.mechanism.accumulate(
+            losses,
+            parameters,
+            units=units,
+            reduction=reduction,
+            loss_scale=power_of_two_for(
+                scale, expected_batch_size=self.plan.expected_batch_size
+            ),
+            is_scaled=scale is not None,
+        )
+        state.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
