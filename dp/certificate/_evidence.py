@@ -5,7 +5,8 @@ from datetime import date
 
 from dp._reports import Finding
 from dp.certificate._run import CertifiedRun
-from dp.evidence import EVERY, FIRST, num_due
+from dp.evidence import num_due
+from dp.evidence._schedule import EVERY, FIRST
 
 
 __all__ = ("evidence_finding", "evidence_lines")

@@ -13,14 +13,11 @@ Not done here: gradients (:mod:`dp.per_sample`) and ending a run
 from dp.evidence._checked_models import checked_on, remember_check
 from dp.evidence._looking import looking
 from dp.evidence._record import Evidence, longest, of_segments
-from dp.evidence._schedule import EVERY, FIRST, num_due
-from dp.evidence._watch import NO_BATCH, LossFunction, Watch
+from dp.evidence._schedule import num_due
+from dp.evidence._watch import LossFunction, Watch
 
 
 __all__ = (
-    "EVERY",
-    "FIRST",
-    "NO_BATCH",
     "Evidence",
     "LossFunction",
     "Watch",

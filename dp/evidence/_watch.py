@@ -207,7 +207,7 @@ class Watch:
         loader: PoissonLoader | None,
     ) -> None:
         """Look at a batch that was not due if its losses surprise."""
-        if losses.device.type != "cpu":  # Read in the next step, when they are there.
+        if not _is_at_hand(losses):  # Read in the next step, when they are there.
             self._unread = _Evaluated.now(function, batch, losses, units, loader)
         elif self._surprises.admits(spread_of(losses), self._number):
             self._look_from_here(_Evaluated.now(function, batch, losses, units, loader))
@@ -232,7 +232,7 @@ class Watch:
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)
         losses = _called(function, batch)
-        if losses.device.type == "cpu":
+        if _is_at_hand(losses):
             self._surprises.breaks_record(spread_of(losses))
         draws_from_numpy = numpys_position() != position
         # Its state was not put aside, since it never drew from it: the next call is
@@ -269,6 +269,7 @@ class Watch:
             self._record(inconclusive=True)
             self._tell("axis", _NO_AXIS)
             return
+        written: list[str] = []
         depends: bool | None = None
         try:
             with state.excursion() as after:
@@ -289,8 +290,9 @@ class Watch:
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
             verdict = "unclear"
         else:
-            self._tell_of_buffers(look.written)
+            written = look.written
         self._act(verdict, depends_on_size=depends)
+        self._tell_of_buffers(written)
 
     def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
         if depends_on_size:
@@ -349,6 +351,11 @@ class _Evaluated:
     ) -> "_Evaluated":
         """Return it with what the loader says now of the batch at hand."""
         return cls(function, batch, losses.detach(), units, loader, Drawn.by(loader))
+
+
+def _is_at_hand(losses: Tensor) -> bool:
+    """Whether reading losses does not wait for an accelerator."""
+    return losses.device.type == "cpu"
 
 
 def _called(function: LossFunction, batch: Any) -> Tensor:

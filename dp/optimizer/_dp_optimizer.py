@@ -22,7 +22,8 @@ from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
 from dp.distributed import sharding_of
-from dp.evidence import NO_BATCH, LossFunction
+from dp.evidence import LossFunction
+from dp.evidence._watch import NO_BATCH
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
