@@ -128,8 +128,12 @@ def train_privately(
     loader = plan.loader(table.train)
     optimizer = DPOptimizer(optimizer_for(model, settings), plan=plan, loader=loader)
 
-    def step(x: Tensor, y_B: Tensor) -> None:
-        optimizer.backward(F.cross_entropy(model(x), y_B, reduction="none"))
+    def losses(batch: Any) -> Tensor:
+        x, y_B = batch
+        return F.cross_entropy(model(x), y_B, reduction="none")
+
+    def step(batch: Any) -> None:
+        optimizer.backward(losses, batch)
         optimizer.step()
 
     curve = epsilon_curve(
@@ -173,7 +177,8 @@ def train_openly(
     )
     optimizer = optimizer_for(model, settings)
 
-    def step(x: Tensor, y_B: Tensor) -> None:
+    def step(batch: Any) -> None:
+        x, y_B = batch
         optimizer.zero_grad()
         losses_B = F.cross_entropy(model(x), y_B, reduction="none")
         (losses_B.sum() / plan.expected_batch_size).backward()
@@ -190,7 +195,7 @@ def train_openly(
 
 def _points(
     loader: PoissonLoader,
-    step: Callable[[Tensor, Tensor], None],
+    step: Callable[[Any], None],
     model: nn.Module,
     table: Table,
     *,
@@ -204,8 +209,8 @@ def _points(
     taken = 0
     yield point
     try:
-        for x, y_B in loader:
-            step(x, y_B)
+        for batch in loader:
+            step(batch)
             taken += 1
             if taken in measured:
                 point = Point(taken, *_measure(model, table), epsilons[taken])

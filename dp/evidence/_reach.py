@@ -32,8 +32,6 @@ _NOT_LOOKED_INTO: Final = frozenset(
     [
         "torch",
         "numpy",
-        "dp",
-        "forwarding",
         "builtins",
         "logging",
         "threading",
@@ -143,6 +141,8 @@ def _of_module(root: nn.Module, reach: Reach) -> Iterator[Any]:
             if tensor is not None and tensor.device.type not in ("cpu", "meta"):
                 reach.devices.add(tensor.device)
         yield from (v for k, v in vars(module).items() if k not in _TORCHS_OWN)
+        yield from module._forward_pre_hooks.values()  # noqa: SLF001
+        yield from module._forward_hooks.values()  # noqa: SLF001
 
 
 def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:

@@ -14,8 +14,8 @@ from dp.evidence import _watch
 def every_step_is_due():
     """Look at every part of every step."""
     with (
-        mock.patch.object(_watch, "is_due", lambda *_: True),
-        mock.patch.object(_watch, "picks_call", lambda *_: True),
+        mock.patch.object(_watch, "is_due", return_value=True),
+        mock.patch.object(_watch, "picks_call", return_value=True),
     ):
         yield
 
@@ -23,7 +23,7 @@ def every_step_is_due():
 @contextmanager
 def no_step_is_due():
     """Look at none, unless its losses surprise."""
-    with mock.patch.object(_watch, "is_due", lambda *_: False):
+    with mock.patch.object(_watch, "is_due", return_value=False):
         yield
 
 

@@ -1,8 +1,8 @@
 """Losses that use other examples without a gradient end a run."""
 
 import math
-import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,7 +33,9 @@ def test_a_loss_that_uses_other_examples_is_refused_before_a_release(
     model = Net()
     optimizer = make_optimizer(model.a, model.b)
 
-    with pytest.raises(SampleMixingError, match="an example|of all examples") as caught:
+    with pytest.raises(
+        SampleMixingError, match=r"an example|of all examples"
+    ) as caught:
         train(optimizer, loss, model, 1, size)
     assert optimizer.ledger.steps == 0
     assert not hasattr(caught.value, "__notes__")
@@ -51,7 +53,8 @@ def test_the_same_losses_pass_if_they_come_finished(make_optimizer):
     assert optimizer.ledger.steps == 2
 
 
-def test_mixing_that_begins_later_ends_the_run(make_optimizer, always):
+@pytest.mark.usefixtures("always")
+def test_mixing_that_begins_later_ends_the_run(make_optimizer):
     """What was released before may have been mixed as well."""
     model = Net()
     optimizer = make_optimizer(model.a, model.b)
@@ -66,7 +69,8 @@ def test_mixing_that_begins_later_ends_the_run(make_optimizer, always):
         train(optimizer, lambda m, x, y: cross_entropy(m(x), y), model, 1)
 
 
-def test_one_pair_is_found_within_a_few_looks(make_optimizer, always):
+@pytest.mark.usefixtures("always")
+def test_one_pair_is_found_within_a_few_looks(make_optimizer):
     """Of a half that leaves the one and takes the other: one in four, for each half.
 
     A run of 100 steps misses it with a probability below 1e-20.
@@ -83,7 +87,8 @@ def test_one_pair_is_found_within_a_few_looks(make_optimizer, always):
 
 
 @pytest.mark.parametrize("outlier", [1e4, math.inf])
-def test_a_gate_is_found_at_the_step_that_opens_it(make_optimizer, never, outlier):
+@pytest.mark.usefixtures("never")
+def test_a_gate_is_found_at_the_step_that_opens_it(make_optimizer, outlier):
     """A largest loss that breaks the record is looked at, and so is one not finite."""
     model = Net()
     optimizer = make_optimizer(model.a, model.b, lr=0.0)
@@ -106,7 +111,8 @@ def test_a_gate_is_found_at_the_step_that_opens_it(make_optimizer, never, outlie
         step(opening)
 
 
-def test_surprises_lead_to_few_looks(make_optimizer, never):
+@pytest.mark.usefixtures("never")
+def test_surprises_lead_to_few_looks(make_optimizer):
     """However often the losses break their record."""
     model = Net()
     optimizer = make_optimizer(model.a, model.b, lr=0.0)
@@ -126,9 +132,8 @@ def test_surprises_lead_to_few_looks(make_optimizer, never):
     assert len(calls) == 20  # Calls of a look are undone: a list is state.
 
 
-def test_an_accelerators_losses_are_read_a_step_later(
-    make_optimizer, never, monkeypatch
-):
+@pytest.mark.usefixtures("never")
+def test_an_accelerators_losses_are_read_a_step_later(make_optimizer, monkeypatch):
     """There it would take as long as the step to wait for them."""
     monkeypatch.setattr("dp.evidence._watch._is_at_hand", lambda _: False)
     model = Net()
@@ -143,24 +148,25 @@ def test_an_accelerators_losses_are_read_a_step_later(
         optimizer.backward(largest, batch_of())
 
 
-def test_generators_out_of_a_look_stay_random(make_optimizer, always):
+@pytest.mark.usefixtures("always")
+def test_generators_out_of_a_look_stay_random(make_optimizer):
     """Two runs of one seed draw the same numbers, looked at or not."""
     model = Net()
     optimizer = make_optimizer(model.a, model.b)
 
     def noisy(batch):
         x, y = batch
-        x = x + torch.randn_like(x) * random.random()
+        x = x + torch.randn_like(x) * float(np.random.rand())
         return cross_entropy(model(x), y)
 
     optimizer.backward(noisy, batch_of())
-    drawn = torch.rand(3), random.random()
+    drawn = torch.rand(3), np.random.rand()
     torch.manual_seed(0)
-    random.seed(0)
+    np.random.seed(0)
     noisy(batch_of())
     first = torch.rand(3)
     torch.manual_seed(0)
-    random.seed(0)
+    np.random.seed(0)
     optimizer.zero_grad()
     optimizer.backward(noisy, batch_of())
 
