@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from dp.evidence._exchange import (
     axes_of_loader,
     devices_of,
     exchanged,
+    fits,
     possible_axes,
 )
 from dp.evidence._look import Company
@@ -59,6 +60,7 @@ class Companies:
     def __init__(self) -> None:
         self._loader: PoissonLoader | None = None
         self._axes: Axes | None = None
+        self._is_ragged = False  # Whether its batches have examples along no axis.
 
     def of(
         self,
@@ -81,19 +83,7 @@ class Companies:
         for num_units, unit_of_row, unit_of_loss in _possible_units(
             num_losses, units, drawn
         ):
-            num_rows = len(unit_of_row)
-            ways: list[Callable[[Sequence[int]], Any]] = [
-                partial(exchanged, batch, axes=axes)
-                for axes in possible_axes(batch, num_rows, self._axes_of(loader))
-            ]
-            # Graphs and packed tokens have no axis of examples: they are collated anew.
-            if (
-                not ways
-                and loader is not None
-                and drawn
-                and num_rows == len(drawn.rows)
-            ):
-                ways = [partial(_collated, loader, drawn.rows, devices_of(batch))]
+            ways = self._ways(batch, len(unit_of_row), loader, drawn)
             if ways:
                 return Company(
                     num_units=num_units,
@@ -103,14 +93,36 @@ class Companies:
                 )
         return None
 
-    def _axes_of(self, loader: PoissonLoader | None) -> Axes | None:
-        if loader is not self._loader:
-            self._loader, self._axes = loader, None
-            # A dataset and its collate_fn are the caller's, and may raise anything:
-            # then an axis is one that is as long as the batch.
-            with suppress(Exception):
-                self._axes = axes_of_loader(_items(loader, [0, 0]), loader.collate_fn)
-        return self._axes
+    def _ways(
+        self,
+        batch: Any,
+        num_rows: int,
+        loader: PoissonLoader | None,
+        drawn: Drawn | None,
+    ) -> list[Callable[[Sequence[int]], Any]]:
+        self._learn(loader)
+        if self._axes is not None and fits(batch, num_rows, self._axes):
+            return [partial(exchanged, batch, axes=self._axes)]
+        if not self._is_ragged:
+            return [
+                partial(exchanged, batch, axes=axes)
+                for axes in possible_axes(batch, num_rows)
+            ]
+        if loader is None or drawn is None or num_rows != len(drawn.rows):
+            return []
+        return [partial(_collated, loader, drawn.rows, devices_of(batch))]
+
+    def _learn(self, loader: PoissonLoader | None) -> None:
+        """Find out the axes of a loader's batches, the first time."""
+        if loader is self._loader:
+            return
+        self._loader, self._axes, self._is_ragged = loader, None, False
+        # A dataset and its collate_fn are the caller's, and may raise anything: then an
+        # axis is one that is as long as the batch.
+        with suppress(Exception):
+            items = _items(loader, [0, 0])
+            self._axes = axes_of_loader(items, cast("PoissonLoader", loader).collate_fn)
+            self._is_ragged = self._axes is None
 
 
 def _possible_units(

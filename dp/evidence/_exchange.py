@@ -37,6 +37,7 @@ Axes = Mapping[Path, int | None]
 
 ENTRIES: Final = -1  # For a sequence with one entry an example.
 _MOST_GUESSES: Final = 16
+_ARRAYS: Final = (Tensor, np.ndarray)
 
 
 def exchanged(batch: Any, order: Sequence[int], axes: Axes) -> Any:
@@ -59,25 +60,30 @@ def copied(batch: Any) -> Any:
     return exchanged(batch, (), {})
 
 
-def possible_axes(
-    batch: Any, size: int, known: Mapping[Path, int | None] | None = None
-) -> Iterator[Axes]:
+def possible_axes(batch: Any, size: int) -> Iterator[Axes]:
     """Yield which axes the examples of *batch* may be along, the likeliest first.
 
-    Nothing is yielded for a batch without any axis of *size* examples.
-
-    Args:
-        batch: The batch.
-        size: How many examples it has.
-        known: The axes of the loader's batches, if they are known.
+    Nothing is yielded for a batch that has an array without an axis of *size* examples:
+    one of another array may be as long by chance, as the features of a graph's nodes.
     """
     found = dict(_candidates(batch, size, ()))
-    if known and found.keys() <= known.keys() and _fit(found, known):
-        found = {k: (known[k],) for k in found if known[k] is not None}
-    if not found:
-        return
-    for choice in islice(product(*found.values()), _MOST_GUESSES):
-        yield dict(zip(found, choice, strict=True))
+    if found and all(found.values()):
+        for choice in islice(product(*found.values()), _MOST_GUESSES):
+            yield dict(zip(found, choice, strict=True))
+
+
+def fits(batch: Any, size: int, axes: Axes) -> bool:
+    """Whether *batch* is like those that *axes* are of, and has *size* examples."""
+
+    def fit(part: Any, path: Path) -> bool:
+        if path in axes:
+            return axes[path] is None or _length(part, axes[path]) == size
+        parts = _parts(part)
+        if parts is None:
+            return not isinstance(part, _ARRAYS) or part.ndim == 0
+        return all(fit(v, (*path, k)) for k, v in parts.items())
+
+    return fit(batch, ()) and any(axis is not None for axis in axes.values())
 
 
 def axes_of_loader(
@@ -90,7 +96,7 @@ def axes_of_loader(
         collate_fn: The loader's.
 
     Returns:
-        None if examples are along no axis, as in a graph of graphs.
+        None if some of them grow in another way, as graphs of graphs do.
     """
     one, other = items
     two = collate_fn(deepcopy([one, other]))
@@ -138,36 +144,41 @@ def _parts(part: Any) -> dict[Any, Any] | None:
 def _candidates(
     part: Any, size: int, path: Path
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
-    if isinstance(part, Tensor | np.ndarray):
-        axes = tuple(axis for axis, n in enumerate(part.shape) if n == size)
-        if axes:
-            yield path, axes
+    """Yield the axes of every array that are *size* long, and sequences of that length."""
+    if isinstance(part, _ARRAYS):
+        if part.ndim:
+            yield path, tuple(axis for axis, n in enumerate(part.shape) if n == size)
     elif isinstance(part, PackedSequence):
-        if int(part.batch_sizes[0]) == size:
-            yield path, (0,)
+        yield path, (0,) if _length(part, 0) == size else ()
     elif (parts := parts_of(part)) is not None:
         inner = [
             row for k, v in parts.items() for row in _candidates(v, size, (*path, k))
         ]
-        in_columns = any(len(place) == len(path) + 1 for place, _ in inner)
-        if is_sequence(part) and len(parts) == size and not in_columns:
+        columns = [
+            place for place, axes in inner if axes and len(place) == len(path) + 1
+        ]
+        if is_sequence(part) and len(parts) == size and len(columns) < size:
             yield path, (ENTRIES,)
         else:
             yield from inner
 
 
-def _fit(found: Mapping[Path, tuple[int, ...]], known: Axes) -> bool:
-    """Whether a batch can be one of the loader's: sizes agree with its axes."""
-    return any(known[path] is not None for path in found) and all(
-        known[path] is None or known[path] in axes for path, axes in found.items()
-    )
+def _length(part: Any, axis: int | None) -> int | None:
+    """Return how many examples *part* has along *axis*; None if it has no such axis."""
+    if axis == ENTRIES:
+        return len(part) if is_sequence(part) else None
+    if isinstance(part, PackedSequence):
+        return int(part.batch_sizes[0]) if len(part.batch_sizes) else 0
+    if isinstance(part, _ARRAYS) and axis is not None and axis < part.ndim:
+        return int(part.shape[axis])
+    return None
 
 
 def _compare(two: Any, three: Any, path: Path, axes: dict[Path, int | None]) -> bool:
     """Note the axes that grew; return False if something grew that has no axis."""
     if type(two) is not type(three):
         return False
-    if isinstance(two, Tensor | np.ndarray):
+    if isinstance(two, _ARRAYS):
         shapes = list(zip(two.shape, three.shape, strict=False))
         grew = [axis for axis, (a, b) in enumerate(shapes) if a != b]
         axes[path] = grew[0] if grew else None

@@ -253,14 +253,16 @@ class Watch:
         self, evaluated: "_Evaluated", state: ProgramState, segment: str | None
     ) -> None:
         """Look at losses; *segment* is None if they surprised, and were not due."""
-        num_ranks = rank_and_size()[1]
-        if evaluated.losses.numel() == 0 and num_ranks == 1:
+        losses, num_ranks = evaluated.losses, rank_and_size()[1]
+        if losses.dim() != 1 and evaluated.units is None:
+            return  # It will be refused.
+        if losses.numel() == 0 and num_ranks == 1:
             return
         company = None
         if evaluated.batch is not NO_BATCH:
             company = self._companies.of(
                 evaluated.batch,
-                num_losses=evaluated.losses.numel(),
+                num_losses=losses.numel(),
                 units=evaluated.units,
                 loader=evaluated.loader,
                 drawn=evaluated.drawn,
@@ -278,7 +280,7 @@ class Watch:
                     company,
                     state,
                     after,
-                    None if segment is None else evaluated.losses,
+                    None if segment is None else losses,
                     in_step=num_ranks > 1,
                     silenced=self.silenced,
                 )

@@ -129,7 +129,6 @@ def mean_buffer_of_the_batch_before(m, x, y):
     return losses
 
 
-# With the steps within which a look finds them, but for a chance below 1e-6.
 FOUND_BEFORE_A_RELEASE = [
     frozen_batch_norm,
     detached_deviation,
@@ -148,6 +147,6 @@ FOUND_BEFORE_A_RELEASE = [
     over_python_length_of_list,
     centre_of_the_batch_before,
     mean_buffer_of_the_batch_before,
-    largest_of_batch,
-    hardest_quarter,
 ]
+# Whether one example is in the half that changes decides over these.
+FOUND_IN_THE_FIRST_STEPS = [largest_of_batch, hardest_quarter]

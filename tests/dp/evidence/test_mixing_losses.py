@@ -42,6 +42,21 @@ def test_a_loss_that_uses_other_examples_is_refused_before_a_release(
     assert not any(c.isdigit() for c in str(caught.value))  # Losses are private.
 
 
+@pytest.mark.parametrize("loss", attacks.FOUND_IN_THE_FIRST_STEPS)
+def test_a_loss_that_uses_the_largest_example_is_found_in_the_first_steps(
+    make_optimizer, loss
+):
+    """A first look exchanges both halves, and misses it with a probability below 0.01.
+
+    All three first looks do in less than one of a million runs.
+    """
+    model = Net()
+    optimizer = make_optimizer(model.a, model.b)
+
+    with pytest.raises(SampleMixingError, match="of an example"):
+        train(optimizer, loss, model, 3)
+
+
 def test_the_same_losses_pass_if_they_come_finished(make_optimizer):
     """The twin: nothing else sees them."""
     model = Net()
