@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from dp.sampling import PoissonLoader, fetch
 __all__ = ("Companies",)
 
 Units = NDArray[np.int64]
+_NUM_ASKED: Final = 4  # Rows of a dataset that are collated to see how batches grow.
 
 
 @final
@@ -120,7 +121,7 @@ class Companies:
         # A dataset and its collate_fn are the caller's, and may raise anything: then an
         # axis is one that is as long as the batch.
         with suppress(Exception):
-            items = _items(loader, [0, 0])
+            items = _items(loader, _some_of(len(cast("Any", loader).dataset)))
             self._axes = axes_of_loader(items, cast("PoissonLoader", loader).collate_fn)
             self._is_ragged = self._axes is None
 
@@ -147,6 +148,11 @@ def _possible_units(
     elif len(unit_of_row) == num_losses:
         present, codes = np.unique(unit_of_row, return_inverse=True)
         yield len(present), codes, codes
+
+
+def _some_of(num_rows: int) -> list[int]:
+    """Return a few rows from the first to the last."""
+    return sorted({(num_rows - 1) * i // (_NUM_ASKED - 1) for i in range(_NUM_ASKED)})
 
 
 def _items(loader: Any, rows: Sequence[int]) -> list[Any]:

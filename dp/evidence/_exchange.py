@@ -37,6 +37,7 @@ Axes = Mapping[Path, int | None]
 
 ENTRIES: Final = -1  # For a sequence with one entry an example.
 _MOST_GUESSES: Final = 16
+_MATRIX: Final = 2  # Axes.
 _ARRAYS: Final = (Tensor, np.ndarray)
 
 
@@ -63,8 +64,9 @@ def copied(batch: Any) -> Any:
 def possible_axes(batch: Any, size: int) -> Iterator[Axes]:
     """Yield which axes the examples of *batch* may be along, the likeliest first.
 
-    Nothing is yielded for a batch that has an array without an axis of *size* examples:
-    one of another array may be as long by chance, as the features of a graph's nodes.
+    Nothing is yielded for a batch that has an array without an axis of *size* examples,
+    or a matrix whose columns only are that many: by chance, a graph's nodes may have as
+    many features.
     """
     found = dict(_candidates(batch, size, ()))
     if found and all(found.values()):
@@ -74,16 +76,19 @@ def possible_axes(batch: Any, size: int) -> Iterator[Axes]:
 
 def fits(batch: Any, size: int, axes: Axes) -> bool:
     """Whether *batch* is like those that *axes* are of, and has *size* examples."""
+    num_met = 0
 
     def fit(part: Any, path: Path) -> bool:
+        nonlocal num_met
         if path in axes:
+            num_met += axes[path] is not None
             return axes[path] is None or _length(part, axes[path]) == size
-        parts = _parts(part)
-        if parts is None:
-            return not isinstance(part, _ARRAYS) or part.ndim == 0
+        if isinstance(part, (*_ARRAYS, PackedSequence)):
+            return False
+        parts = parts_of(part) or {}
         return all(fit(v, (*path, k)) for k, v in parts.items())
 
-    return fit(batch, ()) and any(axis is not None for axis in axes.values())
+    return fit(batch, ()) and num_met > 0
 
 
 def axes_of_loader(
@@ -92,17 +97,20 @@ def axes_of_loader(
     """Return the axes of the batches that *collate_fn* makes.
 
     Args:
-        items: Two examples.
+        items: Some examples.
         collate_fn: The loader's.
 
     Returns:
-        None if some of them grow in another way, as graphs of graphs do.
+        None if some parts grow in another way than by one for one more example, as
+        graphs of graphs do.
     """
-    one, other = items
-    two = collate_fn(deepcopy([one, other]))
-    three = collate_fn(deepcopy([one, other, other]))
-    axes: dict[Path, int | None] = {}
-    return axes if _compare(two, three, (), axes) else None
+    found: list[dict[Path, int | None]] = []
+    for item in items:  # Of a single node, a graph would grow as an example does.
+        found.append({})
+        two, three = (collate_fn(deepcopy([item] * number)) for number in (2, 3))
+        if not _compare(two, three, (), found[-1]) or found[-1] != found[0]:
+            return None
+    return found[0]
 
 
 def devices_of(batch: Any) -> set[torch.device]:
@@ -146,8 +154,9 @@ def _candidates(
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
     """Yield the axes of every array that are *size* long, and sequences of that length."""
     if isinstance(part, _ARRAYS):
+        axes = tuple(axis for axis, n in enumerate(part.shape) if n == size)
         if part.ndim:
-            yield path, tuple(axis for axis, n in enumerate(part.shape) if n == size)
+            yield path, axes if part.ndim > _MATRIX or axes[:1] == (0,) else ()
     elif isinstance(part, PackedSequence):
         yield path, (0,) if _length(part, 0) == size else ()
     elif (parts := parts_of(part)) is not None:

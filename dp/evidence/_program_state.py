@@ -154,8 +154,7 @@ class ProgramState:
                     place.namespace[name] = value
         for index, kept in cells.items():
             value = kept.stand_in() if stand_ins else kept.refilled()
-            if _contents(self.reach.cells[index]) is not value is not _MISSING:
-                self.reach.cells[index].cell_contents = value
+            _put(value, self.reach.cells[index])
 
     def differing(self, left: Picture, right: Picture) -> "Differences":
         """Return the places where two pictures hold other numbers."""
@@ -186,11 +185,18 @@ def _contents(cell: CellType) -> Any:
         return _MISSING
 
 
+def _put(value: Any, cell: CellType) -> None:
+    if _contents(cell) is value:
+        return
+    if value is _MISSING:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = value
+
+
 def _differ(left: _Kept, right: _Kept) -> bool:
-    if type(left.value) in _CONTAINERS:
-        return type(right.value) is not type(left.value) or _unlike(
-            left.copy, right.copy
-        )
+    if type(left.value) in _CONTAINERS and type(right.value) in _CONTAINERS:
+        return _unlike(left.copy, right.copy)
     return _unlike(left.value, right.value)
 
 
@@ -198,18 +204,18 @@ def _unlike(left: Any, right: Any) -> bool:
     """Whether two values are seen to differ; objects that cannot be compared are not."""
     if left is right:
         return False
-    if isinstance(left, Tensor) and isinstance(right, Tensor):
+    if type(left) is not type(right):
+        return True
+    if isinstance(left, Tensor):
         kinds = [(t.shape, t.dtype, t.device, t.layout) for t in (left, right)]
         return kinds[0] != kinds[1] or not torch.equal(left, right)
-    if isinstance(left, dict) and isinstance(right, dict):
+    if isinstance(left, dict):
         return left.keys() != right.keys() or any(
             _unlike(value, right[key]) for key, value in left.items()
         )
-    if isinstance(left, list | tuple | deque) and isinstance(right, type(left)):
+    if isinstance(left, list | tuple | deque):
         return len(left) != len(right) or any(map(_unlike, left, right))
-    if isinstance(left, _COMPARED) and isinstance(right, _COMPARED):
-        return bool(left != right)
-    return False
+    return isinstance(left, _COMPARED) and bool(left != right)
 
 
 def _is_state(tensor: Tensor, most: float) -> bool:
