@@ -5,6 +5,7 @@ those whose losses surprise. What happens at every other step is a call of the f
 a few comparisons and one pass over the losses.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -323,7 +324,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(text, EvidenceWarning, stacklevel=_STACKLEVEL)
+            warnings.warn(text, EvidenceWarning, stacklevel=_callers_level())
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
@@ -376,4 +377,12 @@ def _mixing(text: str) -> SampleMixingError:
     return error
 
 
-_STACKLEVEL: Final = 6
+def _callers_level() -> int:
+    """Return the level of the line that called this package, for the one who warns."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None:
+        root, _, _ = str(frame.f_globals.get("__name__")).partition(".")
+        if root not in ("dp", "torch"):
+            break
+        frame, level = frame.f_back, level + 1
+    return level
