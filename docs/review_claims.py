@@ -40,7 +40,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 8100
+MOST_LINES = 8220
 
 PLANNED = {
     "gradients": "Gradient rules, layers that are served together, and the parts that norms and sums come from."
@@ -73,6 +73,7 @@ _RELEASE, _FAILURES = (
     "dp/distributed/test_failures.py::test_",
 )
 _TRAINING = "dp/distributed/test_training.py::test_"
+_EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
 _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
 ONE_PROCESS: dict[str, dict[str, Claim]] = {
@@ -235,6 +236,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_isolation/routing_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
     "dp/per_sample/_isolation/integer_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "integers_say_the_same_as_rows")),
     "dp/per_sample/_isolation/batch_layout.py": Checked(_BY_POWERS, _NOTICED),
+    "dp/evidence/": Checked("It puts aside and evaluates again, and can only warn or end a run: no epsilon depends on it. That one loss depends on one example is an assumption that the certificate states with it and without it, and what it says of looks `dp.verify` compares with the ids of the processes.", (_EVIDENCE + "looks_change_nothing_of_a_run", "dp/evidence/test_evidence_of_runs.py::test_altered_evidence_is_found")),
+    "dp/certificate/_evidence.py": Checked("It words and checks what `dp.verify` reads.", ("dp/evidence/test_evidence_of_runs.py::test_altered_evidence_is_found",)),
     "dp/calibration.py": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/schedule.py": Checked("A wrong value would be used and charged alike: both are read in `_mechanism/current_values.py`.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules",)),
     "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),

@@ -5,7 +5,9 @@ import json
 import pickle
 import warnings
 from contextlib import contextmanager
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +18,10 @@ from dp import EvidenceWarning, LedgerError, SampleMixingError, compose, verify
 from dp.certificate import _json
 from dp.certificate._evidence import evidence_lines
 from dp.evidence import Evidence, Watch, checked_on, looking, num_due
+from dp.evidence._comparison import differ_throughout, same_losses
 from dp.evidence._schedule import EVERY, FIRST, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
+from dp.evidence._watch import _callers_level
 from dp.ledger import Ledger
 
 from .conftest import every_step_is_due, evidence_of
@@ -595,3 +599,141 @@ def test_composed_certificates_keep_the_longest_evidence(make_optimizer, model):
 def test_a_watch_of_no_batch_is_quiet():
     """The record of what never trained."""
     assert Watch().records == {}
+
+
+# What several ranks do.
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    monkeypatch.setattr("dp.evidence._watch.rank_and_size", lambda: (0, 2))
+
+
+class Counted:
+    """A loss function that counts its calls where a look does not see it."""
+
+    calls = 0
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, batch):
+        Counted.calls += 1
+        return self.function(batch)
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("first", [True, False])
+def test_ranks_evaluate_as_often_whatever_they_drew(model, first):
+    """Once unchanged, and once for each half: collectives have to meet."""
+    numbers = set()
+    for size in (0, 1, 2, 9):
+        watch = Watch({} if first else {"a": Evidence(steps=1)})
+        Counted.calls = 0
+        watch.losses(Counted(losses_of(model)), batch_of(size), segment="a")
+        numbers.add(Counted.calls)
+
+    assert numbers == ({4} if first else {3})
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_rank_that_sees_mixing_raises(model):
+    """Or tells, if its function does not repeat itself or draws by its data."""
+    watch = Watch()
+    with pytest.raises(SampleMixingError):
+        watch.losses(
+            lambda b: losses_of(model)(b) / losses_of(model)(b).mean().item(),
+            batch_of(),
+            segment="a",
+        )
+    counter = Counted(lambda b: b[0].sum(1) * Counted.calls)
+    with pytest.warns(EvidenceWarning, match="could not be seen"):
+        watch.losses(counter, batch_of(), segment="a")
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_surprise_of_one_rank_is_not_looked_at(model):
+    """The others would not be there."""
+    watch = Watch({"a": Evidence(steps=FIRST)})
+    segment = next(k for k in map(str, range(99)) if not is_due(k, FIRST))
+    watch = Watch({segment: Evidence(steps=FIRST)})
+    Counted.calls = 0
+    watch.losses(Counted(losses_of(model)), batch_of(), segment=segment)
+
+    assert Counted.calls == 1
+
+
+# Corners.
+
+
+@pytest.mark.usefixtures("always")
+def test_the_next_step_is_looked_at_if_numpy_was_drawn_from_unexpectedly(model):
+    """Its generator's state is put aside only for functions that draw from it."""
+    noisy = [False]
+
+    def losses(batch):
+        noise = np.random.randn(6, 4) if noisy[0] else np.zeros((6, 4))
+        x = batch[0] + torch.as_tensor(noise, dtype=torch.float32)
+        return cross_entropy(model(x), batch[1])
+
+    watch, looks = Watch(), []
+    with mock.patch.object(Watch, "_look", side_effect=lambda *_: looks.append(None)):
+        for draws, expected in ((False, 1), (True, 1), (True, 2), (True, 3)):
+            noisy[0] = draws
+            watch.losses(losses, batch_of(), segment="a")
+            watch.released("a")
+            assert len(looks) == expected
+
+
+def test_late_losses_that_are_no_surprise_are_let_go(
+    make_optimizer, model, monkeypatch
+):
+    """Those of an accelerator, read one step later."""
+    monkeypatch.setattr("dp.evidence._watch._is_at_hand", lambda _: False)
+    optimizer = make_optimizer(model, lr=0.0)
+    batch = batch_of()
+    for _ in range(FIRST + 4):
+        optimizer.backward(losses_of(model), batch)
+        optimizer.step()
+
+    assert evidence_of(optimizer).steps == FIRST + 4
+
+
+def test_where_nobody_called_a_warning_names_the_first_line(monkeypatch):
+    """As in an interpreter that is embedded."""
+    monkeypatch.setattr("dp.evidence._watch.inspect.currentframe", lambda: None)
+
+    assert _callers_level() == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ([1.0, 2.0], [1.0], False),
+        ([1.0, torch.inf], [1.0, 3.0], False),
+        ([torch.nan, torch.inf], [torch.nan, torch.inf], True),
+        ([1.0, torch.nan], [1.0 + 2e-7, torch.nan], True),
+        ([1.0, 2.0], [1.00001, 2.0], False),
+        ([1e-9, 2.0, 2.0], [3e-8, 2.0, 2.0], True),
+    ],
+)
+def test_losses_are_compared_up_to_rounding(before, after, same):
+    """Finite against not finite is a difference; small ones carry errors of large ones."""
+    assert same_losses(torch.tensor(before), torch.tensor(after)) is same
+
+
+def test_sixteen_bits_are_compared_more_closely():
+    """A statistic of the batch moves such losses by few roundings."""
+    one = torch.tensor([1.0, 1.0], dtype=torch.bfloat16)
+    steps = [one + k * 2.0**-7 for k in (1, 2, 4)]
+
+    assert [same_losses(one, step) for step in steps] == [True, True, False]
+
+
+def test_sizes_are_told_by_what_changes_all_losses():
+    """Kernels for other sizes round otherwise, which changes some."""
+    losses = torch.tensor([1.0, 2.0, torch.nan, 0.0])
+
+    assert not differ_throughout(losses, losses)
+    assert not differ_throughout(losses, losses * torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    assert differ_throughout(losses[:2], losses[:2] / 4)
