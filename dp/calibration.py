@@ -6,14 +6,15 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, Literal, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
 from dp.accounting._accountant import bound_by_pld
+from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.schedule import Schedule, rounded_up
 
 
@@ -36,6 +37,8 @@ _FLATTEST: Final = (
 _MOST_BOUNDS: Final = 200
 _LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
+RenyiOrder = float | Literal["best"] | None
+
 
 def calibrate_noise_multiplier(
     *,
@@ -46,6 +49,8 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -61,6 +66,9 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -86,6 +94,8 @@ def calibrate_noise_multiplier(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
@@ -100,6 +110,8 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -113,6 +125,9 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -122,6 +137,8 @@ def calibrate_sampling_probability(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -143,6 +160,8 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -157,6 +176,9 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -177,19 +199,61 @@ def calibrate_steps(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
     )
-    found = search.smallest()
-    if search.excess(found) > 0:
+    one_over_steps = search.smallest()
+    if search.excess(one_over_steps) > 0:
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow one step at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / found)
+    return round(1 / one_over_steps)
+
+
+def complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return noise multiplier, steps and sampling probability, one of which is found.
+
+    Args:
+        target: The arguments that every search takes.
+        sigma: The noise multiplier, or the shape of its schedule; None to find it.
+        steps: The number of steps; None to find it.
+        q: The sampling probability; ``"largest"`` to find it.
+
+    Raises:
+        ValueError: If not exactly one is to be found.
+    """
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )
 
 
 @final
@@ -201,6 +265,8 @@ class _Search:
         target_epsilon: What they may cost.
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
         most: The largest number there is.
@@ -210,6 +276,8 @@ class _Search:
     target_epsilon: float
     target_delta: float
     relation: NeighboringRelation
+    group_size: int
+    renyi_order: RenyiOrder
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
     most: float = math.inf
@@ -217,17 +285,34 @@ class _Search:
 
     def excess(self, number: float) -> float:
         """Return by how much the logarithm of what will be claimed is too large."""
+        if self.renyi_order is not None:
+            return self._logarithm(self._filtered(number, self.renyi_order))
         spent = epsilon(
             self.releases(number),
             delta=self.target_delta,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         ).epsilon
         return self._logarithm(spent)
 
+    def _filtered(self, number: float, order: float | Literal["best"]) -> float:
+        """Return the epsilon of the releases at the order of a Renyi filter."""
+        releases = self.releases(number)
+        if order == "best":
+            order = best_order(
+                releases, delta=self.target_delta, relation=self.relation
+            )
+        cost = renyi_cost(releases, order, self.relation)
+        return epsilon_of_order(cost, order, self.target_delta)
+
     def _vague_excess(self, number: float) -> float:
         """Return the same of a bound in wide buckets, in a hundredth of the time."""
+        if self.renyi_order is not None:
+            return self.excess(number)
         releases = merge_equal_releases(self.releases(number))
-        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
+        spent, _ = bound_by_pld(
+            releases, self.target_delta, self.relation, _VAGUE, self.group_size
+        )
         return self._logarithm(spent)
 
     def _logarithm(self, spent: float) -> float:
@@ -243,7 +328,7 @@ class _Search:
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
         line = _Line(slope)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self.excess(number)
             line.add(number, excess)
             if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
@@ -251,21 +336,17 @@ class _Search:
             number = min(self.allowed(math.exp(line.crossing())), self.most)
             if number in line.asked and self.smaller is not None:
                 number = self.smaller(line.smallest_kept())
-            if number in line.asked:  # No number is left in between.
-                break
         return line.smallest_kept()
 
     def _start(self) -> tuple[float, float]:
         """Return where a bound in wide buckets is the target, and its slope there."""
         number, line = min(1.0, self.most), _Line(-1.0)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self._vague_excess(number)
             line.add(number, excess)
             if abs(excess) <= _VAGUE:
                 break
             number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked:
-                break
         return number, line.slope
 
 

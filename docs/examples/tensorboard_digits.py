@@ -41,7 +41,7 @@ def main(folder: str, steps: int = 20) -> float:
         for batch in loader:
             optimizer.backward(loss_fn, batch)
             optimizer.step()
-    return optimizer.spent().epsilon
+    return optimizer.guarantee().epsilon
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
@@ -42,7 +43,7 @@ class PendingBatch:
 
     Attributes:
         parameters: The parameters that the sums belong to.
-        sums: For each of them, the sum of the clipped gradients so far.
+        sums: The sums of their clipped gradients so far.
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
         num_samples: How many units were added. Private.
@@ -54,7 +55,7 @@ class PendingBatch:
     """
 
     parameters: tuple[Tensor, ...]
-    sums: list[Tensor]
+    sums: Sums
     ticket: Ticket | None
     max_grad_norm: float
     num_samples: int = 0

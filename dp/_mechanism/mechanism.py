@@ -19,9 +19,9 @@ from torch import Tensor
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.step_state import StepState
-from dp._mechanism.sums import scale_sums, zero_sums
+from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.evidence import LossFunction, Watch
@@ -29,10 +29,12 @@ from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
     UnsupportedOperationError,
+    WrongGradientError,
 )
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
+    Declared,
     Engine,
     PerSampleGradients,
     clear_grad_samples,
@@ -59,21 +61,28 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    public: tuple[Tensor, ...] = ()
+    public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    public_reasons: dict[str, str] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
-            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+            plan=self.plan,
+            ledger=self.ledger,
+            assigned=self.assigned,
+            public=self.public_reasons,
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.noise.seed is not None and self.loader is not None:
+            self.loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     @property
     def noise_multiplier(self) -> float:
@@ -161,6 +170,7 @@ class Mechanism:
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
+        check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
@@ -171,6 +181,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        groups=self.effective_clipping.group_of(batch.parameters),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -190,6 +201,7 @@ class Mechanism:
         if gradients is None:
             return
         batch = self._batch_for(parameters)
+        check_grouped(self.plan, LossUnits(gradients.num_samples))
         batch.admit(gradients.num_samples, self.plan.sampling)
         self._add_clipped(gradients, batch)
         batch.num_backwards += 1
@@ -198,22 +210,25 @@ class Mechanism:
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
-        """End the run if examples turn out to be mixed after something was released.
+        """End the run if gradients turn out to be wrong after something was released.
 
-        Earlier releases may have been of mixed examples, too, between two looks; and
+        Earlier releases may have been of mixed examples, or of gradients that were not
+        clipped as their true norms demand, too, between two verifications; and
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
         try:
             yield
-        except SampleMixingError as error:
+        except (SampleMixingError, WrongGradientError) as error:
             self._end_if_released(error)
             raise
 
-    def _end_if_released(self, error: SampleMixingError) -> None:
+    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
         if self.ledger.steps:
             self.step.drop()
-            self.ledger.fail(f"examples were mixed: {error}")
+            is_mixed = isinstance(error, SampleMixingError)
+            what = "examples were mixed" if is_mixed else "a gradient was wrong"
+            self.ledger.fail(f"{what}: {error}")
             error.add_note(
                 "Releases were made before this was noticed, so the run ends here:"
                 " its ledger keeps the failure, and its epsilon is infinite."
@@ -225,9 +240,7 @@ class Mechanism:
         norms_GB = gradients.squared_norms(groups).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
-        gradients.add_weighted_sum(
-            factors_GB, groups, batch.sums, beta=int(batch.num_samples > 0)
-        )
+        batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -246,10 +259,18 @@ class Mechanism:
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
-        totals = Exchange(world, batch.sums, [sharding_of(p) for p in parameters])
+        totals = Exchange(
+            world,
+            batch.sums.of_parameters(),
+            [sharding_of(p) for p in parameters],
+            buffers=batch.sums.buffers,
+        )
         stddev = self._charge(batch)
-        noisy_sums = self._add_noise(totals, stddev)  # Private from here on.
-        return self._divide(noisy_sums)
+        for share in totals:
+            self._add_noise(share, stddev)  # Private from here on.
+            self._divide(share)
+            totals.start_all_gather()
+        return totals.results()
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -258,6 +279,7 @@ class Mechanism:
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
+            ValueError: If the sums could not hold the noise.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -266,6 +288,9 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            # Charged is only what can be released: noise may not fit into the sums.
+            stddev = self.noise_multiplier * batch.max_grad_norm
+            self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
             ticket=batch.ticket,
@@ -285,45 +310,56 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         noise_multiplier = self.noise_multiplier
+        self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
+            public=self.values.reason,
         )
         self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
 
-    def _add_noise(self, totals: Exchange, stddev: float) -> list[Tensor]:
-        """Add noise to each share of the totals, once, on the rank that has it."""
-        for share in totals:
-            # What was charged is held against what the noise stage says it did, and not
-            # against what it was told: an accountant that is fed the configured sigma
-            # misses the noise that was really added (opacus#807).
-            used = self.noise.add_(share, stddev=stddev)
-            if used != stddev:
-                raise PrivacyError(
-                    f"the noise stage used a standard deviation of {used!r} where"
-                    f" {stddev!r} was charged; nothing was released"
-                )
-            totals.start_all_gather()
-        return totals.results()
+    def _note_debugging(self) -> None:
+        """Tell the ledger of noise or batches that anyone can repeat."""
+        seeds = (
+            self.noise.seed,
+            None if self.loader is None else self.loader.debug_seed,
+        )
+        if any(seed is not None for seed in seeds):
+            self.ledger.note_debugging_seed()
 
-    def _divide(self, noisy_sums: list[Tensor]) -> list[Tensor]:
+    def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
+        """Add noise to a share of the totals, once, on the rank that has it."""
+        # What was charged is held against what the noise stage says it did, and not
+        # against what it was told: an accountant that is fed the configured sigma misses
+        # the noise that was really added (opacus#807).
+        used = self.noise.add_(share, stddev=stddev)
+        if used != stddev:
+            raise PrivacyError(
+                f"the noise stage used a standard deviation of {used!r} where"
+                f" {stddev!r} was charged; nothing was released"
+            )
+
+    def _divide(self, share: Sequence[Tensor]) -> None:
         """Divide by a public constant; never by the size that the batch really had.
 
         The size is private, and dividing by it also changes the sensitivity of the
         mean (opacus#571, #819: the denominator followed ``len(dataset)``).
         """
-        scale_sums(noisy_sums, 1 / self.plan.expected_batch_size)
-        return noisy_sums
+        for total in share:
+            total.mul_(1 / self.plan.expected_batch_size)
 
     def attach(self, loader: PoissonLoader) -> None:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
+        if self.noise.seed is not None:
+            loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied
@@ -336,6 +372,7 @@ class Mechanism:
             loader=self.loader,
             watch=deepcopy(self.watch, memo),
             assigned=dict(self.assigned),
+            public_reasons=dict(self.public_reasons),
             public=self.public,
         )
 
@@ -347,6 +384,7 @@ class Mechanism:
             "noise": self.noise,
             "ledger": self.ledger,
             "assigned": self.assigned,
+            "public_reasons": self.public_reasons,
             "public": self.public,
             "watch": self.watch,
         }
@@ -362,7 +400,7 @@ class Mechanism:
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=6)
-        sums = zero_sums(parameters)
+        sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 
 

@@ -1,49 +1,94 @@
 """The tensors that clipped gradients are added up in, and that noise is added to."""
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
 from dp import _tuning
+from dp.per_sample import PerSampleGradients
 
 
-__all__ = ("scale_sums", "zero_sums")
+__all__ = ("Sums",)
 
 
-def zero_sums(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return zeros of the shape of each parameter, in float32 at least.
+@final
+class Sums:
+    """Sums of clipped gradients over one batch, in float32 at least.
 
-    Those of small parameters lie behind one another, where noise finds one vector.
+    Sums of small parameters lie behind one another in one buffer, so that whatever
+    treats every element alike, such as noise, finds a few long vectors where a model may
+    have thousands of short ones.
+
+    Memory is not filled with zeros first, which the gradients that arrive would
+    overwrite: one pass over the parameters less. Until some arrive, what it holds is
+    arbitrary and not read.
+
+    Args:
+        parameters: What the sums are of.
+
+    Attributes:
+        buffers: All the memory, once, as few tensors.
     """
-    sums: dict[int, Tensor] = {}
+
+    __slots__ = ("_is_written", "_views", "buffers")
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.buffers, self._views = _allocated(parameters)
+        self._is_written = False
+
+    def add(
+        self, gradients: PerSampleGradients, factors_GB: Tensor, groups: Sequence[int]
+    ) -> None:
+        """Add each example's gradient times its factor.
+
+        Args:
+            gradients: Of the parameters.
+            factors_GB: The factors, by group and example.
+            groups: The group of each parameter.
+        """
+        gradients.add_weighted_sum(
+            factors_GB, groups, self._views, beta=int(self._is_written)
+        )
+        self._is_written = True
+
+    def of_parameters(self) -> list[Tensor]:
+        """Return the sum of each parameter: zeros if nothing was added.
+
+        They share the memory of :attr:`buffers`.
+        """
+        if not self._is_written:  # The draw was empty, or brought no example.
+            for buffer in self.buffers:
+                buffer.zero_()
+            self._is_written = True
+        return list(self._views)
+
+
+def _allocated(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return memory for all sums, and a view of it for each parameter."""
+    buffers: list[Tensor] = []
+    views: dict[int, Tensor] = {}
     small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, parameter in enumerate(parameters):
-        kind = _wide(parameter.dtype), parameter.device
         if parameter.numel() <= _tuning.SMALL_SUM:
+            kind = parameter.dtype, parameter.device
             small.setdefault(kind, []).append(index)
         else:
-            dtype, device = kind
-            sums[index] = torch.zeros(parameter.shape, dtype=dtype, device=device)
-    for (dtype, device), indices in small.items():
+            views[index] = _empty(parameter.shape, parameter)
+            buffers.append(views[index])
+    for indices in small.values():
         sizes = [parameters[index].numel() for index in indices]
-        buffer = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        buffer = _empty([sum(sizes)], parameters[indices[0]])
+        buffers.append(buffer)
         parts = torch.split_with_sizes(buffer, sizes)
         for index, part in zip(indices, parts, strict=True):
-            sums[index] = part.view(parameters[index].shape)
-    return [sums[index] for index in range(len(parameters))]
+            shape = parameters[index].shape
+            views[index] = part if len(shape) == 1 else part.view(shape)
+    return buffers, [views[index] for index in range(len(parameters))]
 
 
-def scale_sums(sums: Sequence[Tensor], factor: float) -> None:
-    """Multiply every sum with a factor in place."""
-    whole = [tensor for tensor in sums if type(tensor) is Tensor]
-    if whole:  # One call for thousands.
-        torch.ops.aten._foreach_mul_.Scalar(whole, factor)
-    for tensor in sums:
-        if type(tensor) is not Tensor:  # A shard.
-            tensor.mul_(factor)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of sums and noise: never below float32."""
-    return torch.promote_types(dtype, torch.float32)
+def _empty(shape: Sequence[int], parameter: Tensor) -> Tensor:
+    # The precision of sums and noise is never below float32.
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.empty(shape, dtype=wide, device=parameter.device)

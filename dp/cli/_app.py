@@ -18,8 +18,10 @@ from dp.cli._examine import audit_command, check_command
 from dp.cli._options import (
     BatchSize,
     Data,
+    DebugSeed,
     Delta,
     Epsilon,
+    GroupSize,
     LearningRate,
     MaxGradNorm,
     OptimizerName,
@@ -72,6 +74,8 @@ def train(
     max_grad_norm: MaxGradNorm = 1.0,
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
+    group_size: GroupSize = 1,
+    debug_seed: DebugSeed = None,
     report: Report = Path("report"),
 ) -> None:
     """Train a small model with privacy and without, and certify what it cost.
@@ -88,7 +92,7 @@ def train(
             "--lr": lr,
         },
         open_unit={"--delta": delta},
-        count={"--steps": steps},
+        count={"--steps": steps, "--group-size": group_size},
     )
     from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
 
@@ -102,6 +106,8 @@ def train(
             max_grad_norm=max_grad_norm,
             lr=lr,
             optimizer=optimizer,
+            group_size=group_size,
+            debug_seed=debug_seed,
         ),
         report,
     )

@@ -17,8 +17,10 @@ __all__ = (
     "CertificatePaths",
     "CommonDelta",
     "Data",
+    "DebugSeed",
     "Delta",
     "Epsilon",
+    "GroupSize",
     "Into",
     "LearningRate",
     "MaxGradNorm",
@@ -85,6 +87,13 @@ MaxGradNorm = Annotated[
     float,
     typer.Option(help="Norm to which every row's gradient is clipped.", metavar="> 0"),
 ]
+DebugSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="For the same run twice: NOT PRIVATE, since anyone can repeat its noise.",
+        metavar="SEED",
+    ),
+]
 LearningRate = Annotated[
     float | None,
     typer.Option(
@@ -130,6 +139,14 @@ Plot = Annotated[
 ]
 Relation = Annotated[
     NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="How many rows may differ at once, such as the most rows of one person;"
+        " epsilon then covers all of them together.",
+        metavar=">= 1",
+    ),
 ]
 CertificatePath = Annotated[
     Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")

@@ -45,6 +45,8 @@ class Exchange:
             memory may be reused.
         shardings: How the result of each sum is sharded over the ranks; None if every
             rank needs all of it.
+        buffers: The memory of *sums*, each element once, as fewer tensors: what a world
+            of one rank yields. By default *sums*.
 
     Guarantees:
         * Every element of a total is in the share of exactly one rank, so that it is
@@ -58,9 +60,12 @@ class Exchange:
         world: World,
         sums: Sequence[Tensor],
         shardings: Sequence[Sharding | None],
+        *,
+        buffers: Sequence[Tensor] | None = None,
     ) -> None:
         self._world = world
         self._results = list(sums)
+        self._buffers = self._results if buffers is None else list(buffers)
         self._shardings = shardings
         self._buckets = (
             [_Bucket(world, packed, shardings) for packed in _packed(sums, shardings)]
@@ -76,7 +81,7 @@ class Exchange:
             RankFailedError: If a rank died or timed out.
         """
         if self._world.size == 1:
-            yield self._results
+            yield self._buffers
         for i, bucket in enumerate(self._buckets):
             # One bucket ahead: it travels while this one is being noised.
             for due in self._buckets[i : i + 2]:

@@ -94,7 +94,9 @@ def at_rest(make_run):
             run.losses(run.batch).sum(), list(run.model.parameters())
         )
         run.optimizer.backward(run.losses(run.batch))
-        run.clipped = [s.clone() for s in run.optimizer.mechanism.pending.sums]
+        run.clipped = [
+            s.clone() for s in run.optimizer.mechanism.pending.sums.of_parameters()
+        ]
         return run
 
     return make
@@ -185,7 +187,7 @@ def test_a_crash_at_any_line_of_backward_leaves_no_half_sum(at_rest):
         run.optimizer.zero_grad()
         run.optimizer.backward(run.losses(batch) * 0)
         pending = run.optimizer.mechanism.pending
-        assert all(not s.any() for s in pending.sums), line
+        assert all(not s.any() for s in pending.sums.of_parameters()), line
 
 
 def test_a_crash_at_any_line_of_loading_keeps_what_was_charged(make_run):

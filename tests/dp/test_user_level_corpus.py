@@ -57,7 +57,9 @@ def test_sums_are_those_of_a_loop_over_users(example):
         ]
         expected = clipped_by_loop(example["losses_of"], model, of_users)
         optimizer.backward(example["losses_of"](model, lines))
-        sums = torch.cat([s.flatten() for s in optimizer.mechanism.pending.sums])
+        sums = torch.cat(
+            [s.flatten() for s in optimizer.mechanism.pending.sums.of_parameters()]
+        )
 
         torch.testing.assert_close(sums, expected, rtol=1e-7, atol=1e-9)
         assert max(Counter(users).values()) <= 10
