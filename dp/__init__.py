@@ -17,8 +17,11 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 >>> loader = plan.loader(dataset)
 >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
 >>> optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
->>> for x, y in loader:
-...     optimizer.backward((model(x).squeeze(1) - y).square())
+>>> def loss_fn(batch):
+...     x, y = batch
+...     return (model(x).squeeze(1) - y).square()
+>>> for batch in loader:
+...     optimizer.backward(loss_fn, batch)
 ...     optimizer.step()
 >>> optimizer.guarantee().epsilon <= 3.0
 True
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
         PerGroupClipping,
         PerLayerClipping,
     )
+    from dp.evidence import Evidence, looking
     from dp.exceptions import (
         BudgetExhaustedError,
+        EvidenceWarning,
         LedgerError,
         PrivacyError,
         RankFailedError,
@@ -51,10 +56,11 @@ if TYPE_CHECKING:
         SampleMixingError,
         SamplingMismatchError,
         UnsupportedOperationError,
+        WrongGradientError,
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer
+    from dp.optimizer import DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
@@ -73,9 +79,12 @@ __all__ = (
     "Certificate",
     "CheckReport",
     "DPOptimizer",
+    "Evidence",
+    "EvidenceWarning",
     "FlatClipping",
     "GaussianNoise",
     "Guarantee",
+    "JointOptimizer",
     "LedgerError",
     "MicroBatches",
     "PerGroupClipping",
@@ -94,10 +103,12 @@ __all__ = (
     "Unamplified",
     "UnamplifiedLoader",
     "UnsupportedOperationError",
+    "WrongGradientError",
     "audit",
     "check",
     "compile_backend",
     "compose",
+    "looking",
     "plan_for",
     "split_batch",
     "verify",
@@ -111,12 +122,13 @@ _HOME: Final = {
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
-        "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
-        " RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError",
+        "evidence": "Evidence looking",
+        "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
+        " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
+        " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer",
+        "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"

@@ -26,20 +26,23 @@ from dp._mechanism.batch import (
 from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.evidence import LossFunction, Watch
 from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
     UnsupportedOperationError,
+    WrongGradientError,
 )
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
+    Declared,
     Engine,
     PerSampleGradients,
     clear_grad_samples,
@@ -66,9 +69,10 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: TicketedLoader | None
-    public: tuple[Tensor, ...] = ()
+    public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
+    watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
     has_warned: bool = field(default=False, init=False)
@@ -123,6 +127,26 @@ class Mechanism:
         """The batch whose clipped sums accumulate, if there is one."""
         return self.step.batch
 
+    def evaluate(
+        self, function: LossFunction, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        """Return ``function(batch)``, which is evaluated once more now and then.
+
+        Raises:
+            SampleMixingError: If one example's loss depends on another example.
+        """
+        try:  # At every step: a context would take longer than what is in it.
+            return self.watch.losses(
+                function,
+                batch,
+                segment=self.ledger.segment,
+                units=units,
+                loader=self.loader,
+            )
+        except SampleMixingError as error:
+            self._end_if_released(error)
+            raise
+
     def accumulate(
         self,
         losses: Tensor,
@@ -158,6 +182,7 @@ class Mechanism:
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
+        check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         is_told = whose.of_loss is not None or self.has_warned
         if not is_told and batch.may_hold_views(whose.num_units, self.plan):
@@ -172,6 +197,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        groups=self.effective_clipping.group_of(batch.parameters),
                         **held_against(self.loader, batch),
                     )
                 _check_attached(gradients, leaves)
@@ -193,6 +219,7 @@ class Mechanism:
         if gradients is None:
             return
         batch = self._batch_for(parameters)
+        check_grouped(self.plan, LossUnits(gradients.num_samples))
         batch.admit(gradients.num_samples, self.plan.sampling)
         self._add_clipped(gradients, batch)
         batch.num_backwards += 1
@@ -201,23 +228,29 @@ class Mechanism:
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
-        """End the run if examples turn out to be mixed after something was released.
+        """End the run if gradients turn out to be wrong after something was released.
 
-        Earlier releases may have been of mixed examples, too, between two looks; and
+        Earlier releases may have been of mixed examples, or of gradients that were not
+        clipped as their true norms demand, too, between two verifications; and
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
         try:
             yield
-        except SampleMixingError as error:
-            if self.ledger.steps:
-                self.step.drop()
-                self.ledger.fail(f"examples were mixed: {error}")
-                error.add_note(
-                    "Releases were made before this was noticed, so the run ends here:"
-                    " its ledger keeps the failure, and its epsilon is infinite."
-                )
+        except (SampleMixingError, WrongGradientError) as error:
+            self._end_if_released(error)
             raise
+
+    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
+        if self.ledger.steps:
+            self.step.drop()
+            is_mixed = isinstance(error, SampleMixingError)
+            what = "examples were mixed" if is_mixed else "a gradient was wrong"
+            self.ledger.fail(f"{what}: {error}")
+            error.add_note(
+                "Releases were made before this was noticed, so the run ends here:"
+                " its ledger keeps the failure, and its epsilon is infinite."
+            )
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -306,6 +339,7 @@ class Mechanism:
             truncation=self.plan.truncation,
             public=self.values.reason,
         )
+        self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
@@ -357,6 +391,7 @@ class Mechanism:
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
+            watch=deepcopy(self.watch, memo),
             assigned=dict(self.assigned),
             public_reasons=dict(self.public_reasons),
             public=self.public,
@@ -372,6 +407,7 @@ class Mechanism:
             "assigned": self.assigned,
             "public_reasons": self.public_reasons,
             "public": self.public,
+            "watch": self.watch,
         }
         return _unpickled, (stages,)
 
@@ -384,7 +420,7 @@ class Mechanism:
             return batch
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            batch.warn_if_complete(stacklevel=5)
+            batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 

@@ -14,6 +14,7 @@ from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
+from dp.evidence import Evidence, longest, of_segments
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger, remaining
 from dp.noise import GaussianNoise
@@ -37,6 +38,8 @@ class Certificate(Statement):
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
@@ -65,6 +68,7 @@ class Certificate(Statement):
         *,
         noise: GaussianNoise,
         num_parameters: int,
+        evidence: Mapping[str, Evidence] | None = None,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
         public_end: str | None = None,
@@ -75,6 +79,8 @@ class Certificate(Statement):
             ledger: The ledger of the run.
             noise: The source of the noise.
             num_parameters: How many numbers a release noised.
+            evidence: What was seen of the losses, by the ledger's segments; of steps
+                that it says nothing about, nothing was seen.
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
@@ -100,6 +106,8 @@ class Certificate(Statement):
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            evidence={},
+            declared_public=ledger.declared_public,
             failure=ledger.failure,
             remaining=()
             if public_end is not None
@@ -107,6 +115,7 @@ class Certificate(Statement):
             public_end=None if public_end is None else public_end.strip(" ."),
             num_advisories=ledger.num_advisories,
         )
+        run = replace(run, evidence=of_segments(evidence or {}, run.steps_of_segments))
         return _certify(
             (run,),
             delta=ledger.plan.target_delta,
@@ -169,7 +178,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         delta: The delta to state epsilon at; the one they share if None.
 
     Raises:
-        ValueError: If there is none, or if they differ in their relation or unit, or
+        ValueError: If there is none, or if they differ in their relation or units, or
             in their delta and none is given.
         LedgerError: If two contradict each other about the same charges.
     """
@@ -177,6 +186,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         raise ValueError("compose needs a certificate")
     _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
     _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
+    _the_only("group_size", {c.group_size for c in certificates})
     orders = {run.plan.renyi_order for c in certificates for run in c.runs} - {None}
     if orders:
         _the_only("renyi_order, where they have one", orders)
@@ -209,8 +219,13 @@ def _certify(
     plan = runs[0].plan
     if all(run.plan.renyi_order is None for run in runs):
         claimed = together(runs, claimed=True)
-        check_agreement(claimed, delta, plan.neighboring_relation)
-    numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
+        check_agreement(claimed, delta, plan.neighboring_relation, plan.group_size)
+    numbers = Numbers.of(
+        runs,
+        delta=delta,
+        relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
     return Certificate(
         epsilon=numbers.epsilon,
         accountant=numbers.accountant,
@@ -226,6 +241,7 @@ def _certify(
         delta=delta,
         neighboring_relation=plan.neighboring_relation,
         unit_of_privacy=plan.unit_of_privacy,
+        group_size=plan.group_size,
         runs=runs,
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
@@ -238,19 +254,22 @@ def _certify(
 def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     """Leave out segments, or the part of them, that an earlier run has as well."""
     known: dict[str, tuple[Charge, ...]] = {}
+    evidence: dict[str, Evidence] = {}
     for run in runs:
         for key, segment in run.segments.items():
             known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
+            evidence[key] = longest(evidence.get(key), run.evidence[key])
     kept = []
     for index, run in enumerate(runs):
         ours = {key: known.pop(key) for key in run.segments if key in known}
+        seen = {key: evidence[key] for key in ours}
         goes_on = any(
             _continues(other, run) and (not _continues(run, other) or i < index)
             for i, other in enumerate(runs)
             if i != index
         )
         rest = () if goes_on else run.remaining
-        kept.append(replace(run, segments=ours, remaining=rest))
+        kept.append(replace(run, segments=ours, evidence=seen, remaining=rest))
     # A failed run counts even if an earlier certificate has all that it was charged.
     counted = [run for run in kept if run.segments or run.remaining or run.has_failed]
     return tuple(counted) or tuple(kept[:1])
@@ -284,6 +303,10 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
     }
+    fields["evidence"] = {
+        key: Evidence.from_dict(seen) for key, seen in fields["evidence"].items()
+    }
+    fields["declared_public"] = tuple(fields["declared_public"])
     fields["remaining"] = tuple(map(_release, fields["remaining"]))
     return CertifiedRun(**fields)
 

@@ -22,6 +22,7 @@ from dp.accounting._release import first_releases
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
 from dp.certificate._document import Certificate
+from dp.certificate._evidence import evidence_finding
 from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
@@ -86,8 +87,9 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
-        * The standard sentences on what is assumed, what is not covered and what was
-          released have to be there; a document that states a thing twice is refused.
+        * The standard sentences on what is assumed (of the unit of privacy and of tensors
+          that were declared public, too), what is not covered and what was released have
+          to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -146,6 +148,7 @@ def _findings(
             c.runs,
             delta=c.delta,
             relation=c.neighboring_relation,
+            group_size=c.group_size,
             library=library,
             intervals=c.intervals,
         )
@@ -185,6 +188,7 @@ def _findings_of_run(
         f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
     )
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
+    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
@@ -196,6 +200,7 @@ def _findings_of_run(
     )
     if len(c.runs) == 1:  # In a composition another run may go on from this one.
         yield _remaining(f"{prefix}remaining steps", run, c, library)
+    yield evidence_finding(f"{prefix}evidence", run)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
 
@@ -247,6 +252,7 @@ def _remaining(
             (*run.releases, *first_releases(stated + 1, rest)),
             delta=run.plan.target_delta,
             neighboring_relation=run.plan.neighboring_relation,
+            group_size=run.plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon
@@ -275,6 +281,7 @@ def _target(
             run.claimed,
             delta=plan.target_delta,
             neighboring_relation=plan.neighboring_relation,
+            group_size=plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon

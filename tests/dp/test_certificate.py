@@ -242,7 +242,7 @@ def test_every_altered_number_is_found(one, tmp_path):
     assert len(paths) > 20
     assert _json.checksum_holds(json.dumps(body))
     for path in paths:
-        wrong = altered(body, path, lambda number: number * 2)
+        wrong = altered(body, path, lambda number: number * 2 or 1)
         assert not _json.checksum_holds(json.dumps(wrong)), path
     assert "document" in claims_that_fail(wrong, tmp_path / "c.json")
 
@@ -313,6 +313,61 @@ def test_altered_words_are_found(one, change, claim):
     wrong = dataclasses.replace(one, **change)
 
     assert claim in {f.claim for f in quickly(wrong).findings if not f.holds}
+
+
+@pytest.mark.parametrize(
+    ("unit", "assumed"),
+    [
+        ("one patient", "Each unit that was drawn holds all data of one patient."),
+        (
+            "one value of patient_id",
+            "All rows of one person have the same value of patient_id.",
+        ),
+    ],
+)
+def test_what_a_unit_is_taken_for_has_to_be_stated(unit, assumed):
+    """A claim about people says what makes rows people's."""
+    statement = certificate(charged(1, unit_of_privacy=unit))
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s != assumed),
+    )
+
+    assert assumed in statement.to_text()
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_examples_need_no_such_assumption():
+    """That a row is a training example is no claim about anybody."""
+    statement = certificate(charged(1, unit_of_privacy="one training example"))
+
+    assert not any("unit" in sentence for sentence in statement.assumptions)
+
+
+def test_tensors_that_were_declared_public_are_stated():
+    """What weights were computed with stands in the document, as a declaration."""
+    ledger = charged(1)
+    ledger.declare_public(["basis: float32 of shape (8, 3)"])
+    statement = certificate(ledger)
+    (run,) = statement.runs
+    claimed = [s for s in statement.assumptions if "declared public" in s]
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s not in claimed),
+    )
+
+    assert run.declared_public == ("basis: float32 of shape (8, 3)",)
+    assert "basis: float32 of shape (8, 3)" in statement.to_text()
+    assert len(claimed) == 1
+    assert Certificate.from_json(statement.to_json()) == statement
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_a_certificate_without_declarations_mentions_none():
+    """The twin of the test above: nothing is said where nothing was declared."""
+    assert "declared public" not in certificate(charged(1)).to_text()
 
 
 def test_a_run_beyond_its_plan_is_found(one):
@@ -415,8 +470,8 @@ def test_both_ways_cost_a_group_the_same(relation):
         "[]",
         "{}",
         '{"format": "forwarding-dp-certificate/1"}',
-        '{"format": "forwarding-dp-certificate/3"}',
-        '{"format": "forwarding-dp-certificate/3", "checksum": 1, "assumptions": 3}',
+        '{"format": "forwarding-dp-certificate/4"}',
+        '{"format": "forwarding-dp-certificate/4", "checksum": 1, "assumptions": 3}',
     ],
 )
 def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):
