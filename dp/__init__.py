@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         SampleMixingError,
         SamplingMismatchError,
         UnsupportedOperationError,
+        WrongGradientError,
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
@@ -93,6 +94,7 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "UnsupportedOperationError",
+    "WrongGradientError",
     "audit",
     "check",
     "compile_backend",
@@ -112,7 +114,7 @@ _HOME: Final = {
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
         "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
         " RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError",
+        " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
         "optimizer": "DPOptimizer JointOptimizer",

@@ -49,6 +49,7 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
@@ -65,6 +66,7 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -92,6 +94,7 @@ def calibrate_noise_multiplier(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
@@ -107,6 +110,7 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
@@ -121,6 +125,7 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -132,6 +137,7 @@ def calibrate_sampling_probability(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
@@ -154,6 +160,7 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
@@ -169,6 +176,7 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -191,6 +199,7 @@ def calibrate_steps(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
@@ -256,6 +265,7 @@ class _Search:
         target_epsilon: What they may cost.
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
@@ -266,6 +276,7 @@ class _Search:
     target_epsilon: float
     target_delta: float
     relation: NeighboringRelation
+    group_size: int
     renyi_order: RenyiOrder
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
@@ -280,6 +291,7 @@ class _Search:
             self.releases(number),
             delta=self.target_delta,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         ).epsilon
         return self._logarithm(spent)
 
@@ -298,7 +310,9 @@ class _Search:
         if self.renyi_order is not None:
             return self.excess(number)
         releases = merge_equal_releases(self.releases(number))
-        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
+        spent, _ = bound_by_pld(
+            releases, self.target_delta, self.relation, _VAGUE, self.group_size
+        )
         return self._logarithm(spent)
 
     def _logarithm(self, spent: float) -> float:

@@ -1,5 +1,7 @@
 """Certificates for people to read."""
 
+from collections.abc import Sequence
+
 from dp.accounting import Truncation
 from dp.certificate._run import CertifiedRun
 from dp.certificate._statement import Statement
@@ -17,7 +19,8 @@ def lines(c: Statement) -> list[str]:
         if c.is_private
         else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
-    rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
+    of_what = "this relation" if c.group_size == 1 else "groups"
+    rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
     return [
         "Differential privacy certificate",
@@ -25,7 +28,8 @@ def lines(c: Statement) -> list[str]:
         f"  {verdict}",
         "",
         f"  neighbouring datasets   {c.neighboring_relation}",
-        f"  unit of privacy         {c.unit_of_privacy}",
+        f"  unit of privacy         {c.unit_of_privacy}"
+        + ("" if c.group_size == 1 else f", any {c.group_size} of them at once"),
         f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
         f"  without amplification   {c.epsilon_unamplified:.4f}",
         f"  of groups of units      {groups}",
@@ -86,6 +90,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *_declared(run.declared_public),
         "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {charge.count} x q = {charge.sampling_probability:g},"
@@ -95,6 +100,15 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
             for charge in run.charges
         ),
         "",
+    ]
+
+
+def _declared(public: Sequence[str]) -> list[str]:
+    if not public:
+        return []
+    return [
+        "    declared public, as constants of the program",
+        *(f"      {tensor}" for tensor in public),
     ]
 
 

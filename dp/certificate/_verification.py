@@ -86,8 +86,9 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
-        * The standard sentences on what is assumed, what is not covered and what was
-          released have to be there; a document that states a thing twice is refused.
+        * The standard sentences on what is assumed (of the unit of privacy and of tensors
+          that were declared public, too), what is not covered and what was released have
+          to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -146,6 +147,7 @@ def _findings(
             c.runs,
             delta=c.delta,
             relation=c.neighboring_relation,
+            group_size=c.group_size,
             library=library,
             intervals=c.intervals,
         )
@@ -185,6 +187,7 @@ def _findings_of_run(
         f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
     )
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
+    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
@@ -247,6 +250,7 @@ def _remaining(
             (*run.releases, *first_releases(stated + 1, rest)),
             delta=run.plan.target_delta,
             neighboring_relation=run.plan.neighboring_relation,
+            group_size=run.plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon
@@ -275,6 +279,7 @@ def _target(
             run.claimed,
             delta=plan.target_delta,
             neighboring_relation=plan.neighboring_relation,
+            group_size=plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon

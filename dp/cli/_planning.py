@@ -13,6 +13,7 @@ from dp.cli import _plots
 from dp.cli._options import (
     Delta,
     Epsilon,
+    GroupSize,
     NoiseMultiplier,
     Plot,
     Probability,
@@ -34,12 +35,13 @@ class _Run:
     steps: int
     delta: float
     relation: NeighboringRelation
+    group_size: int
 
     def __post_init__(self) -> None:
         check(
             probability={"--sampling-probability": self.sampling_probability},
             open_unit={"--delta": self.delta},
-            count={"--steps": self.steps},
+            count={"--steps": self.steps, "--group-size": self.group_size},
         )
 
     def release(self, noise_multiplier: float) -> Release:
@@ -56,6 +58,7 @@ class _Run:
             [self.release(noise_multiplier)],
             delta=self.delta,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         )
 
     def least_noise(self, target_epsilon: float) -> float:
@@ -66,7 +69,15 @@ class _Run:
             sampling_probability=self.sampling_probability,
             steps=self.steps,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         )
+
+    @property
+    def neighbours(self) -> str:
+        """What the guarantee is about, in a word or two."""
+        if self.group_size == 1:
+            return self.relation
+        return f"{self.relation}, any {self.group_size} rows at once"
 
 
 def epsilon_command(
@@ -76,19 +87,25 @@ def epsilon_command(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    group_size: GroupSize = 1,
     plot: Plot = None,
 ) -> None:
     """Print the epsilon of a run before it is made; optionally plot it by step."""
     check(non_negative={"--noise-multiplier": noise_multiplier})
-    run = _Run(sampling_probability, steps, delta, relation)
+    run = _Run(sampling_probability, steps, delta, relation, group_size)
     spent = run.spent(noise_multiplier)
     if plot is not None:
-        release = run.release(noise_multiplier)
-        _plots.draw_epsilon_over_steps(plot, release, delta=delta, relation=relation)
+        _plots.draw_epsilon_over_steps(
+            plot,
+            run.release(noise_multiplier),
+            delta=delta,
+            relation=relation,
+            group_size=group_size,
+        )
     typer.echo(
         "NOT PRIVATE: there is no noise, so epsilon is infinite"
         if spent.epsilon == math.inf
-        else f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({relation},"
+        else f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({run.neighbours},"
         f" {spent.accountant})"
     )
 
@@ -100,11 +117,12 @@ def calibrate_command(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    group_size: GroupSize = 1,
     plot: Plot = None,
 ) -> None:
     """Print the least noise multiplier that keeps an epsilon; optionally plot it."""
     check(positive={"--epsilon": target_epsilon})
-    run = _Run(sampling_probability, steps, delta, relation)
+    run = _Run(sampling_probability, steps, delta, relation, group_size)
     sigma = run.least_noise(target_epsilon)
     if plot is not None:
         _plots.draw_noise_over_epsilon(
@@ -112,6 +130,6 @@ def calibrate_command(
             run.least_noise,
             around=target_epsilon,
             title=f"q = {sampling_probability:g}, {steps} steps, delta = {delta:g},"
-            f" {relation}",
+            f" {run.neighbours}",
         )
-    typer.echo(f"noise multiplier = {sigma:g} ({relation})")
+    typer.echo(f"noise multiplier = {sigma:g} ({run.neighbours})")

@@ -32,6 +32,7 @@ KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
+REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
@@ -72,20 +73,20 @@ MUTANTS = (
     Mutant("per_sample", "        if self._rounds:", "        if False:", "clipped sums are rounded to 16 bits by a parametrization", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
-    Mutant("per_sample", "if bool((found.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
+    Mutant("per_sample", "if bool((written.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
     Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
-    Mutant("per_sample", "return found if self._is_confirmed(found) else None", "return found", "a backward that clamps gives rows to other units", ISOLATION),
+    Mutant("per_sample", "return owners if self._is_confirmed(owners) else None", "return owners", "a backward that clamps gives rows to other units", ISOLATION),
     Mutant("per_sample", "return EVERYBODYS  # Summed over the units.", "return owners", "what is spread over the batch is one example's", ISOLATION),
     Mutant("per_sample", "arguments = [read(nodes[place]) for place, read in self._arguments]", "arguments: list[int] = []", "an axis that changes is not noticed", ISOLATION),
     Mutant("per_sample", "if one.rows is not None and not _is_in_order(one.rows, num_units):", "if False:", "rows may be in another order than labels", ISOLATION),
-    Mutant("per_sample", "            check_data(found.graph.uses", "            (lambda *_a, **_k: None)(found.graph.uses", "one tensor may be read for two units", ISOLATION),
+    Mutant("per_sample", "            check_data(known.graph.uses", "            (lambda *_a, **_k: None)(known.graph.uses", "one tensor may be read for two units", ISOLATION),
     Mutant("per_sample", "    if bool((owner_B == MIXED).any()):", "    if False:", "a loss may be made of pieces of two rows", ISOLATION),
     Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
-    Mutant("per_sample", "return bool((close_U | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
+    Mutant("per_sample", "return bool((close_GU | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
     Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
     Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
     Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
-    Mutant("per_sample", "return any(_is_of(tensor, public) for public in self._tensors)", "return bool(self._tensors)", "once something is public, everything is", ISOLATION),
+    Mutant("per_sample", "return any(_is_copy(tensor, public) for public in alike)", "return bool(self._declared)", "once something is public, everything is", ISOLATION),
     Mutant("per_sample", "    if not _adds_up[kind]:", "    if False:", "torch's wrong rules for batching a backward are trusted", ISOLATION),
     Mutant("per_sample", "return bool((owners.rows >= 0).any())", "return False", "rows of one unit's data are taken for shared", ISOLATION),
     Mutant("per_sample", ".double().reciprocal()", ".double()", "the mean over a unit's losses is their sum times their number", ISOLATION),
@@ -231,6 +232,21 @@ MUTANTS = (
     Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
     Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
+    # What torch's own backward pass shows of gradients
+    Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
+    Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
+    Mutant("per_sample/_backward_pass", "self.parts.setdefault(id(parameter), []).append(whole)", "self.parts.setdefault(id(parameter), [whole])", "the sum lacks all uses of a parameter but one", REFERENCE),
+    Mutant("per_sample/_gradients", "total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "total_F = factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "if norms.wrong:", "if False:", "norms are not compared with torch's own", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "elif not reference.is_kept_out(gradients):", "elif False:", "NaN reaches a sum in which it has no part", REFERENCE),
+    Mutant("per_sample/_isolation/rounding", "_OF_SUMS: Final = 256.0", "_OF_SUMS: Final = 1e6", "the sum of many gradients hides a wrong one", REFERENCE),
+    Mutant("per_sample/_isolation/rounding", "_OF_NORMS: Final = 256.0", "_OF_NORMS: Final = 1e6", "a norm may be too small", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "self._unit: int | None = secrets.choice(", "self._unit: int | None = min(", "the norm of the first unit alone is compared", REFERENCE),
+    Mutant("per_sample/_known_graphs", "if _outline(walked) != _outline(known.graph):", "if False:", "a graph that is taken for a known one is not looked at again", REFERENCE),
+    Mutant("_mechanism/mechanism", "except (SampleMixingError, WrongGradientError) as error:", "except SampleMixingError as error:", "a wrong gradient that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
+    Mutant("_mechanism/mechanism", "groups=self.effective_clipping.group_of(batch.parameters),", "groups=None,", "other norms are verified than are clipped by", "test_mixing_ends_a_run.py"),
     # Failures, and units
     Mutant("_mechanism/mechanism", "if self.ledger.steps:", "if False:", "mixing that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "fork._failure = self._failure", "pass", "a copy of a failed ledger is sound", "test_ledger.py"),
@@ -240,5 +256,22 @@ MUTANTS = (
     Mutant("_mechanism/loss_units", "if len(rows) != len(losses):", "if False:", "losses of a part are taken for others' rows", "test_units.py"),
     Mutant("_mechanism/loss_units", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn count", "test_units.py"),
     Mutant("_mechanism/batch", "if ticket.process != os.getpid():", "if False:", "a fork releases its parent's batch", "test_optimizer_many.py"),
-    Mutant("plan", "if units is not None and self.unit_of_privacy == _UNIT:", "if False:", "users are certified as examples", "test_units.py"),
+    Mutant("sampling/_units", "if has_units and unit_of_privacy == ONE_EXAMPLE:", "if False:", "users are certified as examples", "test_units.py"),
+    Mutant("sampling/_units", "if not has_units and column is not None:", "if False:", "rows that were drawn one by one are certified as users", "test_units.py"),
+    Mutant("_mechanism/loss_units", "if whose.num_units and whose.of_loss is None and column is not None:", "if False:", "losses of a user are clipped one by one", "test_units.py"),
+    Mutant("per_sample/_isolation/data_rows", "or _has_same_values(copy, one)", "", "a batch that was moved to another device is not recognised", "per_sample/test_units_apart.py"),
+    Mutant("per_sample/_graph/public", "and torch.can_cast(public.dtype, tensor.dtype)", "", "numbers that round to public ones count as public", "per_sample/test_units_apart.py"),
+    Mutant("per_sample/_isolation/checks", "        if is_sparse:", "        if False:", "a sparse weight is no error that names it", "per_sample/test_units_apart.py"),
+    # Groups
+    Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
+    Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
+    Mutant("calibration", "group_size=self.group_size,", "group_size=1,", "noise is calibrated for one example of a group", "test_groups.py"),
+    Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
+    Mutant("certificate/_verification", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
+    # Declarations
+    Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
+    Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
+    Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
+    Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
 )  # fmt: skip
