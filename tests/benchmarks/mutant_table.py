@@ -210,7 +210,7 @@ MUTANTS = (
     Mutant("audit/_one_run", "of_delta = 2 * self.num_canaries * delta * float(averages.max(initial=0.0))", "of_delta = 0.0", "the attack forgets delta", "test_audit_one_run.py"),
     Mutant("audit/_replay", "return value * _FAR_OUT if is_floating else value", "return value", "an outlier is an ordinary record", "test_audit_replay.py"),
     Mutant("ledger/_claim", "noise_multiplier < planned:", "noise_multiplier < 0:", "noise chosen from releases may be less than planned", "test_claims.py"),
-    Mutant("ledger/_claim", "if charge.sampling_probability > planned_q or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
+    Mutant("ledger/_claim", "if not is_covered or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
     Mutant("ledger/_claim", "whole = merge_equal_releases([*releases, *remaining(plan, charges)])", "whole = merge_equal_releases(releases)", "a run that ended early claims the steps taken", "test_claims.py"),
     Mutant("ledger/_claim", "return kept if spent.epsilon <= kept.epsilon else spent", "return spent", "a filtered run claims what it spent", "test_claims.py"),
     Mutant("ledger/_charge", "self.noise_multiplier if sigma is None else sigma", "self.noise_multiplier", "noise raised because of a release lowers epsilon", "test_claims.py"),
