@@ -207,13 +207,13 @@ def calibrate_steps(
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
     )
-    found = search.smallest()
-    if search.excess(found) > 0:
+    one_over_steps = search.smallest()
+    if search.excess(one_over_steps) > 0:
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow one step at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / found)
+    return round(1 / one_over_steps)
 
 
 def complete(
@@ -328,7 +328,7 @@ class _Search:
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
         line = _Line(slope)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self.excess(number)
             line.add(number, excess)
             if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
@@ -336,21 +336,17 @@ class _Search:
             number = min(self.allowed(math.exp(line.crossing())), self.most)
             if number in line.asked and self.smaller is not None:
                 number = self.smaller(line.smallest_kept())
-            if number in line.asked:  # No number is left in between.
-                break
         return line.smallest_kept()
 
     def _start(self) -> tuple[float, float]:
         """Return where a bound in wide buckets is the target, and its slope there."""
         number, line = min(1.0, self.most), _Line(-1.0)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self._vague_excess(number)
             line.add(number, excess)
             if abs(excess) <= _VAGUE:
                 break
             number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked:
-                break
         return number, line.slope
 
 

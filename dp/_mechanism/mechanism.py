@@ -28,6 +28,7 @@ from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
     UnsupportedOperationError,
+    WrongGradientError,
 )
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
@@ -158,6 +159,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        groups=self.effective_clipping.group_of(batch.parameters),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -186,18 +188,21 @@ class Mechanism:
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
-        """End the run if examples turn out to be mixed after something was released.
+        """End the run if gradients turn out to be wrong after something was released.
 
-        Earlier releases may have been of mixed examples, too, between two looks; and
+        Earlier releases may have been of mixed examples, or of gradients that were not
+        clipped as their true norms demand, too, between two verifications; and
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
         try:
             yield
-        except SampleMixingError as error:
+        except (SampleMixingError, WrongGradientError) as error:
             if self.ledger.steps:
                 self.step.drop()
-                self.ledger.fail(f"examples were mixed: {error}")
+                is_mixed = isinstance(error, SampleMixingError)
+                what = "examples were mixed" if is_mixed else "a gradient was wrong"
+                self.ledger.fail(f"{what}: {error}")
                 error.add_note(
                     "Releases were made before this was noticed, so the run ends here:"
                     " its ledger keeps the failure, and its epsilon is infinite."

@@ -32,6 +32,7 @@ from dp.optimizer._guard import (
     refresh,
     run_permitted,
 )
+from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
@@ -78,7 +79,8 @@ class DPOptimizer(TransparentOptimizer):
         * No gradient without noise is ever written to ``p.grad``.
 
     Args:
-        original_optimizer: The optimizer that makes the update.
+        original_optimizer: The optimizer that makes the update; a
+            :class:`~dp.JointOptimizer` of several.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling, refused if not.
@@ -128,7 +130,12 @@ class DPOptimizer(TransparentOptimizer):
         public: Public = (),
     ) -> None:
         check_wrappable(original_optimizer)
-        if isinstance(original_optimizer, DPOptimizer):
+        parts = (
+            original_optimizer.optimizers
+            if isinstance(original_optimizer, JointOptimizer)
+            else (original_optimizer,)
+        )
+        if any(isinstance(part, DPOptimizer) for part in parts):
             raise TypeError(
                 "original_optimizer is a DPOptimizer already; wrapping it twice would"
                 " add noise twice and charge two ledgers"

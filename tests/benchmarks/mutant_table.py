@@ -32,6 +32,7 @@ KERNEL = "test_noise_kernel.py"
 DEVICE = "test_noise_device.py test_noise_chacha.py"
 ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
+REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
@@ -72,16 +73,16 @@ MUTANTS = (
     Mutant("per_sample", "        if self._rounds:", "        if False:", "clipped sums are rounded to 16 bits by a parametrization", "per_sample/test_precision.py"),
     Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
-    Mutant("per_sample", "if bool((found.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
+    Mutant("per_sample", "if bool((written.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
     Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
-    Mutant("per_sample", "return found if self._is_confirmed(found) else None", "return found", "a backward that clamps gives rows to other units", ISOLATION),
+    Mutant("per_sample", "return owners if self._is_confirmed(owners) else None", "return owners", "a backward that clamps gives rows to other units", ISOLATION),
     Mutant("per_sample", "return EVERYBODYS  # Summed over the units.", "return owners", "what is spread over the batch is one example's", ISOLATION),
     Mutant("per_sample", "arguments = [read(nodes[place]) for place, read in self._arguments]", "arguments: list[int] = []", "an axis that changes is not noticed", ISOLATION),
     Mutant("per_sample", "if one.rows is not None and not _is_in_order(one.rows, num_units):", "if False:", "rows may be in another order than labels", ISOLATION),
-    Mutant("per_sample", "            check_data(found.graph.uses", "            (lambda *_a, **_k: None)(found.graph.uses", "one tensor may be read for two units", ISOLATION),
+    Mutant("per_sample", "            check_data(known.graph.uses", "            (lambda *_a, **_k: None)(known.graph.uses", "one tensor may be read for two units", ISOLATION),
     Mutant("per_sample", "    if bool((owner_B == MIXED).any()):", "    if False:", "a loss may be made of pieces of two rows", ISOLATION),
     Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
-    Mutant("per_sample", "return bool((close_U | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
+    Mutant("per_sample", "return bool((close_GU | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
     Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
     Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
     Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
@@ -203,6 +204,8 @@ MUTANTS = (
     Mutant("_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
     Mutant("_mechanism/mechanism", "        if any(seed is not None for seed in seeds):", "        if False:", "a debugging seed is certified as private", "test_debugging_seed.py"),
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
+    Mutant("optimizer/_joint_optimizer", "if owner.setdefault(id(parameter), number) != number:", "if False:", "two optimizers may update one parameter", "test_joint_optimizer.py"),
+    Mutant("optimizer/_joint_optimizer", "            offset += _num_parameters(optimizer)", "", "states of joined optimizers overwrite each other", "test_joint_optimizer.py"),
     Mutant("ledger/_claim", "noise_multiplier < planned:", "noise_multiplier < 0:", "noise chosen from releases may be less than planned", "test_claims.py"),
     Mutant("ledger/_claim", "if charge.sampling_probability > planned_q or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
     Mutant("ledger/_claim", "whole = merge_equal_releases([*releases, *remaining(plan, charges)])", "whole = merge_equal_releases(releases)", "a run that ended early claims the steps taken", "test_claims.py"),
@@ -226,6 +229,21 @@ MUTANTS = (
     Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
     Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
+    # What torch's own backward pass shows of gradients
+    Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
+    Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
+    Mutant("per_sample/_backward_pass", "self.parts.setdefault(id(parameter), []).append(whole)", "self.parts.setdefault(id(parameter), [whole])", "the sum lacks all uses of a parameter but one", REFERENCE),
+    Mutant("per_sample/_gradients", "total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "total_F = factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "if norms.wrong:", "if False:", "norms are not compared with torch's own", REFERENCE),
+    Mutant("per_sample/_isolation/verification", "elif not reference.is_kept_out(gradients):", "elif False:", "NaN reaches a sum in which it has no part", REFERENCE),
+    Mutant("per_sample/_isolation/rounding", "_OF_SUMS: Final = 256.0", "_OF_SUMS: Final = 1e6", "the sum of many gradients hides a wrong one", REFERENCE),
+    Mutant("per_sample/_isolation/rounding", "_OF_NORMS: Final = 256.0", "_OF_NORMS: Final = 1e6", "a norm may be too small", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "self._unit: int | None = secrets.choice(", "self._unit: int | None = min(", "the norm of the first unit alone is compared", REFERENCE),
+    Mutant("per_sample/_known_graphs", "if _outline(walked) != _outline(known.graph):", "if False:", "a graph that is taken for a known one is not looked at again", REFERENCE),
+    Mutant("_mechanism/mechanism", "except (SampleMixingError, WrongGradientError) as error:", "except SampleMixingError as error:", "a wrong gradient that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
+    Mutant("_mechanism/mechanism", "groups=self.effective_clipping.group_of(batch.parameters),", "groups=None,", "other norms are verified than are clipped by", "test_mixing_ends_a_run.py"),
     # Failures, and units
     Mutant("_mechanism/mechanism", "if self.ledger.steps:", "if False:", "mixing that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "fork._failure = self._failure", "pass", "a copy of a failed ledger is sound", "test_ledger.py"),

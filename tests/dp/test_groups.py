@@ -231,7 +231,7 @@ def test_certificates_of_other_groups_are_not_composed():
 )
 def test_a_renyi_filter_is_for_single_units(make):
     """Its divergence is that of one, so a group has no bound by it."""
-    with pytest.raises(ValueError, match="a Renyi filter bounds .* single units"):
+    with pytest.raises(ValueError, match=r"a Renyi filter bounds .* single units"):
         make()
 
 

@@ -110,8 +110,8 @@ def check_shared(known: Fingerprints, graph: Graph) -> None:
     """
     for position, (node, constant) in enumerate(graph.constants):
         key = (position, tuple(constant.shape))
-        found = _fingerprint(constant)
-        if known.setdefault(key, found) != found:
+        fingerprint = _fingerprint(constant)
+        if known.setdefault(key, fingerprint) != fingerprint:
             error = SampleMixingError(
                 f"{name_of(node)} meets a tensor of shape {tuple(constant.shape)} that"
                 " all examples share and that is not the same in every batch, so it"
