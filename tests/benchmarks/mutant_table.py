@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant("sampling/_collation", "        if draws != other_draws or _shapes(batch) != _shapes(other):", "        if False:", "augmentation by rejection is taken for mixing", ROWS),
     Mutant("sampling/_unamplified_loader", "if len(set(rows)) < len(rows):", "if False:", "sampling with replacement", ROWS),
     Mutant("per_sample/_engine", "            admit_data(kept_data(known.graph.uses, root))", "            pass", "losses are not held against the batch", ROWS),
-    Mutant("_mechanism/batch", '"batch": yielded.rows,', '"batch": (),', "a loss may be made of pieces of several rows", ROWS),
+    Mutant("_mechanism/batch", '[tensor[rows] for tensor in yielded.rows]', '()', "a loss may be made of pieces of several rows", ROWS),
     Mutant("_mechanism/batch", "if isinstance(sampling, Unamplified) and self.ticket is None:", "if isinstance(sampling, Unamplified):", "a batch in parts is refused without amplification", ROWS),
     Mutant("distributed/_world", "        self._check_distinct([part for _, _, part in answers])", "        pass", "two ranks train on the same shard", "distributed/test_failures.py"),
     Mutant("checking", "        if finite[0] or not _alike(one.losses[here], other.losses[there]):", "        if False:", "a gradient that is not finite counts as no difference", "test_checking.py"),
@@ -284,6 +284,7 @@ MUTANTS = (
     Mutant("per_sample/_isolation/data_rows", "or _has_same_values(copy, one)", "", "a batch that was moved to another device is not recognised", "per_sample/test_units_apart.py"),
     Mutant("per_sample/_graph/public", "and torch.can_cast(public.dtype, tensor.dtype)", "", "numbers that round to public ones count as public", "per_sample/test_units_apart.py"),
     Mutant("per_sample/_isolation/checks", "        if is_sparse:", "        if False:", "a sparse weight is no error that names it", "per_sample/test_units_apart.py"),
+    Mutant("_mechanism/batch", "rows = slice(None) if loader.part is None else loader.part", "rows = slice(None)", "a part of a batch that was moved is not recognised", "test_units.py"),
     # Groups
     Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
     Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
