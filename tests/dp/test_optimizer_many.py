@@ -271,10 +271,11 @@ def test_a_micro_batch_that_failed_half_way_leaves_no_half_sum(make_run, monkeyp
     x, y = next(iter(run.loader))
     run.optimizer.backward(run.losses((x[:7], y[:7])))
     add_weighted_sum = PerSampleGradients.add_weighted_sum
+    of_batch = run.optimizer.mechanism.pending.sums
 
-    def run_out_of_memory(*args, **kwargs):
-        add_weighted_sum(*args, **kwargs)
-        if kwargs["beta"]:  # To sums that there are.
+    def run_out_of_memory(self, factors_GB, group_of, sums, **kwargs):
+        add_weighted_sum(self, factors_GB, group_of, sums, **kwargs)
+        if sums is of_batch:  # And not those of a verification.
             raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
