@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         PoissonSampling,
         TruncatedPoissonSampling,
         Unamplified,
+        UnamplifiedLoader,
     )
     from dp.schedule import Schedule
     from dp.wrapping import wrap_class
@@ -93,6 +94,7 @@ __all__ = (
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
+    "UnamplifiedLoader",
     "UnsupportedOperationError",
     "WrongGradientError",
     "audit",
@@ -121,7 +123,7 @@ _HOME: Final = {
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
-        " Unamplified",
+        " Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()
