@@ -68,6 +68,7 @@ _RELEASE, _FAILURES = (
 _TRAINING = "dp/distributed/test_training.py::test_"
 _PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
+_EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
 _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
 ONE_PROCESS: dict[str, dict[str, Claim]] = {
@@ -221,6 +222,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_isolation/routing_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
     "dp/per_sample/_isolation/integer_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "integers_say_the_same_as_rows")),
     "dp/per_sample/_isolation/batch_layout.py": Checked(_BY_POWERS, _NOTICED),
+    "dp/evidence/": Checked("It puts aside and evaluates again, and can only warn or end a run: no epsilon depends on it. That one loss depends on one example is an assumption that the certificate states with it and without it, and what it says of looks `dp.verify` compares with the ids of the processes.", (_EVIDENCE + "looks_change_nothing_of_a_run", "dp/evidence/test_evidence_of_runs.py::test_altered_evidence_is_found")),
+    "dp/certificate/_evidence.py": Checked("It words and checks what `dp.verify` reads.", ("dp/evidence/test_evidence_of_runs.py::test_altered_evidence_is_found",)),
     "dp/per_sample/_isolation/owner_moves.py": Checked(_BY_POWERS, (*_NOTICED, "dp/per_sample/test_owner_values.py::test_two_consumers_join_element_by_element")),
     "dp/per_sample/_isolation/own_backward.py": Checked(_BY_POWERS, _NOTICED),
     "dp/per_sample/_isolation/analysis.py": Checked(_BY_POWERS, _NOTICED),

@@ -167,8 +167,8 @@ class PendingBatch:
         # cannot be told from a step by mistake.
         if self.ticket is None and self.num_backwards == 0:
             raise SamplingMismatchError(
-                "step was called without gradients; call optimizer.backward(losses)"
-                " first" + explain_deepspeed()
+                "step was called without gradients; call optimizer.backward(loss_fn,"
+                " batch) first" + explain_deepspeed()
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.

@@ -31,6 +31,7 @@ from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.evidence import LossFunction, Watch
 from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
@@ -70,6 +71,7 @@ class Mechanism:
     public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
+    watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
     has_warned: bool = field(default=False, init=False)
@@ -122,6 +124,26 @@ class Mechanism:
     def pending(self) -> PendingBatch | None:
         """The batch whose clipped sums accumulate, if there is one."""
         return self.step.batch
+
+    def evaluate(
+        self, function: LossFunction, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        """Return ``function(batch)``, which is evaluated once more now and then.
+
+        Raises:
+            SampleMixingError: If one example's loss depends on another example.
+        """
+        try:  # At every step: a context would take longer than what is in it.
+            return self.watch.losses(
+                function,
+                batch,
+                segment=self.ledger.segment,
+                units=units,
+                loader=self.loader,
+            )
+        except SampleMixingError as error:
+            self._end_if_released(error)
+            raise
 
     def accumulate(
         self,
@@ -214,16 +236,19 @@ class Mechanism:
         try:
             yield
         except (SampleMixingError, WrongGradientError) as error:
-            if self.ledger.steps:
-                self.step.drop()
-                is_mixed = isinstance(error, SampleMixingError)
-                what = "examples were mixed" if is_mixed else "a gradient was wrong"
-                self.ledger.fail(f"{what}: {error}")
-                error.add_note(
-                    "Releases were made before this was noticed, so the run ends here:"
-                    " its ledger keeps the failure, and its epsilon is infinite."
-                )
+            self._end_if_released(error)
             raise
+
+    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
+        if self.ledger.steps:
+            self.step.drop()
+            is_mixed = isinstance(error, SampleMixingError)
+            what = "examples were mixed" if is_mixed else "a gradient was wrong"
+            self.ledger.fail(f"{what}: {error}")
+            error.add_note(
+                "Releases were made before this was noticed, so the run ends here:"
+                " its ledger keeps the failure, and its epsilon is infinite."
+            )
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -312,6 +337,7 @@ class Mechanism:
             truncation=self.plan.truncation,
             public=self.values.reason,
         )
+        self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
@@ -363,6 +389,7 @@ class Mechanism:
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
+            watch=deepcopy(self.watch, memo),
             assigned=dict(self.assigned),
             public_reasons=dict(self.public_reasons),
             public=self.public,
@@ -378,6 +405,7 @@ class Mechanism:
             "assigned": self.assigned,
             "public_reasons": self.public_reasons,
             "public": self.public,
+            "watch": self.watch,
         }
         return _unpickled, (stages,)
 
@@ -390,7 +418,7 @@ class Mechanism:
             return batch
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            batch.warn_if_complete(stacklevel=5)
+            batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 

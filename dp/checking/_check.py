@@ -16,6 +16,7 @@ from dp.checking._batches import common_size, some_of
 from dp.checking._isolation import Comparison
 from dp.checking._report import CheckReport, Problem
 from dp.checking._trial import Trial, unchanged
+from dp.evidence import remember_check
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample import Engine
 
@@ -105,7 +106,12 @@ def check(
             *comparison.problems(),
             *_about_emptiness(trial, taken),
         ]
-    return CheckReport(problems=tuple(problems), num_compared=len(comparison.positions))
+    report = CheckReport(
+        problems=tuple(problems), num_compared=len(comparison.positions)
+    )
+    if report.ok:
+        remember_check(trial.parameters)
+    return report
 
 
 def _unusable(trial: Trial, losses_B: object) -> Problem | None:

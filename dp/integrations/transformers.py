@@ -8,6 +8,7 @@ One class and one argument of a script change::
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -212,6 +213,9 @@ class PrivateTrainer(Trainer):
     def per_example_losses(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return one loss for every example of *inputs*.
 
+        It is called again now and then, to see that a loss depends on one example
+        only; :func:`dp.looking` is true then.
+
         By default that of :func:`per_example_losses`, or of the ``compute_loss_func``
         that the trainer was given. Override it for a model with another loss.
         """
@@ -254,8 +258,9 @@ class PrivateTrainer(Trainer):
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
             )
-        losses_B = self.per_example_losses(model, inputs)
-        return self.private_optimizer.private_loss(losses_B)
+        return self.private_optimizer.private_loss(
+            partial(self.per_example_losses, model), inputs
+        )
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None

@@ -15,6 +15,7 @@ from dp.sampling._units import check_units
 
 
 __all__ = (
+    "check_form",
     "check_loader",
     "check_losses",
     "check_no_grad_sample",
@@ -25,6 +26,25 @@ __all__ = (
 
 # What a caller may declare public, also by name.
 Public = Iterable[Declared] | Mapping[str, Declared]
+
+
+def check_form(losses: object, *, has_batch: bool) -> None:
+    """Raise unless *losses* are a tensor, or a function that has its batch."""
+    if isinstance(losses, Tensor):
+        if has_batch:
+            raise TypeError(
+                "a batch was given beside finished losses; give the function that"
+                " computes them, as in backward(loss_fn, batch), or the losses alone"
+            )
+    elif not callable(losses):
+        raise TypeError(
+            "losses must be a function that returns one loss an example, or these"
+            f" losses as a tensor, got a {type(losses).__name__}"
+        )
+    elif not has_batch:
+        raise TypeError(
+            "a loss function was given without its batch; call backward(loss_fn, batch)"
+        )
 
 
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:

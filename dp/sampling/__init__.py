@@ -8,6 +8,7 @@ any order, of which no plan claims more than that each example is in a step once
 
 from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
+from dp.sampling._fetch import fetch
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._rows_read import RowsRead
 from dp.sampling._schemes import (
@@ -29,6 +30,7 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "UnamplifiedLoader",
+    "fetch",
     "origins",
     "poisson_sample",
 )
