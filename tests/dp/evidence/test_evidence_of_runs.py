@@ -389,6 +389,24 @@ def test_a_loss_function_knows_whether_it_is_looked_at(make_optimizer, model):
     assert not looking()
 
 
+def test_casts_of_a_look_are_not_kept(make_optimizer, model):
+    """Autocast would keep a weight without its gradient, for a later part of the step."""
+    seen = []
+
+    class Log:
+        lines = seen
+
+    def losses(batch):
+        Log.lines.append((looking(), torch.is_autocast_cache_enabled()))
+        return losses_of(model)(batch).float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        make_optimizer(model).backward(losses, batch_of())
+        assert torch.is_autocast_cache_enabled()
+
+    assert set(seen) == {(False, True), (True, False)}
+
+
 def test_a_framework_can_be_silenced_meanwhile(make_optimizer, model):
     """Whose logs are out of reach, too."""
     entered = []
