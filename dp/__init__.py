@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         PoissonSampling,
         TruncatedPoissonSampling,
         Unamplified,
+        UnamplifiedLoader,
     )
     from dp.schedule import Schedule
     from dp.wrapping import wrap_class
@@ -100,6 +101,7 @@ __all__ = (
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
+    "UnamplifiedLoader",
     "UnsupportedOperationError",
     "WrongGradientError",
     "audit",
@@ -130,7 +132,7 @@ _HOME: Final = {
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
-        " Unamplified",
+        " Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()

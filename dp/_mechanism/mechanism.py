@@ -16,10 +16,17 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
+from dp._mechanism.batch import (
+    PendingBatch,
+    current_ticket,
+    explain_deepspeed,
+    held_against,
+    warn_of_many_rows,
+)
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
+from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
@@ -41,7 +48,7 @@ from dp.per_sample import (
     from_grad_samples,
 )
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("Mechanism",)
@@ -60,14 +67,16 @@ class Mechanism:
     clipping: Clipping
     noise: GaussianNoise
     ledger: Ledger
-    loader: PoissonLoader | None
+    loader: TicketedLoader | None
     public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
+    account: Account = field(init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
@@ -78,6 +87,7 @@ class Mechanism:
             assigned=self.assigned,
             public=self.public_reasons,
         )
+        self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
         if self.noise.seed is not None and self.loader is not None:
@@ -172,6 +182,10 @@ class Mechanism:
         )
         check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
+        is_told = whose.of_loss is not None or self.has_warned
+        if not is_told and batch.may_hold_views(whose.num_units, self.plan):
+            self.has_warned = True
+            warn_of_many_rows(stacklevel=5)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():
@@ -182,9 +196,11 @@ class Mechanism:
                         units=whose.of_loss,
                         reduction=reduction,
                         groups=self.effective_clipping.group_of(batch.parameters),
+                        **held_against(self.loader, batch),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.rows_read.keep()
         batch.units.update(whose.present)
         batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
@@ -280,6 +296,7 @@ class Mechanism:
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
             ValueError: If the sums could not hold the noise.
+            LedgerError: If the parameters or the data were paid for by another ledger.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -288,6 +305,8 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            dataset = None if self.loader is None else self.loader.dataset
+            self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
             stddev = self.noise_multiplier * batch.max_grad_norm
             self.noise.check(batch.sums.buffers, stddev=stddev)
@@ -353,7 +372,7 @@ class Mechanism:
         for total in share:
             total.mul_(1 / self.plan.expected_batch_size)
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader

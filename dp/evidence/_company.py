@@ -21,7 +21,7 @@ from dp.evidence._exchange import (
     possible_axes,
 )
 from dp.evidence._look import Company
-from dp.sampling import PoissonLoader, fetch
+from dp.sampling import TicketedLoader, fetch
 
 
 __all__ = ("Companies",)
@@ -44,7 +44,7 @@ class Drawn:
     units: Units | None
 
     @classmethod
-    def by(cls, loader: PoissonLoader | None) -> "Drawn | None":
+    def by(cls, loader: TicketedLoader | None) -> "Drawn | None":
         """Return what *loader* drew; None if there is none, or no batch yet."""
         if loader is None or loader.ticket is None:
             return None
@@ -59,7 +59,7 @@ class Companies:
     """The batches of one run, and what was learnt of their axes."""
 
     def __init__(self) -> None:
-        self._loader: PoissonLoader | None = None
+        self._loader: TicketedLoader | None = None
         self._axes: Axes | None = None
         self._is_ragged = False  # Whether its batches have examples along no axis.
 
@@ -69,7 +69,7 @@ class Companies:
         *,
         num_losses: int,
         units: Tensor | None,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
         drawn: Drawn | None,
     ) -> Company | None:
         """Return how to exchange the examples of *batch*; None if no way is known.
@@ -98,7 +98,7 @@ class Companies:
         self,
         batch: Any,
         num_rows: int,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
         drawn: Drawn | None,
     ) -> list[Callable[[Sequence[int]], Any]]:
         self._learn(loader)
@@ -113,7 +113,7 @@ class Companies:
             return []
         return [partial(_collated, loader, drawn.rows, devices_of(batch))]
 
-    def _learn(self, loader: PoissonLoader | None) -> None:
+    def _learn(self, loader: TicketedLoader | None) -> None:
         """Find out the axes of a loader's batches, the first time."""
         if loader is self._loader:
             return
@@ -122,7 +122,9 @@ class Companies:
         # axis is one that is as long as the batch.
         with suppress(Exception):
             items = _items(loader, _some_of(len(cast("Any", loader).dataset)))
-            self._axes = axes_of_loader(items, cast("PoissonLoader", loader).collate_fn)
+            self._axes = axes_of_loader(
+                items, cast("TicketedLoader", loader).collate_fn
+            )
             self._is_ragged = self._axes is None
 
 
@@ -161,7 +163,7 @@ def _items(loader: Any, rows: Sequence[int]) -> list[Any]:
 
 
 def _collated(
-    loader: PoissonLoader,
+    loader: TicketedLoader,
     rows: Sequence[int],
     devices: set[torch.device],
     order: Sequence[int],

@@ -25,7 +25,7 @@ from dp.evidence._record import Evidence, longest
 from dp.evidence._schedule import is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
 from dp.exceptions import EvidenceWarning, SampleMixingError
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("NO_BATCH", "LossFunction", "Watch")
@@ -118,7 +118,7 @@ class Watch:
         *,
         segment: str,
         units: Tensor | None = None,
-        loader: PoissonLoader | None = None,
+        loader: TicketedLoader | None = None,
     ) -> Tensor:
         """Return ``function(batch)``, and look at it if it is time.
 
@@ -205,7 +205,7 @@ class Watch:
         batch: Any,
         losses: Tensor,
         units: Tensor | None,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
     ) -> None:
         """Look at a batch that was not due if its losses surprise."""
         if not _is_at_hand(losses):  # Read in the next step, when they are there.
@@ -224,7 +224,7 @@ class Watch:
         batch: Any,
         segment: str,
         units: Tensor | None,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
     ) -> Tensor:
         """Return ``function(batch)``, and look at it."""
         state = ProgramState(function, devices_of(batch), numpys=self._numpys)
@@ -344,7 +344,7 @@ class _Evaluated:
     batch: Any
     losses: Tensor
     units: Tensor | None
-    loader: PoissonLoader | None
+    loader: TicketedLoader | None
     drawn: Drawn | None
 
     @classmethod
@@ -354,7 +354,7 @@ class _Evaluated:
         batch: Any,
         losses: Tensor,
         units: Tensor | None,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
     ) -> "_Evaluated":
         """Return it with what the loader says now of the batch at hand."""
         return cls(function, batch, losses.detach(), units, loader, Drawn.by(loader))

@@ -34,7 +34,7 @@ from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._unwrapping import require_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("AcceleratedLoader", "prepare", "private_loss", "private_optimizer")
@@ -58,9 +58,9 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)
-        if isinstance(item, PoissonLoader)
+        if isinstance(item, TicketedLoader)
     }
-    others = [item for item in objects if not isinstance(item, PoissonLoader)]
+    others = [item for item in objects if not isinstance(item, TicketedLoader)]
     prepared = iter([accelerator.prepare(*others)] if len(others) == 1 else ())
     if len(others) > 1:
         prepared = iter(accelerator.prepare(*others))
@@ -125,7 +125,7 @@ class AcceleratedLoader:
         accelerator: The ``Accelerator`` of the script, whose package has no types.
     """
 
-    def __init__(self, loader: PoissonLoader, accelerator: Any) -> None:
+    def __init__(self, loader: TicketedLoader, accelerator: Any) -> None:
         self.loader = loader
         self._accelerator = accelerator
 
@@ -154,6 +154,6 @@ class AcceleratedLoader:
             else:
                 yield batch
 
-    def _batches(self) -> MicroBatches | PoissonLoader:
+    def _batches(self) -> MicroBatches | TicketedLoader:
         parts = self._accelerator.gradient_accumulation_steps
         return self.loader if parts == 1 else MicroBatches(self.loader, per_step=parts)

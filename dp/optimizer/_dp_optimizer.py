@@ -47,10 +47,11 @@ from dp.optimizer._validate import (
     check_no_grad_sample,
     clipping_for,
     declared_public,
+    ledger_for,
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 from forwarding import forwarded, target
 
 
@@ -88,21 +89,27 @@ class DPOptimizer(TransparentOptimizer):
             :class:`~dp.JointOptimizer` of several.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
-            Required if the plan claims amplification by sampling, refused if not.
+            Required if the plan claims amplification by sampling; a
+            :class:`dp.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
             that are computed with them: a fixed basis, a mask, a buffer of a
             parametrization. Names, as of ``dict(model.named_buffers())``, go into the
             certificate. A function that returns such tensors is called at every step,
-            for constants that follow from the parameters. That they are public is the caller's claim, which it states: a
-            buffer can have been computed from private data.
+            for constants that follow from the parameters. That they are public is the
+            caller's claim, which the certificate states: a buffer can have been computed
+            from private data.
+        continue_from: The optimizer, or its ledger, that trained these weights or on
+            this data before. Its charges count in this one's budget and certificate, so
+            *plan* has to allow for them: one that is equal shares the ledger.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
         UnsupportedOperationError: If it cannot be made private, with the reason.
         ValueError: If *loader* or *clipping* contradict the plan.
         SamplingMismatchError: If a parameter has a ``grad_sample`` of another run.
+        LedgerError: If what *continue_from* charged protects another unit.
 
     References:
         Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
@@ -129,10 +136,11 @@ class DPOptimizer(TransparentOptimizer):
         original_optimizer: Optimizer,
         *,
         plan: PrivacyPlan,
-        loader: PoissonLoader | None = None,
+        loader: TicketedLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
         public: Public = (),
+        continue_from: "DPOptimizer | Ledger | None" = None,
     ) -> None:
         check_wrappable(original_optimizer)
         parts = (
@@ -154,7 +162,7 @@ class DPOptimizer(TransparentOptimizer):
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
-        ledger = Ledger(plan)
+        ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)
         self.mechanism = Mechanism(
             plan=plan,
@@ -511,7 +519,7 @@ class DPOptimizer(TransparentOptimizer):
             )
         self.load_state_dict(carried.embed_ledger(state_dict, self.mechanism))
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.
 
         Raises:
