@@ -37,7 +37,7 @@ ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 6750
+MOST_LINES = 6600
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -66,9 +66,9 @@ _RELEASE, _FAILURES = (
     "dp/distributed/test_failures.py::test_",
 )
 _TRAINING = "dp/distributed/test_training.py::test_"
-_EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
 _PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
+_EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
 _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
 ONE_PROCESS: dict[str, dict[str, Claim]] = {
