@@ -35,6 +35,7 @@ ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
 REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
+EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -300,4 +301,24 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    # Losses that are evaluated again
+    Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
+    Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
+    Mutant("evidence/_look", "for order, stays in islice(self._company.halves(), 1 + both_halves)", "for order, stays in islice(self._company.halves(), 1)", "half of the examples are never exchanged", EVIDENCE),
+    Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
+    Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
+    Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        torch.set_autocast_cache_enabled(False)", "        pass", "a weight that is cast in a look loses its gradient", EVIDENCE),
+    Mutant("evidence/_watch", "        if not is_due and not self._owes_look:", "        if True:", "no step that is due is looked at", EVIDENCE),
+    Mutant("evidence/_watch", "        elif self._surprises.admits(spread_of(losses), self._number):", "        elif False:", "a gate for outliers opens unseen", EVIDENCE),
+    Mutant("evidence/_watch", '            raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)', "            pass", "mixing that a look saw ends nothing", EVIDENCE),
+    Mutant("evidence/_watch", '                self._tell("finished", _FINISHED)', "                pass", "finished losses are not warned of", EVIDENCE),
+    Mutant("evidence/_watch", '        self._form = "losses"', '        self._form = self._form or "losses"', "finished losses of one part pass for a function's", EVIDENCE),
+    Mutant("evidence/_program_state", "            random_now.restore()", "            pass", "a look leaves its random numbers behind", EVIDENCE),
+    Mutant("evidence/_program_state", "            return (self.value if self.copy is None else self.copy).clone()", "            return self.value", "a look writes to the buffers of the real pass", EVIDENCE),
+    Mutant("evidence/_exchange", "        return not grew or (len(grew) == 1 and shapes[grew[0]] == (2, 3))", "        return True", "graphs of one node decide where examples lie", EVIDENCE),
+    Mutant("evidence/_schedule", "    return step < FIRST or _number(segment, step, 0) % EVERY == 0", "    return step < FIRST", "only the first steps are looked at", EVIDENCE),
+    Mutant("evidence/_checked_models", "    return min(days) if days and all(days) else None", "    return max(map(str, days), default=None)", "a layer that was not checked counts as checked", EVIDENCE),
+    Mutant("certificate/_evidence", "        if not least <= seen.looks <= min(due, seen.evaluated):", "        if False:", "more looks are certified than were made", EVIDENCE),
+    Mutant("checking/_check", "    if report.ok:", "    if True:", "a failed check counts as evidence", EVIDENCE),
 )  # fmt: skip
