@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant("sampling/_collation", "        if draws != other_draws or _shapes(batch) != _shapes(other):", "        if False:", "augmentation by rejection is taken for mixing", ROWS),
     Mutant("sampling/_unamplified_loader", "if len(set(rows)) < len(rows):", "if False:", "sampling with replacement", ROWS),
     Mutant("per_sample/_engine", "            admit_data(kept_data(known.graph.uses, root))", "            pass", "losses are not held against the batch", ROWS),
-    Mutant("_mechanism/batch", '[tensor[rows] for tensor in yielded.rows]', '()', "a loss may be made of pieces of several rows", ROWS),
+    Mutant("_mechanism/batch", "[tensor[rows] for tensor in yielded.rows]", "()", "a loss may be made of pieces of several rows", ROWS),
     Mutant("_mechanism/batch", "if isinstance(sampling, Unamplified) and self.ticket is None:", "if isinstance(sampling, Unamplified):", "a batch in parts is refused without amplification", ROWS),
     Mutant("distributed/_world", "        self._check_distinct([part for _, _, part in answers])", "        pass", "two ranks train on the same shard", "distributed/test_failures.py"),
     Mutant("checking", "        if finite[0] or not _alike(one.losses[here], other.losses[there]):", "        if False:", "a gradient that is not finite counts as no difference", "test_checking.py"),
