@@ -92,7 +92,7 @@ class DPOptimizer(TransparentOptimizer):
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling; a
-            :class:`dp.UnamplifiedLoader`, or none, if not.
+            :class:`dp.sampling.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
