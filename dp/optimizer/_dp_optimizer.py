@@ -238,6 +238,7 @@ class DPOptimizer(TransparentOptimizer):
                 if *units* do not fit it.
             TypeError: If a function comes without a batch, or losses with one.
             SampleMixingError: If one example's loss depends on another example.
+            WrongGradientError: If a gradient is not torch's own, where it is verified.
             UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, if
                 a unit has losses in two calls of a step, or if another library left
