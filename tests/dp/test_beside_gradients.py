@@ -106,6 +106,7 @@ def test_what_is_frozen_or_in_this_ledger_is_fine(make_optimizer):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", dp.EvidenceWarning)
         step(optimizer, losses())
         body.requires_grad_(requires_grad=False)
         step(optimizer, losses())
