@@ -120,7 +120,9 @@ def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
 def _unlogged(module: LightningModule) -> Iterator[None]:
     """Let *module* log nothing."""
     attributes: dict[str, Any] = vars(module)
-    before = {name: attributes[name] for name in _LOGS if name in attributes}
+    before: dict[str, Any] = {
+        name: attributes[name] for name in _LOGS if name in attributes
+    }
     for name in _LOGS:
         attributes[name] = _log_nothing
     try:
