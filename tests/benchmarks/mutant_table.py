@@ -314,6 +314,7 @@ MUTANTS = (
     Mutant("evidence/_watch", '            raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)', "            pass", "mixing that a look saw ends nothing", EVIDENCE),
     Mutant("evidence/_watch", '                self._tell("finished", _FINISHED)', "                pass", "finished losses are not warned of", EVIDENCE),
     Mutant("evidence/_watch", '        self._form = "losses"', '        self._form = self._form or "losses"', "finished losses of one part pass for a function's", EVIDENCE),
+    Mutant("evidence/_watch", "        self._tell_of_buffers(written)", "        pass", "a buffer that holds private data is not told", EVIDENCE),
     Mutant("evidence/_program_state", "            random_now.restore()", "            pass", "a look leaves its random numbers behind", EVIDENCE),
     Mutant("evidence/_program_state", "            return (self.value if self.copy is None else self.copy).clone()", "            return self.value", "a look writes to the buffers of the real pass", EVIDENCE),
     Mutant("evidence/_exchange", "        return not grew or (len(grew) == 1 and shapes[grew[0]] == (2, 3))", "        return True", "graphs of one node decide where examples lie", EVIDENCE),
