@@ -187,7 +187,7 @@ class Mechanism:
         is_told = whose.of_loss is not None or self.has_warned
         if not is_told and batch.may_hold_views(whose.num_units, self.plan):
             self.has_warned = True
-            warn_of_many_rows(stacklevel=4)
+            warn_of_many_rows(stacklevel=5)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():

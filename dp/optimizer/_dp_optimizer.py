@@ -92,7 +92,7 @@ class DPOptimizer(TransparentOptimizer):
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling; a
-            :class:`dp.UnamplifiedLoader`, or none, if not.
+            :class:`dp.sampling.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
@@ -239,6 +239,7 @@ class DPOptimizer(TransparentOptimizer):
                 if *units* do not fit it.
             TypeError: If a function comes without a batch, or losses with one.
             SampleMixingError: If one example's loss depends on another example.
+            WrongGradientError: If a gradient is not torch's own, where it is verified.
             UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, if
                 a unit has losses in two calls of a step, or if another library left

@@ -47,9 +47,9 @@ def make_optimizer(make_plan):
         numbers = {
             "sampling": Unamplified(),
             "steps": 10_000,
-            "expected_batch_size": 100.0,
+            "expected_batch_size": 64.0,
+            **changes,
         }
-        numbers |= changes
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         return DPOptimizer(
             torch.optim.SGD(parameters, lr=lr), plan=make_plan(**numbers)
