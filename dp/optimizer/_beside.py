@@ -46,6 +46,9 @@ def look_beside(
         ledger_of: Returns the ledger of the private optimizer of a parameter, if any.
         ledger: The ledger of this optimizer.
     """
+    # Shards are gathered into other tensors, which FSDP writes to and which graphs have.
+    if any(hasattr(parameter, "placements") for parameter in parameters):
+        return
     if beside.was_written(parameters):
         warnings.warn(
             "a private parameter was written to before backward by something other than its"
