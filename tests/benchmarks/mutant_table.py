@@ -289,6 +289,7 @@ MUTANTS = (
     Mutant("per_sample/_graph/public", "and torch.can_cast(public.dtype, tensor.dtype)", "", "numbers that round to public ones count as public", "per_sample/test_units_apart.py"),
     Mutant("per_sample/_isolation/checks", "        if is_sparse:", "        if False:", "a sparse weight is no error that names it", "per_sample/test_units_apart.py"),
     Mutant("_mechanism/batch", "rows = slice(None) if loader.part is None else loader.part", "rows = slice(None)", "a part of a batch that was moved is not recognised", "test_units.py"),
+    Mutant("per_sample/_parts/reparametrized", "with without_hooks(parameters):", "if True:", "a hook on a parameter changes sums that norms had bounded", "per_sample/test_units_apart.py"),
     # Groups
     Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
     Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
