@@ -66,6 +66,7 @@ _RELEASE, _FAILURES = (
     "dp/distributed/test_failures.py::test_",
 )
 _TRAINING = "dp/distributed/test_training.py::test_"
+_BESIDE = "dp/test_beside_gradients.py::test_"
 _PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
 _EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
@@ -248,6 +249,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/_typing.py": Checked("Names of types.", ()),
     "dp/sampling/_empty_batch.py": Checked("The ticket of an empty batch counts no example, so a loss for one raises.", (_OPTIMIZER + "backward_twice_on_the_same_examples_is_refused",)),
     "dp/sampling/_fetch.py": Checked("It reads the rows whose numbers were drawn. Tests compare it with torch's own loader, and `dp.audit.conformance` sees a row that counts twice.", (_SAMPLING + "tensors_are_read_as_torchs_loader_reads_them", "dp/test_audit.py::test_a_broken_build_does_not_conform")),
+    "dp/_mechanism/beside.py": Checked("It sees what gets no noise, and can only warn.", (_BESIDE + "rows_that_a_forward_pass_writes_are_told",)),
+    "dp/optimizer/_beside.py": Checked("It can only warn, and add what a certificate assumes.", (_BESIDE + "weights_that_another_optimizer_may_train_are_told",)),
     "dp/sampling/_unamplified_loader.py": Checked("It counts indices that repeat; without it they would not be counted.", (_ROWS + "sampling_with_replacement_is_refused",)),
     "dp/sampling/_yielded.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_freed_storage_is_not_taken_for_another_at_its_address")),
     "dp/sampling/_rows_read.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "a_micro_batch_twice_and_another_never_is_refused",)),

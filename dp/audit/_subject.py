@@ -39,6 +39,7 @@ from dp.plan import PrivacyPlan
 
 
 __all__ = (
+    "Bools",
     "CanaryDataset",
     "Observation",
     "Train",

@@ -57,12 +57,12 @@ class JointOptimizer(Optimizer):
         self._patch_step_function()
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]  # A view of several.
         """The groups of all optimizers, in order."""
         return [group for o in self.optimizers for group in o.param_groups]
 
     @param_groups.setter
-    def param_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+    def param_groups(self, groups: Sequence[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if len(groups) != len(self.param_groups):
             raise ValueError(
                 f"{len(groups)} parameter groups were assigned to a JointOptimizer of"

@@ -66,6 +66,7 @@ def test_two_optimizers_on_one_model_each_charge_for_their_own_part(two_parts):
     assert [o.ledger.steps for o in optimizers] == [4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:parameters of shape")
 def test_one_batch_is_released_once_whichever_optimizer_asks(two_parts):
     """Two releases of one batch cost more than two ledgers would say."""
     model, (loader, _), (first, second) = two_parts(shared_loader=True)
