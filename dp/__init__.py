@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
+        AllocationLoader,
         PoissonLoader,
         PoissonSampling,
+        RandomAllocation,
         TruncatedPoissonSampling,
         Unamplified,
     )
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from dp.wrapping import wrap_class
 
 __all__ = (
+    "AllocationLoader",
     "AutomaticClipping",
     "BudgetExhaustedError",
     "Certificate",
@@ -83,6 +86,7 @@ __all__ = (
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
+    "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
     "Release",
@@ -117,7 +121,8 @@ _HOME: Final = {
         "optimizer": "DPOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
+        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
+        " TruncatedPoissonSampling"
         " Unamplified",
         "schedule": "Schedule",
         "wrapping": "wrap_class",

@@ -7,7 +7,7 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from dp import _checks
@@ -46,6 +46,7 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    steps_per_pass: int | None = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -61,12 +62,14 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
 
     Raises:
         ValueError: If a number is out of range.
     """
-    shape = shape or Schedule(((1, 1.0),))
-    phases = list(shape.phases_until(_checks.count(steps=steps)))
+    steps = _checks.count(steps=steps)
+    shape = shape or Schedule(((steps, 1.0),))
+    phases = list(shape.phases_until(steps))
     if not all(relative for _count, relative in phases):
         raise ValueError(f"shape must be above 0 at every step, got {shape!r}")
     _checks.probability(sampling_probability=sampling_probability)
@@ -78,6 +81,7 @@ def calibrate_noise_multiplier(
                 noise_multiplier=sigma * relative,
                 count=count,
                 truncation=truncation,
+                steps_per_pass=steps_per_pass,
             )
             for count, relative in phases
         ]
@@ -100,6 +104,7 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    steps_per_pass: int | None = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -113,11 +118,17 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        steps_per_pass: None; random allocation leaves no probability to find.
 
     Raises:
         ValueError: If a number is out of range.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
+    if steps_per_pass is not None:
+        raise ValueError(
+            f"steps_per_pass={steps_per_pass!r} fixes the sampling probability, so none"
+            " is left to find; leave out the noise multiplier or the steps"
+        )
     search = _Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
@@ -143,6 +154,7 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    steps_per_pass: int | None = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -157,19 +169,24 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
 
-    def releases(one_over_steps: float) -> list[Release]:
+    unit = 1 if steps_per_pass is None else steps_per_pass  # Passes are whole.
+    most = max(1, _MOST_STEPS // unit)
+
+    def releases(one_over_units: float) -> list[Release]:
         return [
             Release(
                 sampling_probability=sampling_probability,
                 noise_multiplier=noise_multiplier,
-                count=round(1 / one_over_steps),
+                count=round(1 / one_over_units) * unit,
                 truncation=truncation,
+                steps_per_pass=steps_per_pass,
             )
         ]
 
@@ -179,17 +196,18 @@ def calibrate_steps(
         relation=neighboring_relation,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
-        allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
+        allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), most),
         most=1.0,
-        smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
+        smaller=lambda x: 1 / min(round(1 / x) + 1, most),
     )
     found = search.smallest()
     if search.excess(found) > 0:
         raise ValueError(
-            f"target_epsilon={target_epsilon!r} does not allow one step at"
+            f"target_epsilon={target_epsilon!r} does not allow"
+            f" {'one step' if unit == 1 else f'a pass of {unit} steps'} at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / found)
+    return round(1 / found) * unit
 
 
 @final
@@ -225,8 +243,13 @@ class _Search:
         return self._logarithm(spent)
 
     def _vague_excess(self, number: float) -> float:
-        """Return the same of a bound in wide buckets, in a hundredth of the time."""
-        releases = merge_equal_releases(self.releases(number))
+        """Return the same of a bound in wide buckets, in a hundredth of the time.
+
+        Random allocation costs about as much as Poisson samples.
+        """
+        releases = merge_equal_releases(
+            replace(release, steps_per_pass=None) for release in self.releases(number)
+        )
         spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
         return self._logarithm(spent)
 

@@ -19,12 +19,15 @@ from dp.calibration import (
     calibrate_sampling_probability,
     calibrate_steps,
 )
+from dp.comparison import Mechanism, choose
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
+    RandomAllocation,
     TruncatedPoissonSampling,
     Unamplified,
 )
+from dp.sampling._loader_of import loader_of
 from dp.sampling._units import Units
 from dp.schedule import Schedule
 
@@ -32,7 +35,7 @@ from dp.schedule import Schedule
 __all__ = ("PrivacyPlan", "plan_for")
 
 _UNIT = "one training example"
-_KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
+_KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
 
 
 @final
@@ -55,13 +58,18 @@ class PrivacyPlan:
             bound the run.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
+        compared: What :func:`plan_for` compared to choose how batches are drawn, one
+            sentence each.
 
     Raises:
-        ValueError: If a number is out of range, if the relation is unknown, or if it
-            keeps the number of examples private where batches are truncated.
+        ValueError: If a number is out of range, if the relation is unknown, if it
+            keeps the number of examples private where batches are truncated, or if
+            random allocation is combined with what no bound is proven for.
     """
 
-    sampling: PoissonSampling | TruncatedPoissonSampling | Unamplified
+    sampling: (
+        PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified
+    )
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
     expected_batch_size: float
@@ -70,12 +78,14 @@ class PrivacyPlan:
     target_epsilon: float | None = None
     neighboring_relation: NeighboringRelation = "add_or_remove_one"
     unit_of_privacy: str = _UNIT
+    compared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
-                "sampling must be PoissonSampling(...), TruncatedPoissonSampling(...)"
-                f" or Unamplified(), got {self.sampling!r}"
+                "sampling must be PoissonSampling(...), RandomAllocation(...),"
+                " TruncatedPoissonSampling(...) or Unamplified(), got"
+                f" {self.sampling!r}"
             )
         for value in _values(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -89,7 +99,14 @@ class PrivacyPlan:
         _checks.relation(
             neighboring_relation=self.neighboring_relation,
             truncated=self.truncation is not None,
+            allocated=self.steps_per_pass is not None,
         )
+        if isinstance(self.sampling, RandomAllocation):
+            self.sampling.check_plan(
+                steps=self.steps,
+                noise_multiplier=self.noise_multiplier,
+                max_grad_norm=self.max_grad_norm,
+            )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
         _warn_of_large_delta(self)
@@ -111,6 +128,13 @@ class PrivacyPlan:
             dataset_size=self.sampling.dataset_size,
         )
 
+    @property
+    def steps_per_pass(self) -> int | None:
+        """Steps of a pass by random allocation; None with other sampling."""
+        if not isinstance(self.sampling, RandomAllocation):
+            return None
+        return self.sampling.steps_per_pass
+
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
         return _value_at(self.noise_multiplier, step)
@@ -120,13 +144,17 @@ class PrivacyPlan:
         return _value_at(self.max_grad_norm, step)
 
     def releases(self, num_steps: int) -> tuple[Release, ...]:
-        """Return what the first *num_steps* steps of the plan release."""
+        """Return what the first *num_steps* steps of the plan release.
+
+        By random allocation, a part of a pass costs as much as all of it.
+        """
         return tuple(
             Release(
                 sampling_probability=self.sampling_probability,
                 noise_multiplier=noise_multiplier,
                 count=count,
                 truncation=self.truncation,
+                steps_per_pass=self.steps_per_pass,
             )
             for count, noise_multiplier in _runs(self.noise_multiplier, num_steps)
         )
@@ -134,13 +162,16 @@ class PrivacyPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in plain types, as JSON has them."""
         numbers: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name != "sampling"
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in {"sampling", "compared"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
-        return {"sampling": scheme, **numbers}
+        compared = {"compared": list(self.compared)} if self.compared else {}
+        return {"sampling": scheme, **numbers, **compared}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
@@ -156,9 +187,13 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name != "sampling"
+            if name not in {"sampling", "compared"}
         }
-        return cls(sampling=kinds[scheme.pop("kind")](**scheme), **numbers)
+        return cls(
+            sampling=kinds[scheme.pop("kind")](**scheme),
+            compared=tuple(plan.get("compared", ())),
+            **numbers,
+        )
 
     def guarantee(self) -> Guarantee:
         """Return the (epsilon, delta) after all steps of the plan."""
@@ -180,14 +215,15 @@ class PrivacyPlan:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> PoissonLoader:
-        """Return the loader of the plan's batches; one pass is the whole run.
+        """Return the loader of the plan's batches; one iteration is the whole run.
 
         With *units*, such as the user of every row, whole units are drawn and each is
         clipped once; at most *max_per_unit* of its rows are in a batch. The plan has
         to say what a unit is: ``unit_of_privacy="one value of user_id"``.
 
         Of several processes, each gets its share of every batch.
-        Build a :class:`dp.sampling.PoissonLoader` for torch's rarer options, or for shorter passes.
+        Build a :class:`dp.sampling.PoissonLoader`, or a :class:`dp.sampling.AllocationLoader`, for torch's rarer options,
+        or for shorter iterations.
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.
@@ -204,15 +240,12 @@ class PrivacyPlan:
                 f"units= groups rows, but the plan protects {_UNIT!r}, of which a unit"
                 " may have many; plan with unit_of_privacy='one value of ...'"
             )
-        loader = PoissonLoader(
+        loader = loader_of(
+            self.sampling,
             dataset,
-            sampling_probability=self.sampling.sampling_probability,
             steps=self.steps,
             units=units,
             max_per_unit=max_per_unit,
-            max_batch_size=None
-            if self.truncation is None
-            else self.truncation.max_batch_size,
             collate_fn=collate_fn,
             empty_batch=empty_batch,
             sharded=sharded,
@@ -278,6 +311,7 @@ def plan_for(
     dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     unit_of_privacy: str = _UNIT,
+    mechanism: Mechanism = "poisson",
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -301,28 +335,50 @@ def plan_for(
             *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
+        mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
+            ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
+            ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
+            needs less noise for the target, which is then left out. What was compared
+            is in the plan, and so in its certificates.
 
     Raises:
-        ValueError: If a number is out of range, if not exactly one is left out, or if
-            nothing keeps the target.
+        ValueError: If a number is out of range, if not exactly one is left out, if
+            nothing keeps the target, or if random allocation is asked for where no
+            bound is proven for it.
 
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
     truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
+    steps_per_pass, compared = choose(
+        mechanism,
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        sampling_probability=sampling_probability,
+        steps=steps,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        truncation=truncation,
+        neighboring_relation=neighboring_relation,
+    )
+    if steps_per_pass is not None:
+        sampling_probability = 1 / steps_per_pass
     sigma, steps, q = _complete(
         {
             "target_epsilon": target_epsilon,
             "target_delta": target_delta,
             "neighboring_relation": neighboring_relation,
             "truncation": truncation,
+            "steps_per_pass": steps_per_pass,
         },
         noise_multiplier,
         steps,
         1.0 if sampling_probability is None else sampling_probability,
     )
     return PrivacyPlan(
-        sampling=_sampling(None if sampling_probability is None else q, truncation),
+        sampling=RandomAllocation(steps_per_pass=steps_per_pass)
+        if steps_per_pass is not None
+        else _sampling(None if sampling_probability is None else q, truncation),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
@@ -331,6 +387,7 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+        compared=compared,
     )
 
 

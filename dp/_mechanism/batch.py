@@ -21,6 +21,7 @@ from dp.plan import PrivacyPlan
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
+    RandomAllocation,
     Ticket,
     TruncatedPoissonSampling as Truncated,
     Unamplified,
@@ -72,7 +73,7 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | Truncated | Unamplified,
+        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.

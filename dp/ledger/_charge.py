@@ -31,6 +31,8 @@ class Charge:
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
         truncation: How a batch was made smaller, if it was.
+        steps_per_pass: Steps of a pass by random allocation, all of which are charged
+            at once; None for Poisson samples.
     """
 
     sampling_probability: float
@@ -38,6 +40,7 @@ class Charge:
     max_grad_norm: float
     count: int
     truncation: Truncation | None = None
+    steps_per_pass: int | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
@@ -55,6 +58,8 @@ class Charge:
         row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         if self.truncation is not None:
             row["truncation"] = asdict(self.truncation)
+        if self.steps_per_pass is not None:
+            row["steps_per_pass"] = self.steps_per_pass
         return row
 
     def to_release(self) -> Release:
@@ -64,6 +69,7 @@ class Charge:
             noise_multiplier=self.noise_multiplier,
             count=self.count,
             truncation=self.truncation,
+            steps_per_pass=self.steps_per_pass,
         )
 
 
@@ -82,6 +88,7 @@ def alike(left: Charge, right: Charge) -> bool:
         and left.max_grad_norm == right.max_grad_norm
         and left.sampling_probability == right.sampling_probability
         and left.truncation == right.truncation
+        and left.steps_per_pass == right.steps_per_pass
     )
 
 

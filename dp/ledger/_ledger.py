@@ -23,7 +23,9 @@ from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._budget import Budget, cost
 from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
+from dp.ledger._paid_pass import PaidPass, check_place
 from dp.plan import PrivacyPlan
+from dp.sampling import PassStep
 
 
 __all__ = ("Ledger", "void")
@@ -43,6 +45,7 @@ class Ledger:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
+        self._paid: PaidPass | None = None
         self._writer = _Writer()
         self._budget = Budget(plan)
         self._totals = _Totals(self._segments, steps=0, as_planned=True)
@@ -121,25 +124,47 @@ class Ledger:
         noise_multiplier: float,
         max_grad_norm: float,
         truncation: Truncation | None = None,
+        in_pass: PassStep | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
 
+        A pass by random allocation is charged as a whole, at the first of its steps
+        that is released; the others are paid for by then.
+
+        Args:
+            sampling_probability: Probability of an example to be in the batch.
+            noise_multiplier: Standard deviation of the noise over *max_grad_norm*.
+            max_grad_norm: Sensitivity of the sum.
+            truncation: How the batch was made smaller, if it was.
+            in_pass: Which step of which pass it is, by random allocation.
+
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
+            PrivacyError: If it is a step of a pass that its charge would not cover.
         """
+        place = check_place(self._plan, in_pass, noise_multiplier)
         charge = Charge(
             sampling_probability=sampling_probability,
-            noise_multiplier=noise_multiplier,
+            # More noise than planned costs no more, and nothing less is proven.
+            noise_multiplier=noise_multiplier
+            if place is None
+            else self._plan.noise_multiplier_at(0),
             max_grad_norm=max_grad_norm,
-            count=1,
+            count=1 if place is None else place.num_steps,
             truncation=truncation,
+            steps_per_pass=None if place is None else place.num_steps,
         )
         with self._lock:
             self._check_sound()
+            if place is not None and self._paid is not None:
+                paid = self._paid.followed_by(place, max_grad_norm)
+                if paid is not None:
+                    self._paid = paid
+                    return
             totals = self._current_totals()
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
             if not (
-                self._budget.allows_as_planned(totals.steps + 1)
+                self._budget.allows_as_planned(totals.steps + charge.count)
                 if as_planned
                 else self._budget.allows(self.releases(), charge.to_release())
             ):
@@ -152,7 +177,10 @@ class Ledger:
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
-            self._totals = _Totals(self._segments, totals.steps + 1, as_planned)
+            self._totals = _Totals(
+                self._segments, totals.steps + charge.count, as_planned
+            )
+            self._paid = None if place is None else PaidPass(place, max_grad_norm)
 
     def _check_sound(self) -> None:
         if self._failure is not None:
@@ -261,6 +289,7 @@ class Ledger:
             charge.noise_multiplier == plan.noise_multiplier_at(step)
             and charge.sampling_probability == plan.sampling_probability
             and charge.truncation == plan.truncation
+            and charge.steps_per_pass == plan.steps_per_pass
         )
 
 

@@ -2,22 +2,28 @@
 
 :class:`PoissonLoader` draws every batch by independent coin flips and issues one
 :class:`Ticket` with each batch; a private step may claim amplification by sampling
-only for a batch that has one.
+only for a batch that has one. :class:`AllocationLoader` does so for passes in each of
+which every example is in exactly one batch.
 """
 
+from dp.sampling._allocation_loader import AllocationLoader
 from dp.sampling._draws import poisson_sample
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._schemes import (
     PoissonSampling,
+    RandomAllocation,
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.sampling._ticket import Ticket
+from dp.sampling._ticket import PassStep, Ticket
 
 
 __all__ = (
+    "AllocationLoader",
+    "PassStep",
     "PoissonLoader",
     "PoissonSampling",
+    "RandomAllocation",
     "Ticket",
     "TruncatedPoissonSampling",
     "Unamplified",

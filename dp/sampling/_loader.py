@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, Protocol, final
 
 import torch
 from torch import Tensor
@@ -26,12 +26,26 @@ from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._fetch import iter_batches
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
-from dp.sampling._schemes import PoissonSampling, TruncatedPoissonSampling
+from dp.sampling._schemes import (
+    PoissonSampling,
+    RandomAllocation,
+    TruncatedPoissonSampling,
+)
 from dp.sampling._ticket import Draw, Ticket, TicketIssuer
 from dp.sampling._units import UnitIndex, Units
 
 
-__all__ = ("PoissonLoader",)
+__all__ = ("Draws", "PoissonLoader")
+
+
+class Draws(Protocol):
+    """The draws of one pass that hold a row; ``made`` has all of them so far."""
+
+    made: deque[Draw]
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __next__(self) -> list[int]: ...
 
 
 class PoissonLoader(DataLoader[Any]):
@@ -140,7 +154,9 @@ class PoissonLoader(DataLoader[Any]):
         )
 
     @property
-    def sampling(self) -> PoissonSampling | TruncatedPoissonSampling:
+    def sampling(
+        self,
+    ) -> PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
         """How batches are drawn."""
         return self._sampling
 
@@ -195,13 +211,7 @@ class PoissonLoader(DataLoader[Any]):
                 "in_order is False, so a ticket could belong to another batch; set it"
                 " to True"
             )
-        # Asked at each pass: Lightning makes its process group after the loader.
-        share = (0, 1) if self._sharded else rank_and_size()
-        if isinstance(self._sampling, TruncatedPoissonSampling):
-            self._check_alone()
-        draws = _Draws(
-            self.dataset, self._units, self._sampling, share, num_draws=len(self)
-        )
+        draws = self._begin_pass()
         number = self._issuer.open()
         if self.num_workers or self.pin_memory:
             with self._draws.serving(draws):
@@ -211,6 +221,22 @@ class PoissonLoader(DataLoader[Any]):
         return _EpochIterator(
             batches, draws.made, self._issuer, number, self._empty_batch
         )
+
+    def _begin_pass(self) -> Draws:
+        if isinstance(self._sampling, TruncatedPoissonSampling):
+            self._check_alone()
+        return _Draws(
+            self.dataset,
+            self._units,
+            self._sampling,
+            self._share(),
+            num_draws=len(self),
+        )
+
+    def _share(self) -> tuple[int, int]:
+        """Return which units are this process's: from which on, every which."""
+        # Asked at each pass: Lightning makes its process group after the loader.
+        return (0, 1) if self._sharded else rank_and_size()
 
     def _check_alone(self) -> None:
         if self._sharded or rank_and_size()[1] > 1:
@@ -314,7 +340,7 @@ class _GuardedBatchSampler:
 
     def __init__(self, num_draws: int) -> None:
         self._num_draws = num_draws
-        self._served: _Draws | None = None
+        self._served: Draws | None = None
 
     def __len__(self) -> int:
         return self._num_draws
@@ -329,7 +355,7 @@ class _GuardedBatchSampler:
         return self._served
 
     @contextmanager
-    def serving(self, draws: _Draws) -> Iterator[None]:
+    def serving(self, draws: Draws) -> Iterator[None]:
         self._served = draws
         try:
             yield

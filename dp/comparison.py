@@ -1,0 +1,152 @@
+"""Which way of drawing batches needs the least noise for a target epsilon.
+
+Every candidate is calibrated to the same epsilon, number of steps and sampling
+probability, and so to batches of the same expected size. Nothing is taken for granted
+of which is better: both numbers are computed, and both are told.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.accounting import Truncation
+from dp.calibration import calibrate_noise_multiplier
+from dp.sampling import RandomAllocation
+from dp.schedule import Schedule
+
+
+__all__ = ("Mechanism", "choose")
+
+Mechanism = Literal["poisson", "allocation", "best"]
+
+
+def choose(
+    mechanism: Mechanism,
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sampling_probability: float | str | None,
+    steps: int | None,
+    noise_multiplier: float | Schedule | None,
+    max_grad_norm: float | Schedule,
+    truncation: Truncation | None,
+    neighboring_relation: NeighboringRelation,
+) -> tuple[int | None, tuple[str, ...]]:
+    """Return the steps of a pass by random allocation, or None for another scheme.
+
+    Args:
+        mechanism: ``"poisson"``, ``"allocation"``, or ``"best"`` for the one that needs
+            less noise.
+        target_epsilon: What all steps may cost.
+        target_delta: The delta it is for.
+        sampling_probability: Probability that an example is in a batch.
+        steps: How many steps the run takes.
+        noise_multiplier: The noise, if it is given.
+        max_grad_norm: The clipping norm.
+        truncation: How batches are made smaller, if they are.
+        neighboring_relation: What two neighbouring datasets are.
+
+    Returns:
+        With the steps, what was compared, one sentence each.
+
+    Raises:
+        ValueError: If *mechanism* is unknown, if it is ``"allocation"`` and no bound is
+            proven for that, or if it is ``"best"`` and noise is not what is left out.
+    """
+    if mechanism not in get_args(Mechanism):
+        raise ValueError(
+            f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
+            f" {mechanism!r}"
+        )
+    if mechanism == "poisson":
+        return None, ()
+    if mechanism == "best":
+        _check_comparable(sampling_probability, steps, noise_multiplier)
+    obstacle = _obstacle(
+        sampling_probability,
+        steps,
+        truncation=truncation,
+        neighboring_relation=neighboring_relation,
+        values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
+    )
+    if mechanism == "allocation":
+        if obstacle is not None:
+            raise ValueError(f"mechanism='allocation' is not possible: {obstacle}")
+        return _steps_per_pass(sampling_probability), ()
+    if obstacle is not None:
+        return None, (f"Poisson sampling; random allocation was not: {obstacle}.",)
+    about: dict[str, Any] = {
+        "target_epsilon": target_epsilon,
+        "target_delta": target_delta,
+        "sampling_probability": sampling_probability,
+        "steps": steps,
+        "neighboring_relation": neighboring_relation,
+    }
+    return _with_less_noise(about, _steps_per_pass(sampling_probability))
+
+
+def _with_less_noise(
+    about: Mapping[str, Any], steps_per_pass: int
+) -> tuple[int | None, tuple[str, ...]]:
+    poisson = calibrate_noise_multiplier(**about)
+    allocation = calibrate_noise_multiplier(**about, steps_per_pass=steps_per_pass)
+    compared = (
+        f"Poisson sampling, which needs noise_multiplier={poisson:g}.",
+        f"Random allocation, which needs noise_multiplier={allocation:g}.",
+    )
+    return (steps_per_pass if allocation < poisson else None), compared
+
+
+def _check_comparable(
+    sampling_probability: float | str | None,
+    steps: int | None,
+    noise_multiplier: float | Schedule | None,
+) -> None:
+    is_given = isinstance(sampling_probability, int | float) and steps is not None
+    if not is_given or noise_multiplier is not None:
+        raise ValueError(
+            "mechanism='best' takes the least noise for a sampling_probability and a"
+            " number of steps: give these two, and no noise_multiplier; got"
+            f" sampling_probability={sampling_probability!r}, steps={steps!r},"
+            f" noise_multiplier={noise_multiplier!r}"
+        )
+
+
+def _obstacle(
+    sampling_probability: float | str | None,
+    steps: int | None,
+    *,
+    truncation: Truncation | None,
+    neighboring_relation: NeighboringRelation,
+    values: Mapping[str, float | Schedule | None],
+) -> str | None:
+    """Return what random allocation is not possible for; None if it is."""
+    if not isinstance(sampling_probability, int | float):
+        return f"it needs a sampling_probability, got {sampling_probability!r}"
+    if truncation is not None:
+        return "no bound is proven where batches are truncated (max_batch_size)"
+    steps_per_pass = _steps_per_pass(sampling_probability)
+    if not math.isclose(steps_per_pass * sampling_probability, 1, rel_tol=1e-9):
+        return (
+            "sampling_probability must be one over a whole number of steps a pass, got"
+            f" {sampling_probability!r}"
+        )
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        _checks.relation(
+            neighboring_relation=neighboring_relation, truncated=False, allocated=True
+        )
+        scheme = RandomAllocation(steps_per_pass=steps_per_pass)
+        scheme.check_plan(steps=steps_per_pass if steps is None else steps, **given)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _steps_per_pass(sampling_probability: float | str | None) -> int:
+    probability = _checks.probability(
+        sampling_probability=sampling_probability  # type: ignore[arg-type]
+    )
+    return round(1 / probability)
