@@ -48,6 +48,11 @@ class CertifiedRun:
         return sum(charge.count for charge in self.charges)
 
     @property
+    def is_allocated(self) -> bool:
+        """Whether a charge is of passes by random allocation."""
+        return any(charge.steps_per_pass is not None for charge in self.charges)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)

@@ -17,6 +17,7 @@ from dp.accounting import ReferenceAccountant, epsilon, merge_equal_releases
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
+from dp.accounting._release import is_allocated
 from dp.certificate import _json
 from dp.certificate._document import Certificate
 from dp.certificate._numbers import Numbers
@@ -34,6 +35,9 @@ __all__ = ("Verification", "verify")
 _EPSILONS: Final = ("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified")
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
+_ALLOCATED: Final = (
+    "by this package, as dp_accounting has no losses of random allocation"
+)
 
 Progress = Callable[[int, int], None]  # Of composed kinds of releases, and of all.
 
@@ -76,6 +80,8 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
+        * Of random allocation they know nothing. Then epsilons are computed as they were
+          stated, and epsilon has to be above a lower bound that shares nothing with it.
         * The standard sentences on what is assumed, what is not covered and what was
           released have to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
@@ -104,8 +110,12 @@ def verify(
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
-    library = None if quick else _library(certificate, progress)
-    computed = _QUICK if quick else f"by dp_accounting {version_of_accountants()} alone"
+    library, computed = None, _QUICK
+    if any(run.is_allocated for run in certificate.runs):
+        computed = _ALLOCATED
+    elif not quick:
+        library = _library(certificate, progress)
+        computed = f"by dp_accounting {version_of_accountants()} alone"
     found = tuple(_findings(certificate, library, computed))
     return Verification(findings=(*checked, *found), computed=computed)
 
@@ -147,6 +157,7 @@ def _findings(
         yield _same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
         )
+    yield from _lower_bound(c)
     for name in _COUNTS:
         yield _same_number(name, getattr(c, name), getattr(numbers, name))
     for size in sorted({*c.epsilon_of_groups, *numbers.epsilon_of_groups}):
@@ -165,6 +176,22 @@ def _findings(
         yield from _findings_of_run(f"run {index + 1}: ", run, c, library)
 
 
+def _lower_bound(c: Certificate) -> Iterator[Finding]:
+    """Yield whether epsilon of random allocation is above a bound from below."""
+    releases = merge_equal_releases(r for run in c.runs for r in run.releases)
+    if not is_allocated(releases) or not c.is_private:
+        return
+    from dp.accounting._lower_bounds import lower_bound  # noqa: PLC0415 -- scipy
+
+    least = lower_bound(releases, c.delta)
+    yield Finding(
+        claim="lower bound",
+        holds=c.epsilon >= least,
+        detail=f"states {c.epsilon:.6g}, and at least {least:.6g} is needed, computed"
+        " in another way",
+    )
+
+
 def _findings_of_run(
     prefix: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
 ) -> Iterator[Finding]:
@@ -178,14 +205,25 @@ def _findings_of_run(
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     probabilities = {charge.sampling_probability for charge in run.charges}
-    alike = {charge.truncation for charge in run.charges} <= {plan.truncation}
+    alike = {(c.truncation, c.steps_per_pass) for c in run.charges} <= {
+        (plan.truncation, plan.steps_per_pass)
+    }
     yield Finding(
         claim=f"{prefix}sampling",
         holds=probabilities <= {plan.sampling_probability} and alike,
         detail=f"charged at {sorted(probabilities)}, planned"
         f" {plan.sampling_probability:.6g}"
-        + ("" if alike else ", and batches truncated otherwise than planned"),
+        + ("" if alike else ", and batches truncated or allocated otherwise than planned"),
     )
+    if run.is_allocated:
+        partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]
+        yield Finding(
+            claim=f"{prefix}passes",
+            holds=not partial,
+            detail=f"charged for parts of passes: {partial}"
+            if partial
+            else "every pass was charged whole",
+        )
     yield Finding(
         claim=f"{prefix}planned steps",
         holds=run.steps <= plan.steps,
