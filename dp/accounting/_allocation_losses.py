@@ -54,10 +54,10 @@ def allocation_losses(
         DigitsLostError: If the masses are not finite or do not sum to one.
     """
     law = pass_law(num_steps, sigma).on_grid(interval)
-    losses_K = interval * (law.first + np.arange(len(law.masses_K)))
+    losses_K = interval * (law.first + np.arange(len(law.masses)))
     law = _without_losses_beyond(law, losses_K)
-    losses_K = losses_K[: len(law.masses_K)]
-    q_K = law.masses_K
+    losses_K = losses_K[: len(law.masses)]
+    q_K = law.masses
     p_K = q_K * np.exp(losses_K)
     # Rounding loses some 1e-16 of the mass in each sum: it counts as revealed.
     p_only = max(law.beyond, 1 - float(p_K.sum()), 0.0)
@@ -74,9 +74,9 @@ def _without_losses_beyond(law: SpreadLaw, losses_K: Any) -> SpreadLaw:
     kept = max(1, int(np.searchsorted(losses_K, _LARGEST)))
     if kept == len(losses_K):
         return law
-    masses_K = law.masses_K[:kept].copy()
-    beyond = float((law.masses_K[kept:] * np.exp(losses_K[kept:])).sum())
-    to_last = float(law.masses_K[kept:].sum())
+    masses_K = law.masses[:kept].copy()
+    beyond = float((law.masses[kept:] * np.exp(losses_K[kept:])).sum())
+    to_last = float(law.masses[kept:].sum())
     masses_K[-1] += to_last
     beyond -= to_last * math.exp(losses_K[kept - 1])
     return SpreadLaw(
@@ -127,7 +127,7 @@ def pass_law(num_steps: int, sigma: float, points: int = _POINTS) -> SpreadLaw:
     return SpreadLaw(
         total.spacing,
         total.first - shift,
-        total.masses_K,
+        total.masses,
         total.zero,
         total.beyond / num_steps,
     )

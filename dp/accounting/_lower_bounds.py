@@ -11,7 +11,6 @@ Shapes: ``K`` points of a law.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -98,9 +97,10 @@ def _lognormal(sigma: float, points: int) -> _Law:
 
 def _cells(z_K: _Floats) -> _Floats:
     upper_K, lower_K = ndtr(-z_K), ndtr(z_K)
-    return np.where(
+    masses_K: _Floats = np.where(
         z_K[:-1] > 0, upper_K[:-1] - upper_K[1:], lower_K[1:] - lower_K[:-1]
     )
+    return masses_K
 
 
 def _power(law: _Law, count: int, points: int, operation: np.ufunc) -> _Law:
@@ -125,18 +125,22 @@ def _both(operation: np.ufunc, left: _Law, right: _Law, points: int) -> _Law:
 
 def _collapsed(ratios: _Floats, masses: _Floats, points: int) -> _Law:
     """Merge what falls into one cell, and both tails, to its mean."""
-    logs: Sequence[float] | _Floats = np.log(np.maximum(ratios, 1e-300))
-    weighty = np.asarray(logs)[masses > 1e-30 * masses.max()]
+    logs = np.log(np.maximum(ratios, 1e-300))
+    weighty = logs[masses > 1e-30 * masses.max()]
     low, high = float(weighty.min()), float(weighty.max())
     width = max((high - low) / points, 1e-300)
-    cells = np.clip((np.asarray(logs) - low) / width, 0, points).astype(np.int64)
-    masses_K = np.bincount(cells, masses, points + 1)
-    means_K = np.bincount(cells, masses * ratios, points + 1)
+    cells = np.clip((logs - low) / width, 0, points).astype(np.int64)
+    masses_K = _totals(cells, masses)
+    means_K = _totals(cells, masses * ratios)
     masses_K, means_K = masses_K[masses_K > 0], means_K[masses_K > 0]
     inner_K = (np.cumsum(masses_K) > _TAIL) & (
         np.cumsum(means_K[::-1])[::-1] > _TAIL * means_K.sum()
     )
     first, last = np.flatnonzero(inner_K)[[0, -1]]
     groups_K = np.clip(np.arange(len(masses_K)), first, last) - first
-    masses_K = np.bincount(groups_K, masses_K)
-    return np.bincount(groups_K, means_K) / masses_K, masses_K
+    masses_K = _totals(groups_K, masses_K)
+    return _totals(groups_K, means_K) / masses_K, masses_K
+
+
+def _totals(cells: NDArray[np.int64], values: _Floats) -> _Floats:
+    return np.asarray(np.bincount(cells, values), dtype=np.float64)

@@ -98,9 +98,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     Composition does not depend on order, so neither does any epsilon. A part of a pass
     counts as a whole one: parts of two passes are not one pass.
     """
-    counts: dict[
-        tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int
-    ] = {}
+    counts: dict[tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int] = {}
     for r in releases:
         steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
         kind = (

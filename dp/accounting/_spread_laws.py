@@ -37,29 +37,33 @@ class SpreadLaw:
     Attributes:
         spacing: The width of the grid, in logarithms.
         first: Which multiple of it the first point is.
-        masses_K: The masses of the points.
+        masses: The masses of the points, [K].
         zero: The mass of the ratio 0.
         beyond: The part of the mean that was sent to infinity, where no mass is.
     """
 
     spacing: float
     first: int
-    masses_K: Floats
+    masses: Floats
     zero: float = 0.0
     beyond: float = 0.0
 
     @property
     def end(self) -> int:
         """One more than the last point's multiple of the spacing."""
-        return self.first + len(self.masses_K)
+        return self.first + len(self.masses)
 
     def ratios(self) -> Floats:
         """Return the points, [K]."""
-        return np.exp(self.spacing * (self.first + np.arange(len(self.masses_K))))
+        return np.asarray(np.exp(self._exponents()), dtype=np.float64)
+
+    def _exponents(self) -> Floats:
+        indices_K = np.arange(len(self.masses), dtype=np.float64)
+        return np.asarray(self.spacing * (self.first + indices_K), dtype=np.float64)
 
     def pruned(self) -> "SpreadLaw":
         """Send the tails to 0 and the first point, and to the last one and infinity."""
-        masses_K, ratios_K = self.masses_K, self.ratios()
+        masses_K, ratios_K = self.masses, self.ratios()
         means_K = masses_K * ratios_K
         below_K = np.cumsum(masses_K)
         above_K = np.cumsum(means_K[::-1])  # From the last point on.
@@ -86,13 +90,14 @@ class SpreadLaw:
 
         Each mass goes to the two points around it, and keeps its mean.
         """
-        exponents_K = self.spacing * (self.first + np.arange(len(self.masses_K)))
+        exponents_K = self._exponents()
         below_K = np.floor(exponents_K / spacing).astype(np.int64)
         rest_K = np.clip(exponents_K - below_K * spacing, 0, spacing)
-        up_K = self.masses_K * np.expm1(rest_K) / math.expm1(spacing)
+        up_K = self.masses * np.expm1(rest_K) / math.expm1(spacing)
         first = int(below_K[0])
         size = int(below_K[-1]) - first + 2
-        masses_K = np.bincount(below_K - first, self.masses_K - up_K, size)
+        masses_K = np.zeros(size)
+        masses_K += np.bincount(below_K - first, self.masses - up_K, size)
         masses_K += np.bincount(below_K - first + 1, up_K, size)
         return SpreadLaw(spacing, first, masses_K, self.zero, self.beyond)
 
@@ -105,8 +110,8 @@ class SpreadLaw:
         times = round(self.spacing / spacing)
         if times < 1:
             return self.on_grid(spacing)
-        masses_K = np.zeros((len(self.masses_K) - 1) * times + 1)
-        masses_K[::times] = self.masses_K
+        masses_K = np.zeros((len(self.masses) - 1) * times + 1)
+        masses_K[::times] = self.masses
         return SpreadLaw(spacing, self.first * times, masses_K, self.zero, self.beyond)
 
 
@@ -119,7 +124,7 @@ def lognormal(sigma: float, spacing: float) -> SpreadLaw:
     reach, centre = _REACH / sigma, 0.5 / sigma**2
     first = math.floor(max(-centre - reach, -_LARGEST_EXPONENT) / spacing)
     last = math.ceil(min(centre + reach, _LARGEST_EXPONENT) / spacing)
-    exponents_K = spacing * np.arange(first, last + 1)
+    exponents_K: Floats = spacing * np.arange(first, last + 1, dtype=np.float64)
     at_K = sigma * exponents_K  # The outcome at which the ratio is reached, but 1 / 2.
     shift = 0.5 / sigma
     under_q_K, under_p_K = _cells(at_K + shift), _cells(at_K - shift)
@@ -145,9 +150,10 @@ def lognormal(sigma: float, spacing: float) -> SpreadLaw:
 def _cells(z_K: Floats) -> Floats:
     """Return the normal masses between neighbours, from the smaller tail."""
     upper_K, lower_K = ndtr(-z_K), ndtr(z_K)
-    return np.where(
+    masses_K: Floats = np.where(
         z_K[:-1] > 0, upper_K[:-1] - upper_K[1:], lower_K[1:] - lower_K[:-1]
     )
+    return masses_K
 
 
 def summed(left: SpreadLaw, right: SpreadLaw, *, points: int) -> SpreadLaw:
@@ -159,17 +165,15 @@ def summed(left: SpreadLaw, right: SpreadLaw, *, points: int) -> SpreadLaw:
     The sum of ``exp(h i)`` and ``exp(h (i - d))`` is ``exp(h i)`` times a factor that
     depends on ``d`` alone, so all pairs that are *d* apart are spread at once.
     """
-    ends = [
-        (law.spacing * law.first, law.spacing * law.end) for law in (left, right)
-    ]
+    ends = [(law.spacing * law.first, law.spacing * law.end) for law in (left, right)]
     length = max(end for _, end in ends) - min(start for start, _ in ends)
     spacing = left.spacing * power_of_two(length / points / left.spacing)
     left, right = left.nested(spacing), right.nested(spacing)
     first = min(left.first, right.first)
     size = max(left.end, right.end) - first
     left_K, right_K = np.zeros(size), np.zeros(size)
-    left_K[left.first - first :][: len(left.masses_K)] = left.masses_K
-    right_K[right.first - first :][: len(right.masses_K)] = right.masses_K
+    left_K[left.first - first :][: len(left.masses)] = left.masses
+    right_K[right.first - first :][: len(right.masses)] = right.masses
 
     log_factors = np.log1p(np.exp(-spacing * np.arange(size)))
     offsets = np.floor(log_factors / spacing).astype(np.int64)

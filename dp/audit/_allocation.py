@@ -32,13 +32,13 @@ def about_allocation(
     """
     yield _once_a_pass(first, included_M)
     ours, theirs = (_steps_of(run, included_M) for run in (first, second))
-    if not len(ours.steps_PN):
+    if not len(ours.steps):
         return
     yield ours.sizes()
-    yield ours.same("over passes", ours.steps_PN[:-1], ours.steps_PN[1:])
-    yield ours.same("over records", ours.steps_PN[:, :-1], ours.steps_PN[:, 1:])
-    both = min(len(ours.steps_PN), len(theirs.steps_PN))
-    yield ours.same("over restarts", ours.steps_PN[:both], theirs.steps_PN[:both])
+    yield ours.same("over passes", ours.steps[:-1], ours.steps[1:])
+    yield ours.same("over records", ours.steps[:, :-1], ours.steps[:, 1:])
+    both = min(len(ours.steps), len(theirs.steps))
+    yield ours.same("over restarts", ours.steps[:both], theirs.steps[:both])
 
 
 def _once_a_pass(run: Observation, included_M: Bools) -> Finding:
@@ -70,12 +70,12 @@ def _steps_of(run: Observation, included_M: Bools) -> "_Steps":
 class _Steps:
     """The step of every record in every pass, [P, N], and how many there are."""
 
-    steps_PN: Steps
+    steps: Steps
     num_steps: int
 
     def sizes(self) -> Finding:
         """Sizes of batches are multinomial: neither uneven, nor too even."""
-        sizes = [np.bincount(row, minlength=self.num_steps) for row in self.steps_PN]
+        sizes = [np.bincount(row, minlength=self.num_steps) for row in self.steps]
         deviation = float(np.std(np.array(sizes) - self._mean_size()))
         return finding(
             "sampling: sizes of batches",
@@ -94,7 +94,7 @@ class _Steps:
         )
 
     def _mean_size(self) -> float:
-        return self.steps_PN.shape[1] / self.num_steps
+        return float(self.steps.shape[1] / self.num_steps)
 
     def _deviation(self) -> float:
         return float(np.sqrt(self._mean_size() * (1 - 1 / self.num_steps)))

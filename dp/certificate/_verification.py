@@ -213,7 +213,11 @@ def _findings_of_run(
         holds=probabilities <= {plan.sampling_probability} and alike,
         detail=f"charged at {sorted(probabilities)}, planned"
         f" {plan.sampling_probability:.6g}"
-        + ("" if alike else ", and batches truncated or allocated otherwise than planned"),
+        + (
+            ""
+            if alike
+            else ", and batches truncated or allocated otherwise than planned"
+        ),
     )
     if run.is_allocated:
         partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]

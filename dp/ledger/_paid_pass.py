@@ -87,4 +87,6 @@ def check_place(
 
 
 def _named(in_pass: PassStep | None) -> str:
-    return "of no pass" if in_pass is None else f"of a pass of {in_pass.num_steps} steps"
+    return (
+        "of no pass" if in_pass is None else f"of a pass of {in_pass.num_steps} steps"
+    )

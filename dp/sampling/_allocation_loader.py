@@ -2,10 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from dp import _checks
@@ -16,6 +14,10 @@ from dp.sampling._schemes import RandomAllocation
 from dp.sampling._ticket import Draw, PassStep, new_pass
 from dp.sampling._units import UnitIndex, Units
 
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ("AllocationLoader",)
 

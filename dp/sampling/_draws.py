@@ -59,7 +59,9 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
     return selected
 
 
-def allocate_at_random(num_examples: int, *, num_steps: int) -> list[NDArray[np.uint64]]:
+def allocate_at_random(
+    num_examples: int, *, num_steps: int
+) -> list[NDArray[np.uint64]]:
     """Return the indices that each step gets, in ascending order.
 
     >>> [step.tolist() for step in allocate_at_random(3, num_steps=1)]
