@@ -20,7 +20,7 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 >>> for x, y in loader:
 ...     optimizer.backward((model(x).squeeze(1) - y).square())
 ...     optimizer.step()
->>> optimizer.spent().epsilon <= 3.0
+>>> optimizer.guarantee().epsilon <= 3.0
 True
 
 Names are loaded when they are first used, so that ``import dp`` and the accountant

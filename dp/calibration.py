@@ -6,14 +6,15 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Any, Final, Literal, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
 from dp.accounting._accountant import bound_by_pld
+from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.schedule import Schedule, rounded_up
 
 
@@ -36,6 +37,8 @@ _FLATTEST: Final = (
 _MOST_BOUNDS: Final = 200
 _LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
+RenyiOrder = float | Literal["best"] | None
+
 
 def calibrate_noise_multiplier(
     *,
@@ -47,6 +50,7 @@ def calibrate_noise_multiplier(
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -63,6 +67,8 @@ def calibrate_noise_multiplier(
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -90,6 +96,7 @@ def calibrate_noise_multiplier(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
@@ -105,6 +112,7 @@ def calibrate_sampling_probability(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -119,6 +127,8 @@ def calibrate_sampling_probability(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: None; random allocation leaves no probability to find.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -133,6 +143,7 @@ def calibrate_sampling_probability(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -155,6 +166,7 @@ def calibrate_steps(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -170,6 +182,8 @@ def calibrate_steps(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -194,6 +208,7 @@ def calibrate_steps(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), most),
@@ -210,6 +225,46 @@ def calibrate_steps(
     return round(1 / found) * unit
 
 
+def complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return noise multiplier, steps and sampling probability, one of which is found.
+
+    Args:
+        target: The arguments that every search takes.
+        sigma: The noise multiplier, or the shape of its schedule; None to find it.
+        steps: The number of steps; None to find it.
+        q: The sampling probability; ``"largest"`` to find it.
+
+    Raises:
+        ValueError: If not exactly one is to be found.
+    """
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
@@ -219,6 +274,7 @@ class _Search:
         target_epsilon: What they may cost.
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
+        renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
         most: The largest number there is.
@@ -228,6 +284,7 @@ class _Search:
     target_epsilon: float
     target_delta: float
     relation: NeighboringRelation
+    renyi_order: RenyiOrder
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
     most: float = math.inf
@@ -235,6 +292,8 @@ class _Search:
 
     def excess(self, number: float) -> float:
         """Return by how much the logarithm of what will be claimed is too large."""
+        if self.renyi_order is not None:
+            return self._logarithm(self._filtered(number, self.renyi_order))
         spent = epsilon(
             self.releases(number),
             delta=self.target_delta,
@@ -242,11 +301,23 @@ class _Search:
         ).epsilon
         return self._logarithm(spent)
 
+    def _filtered(self, number: float, order: float | Literal["best"]) -> float:
+        """Return the epsilon of the releases at the order of a Renyi filter."""
+        releases = self.releases(number)
+        if order == "best":
+            order = best_order(
+                releases, delta=self.target_delta, relation=self.relation
+            )
+        cost = renyi_cost(releases, order, self.relation)
+        return epsilon_of_order(cost, order, self.target_delta)
+
     def _vague_excess(self, number: float) -> float:
         """Return the same of a bound in wide buckets, in a hundredth of the time.
 
         Random allocation costs about as much as Poisson samples.
         """
+        if self.renyi_order is not None:
+            return self.excess(number)
         releases = merge_equal_releases(
             replace(release, steps_per_pass=None) for release in self.releases(number)
         )

@@ -10,43 +10,42 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from dp import _checks
-from dp._typing import NeighboringRelation
 from dp.accounting import Truncation
 from dp.calibration import calibrate_noise_multiplier
-from dp.sampling import RandomAllocation
+from dp.sampling import (
+    PoissonSampling,
+    RandomAllocation,
+    TruncatedPoissonSampling,
+    Unamplified,
+)
 from dp.schedule import Schedule
 
 
-__all__ = ("Mechanism", "choose")
+__all__ = ("Mechanism", "choose", "scheme_of", "truncation_of")
 
 Mechanism = Literal["poisson", "allocation", "best"]
 
 
 def choose(
     mechanism: Mechanism,
+    target: Mapping[str, Any],
     *,
-    target_epsilon: float,
-    target_delta: float,
     sampling_probability: float | str | None,
     steps: int | None,
     noise_multiplier: float | Schedule | None,
     max_grad_norm: float | Schedule,
-    truncation: Truncation | None,
-    neighboring_relation: NeighboringRelation,
 ) -> tuple[int | None, tuple[str, ...]]:
     """Return the steps of a pass by random allocation, or None for another scheme.
 
     Args:
         mechanism: ``"poisson"``, ``"allocation"``, or ``"best"`` for the one that needs
             less noise.
-        target_epsilon: What all steps may cost.
-        target_delta: The delta it is for.
+        target: The epsilon and delta that all steps may cost, the relation, and, if
+            there are any, a truncation and the order of a Renyi filter.
         sampling_probability: Probability that an example is in a batch.
         steps: How many steps the run takes.
         noise_multiplier: The noise, if it is given.
         max_grad_norm: The clipping norm.
-        truncation: How batches are made smaller, if they are.
-        neighboring_relation: What two neighbouring datasets are.
 
     Returns:
         With the steps, what was compared, one sentence each.
@@ -67,8 +66,7 @@ def choose(
     obstacle = _obstacle(
         sampling_probability,
         steps,
-        truncation=truncation,
-        neighboring_relation=neighboring_relation,
+        target,
         values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
     )
     if mechanism == "allocation":
@@ -77,13 +75,7 @@ def choose(
         return _steps_per_pass(sampling_probability), ()
     if obstacle is not None:
         return None, (f"Poisson sampling; random allocation was not: {obstacle}.",)
-    about: dict[str, Any] = {
-        "target_epsilon": target_epsilon,
-        "target_delta": target_delta,
-        "sampling_probability": sampling_probability,
-        "steps": steps,
-        "neighboring_relation": neighboring_relation,
-    }
+    about = {**target, "sampling_probability": sampling_probability, "steps": steps}
     return _with_less_noise(about, _steps_per_pass(sampling_probability))
 
 
@@ -117,15 +109,14 @@ def _check_comparable(
 def _obstacle(
     sampling_probability: float | str | None,
     steps: int | None,
+    target: Mapping[str, Any],
     *,
-    truncation: Truncation | None,
-    neighboring_relation: NeighboringRelation,
     values: Mapping[str, float | Schedule | None],
 ) -> str | None:
     """Return what random allocation is not possible for; None if it is."""
     if not isinstance(sampling_probability, int | float):
         return f"it needs a sampling_probability, got {sampling_probability!r}"
-    if truncation is not None:
+    if target["truncation"] is not None:
         return "no bound is proven where batches are truncated (max_batch_size)"
     steps_per_pass = _steps_per_pass(sampling_probability)
     if not math.isclose(steps_per_pass * sampling_probability, 1, rel_tol=1e-9):
@@ -136,10 +127,16 @@ def _obstacle(
     given = {name: value for name, value in values.items() if value is not None}
     try:
         _checks.relation(
-            neighboring_relation=neighboring_relation, truncated=False, allocated=True
+            neighboring_relation=target["neighboring_relation"],
+            truncated=False,
+            allocated=True,
         )
         scheme = RandomAllocation(steps_per_pass=steps_per_pass)
-        scheme.check_plan(steps=steps_per_pass if steps is None else steps, **given)
+        scheme.check_plan(
+            steps=steps_per_pass if steps is None else steps,
+            renyi_order=target["renyi_order"],
+            **given,
+        )
     except ValueError as error:
         return str(error)
     return None
@@ -150,3 +147,42 @@ def _steps_per_pass(sampling_probability: float | str | None) -> int:
         sampling_probability=sampling_probability  # type: ignore[arg-type]
     )
     return round(1 / probability)
+
+
+def scheme_of(
+    probability: float | None, truncation: Truncation | None, steps_per_pass: int | None
+) -> PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified:
+    """Return the scheme of a plan with these numbers."""
+    if probability is None:
+        return Unamplified()
+    if steps_per_pass is not None:
+        return RandomAllocation(steps_per_pass=steps_per_pass)
+    if truncation is None:
+        return PoissonSampling(sampling_probability=probability)
+    return TruncatedPoissonSampling(
+        sampling_probability=probability,
+        max_batch_size=truncation.max_batch_size,
+        dataset_size=truncation.dataset_size,
+    )
+
+
+def truncation_of(
+    sampling_probability: float | str | None,
+    max_batch_size: int | None,
+    dataset_size: int | None,
+) -> Truncation | None:
+    """Return how batches are truncated.
+
+    Raises:
+        ValueError: If a number is missing for that.
+    """
+    if max_batch_size is None and dataset_size is None:
+        return None
+    if max_batch_size is None or dataset_size is None or sampling_probability is None:
+        raise ValueError(
+            "max_batch_size needs dataset_size, the public number of examples, and a"
+            f" sampling_probability, and dataset_size serves nothing else; got"
+            f" max_batch_size={max_batch_size!r}, dataset_size={dataset_size!r},"
+            f" sampling_probability={sampling_probability!r}"
+        )
+    return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)

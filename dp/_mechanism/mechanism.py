@@ -63,15 +63,22 @@ class Mechanism:
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    public_reasons: dict[str, str] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
-            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+            plan=self.plan,
+            ledger=self.ledger,
+            assigned=self.assigned,
+            public=self.public_reasons,
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.noise.seed is not None and self.loader is not None:
+            self.loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     @property
     def noise_multiplier(self) -> float:
@@ -239,6 +246,7 @@ class Mechanism:
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
+            ValueError: If the sums could not hold the noise.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -247,6 +255,9 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            # Charged is only what can be released: noise may not fit into the sums.
+            stddev = self.noise_multiplier * batch.max_grad_norm
+            self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
             ticket=batch.ticket,
@@ -266,16 +277,27 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         noise_multiplier = self.noise_multiplier
+        self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
             in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
+            public=self.values.reason,
         )
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
+
+    def _note_debugging(self) -> None:
+        """Tell the ledger of noise or batches that anyone can repeat."""
+        seeds = (
+            self.noise.seed,
+            None if self.loader is None else self.loader.debug_seed,
+        )
+        if any(seed is not None for seed in seeds):
+            self.ledger.note_debugging_seed()
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""
@@ -302,6 +324,9 @@ class Mechanism:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
+        if self.noise.seed is not None:
+            loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied
@@ -313,6 +338,7 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public_reasons=dict(self.public_reasons),
             public=self.public,
         )
 
@@ -324,6 +350,7 @@ class Mechanism:
             "noise": self.noise,
             "ledger": self.ledger,
             "assigned": self.assigned,
+            "public_reasons": self.public_reasons,
             "public": self.public,
         }
         return _unpickled, (stages,)

@@ -7,11 +7,9 @@ very large noise.
 ``dp_accounting`` is imported when a number is asked for: it costs a second.
 """
 
-import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
@@ -20,8 +18,14 @@ from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
 from dp.accounting._dp_events import neighbors, to_dp_event
+from dp.accounting._quiet import without_advice
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    first_releases,
+    is_allocated,
+    merge_equal_releases,
+)
 
 
 __all__ = ("Guarantee", "epsilon", "epsilon_curve")
@@ -36,14 +40,17 @@ class Guarantee:
         epsilon: The smaller of the two bounds.
         delta: The delta it is for.
         neighboring_relation: What two neighbouring datasets are.
-        accountant: Which bound ``epsilon`` is: ``"PLD"``, ``"RDP"``, ``"none"`` where
-            nothing was released, or ``"no noise"`` where nothing is guaranteed.
+        accountant: Which bound ``epsilon`` is: ``"PLD"``, ``"RDP"``, ``"Renyi filter of
+            order 8"``, ``"none"`` where nothing was released, or ``"no noise"`` where
+            nothing is guaranteed.
         epsilon_pld: The bound by privacy loss distributions. Beyond 400, where epsilon
-            says nothing any more, it is that of releases on all of the data.
+            says nothing any more, it is that of releases on all of the data. Infinite
+            where it bounds nothing, under a Renyi filter.
         epsilon_rdp: The bound by Renyi differential privacy; None where
             ``dp_accounting`` has none for the relation or the sampling.
         interval: The width of the buckets of losses of ``epsilon_pld``; None where
             none were needed.
+        condition: What has to hold besides, in words; empty if nothing has to.
     """
 
     epsilon: float
@@ -53,6 +60,7 @@ class Guarantee:
     epsilon_pld: float
     epsilon_rdp: float | None
     interval: float | None = None
+    condition: str = ""
 
 
 def epsilon(
@@ -166,7 +174,7 @@ def epsilon_curve(
     curve: list[float] = []
     for point in sorted({math.ceil(num_steps * i / 20) for i in range(20)}):
         bound = epsilon(
-            _first(point, releases),
+            first_releases(point, releases),
             delta=delta,
             neighboring_relation=neighboring_relation,
             tolerance=_resolution.VAGUE,
@@ -175,13 +183,6 @@ def epsilon_curve(
         curve.extend([min(bound, last)] * (point + 1 - len(curve)))
     curve.extend([last] * (num_steps + 1 - len(curve)))
     return tuple(curve)
-
-
-def _first(num_steps: int, releases: tuple[Release, ...]) -> Iterator[Release]:
-    for release in releases:
-        if num_steps > 0:
-            yield replace(release, count=min(release.count, num_steps))
-        num_steps -= release.count
 
 
 @lru_cache(maxsize=1024)
@@ -238,19 +239,6 @@ def _by_own_rdp(
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
-    with _without_advice():
+    with without_advice():
         accountant.compose(to_dp_event(releases))
         return max(0.0, float(accountant.get_epsilon(delta)))
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    # dp_accounting warns of every RDP order that it leaves out. Leaving orders out
-    # only makes the bound larger, and the smaller of two bounds is reported.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

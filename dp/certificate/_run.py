@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from dp.accounting import Release, merge_equal_releases
+from dp.accounting._release import is_allocated
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
+from dp.schedule import values_of
 
 
 __all__ = ("CertifiedRun",)
@@ -24,18 +26,32 @@ class CertifiedRun:
             process has keys of its own for its noise, so this is the record of resumes
             and forks too.
         num_parameters: How many numbers a release noised.
-        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
+        rng: ``"os"`` for a cryptographic generator, ``"fast"``, or ``"debug"``.
         noise: Where the noise came from, in words.
         failure: Why no guarantee holds for what was charged; None if one does.
+        remaining: What the plan still allowed. It is part of what is claimed, since what
+            was released may have decided that the run ended.
+        num_advisories: How many faults of dp were known to the releases of it that
+            charged, the fewest of them; what was found later is told by ``dp.verify``.
+        public_end: Why it is public after how many steps the run ended, if that was
+            declared; nothing remains then.
     """
 
     plan: PrivacyPlan
     plan_sha256: str
     segments: Mapping[str, tuple[Charge, ...]]
     num_parameters: int
-    rng: Literal["os", "fast"]
+    rng: Literal["os", "fast", "debug"]
     noise: str
     failure: str | None = None
+    remaining: tuple[Release, ...] = ()
+    public_end: str | None = None
+    num_advisories: int = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no guarantee holds."""
+        return self.failure is not None or self.rng == "debug"
 
     @property
     def charges(self) -> tuple[Charge, ...]:
@@ -49,10 +65,49 @@ class CertifiedRun:
 
     @property
     def is_allocated(self) -> bool:
-        """Whether a charge is of passes by random allocation."""
-        return any(charge.steps_per_pass is not None for charge in self.charges)
+        """Whether passes by random allocation are claimed."""
+        return is_allocated(self.claimed)
 
     @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
+
+    @property
+    def claimed(self) -> tuple[Release, ...]:
+        """The releases that epsilon is claimed for: those charged and those remaining."""
+        return merge_equal_releases([*self.releases, *self.remaining])
+
+    @property
+    def claimed_steps(self) -> int:
+        """How many releases epsilon is claimed for."""
+        return self.steps + sum(release.count for release in self.remaining)
+
+    @property
+    def is_off_plan(self) -> bool:
+        """Whether releases were charged that no rule of this plan covers.
+
+        They were charged under another plan, whose state was loaded.
+        """
+        if self.plan.renyi_order is not None:
+            return False
+        kinds = {
+            (
+                self.plan.sampling_probability,
+                sigma,
+                self.plan.truncation,
+                self.plan.steps_per_pass,
+            )
+            for sigma in values_of(self.plan.noise_multiplier)
+        }
+        charged = [c.to_release() for c in self.charges if c.public is None]
+        return any(
+            (
+                r.sampling_probability,
+                r.noise_multiplier,
+                r.truncation,
+                r.steps_per_pass,
+            )
+            not in kinds
+            for r in charged
+        )

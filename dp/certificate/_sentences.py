@@ -12,7 +12,11 @@ RELEASED: Final = (
     "the model's parameters after every step, and everything computed from them"
 )
 NOT_COVERED: Final = (
-    "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
+    "Choosing hyper-parameters or a model by looking at private data.",
+    (
+        "Ending the run by private data that was not released: a validation loss, the"
+        " true size of a batch, memory that ran out."
+    ),
     "Losses, metrics, batch sizes or gradients that were printed or logged.",
     "Buffers that a forward pass changes, such as running statistics.",
     "How long a step took, and attacks on the machine that trained.",
@@ -30,6 +34,17 @@ _TRUNCATED: Final = (
 _ALLOCATED: Final = (
     "Every example was in exactly one batch of each pass, chosen by a coin of its own and"
     " anew in every pass, and each batch was trained on whole and once."
+)
+_ADAPTIVE_NOISE: Final = (
+    "Noise multipliers were chosen from what was released and public facts alone; the"
+    " order of the Renyi filter was fixed before the first release."
+)
+_OFF_PLAN: Final = (
+    "Releases at other numbers than the plan's were planned so, in a plan of their own,"
+    " before anything was released."
+)
+_SEVERAL: Final = (
+    "How many runs there are, and their plans, were fixed before the first of them."
 )
 _UNSAMPLED: Final = "No example was given to one step more than once."
 _ALWAYS: Final = (
@@ -52,4 +67,27 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
-    return (*sentences, *_ALWAYS)
+    return (*sentences, *_about_plans(runs), *_ALWAYS)
+
+
+def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:
+    """Return what has to be assumed of how numbers and ends were decided."""
+    sentences = []
+    if any(run.plan.renyi_order is not None for run in runs):
+        sentences.append(_ADAPTIVE_NOISE)
+    if any(run.is_off_plan for run in runs):
+        sentences.append(_OFF_PLAN)
+    reasons = dict.fromkeys(c.public for run in runs for c in run.charges)
+    sentences += [
+        "Noise multipliers declared public follow, until the end of the plan, from no"
+        f" release and no private data: {reason}."
+        for reason in reasons
+        if reason is not None
+    ]
+    sentences += [
+        "After how many steps a run ended follows from no release and no private data:"
+        f" {run.public_end}."
+        for run in runs
+        if run.public_end is not None
+    ]
+    return [*sentences, _SEVERAL] if len(runs) > 1 else sentences

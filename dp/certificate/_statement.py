@@ -17,8 +17,9 @@ class Statement:
     """The facts of a certificate: what was released and what it cost.
 
     Attributes:
-        epsilon: The privacy loss of all releases together, infinite if one of them
-            had no noise.
+        epsilon: The privacy loss of the run, infinite if a release had no noise. It is
+            the whole plan's also where the run ended before, since what was released
+            may have decided that, unless the end was declared public.
         delta: The delta it is for.
         delta_error: What to add to delta because noise is drawn on a computer;
             infinite if no bound is known, as for the ``"fast"`` generator.
@@ -28,6 +29,8 @@ class Statement:
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
         epsilon_unamplified: What the same releases cost if sampling is not trusted.
+        epsilon_of_steps_taken: What the releases that were charged compose to: a
+            guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
             batches were drawn by random allocation, for which no bound is proven.
         steps: How many releases were charged.
@@ -53,6 +56,7 @@ class Statement:
     epsilon_pld: float
     epsilon_rdp: float | None
     epsilon_unamplified: float
+    epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
     steps: int
     key_epochs: int

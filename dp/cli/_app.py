@@ -18,6 +18,7 @@ from dp.cli._examine import audit_command, check_command
 from dp.cli._options import (
     BatchSize,
     Data,
+    DebugSeed,
     Delta,
     Epsilon,
     LearningRate,
@@ -72,6 +73,7 @@ def train(
     max_grad_norm: MaxGradNorm = 1.0,
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
+    debug_seed: DebugSeed = None,
     report: Report = Path("report"),
 ) -> None:
     """Train a small model with privacy and without, and certify what it cost.
@@ -102,6 +104,7 @@ def train(
             max_grad_norm=max_grad_norm,
             lr=lr,
             optimizer=optimizer,
+            debug_seed=debug_seed,
         ),
         report,
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from dp._progress import Bars, progress_bars
@@ -19,6 +20,8 @@ def train_both(table: _input.Table, settings: _training.Settings, report: Path) 
     Under torchrun all processes train; the first one alone shows and writes.
     """
     with process_group() as is_main:
+        if settings.debug_seed is not None:
+            torch.manual_seed(settings.debug_seed)
         model = model_for(table)
         make_alike(model)
         _training.optimizer_for(model, settings)  # A bad one is refused at once.
@@ -60,8 +63,13 @@ def _shown(bars: Bars, name: str, num_steps: int) -> _training.Shown:
     bar = bars.begin(f"{name:11}")
 
     def show(taken: int, point: _training.Point) -> None:
-        cost = f"  eps {point.epsilon:.2f}" if point.epsilon < float("inf") else ""
-        figures = f"  loss {point.loss:.3f}  acc {point.accuracy:.3f}{cost}"
+        is_private = point.epsilon < float("inf")
+        cost = (
+            f"eps {point.epsilon:.2f} if planned to stop here"
+            if is_private
+            else "NOT PRIVATE"
+        )
+        figures = f"  loss {point.loss:.3f}  acc {point.accuracy:.3f}  {cost}"
         bar.show(taken, num_steps, figures)
 
     return show

@@ -17,6 +17,7 @@ __all__ = (
     "CertificatePaths",
     "CommonDelta",
     "Data",
+    "DebugSeed",
     "Delta",
     "Epsilon",
     "Into",
@@ -84,6 +85,13 @@ BatchSize = Annotated[
 MaxGradNorm = Annotated[
     float,
     typer.Option(help="Norm to which every row's gradient is clipped.", metavar="> 0"),
+]
+DebugSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="For the same run twice: NOT PRIVATE, since anyone can repeat its noise.",
+        metavar="SEED",
+    ),
 ]
 LearningRate = Annotated[
     float | None,

@@ -24,7 +24,7 @@ def draw_epsilon_over_steps(
         path,
         (range(len(curve)), curve),
         xlabel="step",
-        ylabel="epsilon spent",
+        ylabel="epsilon if planned to stop here",
         title=f"q = {release.sampling_probability:g}, noise multiplier ="
         f" {release.noise_multiplier:g}, delta = {delta:g}, {relation}",
     )

@@ -42,7 +42,7 @@ def summary(certificate: Certificate, private: Run, plain: Run) -> Grid:
     for heading in ("", "test accuracy", "epsilon", "delta", "steps", "seconds"):
         grid.add_column(heading, justify="right" if heading else "left")
     grid.add_row(
-        "private",
+        "private" if certificate.is_private else "NOT PRIVATE",
         f"{private.points[-1].accuracy:.3f}",
         f"{certificate.epsilon:.3f}",
         f"{certificate.delta:g}",
@@ -80,7 +80,7 @@ def _draw(path: Path, private: Run, plain: Run) -> None:
         [point.step for point in private.points],
         [point.epsilon for point in private.points],
         color="tab:red",
-        label="epsilon spent",
+        label="epsilon, if planned to stop here",
     )
     cost.set(ylabel="epsilon", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)

@@ -22,6 +22,7 @@ from dp.certificate import Certificate
 from dp.cli._errors import InputError
 from dp.cli._input import Table
 from dp.cli._processes import add_up_gradients
+from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling import PoissonLoader
@@ -54,6 +55,7 @@ class Settings:
     max_grad_norm: float
     lr: float | None
     optimizer: str
+    debug_seed: int | None = None
 
 
 @final
@@ -122,20 +124,31 @@ def train_privately(
 ) -> tuple[Run, Certificate]:
     """Train a copy of *model* as the plan says; return the run and what it cost.
 
-    An interrupt ends the training; what was spent until then is certified.
+    An interrupt ends the training. The certificate then claims the epsilon of the whole
+    plan, since the accuracy that was shown may have decided the end.
     """
     model = copy.deepcopy(model)
     loader = plan.loader(table.train)
-    optimizer = DPOptimizer(optimizer_for(model, settings), plan=plan, loader=loader)
+    seed = settings.debug_seed
+    optimizer = DPOptimizer(
+        optimizer_for(model, settings),
+        plan=plan,
+        loader=loader,
+        noise=None if seed is None else GaussianNoise(rng="debug", seed=seed),
+    )
 
     def step(x: Tensor, y_B: Tensor) -> None:
         optimizer.backward(F.cross_entropy(model(x), y_B, reduction="none"))
         optimizer.step()
 
-    curve = epsilon_curve(
-        plan.releases(plan.steps),
-        delta=plan.target_delta,
-        neighboring_relation=plan.neighboring_relation,
+    curve = (
+        epsilon_curve(
+            plan.releases(plan.steps),
+            delta=plan.target_delta,
+            neighboring_relation=plan.neighboring_relation,
+        )
+        if seed is None
+        else (float("inf"),) * (plan.steps + 1)
     )
     start = time.perf_counter()
     points = tuple(_points(loader, step, model, table, epsilons=curve, show=show))

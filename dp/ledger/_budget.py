@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from dp.accounting import Guarantee, Release, epsilon, merge_equal_releases
+from dp.accounting._renyi import filter_guarantee
 from dp.plan import PrivacyPlan
 
 
@@ -17,7 +18,18 @@ __all__ = ("Budget", "cost")
 
 
 def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
-    """Return the guarantee of *releases* at the plan's delta."""
+    """Return what *releases* compose to at the plan's delta.
+
+    Under a Renyi filter, at its order.
+    """
+    if plan.renyi_order is not None and releases:
+        return filter_guarantee(
+            releases,
+            order=plan.renyi_order,
+            target_epsilon=None,
+            delta=plan.target_delta,
+            relation=plan.neighboring_relation,
+        )
     return epsilon(
         releases,
         delta=plan.target_delta,

@@ -11,24 +11,40 @@ to is kept beside the very charges that it was added up from, and is true of no 
 """
 
 import math
-import os
-import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Final, final
 
+from dp._advisories import ADVISORIES
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._budget import Budget, cost
-from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
-from dp.ledger._paid_pass import PaidPass, check_place
+from dp.ledger._charge import (
+    VERSION,
+    Charge,
+    alike,
+    appended,
+    known_advisories,
+    parsed,
+)
+from dp.ledger._claim import accounted, check_noise, claim, from_version_1
+from dp.ledger._paid_pass import (
+    PaidPass,
+    charged_whole,
+    check_noise_of_passes,
+    check_place,
+)
+from dp.ledger._writer import Writer
 from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
 
 __all__ = ("Ledger", "void")
+
+DEBUGGING: Final = "noise came from a debugging seed, so anyone can repeat it"
+_IF_FIXED: Final = "if the number of steps was fixed beforehand"
 
 
 @final
@@ -46,7 +62,8 @@ class Ledger:
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
         self._paid: PaidPass | None = None
-        self._writer = _Writer()
+        self._num_advisories = len(ADVISORIES)
+        self._writer = Writer()
         self._budget = Budget(plan)
         self._totals = _Totals(self._segments, steps=0, as_planned=True)
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
@@ -76,7 +93,7 @@ class Ledger:
 
         Processes that share it must charge the same: it counts once when ledgers merge.
         """
-        self._writer = _Writer(segment)
+        self._writer = Writer(segment)
 
     def segments(self) -> Mapping[str, tuple[Charge, ...]]:
         """Return the charges of each process that charged, under its id."""
@@ -91,9 +108,35 @@ class Ledger:
         return merge_equal_releases(charge.to_release() for charge in self.charges())
 
     def spent(self) -> Guarantee:
-        """Return the guarantee of everything charged, at the plan's delta."""
-        guarantee = cost(self._plan, self.releases())
-        return guarantee if self._failure is None else void(guarantee)
+        """Return what everything charged so far composes to, at the plan's delta.
+
+        It is a guarantee only if the number of steps was fixed beforehand, as its
+        ``condition`` says; what holds whenever the run ends is :meth:`guarantee`.
+        """
+        composed = cost(self._plan, self.releases())
+        if self._failure is not None:
+            return void(composed)
+        is_open = 0 < self.steps < self._plan.steps
+        return replace(composed, condition=_IF_FIXED) if is_open else composed
+
+    def guarantee(self) -> Guarantee:
+        """Return what holds of the run, at the plan's delta, whenever it ends.
+
+        A run that ends before its plan costs what the plan costs: when it ends may have
+        been decided by what was released. Stopping by private data that was not
+        released is not covered.
+        """
+        claimed = claim(self._plan, self.charges())
+        return claimed if self._failure is None else void(claimed)
+
+    def check_noise(self, noise_multiplier: float) -> None:
+        """Raise if the next release may not have so little noise.
+
+        Raises:
+            PrivacyError: If it is less than planned, and the plan has no Renyi filter.
+        """
+        check_noise_of_passes(self._plan, noise_multiplier)
+        check_noise(self._plan, noise_multiplier, self.steps)
 
     @property
     def failure(self) -> str | None:
@@ -106,13 +149,30 @@ class Ledger:
         It is kept like a charge: in copies, states and certificates, for ever. Later
         steps raise, and every epsilon is infinite.
         """
-        if self._failure is None:
+        if self._failure in {None, DEBUGGING}:
             self._failure = reason
+
+    def note_debugging_seed(self) -> None:
+        """Record that noise comes from a debugging seed: steps go on, NOT PRIVATE.
+
+        It is kept like a failure, but what only debugs may take further steps.
+        """
+        if self._failure is None:
+            self._failure = DEBUGGING
+
+    @property
+    def num_advisories(self) -> int:
+        """How many advisories the releases of dp that charged knew, the fewest of them.
+
+        Runs that were charged by an older release have its faults, whatever goes on
+        from them.
+        """
+        return self._num_advisories
 
     @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
-        if self._failure is not None or self.steps >= self._plan.steps:
+        if self._has_failed or self.steps >= self._plan.steps:
             return True
         upcoming = self._plan.releases(self.steps + 1)[-1]
         return not self._budget.allows(self.releases(), replace(upcoming, count=1))
@@ -124,6 +184,7 @@ class Ledger:
         noise_multiplier: float,
         max_grad_norm: float,
         truncation: Truncation | None = None,
+        public: str | None = None,
         in_pass: PassStep | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
@@ -136,24 +197,26 @@ class Ledger:
             noise_multiplier: Standard deviation of the noise over *max_grad_norm*.
             max_grad_norm: Sensitivity of the sum.
             truncation: How the batch was made smaller, if it was.
+            public: Why the numbers are public, where they are not the plan's: they were
+                fixed beforehand, or follow from public facts alone.
             in_pass: Which step of which pass it is, by random allocation.
 
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
-            PrivacyError: If it is a step of a pass that its charge would not cover.
+            PrivacyError: If it costs more than planned, and neither *public* nor a
+                Renyi filter covers that, or if the charge of a pass does not.
         """
         place = check_place(self._plan, in_pass, noise_multiplier)
         charge = Charge(
             sampling_probability=sampling_probability,
-            # More noise than planned costs no more, and nothing less is proven.
-            noise_multiplier=noise_multiplier
-            if place is None
-            else self._plan.noise_multiplier_at(0),
+            noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
-            count=1 if place is None else place.num_steps,
+            count=1,
             truncation=truncation,
-            steps_per_pass=None if place is None else place.num_steps,
+            public=public,
         )
+        if place is not None:
+            charge = charged_whole(charge, place, self._plan)
         with self._lock:
             self._check_sound()
             if place is not None and self._paid is not None:
@@ -162,6 +225,7 @@ class Ledger:
                     self._paid = paid
                     return
             totals = self._current_totals()
+            charge = accounted(self._plan, charge, totals.steps)
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
             if not (
                 self._budget.allows_as_planned(totals.steps + charge.count)
@@ -182,8 +246,12 @@ class Ledger:
             )
             self._paid = None if place is None else PaidPass(place, max_grad_norm)
 
+    @property
+    def _has_failed(self) -> bool:
+        return self._failure not in {None, DEBUGGING}
+
     def _check_sound(self) -> None:
-        if self._failure is not None:
+        if self._has_failed:
             raise LedgerError(
                 f"no guarantee holds for this run any more ({self._failure}), so it"
                 " takes no other step. Mend the cause, and start from weights that saw"
@@ -195,6 +263,7 @@ class Ledger:
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
+            "advisories": self._num_advisories,
             "segments": {
                 key: [charge.to_dict() for charge in segment]
                 for key, segment in self._segments.items()
@@ -214,15 +283,27 @@ class Ledger:
         """
         loaded = parsed(state_dict)
         self._check_unit(state_dict)
+        num_advisories = known_advisories(state_dict)
+        if state_dict["version"] == 1:
+            loaded = {
+                key: tuple(from_version_1(self._plan, charge) for charge in segment)
+                for key, segment in loaded.items()
+            }
         with self._lock:
             merged = dict(self._segments)
             for key, segment in loaded.items():
                 known = self._segments.get(key, ())
                 merged[key] = self.merge_segment(known, segment, key)
-            if "failure" in state_dict:
-                self.fail(str(state_dict["failure"]))
-            self._writer = _Writer()  # What follows is a fork of that state.
+            self._take_failure(state_dict.get("failure"))
+            self._num_advisories = min(self._num_advisories, num_advisories)
+            self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
+
+    def _take_failure(self, failure: object) -> None:
+        if failure == DEBUGGING:
+            self.note_debugging_seed()
+        elif failure is not None:
+            self.fail(str(failure))
 
     def _check_unit(self, state_dict: Mapping[str, Any]) -> None:
         """Raise if the charges protect another unit: epsilon of one is none of another.
@@ -268,7 +349,12 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
+        fork._num_advisories = self._num_advisories
         return fork
+
+    def __repr__(self) -> str:
+        verdict = "" if self._failure is None else f", NOT PRIVATE: {self._failure}"
+        return f"<Ledger: {self.steps} of {self._plan.steps} steps{verdict}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _unpickled, (self._plan, self.state_dict())
@@ -284,12 +370,12 @@ class Ledger:
         return self._totals
 
     def _is_planned(self, charge: Charge, step: int) -> bool:
-        plan = self._plan
+        plan, release = self._plan, charge.to_release()
         return (
-            charge.noise_multiplier == plan.noise_multiplier_at(step)
-            and charge.sampling_probability == plan.sampling_probability
-            and charge.truncation == plan.truncation
-            and charge.steps_per_pass == plan.steps_per_pass
+            release.noise_multiplier == plan.noise_multiplier_at(step)
+            and release.sampling_probability == plan.sampling_probability
+            and release.truncation == plan.truncation
+            and release.steps_per_pass == plan.steps_per_pass
         )
 
 
@@ -300,22 +386,8 @@ def void(guarantee: Guarantee) -> Guarantee:
         epsilon=math.inf,
         epsilon_pld=math.inf,
         epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
-        accountant="mixed examples",
+        accountant="NOT PRIVATE",
     )
-
-
-@final
-class _Writer:
-    """The id under which one process charges; a forked child gets one of its own."""
-
-    def __init__(self, key: str | None = None) -> None:
-        self._key = secrets.token_hex(16) if key is None else key
-        self._process = os.getpid()
-
-    def key(self) -> str:
-        if self._process != os.getpid():
-            self._key, self._process = secrets.token_hex(16), os.getpid()
-        return self._key
 
 
 @final

@@ -8,15 +8,16 @@ in a state that is saved, so whatever resumes begins, and charges, another one.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from dp.exceptions import PrivacyError, SamplingMismatchError
+from dp.ledger._charge import Charge
 from dp.plan import PrivacyPlan
 from dp.sampling import PassStep, RandomAllocation
 
 
-__all__ = ("PaidPass", "check_place")
+__all__ = ("PaidPass", "charged_whole", "check_place")
 
 
 @final
@@ -76,14 +77,38 @@ def check_place(
             f"the release is {_named(in_pass)}, but the plan draws by {scheme!r};"
             " release batches of plan.loader(dataset)"
         )
+    check_noise_of_passes(plan, noise_multiplier)
+    return in_pass
+
+
+def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
+    """Raise if passes by random allocation would have less noise than planned.
+
+    Raises:
+        PrivacyError: Whether the number is public or not.
+    """
     planned = plan.noise_multiplier_at(0)
-    if in_pass is not None and noise_multiplier < planned:
+    if plan.steps_per_pass is not None and noise_multiplier < planned:
         raise PrivacyError(
             f"noise_multiplier={noise_multiplier!r} is below the plan's {planned!r}: no"
             " bound is proven for random allocation with less noise in some step of a"
             " pass. Plan with PoissonSampling to lower it during a run"
         )
-    return in_pass
+
+
+def charged_whole(charge: Charge, place: PassStep, plan: PrivacyPlan) -> Charge:
+    """Return the charge of the pass of *place*, for a charge of one of its steps.
+
+    It has the planned noise: more of it in some step costs no more, and whether there
+    is may depend on what was released.
+    """
+    return replace(
+        charge,
+        noise_multiplier=plan.noise_multiplier_at(0),
+        count=place.num_steps,
+        steps_per_pass=place.num_steps,
+        public=None,
+    )
 
 
 def _named(in_pass: PassStep | None) -> str:

@@ -366,14 +366,14 @@ class DPOptimizer(TransparentOptimizer):
                 " load_state_dict_without_ledger if no private data was used for it"
             )
         values = self.mechanism.values
-        assigned = values.overrides_from(
+        overrides = values.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
         self.mechanism.step.drop()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
-        if assigned is not None:
-            values.restore(assigned)
+        if overrides is not None:
+            values.restore(*overrides)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -403,18 +403,51 @@ class DPOptimizer(TransparentOptimizer):
         self.mechanism.attach(loader)
 
     def spent(self) -> Guarantee:
-        """Return the (epsilon, delta) of every release so far, at the plan's delta."""
+        """Return what every release so far composes to, at the plan's delta.
+
+        A guarantee only if the number of steps was fixed beforehand: see
+        :meth:`guarantee` for what holds whenever the run ends.
+        """
         return self.ledger.spent()
+
+    def guarantee(self) -> Guarantee:
+        """Return the (epsilon, delta) that holds of the run, whenever it ends.
+
+        That of the whole plan, even after a part of its steps: what was released may
+        have decided that the run ends there.
+        """
+        return self.ledger.guarantee()
+
+    def assign_public(self, *, noise_multiplier: float, reason: str) -> None:
+        """Let *noise_multiplier* hold from now on, whatever was planned.
+
+        The caller vouches for it: the number, and that it was changed at this step, was
+        fixed beforehand or follows from public facts alone. ``del
+        optimizer.noise_multiplier`` returns to the plan.
+
+        Args:
+            noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
+            reason: Why it is public; the certificate prints it.
+
+        Raises:
+            ValueError: If the number is out of range, or no reason is given.
+        """
+        self.mechanism.values.assign_public(noise_multiplier, reason=reason)
 
     def certificate(
         self,
         *,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
+        public_end: str | None = None,
     ) -> Certificate:
         """Return the document that says what was released and what it cost.
 
         Args:
+            public_end: Why it is public after how many steps the run ended, where it
+                ended before its plan: "the cluster's time limit". Epsilon is then that
+                of the steps taken, and the reason is printed. If None, epsilon is the
+                plan's, since what was released may have decided the end.
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says that nothing did.
                 If None, the certificate says that this was not stated.
@@ -426,7 +459,13 @@ class DPOptimizer(TransparentOptimizer):
             num_parameters=sum(p.numel() for p in self._all_parameters()),
             private_data_touches=private_data_touches,
             assumptions=assumptions,
+            public_end=public_end,
         )
+
+    def __repr__(self) -> str:
+        failure = self.ledger.failure
+        verdict = "" if failure is None else f"NOT PRIVATE ({failure}): "
+        return f"{verdict}{super().__repr__()}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
 from torch.utils.data import Dataset
 
 from dp import _checks
+from dp._keystream import RepeatedKeys
 from dp.sampling._draws import allocate_at_random
 from dp.sampling._loader import Draws, PoissonLoader
 from dp.sampling._refused_arguments import reject_allocation_arguments
@@ -85,12 +87,14 @@ class AllocationLoader(PoissonLoader):
         return self._allocation
 
     def _begin_pass(self) -> Draws:
+        share = self._share()
         return _AllocatedDraws(
             self.dataset,
             self._units,
             self._allocation.steps_per_pass,
-            self._share(),
+            share,
             num_draws=len(self),
+            keys=self._keys_of(share[0]),
         )
 
 
@@ -106,6 +110,7 @@ class _AllocatedDraws(Iterator[list[int]]):
         share: tuple[int, int],
         *,
         num_draws: int,
+        keys: RepeatedKeys | None,
     ) -> None:
         self.made: deque[Draw] = deque()
         self._dataset = dataset
@@ -113,13 +118,15 @@ class _AllocatedDraws(Iterator[list[int]]):
         self._steps_per_pass = steps_per_pass
         self._first, self._every = share
         self._num_left = num_draws
+        self._keys = keys
         self._pass = 0
         self._steps: deque[NDArray[np.uint64]] = deque()
 
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            draw = self._draw()
+            with nullcontext() if self._keys is None else self._keys.used():
+                draw = self._draw()
             self.made.append(draw)
             if draw.rows:
                 return list(draw.rows)

@@ -102,12 +102,24 @@ class RandomAllocation:
         """The probability of each example to be in a given step."""
         return 1 / self.steps_per_pass
 
-    def check_plan(self, *, steps: int, **values: float | Schedule) -> None:
+    def check_plan(
+        self,
+        *,
+        steps: int,
+        renyi_order: float | str | None = None,
+        **values: float | Schedule,
+    ) -> None:
         """Raise unless a plan has whole passes, and *values* that hold throughout.
 
         Raises:
             ValueError: If it has not, with what it has.
         """
+        if renyi_order is not None:
+            raise ValueError(
+                f"renyi_order must be None with random allocation (RandomAllocation),"
+                f" got {renyi_order!r}: no bound is proven for less noise in some step"
+                " of a pass; plan with PoissonSampling"
+            )
         for name, value in values.items():
             if isinstance(value, Schedule):
                 raise ValueError(  # noqa: TRY004 -- a schedule is right elsewhere

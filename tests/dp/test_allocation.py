@@ -485,8 +485,11 @@ def test_noise_below_the_plan_is_refused_and_more_of_it_is_not(make_allocated):
     """No bound is proven for it, at any step of a pass; more costs no more."""
     run = make_allocated()
     run.train(1)
-    run.optimizer.noise_multiplier = 0.99
-    with pytest.raises(PrivacyError, match=r"noise_multiplier=0.99 is below the plan"):
+    told = r"noise_multiplier=0\.99 is below the plan's 1\.0: no bound is proven"
+    with pytest.raises(PrivacyError, match=told):
+        run.optimizer.noise_multiplier = 0.99
+    run.optimizer.assign_public(noise_multiplier=0.99, reason="planned")
+    with pytest.raises(PrivacyError, match=told):
         run.train(1)
     assert run.optimizer.ledger.steps == 4
 
@@ -507,7 +510,9 @@ def test_the_norm_is_one_in_a_pass(make_allocated):
         if number == 2:
             run.optimizer.max_grad_norm = 0.5
             run.optimizer.backward(run.losses(batch))
-            with pytest.raises(PrivacyError, match=r"changed from 1\.0 to 0\.5 within a"):
+            with pytest.raises(
+                PrivacyError, match=r"changed from 1\.0 to 0\.5 within a"
+            ):
                 run.optimizer.step()
             run.optimizer.zero_grad()
             run.optimizer.max_grad_norm = 1.0

@@ -86,7 +86,7 @@ def one():
 
 def test_it_states_what_the_ledger_was_charged(one):
     """Every number is the accountant's, of the releases that were charged."""
-    releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=12),)
+    releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=20),)
     spent = epsilon(releases, delta=1e-5, neighboring_relation="add_or_remove_one")
 
     assert (one.epsilon, one.delta) == (spent.epsilon, 1e-5)
@@ -96,7 +96,8 @@ def test_it_states_what_the_ledger_was_charged(one):
     assert (one.steps, one.key_epochs) == (12, 2)
     assert one.is_private
     assert [charge.count for charge in one.charges] == [8, 4]
-    assert one.delta_error == GaussianNoise().delta_error(12_000, epsilon=one.epsilon)
+    assert one.delta_error == GaussianNoise().delta_error(20_000, epsilon=one.epsilon)
+    assert one.epsilon_of_steps_taken < one.epsilon
 
 
 def test_text_has_the_words_that_a_reader_needs(one):
@@ -325,6 +326,7 @@ def test_a_run_beyond_its_plan_is_found(one):
 
     assert {f.claim for f in quickly(wrong).findings if not f.holds} == {
         "run 1: planned steps",
+        "run 1: remaining steps",
         "run 1: target epsilon",
     }
 
@@ -350,7 +352,7 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     ):
         assert lines[claim].endswith(found.computed)
     assert not lines["steps"].endswith("alone")
-    assert seen == [(i, 5) for i in range(1, 6)]
+    assert seen == [(i, 6) for i in range(1, 7)]
 
 
 @pytest.fixture
@@ -379,7 +381,7 @@ def test_losses_that_err_are_not_certified():
 def test_a_closed_form_that_errs_is_found(erring):
     """Were it certified all the same, verifying would find it."""
     erring.setattr("dp.certificate._document.check_agreement", lambda *_: None)
-    wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
+    wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0, steps=3))
     by_itself, by_library = quickly(wrong), verify(wrong)
 
     assert by_itself.ok
@@ -388,6 +390,7 @@ def test_a_closed_form_that_errs_is_found(erring):
         "epsilon",
         "epsilon_pld",
         "epsilon_unamplified",
+        "epsilon_of_steps_taken",
         "epsilon of 2 units",
         "epsilon of 5 units",
         "epsilon of 10 units",
@@ -427,9 +430,10 @@ def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):
 
 def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
     """What both released together costs more than either, and verifies."""
-    first = certificate(charged(3), private_data_touches=["One look."])
+    first = certificate(charged(3, steps=3), private_data_touches=["One look."])
+    quieter = {**CHARGE, "noise_multiplier": 6.0}
     second = certificate(
-        charged(2, charge={**CHARGE, "noise_multiplier": 6.0}, noise_multiplier=6.0),
+        charged(2, charge=quieter, noise_multiplier=6.0, steps=2),
         private_data_touches=[],
     )
     both = compose(first, second)
@@ -618,7 +622,7 @@ def test_the_widths_of_buckets_are_stated(one):
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, one.intervals["epsilon"]
     )
-    accountant.compose(to_dp_event(one.runs[0].releases))
+    accountant.compose(to_dp_event(one.runs[0].claimed))
     wrong = dataclasses.replace(one, intervals={**one.intervals, "epsilon": 1e-12})
 
     assert accountant.get_epsilon(1e-5) == pytest.approx(one.epsilon_pld, rel=1e-6)

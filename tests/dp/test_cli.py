@@ -297,7 +297,7 @@ def test_a_missing_package_is_named(call, monkeypatch, data, package):
 def test_an_interrupt_ends_the_run_and_certifies_it(
     call, tmp_path, monkeypatch, num_steps
 ):
-    """What was spent until then is certified, not what was planned."""
+    """The plan is claimed: accuracy, which was shown, may have decided the end."""
     step, taken = dp.DPOptimizer.step, []
 
     def interrupted(self, closure=None):
@@ -313,7 +313,7 @@ def test_an_interrupt_ends_the_run_and_certifies_it(
     assert code == 0
     assert certificate["steps"] == num_steps
     assert certificate["runs"][0]["plan"]["steps"] == 160
-    assert certificate["epsilon"] < 3
+    assert certificate["epsilon_of_steps_taken"] < 2 < certificate["epsilon"] <= 3
 
 
 def test_an_interrupt_elsewhere_ends_without_a_traceback(call, monkeypatch):
