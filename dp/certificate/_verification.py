@@ -250,19 +250,15 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     plan = run.plan
     bound = [charge for charge in run.charges if charge.public is None]
     probabilities = {charge.to_release().sampling_probability for charge in bound}
-    alike = {(c.truncation, c.steps_per_pass) for c in bound} <= {
-        (plan.truncation, plan.steps_per_pass)
-    }
+    alike = {charge.truncation for charge in bound} <= {plan.truncation}
+    allocated = {charge.steps_per_pass for charge in bound} <= {plan.steps_per_pass}
     return Finding(
         claim=claim,
-        holds=probabilities <= {plan.sampling_probability} and alike,
+        holds=probabilities <= {plan.sampling_probability} and alike and allocated,
         detail=f"charged at {sorted(probabilities)}, planned"
         f" {plan.sampling_probability:.6g}"
-        + (
-            ""
-            if alike
-            else ", and batches truncated or allocated otherwise than planned"
-        ),
+        + ("" if alike else ", and batches truncated otherwise than planned")
+        + ("" if allocated else ", and batches allocated otherwise than planned"),
     )
 
 

@@ -310,6 +310,28 @@ def test_a_law_whose_mean_is_beyond_is_left_as_it_is():
     assert law.pruned() is law
 
 
+def test_losses_beyond_400_count_as_infinite():
+    """Their exponentials would be no numbers. What is beyond is in the atom."""
+    release = passes(0.045, 50, 1)
+    found = spent(release)
+
+    assert lower_bound((release,), DELTA) <= found
+    assert found <= spent(
+        Release(sampling_probability=1.0, noise_multiplier=0.045, count=1)
+    )
+    losses = allocation_losses(50, 0.04, 0.1)
+    assert losses._pmf_remove._infinity_mass > 1e-5
+    assert losses._pmf_remove.size * 0.1 > 400
+
+
+def test_few_points_on_a_wide_law_are_spread_onto_the_number_of_steps():
+    """So that dividing by it moves whole buckets, however coarse the grid is."""
+    law = pass_law(2, 0.08, 50)
+
+    assert law.spacing == pytest.approx(math.log(2))
+    assert float(law.masses @ law.ratios()) + law.beyond == pytest.approx(1, abs=1e-9)
+
+
 def test_sums_are_on_nested_grids():
     """So a mean that is on a grid point stays there."""
     one = SpreadLaw(0.5, 0, np.array([1.0]))

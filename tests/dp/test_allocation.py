@@ -211,6 +211,7 @@ def test_arguments_that_contradict_the_scheme_are_refused(argument, told):
         ({"steps": 18}, "a multiple of steps_per_pass=4.*got 18; plan for 20"),
         ({"noise_multiplier": Schedule([(4, 2.0), (4, 1.0)])}, "noise_multiplier must"),
         ({"max_grad_norm": Schedule([(4, 2.0), (4, 1.0)])}, "max_grad_norm must be a"),
+        ({"renyi_order": 8.0}, "renyi_order must be None with random allocation"),
     ],
 )
 def test_a_plan_without_a_bound_is_refused(make_plan, change, told):
@@ -294,6 +295,7 @@ def test_the_best_mechanism_may_be_poisson_sampling(monkeypatch):
             "batches are truncated",
         ),
         ({"max_grad_norm": Schedule([(10, 1.0)])}, "max_grad_norm must be a number"),
+        ({"renyi_order": "best"}, "renyi_order must be None"),
     ],
 )
 def test_poisson_sampling_is_taken_where_allocation_has_no_bound(change, told):
@@ -552,6 +554,28 @@ def test_a_run_goes_on_after_poisson_steps(make_run, make_allocated):
     assert run.optimizer.spent().epsilon > before.optimizer.spent().epsilon
     kinds = [release.steps_per_pass for release in run.optimizer.ledger.releases()]
     assert kinds == [4, None]
+
+
+def test_a_renyi_filter_knows_no_passes(make_plan):
+    """A plan with one refuses a state that was charged for them."""
+    passes = Ledger(make_plan(sampling=ALLOCATION))
+    reserve(passes, place(0))
+    ledger = Ledger(make_plan(renyi_order=8.0))
+    ledger.load_state_dict(passes.state_dict())
+
+    with pytest.raises(ValueError, match="has no bound for passes by random alloc"):
+        ledger.spent()
+
+
+def test_a_debugging_seed_repeats_the_allocation():
+    """As it repeats every draw; such runs are not private."""
+    steps = []
+    for seed in (1, 1, 2):
+        loader = AllocationLoader(range(50), steps_per_pass=9)
+        loader.use_debugging_seed(seed)
+        steps.append(passes_of(loader))
+
+    assert steps[0] == steps[1] != steps[2]
 
 
 def test_a_state_keeps_charges_of_passes(make_allocated):
