@@ -51,10 +51,11 @@ if TYPE_CHECKING:
         SampleMixingError,
         SamplingMismatchError,
         UnsupportedOperationError,
+        WrongGradientError,
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer
+    from dp.optimizer import DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
@@ -78,6 +79,7 @@ __all__ = (
     "FlatClipping",
     "GaussianNoise",
     "Guarantee",
+    "JointOptimizer",
     "LedgerError",
     "MicroBatches",
     "PerGroupClipping",
@@ -96,6 +98,7 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "UnsupportedOperationError",
+    "WrongGradientError",
     "audit",
     "check",
     "compile_backend",
@@ -115,10 +118,10 @@ _HOME: Final = {
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
         "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
         " RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError",
+        " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer",
+        "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"

@@ -50,6 +50,7 @@ def calibrate_noise_multiplier(
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
@@ -67,6 +68,7 @@ def calibrate_noise_multiplier(
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -96,6 +98,7 @@ def calibrate_noise_multiplier(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
@@ -112,6 +115,7 @@ def calibrate_sampling_probability(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
@@ -127,6 +131,7 @@ def calibrate_sampling_probability(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: None; random allocation leaves no probability to find.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -143,6 +148,7 @@ def calibrate_sampling_probability(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
@@ -166,6 +172,7 @@ def calibrate_steps(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
@@ -182,6 +189,7 @@ def calibrate_steps(
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
         steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
@@ -208,6 +216,7 @@ def calibrate_steps(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
         renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
@@ -215,14 +224,14 @@ def calibrate_steps(
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, most),
     )
-    found = search.smallest()
-    if search.excess(found) > 0:
+    one_over_steps = search.smallest()
+    if search.excess(one_over_steps) > 0:
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow"
             f" {'one step' if unit == 1 else f'a pass of {unit} steps'} at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / found) * unit
+    return round(1 / one_over_steps) * unit
 
 
 def complete(
@@ -274,6 +283,7 @@ class _Search:
         target_epsilon: What they may cost.
         target_delta: The delta it is for.
         relation: What neighbouring datasets are.
+        group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
         releases: What is released, by the number. Their epsilon falls as it grows.
         allowed: Returns the next number that may be an answer, on the private side.
@@ -284,6 +294,7 @@ class _Search:
     target_epsilon: float
     target_delta: float
     relation: NeighboringRelation
+    group_size: int
     renyi_order: RenyiOrder
     releases: Callable[[float], Sequence[Release]]
     allowed: Callable[[float], float]
@@ -298,6 +309,7 @@ class _Search:
             self.releases(number),
             delta=self.target_delta,
             neighboring_relation=self.relation,
+            group_size=self.group_size,
         ).epsilon
         return self._logarithm(spent)
 
@@ -321,7 +333,9 @@ class _Search:
         releases = merge_equal_releases(
             replace(release, steps_per_pass=None) for release in self.releases(number)
         )
-        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
+        spent, _ = bound_by_pld(
+            releases, self.target_delta, self.relation, _VAGUE, self.group_size
+        )
         return self._logarithm(spent)
 
     def _logarithm(self, spent: float) -> float:
@@ -337,7 +351,7 @@ class _Search:
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
         line = _Line(slope)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self.excess(number)
             line.add(number, excess)
             if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
@@ -345,21 +359,17 @@ class _Search:
             number = min(self.allowed(math.exp(line.crossing())), self.most)
             if number in line.asked and self.smaller is not None:
                 number = self.smaller(line.smallest_kept())
-            if number in line.asked:  # No number is left in between.
-                break
         return line.smallest_kept()
 
     def _start(self) -> tuple[float, float]:
         """Return where a bound in wide buckets is the target, and its slope there."""
         number, line = min(1.0, self.most), _Line(-1.0)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
+        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self._vague_excess(number)
             line.add(number, excess)
             if abs(excess) <= _VAGUE:
                 break
             number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked:
-                break
         return number, line.slope
 
 

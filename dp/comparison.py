@@ -134,6 +134,7 @@ def _obstacle(
         scheme = RandomAllocation(steps_per_pass=steps_per_pass)
         scheme.check_plan(
             steps=steps_per_pass if steps is None else steps,
+            group_size=target["group_size"],
             renyi_order=target["renyi_order"],
             **given,
         )

@@ -4,7 +4,6 @@ A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, 
 realised batch size, no random state. Whatever is derived from it is public too.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, final
@@ -25,13 +24,12 @@ from dp.sampling import (
     Unamplified,
 )
 from dp.sampling._loader_of import loader_of
-from dp.sampling._units import Units
+from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule, runs_of, value_at, values_of
 
 
 __all__ = ("PrivacyPlan", "plan_for")
 
-_UNIT = "one training example"
 _VERSION: Final = 2  # Of plans in plain types.
 _KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
 
@@ -55,7 +53,10 @@ class PrivacyPlan:
         target_epsilon: The epsilon that must not be exceeded; None if the steps alone
             bound the run.
         neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds, in words.
+        unit_of_privacy: Whose data one example holds, in words. With ``"one value of
+            user_id"`` a unit may have several rows, and has to be given for each.
+        group_size: How many units may differ at once, as the examples of a person who
+            has at most so many; epsilon covers all of them together.
         renyi_order: The order of a Renyi filter, which permits noise below the plan's,
             chosen from what was released, until the target epsilon is spent. Epsilon
             is then some 5 to 20 % larger for the same noise. None for noise that is
@@ -79,7 +80,8 @@ class PrivacyPlan:
     target_delta: float
     target_epsilon: float | None = None
     neighboring_relation: NeighboringRelation = "add_or_remove_one"
-    unit_of_privacy: str = _UNIT
+    unit_of_privacy: str = ONE_EXAMPLE
+    group_size: int = 1
     renyi_order: float | None = None
     compared: tuple[str, ...] = ()
 
@@ -96,6 +98,7 @@ class PrivacyPlan:
             _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
+        group_size = _checks.count(group_size=self.group_size)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
@@ -107,6 +110,7 @@ class PrivacyPlan:
         if isinstance(self.sampling, RandomAllocation):
             self.sampling.check_plan(
                 steps=self.steps,
+                group_size=group_size,
                 renyi_order=self.renyi_order,
                 noise_multiplier=self.noise_multiplier,
                 max_grad_norm=self.max_grad_norm,
@@ -116,10 +120,11 @@ class PrivacyPlan:
                 self.renyi_order,
                 self.neighboring_relation,
                 truncated=self.truncation is not None,
+                group_size=group_size,
             )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
-        _warn_of_large_delta(self)
+        _checks.small_delta(self.target_delta, num_examples=_num_examples(self))
 
     @property
     def sampling_probability(self) -> float:
@@ -231,6 +236,7 @@ class PrivacyPlan:
             self.releases(self.steps),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
+            group_size=self.group_size,
         )
 
     def loader(
@@ -265,11 +271,7 @@ class PrivacyPlan:
                 "the plan is Unamplified, so its batches are the caller's: use any"
                 " torch DataLoader"
             )
-        if units is not None and self.unit_of_privacy == _UNIT:
-            raise ValueError(
-                f"units= groups rows, but the plan protects {_UNIT!r}, of which a unit"
-                " may have many; plan with unit_of_privacy='one value of ...'"
-            )
+        check_units(self.unit_of_privacy, has_units=units is not None)
         loader = loader_of(
             self.sampling,
             dataset,
@@ -290,26 +292,15 @@ class PrivacyPlan:
         return loader
 
 
-_MOST_EXAMPLES: Final = 1e9
+def _num_examples(plan: PrivacyPlan) -> float:
+    """Return how many examples a plan is about, as its public numbers say.
 
-
-def _warn_of_large_delta(plan: PrivacyPlan) -> None:
-    """Warn if delta is not below one over the number of examples, as the plan has it.
-
-    The number follows from public ones: from the expected size of a batch, unless that
-    is a divisor of another kind. Examples without sampling are at least one batch.
+    The expected size of a batch may be a divisor of another kind; examples without
+    sampling are at least one batch.
     """
     if isinstance(plan.sampling, TruncatedPoissonSampling):
-        num_examples: float = plan.sampling.dataset_size
-    else:
-        num_examples = plan.expected_batch_size / plan.sampling_probability
-    if 1 / plan.target_delta <= num_examples <= _MOST_EXAMPLES:
-        warnings.warn(
-            f"target_delta={plan.target_delta:g} is not below one over the"
-            f" {num_examples:g} examples that the plan is about: such a guarantee permits"
-            " publishing an example outright. Choose a much smaller one",
-            stacklevel=4,
-        )
+        return plan.sampling.dataset_size
+    return plan.expected_batch_size / plan.sampling_probability
 
 
 def plan_for(
@@ -324,7 +315,8 @@ def plan_for(
     max_batch_size: int | None = None,
     dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
-    unit_of_privacy: str = _UNIT,
+    unit_of_privacy: str = ONE_EXAMPLE,
+    group_size: int = 1,
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
 ) -> PrivacyPlan:
@@ -350,6 +342,8 @@ def plan_for(
             *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
+        group_size: How many units the target protects at once, such as the most
+            examples that a person has.
         renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
             plan costs least, as most runs under a filter want it.
         mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
@@ -372,12 +366,14 @@ def plan_for(
             2.0 if renyi_order == "best" else renyi_order,
             neighboring_relation,
             truncated=truncation is not None,
+            group_size=group_size,
         )
     target = {
         "target_epsilon": target_epsilon,
         "target_delta": target_delta,
         "neighboring_relation": neighboring_relation,
         "truncation": truncation,
+        "group_size": group_size,
         "renyi_order": renyi_order,
     }
     steps_per_pass, compared = choose(
@@ -417,6 +413,7 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+        group_size=group_size,
         renyi_order=renyi_order,
         compared=compared,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
@@ -28,10 +28,12 @@ from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
     UnsupportedOperationError,
+    WrongGradientError,
 )
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
+    Declared,
     Engine,
     PerSampleGradients,
     clear_grad_samples,
@@ -58,7 +60,7 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    public: tuple[Tensor, ...] = ()
+    public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
@@ -146,6 +148,7 @@ class Mechanism:
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
+        check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
@@ -156,6 +159,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        groups=self.effective_clipping.group_of(batch.parameters),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -175,6 +179,7 @@ class Mechanism:
         if gradients is None:
             return
         batch = self._batch_for(parameters)
+        check_grouped(self.plan, LossUnits(gradients.num_samples))
         batch.admit(gradients.num_samples, self.plan.sampling)
         self._add_clipped(gradients, batch)
         batch.num_backwards += 1
@@ -183,18 +188,21 @@ class Mechanism:
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
-        """End the run if examples turn out to be mixed after something was released.
+        """End the run if gradients turn out to be wrong after something was released.
 
-        Earlier releases may have been of mixed examples, too, between two looks; and
+        Earlier releases may have been of mixed examples, or of gradients that were not
+        clipped as their true norms demand, too, between two verifications; and
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
         try:
             yield
-        except SampleMixingError as error:
+        except (SampleMixingError, WrongGradientError) as error:
             if self.ledger.steps:
                 self.step.drop()
-                self.ledger.fail(f"examples were mixed: {error}")
+                is_mixed = isinstance(error, SampleMixingError)
+                what = "examples were mixed" if is_mixed else "a gradient was wrong"
+                self.ledger.fail(f"{what}: {error}")
                 error.add_note(
                     "Releases were made before this was noticed, so the run ends here:"
                     " its ledger keeps the failure, and its epsilon is infinite."

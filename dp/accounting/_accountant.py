@@ -10,7 +10,7 @@ very large noise.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import final
 
 from dp import _checks
@@ -18,6 +18,7 @@ from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
 from dp.accounting._dp_events import neighbors, to_dp_event
+from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._quiet import without_advice
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import (
@@ -50,6 +51,7 @@ class Guarantee:
             ``dp_accounting`` has none for the relation or the sampling.
         interval: The width of the buckets of losses of ``epsilon_pld``; None where
             none were needed.
+        group_size: How many examples may differ at once.
         condition: What has to hold besides, in words; empty if nothing has to.
     """
 
@@ -60,6 +62,7 @@ class Guarantee:
     epsilon_pld: float
     epsilon_rdp: float | None
     interval: float | None = None
+    group_size: int = 1
     condition: str = ""
 
 
@@ -68,6 +71,7 @@ def epsilon(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
     tolerance: float = _resolution.TIGHT,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
@@ -79,11 +83,13 @@ def epsilon(
         * It is at most 0.1 % above the smallest bound, for one or a few kinds of
           release and epsilons between 0.001 and 400.
         * It is 0 for no releases, and infinite if one had no noise.
+        * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 
     Args:
         releases: What was released, in any order.
         delta: The delta of the guarantee, in (0, 1).
         neighboring_relation: What two neighbouring datasets are.
+        group_size: How many examples may differ at once, as all of one person.
         tolerance: About how much of itself epsilon may be above the smallest bound by
             PLD. A larger one gives a valid bound sooner.
         interval: The width of the buckets of losses, such as a guarantee states it; by
@@ -113,18 +119,31 @@ def epsilon(
         truncated=any(release.truncation for release in releases),
         allocated=is_allocated(releases),
     )
+    _checks.count(group_size=group_size)
+    nothing = partial(
+        _without_accountant,
+        delta=delta,
+        relation=neighboring_relation,
+        group_size=group_size,
+    )
     if not releases:
-        return _without_accountant(0.0, "none", delta, neighboring_relation)
+        return nothing(0.0, "none")
     if any(release.noise_multiplier == 0 for release in releases):
-        return _without_accountant(math.inf, "no noise", delta, neighboring_relation)
+        return nothing(math.inf, "no noise")
     pld, interval = (
-        bound_by_pld(releases, delta, neighboring_relation, tolerance)
+        bound_by_pld(releases, delta, neighboring_relation, tolerance, group_size)
         if interval is None and library is None
         else _by_pld(
-            releases, delta, neighboring_relation, tolerance, interval, library
+            releases,
+            delta,
+            neighboring_relation,
+            tolerance,
+            group_size,
+            interval,
+            library,
         )
     )
-    rdp = _by_rdp(releases, delta, neighboring_relation)
+    rdp = _by_rdp(releases, delta, neighboring_relation) if group_size == 1 else None
     return Guarantee(
         epsilon=pld if rdp is None else min(pld, rdp),
         delta=delta,
@@ -133,11 +152,17 @@ def epsilon(
         epsilon_pld=pld,
         epsilon_rdp=rdp,
         interval=interval,
+        group_size=group_size,
     )
 
 
 def _without_accountant(
-    cost: float, why: str, delta: float, relation: NeighboringRelation
+    cost: float,
+    why: str,
+    *,
+    delta: float,
+    relation: NeighboringRelation,
+    group_size: int,
 ) -> Guarantee:
     """Return the guarantee of no releases, or of some without noise."""
     return Guarantee(
@@ -146,8 +171,8 @@ def _without_accountant(
         neighboring_relation=relation,
         accountant=why,
         epsilon_pld=cost,
-        epsilon_rdp=cost,
-        interval=None,
+        epsilon_rdp=cost if group_size == 1 else None,
+        group_size=group_size,
     )
 
 
@@ -156,6 +181,7 @@ def epsilon_curve(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
 ) -> tuple[float, ...]:
     """Return an upper bound on epsilon after 0, 1, ... of the releases, in their order.
 
@@ -168,16 +194,17 @@ def epsilon_curve(
     """
     releases = tuple(releases)
     num_steps = sum(release.count for release in releases)
-    last = epsilon(
-        releases, delta=delta, neighboring_relation=neighboring_relation
-    ).epsilon
+    cost = partial(
+        epsilon,
+        delta=delta,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+    )
+    last = cost(releases).epsilon
     curve: list[float] = []
     for point in sorted({math.ceil(num_steps * i / 20) for i in range(20)}):
-        bound = epsilon(
-            first_releases(point, releases),
-            delta=delta,
-            neighboring_relation=neighboring_relation,
-            tolerance=_resolution.VAGUE,
+        bound = cost(
+            first_releases(point, releases), tolerance=_resolution.VAGUE
         ).epsilon
         # What bounds the whole run bounds its beginning.
         curve.extend([min(bound, last)] * (point + 1 - len(curve)))
@@ -191,9 +218,10 @@ def bound_by_pld(
     delta: float,
     relation: NeighboringRelation,
     tolerance: float,
-) -> tuple[float, float]:
+    group_size: int = 1,
+) -> tuple[float, float | None]:
     """Return the bound by privacy loss distributions, and the width of its buckets."""
-    return _by_pld(releases, delta, relation, tolerance)
+    return _by_pld(releases, delta, relation, tolerance, group_size)
 
 
 def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
@@ -201,9 +229,20 @@ def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
     delta: float,
     relation: NeighboringRelation,
     tolerance: float,
+    group_size: int,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
+    if group_size > 1:
+        return bound_of_group(
+            releases,
+            delta=delta,
+            neighboring_relation=relation,
+            group_size=group_size,
+            tolerance=max(tolerance, GROUP_TOLERANCE),
+            interval=interval,
+            library=library,
+        )
     counted = affordable(releases, delta, relation)
     if interval is None:
         interval = interval_for(counted, delta, relation, 1, tolerance)

@@ -44,7 +44,11 @@ ORDERS: Final[tuple[float, ...]] = (
 
 
 def check_filter(
-    order: float, relation: NeighboringRelation, *, truncated: bool
+    order: float,
+    relation: NeighboringRelation,
+    *,
+    truncated: bool,
+    group_size: int = 1,
 ) -> None:
     """Raise unless releases can be composed at *order*.
 
@@ -58,6 +62,11 @@ def check_filter(
             "renyi_order is for whole Poisson batches, or none, under"
             " 'add_or_remove_one' or 'zero_out': no Renyi divergence is known for"
             f" {'truncated batches' if truncated else repr(relation)}; leave it None"
+        )
+    if group_size != 1:
+        raise ValueError(
+            f"a Renyi filter bounds what single units cost, got group_size={group_size!r};"
+            " leave renyi_order None, or draw the group as one unit"
         )
 
 

@@ -37,6 +37,8 @@ class Certificate(Statement):
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
@@ -101,6 +103,7 @@ class Certificate(Statement):
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            declared_public=ledger.declared_public,
             failure=ledger.failure,
             remaining=()
             if public_end is not None
@@ -170,7 +173,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         delta: The delta to state epsilon at; the one they share if None.
 
     Raises:
-        ValueError: If there is none, or if they differ in their relation or unit, or
+        ValueError: If there is none, or if they differ in their relation or units, or
             in their delta and none is given.
         LedgerError: If two contradict each other about the same charges.
     """
@@ -178,6 +181,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         raise ValueError("compose needs a certificate")
     _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
     _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
+    _the_only("group_size", {c.group_size for c in certificates})
     orders = {run.plan.renyi_order for c in certificates for run in c.runs} - {None}
     if orders:
         _the_only("renyi_order, where they have one", orders)
@@ -210,8 +214,13 @@ def _certify(
     plan = runs[0].plan
     if all(run.plan.renyi_order is None for run in runs):
         claimed = together(runs, claimed=True)
-        check_agreement(claimed, delta, plan.neighboring_relation)
-    numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
+        check_agreement(claimed, delta, plan.neighboring_relation, plan.group_size)
+    numbers = Numbers.of(
+        runs,
+        delta=delta,
+        relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
     return Certificate(
         epsilon=numbers.epsilon,
         accountant=numbers.accountant,
@@ -227,6 +236,7 @@ def _certify(
         delta=delta,
         neighboring_relation=plan.neighboring_relation,
         unit_of_privacy=plan.unit_of_privacy,
+        group_size=plan.group_size,
         runs=runs,
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
@@ -285,6 +295,7 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
     }
+    fields["declared_public"] = tuple(fields["declared_public"])
     fields["remaining"] = tuple(map(_release, fields["remaining"]))
     return CertifiedRun(**fields)
 

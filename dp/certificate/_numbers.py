@@ -19,7 +19,7 @@ from dp.accounting import (
     epsilon,
     merge_equal_releases,
 )
-from dp.accounting._groups import bound_of_group
+from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
 from dp.certificate._run import CertifiedRun
@@ -30,9 +30,6 @@ from dp.noise import GaussianNoise
 __all__ = ("Numbers", "together")
 
 GROUP_SIZES: Final = (2, 5, 10)
-# Of epsilons of groups, which are shown with two digits: dp_accounting takes a minute to
-# confirm what is ten times as tight.
-_GROUP_TOLERANCE: Final = 1e-3
 
 
 @final
@@ -59,6 +56,7 @@ class Numbers:
         *,
         delta: float,
         relation: NeighboringRelation,
+        group_size: int = 1,
         library: ReferenceAccountant | None = None,
         intervals: Mapping[str, float] | None = None,
     ) -> "Numbers":
@@ -68,6 +66,7 @@ class Numbers:
             runs: The runs.
             delta: The delta of every epsilon.
             relation: What neighbouring datasets are.
+            group_size: How many units differ at once, in all but epsilons of groups.
             library: Who is to compose, in place of this package; must be None where
                 batches were drawn by random allocation, which ``dp_accounting`` has no
                 losses of.
@@ -85,14 +84,19 @@ class Numbers:
         claimed, charged = together(runs, claimed=True), together(runs, claimed=False)
         if charged and any(run.plan.renyi_order is not None for run in runs):
             return cls._under_filter(runs, delta, relation)
-        spent = epsilon(claimed, interval=given.get("epsilon"), **about)
+        of_claim = {**about, "group_size": group_size}
+        spent = epsilon(claimed, interval=given.get("epsilon"), **of_claim)
         taken = (
             spent
             if charged == claimed
-            else epsilon(charged, interval=given.get("epsilon_of_steps_taken"), **about)
+            else epsilon(
+                charged, interval=given.get("epsilon_of_steps_taken"), **of_claim
+            )
         )
         unamplified = epsilon(
-            _unamplified(claimed), interval=given.get("epsilon_unamplified"), **about
+            _unamplified(claimed),
+            interval=given.get("epsilon_unamplified"),
+            **of_claim,
         )
         of_groups = _of_groups(claimed, given, about)
         return cls(
@@ -198,7 +202,7 @@ def _of_groups(
         size: bound_of_group(
             releases,
             group_size=size,
-            tolerance=_GROUP_TOLERANCE,
+            tolerance=GROUP_TOLERANCE,
             interval=intervals.get(f"epsilon_of_{size}"),
             **about,
         )

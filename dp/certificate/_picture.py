@@ -27,7 +27,9 @@ def draw(c: Statement, path: Path) -> None:
         )
         _draw_over_steps(c, over_steps)
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
-        of_groups.bar(["1", *map(str, finite)], [c.epsilon, *finite.values()])
+        finite[c.group_size] = c.epsilon
+        sizes = sorted(finite)
+        of_groups.bar([*map(str, sizes)], [finite[size] for size in sizes])
     over_steps.set(
         xlabel="step",
         ylabel="epsilon if planned to stop here",
@@ -50,6 +52,7 @@ def _draw_over_steps(c: Statement, axes: Any) -> None:
             [*charged, *(release for run in c.runs for release in run.remaining)],
             delta=c.delta,
             neighboring_relation=c.neighboring_relation,
+            group_size=c.group_size,
         )
         axes.plot(range(len(curve)), curve, color="tab:red")
     if any(run.remaining for run in c.runs):

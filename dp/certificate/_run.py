@@ -28,6 +28,8 @@ class CertifiedRun:
         num_parameters: How many numbers a release noised.
         rng: ``"os"`` for a cryptographic generator, ``"fast"``, or ``"debug"``.
         noise: Where the noise came from, in words.
+        declared_public: The tensors that were declared to be no data, one description
+            each.
         failure: Why no guarantee holds for what was charged; None if one does.
         remaining: What the plan still allowed. It is part of what is claimed, since what
             was released may have decided that the run ended.
@@ -43,6 +45,7 @@ class CertifiedRun:
     num_parameters: int
     rng: Literal["os", "fast", "debug"]
     noise: str
+    declared_public: tuple[str, ...] = ()
     failure: str | None = None
     remaining: tuple[Release, ...] = ()
     public_end: str | None = None

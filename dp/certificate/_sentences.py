@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dp.certificate._run import CertifiedRun
+from dp.sampling._units import ONE_EXAMPLE, column_of_units
 
 
 __all__ = ("NOT_COVERED", "RELEASED", "assumed")
@@ -47,6 +48,10 @@ _SEVERAL: Final = (
     "How many runs there are, and their plans, were fixed before the first of them."
 )
 _UNSAMPLED: Final = "No example was given to one step more than once."
+_PUBLIC: Final = (
+    "The tensors that are listed as declared public are constants of the program: nothing"
+    " in them was computed from private data."
+)
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
     "The generator of the noise cannot be predicted.",
@@ -54,7 +59,7 @@ _ALWAYS: Final = (
 
 
 def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
-    """Return what has to be assumed of runs with such charges."""
+    """Return what has to be assumed of runs with such plans and charges."""
     charges = [charge for run in runs for charge in run.charges]
     charges_of_poisson = [c for c in charges if c.steps_per_pass is None]
     amplified = [c.sampling_probability < 1 for c in charges_of_poisson]
@@ -67,6 +72,10 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
+    if any(run.declared_public for run in runs):
+        sentences.append(_PUBLIC)
+    units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)
+    sentences.extend(_about_unit(unit) for unit in units if unit != ONE_EXAMPLE)
     return (*sentences, *_about_plans(runs), *_ALWAYS)
 
 
@@ -91,3 +100,14 @@ def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:
         if run.public_end is not None
     ]
     return [*sentences, _SEVERAL] if len(runs) > 1 else sentences
+
+
+def _about_unit(unit: str) -> str:
+    """Return what has to be true of a unit that the plan names.
+
+    That rows were grouped by it is known; whom a group stands for is not.
+    """
+    column = column_of_units(unit)
+    if column is None:
+        return f"Each unit that was drawn holds all data of {unit}."
+    return f"All rows of one person have the same value of {column}."

@@ -25,6 +25,8 @@ class Statement:
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
@@ -52,6 +54,7 @@ class Statement:
     delta_error: float
     neighboring_relation: NeighboringRelation
     unit_of_privacy: str
+    group_size: int
     accountant: str
     epsilon_pld: float
     epsilon_rdp: float | None

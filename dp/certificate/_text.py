@@ -20,7 +20,9 @@ def lines(c: Statement) -> list[str]:
         else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
     allocated = any(run.is_allocated for run in c.runs)
-    of_what = "random allocation" if allocated else "this relation"
+    of_what = "this relation" if c.group_size == 1 else "groups"
+    if allocated:
+        of_what = "random allocation"
     rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = (
         ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
@@ -32,7 +34,8 @@ def lines(c: Statement) -> list[str]:
         f"  {verdict}",
         "",
         f"  neighbouring datasets   {c.neighboring_relation}",
-        f"  unit of privacy         {c.unit_of_privacy}",
+        f"  unit of privacy         {c.unit_of_privacy}"
+        + ("" if c.group_size == 1 else f", any {c.group_size} of them at once"),
         f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
         f"  without amplification   {c.epsilon_unamplified:.4f}",
         f"  of groups of units      {groups}",
@@ -94,6 +97,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
         if run.is_allocated
         else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
@@ -119,6 +123,15 @@ def _compared(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     return ["    the plan compared", *(f"      - {sentence}" for sentence in sentences)]
+
+
+def _declared(public: Sequence[str]) -> list[str]:
+    if not public:
+        return []
+    return [
+        "    declared public, as constants of the program",
+        *(f"      {tensor}" for tensor in public),
+    ]
 
 
 def _end(run: CertifiedRun) -> str:

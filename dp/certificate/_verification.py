@@ -91,8 +91,9 @@ def verify(
           ``RdpAccountant``; the losses by which budgets were kept are not used.
         * Of random allocation they know nothing. Then epsilons are computed as they were
           stated, and epsilon has to be above a lower bound that shares nothing with it.
-        * The standard sentences on what is assumed, what is not covered and what was
-          released have to be there; a document that states a thing twice is refused.
+        * The standard sentences on what is assumed (of the unit of privacy and of tensors
+          that were declared public, too), what is not covered and what was released have
+          to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -155,6 +156,7 @@ def _findings(
             c.runs,
             delta=c.delta,
             relation=c.neighboring_relation,
+            group_size=c.group_size,
             library=library,
             intervals=c.intervals,
         )
@@ -211,6 +213,7 @@ def _findings_of_run(
         f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
     )
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
+    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
@@ -289,6 +292,7 @@ def _remaining(
             (*run.releases, *first_releases(stated + 1, rest)),
             delta=run.plan.target_delta,
             neighboring_relation=run.plan.neighboring_relation,
+            group_size=run.plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon
@@ -317,6 +321,7 @@ def _target(
             run.claimed,
             delta=plan.target_delta,
             neighboring_relation=plan.neighboring_relation,
+            group_size=plan.group_size,
             interval=c.intervals.get("epsilon"),
             library=library,
         ).epsilon

@@ -21,6 +21,7 @@ from dp.cli._options import (
     DebugSeed,
     Delta,
     Epsilon,
+    GroupSize,
     LearningRate,
     MaxGradNorm,
     OptimizerName,
@@ -73,6 +74,7 @@ def train(
     max_grad_norm: MaxGradNorm = 1.0,
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
+    group_size: GroupSize = 1,
     debug_seed: DebugSeed = None,
     report: Report = Path("report"),
 ) -> None:
@@ -90,7 +92,7 @@ def train(
             "--lr": lr,
         },
         open_unit={"--delta": delta},
-        count={"--steps": steps},
+        count={"--steps": steps, "--group-size": group_size},
     )
     from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
 
@@ -104,6 +106,7 @@ def train(
             max_grad_norm=max_grad_norm,
             lr=lr,
             optimizer=optimizer,
+            group_size=group_size,
             debug_seed=debug_seed,
         ),
         report,

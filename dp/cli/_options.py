@@ -20,6 +20,7 @@ __all__ = (
     "DebugSeed",
     "Delta",
     "Epsilon",
+    "GroupSize",
     "Into",
     "LearningRate",
     "MaxGradNorm",
@@ -138,6 +139,14 @@ Plot = Annotated[
 ]
 Relation = Annotated[
     NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="How many rows may differ at once, such as the most rows of one person;"
+        " epsilon then covers all of them together.",
+        metavar=">= 1",
+    ),
 ]
 CertificatePath = Annotated[
     Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")

@@ -1,15 +1,19 @@
 """The commands that answer before a run is made: ``epsilon`` and ``calibrate``."""
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import typer
 
-from dp.accounting import Release, epsilon
+from dp._typing import NeighboringRelation
+from dp.accounting import Guarantee, Release, epsilon
 from dp.calibration import calibrate_noise_multiplier
 from dp.cli import _plots
 from dp.cli._options import (
     Delta,
     Epsilon,
+    GroupSize,
     NoiseMultiplier,
     Plot,
     Probability,
@@ -22,6 +26,60 @@ from dp.cli._options import (
 __all__ = ("calibrate_command", "epsilon_command")
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run that is planned, but for its noise: what both commands are asked about."""
+
+    sampling_probability: float
+    steps: int
+    delta: float
+    relation: NeighboringRelation
+    group_size: int
+
+    def __post_init__(self) -> None:
+        check(
+            probability={"--sampling-probability": self.sampling_probability},
+            open_unit={"--delta": self.delta},
+            count={"--steps": self.steps, "--group-size": self.group_size},
+        )
+
+    def release(self, noise_multiplier: float) -> Release:
+        """Return what it releases with so much noise."""
+        return Release(
+            sampling_probability=self.sampling_probability,
+            noise_multiplier=noise_multiplier,
+            count=self.steps,
+        )
+
+    def spent(self, noise_multiplier: float) -> Guarantee:
+        """Return what it costs with so much noise."""
+        return epsilon(
+            [self.release(noise_multiplier)],
+            delta=self.delta,
+            neighboring_relation=self.relation,
+            group_size=self.group_size,
+        )
+
+    def least_noise(self, target_epsilon: float) -> float:
+        """Return the least noise multiplier with which it costs so much."""
+        return calibrate_noise_multiplier(
+            target_epsilon=target_epsilon,
+            target_delta=self.delta,
+            sampling_probability=self.sampling_probability,
+            steps=self.steps,
+            neighboring_relation=self.relation,
+            group_size=self.group_size,
+        )
+
+    @property
+    def neighbours(self) -> str:
+        """What the guarantee is about, in a word or two."""
+        if self.group_size == 1:
+            return self.relation
+        return f"{self.relation}, any {self.group_size} rows at once"
+
+
 def epsilon_command(
     *,
     noise_multiplier: NoiseMultiplier,
@@ -29,24 +87,25 @@ def epsilon_command(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    group_size: GroupSize = 1,
     plot: Plot = None,
 ) -> None:
     """Print the epsilon of a run before it is made; optionally plot it by step."""
     check(non_negative={"--noise-multiplier": noise_multiplier})
-    _check_run(sampling_probability, steps, delta)
-    release = Release(
-        sampling_probability=sampling_probability,
-        noise_multiplier=noise_multiplier,
-        count=steps,
-    )
-    spent = epsilon([release], delta=delta, neighboring_relation=relation)
+    run = _Run(sampling_probability, steps, delta, relation, group_size)
+    spent = run.spent(noise_multiplier)
     if plot is not None:
-        _plots.draw_epsilon_over_steps(plot, release, delta=delta, relation=relation)
-    if spent.epsilon == math.inf:
-        typer.echo("NOT PRIVATE: there is no noise, so epsilon is infinite")
-        return
+        _plots.draw_epsilon_over_steps(
+            plot,
+            run.release(noise_multiplier),
+            delta=delta,
+            relation=relation,
+            group_size=group_size,
+        )
     typer.echo(
-        f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({relation},"
+        "NOT PRIVATE: there is no noise, so epsilon is infinite"
+        if spent.epsilon == math.inf
+        else f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({run.neighbours},"
         f" {spent.accountant})"
     )
 
@@ -58,36 +117,19 @@ def calibrate_command(
     steps: Steps,
     delta: Delta = 1e-5,
     relation: Relation = "add_or_remove_one",
+    group_size: GroupSize = 1,
     plot: Plot = None,
 ) -> None:
     """Print the least noise multiplier that keeps an epsilon; optionally plot it."""
     check(positive={"--epsilon": target_epsilon})
-    _check_run(sampling_probability, steps, delta)
-
-    def least_noise(spent: float) -> float:
-        return calibrate_noise_multiplier(
-            target_epsilon=spent,
-            target_delta=delta,
-            sampling_probability=sampling_probability,
-            steps=steps,
-            neighboring_relation=relation,
-        )
-
-    sigma = least_noise(target_epsilon)
+    run = _Run(sampling_probability, steps, delta, relation, group_size)
+    sigma = run.least_noise(target_epsilon)
     if plot is not None:
         _plots.draw_noise_over_epsilon(
             plot,
-            least_noise,
+            run.least_noise,
             around=target_epsilon,
             title=f"q = {sampling_probability:g}, {steps} steps, delta = {delta:g},"
-            f" {relation}",
+            f" {run.neighbours}",
         )
-    typer.echo(f"noise multiplier = {sigma:g} ({relation})")
-
-
-def _check_run(sampling_probability: float, steps: int, delta: float) -> None:
-    check(
-        probability={"--sampling-probability": sampling_probability},
-        open_unit={"--delta": delta},
-        count={"--steps": steps},
-    )
+    typer.echo(f"noise multiplier = {sigma:g} ({run.neighbours})")

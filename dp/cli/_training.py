@@ -55,6 +55,7 @@ class Settings:
     max_grad_norm: float
     lr: float | None
     optimizer: str
+    group_size: int = 1
     debug_seed: int | None = None
 
 
@@ -111,6 +112,7 @@ def plan_of(settings: Settings, table: Table) -> PrivacyPlan:
         # The number of rows is public, so neighbours have the same number.
         neighboring_relation="zero_out",
         unit_of_privacy=table.unit,
+        group_size=settings.group_size,
     )
 
 
@@ -146,6 +148,7 @@ def train_privately(
             plan.releases(plan.steps),
             delta=plan.target_delta,
             neighboring_relation=plan.neighboring_relation,
+            group_size=plan.group_size,
         )
         if seed is None
         else (float("inf"),) * (plan.steps + 1)

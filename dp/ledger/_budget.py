@@ -5,6 +5,7 @@ when to stop, so an error here could stop a run too soon or too late, and would 
 what the ledger says was spent.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -14,7 +15,7 @@ from dp.accounting._renyi import filter_guarantee
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Budget", "cost")
+__all__ = ("Budget", "cost", "void")
 
 
 def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
@@ -34,6 +35,18 @@ def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
         releases,
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
+
+
+def void(guarantee: Guarantee) -> Guarantee:
+    """Return that nothing is guaranteed, at the same delta."""
+    return replace(
+        guarantee,
+        epsilon=math.inf,
+        epsilon_pld=math.inf,
+        epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
+        accountant="NOT PRIVATE",
     )
 
 

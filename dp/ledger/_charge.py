@@ -9,7 +9,15 @@ from dp.accounting._release import Release, Truncation
 from dp.exceptions import LedgerError
 
 
-__all__ = ("VERSION", "Charge", "alike", "appended", "known_advisories", "parsed")
+__all__ = (
+    "VERSION",
+    "Charge",
+    "alike",
+    "appended",
+    "known_advisories",
+    "parsed",
+    "parsed_declarations",
+)
 
 VERSION: Final = 2
 _KNOWN_VERSIONS: Final = (1, 2)
@@ -130,6 +138,23 @@ def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     if not isinstance(segments, Mapping):
         raise LedgerError("the ledger has no segments: it is damaged")
     return {str(key): _segment(rows) for key, rows in segments.items()}
+
+
+def parsed_declarations(state_dict: Mapping[str, Any]) -> list[str]:
+    """Return the tensors that a ledger's state says were declared public.
+
+    Raises:
+        LedgerError: If it is damaged.
+    """
+    declared = state_dict.get("declared_public", [])
+    if not isinstance(declared, list) or not all(
+        isinstance(one, str) for one in declared
+    ):
+        raise LedgerError(
+            "the ledger does not list the tensors that were declared public by their"
+            " descriptions: it is damaged"
+        )
+    return declared
 
 
 def known_advisories(state_dict: Mapping[str, Any]) -> int:

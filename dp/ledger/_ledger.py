@@ -10,9 +10,8 @@ computed from the charges, and every change of them is one assignment. What they
 to is kept beside the very charges that it was added up from, and is true of no others.
 """
 
-import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -20,7 +19,7 @@ from typing import Any, Final, final
 from dp._advisories import ADVISORIES
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
-from dp.ledger._budget import Budget, cost
+from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import (
     VERSION,
     Charge,
@@ -28,6 +27,7 @@ from dp.ledger._charge import (
     appended,
     known_advisories,
     parsed,
+    parsed_declarations,
 )
 from dp.ledger._claim import accounted, check_noise, claim, from_version_1
 from dp.ledger._paid_pass import (
@@ -41,7 +41,7 @@ from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
 
-__all__ = ("Ledger", "void")
+__all__ = ("Ledger",)
 
 DEBUGGING: Final = "noise came from a debugging seed, so anyone can repeat it"
 _IF_FIXED: Final = "if the number of steps was fixed beforehand"
@@ -62,6 +62,7 @@ class Ledger:
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
         self._paid: PaidPass | None = None
+        self._declared_public: tuple[str, ...] = ()
         self._num_advisories = len(ADVISORIES)
         self._writer = Writer()
         self._budget = Budget(plan)
@@ -170,6 +171,19 @@ class Ledger:
         return self._num_advisories
 
     @property
+    def declared_public(self) -> tuple[str, ...]:
+        """The tensors that were declared to be no data, one description each."""
+        return self._declared_public
+
+    def declare_public(self, tensors: Iterable[str]) -> None:
+        """Record tensors that gradients are computed with as constants of the program.
+
+        The charges hold only if they are, so the declaration stays with them: in
+        copies, states and certificates.
+        """
+        self._declared_public = tuple(dict.fromkeys([*self._declared_public, *tensors]))
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
         if self._has_failed or self.steps >= self._plan.steps:
@@ -271,6 +285,8 @@ class Ledger:
         }
         if self._failure is not None:
             state["failure"] = self._failure
+        if self._declared_public:
+            state["declared_public"] = list(self._declared_public)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -282,6 +298,7 @@ class Ledger:
                 loaded.
         """
         loaded = parsed(state_dict)
+        declared = parsed_declarations(state_dict)
         self._check_unit(state_dict)
         num_advisories = known_advisories(state_dict)
         if state_dict["version"] == 1:
@@ -298,6 +315,7 @@ class Ledger:
             self._num_advisories = min(self._num_advisories, num_advisories)
             self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
+            self.declare_public(declared)
 
     def _take_failure(self, failure: object) -> None:
         if failure == DEBUGGING:
@@ -349,6 +367,7 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
+        fork._declared_public = self._declared_public
         fork._num_advisories = self._num_advisories
         return fork
 
@@ -377,17 +396,6 @@ class Ledger:
             and release.truncation == plan.truncation
             and release.steps_per_pass == plan.steps_per_pass
         )
-
-
-def void(guarantee: Guarantee) -> Guarantee:
-    """Return that nothing is guaranteed, at the same delta."""
-    return replace(
-        guarantee,
-        epsilon=math.inf,
-        epsilon_pld=math.inf,
-        epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
-        accountant="NOT PRIVATE",
-    )
 
 
 @final

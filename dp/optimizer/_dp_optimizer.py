@@ -8,7 +8,7 @@ Shapes: ``B`` examples in a batch.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -32,14 +32,17 @@ from dp.optimizer._guard import (
     refresh,
     run_permitted,
 )
+from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
+    Public,
     check_loader,
     check_losses,
     check_no_grad_sample,
     clipping_for,
+    declared_public,
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
@@ -76,7 +79,8 @@ class DPOptimizer(TransparentOptimizer):
         * No gradient without noise is ever written to ``p.grad``.
 
     Args:
-        original_optimizer: The optimizer that makes the update.
+        original_optimizer: The optimizer that makes the update; a
+            :class:`~dp.JointOptimizer` of several.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling, refused if not.
@@ -84,8 +88,10 @@ class DPOptimizer(TransparentOptimizer):
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
             that are computed with them: a fixed basis, a mask, a buffer of a
-            parametrization. That they are public is the caller's claim: a buffer can
-            have been computed from private data.
+            parametrization. Names, as of ``dict(model.named_buffers())``, go into the
+            certificate. A function that returns such tensors is called at every step,
+            for constants that follow from the parameters. That they are public is the caller's claim, which it states: a
+            buffer can have been computed from private data.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -121,15 +127,21 @@ class DPOptimizer(TransparentOptimizer):
         loader: PoissonLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
-        public: Iterable[Tensor] = (),
+        public: Public = (),
     ) -> None:
         check_wrappable(original_optimizer)
-        if isinstance(original_optimizer, DPOptimizer):
+        parts = (
+            original_optimizer.optimizers
+            if isinstance(original_optimizer, JointOptimizer)
+            else (original_optimizer,)
+        )
+        if any(isinstance(part, DPOptimizer) for part in parts):
             raise TypeError(
                 "original_optimizer is a DPOptimizer already; wrapping it twice would"
                 " add noise twice and charge two ledgers"
             )
         check_loader(plan, loader)
+        declared = declared_public(public)
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
         # Built only from what can be trained: an error in the first step would come after
         # hours of preparation.
@@ -137,13 +149,15 @@ class DPOptimizer(TransparentOptimizer):
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
+        ledger = Ledger(plan)
+        ledger.declare_public(declared)
         self.mechanism = Mechanism(
             plan=plan,
             clipping=clipping_for(plan, clipping),
             noise=GaussianNoise() if noise is None else noise,
-            ledger=Ledger(plan),
+            ledger=ledger,
             loader=loader,
-            public=tuple(public),
+            public=tuple(declared.values()),
         )
         carried.reserve_key(self.param_groups)
         protect(self)

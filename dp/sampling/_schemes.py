@@ -106,6 +106,7 @@ class RandomAllocation:
         self,
         *,
         steps: int,
+        group_size: int = 1,
         renyi_order: float | str | None = None,
         **values: float | Schedule,
     ) -> None:
@@ -114,6 +115,12 @@ class RandomAllocation:
         Raises:
             ValueError: If it has not, with what it has.
         """
+        if group_size > 1:
+            raise ValueError(
+                f"group_size must be 1 with random allocation (RandomAllocation), got"
+                f" {group_size!r}: no bound is proven for groups; plan with"
+                " PoissonSampling, or make a group one unit"
+            )
         if renyi_order is not None:
             raise ValueError(
                 f"renyi_order must be None with random allocation (RandomAllocation),"

@@ -172,6 +172,20 @@ def test_no_epsilon_is_below_a_lower_bound(sigma, num_steps, count, delta):
     assert lower <= upper <= lower * 1.005
 
 
+def test_truncated_batches_are_left_out_of_a_lower_bound():
+    """What they cost is no less than nothing, and nothing more is said."""
+    truncated = Release(
+        sampling_probability=0.1,
+        noise_multiplier=1.0,
+        count=9,
+        truncation=Truncation(max_batch_size=20, dataset_size=100),
+    )
+    release = passes(1.0, 20, 3)
+
+    assert lower_bound((truncated,), DELTA) == 0
+    assert lower_bound((truncated, release), DELTA) == lower_bound((release,), DELTA)
+
+
 def test_lower_bounds_are_below_epsilon_of_poisson_samples_too():
     """A mix of all kinds: what they have in common is composed once."""
     releases = (

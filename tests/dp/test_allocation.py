@@ -212,6 +212,7 @@ def test_arguments_that_contradict_the_scheme_are_refused(argument, told):
         ({"noise_multiplier": Schedule([(4, 2.0), (4, 1.0)])}, "noise_multiplier must"),
         ({"max_grad_norm": Schedule([(4, 2.0), (4, 1.0)])}, "max_grad_norm must be a"),
         ({"renyi_order": 8.0}, "renyi_order must be None with random allocation"),
+        ({"group_size": 2}, "group_size must be 1 with random allocation"),
     ],
 )
 def test_a_plan_without_a_bound_is_refused(make_plan, change, told):
@@ -296,6 +297,7 @@ def test_the_best_mechanism_may_be_poisson_sampling(monkeypatch):
         ),
         ({"max_grad_norm": Schedule([(10, 1.0)])}, "max_grad_norm must be a number"),
         ({"renyi_order": "best"}, "renyi_order must be None"),
+        ({"group_size": 2}, "no bound is proven for groups"),
     ],
 )
 def test_poisson_sampling_is_taken_where_allocation_has_no_bound(change, told):

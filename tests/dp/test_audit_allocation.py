@@ -37,7 +37,7 @@ def plan():
         noise_multiplier=1.0,
         max_grad_norm=1.0,
         expected_batch_size=100.0,
-        steps=20,
+        steps=40,
         target_delta=1e-5,
     )
 
@@ -184,7 +184,11 @@ def test_a_right_run_conforms(plan, decisions):
     ],
 )
 def test_a_broken_build_does_not_conform(plan, build, claims, decisions):
-    """Each is refuted by the claim that it breaks. Misses: below 1e-6 for each."""
+    """Each is refuted by the claim that it breaks.
+
+    Misses: below 1e-6 for each. The nearest decision is on the sizes of shuffled
+    batches, whose p-value is about 1e-16.
+    """
     with build():
         report = conformance(training(plan), num_records=NUM_RECORDS)
 
@@ -251,7 +255,7 @@ def test_a_right_run_replays(plan, data):
     report = replay(training(plan), Classifier(), data)
 
     assert report.ok, str(report)
-    assert "4 of 20 sums differ" in str(report)
+    assert "8 of 40 sums differ" in str(report)
 
 
 def test_an_allocation_in_which_others_move_does_not_replay(plan, data):

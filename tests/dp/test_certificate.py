@@ -315,6 +315,61 @@ def test_altered_words_are_found(one, change, claim):
     assert claim in {f.claim for f in quickly(wrong).findings if not f.holds}
 
 
+@pytest.mark.parametrize(
+    ("unit", "assumed"),
+    [
+        ("one patient", "Each unit that was drawn holds all data of one patient."),
+        (
+            "one value of patient_id",
+            "All rows of one person have the same value of patient_id.",
+        ),
+    ],
+)
+def test_what_a_unit_is_taken_for_has_to_be_stated(unit, assumed):
+    """A claim about people says what makes rows people's."""
+    statement = certificate(charged(1, unit_of_privacy=unit))
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s != assumed),
+    )
+
+    assert assumed in statement.to_text()
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_examples_need_no_such_assumption():
+    """That a row is a training example is no claim about anybody."""
+    statement = certificate(charged(1, unit_of_privacy="one training example"))
+
+    assert not any("unit" in sentence for sentence in statement.assumptions)
+
+
+def test_tensors_that_were_declared_public_are_stated():
+    """What weights were computed with stands in the document, as a declaration."""
+    ledger = charged(1)
+    ledger.declare_public(["basis: float32 of shape (8, 3)"])
+    statement = certificate(ledger)
+    (run,) = statement.runs
+    claimed = [s for s in statement.assumptions if "declared public" in s]
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s not in claimed),
+    )
+
+    assert run.declared_public == ("basis: float32 of shape (8, 3)",)
+    assert "basis: float32 of shape (8, 3)" in statement.to_text()
+    assert len(claimed) == 1
+    assert Certificate.from_json(statement.to_json()) == statement
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_a_certificate_without_declarations_mentions_none():
+    """The twin of the test above: nothing is said where nothing was declared."""
+    assert "declared public" not in certificate(charged(1)).to_text()
+
+
 def test_a_run_beyond_its_plan_is_found(one):
     """More steps than planned, or more than the target, is no valid run."""
     (run,) = one.runs

@@ -15,7 +15,7 @@ import dp
 from dp.cli import main
 from dp.cli._input import load
 from dp.cli._models import model_for
-from dp.cli._training import Settings, optimizer_for
+from dp.cli._training import Settings, optimizer_for, plan_of
 
 
 SETTINGS = Settings(
@@ -349,6 +349,33 @@ def test_epsilon_and_calibrate_are_inverse(call):
 
     assert code == code_back == 0
     assert 2.97 < spent <= 3
+
+
+def test_epsilon_and_calibrate_are_inverse_for_groups(call, tmp_path):
+    """Both say how many rows the numbers are about."""
+    run = ("--sampling-probability", 0.25, "--steps", 160, "--group-size", 3)
+    code, out, _err = call("calibrate", "--epsilon", 3, *run)
+    sigma = float(out.split("=")[1].split()[0])
+    picture = tmp_path / "steps.png"
+    code_back, back, _err = call(
+        "epsilon", "--noise-multiplier", sigma, *run, "--plot", picture
+    )
+    spent = float(back.split("=")[1].split()[0])
+
+    assert code == code_back == 0
+    assert 2.97 < spent <= 3
+    assert "any 3 rows at once" in out
+    assert "any 3 rows at once, PLD)" in back
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plan_of_train_protects_the_group_that_was_asked_for():
+    """The certificate of a run follows from its plan."""
+    settings = replace(SETTINGS, group_size=4)
+    table = load("breast_cancer", target=None, ranges=None)
+
+    assert plan_of(settings, table).group_size == 4
+    assert plan_of(settings, table).guarantee().epsilon <= settings.epsilon
 
 
 def test_planning_draws_pictures(call, tmp_path):

@@ -45,7 +45,7 @@ def charged(count, **changes):
     return ledger
 
 
-def cheap_cost(releases, *, delta, neighboring_relation):
+def cheap_cost(releases, *, delta, neighboring_relation, group_size):
     """As the accountant, but a formula: what a ledger does with it is the same."""
     spent = sum(
         math.inf
@@ -60,6 +60,7 @@ def cheap_cost(releases, *, delta, neighboring_relation):
         accountant="PLD",
         epsilon_pld=spent,
         epsilon_rdp=None,
+        group_size=group_size,
     )
 
 
@@ -580,6 +581,38 @@ def test_the_first_failure_is_the_one_that_counts():
     ledger.fail("second")
 
     assert ledger.failure == "first"
+
+
+@by_formula
+def test_declarations_of_public_tensors_stay_with_the_charges():
+    """Copies, pickles and loaded states keep them; what is declared twice counts once."""
+    ledger = Ledger(plan())
+    ledger.declare_public(["basis", "mask"])
+    ledger.reserve(**PLANNED)
+    other = Ledger(plan())
+    other.declare_public(["mask", "positions"])
+    other.load_state_dict(ledger.state_dict())
+
+    assert other.declared_public == ("mask", "positions", "basis")
+    for kept in (
+        copy.deepcopy(ledger),
+        pickle.loads(pickle.dumps(ledger)),  # noqa: S301 -- our own
+    ):
+        assert kept.declared_public == ("basis", "mask")
+
+
+@by_formula
+@pytest.mark.parametrize("declared", ["basis", [1]], ids=str)
+def test_declarations_that_are_no_descriptions_are_refused(declared):
+    """A damaged state loads nothing."""
+    ledger = Ledger(plan())
+    ledger.reserve(**PLANNED)
+    state = {**ledger.state_dict(), "declared_public": declared}
+    other = Ledger(plan())
+
+    with pytest.raises(LedgerError, match="declared public"):
+        other.load_state_dict(state)
+    assert other.steps == 0
 
 
 @by_formula

@@ -185,7 +185,7 @@ class ReparametrizedGrads(GradPart):
 
     def gradients(self, examples: slice) -> Tensor:
         (grads,) = _backward(
-            self.operand, [self.parameter], self.inner.gradients(examples), batched=True
+            self.operand, [self.parameter], self.inner.gradients(examples)
         )
         return wide(grads)
 
@@ -196,7 +196,7 @@ class ReparametrizedGrads(GradPart):
         shape = self.operand.shape
         inner_total = torch.empty(shape, dtype=total.dtype, device=total.device)
         self.inner.add_weighted_sum(factors_B, inner_total, beta=0)
-        (grad,) = _backward(self.operand, [self.parameter], inner_total, batched=False)
+        (grad,) = _backward_once(self.operand, [self.parameter], inner_total)
         total.copy_(total + grad if beta else grad)
 
     def _add_one_by_one(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
@@ -252,7 +252,7 @@ def _through_autograd(
     columns: list[list[Tensor]] = [[] for _ in parameters]
     at_most = chunk_bytes(parameters[0].device)
     for examples in chunks(num_samples, 4 * _size(operand), at_most):
-        grads = _backward(operand, parameters, part.gradients(examples), batched=True)
+        grads = _backward(operand, parameters, part.gradients(examples))
         for column, grad in zip(columns, grads, strict=True):
             column.append(grad)
     return [
@@ -262,9 +262,23 @@ def _through_autograd(
 
 
 def _backward(
-    operand: Operand, parameters: Sequence[Tensor], grads: Tensor, *, batched: bool
+    operand: Operand, parameters: Sequence[Tensor], grads_B: Tensor
 ) -> Sequence[Tensor]:
-    """Return the gradients of the parameters, for one gradient or a batch of them."""
+    """Return the gradients of the parameters, for a batch of gradients."""
+    try:
+        return _backward_once(operand, parameters, grads_B, batched=True)
+    except RuntimeError:  # An operation that torch.vmap cannot batch.
+        rows = [_backward_once(operand, parameters, grad) for grad in grads_B]
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _backward_once(
+    operand: Operand,
+    parameters: Sequence[Tensor],
+    grads: Tensor,
+    *,
+    batched: bool = False,
+) -> Sequence[Tensor]:
     result: Sequence[Tensor] = torch.autograd.grad(
         [GradientEdge(*operand.edge)],
         parameters,
