@@ -122,7 +122,7 @@ MUTANTS = (
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "units = [share[i] for i in self._sample(len(share))]", "units = [share[i] for i in self._sample(len(share))][:1]", "all but one of a draw are dropped", SAMPLING),
-    Mutant("sampling", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
+    Mutant("sampling/_loader", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = self.part = None", "        self.part = None", "a new pass leaves the old ticket valid", SAMPLING),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
@@ -155,7 +155,7 @@ MUTANTS = (
     Mutant("optimizer", "        if not ledgers:", "        if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
     Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
     # Accounting
-    Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + r.count", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
+    Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + whole", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
     Mutant("accounting/_accountant", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
     Mutant("accounting/_dp_events", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
     Mutant("accounting/_dp_events", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),

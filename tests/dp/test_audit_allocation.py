@@ -187,7 +187,7 @@ def test_a_broken_build_does_not_conform(plan, build, claims, decisions):
     """Each is refuted by the claim that it breaks.
 
     Misses: below 1e-6 for each. The nearest decision is on the sizes of shuffled
-    batches, whose p-value is about 1e-16.
+    batches, whose p-value is about 1e-14.
     """
     with build():
         report = conformance(training(plan), num_records=NUM_RECORDS)
