@@ -186,7 +186,11 @@ class Ledger:
     @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
-        if self._has_failed or self.steps >= self._plan.steps:
+        if self._has_failed:
+            return True
+        if self._paid is not None and self._paid.has_steps_left:
+            return False
+        if self.steps >= self._plan.steps:
             return True
         upcoming = self._plan.releases(self.steps + 1)[-1]
         return not self._budget.allows(self.releases(), replace(upcoming, count=1))

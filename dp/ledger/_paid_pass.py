@@ -35,6 +35,12 @@ class PaidPass:
     max_grad_norm: float
     process: int = field(default_factory=os.getpid)
 
+    @property
+    def has_steps_left(self) -> bool:
+        """Whether the charge covers other steps, unless the pass is broken off."""
+        is_over = self.last.step == self.last.num_steps - 1
+        return not is_over and self.process == os.getpid()
+
     def followed_by(self, place: PassStep, max_grad_norm: float) -> "PaidPass | None":
         """Return the pass after the release of *place*, or None if it is not of it.
 

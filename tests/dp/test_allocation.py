@@ -350,17 +350,18 @@ def test_steps_are_planned_in_whole_passes():
 def test_a_pass_is_charged_whole_before_its_first_release(make_allocated):
     """Its other steps are paid for by then."""
     run = make_allocated()
-    charged = []
+    charged, exhausted = [], []
     for batch in run.loader:
         run.optimizer.backward(run.losses(batch))
         run.optimizer.step()
         charged.append(run.optimizer.ledger.steps)
+        exhausted.append(run.optimizer.ledger.is_exhausted)
 
+    assert exhausted == [False] * 19 + [True]
     assert charged == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 4 + [20] * 4
     (charge,) = run.optimizer.ledger.charges()
     assert (charge.count, charge.steps_per_pass) == (20, 4)
     assert run.optimizer.spent() == run.optimizer.plan.guarantee()
-    assert run.optimizer.ledger.is_exhausted
     with pytest.raises(BudgetExhaustedError):
         run.train(1)
 
