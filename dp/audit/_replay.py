@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from dp._keystream import replayed_keys
+from dp._mechanism.paid_for import apart
 from dp._progress import Bar, progress_bars
 from dp._reports import Finding
 from dp.audit._report import AuditReport
@@ -151,6 +152,7 @@ def _run(
         fixed_seeds(),
         hooked(look),
         replayed_keys(),
+        apart(),
         witnessed(tape.add_noise),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
@@ -208,9 +210,26 @@ def _keeps_size(tape: _Tape) -> bool:
 
 
 def _neighbour(dataset: Any, tape: _Tape) -> Dataset[Any]:
-    last = len(dataset) - 1
-    positions = list(range(last))
-    return Subset(dataset, [*positions, 0] if _keeps_size(tape) else positions)
+    if _keeps_size(tape):
+        return _FirstForLast(dataset)
+    return Subset(dataset, list(range(len(dataset) - 1)))
+
+
+@final
+class _FirstForLast(Dataset[Any]):
+    """A dataset whose last record has the first one's values.
+
+    It is no ``Subset`` with a repeated index: loaders refuse one record in two rows.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        return self._dataset[0 if row == len(self) - 1 else row]
 
 
 def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dp.accounting import Truncation
+from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import CertifiedRun
 from dp.certificate._statement import Statement
 from dp.ledger import Charge
@@ -97,6 +98,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *evidence_lines(run),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
         if run.is_allocated

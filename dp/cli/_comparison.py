@@ -1,17 +1,24 @@
 """Train one model with privacy and without, and report both runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp._progress import Bars, progress_bars
+from dp.checking import check
 from dp.cli import _input, _report, _training
 from dp.cli._models import model_for
 from dp.cli._processes import make_alike, process_group
 
 
 __all__ = ("train_both",)
+
+_NUM_CHECKED: Final = 8
 
 
 def train_both(table: _input.Table, settings: _training.Settings, report: Path) -> None:
@@ -25,6 +32,7 @@ def train_both(table: _input.Table, settings: _training.Settings, report: Path) 
         model = model_for(table)
         make_alike(model)
         _training.optimizer_for(model, settings)  # A bad one is refused at once.
+        _check(model, table)
         if is_main:
             _report.open_folder(report)
         console = Console(quiet=not is_main)
@@ -56,6 +64,23 @@ def train_both(table: _input.Table, settings: _training.Settings, report: Path) 
                 "The certificate (JSON, text and picture) and"
                 f" {_report.PICTURE} are in {report}"
             )
+
+
+def _check(model: nn.Module, table: _input.Table) -> None:
+    """Run ``dp.check`` before the first step, on random rows instead of private ones.
+
+    Raises:
+        PrivacyError: If it finds an error.
+    """
+    rows = table.train.tensors[0]
+    x = torch.rand(_NUM_CHECKED, *rows.shape[1:], dtype=rows.dtype)
+    y_B = torch.arange(_NUM_CHECKED) % table.num_classes
+
+    def losses_of(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        x, y_B = batch
+        return F.cross_entropy(model(x), y_B, reduction="none")
+
+    check(model, losses_of, (x, y_B), num_compared=4).raise_if_failed()
 
 
 def _shown(bars: Bars, name: str, num_steps: int) -> _training.Shown:

@@ -139,8 +139,12 @@ def train_privately(
         noise=None if seed is None else GaussianNoise(rng="debug", seed=seed),
     )
 
-    def step(x: Tensor, y_B: Tensor) -> None:
-        optimizer.backward(F.cross_entropy(model(x), y_B, reduction="none"))
+    def losses(batch: Any) -> Tensor:
+        x, y_B = batch
+        return F.cross_entropy(model(x), y_B, reduction="none")
+
+    def step(batch: Any) -> None:
+        optimizer.backward(losses, batch)
         optimizer.step()
 
     curve = (
@@ -189,7 +193,8 @@ def train_openly(
     )
     optimizer = optimizer_for(model, settings)
 
-    def step(x: Tensor, y_B: Tensor) -> None:
+    def step(batch: Any) -> None:
+        x, y_B = batch
         optimizer.zero_grad()
         losses_B = F.cross_entropy(model(x), y_B, reduction="none")
         (losses_B.sum() / plan.expected_batch_size).backward()
@@ -206,7 +211,7 @@ def train_openly(
 
 def _points(
     loader: PoissonLoader,
-    step: Callable[[Tensor, Tensor], None],
+    step: Callable[[Any], None],
     model: nn.Module,
     table: Table,
     *,
@@ -220,8 +225,8 @@ def _points(
     taken = 0
     yield point
     try:
-        for x, y_B in loader:
-            step(x, y_B)
+        for batch in loader:
+            step(batch)
             taken += 1
             if taken in measured:
                 point = Point(taken, *_measure(model, table), epsilons[taken])

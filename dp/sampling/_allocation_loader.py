@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._keystream import RepeatedKeys
 from dp.sampling._draws import allocate_at_random
-from dp.sampling._loader import Draws, PoissonLoader
+from dp.sampling._loader import PoissonLoader
 from dp.sampling._refused_arguments import reject_allocation_arguments
 from dp.sampling._schemes import RandomAllocation
 from dp.sampling._ticket import Draw, PassStep, new_pass
+from dp.sampling._ticketed import Draws
 from dp.sampling._units import UnitIndex, Units
 
 

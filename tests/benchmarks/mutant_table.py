@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 
 OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
+ROWS = "test_rows_of_tickets.py"
 SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
 KERNEL = "test_noise_kernel.py"
@@ -125,6 +126,28 @@ MUTANTS = (
     Mutant("sampling/_loader", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = self.part = None", "        self.part = None", "a new pass leaves the old ticket valid", SAMPLING),
+    Mutant("sampling/_rows_read", 'if batch == "earlier":', "if False:", "another batch of the same size passes for the one that was drawn", ROWS),
+    Mutant("sampling/_rows_read", "        self._calls.append(self._at_hand)", "        pass", "a micro-batch twice and another never", ROWS),
+    Mutant("sampling/_rows_read", "        if bool(view.any()):", "        if not bool(view.any()):", "parts that lie between each other are taken for one", ROWS),
+    Mutant("sampling/_yielded", "handle is None or handle.expired()", "handle is None", "an address is believed after its storage was freed", ROWS),
+    Mutant("sampling/_distinct_rows", "unit_of_row[one] != unit_of_row[other]", "unit_of_row[one] < 0", "an example may be in two units", ROWS),
+    Mutant("sampling/_distinct_rows", "np.diff(read[order]) == 0", "np.diff(read[order]) < 0", "an example may be in two rows", ROWS),
+    Mutant("sampling/_collation", "        if _row_differs(batch, other, larger, place):", "        if False:", "a collate_fn may mix examples", ROWS),
+    Mutant("sampling/_collation", "        if draws != other_draws or _shapes(batch) != _shapes(other):", "        if False:", "augmentation by rejection is taken for mixing", ROWS),
+    Mutant("sampling/_unamplified_loader", "if len(set(rows)) < len(rows):", "if False:", "sampling with replacement", ROWS),
+    Mutant("per_sample/_engine", "            admit_data(kept_data(known.graph.uses, root))", "            pass", "losses are not held against the batch", ROWS),
+    Mutant("_mechanism/batch", '"batch": yielded.rows,', '"batch": (),', "a loss may be made of pieces of several rows", ROWS),
+    Mutant("_mechanism/batch", "if isinstance(sampling, Unamplified) and self.ticket is None:", "if isinstance(sampling, Unamplified):", "a batch in parts is refused without amplification", ROWS),
+    Mutant("distributed/_world", "        self._check_distinct([part for _, _, part in answers])", "        pass", "two ranks train on the same shard", "distributed/test_failures.py"),
+    Mutant("checking", "        if finite[0] or not _alike(one.losses[here], other.losses[there]):", "        if False:", "a gradient that is not finite counts as no difference", "test_checking.py"),
+    Mutant("checking", "factors[list(stay)] = 1.0", "factors[:] = 1.0", "outliers lie where the others do", "test_checking.py"),
+    Mutant("checking", "is_by_example = losses.shape == (half,)", "is_by_example = True", "losses along another axis pass for the examples'", "test_checking.py"),
+    Mutant("integrations/transformers", "check(plain, losses_of, batch, num_compared=2).raise_if_failed()", "check(plain, losses_of, batch, num_compared=2)", "the Trainer takes no notice of the check", "integrations/test_transformers.py"),
+    Mutant("_mechanism/mechanism", "            self.account.check(parameters, dataset)", "            pass", "a notebook cell that runs again makes a ledger of its own", "test_paid_for.py"),
+    Mutant("_mechanism/paid_for", "(one[0] - other[0]) % one.step == 0", "False", "two datasets of one tensor are taken for two peoples'", "test_paid_for.py"),
+    Mutant("_mechanism/paid_for", "        if self._settled == (identity, memory.version):", "        if self._settled is not None:", "an earlier optimizer goes on beside the one that took over", "test_paid_for.py"),
+    Mutant("ledger", "if other.failure is not None and self._failure is None:", "if False:", "a failure is forgotten with its ledger", "test_paid_for.py"),
+    Mutant("optimizer/_validate", "    ledger.load_state_dict(earlier.state_dict())", "    pass", "a new plan forgets what was charged", "test_paid_for.py"),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
     Mutant("sampling", "        reject_arguments(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
     Mutant("sampling", "if not self.in_order:", "if False:", "a ticket may belong to another batch", SAMPLING),
@@ -228,7 +251,6 @@ MUTANTS = (
     Mutant("noise/_host", "stage.write(left, self._decided(left), x)", "self._decided(left)", "sums that the compiled loop left get no noise", KERNEL),
     Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
-    Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
     # What torch's own backward pass shows of gradients
     Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
     Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
@@ -236,14 +258,14 @@ MUTANTS = (
     Mutant("per_sample/_gradients", "total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "total_F = factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if norms.wrong:", "if False:", "norms are not compared with torch's own", REFERENCE),
-    Mutant("per_sample/_isolation/verification", "elif not reference.is_kept_out(gradients):", "elif False:", "NaN reaches a sum in which it has no part", REFERENCE),
     Mutant("per_sample/_isolation/rounding", "_OF_SUMS: Final = 256.0", "_OF_SUMS: Final = 1e6", "the sum of many gradients hides a wrong one", REFERENCE),
     Mutant("per_sample/_isolation/rounding", "_OF_NORMS: Final = 256.0", "_OF_NORMS: Final = 1e6", "a norm may be too small", REFERENCE),
-    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", "per_sample/test_verification.py"),
     Mutant("per_sample/_isolation/reference", "self._unit: int | None = secrets.choice(", "self._unit: int | None = min(", "the norm of the first unit alone is compared", REFERENCE),
     Mutant("per_sample/_known_graphs", "if _outline(walked) != _outline(known.graph):", "if False:", "a graph that is taken for a known one is not looked at again", REFERENCE),
     Mutant("_mechanism/mechanism", "except (SampleMixingError, WrongGradientError) as error:", "except SampleMixingError as error:", "a wrong gradient that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("_mechanism/mechanism", "groups=self.effective_clipping.group_of(batch.parameters),", "groups=None,", "other norms are verified than are clipped by", "test_mixing_ends_a_run.py"),
+    Mutant("sampling/_ticketed", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
     # Failures, and units
     Mutant("_mechanism/mechanism", "if self.ledger.steps:", "if False:", "mixing that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "fork._failure = self._failure", "pass", "a copy of a failed ledger is sound", "test_ledger.py"),

@@ -133,6 +133,7 @@ class Remembering(nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:the forward pass writes private data")
 def test_a_buffer_that_keeps_private_numbers_does_not_replay(plan, data):
     """It would be saved with the model."""
     report = replay(training(plan), Classifier(Remembering()), data)
