@@ -6,9 +6,9 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, final
+from typing import Final, Literal, final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
@@ -232,46 +232,6 @@ def calibrate_steps(
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
     return round(1 / one_over_steps) * unit
-
-
-def complete(
-    target: Mapping[str, Any],
-    sigma: float | Schedule | None,
-    steps: int | None,
-    q: float | Literal["largest"],
-) -> tuple[float | Schedule, int, float]:
-    """Return noise multiplier, steps and sampling probability, one of which is found.
-
-    Args:
-        target: The arguments that every search takes.
-        sigma: The noise multiplier, or the shape of its schedule; None to find it.
-        steps: The number of steps; None to find it.
-        q: The sampling probability; ``"largest"`` to find it.
-
-    Raises:
-        ValueError: If not exactly one is to be found.
-    """
-    if isinstance(sigma, int | float):
-        if q == "largest" and steps is not None:
-            largest = calibrate_sampling_probability(
-                **target, noise_multiplier=sigma, steps=steps
-            )
-            return sigma, steps, largest
-        if q != "largest" and steps is None:
-            most = calibrate_steps(
-                **target, noise_multiplier=sigma, sampling_probability=q
-            )
-            return sigma, most, q
-    elif q != "largest" and steps is not None:
-        least = calibrate_noise_multiplier(
-            **target, sampling_probability=q, steps=steps, shape=sigma
-        )
-        return least if sigma is None else sigma.scaled(least), steps, q
-    raise ValueError(
-        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
-        f" steps={steps!r}, sampling_probability={q!r}"
-    )
 
 
 @final

@@ -1,6 +1,6 @@
-"""Which way of drawing batches needs the least noise for a target epsilon.
+"""What a plan leaves to be found: one of its numbers, or how batches are drawn.
 
-Every candidate is calibrated to the same epsilon, number of steps and sampling
+Of two ways of drawing batches, every candidate is calibrated to the same epsilon, number of steps and sampling
 probability, and so to batches of the same expected size. Nothing is taken for granted
 of which is better: both numbers are computed, and both are told.
 """
@@ -10,18 +10,30 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from dp import _checks
-from dp.accounting import Truncation
-from dp.calibration import calibrate_noise_multiplier
+from dp.accounting import Release, Truncation
+from dp.accounting._renyi import best_order
+from dp.calibration import (
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
 from dp.sampling import (
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.schedule import Schedule
+from dp.schedule import Schedule, runs_of
 
 
-__all__ = ("Mechanism", "choose", "scheme_of", "truncation_of")
+__all__ = (
+    "Mechanism",
+    "choose",
+    "complete",
+    "order_for",
+    "scheme_of",
+    "truncation_of",
+)
 
 Mechanism = Literal["poisson", "allocation", "best"]
 
@@ -148,6 +160,60 @@ def _steps_per_pass(sampling_probability: float | str | None) -> int:
         sampling_probability=sampling_probability  # type: ignore[arg-type]
     )
     return round(1 / probability)
+
+
+def complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return noise multiplier, steps and sampling probability, one of which is found.
+
+    Args:
+        target: The arguments that every search takes.
+        sigma: The noise multiplier, or the shape of its schedule; None to find it.
+        steps: The number of steps; None to find it.
+        q: The sampling probability; ``"largest"`` to find it.
+
+    Raises:
+        ValueError: If not exactly one is to be found.
+    """
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )
+
+
+def order_for(
+    target: Mapping[str, Any], q: float, sigma: float | Schedule, steps: int
+) -> float:
+    """Return the Renyi order at which Poisson samples cost least."""
+    return best_order(
+        (
+            Release(sampling_probability=q, noise_multiplier=value, count=count)
+            for count, value in runs_of(sigma, steps)
+        ),
+        delta=target["target_delta"],
+        relation=target["neighboring_relation"],
+    )
 
 
 def scheme_of(

@@ -13,9 +13,16 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.accounting._renyi import best_order, check_filter, filter_guarantee
-from dp.calibration import RenyiOrder, complete
-from dp.comparison import Mechanism, choose, scheme_of, truncation_of
+from dp.accounting._renyi import check_filter, filter_guarantee
+from dp.calibration import RenyiOrder
+from dp.comparison import (
+    Mechanism,
+    choose,
+    complete,
+    order_for,
+    scheme_of,
+    truncation_of,
+)
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
@@ -393,14 +400,7 @@ def plan_for(
         1.0 if sampling_probability is None else sampling_probability,
     )
     if renyi_order == "best":
-        renyi_order = best_order(
-            (
-                Release(sampling_probability=q, noise_multiplier=value, count=count)
-                for count, value in runs_of(sigma, steps)
-            ),
-            delta=target_delta,
-            relation=neighboring_relation,
-        )
+        renyi_order = order_for(target, q, sigma, steps)
     return PrivacyPlan(
         sampling=scheme_of(
             None if sampling_probability is None else q, truncation, steps_per_pass

@@ -12,7 +12,7 @@ Shapes: ``K`` points of a law.
 
 import math
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,8 @@ def lower_bound(
 
     if excess(0.0) <= 0 or excess(_LARGEST) > 0:
         return 0.0
-    return float(brentq(excess, 0.0, _LARGEST, xtol=1e-10))
+    found: Any = brentq(excess, 0.0, _LARGEST, xtol=1e-10)
+    return float(found)
 
 
 def deltas(law: _Law, epsilon: float) -> tuple[float, float]:

@@ -237,25 +237,12 @@ class Ledger:
             charge = charged_whole(charge, place, self._plan)
         with self._lock:
             self._check_sound()
-            if place is not None and self._paid is not None:
-                paid = self._paid.followed_by(place, max_grad_norm)
-                if paid is not None:
-                    self._paid = paid
-                    return
+            if place is not None and self._is_paid(place, max_grad_norm):
+                return
             totals = self._current_totals()
             charge = accounted(self._plan, charge, totals.steps)
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
-            if not (
-                self._budget.allows_as_planned(totals.steps + charge.count)
-                if as_planned
-                else self._budget.allows(self.releases(), charge.to_release())
-            ):
-                raise BudgetExhaustedError(
-                    f"the plan's budget is spent: {self.steps} of {self._plan.steps}"
-                    f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
-                    " the step was not taken. Make a new plan to go on: its cost adds"
-                    " to this one's"
-                )
+            self._check_affordable(charge, totals.steps, as_planned=as_planned)
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
@@ -263,6 +250,27 @@ class Ledger:
                 self._segments, totals.steps + charge.count, as_planned
             )
             self._paid = None if place is None else PaidPass(place, max_grad_norm)
+
+    def _is_paid(self, place: PassStep, max_grad_norm: float) -> bool:
+        """Whether a step belongs to the pass that was charged last; it is taken then."""
+        paid = self._paid and self._paid.followed_by(place, max_grad_norm)
+        self._paid = paid or self._paid
+        return paid is not None
+
+    def _check_affordable(
+        self, charge: Charge, steps: int, *, as_planned: bool
+    ) -> None:
+        if not (
+            self._budget.allows_as_planned(steps + charge.count)
+            if as_planned
+            else self._budget.allows(self.releases(), charge.to_release())
+        ):
+            raise BudgetExhaustedError(
+                f"the plan's budget is spent: {steps} of {self._plan.steps}"
+                f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
+                " the step was not taken. Make a new plan to go on: its cost adds"
+                " to this one's"
+            )
 
     @property
     def _has_failed(self) -> bool:
