@@ -202,8 +202,10 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     if loader is None:
         return {}
     yielded = loader.yielded
+    # A part that was moved is a copy of that part alone.
+    rows = slice(None) if loader.part is None else loader.part
     return {
-        "batch": yielded.rows,
+        "batch": [tensor[rows] for tensor in yielded.rows],
         "admit_data": lambda data: batch.rows_read.admit(data, yielded),
     }
 

@@ -23,6 +23,7 @@ from dp._mechanism.batch import (
     held_against,
     warn_of_many_rows,
 )
+from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
@@ -77,6 +78,7 @@ class Mechanism:
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
     account: Account = field(init=False)
+    beside: Beside = field(default_factory=Beside, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
@@ -185,7 +187,7 @@ class Mechanism:
         is_told = whose.of_loss is not None or self.has_warned
         if not is_told and batch.may_hold_views(whose.num_units, self.plan):
             self.has_warned = True
-            warn_of_many_rows(stacklevel=4)
+            warn_of_many_rows(stacklevel=5)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():

@@ -40,6 +40,7 @@ from dp.sampling import PassStep
 
 
 __all__ = (
+    "Bools",
     "CanaryDataset",
     "Observation",
     "Train",

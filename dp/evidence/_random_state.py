@@ -75,7 +75,8 @@ def numpys_position() -> bytes:
     The cached half of a pair of normal numbers is not in them, so they cannot put the
     generator back.
     """
-    address = np.random.get_bit_generator().ctypes.state_address
+    generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]  # Not in its stubs.
+    address = generator.ctypes.state_address
     return ctypes.string_at(address, 4 * _WORDS_OF_NUMPY)
 
 

@@ -308,9 +308,13 @@ class Watch:
         elif verdict in ("mixed", "carried"):
             raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)
 
-    def _record(self, **flags: bool) -> None:
+    def _record(self, *, other_sizes: bool = False, inconclusive: bool = False) -> None:
         known = self._records.get(self._segment, _NOTHING)
-        self._records[self._segment] = replace(known, **flags)
+        self._records[self._segment] = replace(
+            known,
+            other_sizes=known.other_sizes or other_sizes,
+            inconclusive=known.inconclusive or inconclusive,
+        )
 
     def _tell_of_buffers(self, names: list[str]) -> None:
         if names:

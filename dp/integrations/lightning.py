@@ -119,9 +119,12 @@ def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
 @contextmanager
 def _unlogged(module: LightningModule) -> Iterator[None]:
     """Let *module* log nothing."""
-    attributes = vars(module)
-    before = {name: attributes[name] for name in _LOGS if name in attributes}
-    attributes.update(dict.fromkeys(_LOGS, _log_nothing))
+    attributes: dict[str, Any] = vars(module)
+    before: dict[str, Any] = {
+        name: attributes[name] for name in _LOGS if name in attributes
+    }
+    for name in _LOGS:
+        attributes[name] = _log_nothing
     try:
         yield
     finally:

@@ -28,9 +28,11 @@ from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
+from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
+    private_owner_of,
     protect,
     refresh,
     run_permitted,
@@ -358,6 +360,14 @@ class DPOptimizer(TransparentOptimizer):
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
+        look_beside(
+            self.mechanism.beside,
+            losses,
+            parameters,
+            owned=tuple(self._all_parameters()),
+            ledger_of=_ledger_of,
+            ledger=self.ledger,
+        )
         self.mechanism.accumulate(
             losses,
             parameters,
@@ -399,6 +409,7 @@ class DPOptimizer(TransparentOptimizer):
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        self.mechanism.beside.note_update(self._trainable())
         return result if closure is None else loss
 
     @disable_dynamo
@@ -495,6 +506,7 @@ class DPOptimizer(TransparentOptimizer):
         )
         evidence = carried.evidence_in(ledgers)
         self.mechanism.step.drop()
+        self.mechanism.beside.forget_update()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         for records in evidence:
@@ -585,7 +597,7 @@ class DPOptimizer(TransparentOptimizer):
             num_parameters=sum(p.numel() for p in self._all_parameters()),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=assumptions,
+            assumptions=(*sentences(self.mechanism.beside), *assumptions),
             public_end=public_end,
         )
 
@@ -600,6 +612,11 @@ class DPOptimizer(TransparentOptimizer):
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _ledger_of(parameter: Tensor) -> Ledger | None:
+    owner = private_owner_of(parameter)
+    return owner.ledger if isinstance(owner, DPOptimizer) else None
 
 
 def _evaluated(closure: Callable[[], Any] | None) -> Any:

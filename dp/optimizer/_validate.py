@@ -1,7 +1,7 @@
 """Validate DPOptimizer's arguments against its plan."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -159,15 +159,17 @@ def declared_public(public: Public) -> dict[str, Declared]:
         else ((f"tensor {i}", tensor) for i, tensor in enumerate(public))
     )
     declared: dict[str, Declared] = {}
-    for name, tensor in named:
-        if not isinstance(tensor, Tensor):
-            if callable(tensor):
-                declared[f"{name}: computed by a function at every step"] = tensor
-                continue
+    for name, one in named:
+        if isinstance(one, Tensor):
+            dtype = str(one.dtype).removeprefix("torch.")
+            declared[f"{name}: {dtype} of shape {tuple(one.shape)}"] = one
+        elif callable(one):
+            declared[f"{name}: computed by a function at every step"] = cast(
+                "Declared", one
+            )
+        else:
             raise TypeError(
-                f"public[{name!r}] must be a tensor, got {type(tensor).__name__}; pass"
+                f"public[{name!r}] must be a tensor, got {type(one).__name__}; pass"
                 " model.buffers(), or dict(model.named_buffers()) for their names"
             )
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        declared[f"{name}: {dtype} of shape {tuple(tensor.shape)}"] = tensor
     return declared

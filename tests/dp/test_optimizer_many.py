@@ -17,8 +17,8 @@ from dp import (
     PrivacyError,
     SamplingMismatchError,
 )
+from dp._mechanism.sums import Sums
 from dp.optimizer._guard import private_owner_of
-from dp.per_sample import PerSampleGradients
 
 
 ALL = PoissonSampling(sampling_probability=1.0)
@@ -66,6 +66,7 @@ def test_two_optimizers_on_one_model_each_charge_for_their_own_part(two_parts):
     assert [o.ledger.steps for o in optimizers] == [4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:parameters of shape")
 def test_one_batch_is_released_once_whichever_optimizer_asks(two_parts):
     """Two releases of one batch cost more than two ledgers would say."""
     model, (loader, _), (first, second) = two_parts(shared_loader=True)
@@ -276,15 +277,14 @@ def test_a_micro_batch_that_failed_half_way_leaves_no_half_sum(make_run, monkeyp
     run = make_run(noise_multiplier=0.0, sampling=ALL)
     x, y = next(iter(run.loader))
     run.optimizer.backward(run.losses((x[:7], y[:7])))
-    add_weighted_sum = PerSampleGradients.add_weighted_sum
+    add = Sums.add
 
-    def run_out_of_memory(*args, **kwargs):
-        add_weighted_sum(*args, **kwargs)
-        if kwargs["beta"]:  # To sums that there are.
-            raise RuntimeError("out of memory")
+    def run_out_of_memory(*args):
+        add(*args)
+        raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PerSampleGradients, "add_weighted_sum", run_out_of_memory)
+        patch.setattr(Sums, "add", run_out_of_memory)
         with pytest.raises(RuntimeError, match="out of memory"):
             run.optimizer.backward(run.losses((x[7:], y[7:])))
     run.optimizer.backward(run.losses((x[7:], y[7:])))

@@ -44,7 +44,12 @@ def make_optimizer(make_plan):
     """Make the parameters of modules private, with a plan of Unamplified batches."""
 
     def make(*modules, lr=0.1, **changes):
-        numbers = {"sampling": Unamplified(), "steps": 10_000, **changes}
+        numbers = {
+            "sampling": Unamplified(),
+            "steps": 10_000,
+            "expected_batch_size": 64.0,
+            **changes,
+        }
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         return DPOptimizer(
             torch.optim.SGD(parameters, lr=lr), plan=make_plan(**numbers)

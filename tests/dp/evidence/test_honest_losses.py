@@ -353,7 +353,9 @@ def test_looks_change_nothing_of_a_run(make_plan, name):
         losses = make()
         models = [c.cell_contents for c in losses.__closure__]
         (model,) = [m for m in models if isinstance(m, nn.Module)]
-        plan = make_plan(sampling=dp.Unamplified(), noise_multiplier=0.0)
+        plan = make_plan(
+            sampling=dp.Unamplified(), noise_multiplier=0.0, expected_batch_size=B
+        )
         optimizer = DPOptimizer(
             torch.optim.SGD(model.parameters(), lr=0.5),
             plan=plan,
