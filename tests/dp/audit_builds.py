@@ -185,7 +185,9 @@ def divided_by_the_batch():
             for group in self.param_groups:
                 for parameter in group["params"]:
                     parameter.grad.div_(1 + drawn)
-                    parameter.data.add_(parameter.grad)  # A write that no version tells of.
+                    parameter.data.add_(
+                        parameter.grad
+                    )  # A write that no version tells of.
         return result
 
     step.hooked = True
