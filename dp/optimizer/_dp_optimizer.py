@@ -174,6 +174,7 @@ class DPOptimizer(TransparentOptimizer):
             loader=loader,
             public=tuple(declared.values()),
         )
+        self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
         protect(self)
 
@@ -410,7 +411,7 @@ class DPOptimizer(TransparentOptimizer):
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
-        self.mechanism.beside.note_update(self._trainable())
+        self.mechanism.beside.note(self._trainable(), since="updated")
         return result if closure is None else loss
 
     @disable_dynamo
@@ -507,7 +508,7 @@ class DPOptimizer(TransparentOptimizer):
         )
         evidence = carried.evidence_in(ledgers)
         self.mechanism.step.drop()
-        self.mechanism.beside.forget_update()
+        self.mechanism.beside.forget()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         for records in evidence:
