@@ -309,6 +309,7 @@ MUTANTS = (
     Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        if self._is_of_mode(order, stays_B):", "        if False:", "a path that training does not take is taken for mixing", EVIDENCE),
     Mutant("evidence/_look", "        torch.set_autocast_cache_enabled(False)", "        pass", "a weight that is cast in a look loses its gradient", EVIDENCE),
     Mutant("evidence/_watch", "        if not is_due and not self._owes_look:", "        if True:", "no step that is due is looked at", EVIDENCE),
     Mutant("evidence/_watch", "        elif self._surprises.admits(spread_of(losses), self._number):", "        elif False:", "a gate for outliers opens unseen", EVIDENCE),
@@ -320,7 +321,7 @@ MUTANTS = (
     Mutant("evidence/_program_state", "            return (self.value if self.copy is None else self.copy).clone()", "            return self.value", "a look writes to the buffers of the real pass", EVIDENCE),
     Mutant("evidence/_exchange", "        return not grew or (len(grew) == 1 and shapes[grew[0]] == (2, 3))", "        return True", "graphs of one node decide where examples lie", EVIDENCE),
     Mutant("evidence/_schedule", "    return step < FIRST or _number(segment, step, 0) % EVERY == 0", "    return step < FIRST", "only the first steps are looked at", EVIDENCE),
-    Mutant("evidence/_checked_models", "    return min(days) if days and all(days) else None", "    return max(map(str, days), default=None)", "a layer that was not checked counts as checked", EVIDENCE),
+    Mutant("evidence/_checked_models", "    return min(days) if days and len(days) == len(wanted) else None", "    return min(days, default=None)", "a layer that was not checked counts as checked", EVIDENCE),
     Mutant("certificate/_evidence", "        if not least <= seen.looks <= min(due, seen.evaluated):", "        if False:", "more looks are certified than were made", EVIDENCE),
     Mutant("checking/_check", "    if report.ok:", "    if True:", "a failed check counts as evidence", EVIDENCE),
     # Random allocation
