@@ -23,7 +23,7 @@ class Beside:
 
     def __init__(self) -> None:
         self.has_others = False
-        self.has_writes = False
+        self.has_writes: bool = False
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 
