@@ -89,7 +89,7 @@ class CertifiedRun:
 
     @property
     def claimed(self) -> tuple[Release, ...]:
-        """The releases that epsilon is claimed for: those charged and those remaining."""
+        """The releases that epsilon is claimed for, both charged and remaining."""
         return merge_equal_releases([*self.releases, *self.remaining])
 
     @property

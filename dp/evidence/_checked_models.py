@@ -21,5 +21,6 @@ def remember_check(parameters: Iterable[Tensor]) -> None:
 
 def checked_on(parameters: Iterable[Tensor]) -> str | None:
     """Return the day of the oldest check of *parameters*; None if one has none."""
-    days = [_days.get(parameter) for parameter in parameters]
-    return min(days) if days and all(days) else None
+    wanted = list(parameters)
+    days = [str(_days[parameter]) for parameter in wanted if parameter in _days]
+    return min(days) if days and len(days) == len(wanted) else None

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal, final
 
@@ -136,7 +137,7 @@ class Look:
             for _ in range(self._in_step * (1 + both_halves)):
                 self._again(self._whole)
             return "too few"
-        verdicts = [
+        verdicts: list[Verdict] = [
             self._of_exchange(order, stays.to(self._losses.device))
             for order, stays in islice(self._company.halves(), 1 + both_halves)
         ]
@@ -172,7 +173,19 @@ class Look:
             for way in self._company.ways[1:]
         ):
             return "alone"  # The first axis was not the examples'.
+        if self._is_of_mode(order, stays_B):
+            return "alone"
         return "mixed" if self._draws_as_many() else "unclear"
+
+    def _is_of_mode(self, order: Sequence[int], stays_B: Tensor) -> bool:
+        """Whether losses stay the same with autograd on, as in training.
+
+        Without it a `TransformerEncoder` in eval() takes a path of its own if the masks
+        of all examples permit it.
+        """
+        unchanged_B = self._again(self._whole, autograd=True)
+        exchanged_B = self._again(order, autograd=True)
+        return same_losses(unchanged_B, exchanged_B, stays_B)
 
     def _repeats(
         self, unchanged_B: Tensor, order: Sequence[int], exchanged_B: Tensor
@@ -220,19 +233,24 @@ class Look:
             return None
         try:
             for evaluate in (False, True):
-                whole_B = self._again(self._whole, evaluate=evaluate)
+                self._again(self._whole, evaluate=evaluate)
                 # Another size would draw other numbers.
                 if self._state.random.now().equals(self._state.random):
-                    return self._differs_in_size(whole_B, evaluate=evaluate)
+                    return all(  # As training does, too, with autograd on.
+                        self._differs_in_size(evaluate=evaluate, autograd=autograd)
+                        for autograd in (False, True)
+                    )
         except Exception:  # noqa: BLE001 -- a model need not take one example
             return None
         return None
 
-    def _differs_in_size(self, whole_B: Tensor, *, evaluate: bool) -> bool:
+    def _differs_in_size(self, *, evaluate: bool, autograd: bool) -> bool:
+        again = partial(self._again, evaluate=evaluate, autograd=autograd)
+        whole_B = again(self._whole)
         few = self._whole[:: max(1, len(self._whole) // _ALONE)][:_ALONE]
-        alone_B = torch.cat([self._again([row], evaluate=evaluate) for row in few])
+        alone_B = torch.cat([again([row]) for row in few])
         half = self._whole[: (len(self._whole) + 1) // 2]
-        half_B = self._again(half, evaluate=evaluate)
+        half_B = again(half)
         return differ_throughout(whole_B[few], alone_B) or (
             differ_throughout(whole_B[half], half_B)
         )
@@ -244,6 +262,7 @@ class Look:
         *,
         picture: Picture | None = None,
         evaluate: bool = False,
+        autograd: bool = False,
     ) -> Tensor:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
@@ -251,7 +270,7 @@ class Look:
         if evaluate:
             for module in self._state.reach.modules:
                 module.training = False
-        with _apart(self._silenced):
+        with _apart(self._silenced), torch.set_grad_enabled(autograd):
             losses = self._function(batch)
         self._left = self._state.picture()
         return losses.detach().flatten()
@@ -274,7 +293,6 @@ def _apart(
         for silence in silenced:
             stack.enter_context(silence())
         stack.enter_context(look())
-        stack.enter_context(torch.no_grad())
         # A weight that is cast under no_grad would stay cached, without its gradient.
         was_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)

@@ -213,7 +213,7 @@ class PrivateTrainer(Trainer):
         """Return one loss for every example of *inputs*.
 
         It is called again now and then, to see that a loss depends on one example
-        only; :func:`dp.looking` is true then.
+        only; ``dp.looking()`` is true then.
 
         By default that of :func:`per_example_losses`, or of the ``compute_loss_func``
         that the trainer was given. Override it for a model with another loss.

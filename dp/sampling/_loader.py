@@ -84,7 +84,7 @@ class PoissonLoader(TicketedLoader):
     Guarantees:
         * Neither the number of batches nor anything else public depends on
           ``len(dataset)`` or on what was drawn.
-        * :attr:`ticket` belongs to the batch yielded last, whatever was loaded ahead.
+        * ``ticket`` belongs to the batch yielded last, whatever was loaded ahead.
         * One pass is live at a time: starting another one ends it, and its ticket.
 
     References:

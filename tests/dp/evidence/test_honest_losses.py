@@ -21,6 +21,8 @@ from .losses import cross_entropy
 
 
 B = 12
+# An encoder in eval() makes a nested tensor where its masks permit it.
+NESTED = "ignore:The PyTorch API of nested tensors"
 
 
 def points(width=16):
@@ -256,6 +258,7 @@ HONEST = {
 }
 
 
+@pytest.mark.filterwarnings(NESTED)
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_function_raises_no_alarm(name):
     """It is compared at each of 40 steps, and no look is in doubt."""
@@ -272,6 +275,31 @@ def test_an_honest_function_raises_no_alarm(name):
     record = watch.records["a"]
     assert (record.steps, record.evaluated, record.looks) == (40, 40, 40)
     assert not record.inconclusive
+
+
+@pytest.mark.filterwarnings(NESTED)
+def test_what_mixes_without_autograd_only_is_no_alarm():
+    """Masks that are all at the end let an encoder in eval() take a path of its own."""
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1
+    )
+    encoder.eval()
+    x, padding = torch.randn(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool)
+    padding[0, 3], padding[1, 0] = True, True  # Of both, one is at the end.
+
+    def losses(batch):
+        h = encoder(batch[0], src_key_padding_mask=batch[1])
+        return (1 + h[:, :, 0].mean(1)).square()
+
+    watch = Watch()
+    with every_step_is_due(), warnings.catch_warnings():
+        warnings.simplefilter("error", EvidenceWarning)
+        for _ in range(12):  # Each exchanges one for the other.
+            watch.losses(losses, (x, padding), segment="a")
+            watch.released("a")
+    with torch.no_grad():
+        alone = losses((x[[0, 0]], padding[[0, 0]]))[0]
+        assert not torch.isclose(alone, losses((x, padding))[0], rtol=1e-3)
 
 
 def test_draws_that_depend_on_the_data_are_told_and_not_taken_for_mixing():
