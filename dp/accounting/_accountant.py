@@ -81,7 +81,8 @@ def epsilon(
     Guarantees:
         * ``epsilon`` is an upper bound: both accountants round up.
         * It is at most 0.1 % above the smallest bound, for one or a few kinds of
-          release and epsilons between 0.001 and 400.
+          release, epsilons between 0.001 and 400, and passes by random allocation of up
+          to 1000 steps.
         * It is 0 for no releases, and infinite if one had no noise.
         * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 
