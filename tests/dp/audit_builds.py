@@ -7,20 +7,25 @@ import numpy as np
 import torch
 
 import dp.sampling
-from dp import DPOptimizer, FlatClipping, GaussianNoise
+from dp import DPOptimizer, FlatClipping, GaussianNoise, _tuning
 from dp.ledger import Ledger
 from dp.per_sample import PerSampleGradients
 
 
+@contextmanager
 def _noise(change):
-    """Let *change* add noise to sums, given the right way to do it."""
+    """Let *change* add noise to sums, one a parameter, given the right way to do it."""
     right = GaussianNoise.add_
 
     def add_(self, sums, *, stddev):
         change(lambda sums, stddev: right(self, sums, stddev=stddev), sums, stddev)
         return stddev
 
-    return mock.patch.object(GaussianNoise, "add_", add_)
+    with (
+        mock.patch.object(_tuning, "SMALL_SUM", 0),  # No two sums in one buffer.
+        mock.patch.object(GaussianNoise, "add_", add_),
+    ):
+        yield
 
 
 def _draws(draw):
