@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from dp.accounting import Release, merge_equal_releases
+from dp.accounting._release import is_allocated
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
@@ -77,6 +78,11 @@ class CertifiedRun:
         return sum(charge.count for charge in self.charges)
 
     @property
+    def is_allocated(self) -> bool:
+        """Whether passes by random allocation are claimed."""
+        return is_allocated(self.claimed)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
@@ -100,11 +106,22 @@ class CertifiedRun:
         if self.plan.renyi_order is not None:
             return False
         kinds = {
-            (self.plan.sampling_probability, sigma, self.plan.truncation)
+            (
+                self.plan.sampling_probability,
+                sigma,
+                self.plan.truncation,
+                self.plan.steps_per_pass,
+            )
             for sigma in values_of(self.plan.noise_multiplier)
         }
         charged = [c.to_release() for c in self.charges if c.public is None]
         return any(
-            (r.sampling_probability, r.noise_multiplier, r.truncation) not in kinds
+            (
+                r.sampling_probability,
+                r.noise_multiplier,
+                r.truncation,
+                r.steps_per_pass,
+            )
+            not in kinds
             for r in charged
         )

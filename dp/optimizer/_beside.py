@@ -46,6 +46,9 @@ def look_beside(
         ledger_of: Returns the ledger of the private optimizer of a parameter, if any.
         ledger: The ledger of this optimizer.
     """
+    # Shards are gathered into other tensors, which FSDP writes to and which graphs have.
+    if any(hasattr(parameter, "placements") for parameter in parameters):
+        return
     if beside.was_written(parameters):
         warnings.warn(
             "a private parameter was written to before backward by something other than its"
@@ -56,14 +59,17 @@ def look_beside(
             stacklevel=5,
         )
     ours = {id(parameter) for parameter in owned}
+    leaves = beside.leaves(losses)
     others = [
         leaf
-        for leaf in beside.leaves(losses)
+        for leaf in leaves
         if isinstance(leaf, nn.Parameter)
         and id(leaf) not in ours
         and ledger_of(leaf) is not ledger
     ]
-    if others and not beside.has_others:
+    # Losses that none of ours takes part in are refused, with a reason of their own.
+    takes_part = any(id(leaf) in ours for leaf in leaves)
+    if others and takes_part and not beside.has_others:
         beside.has_others = True
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # noqa: PLR2004

@@ -156,7 +156,7 @@ METHODS: Mapping[str, Method] = {
             **CAUSAL,
             "cpt_token_ids": [1, 2, 3],
             "cpt_mask": [1, 1, 1],
-            "cpt_tokens_type_mask": [1, 2, 4],
+            "cpt_tokens_type_mask": [1, 2, 3],
         }
     ),
     "DEFT": Method(LAYERS),

@@ -515,11 +515,14 @@ def test_leaving_out_the_rest_of_the_plan_is_found():
     document = certified(charged(5))
     (run,) = document.runs
     cut = replace(document, runs=(replace(run, remaining=()),))
+    quieter = (replace(run.remaining[0], noise_multiplier=50.0),)
+    altered = replace(document, runs=(replace(run, remaining=quieter),))
     public = certified(charged(5), public_end="a limit")
     (run,) = public.runs
     silent = replace(public, runs=(replace(run, public_end=None),))
 
     assert "run 1: remaining steps" in refuted(cut)
+    assert "run 1: remaining steps" in refuted(altered)
     assert "run 1: remaining steps" in refuted(silent)
 
 

@@ -6,7 +6,8 @@ the running torch when :mod:`dp.per_sample` is imported.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -30,6 +31,7 @@ __all__ = (
     "saved",
     "signed",
     "size",
+    "without_hooks",
 )
 
 Node = Any  # torch.autograd.graph.Node has no types for its attributes.
@@ -178,3 +180,20 @@ def _missing(name: str, of: Any, reads: Iterable[str]) -> str | None:
 def leaf(*shape: int) -> Tensor:
     """Return a leaf of a graph, for examples of operations."""
     return torch.ones(shape, device="cpu", requires_grad=True)
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Leave out the hooks on parameters, which see what lands in ``p.grad``."""
+    hooks = [
+        (registered, dict(registered))
+        for parameter in parameters
+        if (registered := parameter._backward_hooks)  # noqa: SLF001 -- no public list
+    ]
+    for registered, _ in hooks:
+        registered.clear()
+    try:
+        yield
+    finally:
+        for registered, kept in hooks:
+            registered.update(kept)

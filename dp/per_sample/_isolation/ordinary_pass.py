@@ -3,11 +3,12 @@
 Shapes: none are fixed.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dp.per_sample._graph.nodes import without_hooks
 
 
 __all__ = ("ordinary_sums",)
@@ -26,7 +27,7 @@ def ordinary_sums(
         parameters: What the gradients are of.
         seeds: What each loss is multiplied with.
     """
-    with _without_hooks(parameters):
+    with without_hooks(parameters):
         sums = torch.autograd.grad(
             losses, [*parameters], seeds, retain_graph=True, allow_unused=True
         )
@@ -34,19 +35,3 @@ def ordinary_sums(
         torch.zeros_like(parameter) if total is None else total
         for parameter, total in zip(parameters, sums, strict=True)
     ]
-
-
-@contextmanager
-def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    hooks = [
-        (registered, dict(registered))
-        for parameter in parameters
-        if (registered := parameter._backward_hooks)  # noqa: SLF001 -- no public list
-    ]
-    for registered, _ in hooks:
-        registered.clear()
-    try:
-        yield
-    finally:
-        for registered, kept in hooks:
-            registered.update(kept)

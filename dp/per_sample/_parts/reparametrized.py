@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.nodes import Node, name_of, without_hooks
 from dp.per_sample._graph.uses import Operand
 from dp.per_sample._parts.part import (
     GradPart,
@@ -279,13 +279,15 @@ def _backward_once(
     *,
     batched: bool = False,
 ) -> Sequence[Tensor]:
-    result: Sequence[Tensor] = torch.autograd.grad(
-        [GradientEdge(*operand.edge)],
-        parameters,
-        [grads.to(_dtype(*operand.edge))],
-        retain_graph=True,
-        is_grads_batched=batched,
-    )
+    # A hook may be no linear function: the sums would not be of what norms bounded.
+    with without_hooks(parameters):
+        result: Sequence[Tensor] = torch.autograd.grad(
+            [GradientEdge(*operand.edge)],
+            parameters,
+            [grads.to(_dtype(*operand.edge))],
+            retain_graph=True,
+            is_grads_batched=batched,
+        )
     return result
 
 

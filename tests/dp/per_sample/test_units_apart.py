@@ -643,6 +643,20 @@ def test_weights_that_cannot_be_batched_are_taken_back_one_by_one(rows, assert_e
     assert_exact(losses_B, [left, right])
 
 
+def test_hooks_on_parameters_of_computed_weights_see_no_private_gradient():
+    """One that is not linear would make sums that no norm has bounded."""
+    w, x = nn.Parameter(torch.randn(4, 2)), torch.randn(B, 4)
+    w.register_hook(torch.sign)
+    engine = Engine()
+    gradients = engine.gradients((x @ w.exp()).sum(1), [w])
+    total = torch.zeros_like(w)
+    gradients.add_weighted_sum(torch.ones(1, B), [0], [total], beta=0)
+
+    assert_same = torch.testing.assert_close
+    assert_same(total, (x.sum(0)[:, None] * w.exp()).detach())
+    assert w._backward_hooks
+
+
 def test_sparse_weights_are_refused_by_name():
     """Built from parameters, or a parameter themselves."""
     values, places = nn.Parameter(torch.randn(3)), torch.tensor([[0, 1, 2], [1, 0, 3]])
