@@ -415,3 +415,52 @@ def test_a_compiled_model_is_compared(make_optimizer):
     (record,) = optimizer.mechanism.watch.records.values()
     assert (record.looks, record.inconclusive) == (4, False)
     assert not record.other_sizes
+
+
+def test_an_axis_that_was_guessed_wrong_is_no_alarm():
+    """Time before examples, and as many times as examples: the next guess is right."""
+    model, watch = nn.Linear(2, 1), Watch()
+
+    def losses(batch):
+        steps, y = batch  # [T, B, 2], where T is B.
+        return model(steps.cumsum(0))[-1, :, 0] - y
+
+    with every_step_is_due(), warnings.catch_warnings():
+        warnings.simplefilter("error", EvidenceWarning)
+        for _ in range(4):
+            watch.losses(losses, (torch.randn(4, 4, 2), torch.randn(4)), segment="a")
+            watch.released("a")
+
+
+def test_a_function_that_takes_no_smaller_batch_is_not_compared_in_size():
+    """It is compared with other examples all the same."""
+    model, watch = nn.Linear(16, 5), Watch()
+
+    def losses(b):
+        if len(b[0]) != B:
+            raise RuntimeError("another size")
+        return cross_entropy(model(b[0]), b[1])
+
+    watch.losses(losses, points(), segment="a")
+    watch.released("a")
+
+    assert not watch.records["a"].inconclusive
+    assert not watch.records["a"].other_sizes
+
+
+@pytest.mark.parametrize("ends_alike", [0, 1, 2])
+def test_draws_that_end_alike_by_chance_are_asked_for_again(ends_alike):
+    """Rejection may use as many numbers for two batches, and others for a third."""
+
+    class Counter:
+        calls = 0
+
+    def losses(b):
+        Counter.calls += 1
+        if Counter.calls > 6 + ends_alike:
+            torch.rand(1)
+        return b[0].sum(1) + b[0].mean()
+
+    watch = Watch()
+    with pytest.warns(EvidenceWarning, match="draws random"):
+        watch.losses(losses, points(), segment="a")

@@ -3,6 +3,7 @@
 import collections
 import functools
 import random
+import types
 
 import numpy as np
 import pytest
@@ -298,6 +299,9 @@ def test_accelerators_of_weights_are_known():
     model.register_buffer("placed", torch.empty(1, device="meta"))
 
     assert reach_of(model).devices == set()
+    there = torch.device("cuda", 0)
+    model._buffers["there"] = types.SimpleNamespace(device=there)  # There may be none.
+    assert reach_of(model).devices == {there}
 
 
 def test_functions_of_libraries_are_not_followed():
