@@ -46,11 +46,12 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    other_releases: Sequence[Release] = (),
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
     Guarantees:
-        * The epsilon of *steps* releases with it, as :func:`dp.accounting.epsilon`
+        * The epsilon of *steps* releases with it and the *other_releases*, as :func:`dp.accounting.epsilon`
           computes it, is at most *target_epsilon*, and 0.05 % below it at most.
 
     Args:
@@ -61,9 +62,12 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        other_releases: What is released about the same data beside the steps, such as
+            private statistics.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or if the other releases alone leave
+            nothing of the target.
     """
     shape = shape or Schedule(((1, 1.0),))
     phases = list(shape.phases_until(_checks.count(steps=steps)))
@@ -73,15 +77,19 @@ def calibrate_noise_multiplier(
 
     def releases(sigma: float) -> list[Release]:
         return [
-            Release(
-                sampling_probability=sampling_probability,
-                noise_multiplier=sigma * relative,
-                count=count,
-                truncation=truncation,
-            )
-            for count, relative in phases
+            *other_releases,
+            *(
+                Release(
+                    sampling_probability=sampling_probability,
+                    noise_multiplier=sigma * relative,
+                    count=count,
+                    truncation=truncation,
+                )
+                for count, relative in phases
+            ),
         ]
 
+    _check_left(other_releases, target_epsilon, target_delta, neighboring_relation)
     search = _Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
@@ -90,6 +98,22 @@ def calibrate_noise_multiplier(
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
     return search.smallest()
+
+
+def _check_left(
+    others: Sequence[Release],
+    target_epsilon: float,
+    target_delta: float,
+    relation: NeighboringRelation,
+) -> None:
+    if not others:
+        return
+    spent = epsilon(others, delta=target_delta, neighboring_relation=relation).epsilon
+    if spent >= target_epsilon * (1 - _WASTE):
+        raise ValueError(
+            f"other_releases cost epsilon {spent:.4g} of target_epsilon="
+            f"{target_epsilon!r}, which leaves nothing for the steps; add noise to them"
+        )
 
 
 def calibrate_sampling_probability(

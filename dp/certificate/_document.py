@@ -10,8 +10,8 @@ from dp.accounting import merge_equal_releases
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers
-from dp.certificate._run import CertifiedRun
-from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
+from dp.certificate._run import RELEASED, CertifiedRun
+from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
 from dp.exceptions import LedgerError
@@ -64,6 +64,7 @@ class Certificate(Statement):
         num_parameters: int,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
+        released: str = RELEASED,
     ) -> "Certificate":
         """Return the certificate of everything *ledger* was charged.
 
@@ -74,6 +75,7 @@ class Certificate(Statement):
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
+            released: What was published, in words.
 
         Before anything is stated, ``dp_accounting`` composes the releases again by its
         own losses: about a second for each kind of release, once in a process.
@@ -89,6 +91,7 @@ class Certificate(Statement):
             rng=noise.rng,
             noise=noise.description,
             failure=ledger.failure,
+            released=released,
         )
         return _certify(
             (run,),
@@ -208,7 +211,7 @@ def _certify(
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
         not_covered=NOT_COVERED,
-        released=RELEASED,
+        released=released(runs),
         software=software(),
     )
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("CertifiedRun",)
+__all__ = ("RELEASED", "CertifiedRun")
+
+RELEASED: Final = (
+    "the model's parameters after every step, and everything computed from them"
+)
 
 
 @final
@@ -27,6 +31,7 @@ class CertifiedRun:
         rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
         noise: Where the noise came from, in words.
         failure: Why no guarantee holds for what was charged; None if one does.
+        released: What was published, in words.
     """
 
     plan: PrivacyPlan
@@ -36,6 +41,7 @@ class CertifiedRun:
     rng: Literal["os", "fast"]
     noise: str
     failure: str | None = None
+    released: str = RELEASED
 
     @property
     def charges(self) -> tuple[Charge, ...]:

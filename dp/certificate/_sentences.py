@@ -6,11 +6,8 @@ from typing import Final
 from dp.certificate._run import CertifiedRun
 
 
-__all__ = ("NOT_COVERED", "RELEASED", "assumed")
+__all__ = ("NOT_COVERED", "assumed", "released")
 
-RELEASED: Final = (
-    "the model's parameters after every step, and everything computed from them"
-)
 NOT_COVERED: Final = (
     "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
     "Losses, metrics, batch sizes or gradients that were printed or logged.",
@@ -46,3 +43,8 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
     return (*sentences, *_ALWAYS)
+
+
+def released(runs: Sequence[CertifiedRun]) -> str:
+    """Return what runs published together, in words."""
+    return "; ".join(dict.fromkeys(run.released for run in runs))

@@ -63,6 +63,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
     target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"
     return [
         title,
+        *([] if num_runs == 1 else [f"    released              {run.released}"]),
         f"    planned               {plan.steps} steps, target epsilon {target}",
         f"    plan                  sha256 {plan_id(run.plan_sha256)}",
         f"    planned noise         {_number(plan.noise_multiplier)}",

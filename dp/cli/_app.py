@@ -8,29 +8,15 @@ that help, ``epsilon`` and ``calibrate`` answer at once.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import typer
 from typer.exceptions import TyperException
 
 from dp.cli._examine import audit_command, check_command
-from dp.cli._options import (
-    BatchSize,
-    Data,
-    Delta,
-    Epsilon,
-    LearningRate,
-    MaxGradNorm,
-    OptimizerName,
-    Ranges,
-    Report,
-    Steps,
-    Target,
-    check,
-)
 from dp.cli._planning import calibrate_command, epsilon_command
 from dp.cli._published import compose_command, verify_command
+from dp.cli._train_command import predict_command, train_command
 from dp.exceptions import PrivacyError
 
 
@@ -59,54 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-@app.command()
-def train(
-    *,
-    data: Data = "mnist",
-    target: Target = None,
-    ranges: Ranges = None,
-    target_epsilon: Epsilon = 3.0,
-    delta: Delta = 1e-5,
-    steps: Steps = 160,
-    batch_size: BatchSize = None,
-    max_grad_norm: MaxGradNorm = 1.0,
-    lr: LearningRate = None,
-    optimizer: OptimizerName = "sgd",
-    report: Report = Path("report"),
-) -> None:
-    """Train a small model with privacy and without, and certify what it cost.
-
-    Images get a small CNN, tables an MLP with one hidden layer. A fifth of the rows
-    is held out to measure accuracy; privacy covers the others. Under torchrun, all
-    processes train together.
-    """
-    check(
-        positive={
-            "--epsilon": target_epsilon,
-            "--max-grad-norm": max_grad_norm,
-            "--batch-size": batch_size,
-            "--lr": lr,
-        },
-        open_unit={"--delta": delta},
-        count={"--steps": steps},
-    )
-    from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
-
-    _comparison.train_both(
-        _input.load(data, target=target, ranges=ranges),
-        _training.Settings(
-            epsilon=target_epsilon,
-            delta=delta,
-            steps=steps,
-            batch_size=batch_size,
-            max_grad_norm=max_grad_norm,
-            lr=lr,
-            optimizer=optimizer,
-        ),
-        report,
-    )
-
-
+app.command("train")(train_command)
+app.command("predict")(predict_command)
 app.command("epsilon")(epsilon_command)
 app.command("calibrate")(calibrate_command)
 app.command("verify")(verify_command)

@@ -1,0 +1,123 @@
+"""One histogram of all columns: magnitudes, spreads, gaps and frequent texts at once.
+
+The statistic counts, for every column, how many rows lie in each cell. **Sensitivity**:
+a row lies in exactly one cell of each of ``D`` columns, so that it adds a vector of
+``D`` ones, whose L2 norm is ``sqrt(D)``; a row that is taken away, or replaced by
+nothing, takes the same vector away. Counts are whole numbers below 2^53: their sums in
+float64 are exact.
+
+Reading the noisy counts is post-processing.
+
+Shapes: ``D`` columns, ``K`` cells of one column, ``N`` rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dp.tables._release import Statistic
+from dp.tables._values import (
+    CELL_EDGES,
+    CELLS,
+    FIRST_BUCKET,
+    NO_VALUE,
+    NUMBERS,
+    ZERO,
+    Floats,
+    Values,
+)
+
+
+__all__ = ("ColumnSummary", "histogram", "summarize")
+
+# How many standard deviations of its noise a count must exceed. There are 2^14 buckets
+# a column, so that chance alone passes the first in one column of two hundred.
+_FREQUENT: Final = 5.0
+_HAS_GAPS: Final = 4.0
+_HAS_NUMBERS: Final = 4.0
+_MIDDLE: Final = (CELL_EDGES[1:] + CELL_EDGES[:-1]) / 2
+_WIDTH: Final = np.diff(CELL_EDGES)
+
+
+def histogram(columns: Sequence[Values]) -> Statistic:
+    """Return the counts of every cell of every column, and their sensitivity."""
+    counts_DK = np.stack(
+        [np.bincount(c.cells, minlength=CELLS).astype(np.float64) for c in columns]
+    )
+    return Statistic(
+        name="a histogram of magnitudes and categories",
+        sums=torch.from_numpy(counts_DK),
+        sensitivity=math.sqrt(len(columns)),
+        reason=f"a row is counted once in each of {len(columns)} columns",
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSummary:
+    """What noisy counts say of one column.
+
+    Attributes:
+        centre: The mean of its numbers, roughly.
+        scale: Their standard deviation, roughly.
+        is_mostly_zero: Whether all but a few numbers lie in the cell of zero, so that
+            only their sign says something.
+        has_numbers: Whether there seem to be numbers at all.
+        has_gaps: Whether values are missing often enough to be noticed.
+        buckets: The buckets of frequent texts.
+        was_found: Whether anything in it stands out from the noise.
+    """
+
+    centre: float
+    scale: float
+    is_mostly_zero: bool
+    has_numbers: bool
+    has_gaps: bool
+    buckets: tuple[int, ...]
+    was_found: bool
+
+
+def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
+    """Return what the noisy counts of one column say."""
+    numbers = noisy_K[:NUMBERS]
+    first, last, excess = _window(numbers, stddev)
+    inside = np.maximum(numbers[first : last + 1], 0)
+    total = inside.sum()
+    weights = inside / total if total > 0 else np.full(len(inside), 1 / len(inside))
+    middle, width = _MIDDLE[first : last + 1], _WIDTH[first : last + 1]
+    centre = float(weights @ middle)
+    # Within a cell values are taken to be uniform: its width squared over 12.
+    variance = float(weights @ ((middle - centre) ** 2 + width**2 / 12))
+    frequent = noisy_K[FIRST_BUCKET:] > _FREQUENT * stddev
+    # Without a frequent text, what is there is taken for numbers: a small table's
+    # counts stand out from the noise only together.
+    has_numbers = excess > _HAS_NUMBERS * stddev or not frequent.any()
+    return ColumnSummary(
+        centre=centre,
+        scale=math.sqrt(variance),
+        is_mostly_zero=first == last == ZERO,
+        has_numbers=bool(has_numbers),
+        has_gaps=bool(noisy_K[NO_VALUE] > _HAS_GAPS * stddev),
+        buckets=tuple(int(b) for b in np.flatnonzero(frequent)),
+        was_found=bool(frequent.any() or excess > stddev),
+    )
+
+
+def _window(noisy: NDArray[np.float64], stddev: float) -> tuple[int, int, float]:
+    """Return the run of cells with the largest sum of (count - stddev), and that sum.
+
+    Kadane's algorithm. The deduction ends a run among cells that are empty but for
+    their noise, and keeps a stray value from stretching it.
+    """
+    best, first, last = -math.inf, 0, 0
+    total, start = 0.0, 0
+    for cell, value in enumerate(noisy - stddev):
+        total, start = (value, cell) if total <= 0 else (total + value, start)
+        if total > best:
+            best, first, last = total, start, cell
+    return first, last, float(best)
