@@ -96,7 +96,8 @@ def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
     frequent = noisy_K[FIRST_BUCKET:] > _FREQUENT * stddev
     # Without a frequent text, what is there is taken for numbers: a small table's
     # counts stand out from the noise only together.
-    has_numbers = excess > _HAS_NUMBERS * stddev or not frequent.any()
+    stands_out = excess > _HAS_NUMBERS * stddev
+    has_numbers = stands_out or not frequent.any()
     return ColumnSummary(
         centre=centre,
         scale=math.sqrt(variance),
@@ -104,7 +105,7 @@ def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
         has_numbers=bool(has_numbers),
         has_gaps=bool(noisy_K[NO_VALUE] > _HAS_GAPS * stddev),
         buckets=tuple(int(b) for b in np.flatnonzero(frequent)),
-        was_found=bool(frequent.any() or excess > stddev),
+        was_found=bool(frequent.any() or stands_out),
     )
 
 
