@@ -8,7 +8,9 @@ that help, ``epsilon`` and ``calibrate`` answer at once.
 
 import sys
 from collections.abc import Sequence
-from typing import Final
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from typer.exceptions import TyperException
@@ -25,9 +27,7 @@ __all__ = ("main",)
 _USAGE_ERROR: Final = 2
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
-    help="Train with differential privacy, plan what it costs, and check what it cost.",
 )
 
 
@@ -36,13 +36,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = typer.main.get_command(app)
     given = None if arguments is None else list(arguments)
     try:
-        code = command.main(given, prog_name="python -m dp", standalone_mode=False)
+        code = command.main(given, prog_name=_name(), standalone_mode=False)
     except (TyperException, PrivacyError) as error:
         message = error.format_message() if isinstance(error, TyperException) else error
         if str(message):  # Empty if there was no command at all: help was shown.
             print("Error:", *str(message).split(), file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE_ERROR)
     sys.exit(code)
+
+
+def _name() -> str:
+    """Return what the user typed: the script, or the module."""
+    return "dp" if Path(sys.argv[0]).stem == "dp" else "python -m dp"
+
+
+def _tell_version(value: bool) -> None:  # noqa: FBT001 -- typer's signature
+    if value:
+        typer.echo(f"dp, of forwarding {version('forwarding')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_tell_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Train with differential privacy, plan what it costs, and check what it cost."""
+    del show_version  # Its callback has ended the program, if it was given.
 
 
 app.command("train")(train_command)

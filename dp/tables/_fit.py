@@ -18,6 +18,8 @@ __all__ = ("Declared", "Fitted", "fit_encoder")
 # What a declared range is stretched to. Data rarely fill a range evenly: their spread is
 # about a third of it, and features learn best with a spread near one.
 _HALF_A_RANGE: Final = 3.0
+# Where the target is misplaced, no feature helps: its counts get half the noise.
+_WEIGHT_OF_TARGET: Final = 2
 _OF_A_SIGN: Final = 1 / 6  # A clipped number of 3 becomes 1/2.
 
 
@@ -98,7 +100,8 @@ def fit_encoder(
     """
     measured = [name for name in columns if not declared[name].is_complete]
     values = [columns[name] for name in measured] + ([target] if target else [])
-    summaries = _summaries(values, shares, statistics) if values else []
+    weights = [1] * len(measured) + ([_WEIGHT_OF_TARGET] if target else [])
+    summaries = _summaries(values, weights, shares, statistics) if values else []
     of_column = dict(zip(measured, summaries, strict=False))
     encoder = Encoder(
         features=tuple(
@@ -117,14 +120,20 @@ def fit_encoder(
 
 
 def _summaries(
-    values: list[Values], shares: Shares, statistics: Statistics
+    values: list[Values],
+    weights: list[int],
+    shares: Shares,
+    statistics: Statistics,
 ) -> list[ColumnSummary]:
     """Release the histogram, and the moments where rows allow; return what they say."""
-    statistic = histogram(values)
+    statistic = histogram(values, weights)
     noise_multiplier = shares.histogram
     noisy_DK = statistics.release(statistic, noise_multiplier=noise_multiplier).numpy()
     stddev = noise_multiplier * statistic.sensitivity
-    summaries = [summarize(noisy_K, stddev) for noisy_K in noisy_DK]
+    summaries = [
+        summarize(noisy_K / weight, stddev / weight)
+        for noisy_K, weight in zip(noisy_DK, weights, strict=True)
+    ]
     if shares.moments is None:
         return summaries
     num_rows = len(values[0])

@@ -1,12 +1,14 @@
 """One histogram of all columns: magnitudes, spreads, gaps and frequent texts at once.
 
-The statistic counts, for every column, how many rows lie in each cell. **Sensitivity**:
-a row lies in exactly one cell of each of ``D`` columns, so that it adds a vector of
-``D`` ones, whose L2 norm is ``sqrt(D)``; a row that is taken away, or replaced by
-nothing, takes the same vector away. Counts are whole numbers below 2^53: their sums in
-float64 are exact.
+The statistic counts, for every column, how many rows lie in each cell, times the whole
+weight ``w`` of the column. **Sensitivity**: a row lies in exactly one cell of each of
+``D`` columns, so that it adds a vector of ``D`` numbers that are not zero, the columns'
+weights, whose L2 norm is ``sqrt(sum of w^2)``; a row that is taken away, or replaced by
+nothing, takes the same vector away. Weighted counts are whole numbers below 2^53: their
+sums in float64 are exact.
 
-Reading the noisy counts is post-processing.
+Reading the noisy counts is post-processing. It prefers numbers that are usual in tables,
+above zero and near one, where counts leave it open: a constant of this program.
 
 Shapes: ``D`` columns, ``K`` cells of one column, ``N`` rows.
 """
@@ -42,18 +44,33 @@ _HAS_GAPS: Final = 4.0
 _HAS_NUMBERS: Final = 4.0
 _MIDDLE: Final = (CELL_EDGES[1:] + CELL_EDGES[:-1]) / 2
 _WIDTH: Final = np.diff(CELL_EDGES)
+_UNUSUAL: Final = 0.5  # Deducted from numbers below zero, and for each power of 1024.
+_POWERS: Final = np.where(
+    np.arange(NUMBERS) == ZERO, 0, np.log2(np.abs(_MIDDLE) + 1e-9)
+)
+_DEDUCTION: Final = 1 + _UNUSUAL * (np.abs(_POWERS) / 10 + (_MIDDLE < 0))
 
 
-def histogram(columns: Sequence[Values]) -> Statistic:
-    """Return the counts of every cell of every column, and their sensitivity."""
+def histogram(columns: Sequence[Values], weights: Sequence[int]) -> Statistic:
+    """Return the weighted counts of every cell of every column, and their sensitivity.
+
+    Args:
+        columns: The columns.
+        weights: By what each column's counts are multiplied, so that noise hides less
+            of them and more of the others.
+    """
     counts_DK = np.stack(
-        [np.bincount(c.cells, minlength=CELLS).astype(np.float64) for c in columns]
+        [
+            weight * np.bincount(column.cells, minlength=CELLS).astype(np.float64)
+            for column, weight in zip(columns, weights, strict=True)
+        ]
     )
     return Statistic(
         name="a histogram of magnitudes and categories",
         sums=torch.from_numpy(counts_DK),
-        sensitivity=math.sqrt(len(columns)),
-        reason=f"a row is counted once in each of {len(columns)} columns",
+        sensitivity=math.sqrt(sum(weight**2 for weight in weights)),
+        reason=f"a row is counted once in each of {len(columns)} columns, with weights"
+        f" whose squares sum to {sum(weight**2 for weight in weights)}",
     )
 
 
@@ -110,14 +127,15 @@ def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
 
 
 def _window(noisy: NDArray[np.float64], stddev: float) -> tuple[int, int, float]:
-    """Return the run of cells with the largest sum of (count - stddev), and that sum.
+    """Return the run of cells with the largest sum of (count - deduction), and that sum.
 
-    Kadane's algorithm. The deduction ends a run among cells that are empty but for
-    their noise, and keeps a stray value from stretching it.
+    Kadane's algorithm. The deduction is the noise's standard deviation, and more of it
+    for unusual numbers. It ends a run among cells that are empty but for their noise,
+    and keeps a stray value from stretching it.
     """
     best, first, last = -math.inf, 0, 0
     total, start = 0.0, 0
-    for cell, value in enumerate(noisy - stddev):
+    for cell, value in enumerate(noisy - stddev * _DEDUCTION):
         total, start = (value, cell) if total <= 0 else (total + value, start)
         if total > best:
             best, first, last = total, start, cell

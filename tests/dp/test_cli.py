@@ -5,7 +5,6 @@ import runpy
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from dp_accounting import dp_event

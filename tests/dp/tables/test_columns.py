@@ -36,7 +36,7 @@ def of_numbers(numbers):
 
 def summary_of(column, stddev=0.5):
     """Summarize exact counts, as if their noise had been small."""
-    (counts,) = histogram([column]).sums.numpy()
+    (counts,) = histogram([column], [1]).sums.numpy()
     return summarize(counts, stddev)
 
 

@@ -60,11 +60,13 @@ tables = st.integers(1, 5).flatmap(
 
 @given(rows=tables)
 def test_a_row_is_counted_once_a_column(rows):
-    """Whatever it holds, a row's removal moves the histogram by exactly sqrt(D)."""
-    with_row, without = histogram(columns(rows)), histogram(columns(rows[1:]))
+    """Whatever it holds, a row's removal moves the histogram by exactly the weights' norm."""
+    weights = range(1, len(rows[0]) + 1)
+    with_row, without = (histogram(columns(of), weights) for of in (rows, rows[1:]))
     distance = torch.linalg.vector_norm(with_row.sums - without.sums)
 
-    assert with_row.sensitivity == without.sensitivity == math.sqrt(len(rows[0]))
+    assert with_row.sensitivity == without.sensitivity
+    assert with_row.sensitivity == math.sqrt(sum(w * w for w in weights))
     assert distance == pytest.approx(with_row.sensitivity, rel=1e-12)
 
 
@@ -127,7 +129,7 @@ def test_sums_do_not_depend_on_the_order_of_rows():
 @pytest.mark.statistical
 def test_noise_has_the_charged_scale():
     """150 000 cells: an error of 2 % in the scale is 11 standard errors away."""
-    statistic = histogram([values([1.0, 2.0])] * 9)
+    statistic = histogram([values([1.0, 2.0])] * 9, [1] * 9)
     exact = statistic.sums.clone()
     statistics = Statistics(**ABOUT)
     noisy = statistics.release(statistic, noise_multiplier=2.0)
@@ -148,7 +150,7 @@ def test_a_statistic_is_charged_before_noise_is_drawn():
         raise KeyboardInterrupt
 
     with witnessed(crash), pytest.raises(KeyboardInterrupt):
-        statistics.release(histogram([values([1.0])]), noise_multiplier=3.0)
+        statistics.release(histogram([values([1.0])], [1]), noise_multiplier=3.0)
     assert [r.noise_multiplier for r in statistics.releases()] == [3.0]
 
 
@@ -160,7 +162,7 @@ def test_noise_of_another_scale_than_was_charged_is_not_released():
         witnessed(lambda add, _sums: add() / 2),
         pytest.raises(PrivacyError, match="was charged; nothing was released"),
     ):
-        statistics.release(histogram([values([1.0])]), noise_multiplier=3.0)
+        statistics.release(histogram([values([1.0])], [1]), noise_multiplier=3.0)
 
 
 def test_statistics_are_certified_with_what_they_are():
