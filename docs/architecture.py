@@ -24,6 +24,7 @@ ROOMS = {
     "integrations": "private training inside accelerate, the Trainer, Lightning and TensorBoard",
     "audit": "tests of a whole training run from outside",
     "checking": "`dp.check`: a look at a model and its loss before training",
+    "tables": "columns as features, scaled by private statistics",
     "wrapping": "private optimizer classes, for trainers that build the optimizer themselves",
     "optimizer": "`DPOptimizer`: transparent from outside, private in `step`",
     "_mechanism": "the Gaussian mechanism over batches: accumulate clipped sums, charge, release",
@@ -44,6 +45,7 @@ ROOMS = {
     "_progress": "progress bars of audits and the command line",
     "_reports": "the one form of report of audits, checks and verifications",
     "_ranks": "this process's rank, and the number of ranks",
+    "_advisories": "faults of earlier releases that are known by now",
     "_checks": "refusal of numbers out of range",
     "_tuning": "sizes and counts chosen for speed and memory",
     "_typing": "names of types",
@@ -52,7 +54,7 @@ ROOMS = {
 ON_THE_WAY = {"optimizer", "_mechanism", "per_sample", "clipping", "ledger", "noise"}
 ON_THE_WAY |= {"distributed", "sampling"}
 # Nearly every room imports these; arrows to them would hide the others.
-QUIET = {"_checks", "_tuning", "_typing", "exceptions"}
+QUIET = {"_advisories", "_checks", "_tuning", "_typing", "exceptions"}
 
 
 def layers() -> list[list[str]]:

@@ -18,9 +18,9 @@ from review_claims import (
     NUMBA,
     ONE_PROCESS,
     OPTIONS,
-    PLANNED,
     RANKS,
     ROOTS,
+    TABLES,
     UNITS,
     Claim,
 )
@@ -32,12 +32,12 @@ MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
     "Units of several rows, or along no axis, add": UNITS,
     "Compiled models, own rules and other options add": OPTIONS,
+    "A table whose columns are scaled privately adds": TABLES,
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
     "Numba adds": NUMBA,
     "Several ranks add": RANKS,
 }
-_MARKS = dict(zip(PLANNED, ("†", "‡", "§"), strict=False))
 
 
 def believed() -> dict[str, Claim]:
@@ -137,7 +137,6 @@ def tables() -> str:
     return "\n".join(
         [
             *_summary(),
-            *_planned(),
             "",
             "## One process on a CPU",
             *_sections(ONE_PROCESS, "###"),
@@ -175,21 +174,6 @@ def _summary() -> Iterator[str]:
     yield f"| everything | {len(everything)} | {total(everything)} |"
 
 
-def _planned() -> Iterator[str]:
-    marked = {
-        key: [path for path, claim in one_process().items() if claim.leaves == key]
-        for key in PLANNED
-    }
-    if not any(marked.values()):
-        return
-    left = total(one_process()) - sum(map(total, marked.values()))
-    yield "\nSome of it need not stay on this page:\n"
-    for key, paths in marked.items():
-        if paths:
-            yield f"- {_MARKS[key]} {total(paths)} lines. {PLANNED[key]}"
-    yield f"\nWithout them, {left} lines are left for one process on a CPU."
-
-
 def _sections(sections: Mapping[str, Mapping[str, Claim]], level: str) -> Iterator[str]:
     mutants = mutants_by_file()
     for title, table in sections.items():
@@ -198,9 +182,8 @@ def _sections(sections: Mapping[str, Mapping[str, Claim]], level: str) -> Iterat
         yield "| --- | --: | --- | --- | --- |"
         for path, claim in table.items():
             numbers = ", ".join(map(str, mutants.get(path, []))) or "none"
-            lines = f"{code_lines(path)}{_MARKS.get(claim.leaves, '')}"
             yield (
-                f"| `{path.removeprefix('dp/')}` | {lines} | {claim.says}"
+                f"| `{path.removeprefix('dp/')}` | {code_lines(path)} | {claim.says}"
                 f" | {_tests(claim.tests)} | {numbers} |"
             )
 

@@ -20,7 +20,7 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 >>> for x, y in loader:
 ...     optimizer.backward((model(x).squeeze(1) - y).square())
 ...     optimizer.step()
->>> optimizer.spent().epsilon <= 3.0
+>>> optimizer.guarantee().epsilon <= 3.0
 True
 
 Names are loaded when they are first used, so that ``import dp`` and the accountant
@@ -51,10 +51,11 @@ if TYPE_CHECKING:
         SampleMixingError,
         SamplingMismatchError,
         UnsupportedOperationError,
+        WrongGradientError,
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer
+    from dp.optimizer import DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
@@ -75,6 +76,7 @@ __all__ = (
     "FlatClipping",
     "GaussianNoise",
     "Guarantee",
+    "JointOptimizer",
     "LedgerError",
     "MicroBatches",
     "PerGroupClipping",
@@ -92,6 +94,7 @@ __all__ = (
     "TruncatedPoissonSampling",
     "Unamplified",
     "UnsupportedOperationError",
+    "WrongGradientError",
     "audit",
     "check",
     "compile_backend",
@@ -111,10 +114,10 @@ _HOME: Final = {
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
         "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
         " RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError",
+        " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer",
+        "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"

@@ -6,6 +6,7 @@ Each check takes one keyword argument, whose name is the name in the message:
 
 import math
 import operator
+import warnings
 from typing import Final, SupportsIndex, get_args
 
 from dp._typing import NeighboringRelation
@@ -19,11 +20,13 @@ __all__ = (
     "positive",
     "probability",
     "relation",
+    "small_delta",
 )
 
 # Beyond these, the square of a norm near the bound underflows or overflows in float32.
 _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
+_MOST_EXAMPLES: Final = 1e9
 
 
 def positive(**named: float) -> float:
@@ -98,6 +101,17 @@ def relation(*, neighboring_relation: str, truncated: bool) -> None:
             "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
             " truncated (TruncatedPoissonSampling): their cost depends on the number of"
             f" examples, which {neighboring_relation!r} keeps private"
+        )
+
+
+def small_delta(target_delta: float, *, num_examples: float) -> None:
+    """Warn unless delta is below one over the number of examples, if that can be one."""
+    if 1 / target_delta <= num_examples <= _MOST_EXAMPLES:
+        warnings.warn(
+            f"target_delta={target_delta:g} is not below one over the {num_examples:g}"
+            " examples that the plan is about: such a guarantee permits publishing an"
+            " example outright. Choose a much smaller one",
+            stacklevel=4,
         )
 
 

@@ -5,8 +5,8 @@ Every key of sampling and noise comes from :func:`new_key`; on the host its stre
 used from counter zero, and is forgotten with it. So there is no state to seed, save,
 copy, share between threads or inherit over a fork, and no stream is produced twice.
 
-An audit replays a run on neighbouring data, and needs its coins again:
-:func:`replayed_keys` fixes them for its own context alone. Other threads, and other
+An audit replays a run on neighbouring data, and needs its coins again, as a person does
+who debugs one: :class:`RepeatedKeys` fixes them for their own context alone. Other threads, and other
 tasks of an event loop, go on with keys of the OS.
 """
 
@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 
-__all__ = ("KEY_BITS", "Keystream", "new_key", "replayed_keys")
+__all__ = ("KEY_BITS", "Keystream", "RepeatedKeys", "new_key", "replayed_keys")
 
 KEY_BITS: Final = 256
-_replayed: ContextVar[Counter[str] | None] = ContextVar("replayed keys", default=None)
+_replayed: ContextVar["RepeatedKeys | None"] = ContextVar("repeated keys", default=None)
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
 
 
@@ -36,18 +36,46 @@ def new_key(purpose: str = "noise") -> bytes:
     """Return a key that was never used.
 
     Guarantees:
-        * It is 256 bits from ``os.urandom``, outside of :func:`replayed_keys`.
+        * It is 256 bits from ``os.urandom``, outside of :func:`replayed_keys` and of
+          :meth:`RepeatedKeys.used`.
 
     Args:
         purpose: What is drawn under the key. Replayed keys are counted by it, so that
             another number of draws for one purpose does not change those for others.
     """
-    counts = _replayed.get()
-    if counts is None:
-        return os.urandom(KEY_BITS // 8)
-    counts[purpose] += 1
-    number = f"{purpose} {counts[purpose]}"
-    return hashlib.shake_256(number.encode()).digest(KEY_BITS // 8)
+    repeated = _replayed.get()
+    return os.urandom(KEY_BITS // 8) if repeated is None else repeated.next_key(purpose)
+
+
+@final
+class RepeatedKeys:
+    """Keys that are the same every time, in the order they are asked for.
+
+    NOT PRIVATE: whatever is drawn under them can be predicted by anyone who knows the
+    name.
+
+    Args:
+        name: Under other names are other keys.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._counts: Counter[str] = Counter()
+
+    def next_key(self, purpose: str) -> bytes:
+        """Return the next key for a purpose."""
+        self._counts[purpose] += 1
+        number = f"{self._name}{purpose} {self._counts[purpose]}"
+        return hashlib.shake_256(number.encode()).digest(KEY_BITS // 8)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Let keys of this context be these, going on where they were left."""
+        token = _replayed.set(self)
+        try:
+            yield
+        finally:
+            _replayed.reset(token)
 
 
 @contextmanager
@@ -57,11 +85,8 @@ def replayed_keys() -> Iterator[None]:
     NOT PRIVATE: whatever is drawn meanwhile can be predicted by anyone. Threads that
     are started meanwhile have a context of their own, and keys of the OS.
     """
-    token = _replayed.set(Counter())
-    try:
+    with RepeatedKeys().used():
         yield
-    finally:
-        _replayed.reset(token)
 
 
 @final

@@ -9,6 +9,7 @@ __all__ = (
     "SampleMixingError",
     "SamplingMismatchError",
     "UnsupportedOperationError",
+    "WrongGradientError",
 )
 
 
@@ -23,6 +24,20 @@ class SampleMixingError(PrivacyError, ValueError):
         began_earlier: Whether batches before this one, which were released, may have
             been mixed as well: it was found by a check that is not made at every step,
             or by comparison with an earlier batch.
+    """
+
+    began_earlier: bool = False
+
+
+class WrongGradientError(PrivacyError, RuntimeError):
+    """A gradient is not the one that torch's own backward pass finds.
+
+    Either a rule by which this package finds the gradients of single examples errs for
+    the model at hand, or a backward pass gives other results when it is run again.
+
+    Attributes:
+        began_earlier: Whether batches before this one, which were released, may have
+            had wrong gradients as well.
     """
 
     began_earlier: bool = False

@@ -4,8 +4,7 @@ A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, 
 realised batch size, no random state. Whatever is derived from it is public too.
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, final
 
@@ -14,24 +13,22 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.calibration import (
-    calibrate_noise_multiplier,
-    calibrate_sampling_probability,
-    calibrate_steps,
-)
+from dp.accounting._renyi import best_order, check_filter, filter_guarantee
+from dp.calibration._calibrate import complete
+from dp.calibration._search import RenyiOrder
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.sampling._units import Units
-from dp.schedule import Schedule
+from dp.sampling._units import ONE_EXAMPLE, Units, check_units
+from dp.schedule import Schedule, runs_of, value_at, values_of
 
 
 __all__ = ("PrivacyPlan", "plan_for")
 
-_UNIT = "one training example"
+_VERSION: Final = 2  # Of plans in plain types.
 _KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
 
@@ -54,7 +51,14 @@ class PrivacyPlan:
         target_epsilon: The epsilon that must not be exceeded; None if the steps alone
             bound the run.
         neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds, in words.
+        unit_of_privacy: Whose data one example holds, in words. With ``"one value of
+            user_id"`` a unit may have several rows, and has to be given for each.
+        group_size: How many units may differ at once, as the examples of a person who
+            has at most so many; epsilon covers all of them together.
+        renyi_order: The order of a Renyi filter, which permits noise below the plan's,
+            chosen from what was released, until the target epsilon is spent. Epsilon
+            is then some 5 to 20 % larger for the same noise. None for noise that is
+            the plan's, or more.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, or if it
@@ -69,7 +73,9 @@ class PrivacyPlan:
     target_delta: float
     target_epsilon: float | None = None
     neighboring_relation: NeighboringRelation = "add_or_remove_one"
-    unit_of_privacy: str = _UNIT
+    unit_of_privacy: str = ONE_EXAMPLE
+    group_size: int = 1
+    renyi_order: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -77,12 +83,13 @@ class PrivacyPlan:
                 "sampling must be PoissonSampling(...), TruncatedPoissonSampling(...)"
                 f" or Unamplified(), got {self.sampling!r}"
             )
-        for value in _values(self.noise_multiplier):
+        for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
-        for value in _values(self.max_grad_norm):
+        for value in values_of(self.max_grad_norm):
             _checks.clipping_norm(max_grad_norm=value)
         _checks.positive(expected_batch_size=self.expected_batch_size)
         _checks.count(steps=self.steps)
+        group_size = _checks.count(group_size=self.group_size)
         _checks.open_unit(target_delta=self.target_delta)
         if self.target_epsilon is not None:
             _checks.positive(target_epsilon=self.target_epsilon)
@@ -90,9 +97,16 @@ class PrivacyPlan:
             neighboring_relation=self.neighboring_relation,
             truncated=self.truncation is not None,
         )
+        if self.renyi_order is not None:
+            check_filter(
+                self.renyi_order,
+                self.neighboring_relation,
+                truncated=self.truncation is not None,
+                group_size=group_size,
+            )
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
-        _warn_of_large_delta(self)
+        _checks.small_delta(self.target_delta, num_examples=_num_examples(self))
 
     @property
     def sampling_probability(self) -> float:
@@ -113,11 +127,11 @@ class PrivacyPlan:
 
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
-        return _value_at(self.noise_multiplier, step)
+        return value_at(self.noise_multiplier, step)
 
     def max_grad_norm_at(self, step: int) -> float:
         """Return the clipping norm of a step, which counts from 0."""
-        return _value_at(self.max_grad_norm, step)
+        return value_at(self.max_grad_norm, step)
 
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release."""
@@ -128,7 +142,7 @@ class PrivacyPlan:
                 count=count,
                 truncation=self.truncation,
             )
-            for count, noise_multiplier in _runs(self.noise_multiplier, num_steps)
+            for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,15 +154,23 @@ class PrivacyPlan:
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
-        return {"sampling": scheme, **numbers}
+        return {"version": _VERSION, "sampling": scheme, **numbers}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
         """Return the plan that :meth:`to_dict` wrote.
 
+        Plans that say no version are of the first, which knew fewer numbers.
+
         Raises:
-            ValueError, TypeError, KeyError: If it is none.
+            ValueError, TypeError, KeyError: If it is none, or of a later version.
         """
+        version = plan.get("version", 1)
+        if version not in {1, _VERSION}:
+            raise ValueError(
+                f"the plan is of version {version!r}, and this release of dp reads 1"
+                f" and {_VERSION}: a later release wrote it, which can load it"
+            )
         scheme = dict(plan["sampling"])
         kinds = {kind.__name__: kind for kind in _KINDS}
         numbers: dict[str, Any] = {
@@ -156,16 +178,29 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name != "sampling"
+            if name not in {"sampling", "version"}
         }
         return cls(sampling=kinds[scheme.pop("kind")](**scheme), **numbers)
 
     def guarantee(self) -> Guarantee:
-        """Return the (epsilon, delta) after all steps of the plan."""
+        """Return the (epsilon, delta) after all steps of the plan.
+
+        Under a Renyi filter it is that of the filter, which noise that is chosen during
+        the run can use up: the target, or without one what the steps as planned cost.
+        """
+        if self.renyi_order is not None:
+            return filter_guarantee(
+                self.releases(self.steps),
+                order=self.renyi_order,
+                target_epsilon=self.target_epsilon,
+                delta=self.target_delta,
+                relation=self.neighboring_relation,
+            )
         return epsilon(
             self.releases(self.steps),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
+            group_size=self.group_size,
         )
 
     def loader(
@@ -199,11 +234,7 @@ class PrivacyPlan:
                 "the plan is Unamplified, so its batches are the caller's: use any"
                 " torch DataLoader"
             )
-        if units is not None and self.unit_of_privacy == _UNIT:
-            raise ValueError(
-                f"units= groups rows, but the plan protects {_UNIT!r}, of which a unit"
-                " may have many; plan with unit_of_privacy='one value of ...'"
-            )
+        check_units(self.unit_of_privacy, has_units=units is not None)
         loader = PoissonLoader(
             dataset,
             sampling_probability=self.sampling.sampling_probability,
@@ -227,42 +258,15 @@ class PrivacyPlan:
         return loader
 
 
-_MOST_EXAMPLES: Final = 1e9
+def _num_examples(plan: PrivacyPlan) -> float:
+    """Return how many examples a plan is about, as its public numbers say.
 
-
-def _warn_of_large_delta(plan: PrivacyPlan) -> None:
-    """Warn if delta is not below one over the number of examples, as the plan has it.
-
-    The number follows from public ones: from the expected size of a batch, unless that
-    is a divisor of another kind. Examples without sampling are at least one batch.
+    The expected size of a batch may be a divisor of another kind; examples without
+    sampling are at least one batch.
     """
     if isinstance(plan.sampling, TruncatedPoissonSampling):
-        num_examples: float = plan.sampling.dataset_size
-    else:
-        num_examples = plan.expected_batch_size / plan.sampling_probability
-    if 1 / plan.target_delta <= num_examples <= _MOST_EXAMPLES:
-        warnings.warn(
-            f"target_delta={plan.target_delta:g} is not below one over the"
-            f" {num_examples:g} examples that the plan is about: such a guarantee permits"
-            " publishing an example outright. Choose a much smaller one",
-            stacklevel=4,
-        )
-
-
-def _values(number: float | Schedule) -> Sequence[float]:
-    if isinstance(number, Schedule):
-        return [value for _steps, value in number.phases]
-    return [number]
-
-
-def _value_at(number: float | Schedule, step: int) -> float:
-    return number(step) if isinstance(number, Schedule) else number
-
-
-def _runs(number: float | Schedule, num_steps: int) -> Iterable[tuple[int, float]]:
-    if isinstance(number, Schedule):
-        return number.phases_until(num_steps)
-    return [(num_steps, number)] if num_steps else []
+        return plan.sampling.dataset_size
+    return plan.expected_batch_size / plan.sampling_probability
 
 
 def plan_for(
@@ -277,7 +281,9 @@ def plan_for(
     max_batch_size: int | None = None,
     dataset_size: int | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
-    unit_of_privacy: str = _UNIT,
+    unit_of_privacy: str = ONE_EXAMPLE,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -301,6 +307,10 @@ def plan_for(
             *max_batch_size* only.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
+        group_size: How many units the target protects at once, such as the most
+            examples that a person has.
+        renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
+            plan costs least, as most runs under a filter want it.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, or if
@@ -310,17 +320,35 @@ def plan_for(
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
     truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
-    sigma, steps, q = _complete(
+    if renyi_order is not None:
+        check_filter(
+            2.0 if renyi_order == "best" else renyi_order,
+            neighboring_relation,
+            truncated=truncation is not None,
+            group_size=group_size,
+        )
+    sigma, steps, q = complete(
         {
             "target_epsilon": target_epsilon,
             "target_delta": target_delta,
             "neighboring_relation": neighboring_relation,
             "truncation": truncation,
+            "group_size": group_size,
+            "renyi_order": renyi_order,
         },
         noise_multiplier,
         steps,
         1.0 if sampling_probability is None else sampling_probability,
     )
+    if renyi_order == "best":
+        renyi_order = best_order(
+            (
+                Release(sampling_probability=q, noise_multiplier=value, count=count)
+                for count, value in runs_of(sigma, steps)
+            ),
+            delta=target_delta,
+            relation=neighboring_relation,
+        )
     return PrivacyPlan(
         sampling=_sampling(None if sampling_probability is None else q, truncation),
         noise_multiplier=sigma,
@@ -331,6 +359,8 @@ def plan_for(
         target_epsilon=target_epsilon,
         neighboring_relation=neighboring_relation,
         unit_of_privacy=unit_of_privacy,
+        group_size=group_size,
+        renyi_order=renyi_order,
     )
 
 
@@ -363,33 +393,3 @@ def _truncation(
             f" sampling_probability={sampling_probability!r}"
         )
     return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)
-
-
-def _complete(
-    target: Mapping[str, Any],
-    sigma: float | Schedule | None,
-    steps: int | None,
-    q: float | Literal["largest"],
-) -> tuple[float | Schedule, int, float]:
-    """Find the one number that is missing; return all three."""
-    if isinstance(sigma, int | float):
-        if q == "largest" and steps is not None:
-            largest = calibrate_sampling_probability(
-                **target, noise_multiplier=sigma, steps=steps
-            )
-            return sigma, steps, largest
-        if q != "largest" and steps is None:
-            most = calibrate_steps(
-                **target, noise_multiplier=sigma, sampling_probability=q
-            )
-            return sigma, most, q
-    elif q != "largest" and steps is not None:
-        least = calibrate_noise_multiplier(
-            **target, sampling_probability=q, steps=steps, shape=sigma
-        )
-        return least if sigma is None else sigma.scaled(least), steps, q
-    raise ValueError(
-        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
-        f" steps={steps!r}, sampling_probability={q!r}"
-    )

@@ -1,7 +1,7 @@
 """A public number that changes with the step, decided before the run."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import final
@@ -9,7 +9,7 @@ from typing import final
 from dp import _checks
 
 
-__all__ = ("Schedule", "rounded_up")
+__all__ = ("Schedule", "rounded_up", "runs_of", "value_at", "values_of")
 
 
 @final
@@ -107,3 +107,22 @@ def rounded_up(value: float, *, digits: int) -> float:
         return rounded
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
     return float(f"{rounded + unit:.{digits}g}")
+
+
+def values_of(number: float | Schedule) -> Sequence[float]:
+    """Return every value that *number* takes."""
+    if isinstance(number, Schedule):
+        return [value for _steps, value in number.phases]
+    return [number]
+
+
+def value_at(number: float | Schedule, step: int) -> float:
+    """Return the value at *step*, which counts from 0."""
+    return number(step) if isinstance(number, Schedule) else number
+
+
+def runs_of(number: float | Schedule, num_steps: int) -> Iterable[tuple[int, float]]:
+    """Return how many of the first *num_steps* steps have which value, in order."""
+    if isinstance(number, Schedule):
+        return number.phases_until(num_steps)
+    return [(num_steps, number)] if num_steps else []

@@ -1,14 +1,17 @@
 """Private optimizer classes, for trainers that build the optimizer themselves."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dp.clipping import Clipping
 from dp.exceptions import UnsupportedOperationError
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
+from dp.optimizer._validate import Public
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader
 
@@ -23,6 +26,7 @@ def wrap_class(
     loader: PoissonLoader | None = None,
     clipping: Clipping | None = None,
     noise: GaussianNoise | None = None,
+    public: Public = (),
 ) -> type[DPOptimizer]:
     """Return a class that is built like *optimizer_class* and is a DPOptimizer.
 
@@ -53,12 +57,15 @@ def wrap_class(
         loader: The loader whose batches are trained on.
         clipping: The clipping rule.
         noise: The source of noise.
+        public: Tensors that are constants of the program.
 
     Raises:
         TypeError: If *optimizer_class* is no optimizer class, or is private already.
         UnsupportedOperationError: From the class, if it is built a second time.
     """
     _check_class(optimizer_class)
+    if not isinstance(public, Mapping | Tensor):
+        public = tuple(public)  # A class that failed to build may be built again.
     is_built = False
     name = f"DP{optimizer_class.__name__}"
 
@@ -77,6 +84,7 @@ def wrap_class(
                 loader=loader,
                 clipping=clipping,
                 noise=noise,
+                public=public,
             )
             is_built = True
 

@@ -207,7 +207,8 @@ def _kind_elsewhere(cls: type, name: str, last: str, model: Any) -> Kind | None:
 def _bases(cls: type) -> Iterator[type]:
     """Yield the bases that tell something: not those for declaring, and not object."""
     for base in cls.__mro__[1:]:
-        if "_forwarding_is_checked" not in vars(base) and base not in _SAY_NOTHING:
+        is_ours = str(base.__module__).startswith("forwarding.")
+        if not is_ours and base not in _SAY_NOTHING:
             yield base
 
 

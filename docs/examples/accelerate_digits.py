@@ -46,7 +46,7 @@ def main(steps: int = 60) -> tuple[float, float]:
     device = accelerator.device
     guesses = model(images[1400:].to(device)).argmax(1).cpu()
     accuracy = (guesses == labels[1400:]).float().mean().item()
-    return accuracy, private_optimizer(optimizer).spent().epsilon
+    return accuracy, private_optimizer(optimizer).guarantee().epsilon
 
 
 if __name__ == "__main__":

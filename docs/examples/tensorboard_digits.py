@@ -36,7 +36,7 @@ def main(folder: str, steps: int = 20) -> float:
         for x, y in loader:
             optimizer.backward(cross_entropy(model(x), y, reduction="none"))
             optimizer.step()
-    return optimizer.spent().epsilon
+    return optimizer.guarantee().epsilon
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ _DECISIVE: Final = (
     "expected_batch_size",
     "neighboring_relation",
     "target_delta",
+    "renyi_order",
 )
 
 
@@ -48,6 +49,7 @@ class CurrentValues:
     plan: PrivacyPlan
     ledger: Ledger
     assigned: dict[str, float] = field(default_factory=dict)
+    public: dict[str, str] = field(default_factory=dict)  # Why an assigned one is.
 
     @property
     def noise_multiplier(self) -> float:
@@ -61,9 +63,34 @@ class CurrentValues:
         planned = self.plan.max_grad_norm_at(self.ledger.steps)
         return self.assigned.get("max_grad_norm", planned)
 
+    @property
+    def reason(self) -> str | None:
+        """Why the noise multiplier is public, if it was declared so."""
+        return self.public.get("noise_multiplier")
+
     def assign(self, name: str, value: float) -> None:
-        """Let *value* hold from now on, whatever the plan says."""
-        self.assigned[name] = self.checked(name, value)
+        """Let *value* hold from now on, whatever the plan says.
+
+        Raises:
+            ValueError: If it is out of range.
+            PrivacyError: If it is less noise than planned, without a Renyi filter.
+        """
+        value = self.checked(name, value)
+        if name == "noise_multiplier":
+            self.ledger.check_noise(value)
+        self.assigned[name] = value
+        self.public.pop(name, None)
+
+    def assign_public(self, noise_multiplier: float, *, reason: str) -> None:
+        """Let a noise multiplier hold that is public, for *reason*."""
+        value = self.checked("noise_multiplier", noise_multiplier)
+        if not isinstance(reason, str) or not reason.strip():
+            raise ValueError(
+                f"reason must say why the noise multiplier is public, got {reason!r}:"
+                " the certificate prints it"
+            )
+        self.assigned["noise_multiplier"] = value
+        self.public["noise_multiplier"] = reason.strip()
 
     @staticmethod
     def checked(name: str, value: float) -> float:
@@ -74,12 +101,13 @@ class CurrentValues:
         """Return what was assigned, and the plan, in plain types."""
         plan = self.plan.to_dict()
         decisive = {name: plan[name] for name in _DECISIVE}
-        return {"assigned": dict(self.assigned), "plan": decisive}
+        state = {"assigned": dict(self.assigned), "plan": decisive}
+        return {**state, "public": dict(self.public)} if self.public else state
 
     def overrides_from(
         self, states: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float] | None:
-        """Return the overrides stored in *states*, or None if there are none.
+    ) -> tuple[dict[str, float], dict[str, str]] | None:
+        """Return what *states* say was assigned, and why it is public; None if nothing.
 
         Warns if they were made by another plan, which would go on in its place.
 
@@ -89,28 +117,37 @@ class CurrentValues:
         if not states:
             return None
         self._warn_of_another_plan([state.get("plan", {}) for state in states])
-        assigned: list[dict[str, float]] = [dict(s.get("assigned", {})) for s in states]
-        if any(other != assigned[0] for other in assigned):
+        overrides = [
+            (dict(s.get("assigned", {})), dict(s.get("public", {}))) for s in states
+        ]
+        if any(other != overrides[0] for other in overrides):
             raise LedgerError(
                 "several optimizers went into the state, with other numbers assigned:"
-                f" {assigned}; save them one by one"
+                f" {[assigned for assigned, _ in overrides]}; save them one by one"
             )
-        for name, value in assigned[0].items():
+        assigned, public = overrides[0]
+        if not public.keys() <= assigned.keys():
+            raise LedgerError(
+                "the state gives reasons for numbers that it does not have"
+            )
+        for name, value in assigned.items():
             try:
                 self.checked(name, value)
             except (KeyError, ValueError) as error:
                 raise LedgerError(
                     f"the state says that {name}={value!r} was assigned: it is damaged"
                 ) from error
-        return assigned[0]
+        return assigned, public
 
-    def restore(self, assigned: Mapping[str, float]) -> None:
-        """Let what was assigned hold, and the plan for all else."""
-        for name in _CHECKS:
-            if name in assigned:
-                self.assigned[name] = assigned[name]
-            else:
-                self.reset(name)
+    def restore(self, assigned: Mapping[str, float], public: Mapping[str, str]) -> None:
+        """Let what was assigned hold, and the plan for all else.
+
+        Whether it may is decided at the next release, as of what is assigned now.
+        """
+        self.assigned.clear()
+        self.assigned.update(assigned)
+        self.public.clear()
+        self.public.update(public)
 
     def _warn_of_another_plan(self, plans: Sequence[Mapping[str, Any]]) -> None:
         ours = self.state_dict()["plan"]
@@ -133,6 +170,7 @@ class CurrentValues:
     def reset(self, name: str) -> None:
         """Follow the plan again."""
         self.assigned.pop(name, None)
+        self.public.pop(name, None)
 
 
 @final

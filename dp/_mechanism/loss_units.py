@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from dp.exceptions import SamplingMismatchError
+from dp.plan import PrivacyPlan
 from dp.sampling import Ticket
+from dp.sampling._units import column_of_units
 
 
-__all__ = ("LossUnits", "Reduction", "loss_units")
+__all__ = ("LossUnits", "Reduction", "check_grouped", "loss_units")
 
 Reduction = Literal["sum", "mean"]
 
@@ -82,6 +84,20 @@ def loss_units(
         )
     present = sorted(set(rows.tolist()))
     return LossUnits(len(present), torch.from_numpy(rows), present)
+
+
+def check_grouped(plan: PrivacyPlan, whose: LossUnits) -> None:
+    """Raise if the plan protects what may have several losses, and no one grouped them.
+
+    Raises:
+        SamplingMismatchError: If every loss would be clipped on its own.
+    """
+    column = column_of_units(plan.unit_of_privacy)
+    if whose.num_units and whose.of_loss is None and column is not None:
+        raise SamplingMismatchError(
+            f"the plan protects {plan.unit_of_privacy!r}, which may have several losses;"
+            f" pass the {column} of each: backward(losses, units=...)"
+        )
 
 
 def _by_caller(

@@ -19,7 +19,7 @@ from torch import Tensor
 from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
-from dp._mechanism.loss_units import Reduction, loss_units
+from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
@@ -28,10 +28,12 @@ from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
     UnsupportedOperationError,
+    WrongGradientError,
 )
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.per_sample import (
+    Declared,
     Engine,
     PerSampleGradients,
     clear_grad_samples,
@@ -58,20 +60,27 @@ class Mechanism:
     noise: GaussianNoise
     ledger: Ledger
     loader: PoissonLoader | None
-    public: tuple[Tensor, ...] = ()
+    public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    public_reasons: dict[str, str] = field(default_factory=dict)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
-            plan=self.plan, ledger=self.ledger, assigned=self.assigned
+            plan=self.plan,
+            ledger=self.ledger,
+            assigned=self.assigned,
+            public=self.public_reasons,
         )
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.noise.seed is not None and self.loader is not None:
+            self.loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     @property
     def noise_multiplier(self) -> float:
@@ -139,6 +148,7 @@ class Mechanism:
             ticket=batch.ticket,
             part=None if self.loader is None else self.loader.part,
         )
+        check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
@@ -149,6 +159,7 @@ class Mechanism:
                         loss_scale=loss_scale,
                         units=whose.of_loss,
                         reduction=reduction,
+                        groups=self.effective_clipping.group_of(batch.parameters),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
@@ -168,6 +179,7 @@ class Mechanism:
         if gradients is None:
             return
         batch = self._batch_for(parameters)
+        check_grouped(self.plan, LossUnits(gradients.num_samples))
         batch.admit(gradients.num_samples, self.plan.sampling)
         self._add_clipped(gradients, batch)
         batch.num_backwards += 1
@@ -176,18 +188,21 @@ class Mechanism:
 
     @contextmanager
     def ending_if_mixed(self) -> Iterator[None]:
-        """End the run if examples turn out to be mixed after something was released.
+        """End the run if gradients turn out to be wrong after something was released.
 
-        Earlier releases may have been of mixed examples, too, between two looks; and
+        Earlier releases may have been of mixed examples, or of gradients that were not
+        clipped as their true norms demand, too, between two verifications; and
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
         try:
             yield
-        except SampleMixingError as error:
+        except (SampleMixingError, WrongGradientError) as error:
             if self.ledger.steps:
                 self.step.drop()
-                self.ledger.fail(f"examples were mixed: {error}")
+                is_mixed = isinstance(error, SampleMixingError)
+                what = "examples were mixed" if is_mixed else "a gradient was wrong"
+                self.ledger.fail(f"{what}: {error}")
                 error.add_note(
                     "Releases were made before this was noticed, so the run ends here:"
                     " its ledger keeps the failure, and its epsilon is infinite."
@@ -239,6 +254,7 @@ class Mechanism:
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
+            ValueError: If the sums could not hold the noise.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -247,6 +263,9 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            # Charged is only what can be released: noise may not fit into the sums.
+            stddev = self.noise_multiplier * batch.max_grad_norm
+            self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
             ticket=batch.ticket,
@@ -266,15 +285,26 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         noise_multiplier = self.noise_multiplier
+        self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
+            public=self.values.reason,
         )
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
+
+    def _note_debugging(self) -> None:
+        """Tell the ledger of noise or batches that anyone can repeat."""
+        seeds = (
+            self.noise.seed,
+            None if self.loader is None else self.loader.debug_seed,
+        )
+        if any(seed is not None for seed in seeds):
+            self.ledger.note_debugging_seed()
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""
@@ -301,6 +331,9 @@ class Mechanism:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
+        if self.noise.seed is not None:
+            loader.use_debugging_seed(self.noise.seed)
+        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied
@@ -312,6 +345,7 @@ class Mechanism:
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
             assigned=dict(self.assigned),
+            public_reasons=dict(self.public_reasons),
             public=self.public,
         )
 
@@ -323,6 +357,7 @@ class Mechanism:
             "noise": self.noise,
             "ledger": self.ledger,
             "assigned": self.assigned,
+            "public_reasons": self.public_reasons,
             "public": self.public,
         }
         return _unpickled, (stages,)

@@ -7,12 +7,10 @@ very large noise.
 ``dp_accounting`` is imported when a number is asked for: it costs a second.
 """
 
-import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import final
 
 from dp import _checks
@@ -20,8 +18,10 @@ from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
 from dp.accounting._dp_events import neighbors, to_dp_event
+from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
+from dp.accounting._quiet import without_advice
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, merge_equal_releases
+from dp.accounting._release import Release, first_releases, merge_equal_releases
 
 
 __all__ = ("Guarantee", "epsilon", "epsilon_curve")
@@ -36,14 +36,18 @@ class Guarantee:
         epsilon: The smaller of the two bounds.
         delta: The delta it is for.
         neighboring_relation: What two neighbouring datasets are.
-        accountant: Which bound ``epsilon`` is: ``"PLD"``, ``"RDP"``, ``"none"`` where
-            nothing was released, or ``"no noise"`` where nothing is guaranteed.
+        accountant: Which bound ``epsilon`` is: ``"PLD"``, ``"RDP"``, ``"Renyi filter of
+            order 8"``, ``"none"`` where nothing was released, or ``"no noise"`` where
+            nothing is guaranteed.
         epsilon_pld: The bound by privacy loss distributions. Beyond 400, where epsilon
-            says nothing any more, it is that of releases on all of the data.
+            says nothing any more, it is that of releases on all of the data. Infinite
+            where it bounds nothing, under a Renyi filter.
         epsilon_rdp: The bound by Renyi differential privacy; None where
             ``dp_accounting`` has none for the relation.
         interval: The width of the buckets of losses of ``epsilon_pld``; None where
             none were needed.
+        group_size: How many examples may differ at once.
+        condition: What has to hold besides, in words; empty if nothing has to.
     """
 
     epsilon: float
@@ -53,6 +57,8 @@ class Guarantee:
     epsilon_pld: float
     epsilon_rdp: float | None
     interval: float | None = None
+    group_size: int = 1
+    condition: str = ""
 
 
 def epsilon(
@@ -60,6 +66,7 @@ def epsilon(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
     tolerance: float = _resolution.TIGHT,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
@@ -71,11 +78,13 @@ def epsilon(
         * It is at most 0.1 % above the smallest bound, for one or a few kinds of
           release and epsilons between 0.001 and 400.
         * It is 0 for no releases, and infinite if one had no noise.
+        * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 
     Args:
         releases: What was released, in any order.
         delta: The delta of the guarantee, in (0, 1).
         neighboring_relation: What two neighbouring datasets are.
+        group_size: How many examples may differ at once, as all of one person.
         tolerance: About how much of itself epsilon may be above the smallest bound by
             PLD. A larger one gives a valid bound sooner.
         interval: The width of the buckets of losses, such as a guarantee states it; by
@@ -100,18 +109,31 @@ def epsilon(
     releases = merge_equal_releases(releases)
     truncated = any(release.truncation for release in releases)
     _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
+    _checks.count(group_size=group_size)
+    nothing = partial(
+        _without_accountant,
+        delta=delta,
+        relation=neighboring_relation,
+        group_size=group_size,
+    )
     if not releases:
-        return _without_accountant(0.0, "none", delta, neighboring_relation)
+        return nothing(0.0, "none")
     if any(release.noise_multiplier == 0 for release in releases):
-        return _without_accountant(math.inf, "no noise", delta, neighboring_relation)
+        return nothing(math.inf, "no noise")
     pld, interval = (
-        bound_by_pld(releases, delta, neighboring_relation, tolerance)
+        bound_by_pld(releases, delta, neighboring_relation, tolerance, group_size)
         if interval is None and library is None
         else _by_pld(
-            releases, delta, neighboring_relation, tolerance, interval, library
+            releases,
+            delta,
+            neighboring_relation,
+            tolerance,
+            group_size,
+            interval,
+            library,
         )
     )
-    rdp = _by_rdp(releases, delta, neighboring_relation)
+    rdp = _by_rdp(releases, delta, neighboring_relation) if group_size == 1 else None
     return Guarantee(
         epsilon=pld if rdp is None else min(pld, rdp),
         delta=delta,
@@ -120,11 +142,17 @@ def epsilon(
         epsilon_pld=pld,
         epsilon_rdp=rdp,
         interval=interval,
+        group_size=group_size,
     )
 
 
 def _without_accountant(
-    cost: float, why: str, delta: float, relation: NeighboringRelation
+    cost: float,
+    why: str,
+    *,
+    delta: float,
+    relation: NeighboringRelation,
+    group_size: int,
 ) -> Guarantee:
     """Return the guarantee of no releases, or of some without noise."""
     return Guarantee(
@@ -133,8 +161,8 @@ def _without_accountant(
         neighboring_relation=relation,
         accountant=why,
         epsilon_pld=cost,
-        epsilon_rdp=cost,
-        interval=None,
+        epsilon_rdp=cost if group_size == 1 else None,
+        group_size=group_size,
     )
 
 
@@ -143,6 +171,7 @@ def epsilon_curve(
     *,
     delta: float,
     neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
 ) -> tuple[float, ...]:
     """Return an upper bound on epsilon after 0, 1, ... of the releases, in their order.
 
@@ -155,28 +184,22 @@ def epsilon_curve(
     """
     releases = tuple(releases)
     num_steps = sum(release.count for release in releases)
-    last = epsilon(
-        releases, delta=delta, neighboring_relation=neighboring_relation
-    ).epsilon
+    cost = partial(
+        epsilon,
+        delta=delta,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+    )
+    last = cost(releases).epsilon
     curve: list[float] = []
     for point in sorted({math.ceil(num_steps * i / 20) for i in range(20)}):
-        bound = epsilon(
-            _first(point, releases),
-            delta=delta,
-            neighboring_relation=neighboring_relation,
-            tolerance=_resolution.VAGUE,
+        bound = cost(
+            first_releases(point, releases), tolerance=_resolution.VAGUE
         ).epsilon
         # What bounds the whole run bounds its beginning.
         curve.extend([min(bound, last)] * (point + 1 - len(curve)))
     curve.extend([last] * (num_steps + 1 - len(curve)))
     return tuple(curve)
-
-
-def _first(num_steps: int, releases: tuple[Release, ...]) -> Iterator[Release]:
-    for release in releases:
-        if num_steps > 0:
-            yield replace(release, count=min(release.count, num_steps))
-        num_steps -= release.count
 
 
 @lru_cache(maxsize=1024)
@@ -185,9 +208,10 @@ def bound_by_pld(
     delta: float,
     relation: NeighboringRelation,
     tolerance: float,
-) -> tuple[float, float]:
+    group_size: int = 1,
+) -> tuple[float, float | None]:
     """Return the bound by privacy loss distributions, and the width of its buckets."""
-    return _by_pld(releases, delta, relation, tolerance)
+    return _by_pld(releases, delta, relation, tolerance, group_size)
 
 
 def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
@@ -195,9 +219,20 @@ def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
     delta: float,
     relation: NeighboringRelation,
     tolerance: float,
+    group_size: int,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
+    if group_size > 1:
+        return bound_of_group(
+            releases,
+            delta=delta,
+            neighboring_relation=relation,
+            group_size=group_size,
+            tolerance=max(tolerance, GROUP_TOLERANCE),
+            interval=interval,
+            library=library,
+        )
     counted = affordable(releases, delta, relation)
     if interval is None:
         interval = interval_for(counted, delta, relation, 1, tolerance)
@@ -232,19 +267,6 @@ def _by_own_rdp(
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
-    with _without_advice():
+    with without_advice():
         accountant.compose(to_dp_event(releases))
         return max(0.0, float(accountant.get_epsilon(delta)))
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    # dp_accounting warns of every RDP order that it leaves out. Leaving orders out
-    # only makes the bound larger, and the smaller of two bounds is reported.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

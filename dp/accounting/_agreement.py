@@ -17,6 +17,7 @@ from dp.accounting._composition import (
     interval_for,
     rounding,
 )
+from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release
 from dp.exceptions import PrivacyError
@@ -31,12 +32,15 @@ _PAIR: Final = 2
 
 @lru_cache(maxsize=256)
 def check_agreement(
-    releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
+    releases: tuple[Release, ...],
+    delta: float,
+    relation: NeighboringRelation,
+    claimed_size: int = 1,
 ) -> None:
     """Compose *releases* twice: by this package's losses, and by ``dp_accounting``'s.
 
-    An example is compared in the buckets of the epsilon that is claimed, a pair of
-    examples in the widest ones that are ever used. One kind of release takes about a
+    An example, or as many as the claim is about, is compared in the buckets of the
+    epsilon that is claimed, a pair of examples in the widest ones that are ever used. One kind of release takes about a
     second; what agreed once is not composed again.
 
     Raises:
@@ -46,8 +50,15 @@ def check_agreement(
     if not releases or any(release.noise_multiplier == 0 for release in releases):
         return
     _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)
-    if not any(release.truncation for release in releases):
-        _compare(releases, delta, "add_or_remove_one", group_size=_PAIR, tolerance=1.0)
+    if any(release.truncation for release in releases):
+        return  # A group is a chain of examples then.
+    groups = {_PAIR: 1.0}
+    if claimed_size > 1:
+        groups[claimed_size] = GROUP_TOLERANCE
+    for size, tolerance in groups.items():
+        _compare(
+            releases, delta, "add_or_remove_one", group_size=size, tolerance=tolerance
+        )
 
 
 def _compare(

@@ -103,9 +103,7 @@ def interval_for(
     if all(release.sampling_probability == 1 for release in releases):
         return _resolution.unsampled_width(releases, distance)
     powers = _resolution.reference(releases)
-    if (
-        _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST
-    ):  # pragma: no branch
+    if _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST:
         releases = powers
 
     def bound_at(width: float) -> tuple[float, int]:

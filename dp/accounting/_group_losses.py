@@ -61,7 +61,7 @@ class _Losses(MixtureGaussianPrivacyLoss):
         reached_L = np.ones_like(eps_L, dtype=np.bool_)
         if none > 0 and self.adjacency_type == AdjacencyType.ADD:
             reached_L = eps_L < -math.log(none)
-        elif none > 0:  # pragma: no branch
+        elif none > 0:
             reached_L = eps_L > math.log(none)
             deltas_L[~reached_L] = -np.expm1(eps_L[~reached_L])
         eps_L = eps_L[reached_L]
@@ -82,20 +82,19 @@ class _Losses(MixtureGaussianPrivacyLoss):
         Args:
             log_ratios_L: The values, increasing.
         """
-        if not len(log_ratios_L):  # pragma: no cover -- no loss is left out yet
+        if not len(log_ratios_L):
             return log_ratios_L
         few = np.linspace(log_ratios_L[0], log_ratios_L[-1], _FEW)
         low, high = self._bracket(few)
         after_L = np.searchsorted(few, log_ratios_L).clip(1, _FEW - 1)
         left_L, x_L = low[after_L - 1], high[after_L]
-        open_L = np.arange(len(x_L))
-        for _ in range(_NEWTON_STEPS):  # pragma: no branch
+        open_L, num_steps = np.arange(len(x_L)), 0
+        while len(open_L) and num_steps < _NEWTON_STEPS:
             value_L, slope_L = self._log_ratio(x_L[open_L])
             step_L = (value_L - log_ratios_L[open_L]) / slope_L
             x_L[open_L] = np.maximum(x_L[open_L] - step_L, left_L[open_L])
             open_L = open_L[step_L > _PRECISION * math.sqrt(self._variance)]
-            if not len(open_L):
-                break
+            num_steps += 1
         return np.maximum.accumulate(x_L)
 
     def _bracket(self, values: Floats) -> tuple[Floats, Floats]:

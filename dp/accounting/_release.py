@@ -1,13 +1,13 @@
 """Releases, reduced to what the accountant needs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from dp import _checks
 
 
-__all__ = ("Release", "Truncation", "merge_equal_releases")
+__all__ = ("Release", "Truncation", "first_releases", "merge_equal_releases")
 
 
 @final
@@ -82,3 +82,13 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
         )
         for (q, sigma, truncations), count in sorted(counts.items())
     )
+
+
+def first_releases(num_steps: int, releases: Iterable[Release]) -> tuple[Release, ...]:
+    """Return the first *num_steps* of *releases*, in their order."""
+    begun = []
+    for release in releases:
+        if num_steps > 0:
+            begun.append(replace(release, count=min(release.count, num_steps)))
+        num_steps -= release.count
+    return tuple(begun)

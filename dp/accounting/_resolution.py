@@ -104,7 +104,7 @@ def choose_interval(
 
 def _first_width(bound_at: Callable[[float], object], start: float) -> float:
     """Return *start*, or the first of its doubles at which digits are left."""
-    while start < LARGEST:  # pragma: no branch
+    while start < LARGEST:
         try:
             bound_at(start)
         except DigitsLostError:

@@ -174,7 +174,7 @@ def canaries(
     present_M = sample_membership(num_canaries)
     with progress_bars(shown=progress) as bars:
         run, _ = observe_training(train, present_M, bar=bars.begin("canaries"))
-    claim, spent = _claimed(run), run.optimizer.spent()
+    claim, spent = _claimed(run), run.optimizer.guarantee()
     attack = _Attack(_scores(run), present_M)
 
     def epsilon_of(low: float, high: float) -> float:

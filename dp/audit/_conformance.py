@@ -107,7 +107,7 @@ def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:
     )
     T = len(noise_TM)
     over_steps = [variance_p(noise_TM.sum(axis=0) / math.sqrt(T))]
-    if T > 1:  # pragma: no branch
+    if T > 1:
         over_steps.append(neighbours_p(noise_TM))
     yield _finding("noise: independent over steps", *over_steps)
     # Noise of both parameters where no record was drawn.

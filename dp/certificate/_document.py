@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, final
 
 from dp import _checks
-from dp.accounting import merge_equal_releases
+from dp.accounting import Release, Truncation
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
-from dp.certificate._numbers import Numbers
+from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
 from dp.exceptions import LedgerError
-from dp.ledger import Charge, Ledger
+from dp.ledger import Charge, Ledger, remaining
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
@@ -29,17 +29,22 @@ class Certificate(Statement):
     """The statement of what was released and what it cost.
 
     Attributes:
-        epsilon: The privacy loss of all releases together, infinite if one of them
-            had no noise.
+        epsilon: The privacy loss of the run, infinite if a release had no noise. It is
+            the whole plan's also where the run ended before, since what was released
+            may have decided that, unless the end was declared public.
         delta: The delta it is for.
         delta_error: What to add to delta because noise is drawn on a computer;
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
         epsilon_unamplified: What the same releases cost if sampling is not trusted.
+        epsilon_of_steps_taken: What the releases that were charged compose to: a
+            guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once.
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
@@ -65,6 +70,7 @@ class Certificate(Statement):
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
         released: str = RELEASED,
+        public_end: str | None = None,
     ) -> "Certificate":
         """Return the certificate of everything *ledger* was charged.
 
@@ -76,13 +82,21 @@ class Certificate(Statement):
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
             released: What was published, in words.
+            public_end: Why it is public after how many steps the run ended, where it
+                ended before its plan; see :meth:`dp.DPOptimizer.certificate`.
 
         Before anything is stated, ``dp_accounting`` composes the releases again by its
         own losses: about a second for each kind of release, once in a process.
 
         Raises:
             PrivacyError: If its epsilon is another one.
+            ValueError: If *public_end* says nothing.
         """
+        if public_end is not None and not public_end.strip(" ."):
+            raise ValueError(
+                "public_end must say why it is public when the run ended, got"
+                f" {public_end!r}: the certificate prints it"
+            )
         run = CertifiedRun(
             plan=ledger.plan,
             plan_sha256=_json.sha256(ledger.plan.to_dict()),
@@ -90,8 +104,14 @@ class Certificate(Statement):
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            declared_public=ledger.declared_public,
             failure=ledger.failure,
             released=released,
+            remaining=()
+            if public_end is not None
+            else remaining(ledger.plan, ledger.charges()),
+            public_end=None if public_end is None else public_end.strip(" ."),
+            num_advisories=ledger.num_advisories,
         )
         return _certify(
             (run,),
@@ -155,7 +175,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         delta: The delta to state epsilon at; the one they share if None.
 
     Raises:
-        ValueError: If there is none, or if they differ in their relation or unit, or
+        ValueError: If there is none, or if they differ in their relation or units, or
             in their delta and none is given.
         LedgerError: If two contradict each other about the same charges.
     """
@@ -163,6 +183,10 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         raise ValueError("compose needs a certificate")
     _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
     _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
+    _the_only("group_size", {c.group_size for c in certificates})
+    orders = {run.plan.renyi_order for c in certificates for run in c.runs} - {None}
+    if orders:
+        _the_only("renyi_order, where they have one", orders)
     deltas = {c.delta for c in certificates} if delta is None else {delta}
     return _certify(
         _without_repeats([run for c in certificates for run in c.runs]),
@@ -190,15 +214,22 @@ def _certify(
     assumptions: Sequence[str],
 ) -> Certificate:
     plan = runs[0].plan
-    releases = merge_equal_releases(r for run in runs for r in run.releases)
-    check_agreement(releases, delta, plan.neighboring_relation)
-    numbers = Numbers.of(runs, delta=delta, relation=plan.neighboring_relation)
+    if all(run.plan.renyi_order is None for run in runs):
+        claimed = together(runs, claimed=True)
+        check_agreement(claimed, delta, plan.neighboring_relation, plan.group_size)
+    numbers = Numbers.of(
+        runs,
+        delta=delta,
+        relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
     return Certificate(
         epsilon=numbers.epsilon,
         accountant=numbers.accountant,
         epsilon_pld=numbers.epsilon_pld,
         epsilon_rdp=numbers.epsilon_rdp,
         epsilon_unamplified=numbers.epsilon_unamplified,
+        epsilon_of_steps_taken=numbers.epsilon_of_steps_taken,
         epsilon_of_groups=numbers.epsilon_of_groups,
         delta_error=numbers.delta_error,
         steps=numbers.steps,
@@ -207,6 +238,7 @@ def _certify(
         delta=delta,
         neighboring_relation=plan.neighboring_relation,
         unit_of_privacy=plan.unit_of_privacy,
+        group_size=plan.group_size,
         runs=runs,
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
@@ -223,12 +255,30 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
         for key, segment in run.segments.items():
             known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
     kept = []
-    for run in runs:
+    for index, run in enumerate(runs):
         ours = {key: known.pop(key) for key in run.segments if key in known}
-        kept.append(replace(run, segments=ours))
+        goes_on = any(
+            _continues(other, run) and (not _continues(run, other) or i < index)
+            for i, other in enumerate(runs)
+            if i != index
+        )
+        rest = () if goes_on else run.remaining
+        kept.append(replace(run, segments=ours, remaining=rest))
     # A failed run counts even if an earlier certificate has all that it was charged.
-    counted = [run for run in kept if run.segments or run.failure is not None]
+    counted = [run for run in kept if run.segments or run.remaining or run.has_failed]
     return tuple(counted) or tuple(kept[:1])
+
+
+def _continues(later: CertifiedRun, earlier: CertifiedRun) -> bool:
+    """Whether *later* is the same run at the same point, or at a later one.
+
+    What remained of it then is what it charged since, and what remains of it now.
+    """
+    return later.plan == earlier.plan and all(
+        sum(c.count for c in later.segments.get(key, ()))
+        >= sum(c.count for c in segment)
+        for key, segment in earlier.segments.items()
+    )
 
 
 def _the_only(what: str, values: set[Any]) -> Any:
@@ -247,4 +297,12 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
         key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
     }
+    fields["declared_public"] = tuple(fields["declared_public"])
+    fields["remaining"] = tuple(map(_release, fields["remaining"]))
     return CertifiedRun(**fields)
+
+
+def _release(row: Mapping[str, Any]) -> Release:
+    truncation = row["truncation"]
+    smaller = None if truncation is None else Truncation(**truncation)
+    return Release(**{**row, "truncation": smaller})

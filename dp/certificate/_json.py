@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
+from dp._advisories import ADVISORIES
 from dp.exceptions import LedgerError
 from dp.plan import PrivacyPlan
 
 
 __all__ = ("checksum_holds", "dumps", "loads", "sha256")
 
-_FORMAT: Final = "forwarding-dp-certificate/3"
+_FORMAT: Final = "forwarding-dp-certificate/4"
 # JSON has no tuples, infinities and whole numbers for keys; fields say what they were.
 _RESTORE: Final[Mapping[object, Callable[[Any], Any]]] = {
     float: float,
@@ -54,7 +55,9 @@ def loads(text: str, kind: type[Any]) -> dict[str, Any]:
     if written != _FORMAT:
         raise LedgerError(
             f"the certificate is in the format {written!r}, and this release of dp reads"
-            f" {_FORMAT!r}: verify it with the release that its software names"
+            f" {_FORMAT!r}: verify it with the release that its software names."
+            f" Earlier releases had faults that are known by now:"
+            f" {', '.join(a.name for a in ADVISORIES)}"
         )
     del body["checksum"]
     for field in fields(kind):

@@ -19,18 +19,16 @@ from dp.accounting import (
     epsilon,
     merge_equal_releases,
 )
-from dp.accounting._groups import bound_of_group
+from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
+from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
 
 
-__all__ = ("Numbers",)
+__all__ = ("Numbers", "together")
 
 GROUP_SIZES: Final = (2, 5, 10)
-# Of epsilons of groups, which are shown with two digits: dp_accounting takes a minute to
-# confirm what is ten times as tight.
-_GROUP_TOLERANCE: Final = 1e-3
 
 
 @final
@@ -43,6 +41,7 @@ class Numbers:
     epsilon_pld: float
     epsilon_rdp: float | None
     epsilon_unamplified: float
+    epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
     delta_error: float
     steps: int
@@ -56,6 +55,7 @@ class Numbers:
         *,
         delta: float,
         relation: NeighboringRelation,
+        group_size: int = 1,
         library: ReferenceAccountant | None = None,
         intervals: Mapping[str, float] | None = None,
     ) -> "Numbers":
@@ -65,57 +65,123 @@ class Numbers:
             runs: The runs.
             delta: The delta of every epsilon.
             relation: What neighbouring datasets are.
+            group_size: How many units differ at once, in all but epsilons of groups.
             library: Who is to compose, in place of this package.
             intervals: In buckets of what widths, by the name of the epsilon; None
                 chooses them.
         """
-        releases = merge_equal_releases(
-            release for run in runs for release in run.releases
-        )
         given = intervals or {}
         about: dict[str, Any] = {
             "delta": delta,
             "neighboring_relation": relation,
             "library": library,
         }
-        spent = epsilon(releases, interval=given.get("epsilon"), **about)
-        if any(run.failure is not None for run in runs):
-            return cls._without_guarantee(runs, spent)
-        unamplified = epsilon(
-            _unamplified(releases), interval=given.get("epsilon_unamplified"), **about
+        if any(run.has_failed for run in runs):
+            return cls._without_guarantee(runs, delta, relation)
+        claimed, charged = together(runs, claimed=True), together(runs, claimed=False)
+        if charged and any(run.plan.renyi_order is not None for run in runs):
+            return cls._under_filter(runs, delta, relation)
+        of_claim = {**about, "group_size": group_size}
+        spent = epsilon(claimed, interval=given.get("epsilon"), **of_claim)
+        taken = (
+            spent
+            if charged == claimed
+            else epsilon(
+                charged, interval=given.get("epsilon_of_steps_taken"), **of_claim
+            )
         )
-        of_groups = _of_groups(releases, given, about)
+        unamplified = epsilon(
+            _unamplified(claimed),
+            interval=given.get("epsilon_unamplified"),
+            **of_claim,
+        )
+        of_groups = _of_groups(claimed, given, about)
         return cls(
             epsilon=spent.epsilon,
             accountant=spent.accountant,
             epsilon_pld=spent.epsilon_pld,
             epsilon_rdp=spent.epsilon_rdp,
             epsilon_unamplified=unamplified.epsilon,
+            epsilon_of_steps_taken=taken.epsilon,
             epsilon_of_groups={size: cost for size, (cost, _) in of_groups.items()},
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
-            intervals=_intervals(spent, unamplified, of_groups),
+            intervals=_intervals(spent, taken, unamplified, of_groups),
+        )
+
+    @classmethod
+    def _under_filter(
+        cls,
+        runs: "Sequence[CertifiedRun]",
+        delta: float,
+        relation: NeighboringRelation,
+    ) -> "Numbers":
+        """Compose runs of which some chose their noise, at the order of their filter.
+
+        It bounds one unit only: a filter was kept for no group, and not without sampling.
+        """
+        (order,) = {run.plan.renyi_order for run in runs} - {None}
+        assert order is not None, "removed"  # noqa: S101 -- of type checkers
+        charged = renyi_cost(together(runs, claimed=False), order, relation)
+        cost = math.fsum(_cost_of_run(run, order, relation) for run in runs)
+        spent = epsilon_of_order(cost, order, delta)
+        return cls(
+            epsilon=spent,
+            accountant=f"Renyi filter of order {order:g}",
+            epsilon_pld=math.inf,
+            epsilon_rdp=spent,
+            epsilon_unamplified=math.inf,
+            epsilon_of_steps_taken=epsilon_of_order(charged, order, delta),
+            epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            delta_error=sum(_delta_error(run, spent) for run in runs),
+            steps=sum(run.steps for run in runs),
+            key_epochs=sum(len(run.segments) for run in runs),
+            intervals={},
         )
 
     @classmethod
     def _without_guarantee(
-        cls, runs: "Sequence[CertifiedRun]", spent: Guarantee
+        cls,
+        runs: "Sequence[CertifiedRun]",
+        delta: float,
+        relation: NeighboringRelation,
     ) -> "Numbers":
         """Say that nothing bounds what the runs cost, whatever they were charged."""
-        spent = void(spent)
+        spent = void(epsilon((), delta=delta, neighboring_relation=relation))
         return cls(
             epsilon=spent.epsilon,
             accountant=spent.accountant,
             epsilon_pld=spent.epsilon_pld,
             epsilon_rdp=spent.epsilon_rdp,
             epsilon_unamplified=math.inf,
+            epsilon_of_steps_taken=math.inf,
             epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
             delta_error=math.inf,
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
             intervals={},
         )
+
+
+def together(runs: "Sequence[CertifiedRun]", *, claimed: bool) -> tuple[Release, ...]:
+    """Return the releases of all runs that are *claimed*, or those that were charged."""
+    return merge_equal_releases(
+        release
+        for run in runs
+        for release in (run.claimed if claimed else run.releases)
+    )
+
+
+def _cost_of_run(
+    run: CertifiedRun, order: float, relation: NeighboringRelation
+) -> float:
+    """Return what a run may have cost at *order*: all that its filter allowed."""
+    cost = renyi_cost(run.claimed, order, relation)
+    if run.plan.renyi_order is None or not run.steps:
+        return cost
+    kept = cost_within(run.plan.guarantee().epsilon, order, run.plan.target_delta)
+    return max(cost, kept)  # Forks that met may have spent more.
 
 
 def _of_groups(
@@ -128,7 +194,7 @@ def _of_groups(
         size: bound_of_group(
             releases,
             group_size=size,
-            tolerance=_GROUP_TOLERANCE,
+            tolerance=GROUP_TOLERANCE,
             interval=intervals.get(f"epsilon_of_{size}"),
             **about,
         )
@@ -138,12 +204,14 @@ def _of_groups(
 
 def _intervals(
     spent: Guarantee,
+    taken: Guarantee,
     unamplified: Guarantee,
     of_groups: Mapping[int, tuple[float, float | None]],
 ) -> dict[str, float]:
     """Return the widths of buckets that were used, by the name of the epsilon."""
     widths = {
         "epsilon": spent.interval,
+        "epsilon_of_steps_taken": taken.interval if taken is not spent else None,
         "epsilon_unamplified": unamplified.interval,
         **{f"epsilon_of_{size}": width for size, (_, width) in of_groups.items()},
     }
@@ -153,7 +221,9 @@ def _intervals(
 def _delta_error(run: CertifiedRun, spent: float) -> float:
     if not run.steps:
         return 0.0
-    num_elements = run.num_parameters * run.steps
+    num_elements = run.num_parameters * run.claimed_steps
+    if run.rng == "debug":
+        return math.inf
     return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
 
 

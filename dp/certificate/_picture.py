@@ -2,39 +2,63 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from dp.accounting import epsilon_curve
 from dp.certificate._statement import Statement
+from dp.certificate._text import why_not
 
 
 __all__ = ("draw",)
 
 
 def draw(c: Statement, path: Path) -> None:
-    """Draw epsilon over the steps beside epsilon of groups."""
+    """Draw epsilon over the planned number of steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     over_steps, of_groups = figure.subplots(1, 2, width_ratios=[2, 1])
     if not c.is_private:
-        figure.suptitle("NOT PRIVATE: a release had no noise", color="tab:red")
+        figure.suptitle(f"NOT PRIVATE: {why_not(c)}", color="tab:red")
     else:
         figure.suptitle(
             f"epsilon = {c.epsilon:.3f} at delta = {c.delta:g}"
             f" ({c.neighboring_relation}, {c.unit_of_privacy})"
         )
-        curve = epsilon_curve(
-            [charge.to_release() for charge in c.charges],
-            delta=c.delta,
-            neighboring_relation=c.neighboring_relation,
-        )
-        over_steps.plot(range(len(curve)), curve, color="tab:red")
+        _draw_over_steps(c, over_steps)
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
-        of_groups.bar(["1", *map(str, finite)], [c.epsilon, *finite.values()])
-    for run in c.runs if len(c.runs) == 1 else ():
-        if run.plan.target_epsilon is not None:
-            over_steps.axhline(run.plan.target_epsilon, ls=":", label="target")
-            over_steps.legend()
-    over_steps.set(xlabel="step", ylabel="epsilon spent", ylim=(0, None))
+        finite[c.group_size] = c.epsilon
+        sizes = sorted(finite)
+        of_groups.bar([*map(str, sizes)], [finite[size] for size in sizes])
+    over_steps.set(
+        xlabel="step",
+        ylabel="epsilon if planned to stop here",
+        ylim=(0, None),
+    )
     of_groups.set(xlabel="units that differ", ylabel="epsilon", ylim=(0, None))
     figure.savefig(path, dpi=150)
+
+
+def _draw_over_steps(c: Statement, axes: Any) -> None:
+    """Draw what a run of each length would have cost, and where this one ended.
+
+    Under a Renyi filter there is no such curve: its epsilon holds at any end.
+    """
+    if any(run.plan.renyi_order is not None for run in c.runs):
+        axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
+    else:
+        charged = [charge.to_release() for charge in c.charges]
+        curve = epsilon_curve(
+            [*charged, *(release for run in c.runs for release in run.remaining)],
+            delta=c.delta,
+            neighboring_relation=c.neighboring_relation,
+            group_size=c.group_size,
+        )
+        axes.plot(range(len(curve)), curve, color="tab:red")
+    if any(run.remaining for run in c.runs):
+        axes.axvline(c.steps, color="tab:gray", ls="--", label="ended here")
+    for run in c.runs if len(c.runs) == 1 else ():
+        if run.plan.target_epsilon is not None:
+            axes.axhline(run.plan.target_epsilon, ls=":", label="target")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()

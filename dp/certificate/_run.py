@@ -7,6 +7,7 @@ from typing import Final, Literal, final
 from dp.accounting import Release, merge_equal_releases
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
+from dp.schedule import values_of
 
 
 __all__ = ("RELEASED", "CertifiedRun")
@@ -28,20 +29,37 @@ class CertifiedRun:
             process has keys of its own for its noise, so this is the record of resumes
             and forks too.
         num_parameters: How many numbers a release noised.
-        rng: ``"os"`` for a cryptographic generator, or ``"fast"``.
+        rng: ``"os"`` for a cryptographic generator, ``"fast"``, or ``"debug"``.
         noise: Where the noise came from, in words.
+        declared_public: The tensors that were declared to be no data, one description
+            each.
         failure: Why no guarantee holds for what was charged; None if one does.
         released: What was published, in words.
+        remaining: What the plan still allowed. It is part of what is claimed, since what
+            was released may have decided that the run ended.
+        num_advisories: How many faults of dp were known to the releases of it that
+            charged, the fewest of them; what was found later is told by ``dp.verify``.
+        public_end: Why it is public after how many steps the run ended, if that was
+            declared; nothing remains then.
     """
 
     plan: PrivacyPlan
     plan_sha256: str
     segments: Mapping[str, tuple[Charge, ...]]
     num_parameters: int
-    rng: Literal["os", "fast"]
+    rng: Literal["os", "fast", "debug"]
     noise: str
+    declared_public: tuple[str, ...] = ()
     failure: str | None = None
     released: str = RELEASED
+    remaining: tuple[Release, ...] = ()
+    public_end: str | None = None
+    num_advisories: int = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no guarantee holds."""
+        return self.failure is not None or self.rng == "debug"
 
     @property
     def charges(self) -> tuple[Charge, ...]:
@@ -57,3 +75,31 @@ class CertifiedRun:
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
+
+    @property
+    def claimed(self) -> tuple[Release, ...]:
+        """The releases that epsilon is claimed for: those charged and those remaining."""
+        return merge_equal_releases([*self.releases, *self.remaining])
+
+    @property
+    def claimed_steps(self) -> int:
+        """How many releases epsilon is claimed for."""
+        return self.steps + sum(release.count for release in self.remaining)
+
+    @property
+    def is_off_plan(self) -> bool:
+        """Whether releases were charged that no rule of this plan covers.
+
+        They were charged under another plan, whose state was loaded.
+        """
+        if self.plan.renyi_order is not None:
+            return False
+        kinds = {
+            (self.plan.sampling_probability, sigma, self.plan.truncation)
+            for sigma in values_of(self.plan.noise_multiplier)
+        }
+        charged = [c.to_release() for c in self.charges if c.public is None]
+        return any(
+            (r.sampling_probability, r.noise_multiplier, r.truncation) not in kinds
+            for r in charged
+        )

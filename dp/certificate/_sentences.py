@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from dp.certificate._run import CertifiedRun
+from dp.sampling._units import ONE_EXAMPLE, column_of_units
 
 
 __all__ = ("NOT_COVERED", "assumed", "released")
 
 NOT_COVERED: Final = (
-    "Choosing hyper-parameters, early stopping, or a model by looking at private data.",
+    "Choosing hyper-parameters or a model by looking at private data.",
+    (
+        "Ending the run by private data that was not released: a validation loss, the"
+        " true size of a batch, memory that ran out."
+    ),
     "Losses, metrics, batch sizes or gradients that were printed or logged.",
     "Buffers that a forward pass changes, such as running statistics.",
     "How long a step took, and attacks on the machine that trained.",
@@ -24,7 +29,22 @@ _TRUNCATED: Final = (
     "Batches that were drawn larger than stated were reduced to a part chosen at random,"
     " and the number of examples is public and as stated."
 )
+_ADAPTIVE_NOISE: Final = (
+    "Noise multipliers were chosen from what was released and public facts alone; the"
+    " order of the Renyi filter was fixed before the first release."
+)
+_OFF_PLAN: Final = (
+    "Releases at other numbers than the plan's were planned so, in a plan of their own,"
+    " before anything was released."
+)
+_SEVERAL: Final = (
+    "How many runs there are, and their plans, were fixed before the first of them."
+)
 _UNSAMPLED: Final = "No example was given to one step more than once."
+_PUBLIC: Final = (
+    "The tensors that are listed as declared public are constants of the program: nothing"
+    " in them was computed from private data."
+)
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
     "The generator of the noise cannot be predicted.",
@@ -32,7 +52,7 @@ _ALWAYS: Final = (
 
 
 def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
-    """Return what has to be assumed of runs with such charges."""
+    """Return what has to be assumed of runs with such plans and charges."""
     charges = [charge for run in runs for charge in run.charges]
     amplified = [charge.sampling_probability < 1 for charge in charges]
     sentences = []
@@ -42,7 +62,45 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
-    return (*sentences, *_ALWAYS)
+    if any(run.declared_public for run in runs):
+        sentences.append(_PUBLIC)
+    units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)
+    sentences.extend(_about_unit(unit) for unit in units if unit != ONE_EXAMPLE)
+    return (*sentences, *_about_plans(runs), *_ALWAYS)
+
+
+def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:
+    """Return what has to be assumed of how numbers and ends were decided."""
+    sentences = []
+    if any(run.plan.renyi_order is not None for run in runs):
+        sentences.append(_ADAPTIVE_NOISE)
+    if any(run.is_off_plan for run in runs):
+        sentences.append(_OFF_PLAN)
+    reasons = dict.fromkeys(c.public for run in runs for c in run.charges)
+    sentences += [
+        "Noise multipliers declared public follow, until the end of the plan, from no"
+        f" release and no private data: {reason}."
+        for reason in reasons
+        if reason is not None
+    ]
+    sentences += [
+        "After how many steps a run ended follows from no release and no private data:"
+        f" {run.public_end}."
+        for run in runs
+        if run.public_end is not None
+    ]
+    return [*sentences, _SEVERAL] if len(runs) > 1 else sentences
+
+
+def _about_unit(unit: str) -> str:
+    """Return what has to be true of a unit that the plan names.
+
+    That rows were grouped by it is known; whom a group stands for is not.
+    """
+    column = column_of_units(unit)
+    if column is None:
+        return f"Each unit that was drawn holds all data of {unit}."
+    return f"All rows of one person have the same value of {column}."
 
 
 def released(runs: Sequence[CertifiedRun]) -> str:

@@ -17,17 +17,22 @@ class Statement:
     """The facts of a certificate: what was released and what it cost.
 
     Attributes:
-        epsilon: The privacy loss of all releases together, infinite if one of them
-            had no noise.
+        epsilon: The privacy loss of the run, infinite if a release had no noise. It is
+            the whole plan's also where the run ended before, since what was released
+            may have decided that, unless the end was declared public.
         delta: The delta it is for.
         delta_error: What to add to delta because noise is drawn on a computer;
             infinite if no bound is known, as for the ``"fast"`` generator.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds.
+        group_size: How many units may differ at once in every epsilon but those of
+            groups; more than one only if the plan says so.
         accountant: Which accountant's bound ``epsilon`` is.
         epsilon_pld: The bound by privacy loss distributions.
         epsilon_rdp: The bound by Renyi differential privacy, where there is one.
         epsilon_unamplified: What the same releases cost if sampling is not trusted.
+        epsilon_of_steps_taken: What the releases that were charged compose to: a
+            guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once.
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
@@ -48,10 +53,12 @@ class Statement:
     delta_error: float
     neighboring_relation: NeighboringRelation
     unit_of_privacy: str
+    group_size: int
     accountant: str
     epsilon_pld: float
     epsilon_rdp: float | None
     epsilon_unamplified: float
+    epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
     steps: int
     key_epochs: int

@@ -1,12 +1,15 @@
 """Certificates for people to read."""
 
+from collections.abc import Sequence
+
 from dp.accounting import Truncation
 from dp.certificate._run import CertifiedRun
 from dp.certificate._statement import Statement
+from dp.ledger import Charge
 from dp.schedule import Schedule
 
 
-__all__ = ("lines",)
+__all__ = ("lines", "why_not")
 
 
 def lines(c: Statement) -> list[str]:
@@ -14,9 +17,10 @@ def lines(c: Statement) -> list[str]:
     verdict = (
         f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
         if c.is_private
-        else f"NOT PRIVATE: {_why_not(c)}, so epsilon is infinite"
+        else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
-    rdp = "none for this relation" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
+    of_what = "this relation" if c.group_size == 1 else "groups"
+    rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
     return [
         "Differential privacy certificate",
@@ -24,10 +28,12 @@ def lines(c: Statement) -> list[str]:
         f"  {verdict}",
         "",
         f"  neighbouring datasets   {c.neighboring_relation}",
-        f"  unit of privacy         {c.unit_of_privacy}",
+        f"  unit of privacy         {c.unit_of_privacy}"
+        + ("" if c.group_size == 1 else f", any {c.group_size} of them at once"),
         f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
         f"  without amplification   {c.epsilon_unamplified:.4f}",
         f"  of groups of units      {groups}",
+        f"  of the steps taken      {c.epsilon_of_steps_taken:.4f}{_unclaimed(c)}",
         f"  added to delta          {_error(c.delta_error)}",
         f"  steps                   {c.steps}",
         f"  key epochs              {c.key_epochs} (1, and 1 for each resume or fork)",
@@ -46,8 +52,16 @@ def lines(c: Statement) -> list[str]:
     ]
 
 
-def _why_not(c: Statement) -> str:
-    failures = [run.failure for run in c.runs if run.failure is not None]
+def _unclaimed(c: Statement) -> str:
+    """Return why the epsilon of the steps taken is not the one that is claimed."""
+    if not any(run.remaining or run.plan.renyi_order for run in c.runs):
+        return ""
+    return ", if their number was fixed beforehand, which is not claimed"
+
+
+def why_not(c: Statement) -> str:
+    """Return why nothing is guaranteed."""
+    failures = [run.failure or run.noise for run in c.runs if run.has_failed]
     return failures[0] if failures else "a release had no noise"
 
 
@@ -61,25 +75,70 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
     plan = run.plan
     title = "  run" if num_runs == 1 else f"  run {index + 1}"
     target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"
+    order = (
+        ""
+        if plan.renyi_order is None
+        else f", Renyi filter of order {plan.renyi_order:g}"
+    )
     return [
         title,
         *([] if num_runs == 1 else [f"    released              {run.released}"]),
-        f"    planned               {plan.steps} steps, target epsilon {target}",
+        f"    planned               {plan.steps} steps, target epsilon {target}{order}",
+        f"    ended                 {_end(run)}",
         f"    plan                  sha256 {plan_id(run.plan_sha256)}",
         f"    planned noise         {_number(plan.noise_multiplier)}",
         f"    planned norm          {_number(plan.max_grad_norm)}",
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *_declared(run.declared_public),
         "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {charge.count} x q = {charge.sampling_probability:g},"
             f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
             + _truncation(charge.truncation)
+            + _off_plan(charge)
             for charge in run.charges
         ),
         "",
     ]
+
+
+def _declared(public: Sequence[str]) -> list[str]:
+    if not public:
+        return []
+    return [
+        "    declared public, as constants of the program",
+        *(f"      {tensor}" for tensor in public),
+    ]
+
+
+def _end(run: CertifiedRun) -> str:
+    """Return after how many steps a run ended, and what that means for the claim."""
+    taken = f"after {run.steps} of {run.plan.steps} steps"
+    if run.public_end is not None:
+        return f"{taken}, which is public: {run.public_end}"
+    if not run.remaining:
+        return taken
+    return (
+        f"{taken}; {run.claimed_steps - run.steps} more are counted, since releases may"
+        " have decided the end"
+    )
+
+
+def _off_plan(charge: Charge) -> str:
+    """Return what is to be said of numbers that are not the plan's."""
+    if charge.public is not None:
+        return f" (declared public: {charge.public})"
+    planned = [
+        f"{name} = {value:g}"
+        for name, value in (
+            ("q", charge.planned_sampling_probability),
+            ("sigma", charge.planned_noise_multiplier),
+        )
+        if value is not None
+    ]
+    return f" (counted as the planned {' and '.join(planned)})" if planned else ""
 
 
 def _truncation(truncation: Truncation | None) -> str:

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
+from dp._advisories import advisories_since
 from dp._reports import Finding, Report, lines_of
-from dp.accounting import ReferenceAccountant, epsilon, merge_equal_releases
+from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
+from dp.accounting._release import first_releases
+from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
 from dp.certificate._document import Certificate
-from dp.certificate._numbers import Numbers
+from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
+from dp.ledger import rest_of_plan
 
 
 if TYPE_CHECKING:
@@ -31,7 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ("Verification", "verify")
 
-_EPSILONS: Final = ("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_unamplified")
+_EPSILONS: Final = (
+    "epsilon",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "epsilon_unamplified",
+    "epsilon_of_steps_taken",
+)
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
 
@@ -76,8 +86,9 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
-        * The standard sentences on what is assumed, what is not covered and what was
-          released have to be there; a document that states a thing twice is refused.
+        * The standard sentences on what is assumed (of the unit of privacy and of tensors
+          that were declared public, too), what is not covered and what was released have
+          to be there; a document that states a thing twice is refused.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
@@ -106,8 +117,8 @@ def verify(
         checked.append(checksum)
     library = None if quick else _library(certificate, progress)
     computed = _QUICK if quick else f"by dp_accounting {version_of_accountants()} alone"
-    found = tuple(_findings(certificate, library, computed))
-    return Verification(findings=(*checked, *found), computed=computed)
+    checked.extend(_findings(certificate, library, computed))
+    return Verification(findings=tuple(checked), computed=computed)
 
 
 def _library(c: Certificate, progress: Progress | None) -> ReferenceAccountant:
@@ -136,6 +147,7 @@ def _findings(
             c.runs,
             delta=c.delta,
             relation=c.neighboring_relation,
+            group_size=c.group_size,
             library=library,
             intervals=c.intervals,
         )
@@ -175,62 +187,112 @@ def _findings_of_run(
         f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
     )
     yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
+    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
-    probabilities = {charge.sampling_probability for charge in run.charges}
-    alike = {charge.truncation for charge in run.charges} <= {plan.truncation}
+    yield _advised(f"{prefix}advisories", run)
+    yield _sampled_as_planned(f"{prefix}sampling", run)
     yield Finding(
-        claim=f"{prefix}sampling",
+        claim=f"{prefix}planned steps",
+        holds=run.claimed_steps <= plan.steps,
+        detail=f"took {run.steps} of {plan.steps}",
+    )
+    if len(c.runs) == 1:  # In a composition another run may go on from this one.
+        yield _remaining(f"{prefix}remaining steps", run, c, library)
+    if plan.target_epsilon is not None:
+        yield _target(f"{prefix}target epsilon", run, c, library)
+
+
+def _advised(claim: str, run: CertifiedRun) -> Finding:
+    """Return whether the software that charged had no fault that is known by now."""
+    faults = advisories_since(run.num_advisories)
+    told = " ".join(f"{a.name}: {a.fault} It affects {a.affects}." for a in faults)
+    return Finding(
+        claim=claim,
+        holds=not faults,
+        detail=f"it was charged by a release with faults by which epsilon may be too"
+        f" low. {told}"
+        if faults
+        else "no fault is known of the release that charged it",
+    )
+
+
+def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
+    """Return whether every release is accounted as sampled by the plan.
+
+    Those declared public need not be; the certificate says so of each.
+    """
+    plan = run.plan
+    bound = [charge for charge in run.charges if charge.public is None]
+    probabilities = {charge.to_release().sampling_probability for charge in bound}
+    alike = {charge.truncation for charge in bound} <= {plan.truncation}
+    return Finding(
+        claim=claim,
         holds=probabilities <= {plan.sampling_probability} and alike,
         detail=f"charged at {sorted(probabilities)}, planned"
         f" {plan.sampling_probability:.6g}"
         + ("" if alike else ", and batches truncated otherwise than planned"),
     )
-    yield Finding(
-        claim=f"{prefix}planned steps",
-        holds=run.steps <= plan.steps,
-        detail=f"took {run.steps} of {plan.steps}",
+
+
+def _remaining(
+    claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
+) -> Finding:
+    """Return whether the rest of the plan is claimed, unless the end was public.
+
+    Of the rest, only steps that the target does not allow may be missing.
+    """
+    rest = () if run.public_end is not None else rest_of_plan(run.plan, run.charges)
+    stated = run.claimed_steps - run.steps
+    holds = run.remaining == first_releases(stated, rest)
+    if holds and stated < sum(release.count for release in rest):
+        beyond = epsilon(
+            (*run.releases, *first_releases(stated + 1, rest)),
+            delta=run.plan.target_delta,
+            neighboring_relation=run.plan.neighboring_relation,
+            group_size=run.plan.group_size,
+            interval=c.intervals.get("epsilon"),
+            library=library,
+        ).epsilon
+        target = run.plan.target_epsilon
+        holds = target is not None and beyond > target * (1 - TOLERANCE)
+    return Finding(
+        claim=claim,
+        holds=holds,
+        detail=f"claims {stated} that were not taken, of"
+        f" {sum(release.count for release in rest)} that were left"
+        + ("" if run.public_end is None else f"; the end is public: {run.public_end}"),
     )
-    if plan.target_epsilon is not None:
-        yield _target(f"{prefix}target epsilon", run, c, library)
 
 
 def _target(
     claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
 ) -> Finding:
-    """Return whether a run kept its plan's target.
-
-    A bound of the whole plan also bounds its first steps, whose own buckets may be
-    slightly wider.
-    """
+    """Return whether what is claimed of a run is within its plan's target."""
     plan = run.plan
-    planned = merge_equal_releases(plan.releases(run.steps))
-    candidates = [run.releases]
-    if run.steps <= plan.steps and run.releases == planned:
-        candidates.append(merge_equal_releases(plan.releases(plan.steps)))
     target = plan.target_epsilon or math.inf
-    spent = math.inf
-    for releases in candidates:
-        if spent > target * (1 + TOLERANCE):
-            bound = epsilon(
-                releases,
-                delta=plan.target_delta,
-                neighboring_relation=plan.neighboring_relation,
-                interval=c.intervals.get("epsilon"),
-                library=library,
-            )
-            spent = min(spent, bound.epsilon)
+    if plan.renyi_order is not None:
+        cost = renyi_cost(run.releases, plan.renyi_order, plan.neighboring_relation)
+        spent = epsilon_of_order(cost, plan.renyi_order, plan.target_delta)
+    else:
+        spent = epsilon(
+            run.claimed,
+            delta=plan.target_delta,
+            neighboring_relation=plan.neighboring_relation,
+            group_size=plan.group_size,
+            interval=c.intervals.get("epsilon"),
+            library=library,
+        ).epsilon
     return Finding(
         claim=claim,
-        holds=spent <= target * (1 + TOLERANCE),
-        detail=f"spent {spent:.6g} of {target:.6g}",
+        holds=not run.steps or spent <= target * (1 + TOLERANCE),
+        detail=f"claims {spent:.6g} of {target:.6g}",
     )
 
 
 def _rounding(c: Certificate) -> float:
     """Return how much of epsilon is lost to rounding where delta is very small."""
-    releases = merge_equal_releases(r for run in c.runs for r in run.releases)
-    return rounding(releases) / c.delta
+    return rounding(together(c.runs, claimed=True)) / c.delta
 
 
 def _same_number(

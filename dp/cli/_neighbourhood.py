@@ -1,9 +1,7 @@
 """A run's numbers beside those of half and twice its steps and sampling, and its plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
-
-from dp._typing import NeighboringRelation
 
 
 __all__ = ("code_of_calibrated_plan", "code_of_plan", "table")
@@ -35,7 +33,7 @@ def table(what: str, at: At, *, q: float, steps: int) -> str:
 
 
 def code_of_plan(
-    *, q: float, steps: int, sigma: float, delta: float, relation: NeighboringRelation
+    *, q: float, steps: int, sigma: float, delta: float, others: Mapping[str, str]
 ) -> str:
     """Return code that makes the plan of a run."""
     sampling = (
@@ -52,7 +50,7 @@ def code_of_plan(
             "max_grad_norm": "1.0",
             "steps": repr(steps),
             "target_delta": repr(delta),
-            "neighboring_relation": _quoted(relation),
+            **others,
         },
     )
 
@@ -63,7 +61,7 @@ def code_of_calibrated_plan(
     steps: int,
     target_epsilon: float,
     delta: float,
-    relation: NeighboringRelation,
+    others: Mapping[str, str],
 ) -> str:
     """Return code that calibrates a plan."""
     numbers = {
@@ -73,7 +71,7 @@ def code_of_calibrated_plan(
         "steps": repr(steps),
         "expected_batch_size": _batch(q),
         "max_grad_norm": "1.0",
-        "neighboring_relation": _quoted(relation),
+        **others,
     }
     if q == 1:  # A loader of one's own, which draws nothing.
         del numbers["sampling_probability"]
@@ -91,7 +89,3 @@ def _code(function: str, numbers: dict[str, str]) -> str:
 
 def _batch(q: float) -> str:
     return "num_examples" if q == 1 else f"{q!r} * num_examples"
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'

@@ -23,10 +23,12 @@ __all__ = (
     "DataPath",
     "DateFormat",
     "Dates",
+    "DebugSeed",
     "Decimal",
     "Delta",
     "Encoding",
     "Epsilon",
+    "GroupSize",
     "HoldOut",
     "Into",
     "LearningRate",
@@ -221,6 +223,21 @@ OptimizerName = Annotated[
         help="Any optimizer of torch.optim by its name, such as sgd (with momentum"
         " 0.9), adam or rmsprop.",
         metavar="NAME",
+    ),
+]
+DebugSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="For the same run twice: NOT PRIVATE, since anyone can repeat its noise.",
+        metavar="SEED",
+    ),
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="How many rows may differ at once, such as the most rows of one person;"
+        " epsilon then covers all of them together.",
+        metavar=">= 1",
     ),
 ]
 Report = Annotated[

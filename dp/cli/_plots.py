@@ -12,21 +12,29 @@ __all__ = ("draw_epsilon_over_steps", "draw_noise_over_epsilon")
 
 
 def draw_epsilon_over_steps(
-    path: Path, release: Release, *, delta: float, relation: NeighboringRelation
+    path: Path,
+    release: Release,
+    *,
+    delta: float,
+    relation: NeighboringRelation,
+    group_size: int,
 ) -> None:
     """Draw an upper bound on epsilon after every step.
 
     Raises:
         InputError: If the picture cannot be written.
     """
-    curve = epsilon_curve([release], delta=delta, neighboring_relation=relation)
+    curve = epsilon_curve(
+        [release], delta=delta, neighboring_relation=relation, group_size=group_size
+    )
     _draw(
         path,
         (range(len(curve)), curve),
         xlabel="step",
-        ylabel="epsilon spent",
+        ylabel="epsilon if planned to stop here",
         title=f"q = {release.sampling_probability:g}, noise multiplier ="
-        f" {release.noise_multiplier:g}, delta = {delta:g}, {relation}",
+        f" {release.noise_multiplier:g}, delta = {delta:g}, {relation}"
+        + ("" if group_size == 1 else f", any {group_size} rows at once"),
     )
 
 

@@ -130,16 +130,15 @@ def _summary(
     score = f"test {table.problem.score_name}"
     for heading in ("", score, "epsilon", "delta", "steps", "seconds"):
         grid.add_column(heading, justify="right" if heading else "left")
-    rows = [
-        ("private", private, f"{certificate.epsilon:.3f}", f"{certificate.delta:g}")
-    ]
+    name = "private" if certificate.is_private else "NOT PRIVATE"
+    rows = [(name, private, f"{certificate.epsilon:.3f}", f"{certificate.delta:g}")]
     if plain is not None:
         rows.append(("not private", plain, "infinite", ""))
-    for name, run, epsilon, delta in rows:
+    for heading, run, epsilon, delta in rows:
         last = run.points[-1]
         shown = "" if table.test is None else f"{last.score:#.4g}"
         seconds = f"{run.seconds:.1f}"
-        grid.add_row(name, shown, epsilon, delta, str(last.step), seconds)
+        grid.add_row(heading, shown, epsilon, delta, str(last.step), seconds)
     return grid
 
 
@@ -171,7 +170,7 @@ def _draw(path: Path, table: Table, private: Run, plain: Run | None) -> None:
         steps,
         [point.epsilon for point in private.points],
         color="tab:red",
-        label="epsilon spent",
+        label="epsilon, if planned to stop here",
     )
     cost.set(ylabel="epsilon", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)

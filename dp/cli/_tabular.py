@@ -219,7 +219,7 @@ def open_csv(path: Path, options: CsvOptions, *, known: str) -> CsvTable:
         name=path.name,
         unit="one row of the file"
         if options.unit_column is None
-        else f"all rows of one value of {options.unit_column}",
+        else f"one value of {options.unit_column}",
         columns=columns,
         declared=declared,
         target=target,

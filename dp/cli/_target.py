@@ -30,11 +30,11 @@ def function_of(target: str) -> Callable[..., Any]:
             " package.module:function"
         )
     module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
-    function: Any = getattr(module, name, None)
-    if not callable(function):
+    named: Any = getattr(module, name, None)
+    if not callable(named):
         raise InputError(f"{place} has no function {name!r}")
-    found: Callable[..., Any] = function
-    return found
+    function: Callable[..., Any] = named
+    return function
 
 
 def _from_file(path: Path) -> ModuleType:

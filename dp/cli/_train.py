@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -63,6 +64,8 @@ class Request:
         optimizer: An optimizer of torch by its name.
         model: The kind of model, for columns.
         compares: Whether to train without privacy, too.
+        group_size: How many units may differ at once.
+        debug_seed: The seed of a run that can be repeated, and is not private.
         report: The folder for what is left behind.
     """
 
@@ -75,6 +78,8 @@ class Request:
     optimizer: str
     model: TabularModel | None
     compares: bool
+    group_size: int
+    debug_seed: int | None
     report: Path
 
     def lr(self, default: float) -> float | None:
@@ -94,12 +99,14 @@ def train_built_in(name: str, request: Request) -> None:
         if request.model is not None:
             raise InputError(f"--model is for CSV files; {name} has one of its own")
         table = built_in(name)
+        _seed(request)
         model = model_for(table)
         make_alike(model)
         setup = _training.Setup(
             plan=_plan_of_images(request, table),
             optimizer=request.optimizer,
             learning_rate=request.lr(_LEARNING_RATE),
+            debug_seed=request.debug_seed,
         )
         console = _prepared(request, setup, is_main=is_main)
         facts = "features were scaled by constants that are public"
@@ -130,16 +137,20 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
             normalizes=True,
             averages=True,
             before=recipe.shares.releases,
+            debug_seed=request.debug_seed,
         )
         console = _prepared(request, setup, is_main=is_main)
         statistics = Statistics(
             target_delta=target.delta,
             neighboring_relation=target.relation,
             unit_of_privacy=target.unit_of_privacy,
+            group_size=target.group_size,
+            noise=setup.noise,
         )
         fitted = from_first(lambda: csv.fit(recipe.shares, statistics))
         _tell_unseen(fitted, console)
         table = csv.table(fitted)
+        _seed(request)
         model = tabular_model(
             recipe.model, table.row_shape[0], table.problem.num_outputs
         )
@@ -157,12 +168,19 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
         )
 
 
+def _seed(request: Request) -> None:
+    """Make the first weights repeatable, too, if a run is to be."""
+    if request.debug_seed is not None:
+        torch.manual_seed(request.debug_seed)
+
+
 def _target(request: Request, csv: CsvTable) -> Target:
     return Target(
         epsilon=request.epsilon,
         delta=_delta(request.delta, csv.num_units),
         relation=_RELATION,
         unit_of_privacy=csv.unit,
+        group_size=request.group_size,
     )
 
 
@@ -203,6 +221,7 @@ def _plan_of_images(request: Request, table: Table) -> PrivacyPlan:
         max_grad_norm=request.max_grad_norm,
         neighboring_relation=_RELATION,
         unit_of_privacy=table.unit,
+        group_size=request.group_size,
     )
 
 
@@ -255,12 +274,12 @@ def _train(
     if console.quiet:
         return
     touches = _TWIN if request.compares else None
-    certificate = compose(
-        *(statistics.certificates(private_data_touches=touches) if statistics else ()),
-        optimizer.certificate(
-            private_data_touches=touches, assumptions=_assumptions(table, facts)
-        ),
+    certificate = optimizer.certificate(
+        private_data_touches=touches, assumptions=_assumptions(table, facts)
     )
+    if statistics is not None:
+        released = statistics.certificates(private_data_touches=touches)
+        certificate = compose(*released, certificate)
     _report.show(console, table, certificate, private, plain)
     _report.write(request.report, table, certificate, private, plain)
     _saved.write(request.report, private.model, saved)
@@ -286,9 +305,14 @@ def _shown(bars: Bars, table: Table, name: str, num_steps: int) -> _training.Sho
     bar = bars.begin(f"{name:11}")
 
     def show(taken: int, point: _training.Point) -> None:
-        cost = f"  eps {point.epsilon:.2f}" if point.epsilon < float("inf") else ""
-        score = "" if table.test is None else f"  {table.problem.score_name}"
-        figures = f"{score} {point.score:.3f}" if score else ""
-        bar.show(taken, num_steps, f"{figures}{cost}")
+        is_private = point.epsilon < float("inf")
+        cost = (
+            f"  eps {point.epsilon:.2f} if planned to stop here"
+            if is_private
+            else "  NOT PRIVATE"
+        )
+        name = table.problem.score_name
+        score = "" if table.test is None else f"  {name} {point.score:.4g}"
+        bar.show(taken, num_steps, f"{score}{cost}")
 
     return show

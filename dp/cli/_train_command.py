@@ -16,9 +16,11 @@ from dp.cli._options import (
     DataPath,
     DateFormat,
     Dates,
+    DebugSeed,
     Decimal,
     Encoding,
     Epsilon,
+    GroupSize,
     HoldOut,
     LearningRate,
     LeaveOut,
@@ -73,6 +75,8 @@ def train_command(
     lr: LearningRate = None,
     optimizer: OptimizerName = "sgd",
     compare: Compare = False,
+    group_size: GroupSize = 1,
+    debug_seed: DebugSeed = None,
     report: Report = Path("report"),
 ) -> None:
     """Train a small model with privacy, and certify what it cost.
@@ -90,7 +94,7 @@ def train_command(
             "--lr": lr,
         },
         open_unit={"--delta": delta},
-        count={"--steps": steps},
+        count={"--steps": steps, "--group-size": group_size},
     )
     if not 0 <= hold_out <= _LARGEST_HOLD_OUT:
         raise InputError(
@@ -109,6 +113,8 @@ def train_command(
         optimizer=optimizer,
         model=model,
         compares=compare,
+        group_size=group_size,
+        debug_seed=debug_seed,
         report=report,
     )
     options = _tabular.CsvOptions(

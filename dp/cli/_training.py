@@ -24,6 +24,7 @@ from dp.cli._errors import InputError
 from dp.cli._input import Table
 from dp.cli._processes import add_up_gradients
 from dp.clipping import AutomaticClipping, FlatClipping
+from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Unamplified
@@ -56,6 +57,7 @@ class Setup:
         averages: Whether the model is the mean of the weights of the second half of
             the steps, which costs no privacy and removes much of the noise.
         before: What was released about the same rows before.
+        debug_seed: The seed of noise that anyone can repeat; None for private noise.
     """
 
     plan: PrivacyPlan
@@ -64,6 +66,14 @@ class Setup:
     normalizes: bool = False
     averages: bool = False
     before: tuple[Release, ...] = ()
+    debug_seed: int | None = None
+
+    @property
+    def noise(self) -> GaussianNoise:
+        """The source of noise."""
+        if self.debug_seed is None:
+            return GaussianNoise()
+        return GaussianNoise(rng="debug", seed=self.debug_seed)
 
 
 @final
@@ -97,7 +107,8 @@ def train_privately(
 ) -> tuple[Run, DPOptimizer]:
     """Train a copy of *model* as the plan says; return the run and its optimizer.
 
-    An interrupt ends the training; what was spent until then is in the ledger.
+    An interrupt ends the training. The certificate then claims the epsilon of the whole
+    plan, since the score that was shown may have decided the end.
     """
     model = copy.deepcopy(model)
     plan = setup.plan
@@ -114,6 +125,7 @@ def train_privately(
         clipping=AutomaticClipping(max_grad_norm=norm)
         if setup.normalizes
         else FlatClipping(max_grad_norm=norm),
+        noise=setup.noise,
     )
 
     def step(x: Tensor, y_B: Tensor, units: Tensor | None) -> None:
@@ -121,14 +133,22 @@ def train_privately(
         optimizer.step()
 
     batches = repeat(_share(table), plan.steps) if loader is None else _drawn(loader)
-    epsilons = epsilon_curve(
+    run = _run(model, table, setup, batches, step, epsilons=_curve(setup), show=show)
+    return run, optimizer
+
+
+def _curve(setup: Setup) -> tuple[float, ...]:
+    """Return epsilon by the number of steps, what was released before included."""
+    plan = setup.plan
+    if setup.debug_seed is not None:
+        return (float("inf"),) * (plan.steps + 1)
+    curve = epsilon_curve(
         [*setup.before, *plan.releases(plan.steps)],
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
-    )[sum(release.count for release in setup.before) :]
-    return _run(
-        model, table, setup, batches, step, epsilons=epsilons, show=show
-    ), optimizer
+        group_size=plan.group_size,
+    )
+    return curve[sum(release.count for release in setup.before) :]
 
 
 def train_openly(model: nn.Module, table: Table, setup: Setup, *, show: Shown) -> Run:

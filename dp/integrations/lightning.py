@@ -32,14 +32,16 @@ from dp.sampling import Unamplified
 __all__ = ("PrivacyCallback",)
 
 _NAME: Final = "epsilon"
+_NAME_SO_FAR: Final = "epsilon_if_planned_to_stop_here"
 
 
 @final
 class PrivacyCallback(Callback):
     """Log epsilon, stop at the budget, and refuse what would not do what it says.
 
-    Epsilon is logged as ``epsilon`` whenever the trainer logs, and at the end of every
-    epoch; with several private optimizers, the name has the optimizer's number.
+    Epsilon of the run, whenever it ends, is logged as ``epsilon``, and that of the steps
+    so far as ``epsilon_if_planned_to_stop_here``, whenever the trainer logs and at the
+    end of every epoch; with several private optimizers, names have their numbers.
     Training stops after the step that the plan has no other after. A learning rate that
     follows a metric causes a warning: epsilon does not cover what it reveals.
 
@@ -101,8 +103,10 @@ def _private(trainer: Trainer) -> list[DPOptimizer]:
 
 def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
     for number, optimizer in enumerate(private):
-        name = _NAME if len(private) == 1 else f"{_NAME}-{number}"
-        pl_module.log(name, optimizer.spent().epsilon, batch_size=1)
+        suffix = "" if len(private) == 1 else f"-{number}"
+        so_far, whole = optimizer.spent(), optimizer.guarantee()
+        pl_module.log(f"{_NAME}{suffix}", whole.epsilon, batch_size=1)
+        pl_module.log(f"{_NAME_SO_FAR}{suffix}", so_far.epsilon, batch_size=1)
 
 
 def _check_accumulation(trainer: Trainer, optimizer: DPOptimizer) -> None:

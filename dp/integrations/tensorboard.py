@@ -30,16 +30,18 @@ def log_epsilon(
     every: int = 1,
     tag: str = "privacy/epsilon",
 ) -> RemovableHandle:
-    """Write the epsilon spent so far after every *every* steps of *optimizer*.
+    """Write epsilon after every *every* steps of *optimizer*.
 
-    Epsilon is public: it depends on the plan and on how many steps were taken. Losses
-    and gradient norms of the training data are not, so none are written.
+    Two curves: under *tag* that of the run, whenever it ends, and under
+    ``{tag}_if_planned_to_stop_here`` that of the steps so far. Both are public: they
+    depend on the plan and on how many steps were taken. Losses and gradient norms of
+    the training data are not, so none are written.
 
     Args:
         optimizer: A DPOptimizer, or what accelerate or Lightning made of one.
         writer: A ``torch.utils.tensorboard.SummaryWriter``, or alike.
         every: Steps between two entries; the accountant is asked no more often.
-        tag: The name of the curve; its steps are those that the ledger was charged.
+        tag: The name of the curves; their steps are those that the ledger was charged.
 
     Returns:
         A handle whose ``remove()`` ends the logging.
@@ -54,6 +56,8 @@ def log_epsilon(
     def write(*_: Any) -> None:
         steps = private.ledger.steps
         if steps % every == 0:
-            writer.add_scalar(tag, private.spent().epsilon, steps)
+            writer.add_scalar(tag, private.guarantee().epsilon, steps)
+            so_far = private.spent().epsilon
+            writer.add_scalar(f"{tag}_if_planned_to_stop_here", so_far, steps)
 
     return private.register_step_post_hook(write)

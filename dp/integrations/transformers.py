@@ -271,7 +271,8 @@ class PrivateTrainer(Trainer):
         if not self.unsafe_log_loss:
             logs = {k: v for k, v in logs.items() if k not in _UNCOVERED}
         if private is not None:
-            logs["epsilon"] = private.spent().epsilon
+            logs["epsilon"] = private.guarantee().epsilon
+            logs["epsilon_if_planned_to_stop_here"] = private.spent().epsilon
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:

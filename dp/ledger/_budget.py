@@ -5,23 +5,48 @@ when to stop, so an error here could stop a run too soon or too late, and would 
 what the ledger says was spent.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 from dp.accounting import Guarantee, Release, epsilon, merge_equal_releases
+from dp.accounting._renyi import filter_guarantee
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Budget", "cost")
+__all__ = ("Budget", "cost", "void")
 
 
 def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
-    """Return the guarantee of *releases* at the plan's delta."""
+    """Return what *releases* compose to at the plan's delta.
+
+    Under a Renyi filter, at its order.
+    """
+    if plan.renyi_order is not None and releases:
+        return filter_guarantee(
+            releases,
+            order=plan.renyi_order,
+            target_epsilon=None,
+            delta=plan.target_delta,
+            relation=plan.neighboring_relation,
+        )
     return epsilon(
         releases,
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
+
+
+def void(guarantee: Guarantee) -> Guarantee:
+    """Return that nothing is guaranteed, at the same delta."""
+    return replace(
+        guarantee,
+        epsilon=math.inf,
+        epsilon_pld=math.inf,
+        epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
+        accountant="NOT PRIVATE",
     )
 
 

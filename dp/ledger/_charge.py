@@ -9,14 +9,28 @@ from dp.accounting._release import Release, Truncation
 from dp.exceptions import LedgerError
 
 
-__all__ = ("VERSION", "Charge", "alike", "appended", "parsed")
+__all__ = (
+    "VERSION",
+    "Charge",
+    "alike",
+    "appended",
+    "known_advisories",
+    "parsed",
+    "parsed_declarations",
+)
 
-VERSION: Final = 1
+VERSION: Final = 2
+_KNOWN_VERSIONS: Final = (1, 2)
 _FIELDS: Final = (
     "sampling_probability",
     "noise_multiplier",
     "max_grad_norm",
     "count",
+)
+_FIELDS_OFF_PLAN: Final = (
+    "planned_noise_multiplier",
+    "planned_sampling_probability",
+    "public",
 )
 
 
@@ -31,6 +45,11 @@ class Charge:
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
         truncation: How a batch was made smaller, if it was.
+        planned_noise_multiplier: What they are accounted at where more noise was added
+            than planned: the plan's, since the surplus may depend on earlier releases.
+        planned_sampling_probability: The same where less was sampled than planned.
+        public: Why the numbers are public, where they are not the plan's and were
+            declared so.
     """
 
     sampling_probability: float
@@ -38,6 +57,9 @@ class Charge:
     max_grad_norm: float
     count: int
     truncation: Truncation | None = None
+    planned_noise_multiplier: float | None = None
+    planned_sampling_probability: float | None = None
+    public: str | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
@@ -51,17 +73,21 @@ class Charge:
         return cls(**{**row, "truncation": smaller})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the charge in plain types; nothing of a truncation if there is none."""
+        """Return the charge in plain types, without what it has not."""
         row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        for name in _FIELDS_OFF_PLAN:
+            if getattr(self, name) is not None:
+                row[name] = getattr(self, name)
         if self.truncation is not None:
             row["truncation"] = asdict(self.truncation)
         return row
 
     def to_release(self) -> Release:
-        """Return what the accountant needs of it."""
+        """Return what the accountant composes: the plan's step where that costs more."""
+        sigma, q = self.planned_noise_multiplier, self.planned_sampling_probability
         return Release(
-            sampling_probability=self.sampling_probability,
-            noise_multiplier=self.noise_multiplier,
+            sampling_probability=self.sampling_probability if q is None else q,
+            noise_multiplier=self.noise_multiplier if sigma is None else sigma,
             count=self.count,
             truncation=self.truncation,
         )
@@ -82,6 +108,9 @@ def alike(left: Charge, right: Charge) -> bool:
         and left.max_grad_norm == right.max_grad_norm
         and left.sampling_probability == right.sampling_probability
         and left.truncation == right.truncation
+        and left.planned_noise_multiplier == right.planned_noise_multiplier
+        and left.planned_sampling_probability == right.planned_sampling_probability
+        and left.public == right.public
     )
 
 
@@ -89,17 +118,48 @@ def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     """Return the segments that a ledger's state holds, each charge checked.
 
     Raises:
-        LedgerError: If it is of another version, or damaged.
+        LedgerError: If it is of an unknown version, or damaged.
     """
-    if not isinstance(state_dict, Mapping) or state_dict.get("version") != VERSION:
+    version = state_dict.get("version") if isinstance(state_dict, Mapping) else None
+    if version not in _KNOWN_VERSIONS:
         raise LedgerError(
-            f"the ledger is not of version {VERSION}: it is damaged, or another"
-            " release of this package wrote it"
+            f"the ledger is of version {version!r}, and this release of dp reads"
+            f" {' and '.join(map(str, _KNOWN_VERSIONS))}: it is damaged, or a later"
+            " release wrote it, which can load it"
         )
     segments = state_dict.get("segments")
     if not isinstance(segments, Mapping):
         raise LedgerError("the ledger has no segments: it is damaged")
     return {str(key): _segment(rows) for key, rows in segments.items()}
+
+
+def parsed_declarations(state_dict: Mapping[str, Any]) -> list[str]:
+    """Return the tensors that a ledger's state says were declared public.
+
+    Raises:
+        LedgerError: If it is damaged.
+    """
+    declared = state_dict.get("declared_public", [])
+    if not isinstance(declared, list) or not all(
+        isinstance(one, str) for one in declared
+    ):
+        raise LedgerError(
+            "the ledger does not list the tensors that were declared public by their"
+            " descriptions: it is damaged"
+        )
+    return declared
+
+
+def known_advisories(state_dict: Mapping[str, Any]) -> int:
+    """Return how many advisories were known where a ledger's state was written.
+
+    Raises:
+        LedgerError: If that is no number of them.
+    """
+    known = state_dict.get("advisories", 0)  # Version 1 was written before the first.
+    if not isinstance(known, int) or known < 0:
+        raise LedgerError(f"the ledger states {known!r} advisories: it is damaged")
+    return known
 
 
 def _segment(rows: object) -> tuple[Charge, ...]:
@@ -112,7 +172,18 @@ def _charge(row: Mapping[str, Any]) -> Charge:
     try:
         charge = Charge.from_dict(row)
         charge.to_release()
+        _check_bounded(charge)
         _checks.positive(max_grad_norm=charge.max_grad_norm)
     except (AttributeError, TypeError, ValueError) as error:
         raise LedgerError(f"the ledger holds a damaged charge: {error}") from error
     return charge
+
+
+def _check_bounded(charge: Charge) -> None:
+    """Raise if a charge is accounted at more noise, or less sampling, than was used."""
+    release = charge.to_release()
+    if (
+        release.noise_multiplier > charge.noise_multiplier
+        or release.sampling_probability < charge.sampling_probability
+    ):
+        raise ValueError("it is accounted at less than it cost")

@@ -10,23 +10,35 @@ computed from the charges, and every change of them is one assignment. What they
 to is kept beside the very charges that it was added up from, and is true of no others.
 """
 
-import math
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Final, final
 
+from dp._advisories import ADVISORIES
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
 from dp.exceptions import BudgetExhaustedError, LedgerError
-from dp.ledger._budget import Budget, cost
-from dp.ledger._charge import VERSION, Charge, alike, appended, parsed
+from dp.ledger._budget import Budget, cost, void
+from dp.ledger._charge import (
+    VERSION,
+    Charge,
+    alike,
+    appended,
+    known_advisories,
+    parsed,
+    parsed_declarations,
+)
+from dp.ledger._claim import accounted, check_noise, claim, from_version_1
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Ledger", "void")
+__all__ = ("Ledger",)
+
+DEBUGGING: Final = "noise came from a debugging seed, so anyone can repeat it"
+_IF_FIXED: Final = "if the number of steps was fixed beforehand"
 
 
 @final
@@ -43,6 +55,8 @@ class Ledger:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
+        self._declared_public: tuple[str, ...] = ()
+        self._num_advisories = len(ADVISORIES)
         self._writer = _Writer()
         self._budget = Budget(plan)
         self._totals = _Totals(self._segments, steps=0, as_planned=True)
@@ -88,9 +102,34 @@ class Ledger:
         return merge_equal_releases(charge.to_release() for charge in self.charges())
 
     def spent(self) -> Guarantee:
-        """Return the guarantee of everything charged, at the plan's delta."""
-        guarantee = cost(self._plan, self.releases())
-        return guarantee if self._failure is None else void(guarantee)
+        """Return what everything charged so far composes to, at the plan's delta.
+
+        It is a guarantee only if the number of steps was fixed beforehand, as its
+        ``condition`` says; what holds whenever the run ends is :meth:`guarantee`.
+        """
+        composed = cost(self._plan, self.releases())
+        if self._failure is not None:
+            return void(composed)
+        is_open = 0 < self.steps < self._plan.steps
+        return replace(composed, condition=_IF_FIXED) if is_open else composed
+
+    def guarantee(self) -> Guarantee:
+        """Return what holds of the run, at the plan's delta, whenever it ends.
+
+        A run that ends before its plan costs what the plan costs: when it ends may have
+        been decided by what was released. Stopping by private data that was not
+        released is not covered.
+        """
+        claimed = claim(self._plan, self.charges())
+        return claimed if self._failure is None else void(claimed)
+
+    def check_noise(self, noise_multiplier: float) -> None:
+        """Raise if the next release may not have so little noise.
+
+        Raises:
+            PrivacyError: If it is less than planned, and the plan has no Renyi filter.
+        """
+        check_noise(self._plan, noise_multiplier, self.steps)
 
     @property
     def failure(self) -> str | None:
@@ -103,13 +142,43 @@ class Ledger:
         It is kept like a charge: in copies, states and certificates, for ever. Later
         steps raise, and every epsilon is infinite.
         """
-        if self._failure is None:
+        if self._failure in {None, DEBUGGING}:
             self._failure = reason
+
+    def note_debugging_seed(self) -> None:
+        """Record that noise comes from a debugging seed: steps go on, NOT PRIVATE.
+
+        It is kept like a failure, but what only debugs may take further steps.
+        """
+        if self._failure is None:
+            self._failure = DEBUGGING
+
+    @property
+    def num_advisories(self) -> int:
+        """How many advisories the releases of dp that charged knew, the fewest of them.
+
+        Runs that were charged by an older release have its faults, whatever goes on
+        from them.
+        """
+        return self._num_advisories
+
+    @property
+    def declared_public(self) -> tuple[str, ...]:
+        """The tensors that were declared to be no data, one description each."""
+        return self._declared_public
+
+    def declare_public(self, tensors: Iterable[str]) -> None:
+        """Record tensors that gradients are computed with as constants of the program.
+
+        The charges hold only if they are, so the declaration stays with them: in
+        copies, states and certificates.
+        """
+        self._declared_public = tuple(dict.fromkeys([*self._declared_public, *tensors]))
 
     @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
-        if self._failure is not None or self.steps >= self._plan.steps:
+        if self._has_failed or self.steps >= self._plan.steps:
             return True
         upcoming = self._plan.releases(self.steps + 1)[-1]
         return not self._budget.allows(self.releases(), replace(upcoming, count=1))
@@ -121,11 +190,22 @@ class Ledger:
         noise_multiplier: float,
         max_grad_norm: float,
         truncation: Truncation | None = None,
+        public: str | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
 
+        Args:
+            sampling_probability: Probability of an example to be in the batch.
+            noise_multiplier: Standard deviation of the noise over *max_grad_norm*.
+            max_grad_norm: Sensitivity of the sum.
+            truncation: How the batch was made smaller, if it was.
+            public: Why the numbers are public, where they are not the plan's: they were
+                fixed beforehand, or follow from public facts alone.
+
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
+            PrivacyError: If it costs more than planned, and neither *public* nor a
+                Renyi filter covers that.
         """
         charge = Charge(
             sampling_probability=sampling_probability,
@@ -133,10 +213,12 @@ class Ledger:
             max_grad_norm=max_grad_norm,
             count=1,
             truncation=truncation,
+            public=public,
         )
         with self._lock:
             self._check_sound()
             totals = self._current_totals()
+            charge = accounted(self._plan, charge, totals.steps)
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
             if not (
                 self._budget.allows_as_planned(totals.steps + 1)
@@ -154,8 +236,12 @@ class Ledger:
             self._segments = {**self._segments, key: segment}
             self._totals = _Totals(self._segments, totals.steps + 1, as_planned)
 
+    @property
+    def _has_failed(self) -> bool:
+        return self._failure not in {None, DEBUGGING}
+
     def _check_sound(self) -> None:
-        if self._failure is not None:
+        if self._has_failed:
             raise LedgerError(
                 f"no guarantee holds for this run any more ({self._failure}), so it"
                 " takes no other step. Mend the cause, and start from weights that saw"
@@ -167,6 +253,7 @@ class Ledger:
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
+            "advisories": self._num_advisories,
             "segments": {
                 key: [charge.to_dict() for charge in segment]
                 for key, segment in self._segments.items()
@@ -174,6 +261,8 @@ class Ledger:
         }
         if self._failure is not None:
             state["failure"] = self._failure
+        if self._declared_public:
+            state["declared_public"] = list(self._declared_public)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -185,16 +274,30 @@ class Ledger:
                 loaded.
         """
         loaded = parsed(state_dict)
+        declared = parsed_declarations(state_dict)
         self._check_unit(state_dict)
+        num_advisories = known_advisories(state_dict)
+        if state_dict["version"] == 1:
+            loaded = {
+                key: tuple(from_version_1(self._plan, charge) for charge in segment)
+                for key, segment in loaded.items()
+            }
         with self._lock:
             merged = dict(self._segments)
             for key, segment in loaded.items():
                 known = self._segments.get(key, ())
                 merged[key] = self.merge_segment(known, segment, key)
-            if "failure" in state_dict:
-                self.fail(str(state_dict["failure"]))
+            self._take_failure(state_dict.get("failure"))
+            self._num_advisories = min(self._num_advisories, num_advisories)
             self._writer = _Writer()  # What follows is a fork of that state.
             self._segments = merged
+            self.declare_public(declared)
+
+    def _take_failure(self, failure: object) -> None:
+        if failure == DEBUGGING:
+            self.note_debugging_seed()
+        elif failure is not None:
+            self.fail(str(failure))
 
     def _check_unit(self, state_dict: Mapping[str, Any]) -> None:
         """Raise if the charges protect another unit: epsilon of one is none of another.
@@ -240,7 +343,13 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
+        fork._declared_public = self._declared_public
+        fork._num_advisories = self._num_advisories
         return fork
+
+    def __repr__(self) -> str:
+        verdict = "" if self._failure is None else f", NOT PRIVATE: {self._failure}"
+        return f"<Ledger: {self.steps} of {self._plan.steps} steps{verdict}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _unpickled, (self._plan, self.state_dict())
@@ -256,23 +365,12 @@ class Ledger:
         return self._totals
 
     def _is_planned(self, charge: Charge, step: int) -> bool:
-        plan = self._plan
+        plan, release = self._plan, charge.to_release()
         return (
-            charge.noise_multiplier == plan.noise_multiplier_at(step)
-            and charge.sampling_probability == plan.sampling_probability
-            and charge.truncation == plan.truncation
+            release.noise_multiplier == plan.noise_multiplier_at(step)
+            and release.sampling_probability == plan.sampling_probability
+            and release.truncation == plan.truncation
         )
-
-
-def void(guarantee: Guarantee) -> Guarantee:
-    """Return that nothing is guaranteed, at the same delta."""
-    return replace(
-        guarantee,
-        epsilon=math.inf,
-        epsilon_pld=math.inf,
-        epsilon_rdp=None if guarantee.epsilon_rdp is None else math.inf,
-        accountant="mixed examples",
-    )
 
 
 @final

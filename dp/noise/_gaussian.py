@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dp import _checks, _tuning
-from dp._keystream import KEY_BITS, Keystream
+from dp._keystream import KEY_BITS, Keystream, RepeatedKeys
+from dp._ranks import rank_and_size
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._device.noise import add_rounded
 from dp.noise._host.compiled_stage import kernel_for
@@ -36,6 +37,7 @@ _DESCRIPTIONS: Final = {
         " system, of which 32 bits take effect on CPU; floating-point sum, open to"
         " attacks on its low-order bits"
     ),
+    "debug": "NOT PRIVATE: a debugging seed, by which anyone can repeat the noise",
 }
 # Standard deviations that keep a lattice inside the normal numbers of the dtype.
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
@@ -44,6 +46,9 @@ _LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
 # Devices that round by themselves; others lack float64, or emulate it slowly.
 _WITH_FLOAT64: Final = frozenset({"cuda"})
 
+
+Source = Literal["os", "fast", "debug"]
+"""Where noise comes from."""
 
 Witness = Callable[[Callable[[], float], Sequence[Tensor]], float]
 """Called in place of adding noise: with what adds it, and with the sums."""
@@ -76,12 +81,18 @@ class GaussianNoise:
             kernels. ``"fast"`` draws from torch's generator on
             the tensor's device, seeded by the operating system, and adds in floating
             point; an attacker who guesses the seed can subtract the noise.
+            ``"debug"`` is NOT PRIVATE: a program that needs the same run twice gets
+            ``"os"``'s noise under keys that *seed* decides, on one thread, and the
+            loader's batches too. Every epsilon of the run is infinite.
+        seed: The seed of ``"debug"``, and of nothing else. A copy, or what is loaded
+            from a checkpoint, begins with it again.
 
     Raises:
-        ValueError: If *rng* is neither ``"os"`` nor ``"fast"``.
+        ValueError: If *rng* is another word, or if there is a *seed* for another
+            source than ``"debug"``, or none for that.
 
     Guarantees:
-        * No seed, state or checkpoint affects the noise. With ``"os"`` a key lives for
+        * No seed, state or checkpoint affects the noise, but for ``"debug"``. With ``"os"`` a key lives for
           one thread's or device's part of one call; with ``"fast"`` every object,
           thread, device and forked process has its own generator. Copies and pickles
           carry neither.
@@ -99,16 +110,28 @@ class GaussianNoise:
         Privacy", 2012, section 5.2: rounding after an exact addition.
     """
 
-    def __init__(self, *, rng: Literal["os", "fast"] = "os") -> None:
+    def __init__(self, *, rng: Source = "os", seed: int | None = None) -> None:
         if rng not in _DESCRIPTIONS:
-            raise ValueError(f"rng must be 'os' or 'fast', got {rng!r}")
-        self._rng: Literal["os", "fast"] = rng
+            raise ValueError(f"rng must be 'os', 'fast' or 'debug', got {rng!r}")
+        if (rng == "debug") != (seed is not None):
+            raise ValueError(
+                f"seed is for rng='debug', which needs one, got rng={rng!r} and"
+                f" seed={seed!r}: noise that protects anything has no seed"
+            )
+        self._rng: Source = rng
+        self._seed = seed
         self._generators = TorchGenerators()
+        self._debug_keys: RepeatedKeys | None = None
 
     @property
-    def rng(self) -> Literal["os", "fast"]:
+    def rng(self) -> Source:
         """The source of randomness."""
         return self._rng
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of ``"debug"``; None for every other source."""
+        return self._seed
 
     @property
     def description(self) -> str:
@@ -116,10 +139,13 @@ class GaussianNoise:
         return _DESCRIPTIONS[self._rng]
 
     def __repr__(self) -> str:
+        if self._rng == "debug":
+            return f"<NOT PRIVATE: GaussianNoise(rng='debug', seed={self._seed!r})>"
         return f"GaussianNoise(rng={self._rng!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuilt, (self._rng,)  # Never its state: a copy draws other noise.
+        # Never its state: a copy draws other noise.
+        return _rebuilt, (self._rng, self._seed)
 
     @torch.no_grad()
     def add_(self, sums: Sequence[Tensor], *, stddev: float) -> float:
@@ -142,20 +168,31 @@ class GaussianNoise:
             return self._add(sums, stddev)
         return witness(partial(self._add, sums, stddev), sums)
 
+    def check(self, sums: Sequence[Tensor], *, stddev: float) -> None:
+        """Raise what :meth:`add_` would, before a release is charged.
+
+        Raises:
+            TypeError, ValueError: As :meth:`add_`.
+        """
+        _placed(sums, _checks.non_negative(stddev=stddev))
+
     def _add(self, sums: Sequence[Tensor], stddev: float) -> float:
         stddev = _checks.non_negative(stddev=stddev)
-        on_host, on_device, dtypes = _by_place(sums)
-        for dtype in dtypes:
-            _check_range(dtype, stddev)
+        on_host, on_device = _placed(sums, stddev)
         if stddev == 0:
             return stddev
         if self._rng == "fast":
             self._add_fast(list(in_chunks(sums)), stddev)
             return stddev
-        if on_host:
-            _add_on_host(on_host, stddev)
-        if on_device:
-            add_rounded(list(in_chunks(on_device)), stddev)
+        if self._rng == "debug":
+            if self._debug_keys is None:  # Ranks may be made after this object.
+                rank, _ = rank_and_size()
+                name = f"noise of seed {self._seed}, rank {rank}: "
+                self._debug_keys = RepeatedKeys(name)
+            with self._debug_keys.used():
+                _add_exactly(on_host, on_device, stddev, most_threads=1)
+        else:
+            _add_exactly(on_host, on_device, stddev)
         return stddev
 
     def _add_fast(self, chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -186,17 +223,39 @@ class GaussianNoise:
         Returns:
             ``(1 + exp(epsilon)) * t``, where ``t`` bounds the total variation distance
             between the releases and the rounded ideal mechanism, given uniform random
-            bytes; infinity for ``"fast"``, for which no bound is known, and for an
-            *epsilon* so large that it guarantees nothing.
+            bytes; infinity for ``"fast"``, for which no bound is known, for ``"debug"``,
+            and for an *epsilon* so large that it guarantees nothing.
         """
-        if self._rng == "fast" or epsilon > _LARGEST_EPSILON:
+        if self._rng != "os" or epsilon > _LARGEST_EPSILON:
             return math.inf
         distance = _checks.count(num_elements=num_elements) * TOTAL_VARIATION
         return (1 + math.exp(epsilon)) * distance
 
 
-def _rebuilt(rng: Literal["os", "fast"]) -> GaussianNoise:
-    return GaussianNoise(rng=rng)
+def _rebuilt(rng: Source, seed: int | None = None) -> GaussianNoise:
+    return GaussianNoise(rng=rng, seed=seed)
+
+
+def _add_exactly(
+    on_host: Sequence[Tensor],
+    on_device: Sequence[Tensor],
+    stddev: float,
+    *,
+    most_threads: int | None = None,
+) -> None:
+    """Add noise that is rounded exactly, where each tensor is."""
+    if on_host:
+        _add_on_host(on_host, stddev, most_threads)
+    if on_device:
+        add_rounded(list(in_chunks(on_device)), stddev)
+
+
+def _placed(sums: Sequence[Tensor], stddev: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Return tensors by where they are rounded, if all of them can hold the noise."""
+    on_host, on_device, dtypes = _by_place(sums)
+    for dtype in dtypes:
+        _check_range(dtype, stddev)
+    return on_host, on_device
 
 
 def _by_place(
@@ -222,10 +281,12 @@ def _by_place(
     return on_host, on_device, dtypes
 
 
-def _add_on_host(sums: Sequence[Tensor], stddev: float) -> None:
+def _add_on_host(
+    sums: Sequence[Tensor], stddev: float, most_threads: int | None
+) -> None:
     """Add noise that is drawn and rounded on the host, on as many threads as pay."""
     kernel = kernel_for(sums)
-    num_threads = torch.get_num_threads()
+    num_threads = most_threads or torch.get_num_threads()
     if kernel is None:  # Numpy's calls hold the interpreter's lock too often for more.
         num_threads = min(num_threads, _tuning.MOST_THREADS_IN_NUMPY)
     chunks = list(in_chunks(sums, num_threads=num_threads))

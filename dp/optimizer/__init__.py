@@ -1,6 +1,7 @@
 """A differentially private optimizer around any :mod:`torch.optim` optimizer."""
 
 from dp.optimizer._dp_optimizer import DPOptimizer
+from dp.optimizer._joint_optimizer import JointOptimizer
 
 
-__all__ = ("DPOptimizer",)
+__all__ = ("DPOptimizer", "JointOptimizer")

@@ -8,7 +8,7 @@ Shapes: ``B`` examples in a batch.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -32,14 +32,17 @@ from dp.optimizer._guard import (
     refresh,
     run_permitted,
 )
+from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
+    Public,
     check_loader,
     check_losses,
     check_no_grad_sample,
     clipping_for,
+    declared_public,
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
@@ -76,7 +79,8 @@ class DPOptimizer(TransparentOptimizer):
         * No gradient without noise is ever written to ``p.grad``.
 
     Args:
-        original_optimizer: The optimizer that makes the update.
+        original_optimizer: The optimizer that makes the update; a
+            :class:`~dp.JointOptimizer` of several.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling, refused if not.
@@ -84,8 +88,10 @@ class DPOptimizer(TransparentOptimizer):
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
             that are computed with them: a fixed basis, a mask, a buffer of a
-            parametrization. That they are public is the caller's claim: a buffer can
-            have been computed from private data.
+            parametrization. Names, as of ``dict(model.named_buffers())``, go into the
+            certificate. A function that returns such tensors is called at every step,
+            for constants that follow from the parameters. That they are public is the caller's claim, which it states: a
+            buffer can have been computed from private data.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -121,15 +127,21 @@ class DPOptimizer(TransparentOptimizer):
         loader: PoissonLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
-        public: Iterable[Tensor] = (),
+        public: Public = (),
     ) -> None:
         check_wrappable(original_optimizer)
-        if isinstance(original_optimizer, DPOptimizer):
+        parts = (
+            original_optimizer.optimizers
+            if isinstance(original_optimizer, JointOptimizer)
+            else (original_optimizer,)
+        )
+        if any(isinstance(part, DPOptimizer) for part in parts):
             raise TypeError(
                 "original_optimizer is a DPOptimizer already; wrapping it twice would"
                 " add noise twice and charge two ledgers"
             )
         check_loader(plan, loader)
+        declared = declared_public(public)
         check_no_grad_sample(original_optimizer.param_groups, _STALE, nor_soon=False)
         # Built only from what can be trained: an error in the first step would come after
         # hours of preparation.
@@ -137,13 +149,15 @@ class DPOptimizer(TransparentOptimizer):
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
+        ledger = Ledger(plan)
+        ledger.declare_public(declared)
         self.mechanism = Mechanism(
             plan=plan,
             clipping=clipping_for(plan, clipping),
             noise=GaussianNoise() if noise is None else noise,
-            ledger=Ledger(plan),
+            ledger=ledger,
             loader=loader,
-            public=tuple(public),
+            public=tuple(declared.values()),
         )
         carried.reserve_key(self.param_groups)
         protect(self)
@@ -366,14 +380,14 @@ class DPOptimizer(TransparentOptimizer):
                 " load_state_dict_without_ledger if no private data was used for it"
             )
         values = self.mechanism.values
-        assigned = values.overrides_from(
+        overrides = values.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
         self.mechanism.step.drop()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
-        if assigned is not None:
-            values.restore(assigned)
+        if overrides is not None:
+            values.restore(*overrides)
         return state_dict
 
     def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
@@ -403,18 +417,51 @@ class DPOptimizer(TransparentOptimizer):
         self.mechanism.attach(loader)
 
     def spent(self) -> Guarantee:
-        """Return the (epsilon, delta) of every release so far, at the plan's delta."""
+        """Return what every release so far composes to, at the plan's delta.
+
+        A guarantee only if the number of steps was fixed beforehand: see
+        :meth:`guarantee` for what holds whenever the run ends.
+        """
         return self.ledger.spent()
+
+    def guarantee(self) -> Guarantee:
+        """Return the (epsilon, delta) that holds of the run, whenever it ends.
+
+        That of the whole plan, even after a part of its steps: what was released may
+        have decided that the run ends there.
+        """
+        return self.ledger.guarantee()
+
+    def assign_public(self, *, noise_multiplier: float, reason: str) -> None:
+        """Let *noise_multiplier* hold from now on, whatever was planned.
+
+        The caller vouches for it: the number, and that it was changed at this step, was
+        fixed beforehand or follows from public facts alone. ``del
+        optimizer.noise_multiplier`` returns to the plan.
+
+        Args:
+            noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
+            reason: Why it is public; the certificate prints it.
+
+        Raises:
+            ValueError: If the number is out of range, or no reason is given.
+        """
+        self.mechanism.values.assign_public(noise_multiplier, reason=reason)
 
     def certificate(
         self,
         *,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
+        public_end: str | None = None,
     ) -> Certificate:
         """Return the document that says what was released and what it cost.
 
         Args:
+            public_end: Why it is public after how many steps the run ended, where it
+                ended before its plan: "the cluster's time limit". Epsilon is then that
+                of the steps taken, and the reason is printed. If None, epsilon is the
+                plan's, since what was released may have decided the end.
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says that nothing did.
                 If None, the certificate says that this was not stated.
@@ -426,7 +473,13 @@ class DPOptimizer(TransparentOptimizer):
             num_parameters=sum(p.numel() for p in self._all_parameters()),
             private_data_touches=private_data_touches,
             assumptions=assumptions,
+            public_end=public_end,
         )
+
+    def __repr__(self) -> str:
+        failure = self.ledger.failure
+        verdict = "" if failure is None else f"NOT PRIVATE ({failure}): "
+        return f"{verdict}{super().__repr__()}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

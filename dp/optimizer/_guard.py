@@ -7,16 +7,19 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Final
+from weakref import WeakSet
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp.exceptions import PrivacyError, UnsupportedOperationError
+from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._registry import OptimizerRegistry, parameters_of
 
 
@@ -45,6 +48,7 @@ _REFUSED_AROUND: Final = {
 }
 
 _protected: Final = OptimizerRegistry()
+_told: Final[WeakSet[type[Optimizer]]] = WeakSet()  # Of layers that read gradients.
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
 
 
@@ -114,6 +118,26 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
                     f"{kind.__name__} cannot be built around a private optimizer:"
                     f" {_REFUSED_AROUND[kind.__name__]}"
                 )
+        if optimizer is not owner:
+            _warn_of_edits(type(optimizer))
+
+
+def _warn_of_edits(kind: type[Optimizer]) -> None:
+    """Warn, once a class, of a layer around a private optimizer that reads gradients.
+
+    Before the private step there are none: what scales or clips them, as LARS does,
+    would do nothing, in silence.
+    """
+    code = getattr(inspect.unwrap(kind.step), "__code__", None)
+    if kind not in _told and "grad" in getattr(code, "co_names", ()):
+        _told.add(kind)
+        warnings.warn(
+            f"{kind.__name__}.step reads p.grad, and steps a private optimizer: before"
+            " that step there is no gradient to edit. If it edits gradients, put it"
+            f" inside, DPOptimizer({kind.__name__}(inner), plan=...), where it sees the"
+            " private ones",
+            stacklevel=5,
+        )
 
 
 def check_wrappable(optimizer: object) -> None:
@@ -123,11 +147,21 @@ def check_wrappable(optimizer: object) -> None:
         TypeError: If it is not an optimizer.
         UnsupportedOperationError: If it needs more than that, with the reason.
     """
+    if isinstance(optimizer, list | tuple):
+        raise TypeError(
+            f"original_optimizer must be one torch.optim.Optimizer, got {len(optimizer)}"
+            f" things in a {type(optimizer).__name__}; join optimizers first, so that"
+            " one release serves all of them: DPOptimizer(JointOptimizer(muon, adamw),"
+            " plan=...)"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             "original_optimizer must be a torch.optim.Optimizer, got"
             f" {type(optimizer).__name__}; construct it first, then wrap it"
         )
+    if isinstance(optimizer, JointOptimizer):
+        for part in optimizer.optimizers:
+            check_wrappable(part)
     for kind in type(optimizer).__mro__:
         if kind.__module__.startswith("torch.") and kind.__name__ in _REFUSED:
             raise UnsupportedOperationError(

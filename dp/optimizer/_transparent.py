@@ -32,6 +32,8 @@ _HOOKS = (
     "_optimizer_load_state_dict_post_hooks",
 )
 
+_TORCHS_STATE = ("defaults", "state", "param_groups")
+
 # What GradScaler and schedulers write on the object they are given. On the inner
 # optimizer the same marks would make it unscale again, or count a step it did not take.
 _MARKS_OF_THIS_LAYER = frozenset({"found_inf", "grad_scale"})
@@ -153,11 +155,16 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
     def __getstate__(self) -> dict[str, Any]:
         # Hooks and patches of an instance (a scheduler's `step`) refer to the
         # original and would act on it from the copy. torch's own __getstate__ keeps
-        # none of this layer's attributes.
-        return {k: v for k, v in vars(self).items() if k not in _HOOKS and k != "step"}
+        # none of this layer's attributes, but its keys are what readers look for.
+        own = {k: v for k, v in vars(self).items() if k not in _HOOKS and k != "step"}
+        return {**own, **{name: getattr(self, name) for name in _TORCHS_STATE}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        # What torch has under its keys came with the wrapped optimizer.
+        own = {
+            name: value for name, value in state.items() if name not in _TORCHS_STATE
+        }
+        vars(self).update(own)
         for name in _HOOKS:
             vars(self).setdefault(name, OrderedDict())
 

@@ -1,17 +1,28 @@
 """Validate DPOptimizer's arguments against its plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
+from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling._units import check_units
 
 
-__all__ = ("check_loader", "check_losses", "check_no_grad_sample", "clipping_for")
+__all__ = (
+    "check_loader",
+    "check_losses",
+    "check_no_grad_sample",
+    "clipping_for",
+    "declared_public",
+)
+
+# What a caller may declare public, also by name.
+Public = Iterable[Declared] | Mapping[str, Declared]
 
 
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
@@ -61,6 +72,7 @@ def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
             f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
             " loader, or plan with Unamplified()"
         )
+    check_units(plan.unit_of_privacy, has_units=loader.units_digest is not None)
     if loader.sampling != plan.sampling:
         raise ValueError(
             f"the loader draws by {loader.sampling!r}, but the plan says"
@@ -79,3 +91,38 @@ def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
             f" max_grad_norm={plan.max_grad_norm_at(0)!r}; make them equal"
         )
     return clipping
+
+
+def declared_public(public: Public) -> dict[str, Declared]:
+    """Return the tensors that were declared public, by what a certificate calls each.
+
+    >>> import torch
+    >>> [*declared_public({"basis": torch.zeros(2, 3)})]
+    ['basis: float32 of shape (2, 3)']
+
+    Raises:
+        TypeError: If one of them is neither a tensor nor a function.
+    """
+    if isinstance(public, Tensor):
+        raise TypeError(
+            "public must list tensors, or map names to them, got a single tensor of"
+            f" shape {tuple(public.shape)}; pass public=[tensor]"
+        )
+    named = (
+        public.items()
+        if isinstance(public, Mapping)
+        else ((f"tensor {i}", tensor) for i, tensor in enumerate(public))
+    )
+    declared: dict[str, Declared] = {}
+    for name, tensor in named:
+        if not isinstance(tensor, Tensor):
+            if callable(tensor):
+                declared[f"{name}: computed by a function at every step"] = tensor
+                continue
+            raise TypeError(
+                f"public[{name!r}] must be a tensor, got {type(tensor).__name__}; pass"
+                " model.buffers(), or dict(model.named_buffers()) for their names"
+            )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        declared[f"{name}: {dtype} of shape {tuple(tensor.shape)}"] = tensor
+    return declared

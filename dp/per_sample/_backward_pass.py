@@ -90,17 +90,17 @@ class BackwardPass:
     ) -> set[int]:
         """Make one of layers that are alike, and return the positions of these."""
         done: set[int] = set()
-        for some in layers:
+        for group in layers:
             stack = batch_layers(
-                [graph.uses[i] for i in some.members],
-                some,
-                plan.layouts[some.members[0]] or {},
+                [graph.uses[i] for i in group.members],
+                group,
+                plan.layouts[group.members[0]] or {},
                 num_samples=self._num_samples,
                 budget=budget,
             )
             if stack is not None:
                 self._stacks.append(stack)
-                done.update(some.members)
+                done.update(group.members)
         return done
 
     def run(self, losses: Tensor, seeds: Tensor, *, keep_graph: bool = False) -> None:
@@ -118,7 +118,7 @@ class BackwardPass:
         postponed: list[tuple[_Item, Grads]] = []
         handles = self._hooked(postponed)
         try:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 cast("list[Tensor]", [losses, *(root.edge for root in roots)]),
                 edges,
                 [seeds, *(root.buffer for root in roots)],
@@ -128,8 +128,8 @@ class BackwardPass:
         finally:
             for handle in handles:
                 handle.remove()
-        remaining: list[Tensor | None] = [*reversed(found)]
-        del found
+        remaining: list[Tensor | None] = [*reversed(gradients)]
+        del gradients
         with torch.no_grad():
             for item, grads in postponed:
                 self._add(*item, grads)

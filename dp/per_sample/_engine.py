@@ -11,19 +11,18 @@ given, ``N`` losses.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import final
 
 from torch import Tensor
 
-from dp.per_sample._backward_pass import BackwardPass
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._isolation.data_rows import check_batch
 from dp.per_sample._isolation.units import Units
-from dp.per_sample._isolation.verification import Trial, Verification, Verifier
-from dp.per_sample._known_graphs import Found, KnownGraphs
+from dp.per_sample._isolation.verification import Verification, Verifier
+from dp.per_sample._known_graphs import KnownGraphs
+from dp.per_sample._passes import Passes
 
 
 __all__ = ("Engine",)
@@ -41,16 +40,19 @@ class Engine:
           that names it; nothing is ever left out.
         * Losses by which one unit's gradient reaches another's rows raise: by their
           graph at every step, and by hooks or by wrong rules where it is verified.
+        * Where it is verified, sums are those of torch's own backward pass, and the
+          norm of a unit that is chosen at random is not smaller than its gradient's.
 
     Args:
-        public: Tensors that are no data, but constants of the program.
+        public: Tensors that are no data, but constants of the program, or functions that
+            return such tensors, as they are at the step.
         verification: How often the isolation of units is verified by a second pass.
     """
 
     def __init__(
         self,
         *,
-        public: Iterable[Tensor] = (),
+        public: Iterable[Declared] = (),
         verification: Verification | None = None,
     ) -> None:
         self._graphs = KnownGraphs(PublicTensors(public))
@@ -65,6 +67,7 @@ class Engine:
         loss_scale: float = 1.0,
         units: Tensor | None = None,
         reduction: str = "sum",
+        groups: Sequence[int] | None = None,
         batch: Sequence[Tensor] = (),
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.
@@ -77,6 +80,8 @@ class Engine:
             units: The unit of each loss, a whole number. Units are numbered in the
                 result in ascending order.
             reduction: Whether a unit's gradient is the sum of its losses' or the mean.
+            groups: The group of each parameter, as gradients are to be clipped, whose
+                norms are verified; one group if None.
             batch: The tensors of the loader's batch, the examples along the first axis.
 
         Raises:
@@ -84,6 +89,8 @@ class Engine:
             UnsupportedOperationError: If the graph hides where parameters are used,
                 or if an example is not finite where an operation without a rule would
                 spread that to the others.
+            WrongGradientError: If norms or sums are not those of torch's own backward
+                pass, where it is verified.
             ValueError: If *units* are no whole numbers of the shape of the losses.
         """
         whose = Units.of(losses, units)
@@ -94,30 +101,24 @@ class Engine:
                 {}, parameters, nonfinite_U, is_detached=is_detached
             )
         root = (losses.grad_fn, losses.output_nr)
-        found = self._graphs.find(root, parameters, whose)
+        known = self._graphs.find(root, parameters, whose)
         if batch and whose.num_units > 1:
-            uses, owners = found.graph.uses, found.plan.owners
+            uses, owners = known.graph.uses, known.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
-        passes = _Passes(found, losses, parameters, whose, factor_U, loss_scale)
+        groups = [0] * len(parameters) if groups is None else [*groups]
+        passes = Passes(known, losses, parameters, groups, whose, factor_U, loss_scale)
         gradients = self._verified(passes)
         self._warn(passes.without_rule)
         return gradients
 
-    def _verified(self, passes: "_Passes") -> PerSampleGradients:
+    def _verified(self, passes: Passes) -> PerSampleGradients:
         """Run the private pass, and others to verify it if it is their turn."""
-        num_units = passes.whose.num_units
-        if num_units == 1 or not self._verifier.is_due():
+        if not self._verifier.is_due():
             return passes.last()
-        trial = Trial(
-            passes.parameters,
-            num_units=num_units,
-            device=passes.losses.device,
-            narrowest=passes.found.plan.narrowest,
-            loss_scale=passes.loss_scale,
-            with_sums=self._verifier.compares_sums(),
-        )
-        return self._verifier.verified(passes.scaled, passes.last, trial)
+        root = passes.root
+        self._graphs.check_recognised(passes.known, root, passes.parameters)
+        return self._verifier.verified(passes)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:
         """Warn once of every operation that no rule serves."""
@@ -131,53 +132,3 @@ class Engine:
                     " each example",
                     stacklevel=6,
                 )
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Passes:
-    """The backward passes of one batch: the private one, and those that verify it.
-
-    Attributes:
-        found: The uses of the parameters, and whose their rows are.
-        losses: Where passes start.
-        parameters: What gradients are of.
-        whose: The units of the losses.
-        factors: [U] what the losses of each unit are multiplied with.
-        loss_scale: What gradients are divided by.
-        without_rule: The operations that no rule served, and their parameters.
-    """
-
-    found: Found
-    losses: Tensor
-    parameters: Sequence[Tensor]
-    whose: Units
-    factors: Tensor
-    loss_scale: float
-    without_rule: dict[str, Sequence[Tensor]] = field(default_factory=dict)
-
-    def last(self) -> PerSampleGradients:
-        """Run the private pass, which frees the graph."""
-        return self._run(self.factors, keep_graph=False)
-
-    def scaled(self, scale_U: Tensor) -> PerSampleGradients:
-        """Run a pass in which the losses of each unit are multiplied by a power of two."""
-        return self._run(self.factors * scale_U, keep_graph=True)
-
-    def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
-        graph, plan, layers = self.found.graph, self.found.plan, self.found.layers
-        collected = BackwardPass(graph, plan, layers, self.whose.num_units)
-        self.without_rule.update(
-            (site.use.operation, site.use.parameters) for site in collected.without_rule
-        )
-        seeds = self.whose.by_loss(factor_U, self.losses)
-        collected.run(self.losses, seeds, keep_graph=keep_graph)
-        index_of = {id(p): i for i, p in enumerate(self.parameters)}
-        return PerSampleGradients(
-            {index_of[key]: parts for key, parts in collected.parts.items()},
-            self.parameters,
-            self.whose.nonfinite(self.losses),
-            loss_scale=self.loss_scale,
-            stacks=collected.stacked,
-            is_detached=not graph.uses,
-        )

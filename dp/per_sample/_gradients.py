@@ -203,7 +203,7 @@ class PerSampleGradients:
 
     def _flat_parts(self, group_of: Sequence[int]) -> list["_Flat"]:
         """Return the gradients of small parameters, side by side, by group and dtype."""
-        if self._flats is not None and self._flats[0] == group_of:
+        if self._flats is not None and self._flats[0] == [*group_of]:
             return self._flats[1]
         members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for index in sorted(self._small):

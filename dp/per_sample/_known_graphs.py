@@ -15,7 +15,11 @@ from typing import final
 from torch import Tensor
 
 from dp import _tuning
-from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.exceptions import (
+    SampleMixingError,
+    UnsupportedOperationError,
+    WrongGradientError,
+)
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.uses import Edge, Graph, Signature
@@ -24,12 +28,14 @@ from dp.per_sample._isolation.analysis import Analysis, Plan, analysed, neither
 from dp.per_sample._isolation.checks import (
     Fingerprints,
     check_above,
+    check_dense,
     check_opaque,
     check_shared,
 )
 from dp.per_sample._isolation.data_rows import check_data, check_order
 from dp.per_sample._isolation.following import Moved
 from dp.per_sample._isolation.known_graph import Template
+from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
 
@@ -46,11 +52,14 @@ class Found:
         graph: The uses of the parameters.
         plan: How they are served.
         layers: Which of them may be served as one, once the graph is known.
+        constants: What was taken for shared by all units when a graph that this one was
+            taken for was walked; None if this one was walked itself.
     """
 
     graph: Graph
     plan: Plan
     layers: Sequence[LayerGroup] = ()
+    constants: frozenset[Signature] | None = None
 
 
 @final
@@ -76,6 +85,7 @@ class _Known:
 
     template: Template
     fingerprints: Fingerprints
+    constants: frozenset[Signature]
     by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
 
     def found(
@@ -93,17 +103,22 @@ class _Known:
         graph = None if nodes is None else self.template.bound(nodes, parameters)
         if nodes is None or graph is None:
             return None
+        # Given units may own other rows in every batch, so owners are followed each time.
         sizes = None if units.are_given else self.template.sizes(nodes)
         known = None if sizes is None else self.by_sizes.get(sizes)
+        # Equal sizes have equal owners but for what moves rows by an index or a mask: each
+        # such node is asked again, and only one that answers otherwise costs a new analysis.
         if known is None or not known.is_as_before(nodes, units.num_units):
+            check_flags(graph.nodes)
             analysis = analysed(graph, root, units.owners, units.num_units)
             if analysis.plan is None:
                 return None
             _check_order(graph, analysis.plan, units)
             known = _of_sizes(graph, analysis, nodes, parameters)
             self._keep(sizes, known)
+        # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
-        return Found(graph, known.plan, known.layers)
+        return Found(graph, known.plan, known.layers, self.constants)
 
     def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
         if sizes is not None:
@@ -133,18 +148,42 @@ class KnownGraphs:
             SampleMixingError: If a row of a use, or of the data, is several units'.
             UnsupportedOperationError: If the graph hides where parameters are used.
         """
-        found = self._recognised(root, parameters, units)
-        if found is None:
-            found = self._walked(root, parameters, units)
+        self._public.refresh()
+        known = self._recognised(root, parameters, units)
+        if known is None:
+            known = self._walked(root, parameters, units)
         if units.num_units > 1:
-            check_data(found.graph.uses, found.plan.owners, num_units=units.num_units)
-        return found
+            check_data(known.graph.uses, known.plan.owners, num_units=units.num_units)
+        return known
+
+    def check_recognised(
+        self, known: Found, root: Edge, parameters: Sequence[Tensor]
+    ) -> None:
+        """Walk a graph that was taken for a known one, and compare what a walk finds.
+
+        Raises:
+            WrongGradientError: If it is another graph.
+        """
+        if known.constants is None:
+            return
+        walked = find_uses(
+            root, parameters, constants=known.constants, public=self._public
+        )
+        check_flags(walked.nodes)
+        if _outline(walked) != _outline(known.graph):
+            error = WrongGradientError(
+                "a graph was taken for one that was walked before, and a walk over it"
+                " finds other uses of the parameters, or other tensors without a graph;"
+                " please report this with the model"
+            )
+            error.began_earlier = True
+            raise error
 
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
     ) -> Found | None:
-        found = (known.found(root, parameters, units) for known in self._known)
-        return next((one for one in found if one is not None), None)
+        matches = (known.found(root, parameters, units) for known in self._known)
+        return next((match for match in matches if match is not None), None)
 
     def _walked(self, root: Edge, parameters: Sequence[Tensor], units: Units) -> Found:
         """Walk until what is taken for shared by all units is, and nothing else."""
@@ -159,26 +198,33 @@ class KnownGraphs:
             except SampleMixingError as error:
                 raise refusal or error from None
             check_opaque(graph)
+            check_flags(graph.nodes)
+            check_dense(use for use in graph.uses if not use.might_be_constant)
             if units.num_units > 1:
                 check_above(graph)
-            found = analysed(graph, root, units.owners, units.num_units)
-            if found.plan is not None:
+            analysis = analysed(graph, root, units.owners, units.num_units)
+            if analysis.plan is not None:
                 break
-            refusal = refusal or found.refusal
-            rejected |= found.not_shared
-            more = (constants | found.shared.keys()) - rejected
+            # The first refusal names the operation nearest to the cause; later looks, with more
+            # taken for shared, would name another.
+            refusal = refusal or analysis.refusal
+            rejected |= analysis.not_shared
+            more = (constants | analysis.shared.keys()) - rejected
             if more == constants:
-                raise refusal or neither(next(iter(found.shared.values())))
+                raise refusal or neither(next(iter(analysis.shared.values())))
+            # Example: table[positions] + x. The first look finds a mixed use of the table, which
+            # may be a constant; the second takes it for one, and finds nothing mixed.
             constants = more
-        _check_order(graph, found.plan, units)
+        check_dense(graph.uses)
+        _check_order(graph, analysis.plan, units)
         self._constants |= constants
         fingerprints: Fingerprints = {}
         check_shared(fingerprints, graph)
         if units.num_units > 1:
             template = Template(graph, root, parameters, self._public)
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
-            self._known = [_Known(template, fingerprints), *kept]
-        return Found(graph, found.plan)
+            self._known = [_Known(template, fingerprints, constants), *kept]
+        return Found(graph, analysis.plan)
 
 
 def _of_sizes(
@@ -201,6 +247,16 @@ def _of_sizes(
     return _OfSizes(
         analysis.plan, [(place_of[node], one) for node, one in moved], layers
     )
+
+
+def _outline(graph: Graph) -> Hashable:
+    """Return what is read of a graph: its uses, its nodes, and what all units share."""
+    uses = [
+        (use.node, *use.outputs, *map(id, use.parameters), use.is_last)
+        for use in graph.uses
+    ]
+    constants = [(node, *constant.shape) for node, constant in graph.constants]
+    return tuple(map(frozenset, (uses, graph.nodes, graph.followed, constants)))
 
 
 def _check_order(graph: Graph, plan: Plan, units: Units) -> None:

@@ -11,7 +11,7 @@ and what a draw costs (:mod:`dp.accounting`). Empty batches are built in
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, ClassVar, Final, final
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dp import _checks
+from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._draws import poisson_sample, random_subset
@@ -124,6 +125,8 @@ class PoissonLoader(DataLoader[Any]):
             empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
         )
         self._sharded = sharded
+        self._debug_seed: int | None = None
+        self._debug_keys: RepeatedKeys | None = None
         self._issuer = TicketIssuer()
         self._draws = _GuardedBatchSampler(_checks.count(steps=steps))
         super().__init__(
@@ -148,6 +151,19 @@ class PoissonLoader(DataLoader[Any]):
     def sampling_probability(self) -> float:
         """The probability of each example to join a batch."""
         return self._sampling.sampling_probability
+
+    @property
+    def debug_seed(self) -> int | None:
+        """The seed of every later draw, which is NOT PRIVATE; None for the OS's coins."""
+        return self._debug_seed
+
+    def use_debugging_seed(self, seed: int) -> None:
+        """Draw the same batches in every run, from the next pass on: NOT PRIVATE.
+
+        Called by a :class:`~dp.DPOptimizer` whose noise has a debugging seed. Every
+        optimizer that trains on such batches has an infinite epsilon.
+        """
+        self._debug_seed, self._debug_keys = seed, None
 
     @property
     def sharded(self) -> bool:
@@ -199,8 +215,16 @@ class PoissonLoader(DataLoader[Any]):
         share = (0, 1) if self._sharded else rank_and_size()
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
+        if self._debug_seed is not None and self._debug_keys is None:
+            name = f"draws of seed {self._debug_seed}, rank {share[0]}: "
+            self._debug_keys = RepeatedKeys(name)
         draws = _Draws(
-            self.dataset, self._units, self._sampling, share, num_draws=len(self)
+            self.dataset,
+            self._units,
+            self._sampling,
+            share,
+            num_draws=len(self),
+            keys=self._debug_keys,
         )
         number = self._issuer.open()
         if self.num_workers or self.pin_memory:
@@ -264,7 +288,9 @@ class _Draws(Iterator[list[int]]):
         share: tuple[int, int],
         *,
         num_draws: int,
+        keys: RepeatedKeys | None,
     ) -> None:
+        self._keys = keys
         self.made: deque[Draw] = deque()
         self._dataset = dataset
         self._units = units
@@ -275,7 +301,8 @@ class _Draws(Iterator[list[int]]):
     def __next__(self) -> list[int]:
         while self._num_left:
             self._num_left -= 1
-            draw = self._draw()
+            with nullcontext() if self._keys is None else self._keys.used():
+                draw = self._draw()
             self.made.append(draw)
             if draw.rows:
                 return list(draw.rows)

@@ -1,8 +1,9 @@
 """Units of privacy that have several rows of a dataset, such as users."""
 
 import hashlib
+import re
 from collections.abc import Hashable, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 from dp.sampling._draws import random_subset
 
 
-__all__ = ("UnitIndex", "Units")
+__all__ = ("ONE_EXAMPLE", "UnitIndex", "Units", "check_units", "column_of_units")
+
+ONE_EXAMPLE: Final = "one training example"
+_COLUMN: Final = re.compile(r"one value of (.+)")
 
 Units = Sequence[Hashable] | NDArray[Any] | torch.Tensor
 
@@ -79,3 +83,29 @@ def _numbered(units: Units) -> NDArray[np.int64]:
     return np.fromiter(
         (numbers.setdefault(unit, len(numbers)) for unit in units), dtype=np.int64
     )
+
+
+def column_of_units(unit_of_privacy: str) -> str | None:
+    """Return what groups rows into units, for one that may have several rows.
+
+    >>> column_of_units("one value of user_id")
+    'user_id'
+    """
+    match = _COLUMN.fullmatch(unit_of_privacy.strip())
+    return None if match is None else match[1]
+
+
+def check_units(unit_of_privacy: str, *, has_units: bool) -> None:
+    """Raise if rows are grouped where the plan says they are not, or the reverse."""
+    if has_units and unit_of_privacy == ONE_EXAMPLE:
+        raise ValueError(
+            f"units= groups rows, but the plan protects {ONE_EXAMPLE!r}, of which a unit"
+            " may have many; plan with unit_of_privacy='one value of ...'"
+        )
+    column = column_of_units(unit_of_privacy)
+    if not has_units and column is not None:
+        raise ValueError(
+            f"the plan protects {unit_of_privacy!r}, but whose each row is was not said;"
+            f" pass units=, the {column} of every row, or units=range(len(dataset)) if"
+            " no two rows share one"
+        )

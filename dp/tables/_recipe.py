@@ -46,12 +46,14 @@ class Target:
         delta: The delta it is for.
         relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one row is, in words.
+        group_size: How many units may differ at once.
     """
 
     epsilon: float
     delta: float
     relation: NeighboringRelation
     unit_of_privacy: str
+    group_size: int = 1
 
     def noise_multiplier(
         self, *, q: float, steps: int, other_releases: Sequence[Release] = ()
@@ -64,6 +66,7 @@ class Target:
             steps=steps,
             neighboring_relation=self.relation,
             other_releases=other_releases,
+            group_size=self.group_size,
         )
 
 
@@ -219,6 +222,7 @@ class Recipe:
             target_delta=target.delta,
             neighboring_relation=target.relation,
             unit_of_privacy=target.unit_of_privacy,
+            group_size=target.group_size,
         )
         alone = target.epsilon if not self.shares.releases else plan.guarantee().epsilon
         return replace(plan, target_epsilon=alone)

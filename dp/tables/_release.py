@@ -49,6 +49,7 @@ class Statistics:
         target_delta: The delta of their certificates.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one row is, in words.
+        group_size: How many units may differ at once.
         noise: The source of noise; a cryptographic generator if None.
     """
 
@@ -58,11 +59,13 @@ class Statistics:
         target_delta: float,
         neighboring_relation: NeighboringRelation,
         unit_of_privacy: str,
+        group_size: int = 1,
         noise: GaussianNoise | None = None,
     ) -> None:
         self._target_delta = target_delta
         self._relation = neighboring_relation
         self._unit = unit_of_privacy
+        self._group_size = group_size
         self._noise = GaussianNoise() if noise is None else noise
         self._charged: list[tuple[Ledger, str, int, str]] = []
 
@@ -104,6 +107,7 @@ class Statistics:
             target_delta=self._target_delta,
             neighboring_relation=self._relation,
             unit_of_privacy=self._unit,
+            group_size=self._group_size,
         )
 
     def releases(self) -> tuple[Release, ...]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType
 
 from dp.accounting import (
     Release,
@@ -15,6 +16,9 @@ from dp.accounting import (
     epsilon,
     group_epsilon,
 )
+from dp.accounting._group_losses import _Losses, group_losses
+from dp.accounting._pmf import numbers_in_batch
+from dp.accounting._sampled_losses import sampled_losses
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -186,3 +190,51 @@ def test_rounding_is_on_the_safe_side():
 
     assert lost == pytest.approx(1e-10)
     assert epsilon([release], delta=lost / 2, **about).epsilon_pld == math.inf
+
+
+def test_a_width_without_digits_anywhere_ends_the_search():
+    """At the widest that there is, instead of never."""
+
+    def bound_at(_width):
+        raise _resolution.DigitsLostError
+
+    width = _resolution._first_width(bound_at, 1.0)
+
+    assert _resolution.LARGEST <= width < 2 * _resolution.LARGEST
+
+
+def test_a_width_is_found_where_the_next_power_of_two_costs_too_much():
+    """513 steps are affordable and 1024 are not: the width is chosen for 513."""
+    about = {"sampling_probability": 0.5, "noise_multiplier": 0.5}
+    releases = (Release(**about, count=513),)
+    powers = _resolution.reference(releases)
+    rough = [_resolution.rough_epsilon(r, 1e-5, 1) for r in (releases, powers)]
+    spent = epsilon(releases, delta=1e-5, neighboring_relation="add_or_remove_one")
+
+    assert rough[0] < _resolution.LARGEST < rough[1]
+    assert 0 < spent.interval < 1
+    assert spent.epsilon_pld == spent.epsilon < rough[0] * 1.01
+
+
+def test_a_group_that_is_always_drawn_is_a_gaussian_of_its_size():
+    """The mixture has one component then, and every loss is reached."""
+    group = group_losses(
+        group_size=2, sampling_probability=1.0, sigma=3.0, interval=0.02
+    )
+    one = sampled_losses(1.0, 1.5, "add_or_remove_one", 0.02)
+
+    for spent in (0.1, 1.0, 2.0):
+        assert group.get_delta_for_epsilon(spent) == pytest.approx(
+            one.get_delta_for_epsilon(spent), rel=1e-9
+        )
+
+
+def test_losses_below_the_least_have_the_delta_of_certainty():
+    """Removing a group: below log(1 - q)^k every outcome counts."""
+    sizes, weights = numbers_in_batch(2, 0.25)
+    losses = _Losses(3.0, sizes, weights, adjacency_type=AdjacencyType.REMOVE)
+    below = [-3.0, -2.0, -1.0]
+
+    assert losses.get_delta_for_epsilon(below) == pytest.approx(
+        [-math.expm1(spent) for spent in below]
+    )

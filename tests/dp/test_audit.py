@@ -28,6 +28,7 @@ from dp.audit import (
     training,
 )
 from dp.audit._canaries import _Claim, _epsilon
+from dp.audit._conformance import _about_noise
 from dp.audit._statistics import FALSE_ALARM
 
 
@@ -514,3 +515,29 @@ def test_a_suite_with_one_refuted_audit_does_not_hold(train):
     assert not suite.ok
     assert suite.attack.ok
     assert suite.to_text().endswith("It does NOT hold.\n")
+
+
+def test_the_noise_of_one_step_has_no_step_before_it():
+    """Its other tests are made all the same, and a wrong scale still fails."""
+    rng = np.random.default_rng(4)
+
+    class OneStep:
+        def __init__(self, scale):
+            self.noise_TM = scale * rng.standard_normal((1, 4000))
+
+        def orthogonal_noise(self):
+            return self.noise_TM
+
+        def noise_multipliers(self):
+            return np.ones((1, 1))
+
+        def parts(self):
+            return self.noise_TM, rng.standard_normal((1, 4000))
+
+        def drawn(self):
+            return np.arange(4000)[None] % 5 == 0
+
+    right, wrong = (list(_about_noise(OneStep(s), OneStep(1.0))) for s in (1.0, 1.2))
+
+    assert all(finding.holds for finding in right)
+    assert not all(finding.holds for finding in wrong)

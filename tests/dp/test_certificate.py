@@ -86,7 +86,7 @@ def one():
 
 def test_it_states_what_the_ledger_was_charged(one):
     """Every number is the accountant's, of the releases that were charged."""
-    releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=12),)
+    releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=20),)
     spent = epsilon(releases, delta=1e-5, neighboring_relation="add_or_remove_one")
 
     assert (one.epsilon, one.delta) == (spent.epsilon, 1e-5)
@@ -96,7 +96,8 @@ def test_it_states_what_the_ledger_was_charged(one):
     assert (one.steps, one.key_epochs) == (12, 2)
     assert one.is_private
     assert [charge.count for charge in one.charges] == [8, 4]
-    assert one.delta_error == GaussianNoise().delta_error(12_000, epsilon=one.epsilon)
+    assert one.delta_error == GaussianNoise().delta_error(20_000, epsilon=one.epsilon)
+    assert one.epsilon_of_steps_taken < one.epsilon
 
 
 def test_text_has_the_words_that_a_reader_needs(one):
@@ -314,6 +315,61 @@ def test_altered_words_are_found(one, change, claim):
     assert claim in {f.claim for f in quickly(wrong).findings if not f.holds}
 
 
+@pytest.mark.parametrize(
+    ("unit", "assumed"),
+    [
+        ("one patient", "Each unit that was drawn holds all data of one patient."),
+        (
+            "one value of patient_id",
+            "All rows of one person have the same value of patient_id.",
+        ),
+    ],
+)
+def test_what_a_unit_is_taken_for_has_to_be_stated(unit, assumed):
+    """A claim about people says what makes rows people's."""
+    statement = certificate(charged(1, unit_of_privacy=unit))
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s != assumed),
+    )
+
+    assert assumed in statement.to_text()
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_examples_need_no_such_assumption():
+    """That a row is a training example is no claim about anybody."""
+    statement = certificate(charged(1, unit_of_privacy="one training example"))
+
+    assert not any("unit" in sentence for sentence in statement.assumptions)
+
+
+def test_tensors_that_were_declared_public_are_stated():
+    """What weights were computed with stands in the document, as a declaration."""
+    ledger = charged(1)
+    ledger.declare_public(["basis: float32 of shape (8, 3)"])
+    statement = certificate(ledger)
+    (run,) = statement.runs
+    claimed = [s for s in statement.assumptions if "declared public" in s]
+    silent = dataclasses.replace(
+        statement,
+        assumptions=tuple(s for s in statement.assumptions if s not in claimed),
+    )
+
+    assert run.declared_public == ("basis: float32 of shape (8, 3)",)
+    assert "basis: float32 of shape (8, 3)" in statement.to_text()
+    assert len(claimed) == 1
+    assert Certificate.from_json(statement.to_json()) == statement
+    assert quickly(statement).ok
+    assert [f.claim for f in quickly(silent).findings if not f.holds] == ["assumptions"]
+
+
+def test_a_certificate_without_declarations_mentions_none():
+    """The twin of the test above: nothing is said where nothing was declared."""
+    assert "declared public" not in certificate(charged(1)).to_text()
+
+
 def test_a_run_beyond_its_plan_is_found(one):
     """More steps than planned, or more than the target, is no valid run."""
     (run,) = one.runs
@@ -325,6 +381,7 @@ def test_a_run_beyond_its_plan_is_found(one):
 
     assert {f.claim for f in quickly(wrong).findings if not f.holds} == {
         "run 1: planned steps",
+        "run 1: remaining steps",
         "run 1: target epsilon",
     }
 
@@ -350,7 +407,7 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     ):
         assert lines[claim].endswith(found.computed)
     assert not lines["steps"].endswith("alone")
-    assert seen == [(i, 5) for i in range(1, 6)]
+    assert seen == [(i, 6) for i in range(1, 7)]
 
 
 @pytest.fixture
@@ -379,7 +436,7 @@ def test_losses_that_err_are_not_certified():
 def test_a_closed_form_that_errs_is_found(erring):
     """Were it certified all the same, verifying would find it."""
     erring.setattr("dp.certificate._document.check_agreement", lambda *_: None)
-    wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
+    wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0, steps=3))
     by_itself, by_library = quickly(wrong), verify(wrong)
 
     assert by_itself.ok
@@ -388,6 +445,7 @@ def test_a_closed_form_that_errs_is_found(erring):
         "epsilon",
         "epsilon_pld",
         "epsilon_unamplified",
+        "epsilon_of_steps_taken",
         "epsilon of 2 units",
         "epsilon of 5 units",
         "epsilon of 10 units",
@@ -427,9 +485,10 @@ def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):
 
 def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
     """What both released together costs more than either, and verifies."""
-    first = certificate(charged(3), private_data_touches=["One look."])
+    first = certificate(charged(3, steps=3), private_data_touches=["One look."])
+    quieter = {**CHARGE, "noise_multiplier": 6.0}
     second = certificate(
-        charged(2, charge={**CHARGE, "noise_multiplier": 6.0}, noise_multiplier=6.0),
+        charged(2, charge=quieter, noise_multiplier=6.0, steps=2),
         private_data_touches=[],
     )
     both = compose(first, second)
@@ -618,7 +677,7 @@ def test_the_widths_of_buckets_are_stated(one):
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, one.intervals["epsilon"]
     )
-    accountant.compose(to_dp_event(one.runs[0].releases))
+    accountant.compose(to_dp_event(one.runs[0].claimed))
     wrong = dataclasses.replace(one, intervals={**one.intervals, "epsilon": 1e-12})
 
     assert accountant.get_epsilon(1e-5) == pytest.approx(one.epsilon_pld, rel=1e-6)

@@ -1,13 +1,22 @@
 """What happens when examples turn out to be mixed after something was released."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
 import dp
-from dp import DPOptimizer, LedgerError, SampleMixingError, Unamplified
+from dp import (
+    DPOptimizer,
+    LedgerError,
+    SampleMixingError,
+    Unamplified,
+    WrongGradientError,
+)
+from dp.per_sample import PerSampleGradients
+from dp.per_sample._parts.part import MaterializedGrads
 
 
 class MixesLater(nn.Module):
@@ -80,6 +89,57 @@ def test_a_failure_goes_with_a_checkpoint(make_plan):
     resumed.load_state_dict(optimizer.state_dict())
 
     assert resumed.spent().epsilon == math.inf
+
+
+def test_a_wrong_gradient_that_is_found_after_a_release_ends_the_run(make_plan):
+    """Norms that were too small before bounded nothing."""
+    model, optimizer = run_of(make_plan, first=10)
+    step(model, optimizer)
+    norms = MaterializedGrads.squared_norms
+    with (
+        patch.object(
+            MaterializedGrads, "squared_norms", lambda self: norms(self) / 100
+        ),
+        pytest.raises(WrongGradientError, match=r"norm .* is smaller") as caught,
+    ):
+        step(model, optimizer)
+
+    assert "epsilon is infinite" in caught.value.__notes__[0]
+    assert optimizer.spent().epsilon == math.inf
+    assert "NOT PRIVATE: a gradient was wrong" in optimizer.certificate().to_text()
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        dp.FlatClipping(max_grad_norm=1.0),
+        dp.AutomaticClipping(max_grad_norm=1.0),
+        dp.PerLayerClipping(max_grad_norm=1.0),
+        dp.PerGroupClipping(group_sizes=(1, 1), max_grad_norms=(0.6, 0.8)),
+    ],
+    ids=lambda clipping: type(clipping).__name__,
+)
+def test_the_norms_that_are_verified_are_those_that_are_clipped_by(make_plan, clipping):
+    """Each group's, as the clipping rule asks for them."""
+    plan = make_plan(sampling=Unamplified(), noise_multiplier=1.0, max_grad_norm=1.0)
+    model = MixesLater(10)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), plan=plan, clipping=clipping
+    )
+    norms = PerSampleGradients.squared_norms
+
+    def smaller(self, group_of):
+        asked.append([*group_of])
+        norms_GB = norms(self, group_of)
+        return torch.cat([norms_GB[:-1], norms_GB[-1:] / 2])
+
+    asked = []
+    with (
+        patch.object(PerSampleGradients, "squared_norms", smaller),
+        pytest.raises(WrongGradientError, match=r"norm .* is smaller"),
+    ):
+        step(model, optimizer)
+    assert asked[-1] == [*clipping.group_of([*model.parameters()])]
 
 
 def test_a_failed_run_fails_what_it_is_composed_with(make_plan):

@@ -117,7 +117,7 @@ def test_an_axis_of_one_may_have_any_stride():
 
 def test_an_unknown_rng_is_refused():
     """The message names both choices."""
-    with pytest.raises(ValueError, match="'os' or 'fast', got 'numpy'"):
+    with pytest.raises(ValueError, match="'os', 'fast' or 'debug', got 'numpy'"):
         GaussianNoise(rng="numpy")
 
 

@@ -552,4 +552,18 @@ def test_the_certificate_says_what_was_spent(make_run):
 
     certificate = run.optimizer.certificate()
 
-    assert certificate.epsilon == run.optimizer.spent().epsilon
+    assert certificate.epsilon == run.optimizer.guarantee().epsilon
+    assert certificate.epsilon_of_steps_taken == run.optimizer.spent().epsilon
+
+
+def test_noise_that_sums_cannot_hold_is_refused_before_it_is_charged(make_plan):
+    """Standard deviation 1e20 is beyond the lattice of float32: nothing is spent."""
+    plan = make_plan(sampling=Unamplified(), max_grad_norm=1e18, noise_multiplier=100.0)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = DPOptimizer(torch.optim.SGD([weight], lr=0.1), plan=plan)
+    optimizer.backward(torch.eye(3) @ weight)
+
+    with pytest.raises(ValueError, match="scale the loss and max_grad_norm"):
+        optimizer.step()
+    assert optimizer.ledger.steps == 0
+    assert optimizer.mechanism.pending is not None

@@ -60,6 +60,22 @@ def test_a_class_that_failed_to_build_may_be_built_again(make_run):
     assert kind([nn.Parameter(torch.zeros(1))]).ledger.steps == 0
 
 
+def test_a_class_states_what_was_declared_public(make_run):
+    """Also if it is built a second time, of what can be iterated over once."""
+    run = make_run()
+    kind = dp.wrap_class(
+        torch.optim.AdamW,
+        plan=run.optimizer.plan,
+        loader=run.loader,
+        public=(tensor for tensor in [torch.ones(3)]),
+    )
+    with pytest.raises(ValueError, match="empty parameter list"):
+        kind([])
+
+    (declared,) = kind(run.model.parameters()).ledger.declared_public
+    assert declared == "tensor 0: float32 of shape (3,)"
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_a_copy_is_a_private_optimizer_without_the_class(make_run, duplicate):
     """Nobody could find a class by name that was made at run time."""

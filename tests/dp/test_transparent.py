@@ -268,3 +268,17 @@ def test_zero_grad_and_new_groups_reach_the_owner(layers):
     assert inner.param_groups[-1]["params"] == [added]
     assert inner.param_groups[-1]["added_by"] == "the owner"
     assert added.grad.item() == 0
+
+
+def test_a_state_has_torchs_keys():
+    """Who reads ``__getstate__`` of an optimizer finds its groups and its state."""
+    inner = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    outer = TransparentOptimizer(inner)
+    state = outer.__getstate__()
+
+    assert set(inner.__getstate__()) <= set(state)
+    assert state["param_groups"] is inner.param_groups
+    assert state["state"] is inner.state
+    twin = pickled(outer)
+    assert "param_groups" not in vars(twin)
+    assert twin.param_groups is twin.original_optimizer.param_groups

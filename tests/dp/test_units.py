@@ -190,7 +190,9 @@ def test_a_unit_in_two_calls_is_refused():
 
 def test_losses_with_and_without_units_do_not_mix():
     """A row that is taken for granted may have been named before."""
-    plan = make_plan(sampling=PoissonSampling(sampling_probability=1.0))
+    plan = make_plan(
+        sampling=PoissonSampling(sampling_probability=1.0), unit_of_privacy="one row"
+    )
     run = Run(users=range(3), plan=plan)
     run.loader = run.plan.loader(run.data, units=None)
     run.optimizer.attach(run.loader)
@@ -304,13 +306,48 @@ def test_a_plan_for_examples_has_no_loader_for_users():
         Run(plan=plan)
 
 
-def test_the_certificate_names_the_unit():
-    """In the words of the plan."""
+def test_a_plan_for_users_has_no_loader_that_does_not_know_them():
+    """Rows would be clipped one by one, and certified as users."""
+    run = Run()
+    ungrouped = dp.PoissonLoader(run.data, sampling_probability=0.6, steps=8)
+
+    with pytest.raises(ValueError, match="units=, the user_id of every row"):
+        run.plan.loader(run.data)
+    with pytest.raises(ValueError, match="units=, the user_id of every row"):
+        run.optimizer.attach(ungrouped)
+
+
+def test_losses_of_users_are_not_taken_for_users_where_no_loader_knows_them():
+    """Without tickets, the caller says whose each loss is, or nothing is clipped."""
+    run = Run(plan=make_plan(sampling=Unamplified()))
+    rows, _ = run.data.tensors
+
+    with pytest.raises(SamplingMismatchError, match="pass the user_id of each"):
+        run.optimizer.backward(run.losses(rows))
+    assert run.optimizer.mechanism.pending is None
+    for parameter in run.model.parameters():  # As another library makes them.
+        parameter.grad_sample = torch.ones(15, *parameter.shape)
+    with pytest.raises(SamplingMismatchError, match="pass the user_id of each"):
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.optimizer.backward(run.losses(rows), units=torch.tensor(USERS))
+    run.optimizer.step()
+    assert run.optimizer.ledger.steps == 1
+
+
+def test_the_certificate_names_the_unit_and_assumes_that_it_is_a_person():
+    """In the words of the plan; whom a value stands for nothing can check."""
     run, rows = all_drawn()
     run.optimizer.backward(run.losses(rows))
     run.optimizer.step()
+    certificate = run.optimizer.certificate()
 
-    assert run.optimizer.certificate().unit_of_privacy == ONE_USER
+    assert certificate.unit_of_privacy == ONE_USER
+    assert (
+        "All rows of one person have the same value of user_id."
+        in certificate.assumptions
+    )
+    assert dp.verify(certificate, quick=True).ok
 
 
 @pytest.mark.parametrize(

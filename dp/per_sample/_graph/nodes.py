@@ -6,7 +6,7 @@ the running torch when :mod:`dp.per_sample` is imported.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,7 +15,6 @@ from torch.utils import checkpoint
 
 
 __all__ = (
-    "VIEWS",
     "Node",
     "by_input",
     "check",
@@ -35,7 +34,6 @@ __all__ = (
 
 Node = Any  # torch.autograd.graph.Node has no types for its attributes.
 Example = Callable[[], Tensor]
-_View = Callable[[Node, int, Tensor], Tensor]
 
 _WRAPPED: Final = 1 << 64  # Negative axes and indices come back as unsigned numbers.
 # Autograd gives numbers a tensor that yields to any other of its kind.
@@ -75,12 +73,12 @@ def materialized(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor]:
     ]
 
 
-def by_input(node: Node, found: Any) -> list[Any]:
+def by_input(node: Node, returned: Any) -> list[Any]:
     """Return what a custom function found of its arguments, by inputs of its node.
 
     Numbers and other arguments without a graph are no inputs of the node.
     """
-    answers = found if isinstance(found, tuple) else (found,)
+    answers = returned if isinstance(returned, tuple) else (returned,)
     needed = [i for i, is_needed in enumerate(node.needs_input_grad) if is_needed]
     inputs = [
         i for i, (child, _) in enumerate(node.next_functions) if child is not None
@@ -150,86 +148,6 @@ def _give_back(raw: Any, value: Tensor) -> None:
     handle = checkpoint._Handle()  # noqa: SLF001
     frame.recomputed[task][handle] = value
     holder.handles[task] = handle
-
-
-def _reshaped(node: Node, index: int, tensor: Tensor) -> Tensor:
-    return tensor.view(output_shape(node, index))
-
-
-def _same(_node: Node, _index: int, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _sliced(node: Node, _index: int, tensor: Tensor) -> Tensor:
-    dim, start, end, step = (
-        signed(saved(node, name)) for name in ("dim", "start", "end", "step")
-    )
-    result: Tensor = torch.ops.aten.slice(tensor, dim, start, end, step)
-    return result
-
-
-def _transposed(node: Node, _index: int, tensor: Tensor) -> Tensor:
-    return tensor.transpose(signed(saved(node, "dim0")), signed(saved(node, "dim1")))
-
-
-# Operations whose output is a part of their input in another order, and how to take
-# the same part of another tensor. No element may come twice.
-VIEWS: Final[Mapping[str, tuple[Example, Sequence[str], _View]]] = {
-    "AliasBackward0": (lambda: torch.ops.aten.alias(leaf(2)), (), _same),
-    "CloneBackward0": (lambda: leaf(2).clone(), (), _same),
-    "PermuteBackward0": (
-        lambda: leaf(2, 3).permute(1, 0),
-        ("dims",),
-        lambda node, _, tensor: tensor.permute([*map(signed, saved(node, "dims"))]),
-    ),
-    "SelectBackward0": (
-        lambda: leaf(2, 3)[0],
-        ("dim", "index"),
-        lambda node, _, tensor: tensor.select(
-            signed(saved(node, "dim")), signed(saved(node, "index"))
-        ),
-    ),
-    "SliceBackward0": (
-        lambda: leaf(3)[1:2],
-        ("dim", "start", "end", "step"),
-        _sliced,
-    ),
-    "SplitBackward0": (
-        lambda: leaf(4).split(2)[0],
-        ("dim", "split_size"),
-        lambda node, index, tensor: tensor.split(
-            saved(node, "split_size"), signed(saved(node, "dim"))
-        )[index],
-    ),
-    "SplitWithSizesBackward0": (
-        lambda: leaf(4).split([1, 3])[0],
-        ("dim", "split_sizes"),
-        lambda node, index, tensor: tensor.split(
-            [*saved(node, "split_sizes")], signed(saved(node, "dim"))
-        )[index],
-    ),
-    "SqueezeBackward0": (lambda: leaf(1, 2).squeeze(), (), _reshaped),
-    "SqueezeBackward1": (lambda: leaf(1, 2).squeeze(0), (), _reshaped),
-    "TBackward0": (lambda: leaf(2, 3).t(), (), lambda _, __, tensor: tensor.t()),
-    "ToCopyBackward0": (lambda: leaf(2).to(torch.bfloat16), (), _same),
-    "TransposeBackward0": (
-        lambda: leaf(2, 3).transpose(0, 1),
-        ("dim0", "dim1"),
-        _transposed,
-    ),
-    "TransposeBackward1": (
-        lambda: leaf(2, 3).clone().transpose_(0, 1),
-        ("dim0", "dim1"),
-        _transposed,
-    ),
-    "UnsafeViewBackward0": (
-        lambda: torch.ops.aten._unsafe_view(leaf(2, 3), [6]),  # noqa: SLF001
-        (),
-        _reshaped,
-    ),
-    "UnsqueezeBackward0": (lambda: leaf(2)[None], (), _reshaped),
-    "ViewBackward0": (lambda: leaf(2, 3).view(6), (), _reshaped),
-}
 
 
 def check(name: str, example: Example | None, reads: Iterable[str]) -> str | None:

@@ -31,6 +31,7 @@ __all__ = (
     "kept_without_graph",
     "looked_up",
     "signature",
+    "unexplained",
 )
 
 # Operations of a parameter and of something else that has no graph, data or a constant,
@@ -86,8 +87,8 @@ def facts(node: Node, behind: Sequence[int] | None, public: PublicTensors) -> Ha
     """
     name = name_of(node)
     factor = _kind_of_factor(node) if name in WITH_FACTOR else None
-    found = None if behind is None else signature(node, name, behind, public)
-    return factor, found is None, bool(found)
+    sign = None if behind is None else signature(node, name, behind, public)
+    return factor, sign is None, bool(sign)
 
 
 def _kind_of_factor(node: Node) -> Hashable:
@@ -162,3 +163,19 @@ def looked_up(node: Node, name: str) -> list[Tensor]:
     return [
         one for one in (kept if isinstance(kept, tuple) else (kept,)) if one is not None
     ]
+
+
+def unexplained(node: Node, name: str, public: PublicTensors) -> list[Tensor]:
+    """Return the factor, indices or conditions of a node that may be data or shared.
+
+    Left out are numbers of the program and what was declared public. Example: in
+    ``weight * scale[i]``, where neither ``scale`` nor ``i`` has a graph, the product
+    keeps ``scale[i]``, of which nobody can tell whether it is the batch's.
+    """
+    if name in WITH_FACTOR:
+        has_factor = any(child is None for child, _ in node.next_functions)
+        factor = constant_factor(node) if has_factor else None
+        kept = [] if factor is None or is_number(factor) else [factor]
+    else:
+        kept = looked_up(node, name) if name in LOOKUPS else []
+    return [one for one in kept if not public.has(one)]

@@ -10,7 +10,8 @@ from typing import final
 
 from torch import Tensor
 
-from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape
+from dp.per_sample._graph.nodes import Node, name_of, output_shape
+from dp.per_sample._graph.views import VIEWS
 
 
 __all__ = ("Edge", "Graph", "Operand", "Signature", "Use", "shapes_of")

@@ -13,17 +13,17 @@ from typing import Final
 from torch import Tensor
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import VIEWS, Node, is_number, name_of
+from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.untracked_inputs import (
     LOOKUPS,
     SUMS,
     WITH_FACTOR,
-    constant_factor,
-    looked_up,
     signature,
+    unexplained,
 )
 from dp.per_sample._graph.uses import Edge, Graph, Operand, Signature, Use
+from dp.per_sample._graph.views import VIEWS
 
 
 __all__ = ("find_uses",)
@@ -98,32 +98,46 @@ class _Walk:
             self._add(node, children)
 
     def _add(self, node: Node, children: Edges) -> None:
+        """Decide what a node is, once all of its inputs are known."""
         if not children:
-            known = self._parameters.get(id(getattr(node, "variable", None)))
-            self._parameters_below[node] = _NONE if known is None else (known,)
-            self._reaches_use[node] = False
+            self._add_leaf(node)
             return
-        found = [self._parameters_below[c] for c, _ in children if c is not None]
-        name = name_of(node)
-        is_use, sign = any(found), None
-        if is_use and all(found):
-            behind = tuple({id(p): p for some in found for p in some}.values())
-            sign = self._signature(node, name, behind)
-            is_use = sign is not None and sign not in self._constants
-            if not is_use:
-                self._add_of_parameters(node, children, behind, sign)
+        inputs = [child for child, _ in children if child is not None]
+        below = [self._parameters_below[child] for child in inputs]
+        name, sign = name_of(node), None
+        if any(below) and all(below):
+            # Of parameters alone, as far as the graph shows. What the node keeps says
+            # whether data or a constant is beside them, which has no edge.
+            parameters = tuple(
+                {id(p): p for of_input in below for p in of_input}.values()
+            )
+            sign = self._signature(node, name, parameters)
+            if sign is None or sign in self._constants:
+                self._add_of_parameters(node, children, parameters, sign)
                 return
-        elif name in WITH_FACTOR and None in [child for child, _ in children]:
+        elif name in WITH_FACTOR and len(inputs) < len(children):
             self._hiding.append((node, None))
-        self._note_constant(node, name, children, any_size=False)
+        self._add_of_data(node, name, inputs)
+        if any(below):
+            self._uses[node] = sign
+            self._reaches_use[node] = True
+
+    def _add_leaf(self, node: Node) -> None:
+        known = self._parameters.get(id(getattr(node, "variable", None)))
+        self._parameters_below[node] = _NONE if known is None else (known,)
+        self._reaches_use[node] = False
+
+    def _add_of_data(self, node: Node, name: str, inputs: Sequence[Node]) -> None:
+        """Add a node through which gradients of units pass."""
+        if name in WITH_FACTOR:
+            # A factor with several elements may be the examples' own; one of a single
+            # element may be a count over the batch, which scales all losses.
+            factors = unexplained(node, name, self._public)
+            self._constant += [(node, one) for one in factors if one.numel() == 1]
         self._parameters_below[node] = _NONE
-        self._reaches_use[node] = is_use or any(
-            self._reaches_use[c] for c, _ in children if c is not None
-        )
+        self._reaches_use[node] = any(self._reaches_use[child] for child in inputs)
         self._nodes.append(node)
         self._followed.append(node)
-        if is_use:
-            self._uses[node] = sign
 
     def _signature(
         self, node: Node, name: str, behind: Sequence[Tensor]
@@ -132,12 +146,12 @@ class _Walk:
         is_known_by_name = name in SUMS or name in LOOKUPS or name in WITH_FACTOR
         if is_known_by_name or self._public or not name[-1].isdigit():
             self._hiding.append((node, ids))
-        found = signature(node, name, ids, self._public)
-        if not found:
-            return found
+        sign = signature(node, name, ids, self._public)
+        if not sign:
+            return sign
         # Several lookups of one table may have one shape, and not all be constant.
-        self._times[found] += 1
-        return (*found, self._times[found])
+        self._times[sign] += 1
+        return (*sign, self._times[sign])
 
     def _add_of_parameters(
         self,
@@ -146,31 +160,15 @@ class _Walk:
         behind: Sequence[Tensor],
         assumed: Signature | None,
     ) -> None:
+        """Add a node of parameters alone, or of what all units are taken to share."""
         self._parameters_below[node], self._reaches_use[node] = behind, False
-        self._note_constant(node, name_of(node), children, any_size=True)
+        shared = unexplained(node, name_of(node), self._public)
+        self._constant += [(node, one) for one in shared]
         if assumed:
             self._assumed.append((node, assumed))
         if assumed or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
             self._followed.append(node)
-
-    def _note_constant(
-        self, node: Node, name: str, children: Edges, *, any_size: bool
-    ) -> None:
-        if name in WITH_FACTOR:
-            if None not in [child for child, _ in children]:
-                return
-            constant = constant_factor(node)
-            if constant is None or is_number(constant) or self._public.has(constant):
-                return
-            if any_size or constant.numel() == 1:
-                self._constant.append((node, constant))
-        elif any_size and name in LOOKUPS:
-            self._constant += [
-                (node, some)
-                for some in looked_up(node, name)
-                if not self._public.has(some)
-            ]
 
     def graph(self, root: Edge) -> Graph:
         if self._parameters_below[root[0]]:  # The losses are of parameters alone.
@@ -228,16 +226,16 @@ class _Walk:
         return chain
 
     def _outputs(self, root: Edge) -> Mapping[Node, set[int]]:
-        found = {node: {0} for node in self._uses}
+        outputs = {node: {0} for node in self._uses}
         several = {node for node in self._uses if len(node._input_metadata) > 1}  # noqa: SLF001
         if several:
             for node in several:
-                found[node] = set()
+                outputs[node] = set()
             for children in (((root),), *self._edges.values()):
                 for child, index in children:
                     if child in several:
-                        found[child].add(index)
-        return found
+                        outputs[child].add(index)
+        return outputs
 
     def _above(self, root: Node) -> frozenset[Node]:
         seen, pending = {root}, [root]

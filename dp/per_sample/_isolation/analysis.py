@@ -10,12 +10,12 @@ from typing import Final, final
 import torch
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import VIEWS, Node, name_of, output_shape, size
+from dp.per_sample._graph.nodes import Node, name_of, output_shape, size
 from dp.per_sample._graph.untracked_inputs import kept_without_graph
 from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
+from dp.per_sample._graph.views import VIEWS
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.following import Followed, follow, meeting_of
-from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.owners import Owners, regularized
 
 
@@ -38,12 +38,14 @@ class Plan:
         bytes_freed: Bytes that the backward pass has freed when it reaches each use,
             more than at the use before.
         narrowest: The dtype of the graph that underflows first.
+        coarsest: The largest relative rounding of a dtype of the graph.
     """
 
     owners: Sequence[Mapping[int, Owners]]
     layouts: Sequence[Mapping[int, Layout] | None]
     bytes_freed: Sequence[float]
     narrowest: torch.dtype
+    coarsest: float
 
     @property
     def num_bytes(self) -> float:
@@ -80,79 +82,87 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
         units: Whose each loss is.
         num_units: How many units there are.
     """
-    for node in graph.nodes:
-        check_flags(node)
     if num_units == 1:
         return _of_one_unit(graph)
-    found = _followed(graph, root, units, num_units)
-    not_shared = [sign for node, sign in graph.assumed if _is_by_unit(found, node)]
+    followed = _followed(graph, root, units, num_units)
+    # The walk took some tensors for constants, so that what is computed of them and of
+    # parameters counts as a parameter. If one unit alone sends a gradient to such a
+    # tensor, it is that unit's data, and the graph is walked again without the guess.
+    not_shared = [sign for node, sign in graph.assumed if _is_by_unit(followed, node)]
     if not_shared:
         return Analysis(None, not_shared=frozenset(not_shared))
-    mixed = [use for use in graph.uses if _is_mixed(found, use)]
+    # A mixed use is refused, unless it may be such a constant, which everybody shares.
+    # Example: table[positions] + x has owners along the batch in x, and a table that all
+    # examples look up by the same positions: mixed, and rightly so.
+    mixed = [use for use in graph.uses if _is_mixed(followed, use)]
     if mixed:
-        return _refused(found, graph, mixed)
-    owners = [_owners(found, use, num_units) for use in graph.uses]
+        return _refused(followed, graph, mixed)
+    owners = [_owners(followed, use, num_units) for use in graph.uses]
     layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
-    return Analysis(Plan(owners, layouts, _freed(graph), _narrowest(graph)), found)
+    plan = Plan(owners, layouts, _freed(graph), *_precision(graph))
+    return Analysis(plan, followed)
 
 
 def _of_one_unit(graph: Graph) -> Analysis:
     """Return the analysis where everything is the one unit's."""
     alone = [dict.fromkeys(use.outputs, Owners.regular(0)) for use in graph.uses]
     layouts = [dict.fromkeys(use.outputs, Layout(-1)) for use in graph.uses]
-    return Analysis(Plan(alone, layouts, _freed(graph), _narrowest(graph)))
+    return Analysis(Plan(alone, layouts, _freed(graph), *_precision(graph)))
 
 
 def _followed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Followed:
     """Return the owners at every node, found again another way if uses are mixed."""
     assumed = {*graph.followed}.difference(graph.nodes)
-    found = follow(root, graph.followed, units, num_units, assumed=assumed)
-    if not any(_is_mixed(found, use) for use in graph.uses):
-        return found
+    followed = follow(root, graph.followed, units, num_units, assumed=assumed)
+    if not any(_is_mixed(followed, use) for use in graph.uses):
+        return followed
+    # Three integers cannot say that a slice leaves the rest nobody's, and count it as its
+    # neighbours'. Written out, such a use may turn out not to be mixed.
     return follow(
         root, graph.followed, units, num_units, assumed=assumed, by_integers=False
     )
 
 
-def _refused(found: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
+def _refused(followed: Followed, graph: Graph, mixed: Sequence[Use]) -> Analysis:
     """Return which mixed uses may be constants; of the others, why they are refused."""
+    # Named by what tells uses apart, so that the next walk finds them again.
     shared = {u.might_be_constant: u for u in mixed if u.might_be_constant}
     definite = [use for use in mixed if not use.might_be_constant]
-    refusal = _mixing(found, graph, definite) if definite else None
+    refusal = _mixing(followed, graph, definite) if definite else None
     return Analysis(None, shared=shared, refusal=refusal)
 
 
-def _owners(found: Followed, use: Use, num_units: int) -> dict[int, Owners]:
+def _owners(followed: Followed, use: Use, num_units: int) -> dict[int, Owners]:
     return {
         output: regularized(
-            found.at(use.node, output), output_shape(use.node, output), num_units
+            followed.at(use.node, output), output_shape(use.node, output), num_units
         )
         for output in use.outputs
     }
 
 
-def _is_mixed(found: Followed, use: Use) -> bool:
-    return any(found.at(use.node, output).has_mixed() for output in use.outputs)
+def _is_mixed(followed: Followed, use: Use) -> bool:
+    return any(followed.at(use.node, output).has_mixed() for output in use.outputs)
 
 
-def _is_by_unit(found: Followed, node: Node) -> bool:
+def _is_by_unit(followed: Followed, node: Node) -> bool:
     """Whether something taken for shared is reached by one unit alone somewhere."""
-    owners = found.at(node, 0)
+    owners = followed.at(node, 0)
     if owners.rows is None:
         return owners.is_regular
     return bool((owners.rows >= 0).any())
 
 
 def _layouts(use: Use, owners: Mapping[int, Owners]) -> dict[int, Layout] | None:
-    found: dict[int, Layout] = {}
+    layouts: dict[int, Layout] = {}
     for output, one in owners.items():
         layout = Layout.of(one, len(output_shape(use.node, output)))
         if layout is None:
             return None
-        found[output] = layout
-    return found
+        layouts[output] = layout
+    return layouts
 
 
 def neither(use: Use) -> SampleMixingError:
@@ -178,11 +188,14 @@ def _declared(shapes: str) -> str:
     )
 
 
-def _mixing(found: Followed, graph: Graph, mixed: Sequence[Use]) -> SampleMixingError:
+def _mixing(
+    followed: Followed, graph: Graph, mixed: Sequence[Use]
+) -> SampleMixingError:
+    # Uses come inputs first, so the last one is where units met first on the way back.
     use = mixed[-1]  # Nearest to the losses.
     hints = [hint for other in reversed(mixed) if (hint := _hint_of_constants(other))]
     return SampleMixingError(
-        f"units meet in {meeting_of(found, graph.followed)}: examples are mixed on the"
+        f"units meet in {meeting_of(followed, graph.followed)}: examples are mixed on the"
         f" way from the losses to {use.operation} with parameters of shape"
         f" {shapes_of(use.parameters)}: one example's loss depends on another's data."
         f" {REMEDY}{hints[0] if hints else ''}"
@@ -208,7 +221,10 @@ def _freed(graph: Graph) -> list[float]:
     bytes_freed: dict[Node, float] = {}
     total = 0.0
     uses = {use.node for use in graph.uses}
+    # The backward pass goes from the losses down, and frees what it has passed: how much
+    # is free at a use decides in which way its gradients are held.
     for node in reversed(graph.nodes):
+        # A view holds no memory of its own.
         if name_of(node) not in VIEWS:
             for output in node._input_metadata:  # noqa: SLF001 -- see _graph.nodes
                 total += size(output.shape) * output.dtype.itemsize
@@ -217,12 +233,13 @@ def _freed(graph: Graph) -> list[float]:
     return [bytes_freed[use.node] for use in graph.uses]
 
 
-def _narrowest(graph: Graph) -> torch.dtype:
-    """Return the dtype of a graph's gradients that underflows first."""
+def _precision(graph: Graph) -> tuple[torch.dtype, float]:
+    """Return which dtype of a graph's gradients underflows first, and how they round."""
     dtypes = {
         output.dtype
         for node in graph.nodes
         for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
         if output.dtype.is_floating_point
-    }
-    return max(dtypes, key=lambda d: torch.finfo(d).tiny, default=torch.float32)
+    } or {torch.float32}
+    narrowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).tiny)
+    return narrowest, max(torch.finfo(dtype).eps for dtype in dtypes)

@@ -3,7 +3,7 @@
 Shapes: none are fixed.
 """
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, MutableMapping, Sequence
 from typing import Final
 
 import torch
@@ -16,7 +16,14 @@ from dp.per_sample._graph.uses import Graph, Use, shapes_of
 from dp.per_sample._isolation.analysis import REMEDY
 
 
-__all__ = ("Fingerprints", "check_above", "check_norm", "check_opaque", "check_shared")
+__all__ = (
+    "Fingerprints",
+    "check_above",
+    "check_dense",
+    "check_norm",
+    "check_opaque",
+    "check_shared",
+)
 
 # Of what all units share, by position and shape.
 Fingerprints = MutableMapping[Hashable, Sequence[float]]
@@ -28,6 +35,8 @@ _HIDING: Final = {
         " torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
     ),
 }
+# By a part of their name, nodes whose outputs are sparse.
+_MAKING_SPARSE: Final = ("Coalesce", "Sparse")
 _COMPILED: Final = (
     "a compiled function{holding} is one operation that shows nothing of what happens"
     " inside it, so mixed examples could not be told; compile it by"
@@ -51,6 +60,22 @@ def check_opaque(graph: Graph) -> None:
                 raise UnsupportedOperationError(reason)
         if is_opaque(name) and not is_compiled(node):
             raise UnsupportedOperationError(_COMPILED.format(holding=""))
+
+
+def check_dense(uses: Iterable[Use]) -> None:
+    """Refuse data that meets a sparse weight, whose gradient is sparse as well."""
+    operands = [(use, operand) for use in uses for operand in use.operands.values()]
+    for use, operand in operands:
+        name = name_of(operand.edge[0])
+        is_sparse = any(part in name for part in _MAKING_SPARSE) or any(
+            parameter.layout != torch.strided for parameter in operand.parameters
+        )
+        if is_sparse:
+            raise UnsupportedOperationError(
+                f"{use.operation} takes a sparse weight, of parameters of shape"
+                f" {shapes_of(operand.parameters)}, whose gradients for each example"
+                " would be sparse; make it dense, as by weight.to_dense()"
+            )
 
 
 def check_norm(use: Use) -> None:
@@ -85,8 +110,8 @@ def check_shared(known: Fingerprints, graph: Graph) -> None:
     """
     for position, (node, constant) in enumerate(graph.constants):
         key = (position, tuple(constant.shape))
-        found = _fingerprint(constant)
-        if known.setdefault(key, found) != found:
+        fingerprint = _fingerprint(constant)
+        if known.setdefault(key, fingerprint) != fingerprint:
             error = SampleMixingError(
                 f"{name_of(node)} meets a tensor of shape {tuple(constant.shape)} that"
                 " all examples share and that is not the same in every batch, so it"

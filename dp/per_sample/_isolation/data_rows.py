@@ -71,6 +71,7 @@ def check_order(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> N
             order of the losses. Who gives the units says whose rows are whose.
     """
     for use, of_use in zip(uses, owners, strict=True):
+        # Only first uses keep the data itself. Regular owners are in order by their form.
         for one in of_use.values() if use.is_last else ():
             if one.rows is not None and not _is_in_order(one.rows, num_units):
                 raise SampleMixingError(
@@ -89,6 +90,8 @@ def _is_in_order(rows: Tensor, num_units: int) -> bool:
     if bool((unit_N.diff() >= 0).all()):
         return True
     # As in sequences of sorted lengths, time-major: each round is a part of the last.
+    # Example: lengths 3, 2, 2, 1, time-major: 0 1 2 3 | 0 1 2 | 0, which are rounds of 4, 3
+    # and 1, each of them the beginning of the one before.
     starts = (unit_N == 0).nonzero()[:, 0]
     lengths = torch.cat([starts, starts.new_tensor([len(unit_N)])]).diff()
     if len(starts) == 0 or int(starts[0]) or int(lengths[0]) != num_units:
@@ -105,19 +108,21 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
         SampleMixingError: If a row goes to the losses of several units.
     """
     first = [(u, o[0]) for u, o in zip(uses, owners, strict=True) if _has_data(u, o)]
+    # A tensor that is read once has one owner a row already, by the rules.
     if len(first) < 2:  # noqa: PLR2004 -- one alone cannot contradict itself
         return
     by_storage: dict[int, list[tuple[Use, Tensor, Owners]]] = {}
     for use, one in first:
         all_alike = all(one.is_same(other) for _, other in first)
         data = _data_of(use, all_alike=all_alike)
-        if data is not None:  # pragma: no branch
+        if data is not None:
+            # Two views of one tensor share a storage, whatever their shapes are.
             storage = data.untyped_storage().data_ptr()
             by_storage.setdefault(storage, []).append((use, data, one))
-    for some in by_storage.values():
-        if _may_differ(some):
+    for reads in by_storage.values():
+        if _may_differ(reads):
             _check_same(
-                [(use, data, _data_rows(use, o, num_units)) for use, data, o in some]
+                [(use, data, _data_rows(use, o, num_units)) for use, data, o in reads]
             )
 
 
@@ -151,8 +156,8 @@ def _data_rows(use: Use, owners: Owners, num_units: int) -> Tensor:
     return passed(owners.as_rows(len(shape), num_units, device))
 
 
-def _may_differ(some: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
-    (_, data, owners), *others = some
+def _may_differ(reads: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
+    (_, data, owners), *others = reads
     return not all(
         other.data_ptr() == data.data_ptr()
         and other.shape == data.shape
@@ -162,11 +167,11 @@ def _may_differ(some: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
     )
 
 
-def _check_same(some: Sequence[_Kept]) -> None:
+def _check_same(reads: Sequence[_Kept]) -> None:
     """Compare the owners of every element of a storage that is read more than once."""
-    owner_M = _owner_by_element(some)
+    owner_M = _owner_by_element(reads)
     if bool((owner_M == MIXED).any()):
-        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in reads))
         raise SampleMixingError(
             f"units meet in the data: a row that is read by {names} goes to the losses"
             " of several examples, so one example's loss depends on another's data."
@@ -174,10 +179,12 @@ def _check_same(some: Sequence[_Kept]) -> None:
         )
 
 
-def _owner_by_element(some: Sequence[_Kept]) -> Tensor:
+def _owner_by_element(reads: Sequence[_Kept]) -> Tensor:
     """Return [M] the owner of each element of a storage, MIXED if there are several."""
     elements, owners = [], []
-    for _, data, rows in some:
+    for _, data, rows in reads:
+        # Elements are named by their place in the storage, so that views of any strides can
+        # be compared. Example: x[:2] and x[1:] of one tensor meet in the element of row 1.
         storage = torch.arange(
             int(data.storage_offset()) + _span(data), device=data.device
         )
@@ -199,8 +206,9 @@ def check_batch(
 ) -> None:
     """Refuse a row of the loader's batch whose parts belong to different units.
 
-    A batch that something was computed of, before a parameter met it, is another
-    tensor, and is not recognised.
+    A batch is recognised by its storage, and a whole copy of it, as ``.to`` makes it on
+    another device, by its values. What was computed of a batch, before a parameter met
+    it, is another tensor, and is not recognised.
 
     Args:
         uses: The uses of the graph.
@@ -209,7 +217,7 @@ def check_batch(
         num_units: How many units there are.
     """
     storages = {one.untyped_storage().data_ptr(): one for one in batch if one.numel()}
-    found: dict[int, list[_Kept]] = {}
+    by_storage: dict[int, list[_Kept]] = {}
     for use, of_use in zip(uses, owners, strict=True):
         if not _has_data(use, of_use):
             continue
@@ -217,12 +225,40 @@ def check_batch(
         if data is None:
             continue
         storage = data.untyped_storage().data_ptr()
-        rows = storages.get(storage)
-        if rows is not None and not _is_row_by_row(data, of_use[0], rows):
+        if storage not in storages:
+            copy = _copy_of_batch(data, of_use[0], batch)
+            if copy is None:
+                continue
+            storages[storage] = copy
+        if not _is_row_by_row(data, of_use[0], storages[storage]):
             kept = use, data, _data_rows(use, of_use[0], num_units)
-            found.setdefault(storage, []).append(kept)
-    for storage, some in found.items():
-        _check_rows(some, storages[storage])
+            by_storage.setdefault(storage, []).append(kept)
+    for storage, reads in by_storage.items():
+        _check_rows(reads, storages[storage])
+
+
+def _copy_of_batch(
+    data: Tensor, owners: Owners, batch: Sequence[Tensor]
+) -> Tensor | None:
+    """Return all of a storage as the tensor of the batch that was copied there.
+
+    Values are compared, which takes a transfer, only where the rows of the data would
+    not be those of the batch, one by one.
+    """
+    whole = data.detach()
+    num_elements = whole.untyped_storage().nbytes() // whole.element_size()
+    for one in batch:
+        if one.numel() != num_elements or not num_elements or not one.is_contiguous():
+            continue
+        copy = whole.as_strided(one.shape, one.stride(), 0)
+        if _is_row_by_row(data, owners, copy) or _has_same_values(copy, one):
+            return copy
+    return None
+
+
+def _has_same_values(copy: Tensor, original: Tensor) -> bool:
+    moved = original.detach().to(copy)
+    return bool(((copy == moved) | (moved != moved)).all())  # noqa: PLR0124 -- NaN
 
 
 def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
@@ -237,15 +273,17 @@ def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
     )
 
 
-def _check_rows(some: Sequence[_Kept], batch: Tensor) -> None:
-    owner_M = _owner_by_element(some)
+def _check_rows(reads: Sequence[_Kept], batch: Tensor) -> None:
+    owner_M = _owner_by_element(reads)
     span = int(batch.storage_offset()) + _span(batch)
+    # Owners by element are gathered into the batch's own shape; then a row that has two
+    # owners was read for two units' losses.
     storage = torch.full((span,), NOBODY, device=owner_M.device)
     storage[: len(owner_M)] = owner_M[:span]
     rows = storage.as_strided(batch.shape, batch.stride(), batch.storage_offset())
     owner_B = meet(rows.reshape(len(batch), -1), 1)
     if bool((owner_B == MIXED).any()):
-        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in some))
+        names = ", ".join(dict.fromkeys(use.operation for use, _, _ in reads))
         raise SampleMixingError(
             f"units meet in the batch: a row that the loader drew is read by {names} for"
             " the losses of several examples. Each loss must be made of rows of its own"

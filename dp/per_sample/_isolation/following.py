@@ -26,14 +26,8 @@ from torch import Tensor
 from dp.per_sample._graph.nodes import Node, edge_shape, name_of, output_shape
 from dp.per_sample._graph.uses import Edge
 from dp.per_sample._isolation.own_backward import owners_of_inputs
-from dp.per_sample._isolation.owners import (
-    EVERYBODYS,
-    MIXED,
-    NOBODY,
-    NOBODYS,
-    Owners,
-    joined,
-)
+from dp.per_sample._isolation.owner_moves import joined
+from dp.per_sample._isolation.owners import EVERYBODYS, MIXED, NOBODY, NOBODYS, Owners
 from dp.per_sample._isolation.rule_table import (
     FollowingRule,
     Kind,
@@ -114,8 +108,8 @@ def follow(
         by_integers: Whether regular owners are followed as such, which counts what a
             slice of another axis leaves out as its neighbours'.
     """
-    found = Followed(num_units, {root: units})
-    owners, wanted = found.owners, {*nodes}
+    followed = Followed(num_units, {root: units})
+    owners, wanted = followed.owners, {*nodes}
     for node in reversed(nodes):
         edges = node.next_functions
         shapes = [edge_shape(c, i) if c in wanted else None for c, i in edges]
@@ -129,22 +123,23 @@ def follow(
             given = _written_out(node, given, num_units)
         answers, is_static = _answers(node, given, shapes, num_units)
         if not is_static:
-            found.moved.append((node, Moved(given, shapes, answers)))
-        for edge, shape, found_at in zip(edges, shapes, answers, strict=True):
+            # What it keeps may move rows otherwise in the next batch: it is asked again.
+            followed.moved.append((node, Moved(given, shapes, answers)))
+        for edge, shape, of_input in zip(edges, shapes, answers, strict=True):
             if shape is not None:
-                answer = _on_device(found_at, edge)
+                answer = _on_device(of_input, edge)
                 is_assumed = edge[0] in assumed
                 owners[edge] = (
                     _one_at(owners, edge, answer, num_units)
                     if is_assumed
                     else _joined_at(owners, edge, answer, len(shape), num_units)
                 )
-    return found
+    return followed
 
 
-def meeting_of(found: Followed, nodes: Sequence[Node]) -> str:
+def meeting_of(followed: Followed, nodes: Sequence[Node]) -> str:
     """Return the name of the operation at which units meet first, from the losses."""
-    mixed = {edge for edge, owners in found.owners.items() if owners.has_mixed()}
+    mixed = {edge for edge, owners in followed.owners.items() if owners.has_mixed()}
     outputs_mixed = {node for node, _ in mixed}
     return next(
         name_of(node)
@@ -182,12 +177,14 @@ def _joined_at(
 def _one_at(
     owners: Mapping[Edge, Owners], edge: Edge, answer: Owners, num_units: int
 ) -> Owners:
-    """Return the units of which one alone sends a gradient, before those that meet."""
+    """Return the units of which one alone sends a gradient, before those that meet.
+
+    Example: one consumer says units 0, 1 and the other says mixed, nobody. What was
+    taken for shared is reached by units 0 and 1 alone, so it is not shared: 0, 1.
+    """
     before = owners.get(edge)
     if before is None or before.axis == NOBODY or answer.is_same(before):
         return answer
-    if answer.axis == NOBODY:  # pragma: no cover -- rules answer with owners
-        return before
     rank = len(output_shape(*edge))
     device = _device_of(edge)
     left, right = (o.as_rows(rank, num_units, device) for o in (before, answer))
@@ -199,25 +196,34 @@ def _answers(
     node: Node, given: _Given, shapes: Shapes, num_units: int
 ) -> tuple[list[Owners], bool]:
     """Return the owners of a node's inputs, and whether they hold for all batches."""
-    some = [o for o in given if o is not None and o.axis != NOBODY]
-    if not some:
+    reached = [o for o in given if o is not None and o.axis != NOBODY]
+    if not reached:
         return [NOBODYS] * len(shapes), True
-    if any(o.axis == MIXED for o in some):
+    # What is mixed as a whole stays so, whatever the operation does with it.
+    if any(o.axis == MIXED for o in reached):
         return [EVERYBODYS] * len(shapes), True
     rule = rule_for_owners(node)
-    is_static = rule.is_static(shapes)
-    answers = _by_integers(rule, node, given, shapes, num_units)
-    if answers is not None:
-        return answers, is_static
+    regular = _by_integers(rule, node, given, shapes, num_units)
+    if regular is not None:
+        return regular, rule.is_static(shapes)
+    return _written_answers(rule, node, given, shapes, num_units)
+
+
+def _written_answers(
+    rule: FollowingRule, node: Node, given: _Given, shapes: Shapes, num_units: int
+) -> tuple[list[Owners], bool]:
+    """Return the answers for owners that are written out, one number for every row."""
     rows = [
         None if o is None or o.axis == NOBODY else o.rows
         for o in _written_out(node, given, num_units)
     ]
-    by_rule = _by_rows(rule, node, rows, shapes)
-    if by_rule is None:
-        by_rule = owners_of_inputs(node, rows, shapes, num_units)
+    answers, is_static = _by_rows(rule, node, rows, shapes), rule.is_static(shapes)
+    if answers is None:
+        # No rule, or none for this form of the operation: its own backward tells,
+        # which may depend on what it keeps, unless the rule says that it does not.
+        answers = owners_of_inputs(node, rows, shapes, num_units)
         is_static = rule.kind is Kind.STATIC and rule.is_asked
-    return [_checked(o, s) for o, s in zip(by_rule, shapes, strict=True)], is_static
+    return [_checked(o, s) for o, s in zip(answers, shapes, strict=True)], is_static
 
 
 def _written_out(node: Node, given: _Given, num_units: int) -> list[Owners | None]:
@@ -239,28 +245,34 @@ def _written_out(node: Node, given: _Given, num_units: int) -> list[Owners | Non
 def _by_integers(
     rule: FollowingRule, node: Node, given: _Given, shapes: Shapes, num_units: int
 ) -> list[Owners] | None:
-    """Return the answers for regular owners, if the rule has them in integers."""
+    """Return the answers for regular owners, if the rule has them in integers.
+
+    Example: 4 units along axis 0 of [4, 3], of which the sum over axis 1 was taken, are
+    units along axis 0 of the result: three integers in, three out, and no tensor.
+    """
     if rule.integers is None:
         return None
-    found: list[Owners] | None = None
+    by_output = []
     for output, owners in enumerate(given):
         if owners is None or owners.axis == NOBODY:
             continue
         if not owners.is_regular or (output and rule.of_output is None):
             return None
         answers = rule.integers(node, owners, shapes)
-        if answers is None or not all(
-            s is None or (o is not None and _fits(o, s, num_units))
-            for o, s in zip(answers, shapes, strict=True)
-        ):
+        if answers is None or not _all_fit(answers, shapes, num_units):
             return None
-        known = [NOBODYS if o is None else o for o in answers]
-        if (
-            found is not None and found != known
-        ):  # pragma: no cover -- outputs of a node have one owner
-            return None
-        found = known
-    return found
+        by_output.append([NOBODYS if o is None else o for o in answers])
+    # Outputs that say other things of an input have to be joined row by row.
+    is_one = all(answers == by_output[0] for answers in by_output)
+    return by_output[0] if is_one else None
+
+
+def _all_fit(answers: Sequence[Owners | None], shapes: Shapes, num_units: int) -> bool:
+    """Whether there are owners for every input that is asked for, of its shape."""
+    return all(
+        shape is None or (owners is not None and _fits(owners, shape, num_units))
+        for owners, shape in zip(answers, shapes, strict=True)
+    )
 
 
 def _fits(owners: Owners, shape: Sequence[int], num_units: int) -> bool:

@@ -2,7 +2,7 @@
 
 The owners of an ordinary batch are regular at nearly every node. Following them costs
 some microseconds a node, once for every combination of sizes. A rule that answers None
-leaves a node to the rules on rows; one that answers :data:`EVERYBODYS` has found units
+leaves a node to the rules on rows; one that answers :data:`EVERYBODYS` has answer units
 that meet.
 
 Shapes: none are fixed.
@@ -54,6 +54,8 @@ def pointwise(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
 
 
 def _spread(owners: Owners, shape: Sequence[int], rank: int) -> Owners:
+    # Broadcasting counts axes from the last. Example: [3] under an output of [5, 3] whose
+    # owners lie along axis 0 has no such axis: all 5 units meet in it.
     axis = owners.axis - rank + len(shape)
     if axis < 0 or shape[axis] == 1:
         return EVERYBODYS  # Summed over the units.
@@ -70,6 +72,9 @@ def view(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
     total = math.prod(old)
     if total == 0:
         return None
+    # Example: 3 units along axis 1 of [2, 3, 4], one entry each, as a view of [6, 4]. In
+    # the flat order a unit has runs of 4 entries, and a round of all units is 12 long.
+    # Axis 0 of the new shape steps by 4 and holds 24 entries, two rounds: outer 2.
     inner *= math.prod(old[axis + 1 :])  # In the flat order, with all that is behind.
     round_length = old[axis] // (outer * owners.inner) * inner
     behind, k = total // new[0], 0
@@ -104,6 +109,7 @@ def reduction(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
     """Sums and the like over other axes than the units'."""
     axis, shape = owners.axis, _first(shapes)
     if len(output_shape(node, 0)) < len(shape):
+        # Each reduced axis before the units' moves them one further back.
         for dim in along(node, len(shape)):
             axis += dim <= axis
     return [owners._replace(axis=axis)]
@@ -115,8 +121,8 @@ def couples(axes_of: Callable[[Node, int], Sequence[int]]) -> IntegerRule:
     def rule(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
         rank = len(output_shape(node, 0))
         meets = owners.axis in [a % rank for a in axes_of(node, rank)]
-        found = EVERYBODYS if meets else owners
-        return [None if s is None else found for s in shapes]
+        answer = EVERYBODYS if meets else owners
+        return [None if s is None else answer for s in shapes]
 
     return rule
 
@@ -125,8 +131,8 @@ def leading(num_axes: int) -> IntegerRule:
     """Operations in which all but the first axes are coupled."""
 
     def rule(_node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
-        found = EVERYBODYS if owners.axis >= num_axes else owners
-        return [None if s is None else found for s in shapes]
+        answer = EVERYBODYS if owners.axis >= num_axes else owners
+        return [None if s is None else answer for s in shapes]
 
     return rule
 
@@ -135,6 +141,7 @@ def _with_weights(free_axes: Callable[[Node, Shapes, int], bool]) -> IntegerRule
     """Operations of data and weights: the weights' gradients sum over everything."""
 
     def rule(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
+        # Whether the units lie along an axis that the operation does not couple.
         is_free = free_axes(node, shapes, owners.axis)
         weights = [None if s is None else EVERYBODYS for s in shapes[1:]]
         return [owners if is_free else EVERYBODYS, *weights]
@@ -160,6 +167,7 @@ def product(left: int, right: int) -> IntegerRule:
 
     def rule(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
         rank = len(output_shape(node, 0))
+        # As static_rules.product: the axis that the gradient of a side is summed over.
         summed = {left: rank - 1, right: rank - 2}
         return [
             None
@@ -180,6 +188,7 @@ _dense = product(0, 1)
 
 def mm(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
     """A product whose left side may be sparse, and then moves the right one's rows."""
+    # A sparse matrix takes rows of its right side to other rows, by its own entries.
     if shapes[-1] is not None and owners.axis == 0:
         return None
     return _dense(node, owners, shapes)
@@ -187,6 +196,7 @@ def mm(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
 
 def nll(_node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
     """A loss of each row; the classes' axis comes second."""
+    # The classes were axis 1 of the input, and are missing in the output.
     axis = owners.axis + (owners.axis >= 1)
     return [owners._replace(axis=axis), *[None] * (len(shapes) - 1)]
 
@@ -242,12 +252,14 @@ def stack(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers | None:
     axis = axis_of(node._saved_dim, len(output_shape(node, 0)))  # noqa: SLF001 -- as above
     if axis == owners.axis:
         return None
-    found = owners._replace(axis=owners.axis - (axis < owners.axis))
-    return [None if s is None else found for s in shapes]
+    answer = owners._replace(axis=owners.axis - (axis < owners.axis))
+    return [None if s is None else answer for s in shapes]
 
 
 def index(node: Node, owners: Owners, _shapes: Shapes) -> IntegerAnswers | None:
     """Serve ``x[:, i]``, by indices on later axes than the units'."""
+    # x[:, i, j] leaves axis 0 alone; indices that are not side by side, x[i, :, j], put
+    # their own axes first, which is left to the rule that writes owners out.
     given = saved(node, "indices")
     first = next(k for k, one in enumerate(given) if one is not None)
     run = [one is not None for one in given[first:]]

@@ -80,6 +80,7 @@ class Template:
         """Return the nodes by their places, or None if the graph is not like this one."""
         if [*map(id, parameters)] != [*self._parameters]:
             return None
+        # First the cheap comparison, of kinds and edges; what nodes keep is read only then.
         nodes = self._connected(root)
         return nodes if nodes is not None and self._is_alike(nodes) else None
 
@@ -94,6 +95,7 @@ class Template:
             for node in nodes[1:]
             for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
         ]
+        # Shapes alone are not enough: owners behind x.sum(0) and x.sum(1) of a square differ.
         arguments = [read(nodes[place]) for place, read in self._arguments]
         return (*shapes, *map(_hashable, arguments))
 
@@ -106,18 +108,20 @@ class Template:
             nodes: By their places.
             parameters: As for :meth:`matched`.
         """
-        found: list[tuple[Node, Tensor]] = []
+        constants: list[tuple[Node, Tensor]] = []
         for place, which, count in self._constants:
-            some = _constants_of(nodes[place], self._public)
-            if len(some) != count:
+            kept = _constants_of(nodes[place], self._public)
+            # Constants are data until they are known to be the same in every batch, so one that
+            # the walk did not see must not be passed over.
+            if len(kept) != count:
                 return None
-            found.append((nodes[place], some[which]))
+            constants.append((nodes[place], kept[which]))
         return Graph(
             [placed.bound(nodes, parameters) for placed in self._uses],
             [nodes[place] for place in self._nodes],
             [nodes[place] for place in self._followed],
             [(nodes[place], sign) for place, sign in self._assumed],
-            found,
+            constants,
             (),
             frozenset(),
         )
@@ -125,6 +129,10 @@ class Template:
     def _connected(self, root: Edge) -> list[Node] | None:
         """Return the nodes by their places, if they are connected in the same way."""
         nodes: list[Node] = [None, root[0]]
+        # Nodes are numbered in the order of a walk by breadth. A child with the next free
+        # number must be new, and any other must be the very node that has its number.
+        # Example: a tied weight, whose leaf has two parents, is number 3 for both; two
+        # weights instead of one would give it numbers 3 and 4, and are another graph.
         count = len(nodes)
         for place, kind, inputs in self._steps:
             node = nodes[place]
@@ -141,10 +149,12 @@ class Template:
                     return None
                 if output != same:
                     return None
+        # A node that is met twice where two were known would pass the loop above.
         is_same = root[1] == self._output and len({*nodes}) == count
         return nodes if is_same else None
 
     def _is_alike(self, nodes: Sequence[Node]) -> bool:
+        # A leaf is a parameter of this optimizer, or of nobody here: frozen, or another's.
         for place, kind, owner in self._leaves:
             leaf = nodes[place]
             if type(leaf) is not kind or _owner(leaf, self._parameters) != owner:
@@ -198,6 +208,7 @@ class _Placed:
 
 def _places(root: Node) -> dict[Node | None, int]:
     """Return the places of a graph's nodes, those nearest to the root first."""
+    # Inputs without a graph all share one place, and are not followed.
     place_of: dict[Node | None, int] = {None: _NOBODY, root: 1}
     nodes = [root]
     for node in nodes:
@@ -230,10 +241,10 @@ def _placed_constants(
 ) -> list[tuple[int, int, int]]:
     """Return where constants are: at which node, which of its, and of how many."""
     return [
-        (place_of[node], which, len(some))
+        (place_of[node], which, len(kept))
         for node in dict.fromkeys(map(itemgetter(0), graph.constants))
-        for some in [_constants_of(node, public)]
-        for which in range(len(some))
+        for kept in [_constants_of(node, public)]
+        for which in range(len(kept))
     ]
 
 
@@ -246,11 +257,11 @@ def _owner(leaf: Node, parameters: Collection[int]) -> int | None:
 def _constants_of(node: Node, public: PublicTensors) -> list[Tensor]:
     name = name_of(node)
     if name in LOOKUPS:
-        found = looked_up(node, name)
+        kept = looked_up(node, name)
     else:
         factor = constant_factor(node)
-        found = [] if factor is None else [factor]
-    return [one for one in found if not public.has(one)]
+        kept = [] if factor is None else [factor]
+    return [one for one in kept if not public.has(one)]
 
 
 def _hashable(value: Any) -> Hashable:

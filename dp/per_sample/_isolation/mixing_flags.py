@@ -15,7 +15,7 @@ flag, but an axis that a rule of owners couples:
 ``grad_factor`` of ``fake_quantize_learnable`` is a number that the program gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
@@ -42,13 +42,18 @@ def flags_of(name: str) -> tuple[str, ...]:
     return _FLAGS.get(name, ())
 
 
-def check_flags(node: Node) -> None:
-    """Refuse a node whose gradient is scaled by the batch, or lies in no rows.
+def check_flags(nodes: Iterable[Node]) -> None:
+    """Refuse nodes whose gradient is scaled by the batch, or lies in no rows.
 
     Raises:
         SampleMixingError: If it is scaled by how often the batch looks a row up.
         UnsupportedOperationError: If it is sparse or nested.
     """
+    for node in nodes:
+        _check_node(node)
+
+
+def _check_node(node: Node) -> None:
     name = name_of(node)
     for flag in flags_of(name):
         if not getattr(node, f"_saved_{flag}"):

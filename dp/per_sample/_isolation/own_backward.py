@@ -14,7 +14,6 @@ depends on them.
 Shapes: ``U`` units.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -22,42 +21,17 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, run_backward
-from dp.per_sample._isolation.owners import (
-    MIXED,
-    NOBODY,
-    broadcast_from,
-    shortened,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from
+from dp.per_sample._isolation.owners import MIXED, NOBODY, shortened
+from dp.per_sample._isolation.powers import powers, private_generator, slack
 from dp.per_sample._isolation.static_rules import Answers, Shapes
 
 
-__all__ = ("owners_of_inputs", "powers", "private_generator", "slack")
+__all__ = ("owners_of_inputs",)
 
-# Powers of two that no pass leaves a dtype's range with.
-_POWERS: Final = {torch.float16: 4, torch.bfloat16: 16, torch.float32: 16}
-_MOST_POWERS: Final = 16
 _NOTHING_SAID: Final = -3  # Of an element that is NaN whoever's gradients are sent.
-_SLACK_BITS: Final = 16  # Of many roundings of the smallest number.
 
 _Grads = Sequence[Tensor | None]
-
-
-def powers(dtype: torch.dtype) -> int:
-    """Return how many powers of two a pass in a dtype may use, from 1 on."""
-    return _POWERS.get(dtype, _MOST_POWERS)
-
-
-def slack(dtype: torch.dtype) -> float:
-    """Return by what a sum may be off whose terms were scaled where they underflow."""
-    info = torch.finfo(dtype)
-    return 2.0**_SLACK_BITS * info.tiny * info.eps
-
-
-def private_generator(device: torch.device) -> torch.Generator:
-    """Return a generator seeded by the OS: the user's own stays where it is."""
-    generator = torch.Generator(device)
-    generator.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))
-    return generator
 
 
 def owners_of_inputs(
@@ -67,12 +41,12 @@ def owners_of_inputs(
     if any(bool((one == MIXED).any()) for one in rows if one is not None):
         return [None] * len(shapes)
     asked = _Asked(node, rows, num_units)
-    found = asked.by_powers()
-    if found is None:
-        found = asked.by_halves()
+    owners = asked.by_powers()
+    if owners is None:
+        owners = asked.by_halves()
     return [
         None if s is None else _of_shape(one, s, rows[0])
-        for one, s in zip(found, shapes, strict=True)
+        for one, s in zip(owners, shapes, strict=True)
     ]
 
 
@@ -99,13 +73,13 @@ class _Asked:
         while place == 1 or place < self._num_units:
             passes.append(self._scaled(unit_U // place % self._base))
             place *= self._base
-        found = [
+        owners = [
             None if one is None else _decoded(one, scaled, self._base, self._num_units)
             for one, *scaled in zip(self._reference, *passes, strict=True)
         ]
-        return found if self._is_confirmed(found) else None
+        return owners if self._is_confirmed(owners) else None
 
-    def _is_confirmed(self, found: Answers) -> bool:
+    def _is_confirmed(self, owners: Answers) -> bool:
         """Whether powers of two that nobody could foresee come out as they should."""
         generator = private_generator(self._device)
         exponent_U = torch.randint(  # Not 0, which what does not follow would fit.
@@ -116,7 +90,7 @@ class _Asked:
             generator=generator,
         )
         for one, owner, scaled in zip(
-            self._reference, found, self._scaled(exponent_U), strict=True
+            self._reference, owners, self._scaled(exponent_U), strict=True
         ):
             if one is None or owner is None or scaled is None:
                 continue
@@ -169,10 +143,10 @@ class _Asked:
 
     def _answers(self, grads: _Grads) -> Answers:
         with torch.no_grad():
-            found = run_backward(self._node, grads)
+            gradients = run_backward(self._node, grads)
         return [
             grad.abs() if grad is not None and grad.is_complex() else grad
-            for grad in found
+            for grad in gradients
         ]
 
 
@@ -206,6 +180,8 @@ def _decoded(
         mantissa, exponent = torch.frexp(ratio)
         digit = exponent.long() - 1  # A power of two is 0.5 * 2**(k + 1).
         is_mixed |= (mantissa != 0.5) | (digit < 0) | (digit >= base)  # noqa: PLR2004 -- as said
+        # Example: base 16, unit 37 = 2 * 16 + 5: the first pass multiplies its rows by 2**5, the
+        # second by 2**2, and the ratios to the plain pass are read as 5 and 2.
         owner += digit.clamp(0, base - 1) * place
         place *= base
     return _marked(reference, owner, is_mixed, num_units)
@@ -220,6 +196,7 @@ def _by_bits(
     owner = torch.zeros_like(reference, dtype=torch.long)
     is_mixed = torch.zeros_like(owner, dtype=torch.bool)
     for bit, answers in enumerate(halves):
+        # NaN from the units with the bit reached it, or from those without, or both, or none.
         with_bit, without = (
             torch.zeros_like(is_mixed) if one is None else one != reference
             for one in answers  # NaN is equal to nothing.
@@ -258,11 +235,14 @@ def _said(owner: Tensor, given: Tensor | None) -> Tensor:
     is_silent = owner == _NOTHING_SAID
     if not bool(is_silent.any()):
         return owner
-    if given is None or owner.dim() != given.dim():  # pragma: no cover -- fails closed
-        return owner.masked_fill(is_silent, MIXED)
-    if any(
-        n not in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
-    ):  # pragma: no cover -- fails closed
+    if given is None or not _spreads_over(given, owner):
         return owner.masked_fill(is_silent, MIXED)
     stays = (owner == given) | (owner == NOBODY) | is_silent
     return torch.where(is_silent, given if bool(stays.all()) else MIXED, owner)
+
+
+def _spreads_over(given: Tensor, owner: Tensor) -> bool:
+    """Whether an output's owners broadcast to an input, so that rows may stay in place."""
+    return given.dim() == owner.dim() and all(
+        n in (1, m) for n, m in zip(given.shape, owner.shape, strict=True)
+    )

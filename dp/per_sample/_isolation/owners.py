@@ -19,7 +19,6 @@ is short: an axis along which nothing differs has length 1.
 Shapes: ``U`` units, ``N`` entries of the axis along which owners differ.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, final
 
@@ -33,14 +32,10 @@ __all__ = (
     "NOBODY",
     "NOBODYS",
     "Owners",
-    "broadcast_from",
-    "joined",
     "meet",
     "meet_over",
     "merged",
-    "moved_along",
     "regularized",
-    "reshaped",
     "scattered",
     "shortened",
 )
@@ -118,28 +113,6 @@ NOBODYS: Final = Owners(NOBODY)
 EVERYBODYS: Final = Owners(MIXED)
 
 
-def joined(
-    one: Owners, other: Owners, *, rank: int, num_units: int, device: torch.device
-) -> Owners:
-    """Return the owners of a tensor to which two consumers send gradients."""
-    if other.axis == NOBODY or one.is_same(other):
-        return one
-    if one.axis == NOBODY:
-        return other
-    if MIXED in (one.axis, other.axis):
-        return EVERYBODYS  # More than is mixed, and refused as well.
-    left, right = (some.as_rows(rank, num_units, device) for some in (one, other))
-    return Owners.irregular(shortened(_joined_rows(left, right), range(rank)))
-
-
-def _joined_rows(left: Tensor, right: Tensor) -> Tensor:
-    return torch.where(
-        (left == right) | (right == NOBODY),
-        left,
-        torch.where(left == NOBODY, right, MIXED),
-    )
-
-
 def merged(low: Tensor, high: Tensor, mixed: Tensor) -> Tensor:
     """Return the only owner among several, or MIXED, or NOBODY.
 
@@ -161,6 +134,7 @@ def meet(rows: Tensor, axis: int) -> Tensor:
             [1 if k == axis % rows.dim() else n for k, n in enumerate(rows.shape)],
             NOBODY,
         )
+    # If the smallest unit is the largest, there is one alone. Nobody counts as neither.
     low = torch.where(rows < 0, _LARGEST, rows).amin(axis, keepdim=True)
     high = rows.clamp(min=NOBODY).amax(axis, keepdim=True)
     return merged(low, high, (rows == MIXED).any(axis, keepdim=True))
@@ -173,58 +147,6 @@ def meet_over(rows: Tensor, axes: Iterable[int]) -> Tensor:
     return rows
 
 
-def broadcast_from(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the owners of an input of *shape* that was spread over the output."""
-    while rows.dim() > len(shape):
-        rows = meet(rows, 0)[0]
-    if rows.dim() < len(shape):  # The output has fewer axes: it is a sum.
-        rows = rows.view([1] * (len(shape) - rows.dim()) + list(rows.shape))
-    return meet_over(rows, [axis for axis, length in enumerate(shape) if length == 1])
-
-
-def reshaped(rows: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Return the owners behind a change of shape in row-major order.
-
-    Both shapes are cut into blocks of equal products. Nothing is written out along a
-    block in which nothing differs: only the units' own axes are.
-    """
-    if 0 in old or 0 in new:
-        return rows.new_full([1] * len(new), NOBODY)
-    written: list[int] = []
-    sizes: list[int] = []
-    changed: list[int] = []
-    for before, after in _blocks(old, new):
-        if all(rows.shape[k] == 1 for k in before):
-            written += [1] * len(before)
-            sizes += [1] * len(after)
-            continue
-        written += [old[k] for k in before]
-        if len(after) > 1:
-            changed += range(len(sizes), len(sizes) + len(after))
-        sizes += [new[k] for k in after]
-    return shortened(rows.expand(written).reshape(sizes), changed)
-
-
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
-    """Return runs of the axes of two shapes, in order, that have equal products."""
-    found = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        before, after = range(i, min(i + 1, len(old))), range(j, min(j + 1, len(new)))
-        size, other = (
-            math.prod(old[k] for k in before),
-            math.prod(new[k] for k in after),
-        )
-        while size != other:
-            if size < other:
-                size, before = size * old[before.stop], range(i, before.stop + 1)
-            else:
-                other, after = other * new[after.stop], range(j, after.stop + 1)
-        found.append((before, after))
-        i, j = before.stop, after.stop
-    return found
-
-
 def shortened(rows: Tensor, axes: Iterable[int]) -> Tensor:
     """Return the owners with length 1 along the axes on which nothing differs."""
     for axis in axes:
@@ -235,35 +157,17 @@ def shortened(rows: Tensor, axes: Iterable[int]) -> Tensor:
     return rows
 
 
-def moved_along(
-    rows: Tensor, shape: Sequence[int], axis: int, index_N: Tensor
-) -> Tensor:
-    """Return the owners of an input whose entries *index_N* of *axis* are the output.
-
-    Entries that were not taken are nobody's; those taken for two units are mixed.
-
-    Args:
-        rows: The owners of the output.
-        shape: Of the input; only its length along *axis* counts.
-        axis: Along which entries were taken.
-        index_N: Which, by number.
-    """
-    length = index_N.numel()
-    lengths = [length if k == axis else n for k, n in enumerate(rows.shape)]
-    full = [shape[axis] if k == axis else n for k, n in enumerate(rows.shape)]
-    where = index_N.reshape([-1 if k == axis else 1 for k in range(len(full))])
-    return scattered(rows.expand(lengths), full, axis, where.expand(lengths))
-
-
 def scattered(rows: Tensor, shape: Sequence[int], axis: int, index: Tensor) -> Tensor:
     """Return the owners of a tensor of *shape* from which *index* was gathered.
 
     Owners are written by index, and read again: what then is another's was taken for
     two units, which seldom happens.
     """
-    found = rows.new_full([*shape], NOBODY).scatter_(axis, index, rows)
-    if bool((found.gather(axis, index) == rows).all()):
-        return found
+    written = rows.new_full([*shape], NOBODY).scatter_(axis, index, rows)
+    if bool((written.gather(axis, index) == rows).all()):
+        return written
+    # Example: rows 0 and 2 of units 0 and 1 were both taken from place 5: written, place 5
+    # says 1, read for row 0 it is not 0, so it is looked at which owners it has: mixed.
     low, high = torch.where(rows < 0, _LARGEST, rows), rows.clamp(min=NOBODY)
     mixed = (rows == MIXED).to(torch.int8)
     return merged(
@@ -287,15 +191,17 @@ def regularized(owners: Owners, shape: Sequence[int], num_units: int) -> Owners:
         return NOBODYS
     for axis, length in enumerate(rows.shape):
         if length > 1 and length % num_units == 0:
-            for found in _candidates(rows, axis, num_units):
-                expected = found.as_rows(len(shape), num_units, rows.device)
+            for candidate in _candidates(rows, axis, num_units):
+                expected = candidate.as_rows(len(shape), num_units, rows.device)
                 if bool(((rows == expected) | (rows == NOBODY)).all()):
-                    return found
+                    return candidate
     return Owners.irregular(shortened(rows, range(len(shape))))
 
 
 def _candidates(rows: Tensor, axis: int, num_units: int) -> list[Owners]:
     """Return the ways in which units may lie along an axis."""
+    # An axis of 12 with 3 units may hold them as 0000 1111 2222, as 012 012 012 012, or in
+    # runs as long as the first one: 00 11 22 00 11 22.
     shared = rows.shape[axis] // num_units
     unit_N = rows.amax([k for k in range(rows.dim()) if k != axis]).flatten()
     changes_N = (unit_N != unit_N[0]).to(torch.int8)

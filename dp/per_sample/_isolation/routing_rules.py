@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, output_shape, saved, size
-from dp.per_sample._isolation.owners import (
-    NOBODY,
-    broadcast_from,
-    meet,
-    moved_along,
-    scattered,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from, moved_along
+from dp.per_sample._isolation.owners import NOBODY, meet, scattered
 from dp.per_sample._isolation.static_rules import (
     Answers,
     Shapes,
@@ -51,6 +46,8 @@ def index(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
         return None
     numbers = torch.broadcast_tensors(*_numbers(given))
     sizes = shape[first : first + len(numbers)]
+    # Several indices side by side are one index into their axes taken as one: x[i, j] of
+    # [3, 4, ...] is row 4 * i + j of [12, ...]. Negative ones count from the end.
     flat = numbers[0] % max(sizes[0], 1)
     for one, length in zip(numbers[1:], sizes[1:], strict=True):
         flat = flat * length + one % max(length, 1)
@@ -61,18 +58,18 @@ def index(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     else:
         rows = rows.expand([*lead, *flat.shape, *rest]).reshape([*lead, -1, *rest])
     inner = [*[1] * first, size(sizes), *[1] * len(rest)]
-    found = moved_along(rows, inner, first, flat.reshape(-1))
-    return [found.reshape([*found.shape[:first], *sizes, *found.shape[first + 1 :]])]
+    moved = moved_along(rows, inner, first, flat.reshape(-1))
+    return [moved.reshape([*moved.shape[:first], *sizes, *moved.shape[first + 1 :]])]
 
 
 def _numbers(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     """Return indices and masks as numbers."""
-    found: list[Tensor] = []
+    numbers: list[Tensor] = []
     for one in given:
         if one is not None:
             is_mask = one.dtype in (torch.bool, torch.uint8)
-            found += one.nonzero(as_tuple=True) if is_mask else [one.long()]
-    return found
+            numbers += one.nonzero(as_tuple=True) if is_mask else [one.long()]
+    return numbers
 
 
 def index_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
@@ -147,17 +144,14 @@ def scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
 
 def index_put(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """Serve ``x[i] = values``."""
-    answers: Answers = [None if shapes[0] is None else rows]
-    if len(shapes) > 1:  # pragma: no branch
-        values = shapes[1]
-        if values is not None:
-            full = rows.expand(output_shape(node, 0))
-            given = saved(node, "indices")
-            written = full[tuple(slice(None) if i is None else i for i in given)]
-            answers.append(broadcast_from(written, values))
-        else:
-            answers.append(None)
-    return answers
+    into, values = shapes  # The node has both inputs, with a graph or without.
+    answers: Answers = [None if into is None else rows]
+    if values is None:
+        return [*answers, None]
+    full = rows.expand(output_shape(node, 0))
+    given = saved(node, "indices")
+    written = full[tuple(slice(None) if i is None else i for i in given)]
+    return [*answers, broadcast_from(written, values)]
 
 
 def masked_scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
@@ -169,6 +163,7 @@ def masked_scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     shape = output_shape(node, 0)
     written = rows.expand(shape)[saved(node, "mask").expand(shape)]
     sent = rows.new_full([size(source)], NOBODY)
+    # The source is read in order; what was not needed of it sends no gradient.
     sent[: len(written)] = written
     return [*answers, sent.view(source)]
 
@@ -180,10 +175,11 @@ def masked_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     mask = saved(node, "mask")
     if torch.broadcast_shapes(shape, mask.shape) != torch.Size(shape):
         return None
-    found = rows.new_full(shape, NOBODY)
+    # What was not selected sends no gradient, and is nobody's.
+    owners = rows.new_full(shape, NOBODY)
     mask = mask.expand(shape)
-    found[mask] = rows.expand(int(mask.sum()))
-    return [found]
+    owners[mask] = rows.expand(int(mask.sum()))
+    return [owners]
 
 
 def mm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:

@@ -72,6 +72,7 @@ class FollowingRule:
 
     def is_static(self, shapes: Shapes) -> bool:
         """Whether the answer for these inputs holds for every batch of such shapes."""
+        # A dense product moves nothing; which kind it is shows only in what the node kept.
         if self.rows is routing.mm:  # Only the right side of a product is routed.
             return shapes[-1] is None
         return self.kind is Kind.STATIC
@@ -91,12 +92,14 @@ _RULES: Final[dict[type, FollowingRule]] = {}
 def _remembered(kind: type) -> FollowingRule:
     name = kind.__name__
     rule = _BY_NAME.get(name)
+    # Torch numbers the overloads of an operation: SumBackward0 and SumBackward1 are alike.
+    # A custom function's name ends in no digit, and may be that of an operation.
     if rule is None and name[-1].isdigit():
         rule = _BY_OPERATION.get(name.rstrip("0123456789").removesuffix("Backward"))
-    found = UNKNOWN if rule is None else rule
+    following = UNKNOWN if rule is None else rule
     if not issubclass(kind, _FUNCTIONS):  # Users' classes may have any number.
-        _RULES[kind] = found
-    return found
+        _RULES[kind] = following
+    return following
 
 
 def _functions() -> Any:

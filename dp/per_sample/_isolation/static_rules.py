@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._graph.nodes import Node, edge_shape, output_shape, signed
-from dp.per_sample._isolation.owners import (
-    NOBODY,
-    broadcast_from,
-    meet,
-    meet_over,
-    moved_along,
-    reshaped,
-)
+from dp.per_sample._isolation.owner_moves import broadcast_from, moved_along, reshaped
+from dp.per_sample._isolation.owners import NOBODY, meet, meet_over
 
 
 __all__ = (
@@ -105,6 +99,8 @@ def view(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
 
 def view_as_real(_node: Node, rows: Tensor, _shapes: Shapes) -> Answers:
     """Complex numbers as pairs, on a new last axis."""
+    # Both numbers of a pair are of one complex number: [3, 2] with owners 0, 0 | 1, 1 |
+    # 2, 2 is [3] with 0, 1, 2.
     return [meet(rows, -1).squeeze(-1)]
 
 
@@ -116,6 +112,7 @@ def view_as_complex(_node: Node, rows: Tensor, _shapes: Shapes) -> Answers:
 def permute(node: Node, rows: Tensor, _shapes: Shapes) -> Answers:
     """Other axes first."""
     dims = [axis_of(d, rows.dim()) for d in node._saved_dims]  # noqa: SLF001 -- as above
+    # Output axis k was input axis dims[k], so the owners go back by the inverse.
     back = sorted(range(len(dims)), key=dims.__getitem__)
     return [rows.permute(back)]
 
@@ -135,6 +132,8 @@ def reduction(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """Sums, norms, maxima: what is reduced belongs to who owns the result."""
     shape = _first(shapes)
     if rows.dim() < len(shape):
+        # The axes that were dropped come back with length 1: whoever owns the result owns
+        # every entry that was summed into it. Example: owners [B] of x.sum(1) are [B, 1].
         axes = along(node, len(shape)) if rows.dim() else range(len(shape))
         for axis in axes:
             rows = rows.unsqueeze(axis)
@@ -151,6 +150,7 @@ def couples(axes_of: _Axes) -> RowsRule:
 
     def rule(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
         rank = rows.dim()
+        # A softmax over an axis gives each entry a gradient of all others on it.
         whole = meet_over(rows, [a % rank for a in axes_of(node, rank)] if rank else ())
         return pointwise(node, whole, shapes)
 
@@ -162,6 +162,8 @@ def leading(num_axes: int) -> RowsRule:
 
     def rule(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
         whole = meet_over(rows, range(num_axes, rows.dim()))
+        # Inputs may have other lengths behind, and even another number of axes: what is
+        # left of the owners has length 1 there, and fits all of them.
         lead = whole.shape[:num_axes]
         return [
             None
@@ -211,6 +213,9 @@ def product(left: int, right: int) -> RowsRule:
     """Matrix products: the gradient of one side is summed over the other's rows."""
 
     def rule(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
+        # d(a @ b) / da = grad @ b.T sums over the columns of the output, d / db over its rows:
+        # for a batch in the rows of a, a row of a's gradient is its own unit's, and b's
+        # gradient is everybody's.
         sides = {left: -1, right: -2}
         return [
             None
@@ -247,6 +252,7 @@ def distances(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
 def nll(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     """A loss of each row, or one of all."""
     shape = _first(shapes)
+    # Without a reduction each row has a loss, and classes lie along a second axis.
     by_row = node._saved_reduction == 0 and len(shape) > 1  # noqa: SLF001 -- as above
     data = rows.unsqueeze(1) if by_row else rows.view([1] * len(shape))
     return [data, *[None] * (len(shapes) - 1)]
@@ -262,6 +268,7 @@ def ctc(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
 def sequences(_node: Node, rows: Tensor, shapes: Shapes, _output: int) -> Answers:
     """A recurrent layer: outputs [T, N, H] and states [N, H] of N sequences."""
     steps = rows if rows.dim() == 3 else rows[None]  # noqa: PLR2004 -- as said
+    # A sequence couples all of its steps and features; sequences are apart.
     along_N = meet_over(steps, [0, 2])
     weights = [None if s is None else meet(along_N, 1)[0] for s in shapes[1:]]
     states: Answers = [None if s is None else along_N[0] for s in shapes[5:7]]
@@ -286,6 +293,8 @@ def pieces(node: Node, rows: Tensor, shapes: Shapes, output: int) -> Answers:
     else:
         count = len(node._input_metadata)  # noqa: SLF001 -- as above
         lengths = [output_shape(node, i)[axis] for i in range(count)]
+    # Each output says only whose its own piece is; the rest is nobody's, by this output.
+    # Otherwise x[:2] and x[2:] would contradict each other.
     start = sum(lengths[:output])
     index = torch.arange(start, start + lengths[output], device=rows.device)
     return [moved_along(rows, shape, axis, index)]
@@ -316,11 +325,13 @@ def cat(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     if rows.shape[axis] == 1:
         return [None if s is None else rows for s in shapes]
     edges = node.next_functions
-    found = [None if c is None else edge_shape(c, i)[axis] for c, i in edges]
-    if found.count(None) > 1:
+    lengths = [None if c is None else edge_shape(c, i)[axis] for c, i in edges]
+    # Example: cat([h, zeros(2, 4)]) with owners of 5 rows and h of 3: the one input
+    # without a graph takes the 2 that are missing. Of two such inputs nobody knows.
+    if lengths.count(None) > 1:
         return None
-    missing = output_shape(node, 0)[axis] - sum(filter(None, found))
-    lengths = [missing if n is None else n for n in found]
+    missing = output_shape(node, 0)[axis] - sum(filter(None, lengths))
+    lengths = [missing if n is None else n for n in lengths]
     pieces = rows.split(lengths, axis)
     return [None if s is None else p for s, p in zip(shapes, pieces, strict=True)]
 
@@ -340,6 +351,7 @@ def repeat(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     rows = meet_over(rows, range(extra)).reshape(rows.shape[extra:])
     for axis, length in enumerate(shape):
         if rows.shape[axis] > 1:
+            # All copies of an entry send gradients to it, and may be of several units.
             copies = rows.unflatten(axis, (rows.shape[axis] // length, length))
             rows = meet(copies, axis).squeeze(axis)
     return [rows]
@@ -355,6 +367,7 @@ def roll(node: Node, rows: Tensor, _shapes: Shapes) -> Answers:
     shape, shifts = output_shape(node, 0), node._saved_shifts  # noqa: SLF001 -- as above
     dims = node._saved_dims  # noqa: SLF001 -- as above
     if not dims:
+        # Without axes a shift runs over the flat order, so owners must be written out.
         flat = rows.expand(shape).flatten()
         return [flat.roll(-signed(shifts[0])).view(shape)]
     for shift, dim in zip(shifts, dims, strict=True):
@@ -373,6 +386,8 @@ def pad(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
         if rows.shape[axis] == 1:
             continue
         before, after = amounts[2 * k : 2 * k + 2]
+        # What was added has no input, and is dropped. A negative amount cut entries off,
+        # which send no gradient, and are nobody's.
         kept = rows.narrow(axis, max(before, 0), _kept(rows.shape[axis], before, after))
         cut = [n for j, n in enumerate(kept.shape) if j < axis]
         ends = [

@@ -1,68 +1,72 @@
-"""Verify that units stay apart, to the last bit, at steps that nobody can foresee.
+"""Verify the gradients of units, at steps that nobody can foresee.
 
 Owners follow from the graph. Hooks that change gradients are not on the graph, a rule
-of gradients may read another unit's rows, and a rule of owners may be wrong. So, at the
-first steps and then at random ones, the whole computation is done once more with the
-losses of every unit multiplied by a power of two that the operating system draws. What
-belongs to one unit alone is multiplied by the same power to the last bit, since
-rounding commutes with powers of two: norms by its square, and a weighted sum in which
-the powers are divided out does not change at all. (Where a number underflowed before it
-was multiplied, another one may be rounded the other way: a few roundings are let pass.) Both are compared, as the rules
-compute them: what is verified is what is clipped and released. On an accelerator,
-whose kernels may add in any order, and where a graph has float16, which underflows,
-they are compared within the root of float32's rounding.
+of gradients may err, a rule of owners may be wrong, and what was remembered of a graph
+may not fit. So, at the first steps and then at random ones, the computation is done
+again in two other ways, and compared with norms and sums as they are clipped and
+released:
 
-What slips through between two verifications: a hook, or a rule that is wrong for the
-graph at hand, mixes units until the next one; on average after 32 backward passes. A
-single pair of units is missed by one verification with probability 1 / 16, which is
-that of equal powers.
+* with the losses of every unit multiplied by a power of two (:mod:`.trial`): what
+  changes by another unit's power is mixed, to the last bit;
+* by torch's own backward pass (:mod:`.reference`), to which no rule, owner or cache of
+  this package contributes: sums must be the same, and the norm of a unit that is chosen
+  at random may not be smaller than its gradient's.
+
+Why both are needed: powers of two see any mixing of gradients, however small, but
+neither activations of another unit nor a norm that is too small, which scale as they
+should. The ordinary pass sees these, but sees nothing that is smaller than rounding.
+
+What slips through between two verifications: a hook that begins to mix, or a rule that
+is wrong for the graph at hand, until the next one; on average after 100 passes. What is
+wrong in some passes only, or in the norms of a share of the units, is met as often as
+it occurs: a norm that is too small for a share ``s`` of the units is missed by one
+verification with probability ``1 - s``. A single pair of units that is mixed is missed
+by the powers of one verification with probability 1 / 16, which is that of equal powers.
 
 Some backward passes are not linear, as by a hook that clamps gradients: multiplying
 all losses by 8 shows it once. They are verified by halves from then on: the powers of
 one half of the units may not change anything of the other half, which misses a single
-pair every other time.
+pair every other time; and torch's own sums are compared for weights 0 and 1 alone.
 
-Shapes: ``U`` units, ``P`` parameters.
+Shapes: ``U`` units.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
 from torch import Tensor
 
-from dp.exceptions import SampleMixingError
+from dp.exceptions import SampleMixingError, WrongGradientError
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._isolation.own_backward import powers, private_generator, slack
+from dp.per_sample._graph.uses import shapes_of
+from dp.per_sample._isolation.reference import Reference
+from dp.per_sample._isolation.rounding import coarsest, sure_of
+from dp.per_sample._isolation.trial import Coded, Trial
+from dp.per_sample._passes import Passes
 
 
 __all__ = ("Verification", "Verifier")
 
-# Runs the backward pass with each unit's losses multiplied by a factor.
-_Pass = Callable[[Tensor], PerSampleGradients]
-
-_ONE_POWER: Final = 3
-_ONE_WITH_SUMS: Final = 4  # Of verifications after the first.
 # Of halves, when a backward pass that is not linear is met: a pair that is mixed is
 # missed with probability 1e-3.
 _FIRST_ROUNDS: Final = 11
-_ROUNDINGS: Final = 8  # That may go the other way after an underflow.
-_FEWEST: Final = 1 << 16  # Roundings of the smallest number that a norm may have.
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """How often the isolation of units is verified by a second backward pass.
+    """How often gradients are verified by further backward passes.
 
-    A verification takes about as long as the backward pass itself. It compares the
-    norms of all units; the first ones, and one in four after these, compare weighted
-    sums as well.
+    A verification takes between one and two private steps more than a step, so that one
+    in 100 makes training 1 to 2 % slower.
 
     Attributes:
-        first: The number of backward passes that are all verified.
+        first: The number of verifications before passes are chosen at random: the first
+            passes of a run are all verified.
         every: After these, one in so many is, at random. 1 verifies every pass.
 
     Raises:
@@ -70,7 +74,7 @@ class Verification:
     """
 
     first: int = 3
-    every: int = 32
+    every: int = 100
 
     def __post_init__(self) -> None:
         if self.first < 0:
@@ -92,52 +96,114 @@ class Verifier:
     def __init__(self, settings: Verification) -> None:
         self._settings = settings
         self._num_passes = 0
+        self._num_verified = 0
+        self._has_warned = False
         self._is_linear: bool | None = None  # None until it was looked at.
 
     def is_due(self) -> bool:
         """Whether the next backward pass is to be verified; counts it."""
         self._num_passes += 1
-        is_first = self._num_passes <= self._settings.first
+        is_first = self._num_verified < self._settings.first
         return is_first or secrets.randbelow(self._settings.every) == 0
 
-    def compares_sums(self) -> bool:
-        """Whether this verification compares sums too, and not norms alone.
-
-        Sums are the larger part of its time, and only a wrong rule of gradients could
-        mix units in sums and not in norms.
-        """
-        is_first = self._num_passes <= max(self._settings.first, 1)
-        return is_first or secrets.randbelow(_ONE_WITH_SUMS) == 0
-
-    def verified(
-        self, run: _Pass, last: Callable[[], PerSampleGradients], trial: "Trial"
-    ) -> PerSampleGradients:
+    def verified(self, passes: Passes) -> PerSampleGradients:
         """Return the gradients of the private pass, once it is verified.
 
         Args:
-            run: A pass that keeps the graph, by the factor of each unit's losses.
-            last: The private pass, which frees it.
-            trial: What is compared.
+            passes: The passes of the batch; the private one, which frees the graph, is
+                run last.
 
         Raises:
             SampleMixingError: If units do not stay apart.
+            WrongGradientError: If norms or sums are not those of torch's own pass.
         """
+        coded = self._coded(passes) if passes.whose.num_units > 1 else []
+        lengths_U = coded[0].lengths() if coded and self._is_linear else None
+        reference = _reference(passes, lengths_U, is_first=self._is_first())
+        gradients = passes.last(keep_graph=True)
+        for one in coded:
+            where = one.differs(gradients)
+            if where:
+                raise self._mixing(where)
+        if reference.is_comparable:
+            self._compare(reference, gradients)
+            self._num_verified += 1
+        # Where a gradient is not finite, torch's sum is not either, and shows nothing:
+        # then the pass does not count as one of the first.
+        elif not reference.is_kept_out(gradients):
+            raise self._wrong(
+                "a gradient that is not finite reached a sum in which it has no part"
+            )
+        return gradients
+
+    def _is_first(self) -> bool:
+        """Whether this is one of the first verifications, which look at more."""
+        return self._num_verified < max(self._settings.first, 1)
+
+    def _coded(self, passes: Passes) -> Sequence[Coded]:
+        """Run passes with powers of two."""
+        # Sums with powers are compared in the first verifications only. After these the
+        # ordinary pass compares them with less precision, which is enough for a rule.
+        trial = Trial(
+            passes.parameters,
+            passes.groups,
+            num_units=passes.whose.num_units,
+            device=passes.losses.device,
+            narrowest=passes.known.plan.narrowest,
+            loss_scale=passes.loss_scale,
+            with_sums=self._is_first(),
+        )
         rounds = 1
         if self._is_linear is None:
-            plain = run(torch.ones_like(trial.scale_U))
-            self._is_linear = not trial.by_one_power(run).differs(plain)
+            plain = passes.scaled(torch.ones_like(trial.scale_U))
+            self._is_linear = not trial.by_one_power(passes.scaled).differs(plain)
             rounds = _FIRST_ROUNDS
-        compared = (
-            [trial.by_powers(run)]
-            if self._is_linear
-            else [coded for _ in range(rounds) for coded in trial.by_halves(run)]
+        if self._is_linear:
+            return [trial.by_powers(passes.scaled)]
+        return [one for _ in range(rounds) for one in trial.by_halves(passes.scaled)]
+
+    def _compare(self, reference: Reference, gradients: PerSampleGradients) -> None:
+        """Compare the private pass with torch's own.
+
+        Raises:
+            WrongGradientError: If they differ by more than rounding.
+        """
+        sums = reference.sums_that_differ(gradients)
+        if sums.wrong:
+            raise self._wrong(
+                f"the sum of gradients of parameters of shape {shapes_of(sums.wrong)} is"
+                " not the one that torch's own backward pass finds"
+            )
+        norms = reference.norms_too_small(gradients)
+        if norms.wrong:
+            raise self._wrong(
+                f"the norm of a gradient of parameters of shape {shapes_of(norms.wrong)}"
+                " is smaller than that of the gradient that torch's own backward pass"
+                " finds"
+            )
+        self._warn([*sums.unsure, *norms.unsure])
+
+    def _warn(self, unsure: Sequence[Tensor]) -> None:
+        """Say once of which parameters nothing could be verified."""
+        shapes = shapes_of(unsure)
+        if unsure and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"gradients of parameters of shape {shapes} could not be verified: torch"
+                " adds them up in 16 bits, and finds others. Run a step of the same model"
+                " in float32 to have the rules for it verified",
+                stacklevel=9,
+            )
+
+    def _wrong(self, what: str) -> WrongGradientError:
+        error = WrongGradientError(
+            f"{what}, so clipping would not bound what one example contributes. A custom"
+            " function or a hook may give other results when it is run again: make it"
+            " repeatable. If there is none, a rule of this package is wrong for the"
+            " model: please report it with the model's operations"
         )
-        gradients = last()
-        for coded in compared:
-            found = coded.differs(gradients)
-            if found:
-                raise self._mixing(found)
-        return gradients
+        error.began_earlier = self._num_passes > 1
+        return error
 
     def _mixing(self, where: str) -> SampleMixingError:
         error = SampleMixingError(
@@ -151,154 +217,28 @@ class Verifier:
         return error
 
 
-@final
-class Trial:
-    """Powers of two for the units of one batch, and what is compared of it.
-
-    Args:
-        parameters: What the gradients are of.
-        num_units: How many units there are, two at least.
-        narrowest: The dtype of the graph that underflows first.
-        loss_scale: What gradients are divided by.
-        with_sums: Whether sums are compared, besides norms.
-    """
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        *,
-        num_units: int,
-        device: torch.device,
-        narrowest: torch.dtype,
-        loss_scale: float,
-        with_sums: bool,
-    ) -> None:
-        self.parameters = parameters if with_sums else ()
-        self.num_parameters = len(parameters)
-        self.num_elements = sum(parameter.numel() for parameter in parameters)
-        generator = private_generator(device)
-        self.exponent_U = torch.randint(
-            powers(narrowest), (num_units,), device=device, generator=generator
-        ).double()
-        self.scale_U = self.exponent_U.exp2()
-        self.weight_U = torch.rand(num_units, device=device, generator=generator) + 0.5
-        self._generator = generator
-        self.slack = slack(narrowest) / loss_scale
-        # An accelerator adds in no fixed order, and half precision underflows.
-        self.is_exact = device.type == "cpu" and narrowest != torch.float16
-
-    def by_powers(self, run: _Pass) -> "Coded":
-        """Run a pass in which every unit's losses have a power of two of its own."""
-        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
-        return Coded(self, run(self.scale_U), self.exponent_U, everyone_U)
-
-    def by_one_power(self, run: _Pass) -> "Coded":
-        """Run a pass in which all losses have the same power, to see if it is linear."""
-        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
-        exponent_U = torch.full_like(self.exponent_U, _ONE_POWER)
-        return Coded(self, run(exponent_U.exp2()), exponent_U, everyone_U)
-
-    def by_halves(self, run: _Pass) -> list["Coded"]:
-        """Run two passes, in each of which one half of the units is left as it is."""
-        number_U = torch.rand(
-            len(self.scale_U), device=self.scale_U.device, generator=self._generator
-        )
-        one_half_U = number_U < 0.5  # noqa: PLR2004 -- a half
-        return [
-            Coded(
-                self,
-                run(torch.where(is_kept_U, 1.0, self.scale_U)),
-                torch.zeros_like(self.exponent_U),
-                is_kept_U,
-            )
-            for is_kept_U in (one_half_U, ~one_half_U)
-        ]
-
-
-@final
-class Coded:
-    """The norms and a weighted sum of a pass with powers of two, to compare with.
-
-    Args:
-        trial: Of which batch.
-        gradients: What the pass found.
-        exponent_U: What the compared units' losses were multiplied with, as a power.
-        compared_U: Which units are compared.
-    """
-
-    def __init__(
-        self,
-        trial: Trial,
-        gradients: PerSampleGradients,
-        exponent_U: Tensor,
-        compared_U: Tensor,
-    ) -> None:
-        self._trial = trial
-        self._exponent_U = exponent_U
-        self._norms_U = _norms(trial, gradients)
-        # What overflowed by its power says nothing.
-        self._compared_U = compared_U & self._norms_U.isfinite()
-        self._sums = self._weighted(gradients, -exponent_U)
-
-    def differs(self, plain: PerSampleGradients) -> str | None:
-        """Return where another pass, without powers, has other results; None if nowhere."""
-        sums = self._weighted(plain, torch.zeros_like(self._exponent_U))
-        norms_U = _norms(self._trial, plain)
-        size = (self._trial.weight_U * norms_U.sqrt())[self._compared_U].sum()
-        shapes = [
-            str(tuple(parameter.shape))
-            for parameter, one, other in zip(
-                self._trial.parameters, self._sums, sums, strict=True
-            )
-            if not self._are_close(one, other, size)
-        ]
-        if shapes:
-            return "parameters of shape " + ", ".join(dict.fromkeys(shapes))
-        return None if self._have_norms(norms_U) else "some parameters, by their norms"
-
-    def _weighted(self, gradients: PerSampleGradients, power_U: Tensor) -> list[Tensor]:
-        """Return every parameter's sum of the compared units' weighted gradients."""
-        weight_U = self._trial.weight_U * power_U.exp2()
-        factors_1U = torch.where(self._compared_U, weight_U, 0.0)[None]
-        sums = [
-            torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-            for p in self._trial.parameters
-        ]
-        if sums:
-            factors_1U = factors_1U.to(self._norms_U.dtype)
-            gradients.add_weighted_sum(factors_1U, [0] * len(sums), sums, beta=0)
-        return sums
-
-    def _are_close(self, one: Tensor, other: Tensor, size: Tensor) -> bool:
-        if torch.equal(one, other):
-            return True
-        difference = (one - other).abs()
-        if bool((difference <= self._trial.slack).all()):
-            return True
-        return float(difference.norm()) <= self._roughness(one.dtype) * float(size)
-
-    def _roughness(self, dtype: torch.dtype) -> float:
-        """Return the relative error that is let pass."""
-        eps = float(torch.finfo(dtype).eps)
-        return _ROUNDINGS * eps if self._trial.is_exact else eps**0.5
-
-    def _have_norms(self, norms_U: Tensor) -> bool:
-        """Whether squared norms are multiplied by the squares of the powers."""
-        expected_U = norms_U * (2 * self._exponent_U).exp2()
-        found_U = self._norms_U
-        smallest = torch.finfo(norms_U.dtype).tiny * torch.finfo(norms_U.dtype).eps
-        elements = max(self._trial.num_elements, _FEWEST)
-        slack_U = smallest * elements * (2 * self._exponent_U).exp2()
-        root_U = self._trial.slack * self._exponent_U.exp2()
-        slack_U += self._roughness(norms_U.dtype) * expected_U
-        close_U = (
-            (expected_U == found_U)
-            | ((expected_U - found_U).abs() <= slack_U)
-            | ((expected_U.sqrt() - found_U.sqrt()).abs() <= root_U)
-        )
-        return bool((close_U | ~self._compared_U).all())
-
-
-def _norms(trial: Trial, gradients: PerSampleGradients) -> Tensor:
-    groups = [0] * trial.num_parameters
-    return gradients.squared_norms(groups)[0]
+def _reference(
+    passes: Passes, lengths_U: Tensor | None, *, is_first: bool
+) -> Reference:
+    """Run torch's own backward pass."""
+    plan, device, parameters = (
+        passes.known.plan,
+        passes.losses.device,
+        passes.parameters,
+    )
+    of_dtypes = max([plan.coarsest, *(torch.finfo(p.dtype).eps for p in parameters)])
+    is_narrow = of_dtypes > torch.finfo(torch.float32).eps
+    graph = passes.known.graph
+    return Reference(
+        passes.ordinary,
+        parameters,
+        passes.groups,
+        sure=sure_of(graph, parameters) if is_narrow else [True] * len(parameters),
+        num_units=passes.whose.num_units,
+        device=device,
+        narrowest=plan.narrowest,
+        result_eps=coarsest(of_dtypes, device),
+        loss_scale=passes.loss_scale,
+        lengths_U=lengths_U,
+        in_parts=is_first,
+    )

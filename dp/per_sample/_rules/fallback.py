@@ -115,8 +115,8 @@ def _is_sum(rows: Sequence[tuple[Tensor, ...]], whole: Sequence[Tensor]) -> bool
     Some of torch's own rules for batching a backward are wrong, as that of cdist.
     """
     for chunks, total in zip(zip(*rows, strict=True), whole, strict=True):
-        found = torch.cat(chunks).sum(0)
-        error = float(torch.linalg.vector_norm(found - total))
+        added = torch.cat(chunks).sum(0)
+        error = float(torch.linalg.vector_norm(added - total))
         eps = torch.finfo(total.dtype).eps
         if error > eps**0.5 * float(torch.linalg.vector_norm(total)):
             return False

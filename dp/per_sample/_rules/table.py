@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample._graph.nodes import VIEWS, check
+from dp.per_sample._graph.nodes import check
 from dp.per_sample._graph.uses import Use
+from dp.per_sample._graph.views import VIEWS
 from dp.per_sample._rules.context import Rule
 from dp.per_sample._rules.custom import custom_rule
 from dp.per_sample._rules.image import IMAGE_RULES

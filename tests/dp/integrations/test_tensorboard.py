@@ -15,21 +15,24 @@ def train(script, num_steps):
 
 
 def test_event_files_hold_epsilon_at_every_so_many_steps(make_script, tmp_path):
-    """Read back by TensorBoard itself: the curve of what the ledger was charged."""
+    """Read back by TensorBoard itself: the run's and that of the steps so far."""
     script = make_script()
 
     with SummaryWriter(tmp_path) as writer:
         log_epsilon(script.optimizer, writer, every=3)
         train(script, 6)
 
-    events = EventAccumulator(str(tmp_path)).Reload().Scalars("privacy/epsilon")
-    assert [event.step for event in events] == [3, 6]
-    assert events[-1].value == pytest.approx(script.optimizer.spent().epsilon)
-    assert events[0].value < events[1].value
+    written = EventAccumulator(str(tmp_path)).Reload()
+    whole = written.Scalars("privacy/epsilon")
+    so_far = written.Scalars("privacy/epsilon_if_planned_to_stop_here")
+    assert [event.step for event in whole] == [event.step for event in so_far] == [3, 6]
+    spent = pytest.approx(script.optimizer.spent().epsilon)
+    assert whole[0].value == whole[1].value == so_far[1].value == spent
+    assert so_far[0].value < so_far[1].value
 
 
 def test_logging_ends_with_its_handle(make_script):
-    """One entry a step under the tag that was asked for, until it is removed."""
+    """Two entries a step under the tag that was asked for, until it is removed."""
     script, written = make_script(), []
 
     class Writer:
@@ -41,7 +44,11 @@ def test_logging_ends_with_its_handle(make_script):
     handle.remove()
     train(script, 1)
 
-    assert written == [("eps", True, 1), ("eps", True, 2)]
+    assert written == [
+        (tag, True, step)
+        for step in (1, 2)
+        for tag in ("eps", "eps_if_planned_to_stop_here")
+    ]
 
 
 def test_only_private_optimizers_have_an_epsilon():

@@ -8,7 +8,7 @@ import torch
 
 from dp.exceptions import SampleMixingError
 from dp.per_sample import Engine
-from dp.per_sample._isolation.own_backward import owners_of_inputs
+from dp.per_sample._isolation.own_backward import _NOTHING_SAID, _said, owners_of_inputs
 from dp.per_sample._isolation.owners import MIXED, NOBODY
 
 
@@ -196,3 +196,16 @@ def test_a_model_may_clamp_gradients_by_a_function_of_its_own():
     losses = Mapped.apply(model(x), lambda g: g.clamp(-0.1, 0.1).roll(1, 0))
     with pytest.raises(SampleMixingError, match="another order"):
         engine.gradients(losses.square().sum(1), parameters)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, torch.arange(3), torch.arange(2)[:, None]],
+    ids=["no output has owners", "fewer axes", "other lengths"],
+)
+def test_where_nan_says_nothing_and_rows_moved_units_count_as_mixed(given):
+    """In place, an element is the unit's whose the output is there; else nobody knows."""
+    owner = torch.tensor([[0, 0], [_NOTHING_SAID, 1], [2, 2]])
+
+    assert _said(owner, torch.arange(3)[:, None]).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert _said(owner, given).tolist() == [[0, 0], [MIXED, 1], [2, 2]]

@@ -8,16 +8,15 @@ import torch
 from hypothesis import given, strategies as st
 
 from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._isolation.owner_moves import joined, reshaped
 from dp.per_sample._isolation.owners import (
     EVERYBODYS,
     MIXED,
     NOBODY,
     NOBODYS,
     Owners,
-    joined,
     meet,
     regularized,
-    reshaped,
     scattered,
 )
 

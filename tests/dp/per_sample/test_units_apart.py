@@ -228,14 +228,18 @@ def test_sizes_are_forgotten_where_there_are_too_many(monkeypatch, assert_exact)
 
 
 def test_public_tensors_are_recognised_where_they_can_be_compared():
-    """Not on another device, nor of another layout or dtype."""
+    """Not on another device, nor of another layout; a cast keeps what it can."""
     public = PublicTensors([torch.ones(2, 2)])
 
     assert public.has(torch.ones(2, 2))
     assert not public.has(torch.zeros(2, 2))
     assert not public.has(torch.ones(2, 2, device="meta"))
     assert not public.has(torch.ones(2, 2).to_sparse())
-    assert not public.has(torch.ones(2, 2, dtype=torch.float32))
+    assert public.has(torch.ones(2, 2, dtype=torch.float32))
+    assert not public.has(torch.ones(2, 2, dtype=torch.int64))
+    indices = PublicTensors([torch.tensor([2, 3], dtype=torch.int32)])
+    assert indices.has(torch.tensor([2, 3]))
+    assert not indices.has(torch.tensor([2, 4]))
     assert not PublicTensors([]).has(torch.ones(2, 2))
 
 
@@ -266,6 +270,49 @@ def test_a_row_of_the_batch_is_one_units(kind):
         engine.gradients(
             h.square().sum((1, 2)), parameters, units=torch.arange(B), batch=[x]
         )
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.clone(),
+        lambda x: x.to(torch.float32),
+        lambda x: x.index_fill(0, torch.tensor([0]), torch.nan),
+    ],
+    ids=["as to another device", "another dtype", "with NaN"],
+)
+def test_a_copy_of_the_batch_is_recognised_by_its_values(move):
+    """Moved whole, it is the loader's all the same; with other values it is not."""
+    x = torch.randn(B, 5, 4)
+    moved = move(x)
+    loaded = moved.clone() if bool(moved.isnan().any()) else x
+    model = nn.Linear(4, 2, dtype=moved.dtype)
+    parameters, engine, units = [*model.parameters()], Engine(), torch.arange(B)
+
+    def in_pieces(data):
+        return (
+            model(data.view(-1, 4)).view(5, B, 2).transpose(0, 1).square().sum((1, 2))
+        )
+
+    whole = model(moved).square().sum((1, 2))
+    assert engine.gradients(whole, parameters, batch=[loaded]).num_samples == B
+    other = in_pieces(moved + 1)
+    computed = engine.gradients(other, parameters, units=units, batch=[loaded])
+    assert computed.num_samples == B
+    with pytest.raises(SampleMixingError, match="units meet in the batch"):
+        engine.gradients(in_pieces(moved), parameters, units=units, batch=[loaded])
+
+
+def test_a_tensor_of_another_size_is_no_copy_of_the_batch():
+    """Labels, say: what has as many elements is compared, and nothing else."""
+    model, x = nn.Linear(4, 2), torch.randn(B, 4)
+    losses = model(x.clone()).square().sum(1)
+    labels, columns = torch.arange(B), torch.randn(4, B).T
+    gradients = Engine().gradients(
+        losses, [*model.parameters()], batch=[labels, columns]
+    )
+
+    assert gradients.num_samples == B
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -570,6 +617,45 @@ def test_a_custom_function_of_parameters_alone_is_part_of_the_weight(assert_exac
         Engine().gradients(losses_B, [w])
     losses_B = (torch.randn(B, 4) @ Quantised.apply(w, scale)).sin().sum(1)
     assert_exact(losses_B, [w], engine=Engine(public=[scale]))
+
+
+class OuterProduct(torch.autograd.Function):
+    """The outer product of two vectors, with a backward that torch.vmap cannot batch."""
+
+    @staticmethod
+    def forward(ctx, left, right):
+        ctx.save_for_backward(left, right)
+        return torch.outer(left, right)
+
+    @staticmethod
+    def backward(ctx, grad):
+        left, right = ctx.saved_tensors
+        of_left = torch.einsum("ij,j->i", grad, right)
+        return of_left, torch.einsum("ij,i->j", grad, left)
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_weights_that_cannot_be_batched_are_taken_back_one_by_one(rows, assert_exact):
+    """Whether their parameters are larger than the weight or not."""
+    left, right = nn.Parameter(torch.randn(rows)), nn.Parameter(torch.randn(2))
+    losses_B = (torch.randn(B, rows) @ OuterProduct.apply(left, right)).sin().sum(1)
+
+    assert_exact(losses_B, [left, right])
+
+
+def test_sparse_weights_are_refused_by_name():
+    """Built from parameters, or a parameter themselves."""
+    values, places = nn.Parameter(torch.randn(3)), torch.tensor([[0, 1, 2], [1, 0, 3]])
+    built = torch.sparse_coo_tensor(
+        places, values, (4, 4), check_invariants=True
+    ).coalesce()
+    given = nn.Parameter(torch.eye(4).to_sparse())
+    x = torch.randn(B, 4)
+
+    for weight, parameter in ((built, values), (given, given)):
+        losses_B = torch.sparse.mm(weight, x.T).T.square().sum(1)
+        with pytest.raises(UnsupportedOperationError, match=r"to_dense\(\)"):
+            Engine().gradients(losses_B, [parameter])
 
 
 def test_data_inside_a_checkpoint_is_not_computed_again_to_compare_it():

@@ -1,11 +1,12 @@
-"""What the verification of units notices of defects in the engine, and what it does not.
+"""What the verification notices of defects in the engine.
 
 A file leaves the page of what must be believed only if the verification notices a
-defect in it that lets units mix.
+defect in it that lets units mix, or that makes sums or norms other than torch's own.
 
 Shapes: ``B`` examples.
 """
 
+import itertools
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -13,13 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from dp.exceptions import SampleMixingError
-from dp.per_sample import Engine
+from dp.exceptions import SampleMixingError, WrongGradientError
+from dp.per_sample import Engine, _backward_pass
+from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._isolation import following, integer_rules, static_rules
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.rule_table import Kind, rule_for_owners
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.part import MaterializedGrads
 from dp.per_sample._rules.context import RuleContext
 
 
@@ -166,24 +169,91 @@ def test_without_a_defect_owners_notice_first(mix):
         passes(mix)
 
 
-def test_activations_of_another_unit_are_not_noticed():
-    """Powers of two multiply gradients, so rules stay on the page, held by tests."""
-    saved = RuleContext.saved
-
-    def of_another_unit(self, name):
+def of_another_unit(saved):
+    def changed(self, name):
         value = saved(self, name)
         return value.roll(2, 0) if name == "mat1" else value
 
-    with patch.object(RuleContext, "saved", of_another_unit):
+    return changed
+
+
+def a_hundredth(norms):
+    return lambda self: norms(self) / 100
+
+
+def only_the_first(parts_of_use):
+    """Lose every second use of a parameter."""
+    calls = itertools.count()
+    return lambda *args: parts_of_use(*args) if next(calls) % 2 else {}
+
+
+def twice(add):
+    """Serve every use as if it occurred twice."""
+
+    def changed(*args):
+        add(*args)
+        add(*args)
+
+    return changed
+
+
+def moved_on(stacked_sums):
+    """Give each of the layers that are served together the next one's sum."""
+    return lambda self, factors: stacked_sums(self, factors).roll(1, 0)
+
+
+def overwritten(add_weighted_sum):
+    """Forget the sum that another is to be added to."""
+
+    def changed(self, factors_GB, group_of, sums, *, beta=1):
+        del beta
+        add_weighted_sum(self, factors_GB, group_of, sums, beta=0)
+
+    return changed
+
+
+def replaced(owner, name, change):
+    return patch.object(owner, name, change(getattr(owner, name)))
+
+
+# By file of ``dp/per_sample``: a defect that powers of two do not show.
+WRONG = {
+    "_rules/context: another unit's activations": (
+        replaced(RuleContext, "saved", of_another_unit)
+    ),
+    "_parts/part: a norm that is too small": (
+        replaced(MaterializedGrads, "squared_norms", a_hundredth)
+    ),
+    "_backward_pass: a use is lost": (
+        replaced(_backward_pass, "parts_of_use", only_the_first)
+    ),
+    "_backward_pass: a use counts twice": (
+        replaced(_backward_pass.BackwardPass, "_add", twice)
+    ),
+    "_gradients: parts of a batch do not add up": (
+        replaced(PerSampleGradients, "add_weighted_sum", overwritten)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_gradient_that_is_not_torchs_own_is_noticed(name):
+    """Rules, parts and caches are not believed: torch's own sums and norms show it."""
+    with WRONG[name], pytest.raises(WrongGradientError, match="torch's own"):
         passes(nothing)
 
 
-def test_norms_that_are_too_small_are_not_noticed():
-    """They scale as they should, so parts stay on the page, held by tests."""
-    norms = FactoredGrads.squared_norms
-
-    with patch.object(FactoredGrads, "squared_norms", lambda self: norms(self) / 100):
-        passes(nothing)
+def test_sums_of_another_layer_are_noticed():
+    """Layers that are alike are served as one, once their graph is known."""
+    model, engine = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), Engine()
+    parameters = [*model.parameters()]
+    for kind in (FactoredGrads, MaterializedGrads):
+        engine.gradients(model(torch.randn(B, 4)).sin().sum(1), parameters)
+        with (
+            replaced(kind, "stacked_sums", moved_on),
+            pytest.raises(WrongGradientError, match="torch's own"),
+        ):
+            engine.gradients(model(torch.randn(B, 4)).sin().sum(1), parameters)
 
 
 def test_norms_of_another_unit_are_noticed():

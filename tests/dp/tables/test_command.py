@@ -230,9 +230,9 @@ def test_all_rows_of_a_user_are_protected_together(train, csv, monkeypatch):
     certificate = certificate_of(report)
 
     assert seen == [(360, 36)] * 2
-    assert certificate.unit_of_privacy == "all rows of one value of user"
+    assert certificate.unit_of_privacy == "one value of user"
     assert {run.plan.unit_of_privacy for run in certificate.runs} == {
-        "all rows of one value of user"
+        "one value of user"
     }
     assert certificate.runs[-1].plan.expected_batch_size == 36
     (steps,) = certificate.runs[-1].charges
@@ -291,8 +291,32 @@ def test_an_interrupt_leaves_the_mean_so_far(train, csv, monkeypatch):
 
     assert code == 0
     assert certificate.runs[-1].steps == 6
-    assert certificate.epsilon < 3
+    assert certificate.epsilon_of_steps_taken < 2.9 < certificate.epsilon <= 3
     assert (report / "model.pt").exists()
+
+
+def test_a_group_of_rows_is_protected_together(train, csv):
+    """Statistics and training alike, at the epsilon that was asked for."""
+    _code, _out, _err, report = train(
+        csv(HEADER, *two_classes(300)), "--group-size", 2, "--steps", 3
+    )
+    certificate = certificate_of(report)
+
+    assert {run.plan.group_size for run in certificate.runs} == {2}
+    assert 0.999 * 3 <= certificate.epsilon <= 3
+
+
+def test_a_run_that_can_be_repeated_is_not_private(train, csv):
+    """The same weights twice, and no guarantee."""
+    path = csv(HEADER, *two_classes(100))
+    weights = []
+    for _ in range(2):
+        *_, report = train(path, "--debug-seed", 7, "--steps", 3)
+        body = torch.load(report / "model.pt", weights_only=True)
+        weights.append(body["state_dict"]["weight"])
+
+    assert torch.equal(*weights)
+    assert not certificate_of(report).is_private
 
 
 def test_an_imbalanced_table_has_a_balanced_score(train, csv):

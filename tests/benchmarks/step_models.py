@@ -1,33 +1,17 @@
-"""The models that the engine is measured on, and the ways to take a private step.
+"""The models that private steps are measured on.
 
-Shapes: ``B`` examples.
+Shapes: ``B`` examples, ``T`` words, ``D`` features.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from functools import partial
-from io import StringIO
 
 import torch
-from opacus import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
-from opacus.optimizers import (
-    DPOptimizer as OpacusOptimizer,
-    DPOptimizerFastGradientClipping,
-)
-from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
-from dp.clipping import FlatClipping
-from dp.noise import GaussianNoise
-from dp.per_sample import Engine
 
-
-__all__ = ("LARGE", "MODELS", "ON_GPU", "WAYS", "Subject")
-
-_BOUND = 1.0
+__all__ = ("LARGE", "MODELS", "ON_GPU", "Subject")
 
 
 class Subject:
@@ -205,6 +189,81 @@ def gpt2(B: int = 8, T: int = 512, *, autocast: bool = False, rank: int = 0) -> 
     return Subject(_Gpt2(autocast=autocast, rank=rank), *words)
 
 
+def small_mlp(B: int = 64) -> Subject:
+    """What a user of tables trains."""
+    layers = [nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(256, 10))
+    return Subject(model, torch.randn(B, 256), torch.randint(0, 10, (B,)))
+
+
+class _Encoder(nn.Module):
+    """Torch's own encoder behind patches of an image: a small vision transformer."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.places = nn.Parameter(torch.zeros(64, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens_BTD = self.patches(x).flatten(2).mT + self.places
+        return self.head(self.encoder(tokens_BTD).mean(1))
+
+
+def vit(B: int = 32) -> Subject:
+    x = torch.randn(B, 3, 32, 32)
+    return Subject(_Encoder(192, 6, 3), x, torch.randint(0, 10, (B,)))
+
+
+def bert(B: int = 8, T: int = 64) -> Subject:
+    """BERT of transformers at a small size."""
+    return Subject(_Bert(), *torch.randint(0, 5000, (2, B, T)))
+
+
+class _Bert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForMaskedLM  # noqa: PLC0415
+
+        config = BertConfig(
+            vocab_size=5000,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.model = BertForMaskedLM(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(input_ids=x).logits
+
+
+class _Tagger(nn.Module):
+    """Words to tags by a recurrent layer."""
+
+    def __init__(self, kind: type[nn.RNNBase], width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(1000, width)
+        self.recurrent = kind(width, width, batch_first=True)
+        self.tags = nn.Linear(width, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tags(self.recurrent(self.words(x))[0])
+
+
+def recurrent(B: int = 32, T: int = 48, *, kind: type[nn.RNNBase] = nn.LSTM) -> Subject:
+    x, y = torch.randint(0, 1000, (B, T)), torch.randint(0, 20, (B, T))
+    return Subject(_Tagger(kind, 128), x, y)
+
+
 LARGE: Mapping[str, Callable[..., Subject]] = {
     "GPT-2 small": gpt2,
     "GPT-2 small, bf16": partial(gpt2, autocast=True),
@@ -228,183 +287,9 @@ MODELS: Mapping[str, Callable[..., Subject]] = {
     "ResNet": resnet,
     "LoRA": lora,
     "24 tiny layers": tiny_layers,
-}
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def _sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(_trained(model), lr=1e-4)
-
-
-def non_private(subject: Subject) -> Callable[[], None]:
-    optimizer = _sgd(subject.model)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        subject.losses(subject.model(subject.x), subject.y).mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def private(subject: Subject, noise: GaussianNoise | None) -> Callable[[], None]:
-    optimizer, engine = _sgd(subject.model), Engine()
-    clipping = FlatClipping(max_grad_norm=_BOUND)
-    parameters = _trained(subject.model)
-    group_of = clipping.group_of(parameters)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        losses_B = subject.losses(subject.model(subject.x), subject.y)
-        gradients = engine.gradients(losses_B, parameters)
-        del losses_B
-        factors_GB = clipping.factors(gradients.squared_norms(group_of).sqrt())
-        sums = [torch.empty_like(p) for p in parameters]
-        gradients.add_weighted_sum(factors_GB, group_of, sums, beta=0)
-        del gradients
-        if noise is not None:
-            noise.add_(sums, stddev=_BOUND)
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.grad = total
-        optimizer.step()
-
-    return step
-
-
-def opacus(subject: Subject, mode: str) -> Callable[[], None]:
-    kwargs = {"batch_first": True, "loss_reduction": "mean"}
-    model = (
-        GradSampleModule(subject.model, force_functorch=mode == "functorch", **kwargs)
-        if mode != "ew"
-        else _expanded(subject.model, kwargs)
-    )
-    optimizer = OpacusOptimizer(
-        _sgd(model),
-        noise_multiplier=1.0,
-        max_grad_norm=_BOUND,
-        expected_batch_size=len(subject.x),
-    )
-
-    def step() -> None:
-        optimizer.zero_grad()
-        subject.losses(model(subject.x), subject.y).mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def _expanded(model: nn.Module, kwargs: dict[str, object]) -> nn.Module:
-    from opacus.grad_sample import GradSampleModuleExpandedWeights  # noqa: PLC0415
-
-    return GradSampleModuleExpandedWeights(model, **kwargs)
-
-
-def ghost(subject: Subject) -> Callable[[], None]:
-    model = GradSampleModuleFastGradientClipping(
-        subject.model, max_grad_norm=_BOUND, use_ghost_clipping=True
-    )
-    optimizer = DPOptimizerFastGradientClipping(
-        _sgd(model),
-        noise_multiplier=1.0,
-        max_grad_norm=_BOUND,
-        expected_batch_size=len(subject.x),
-    )
-
-    class Losses(nn.Module):
-        reduction = "mean"
-
-        def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
-            losses_B = subject.losses(outputs, y)
-            return losses_B.mean() if self.reduction == "mean" else losses_B
-
-    criterion = DPLossFastGradientClipping(model, optimizer, Losses())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        criterion(model(subject.x), subject.y).backward()
-        optimizer.step()
-
-    return step
-
-
-def batched(subject: Subject) -> Callable[[], None]:
-    model, optimizer = subject.model, _sgd(subject.model)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    rest = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-
-    def loss(values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(model, ({**values, **rest},), (x[None],))
-        return subject.losses(outputs, y[None])[0]
-
-    gradients = vmap(grad(loss), (None, 0, 0), randomness="different")
-
-    def step() -> None:
-        optimizer.zero_grad()
-        detached = {n: p.detach() for n, p in trained.items()}
-        found = gradients(detached, subject.x, subject.y)
-        norms_B = sum(g.flatten(1).square().sum(1) for g in found.values()).sqrt()
-        factors_B = (_BOUND / norms_B).clamp(max=1)
-        for name, parameter in trained.items():
-            total = torch.einsum("b...,b->...", found[name], factors_B)
-            parameter.grad = total + torch.randn_like(total)
-        optimizer.step()
-
-    return step
-
-
-def fast_dp(
-    subject: Subject, noise_multiplier: float, *, origin: bool = False
-) -> Callable[[], None]:
-    """Return a step of FastDP's.
-
-    Its backward pass also finds the ordinary gradients, which are thrown away: of
-    all parameters, or of ``origin_params`` alone, for which it proposes the first
-    layer's bias or weight.
-    """
-    from fastDP import PrivacyEngine  # noqa: PLC0415 -- not on the package index
-
-    model, optimizer, B = subject.model, _sgd(subject.model), len(subject.x)
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    bias = trained[0].replace("weight", "bias")
-    first = bias if bias in trained else trained[0]
-    with redirect_stdout(StringIO()):
-        engine = PrivacyEngine(
-            model,
-            batch_size=B,
-            sample_size=100 * B,
-            epochs=1,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=_BOUND,
-            clipping_mode="MixOpt",
-            clipping_fn="Abadi",
-            loss_reduction="sum",
-            origin_params=[first] if origin else None,
-        )
-    engine.attach(optimizer)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        subject.losses(model(subject.x), subject.y).sum().backward()
-        optimizer.step()
-
-    return step
-
-
-WAYS: Mapping[str, Callable[[Subject], Callable[[], None]]] = {
-    "non-private": non_private,
-    "dp, no noise": partial(private, noise=None),
-    "dp": partial(private, noise=GaussianNoise()),
-    "dp, fast noise": partial(private, noise=GaussianNoise(rng="fast")),
-    "Opacus hooks": partial(opacus, mode="hooks"),
-    "Opacus functorch": partial(opacus, mode="functorch"),
-    "Opacus ew": partial(opacus, mode="ew"),
-    "Opacus ghost": ghost,
-    "vmap": batched,
-    "FastDP, no noise": partial(fast_dp, noise_multiplier=0.0),
-    "FastDP": partial(fast_dp, noise_multiplier=1.0),
-    "FastDP origin, no noise": partial(fast_dp, noise_multiplier=0.0, origin=True),
-    "FastDP origin": partial(fast_dp, noise_multiplier=1.0, origin=True),
+    "small MLP": small_mlp,
+    "ViT": vit,
+    "BERT": bert,
+    "LSTM": recurrent,
+    "GRU": partial(recurrent, kind=nn.GRU),
 }

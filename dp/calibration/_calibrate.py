@@ -6,14 +6,13 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
-from dp.accounting._accountant import bound_by_pld
+from dp.accounting import Release, Truncation, epsilon
+from dp.calibration._search import WASTE, RenyiOrder, Search
 from dp.schedule import Schedule, rounded_up
 
 
@@ -26,16 +25,6 @@ __all__ = (
 
 _DIGITS: Final = 6  # Significant digits of what is found.
 _MOST_STEPS: Final = 10**9
-_WASTE: Final = 5e-4  # What may be left of a target, relative to it.
-_AIM: Final = 1e-4  # Below the target, so that an answer there is accepted.
-_VAGUE: Final = 2e-2  # Of the bound that a search begins with, relative.
-_FIRST_STEP: Final = 0.05  # Of a search without a slope, in the logarithm.
-_LARGEST_STEP: Final = 3.0
-_FLATTEST: Final = (
-    -0.05
-)  # Slope: epsilon falls, whatever two bounds that are close say.
-_MOST_BOUNDS: Final = 200
-_LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
 
 
 def calibrate_noise_multiplier(
@@ -48,12 +37,14 @@ def calibrate_noise_multiplier(
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
     other_releases: Sequence[Release] = (),
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
     Guarantees:
-        * The epsilon of *steps* releases with it and the *other_releases*, as :func:`dp.accounting.epsilon`
-          computes it, is at most *target_epsilon*, and 0.05 % below it at most.
+        * The epsilon of *steps* releases with it and the *other_releases*, as
+          :func:`dp.accounting.epsilon` computes it, is at most *target_epsilon*, and 0.05 % below it at most.
 
     Args:
         target_epsilon: What all steps may cost.
@@ -65,6 +56,9 @@ def calibrate_noise_multiplier(
         truncation: How batches are made smaller, if they are.
         other_releases: What is released about the same data beside the steps, such as
             private statistics.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range, or if the other releases alone leave
@@ -90,11 +84,19 @@ def calibrate_noise_multiplier(
             ),
         ]
 
-    _check_left(other_releases, target_epsilon, target_delta, neighboring_relation)
-    search = _Search(
+    _check_left(
+        other_releases,
+        target_epsilon,
+        delta=target_delta,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+    )
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
@@ -108,6 +110,7 @@ def rough_noise_multiplier(
     sampling_probability: float,
     steps: int,
     neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
 ) -> float:
     """Return about the least noise multiplier, within a few percent, in less time.
 
@@ -116,7 +119,7 @@ def rough_noise_multiplier(
     Raises:
         ValueError: If a number is out of range.
     """
-    return _Search(
+    return Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
@@ -128,19 +131,16 @@ def rough_noise_multiplier(
             )
         ],
         allowed=lambda sigma: sigma,
+        group_size=group_size,
+        renyi_order=None,
     ).roughly_smallest()
 
 
-def _check_left(
-    others: Sequence[Release],
-    target_epsilon: float,
-    target_delta: float,
-    relation: NeighboringRelation,
-) -> None:
+def _check_left(others: Sequence[Release], target_epsilon: float, **about: Any) -> None:
     if not others:
         return
-    spent = epsilon(others, delta=target_delta, neighboring_relation=relation).epsilon
-    if spent >= target_epsilon * (1 - _WASTE):
+    spent = epsilon(others, **about).epsilon
+    if spent >= target_epsilon * (1 - WASTE):
         raise ValueError(
             f"other_releases cost epsilon {spent:.4g} of target_epsilon="
             f"{target_epsilon!r}, which leaves nothing for the steps; add noise to them"
@@ -155,6 +155,8 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -168,15 +170,20 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
-    search = _Search(
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -198,6 +205,8 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    group_size: int = 1,
+    renyi_order: RenyiOrder = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -212,6 +221,9 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        group_size: How many examples may differ at once.
+        renyi_order: The order of a Renyi filter at which epsilon is computed, or
+            ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -228,146 +240,62 @@ def calibrate_steps(
             )
         ]
 
-    search = _Search(
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
+        group_size=group_size,
+        renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
     )
-    found = search.smallest()
-    if search.excess(found) > 0:
+    one_over_steps = search.smallest()
+    if search.excess(one_over_steps) > 0:
         raise ValueError(
             f"target_epsilon={target_epsilon!r} does not allow one step at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / found)
+    return round(1 / one_over_steps)
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Search:
-    """Find nearly the smallest number whose releases keep a target.
+def complete(
+    target: Mapping[str, Any],
+    sigma: float | Schedule | None,
+    steps: int | None,
+    q: float | Literal["largest"],
+) -> tuple[float | Schedule, int, float]:
+    """Return noise multiplier, steps and sampling probability, one of which is found.
 
-    Attributes:
-        target_epsilon: What they may cost.
-        target_delta: The delta it is for.
-        relation: What neighbouring datasets are.
-        releases: What is released, by the number. Their epsilon falls as it grows.
-        allowed: Returns the next number that may be an answer, on the private side.
-        most: The largest number there is.
-        smaller: Returns the next smaller number, where there are not many.
+    Args:
+        target: The arguments that every search takes.
+        sigma: The noise multiplier, or the shape of its schedule; None to find it.
+        steps: The number of steps; None to find it.
+        q: The sampling probability; ``"largest"`` to find it.
+
+    Raises:
+        ValueError: If not exactly one is to be found.
     """
-
-    target_epsilon: float
-    target_delta: float
-    relation: NeighboringRelation
-    releases: Callable[[float], Sequence[Release]]
-    allowed: Callable[[float], float]
-    most: float = math.inf
-    smaller: Callable[[float], float] | None = None
-
-    def excess(self, number: float) -> float:
-        """Return by how much the logarithm of what will be claimed is too large."""
-        spent = epsilon(
-            self.releases(number),
-            delta=self.target_delta,
-            neighboring_relation=self.relation,
-        ).epsilon
-        return self._logarithm(spent)
-
-    def _vague_excess(self, number: float) -> float:
-        """Return the same of a bound in wide buckets, in a hundredth of the time."""
-        releases = merge_equal_releases(self.releases(number))
-        spent, _ = bound_by_pld(releases, self.target_delta, self.relation, _VAGUE)
-        return self._logarithm(spent)
-
-    def _logarithm(self, spent: float) -> float:
-        return math.log(max(spent, _LEAST_EPSILON) / self.target_epsilon)
-
-    def smallest(self) -> float:
-        """Return the smallest number found that keeps the target, or the largest one.
-
-        Bounds fall with the number, in the logarithms of both nearly in a line: the
-        secant method needs three to six of them. Two numbers around the answer are
-        kept, and where a secant leads out of them, it is their middle that is asked.
-        """
-        number, slope = self._start()
-        number = min(self.allowed(number), self.most)
-        line = _Line(slope)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
-            excess = self.excess(number)
-            line.add(number, excess)
-            if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
-                return number
-            number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked and self.smaller is not None:
-                number = self.smaller(line.smallest_kept())
-            if number in line.asked:  # No number is left in between.
-                break
-        return line.smallest_kept()
-
-    def roughly_smallest(self) -> float:
-        """Return about the smallest number, by bounds in wide buckets alone."""
-        return self._start()[0]
-
-    def _start(self) -> tuple[float, float]:
-        """Return where a bound in wide buckets is the target, and its slope there."""
-        number, line = min(1.0, self.most), _Line(-1.0)
-        for _ in range(_MOST_BOUNDS):  # pragma: no branch
-            excess = self._vague_excess(number)
-            line.add(number, excess)
-            if abs(excess) <= _VAGUE:
-                break
-            number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked:
-                break
-        return number, line.slope
-
-
-@final
-class _Line:
-    """Numbers that were asked and their excess, and where the excess may be none.
-
-    >>> line = _Line(slope=-1.0)
-    >>> line.add(2.0, math.log(2.0))
-    >>> round(math.exp(line.crossing()), 2)
-    4.0
-    """
-
-    def __init__(self, slope: float) -> None:
-        self.asked: dict[float, float] = {}
-        self.slope = slope
-        self._last: tuple[float, float] | None = None
-        self._too_small, self._kept = -math.inf, math.inf  # Logarithms.
-
-    def add(self, number: float, excess: float) -> None:
-        """Take down the excess of one number."""
-        self.asked[number] = excess
-        at = math.log(number)
-        if self._last is not None and at != self._last[0]:
-            slope = (excess - self._last[1]) / (at - self._last[0])
-            self.slope = min(slope, _FLATTEST)
-        self._last = at, excess
-        if excess > 0:
-            self._too_small = max(self._too_small, at)
-        else:
-            self._kept = min(self._kept, at)
-
-    def crossing(self) -> float:
-        """Return the logarithm of the next number to ask."""
-        at, excess = self._last or (0.0, 0.0)
-        step = -(excess + _AIM) / self.slope
-        following = at + min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
-        if self._too_small < following < self._kept:
-            return following
-        if math.isinf(self._too_small) or math.isinf(self._kept):
-            return at + math.copysign(_FIRST_STEP, excess)
-        return (self._too_small + self._kept) / 2
-
-    def smallest_kept(self) -> float:
-        """Return the smallest number asked that has no excess."""
-        return min(number for number, excess in self.asked.items() if excess <= 0)
+    if isinstance(sigma, int | float):
+        if q == "largest" and steps is not None:
+            largest = calibrate_sampling_probability(
+                **target, noise_multiplier=sigma, steps=steps
+            )
+            return sigma, steps, largest
+        if q != "largest" and steps is None:
+            most = calibrate_steps(
+                **target, noise_multiplier=sigma, sampling_probability=q
+            )
+            return sigma, most, q
+    elif q != "largest" and steps is not None:
+        least = calibrate_noise_multiplier(
+            **target, sampling_probability=q, steps=steps, shape=sigma
+        )
+        return least if sigma is None else sigma.scaled(least), steps, q
+    raise ValueError(
+        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
+        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
+        f" steps={steps!r}, sampling_probability={q!r}"
+    )

@@ -1,0 +1,91 @@
+"""Faults of earlier releases of this package by which an epsilon was too low.
+
+A ledger carries how many of them were known, and mended, in the release that charged it.
+So ``dp.verify`` can tell of a certificate, also years later, that what made it had a
+fault. Entries are only ever added, at the end.
+"""
+
+from dataclasses import dataclass
+from typing import Final, final
+
+
+__all__ = ("ADVISORIES", "Advisory", "advisories_since")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advisory:
+    """One fault.
+
+    Attributes:
+        name: By which it is referred to; its number is its place in the table.
+        fault: What went wrong.
+        affects: Which runs may have spent more than they state.
+    """
+
+    name: str
+    fault: str
+    affects: str
+
+
+ADVISORIES: Final = (
+    Advisory(
+        name="DP-2026-1",
+        fault="Whether examples are kept apart was looked at once for each shape of a"
+        " graph, and not again when indices, masks or gates changed.",
+        affects="losses in which examples began to meet after the first batch: message"
+        " passing, free bits, hinges, neighbours within the batch",
+    ),
+    Advisory(
+        name="DP-2026-2",
+        fault="Ragged rows that two examples exchanged within one half of the first"
+        " batch were taken for their own.",
+        affects="losses of packed or ragged rows",
+    ),
+    Advisory(
+        name="DP-2026-3",
+        fault="`scale_grad_by_freq` of embeddings scaled an example's gradient by how"
+        " often others had its token.",
+        affects="models with an Embedding or EmbeddingBag that has the flag",
+    ),
+    Advisory(
+        name="DP-2026-4",
+        fault="Clipping norms below 1e-18 could be assigned or scheduled, whose squares"
+        " vanish in float32.",
+        affects="runs with such a clipping norm",
+    ),
+    Advisory(
+        name="DP-2026-5",
+        fault="Threads that stepped at the same time could lose charges.",
+        affects="runs whose optimizers were stepped by several threads",
+    ),
+    Advisory(
+        name="DP-2026-6",
+        fault="A ticket that was drawn before a fork was good for a release in the"
+        " parent and in the child.",
+        affects="runs that forked between drawing a batch and its step",
+    ),
+    Advisory(
+        name="DP-2026-7",
+        fault="A state that protects one unit of privacy could be loaded, and was"
+        " certified, under another.",
+        affects="runs that resumed under a plan of another unit of privacy",
+    ),
+    Advisory(
+        name="DP-2026-8",
+        fault="Noise below the plan's was composed by privacy loss distributions also"
+        " where a release had suggested it.",
+        affects="runs with a noise multiplier that was assigned",
+    ),
+    Advisory(
+        name="DP-2026-9",
+        fault="A run that ended before its plan stated the epsilon of the steps taken,"
+        " also where a release had decided the end.",
+        affects="runs that ended before their plan",
+    ),
+)
+
+
+def advisories_since(num_known: int) -> tuple[Advisory, ...]:
+    """Return the faults of a release that knew the first *num_known* of the table."""
+    return ADVISORIES[num_known:]

@@ -1,0 +1,210 @@
+"""One batch computed again, with every unit's losses multiplied by a power of two.
+
+What belongs to one unit alone is multiplied by the same power to the last bit, since
+rounding commutes with powers of two: norms by its square, and a weighted sum in which
+the powers are divided out does not change at all. Example: unit 0 has the gradient 3
+and unit 1 the gradient 5; with powers 2 and 8 they are 6 and 40, their squared norms
+36 = 4 * 9 and 1600 = 64 * 25. A hook that adds a tenth of unit 1's gradient to unit 0's
+leaves 3.5, and 6 + 4 = 10 under the powers, where 7 is expected.
+
+Where a number underflowed before it was multiplied, another one may be rounded the
+other way: a few roundings are let pass.
+
+Shapes: ``U`` units, ``G`` groups of parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._isolation.powers import powers, private_generator, slack
+
+
+__all__ = ("Coded", "Pass", "Trial", "weighted_sums")
+
+# Runs the backward pass with each unit's losses multiplied by a factor.
+Pass = Callable[[Tensor], PerSampleGradients]
+
+_ONE_POWER: Final = 3
+_ROUNDINGS: Final = 8  # That may go the other way after an underflow.
+_FEWEST: Final = 1 << 16  # Roundings of the smallest number that a norm may have.
+
+
+@final
+class Trial:
+    """Powers of two for the units of one batch, and what is compared of it.
+
+    Args:
+        parameters: What the gradients are of.
+        groups: The group of each, as they are clipped.
+        num_units: How many units there are, two at least.
+        narrowest: The dtype of the graph that underflows first.
+        loss_scale: What gradients are divided by.
+        with_sums: Whether sums are compared, besides norms.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        groups: Sequence[int],
+        *,
+        num_units: int,
+        device: torch.device,
+        narrowest: torch.dtype,
+        loss_scale: float,
+        with_sums: bool,
+    ) -> None:
+        self.parameters = parameters if with_sums else ()
+        self.groups = groups
+        self.num_elements = sum(parameter.numel() for parameter in parameters)
+        generator = private_generator(device)
+        self.exponent_U = torch.randint(
+            powers(narrowest), (num_units,), device=device, generator=generator
+        ).double()
+        self.scale_U = self.exponent_U.exp2()
+        self.weight_U = torch.rand(num_units, device=device, generator=generator) + 0.5
+        self._generator = generator
+        self.slack = slack(narrowest) / loss_scale
+        # An accelerator adds in no fixed order, and half precision underflows.
+        self.is_exact = device.type == "cpu" and narrowest != torch.float16
+
+    def by_powers(self, run: Pass) -> "Coded":
+        """Run a pass in which every unit's losses have a power of two of its own."""
+        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
+        return Coded(self, run(self.scale_U), self.exponent_U, everyone_U)
+
+    def by_one_power(self, run: Pass) -> "Coded":
+        """Run a pass in which all losses have the same power, to see if it is linear."""
+        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
+        exponent_U = torch.full_like(self.exponent_U, _ONE_POWER)
+        return Coded(self, run(exponent_U.exp2()), exponent_U, everyone_U)
+
+    def by_halves(self, run: Pass) -> list["Coded"]:
+        """Run two passes, in each of which one half of the units is left as it is."""
+        number_U = torch.rand(
+            len(self.scale_U), device=self.scale_U.device, generator=self._generator
+        )
+        one_half_U = number_U < 0.5  # noqa: PLR2004 -- a half
+        return [
+            Coded(
+                self,
+                run(torch.where(is_kept_U, 1.0, self.scale_U)),
+                torch.zeros_like(self.exponent_U),
+                is_kept_U,
+            )
+            for is_kept_U in (one_half_U, ~one_half_U)
+        ]
+
+
+@final
+class Coded:
+    """The norms and a weighted sum of a pass with powers of two, to compare with.
+
+    Args:
+        trial: Of which batch.
+        gradients: What the pass found.
+        exponent_U: What the compared units' losses were multiplied with, as a power.
+        compared_U: Which units are compared.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        gradients: PerSampleGradients,
+        exponent_U: Tensor,
+        compared_U: Tensor,
+    ) -> None:
+        self._trial = trial
+        self._exponent_U = exponent_U
+        self._norms_GU = gradients.squared_norms(trial.groups)
+        # What overflowed by its power says nothing.
+        self._compared_U = compared_U & self._norms_GU.isfinite().all(0)
+        self._sums = self._weighted(gradients, -exponent_U)
+
+    def lengths(self) -> Tensor:
+        """Return [U] how long each unit's gradient is without its power."""
+        return self._norms_GU.double().sum(0).sqrt() * (-self._exponent_U).exp2()
+
+    def differs(self, plain: PerSampleGradients) -> str | None:
+        """Return where another pass, without powers, has other results; None if nowhere."""
+        sums = self._weighted(plain, torch.zeros_like(self._exponent_U))
+        norms_GU = plain.squared_norms(self._trial.groups)
+        lengths_U = norms_GU.sum(0).sqrt()
+        size = (self._trial.weight_U * lengths_U)[self._compared_U].sum()
+        shapes = [
+            str(tuple(parameter.shape))
+            for parameter, one, other in zip(
+                self._trial.parameters, self._sums, sums, strict=True
+            )
+            if not self._are_close(one, other, size)
+        ]
+        if shapes:
+            return "parameters of shape " + ", ".join(dict.fromkeys(shapes))
+        return None if self._have_norms(norms_GU) else "some parameters, by their norms"
+
+    def _weighted(self, gradients: PerSampleGradients, power_U: Tensor) -> list[Tensor]:
+        """Return every parameter's sum of the compared units' weighted gradients."""
+        weight_U = self._trial.weight_U * power_U.exp2()
+        weight_U = torch.where(self._compared_U, weight_U, 0.0)
+        return weighted_sums(
+            gradients,
+            self._trial.parameters,
+            self._trial.groups,
+            weight_U.expand_as(self._norms_GU).to(self._norms_GU.dtype),
+        )
+
+    def _are_close(self, one: Tensor, other: Tensor, size: Tensor) -> bool:
+        if torch.equal(one, other):
+            return True
+        difference = (one - other).abs()
+        if bool((difference <= self._trial.slack).all()):
+            return True
+        return float(difference.norm()) <= self._roughness(one.dtype) * float(size)
+
+    def _roughness(self, dtype: torch.dtype) -> float:
+        """Return the relative error that is let pass."""
+        eps = float(torch.finfo(dtype).eps)
+        return _ROUNDINGS * eps if self._trial.is_exact else eps**0.5
+
+    def _have_norms(self, norms_GU: Tensor) -> bool:
+        """Whether squared norms are multiplied by the squares of the powers."""
+        expected_GU = norms_GU * (2 * self._exponent_U).exp2()
+        actual_GU = self._norms_GU
+        smallest = torch.finfo(norms_GU.dtype).tiny * torch.finfo(norms_GU.dtype).eps
+        elements = max(self._trial.num_elements, _FEWEST)
+        underflow_U = smallest * elements * (2 * self._exponent_U).exp2()
+        slack_GU = underflow_U + self._roughness(norms_GU.dtype) * expected_GU
+        root_U = self._trial.slack * self._exponent_U.exp2()
+        close_GU = (
+            (expected_GU == actual_GU)
+            | ((expected_GU - actual_GU).abs() <= slack_GU)
+            | ((expected_GU.sqrt() - actual_GU.sqrt()).abs() <= root_U)
+        )
+        return bool((close_GU | ~self._compared_U).all())
+
+
+def weighted_sums(
+    gradients: PerSampleGradients,
+    parameters: Sequence[Tensor],
+    groups: Sequence[int],
+    *factors_GU: Tensor,
+) -> list[Tensor]:
+    """Return every parameter's sum of gradients times factors, added up in turn.
+
+    Args:
+        gradients: Whose sums.
+        parameters: What they are of; none is computed for no parameters.
+        groups: The group of each parameter.
+        factors_GU: Factors. Several are added as the parts of a batch are.
+    """
+    sums = [
+        torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for p in parameters
+    ]
+    if sums:
+        for number, factors in enumerate(factors_GU):
+            gradients.add_weighted_sum(factors, groups, sums, beta=int(number > 0))
+    return sums
