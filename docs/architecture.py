@@ -33,6 +33,7 @@ ROOMS = {
     "plan": "the public numbers of a run, decided before it starts",
     "distributed": "sums and agreement of several ranks",
     "micro_batches": "one draw in several parts",
+    "evidence": "loss functions evaluated again, with other examples in the batch",
     "calibration": "the search for the noise, the steps or the probability that keep a target",
     "sampling": "which examples are in a batch, and the ticket that proves it",
     "per_sample": "every example's gradient, from one backward pass",
@@ -52,7 +53,7 @@ ROOMS = {
     "exceptions": "the errors",
 }
 ON_THE_WAY = {"optimizer", "_mechanism", "per_sample", "clipping", "ledger", "noise"}
-ON_THE_WAY |= {"distributed", "sampling"}
+ON_THE_WAY |= {"distributed", "evidence", "sampling"}
 # Nearly every room imports these; arrows to them would hide the others.
 QUIET = {"_advisories", "_checks", "_tuning", "_typing", "exceptions"}
 

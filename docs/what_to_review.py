@@ -19,6 +19,7 @@ from review_claims import (
     ONE_PROCESS,
     OPTIONS,
     RANKS,
+    REFUSALS,
     ROOTS,
     TABLES,
     UNITS,
@@ -30,6 +31,7 @@ from source_tree import ROOT, code_lines, files, reachable
 PAGE = ROOT / "docs/explanation/what-to-review.md"
 MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
+    "Refusals of losses that depend on other examples' data add": REFUSALS,
     "Units of several rows, or along no axis, add": UNITS,
     "Compiled models, own rules and other options add": OPTIONS,
     "A table whose columns are scaled privately adds": TABLES,

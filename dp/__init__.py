@@ -17,8 +17,11 @@ Plan a run from public numbers, draw its batches, and wrap the optimizer:
 >>> loader = plan.loader(dataset)
 >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
 >>> optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
->>> for x, y in loader:
-...     optimizer.backward((model(x).squeeze(1) - y).square())
+>>> def loss_fn(batch):
+...     x, y = batch
+...     return (model(x).squeeze(1) - y).square()
+>>> for batch in loader:
+...     optimizer.backward(loss_fn, batch)
 ...     optimizer.step()
 >>> optimizer.guarantee().epsilon <= 3.0
 True
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
         PerGroupClipping,
         PerLayerClipping,
     )
+    from dp.evidence import Evidence, looking
     from dp.exceptions import (
         BudgetExhaustedError,
+        EvidenceWarning,
         LedgerError,
         PrivacyError,
         RankFailedError,
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
         PoissonSampling,
         TruncatedPoissonSampling,
         Unamplified,
+        UnamplifiedLoader,
     )
     from dp.schedule import Schedule
     from dp.wrapping import wrap_class
@@ -73,6 +79,8 @@ __all__ = (
     "Certificate",
     "CheckReport",
     "DPOptimizer",
+    "Evidence",
+    "EvidenceWarning",
     "FlatClipping",
     "GaussianNoise",
     "Guarantee",
@@ -93,12 +101,14 @@ __all__ = (
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
+    "UnamplifiedLoader",
     "UnsupportedOperationError",
     "WrongGradientError",
     "audit",
     "check",
     "compile_backend",
     "compose",
+    "looking",
     "plan_for",
     "split_batch",
     "verify",
@@ -112,8 +122,9 @@ _HOME: Final = {
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
-        "exceptions": "BudgetExhaustedError LedgerError PrivacyError RankFailedError"
-        " RanksDivergedError SampleMixingError SamplingMismatchError"
+        "evidence": "Evidence looking",
+        "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
+        " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
@@ -121,7 +132,7 @@ _HOME: Final = {
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
-        " Unamplified",
+        " Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()

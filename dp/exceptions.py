@@ -1,7 +1,8 @@
-"""Errors raised by :mod:`dp`; every one is a :class:`PrivacyError`."""
+"""Errors raised by :mod:`dp`, each a :class:`PrivacyError`, and its warning."""
 
 __all__ = (
     "BudgetExhaustedError",
+    "EvidenceWarning",
     "LedgerError",
     "PrivacyError",
     "RankFailedError",
@@ -65,3 +66,7 @@ class RanksDivergedError(PrivacyError, RuntimeError):
 
 class RankFailedError(PrivacyError, RuntimeError):
     """Another process raised, died, or did not come to a step in time."""
+
+
+class EvidenceWarning(UserWarning):
+    """It could not be seen that one example's loss depends on that example alone."""

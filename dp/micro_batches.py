@@ -15,7 +15,7 @@ import torch
 
 from dp import _checks
 from dp._containers import is_sequence, parts_of, rebuilt
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("MicroBatches", "split_batch")
@@ -49,7 +49,7 @@ class MicroBatches:
         ValueError: If *per_step* is not a whole number of at least 1.
     """
 
-    def __init__(self, loader: PoissonLoader, *, per_step: int) -> None:
+    def __init__(self, loader: TicketedLoader, *, per_step: int) -> None:
         self.loader = loader
         self.per_step: int = _checks.count(per_step=per_step)
 

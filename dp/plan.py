@@ -231,8 +231,8 @@ class PrivacyPlan:
         """
         if isinstance(self.sampling, Unamplified):
             raise TypeError(
-                "the plan is Unamplified, so its batches are the caller's: use any"
-                " torch DataLoader"
+                "the plan is Unamplified, so its batches are the caller's: use"
+                " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
         check_units(self.unit_of_privacy, has_units=units is not None)
         loader = PoissonLoader(

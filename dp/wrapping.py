@@ -13,7 +13,7 @@ from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
 from dp.optimizer._validate import Public
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("wrap_class",)
@@ -23,7 +23,7 @@ def wrap_class(
     optimizer_class: type[Optimizer],
     *,
     plan: PrivacyPlan,
-    loader: PoissonLoader | None = None,
+    loader: TicketedLoader | None = None,
     clipping: Clipping | None = None,
     noise: GaussianNoise | None = None,
     public: Public = (),

@@ -35,10 +35,13 @@ def main(steps: int = 60) -> tuple[float, float]:
         accelerator, model, optimizer, loader, scheduler
     )
 
-    for x, y in loader:
+    def loss_fn(batch: list[torch.Tensor]) -> torch.Tensor:  # +
+        x, y = batch
+        return cross_entropy(model(x), y, reduction="none")  # + One per image.
+
+    for batch in loader:
         with accelerator.accumulate(model):
-            losses = cross_entropy(model(x), y, reduction="none")  # + One per image.
-            accelerator.backward(private_loss(losses, optimizer))  # +
+            accelerator.backward(private_loss(loss_fn, optimizer, batch))  # +
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

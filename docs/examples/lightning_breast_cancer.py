@@ -20,11 +20,14 @@ class Classifier(LightningModule):
             torch.nn.Linear(30, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
         )
 
+    def losses(self, batch: list[torch.Tensor]) -> torch.Tensor:  # +
+        """Return one loss for each patient."""
+        x, y = batch
+        return cross_entropy(self.net(x), y, reduction="none")  # +
+
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         """Return the loss that Lightning differentiates."""
-        x, y = batch
-        losses = cross_entropy(self.net(x), y, reduction="none")  # + One per patient.
-        return self.optimizers().private_loss(losses)  # +
+        return self.optimizers().private_loss(self.losses, batch)  # +
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return a private Adam."""

@@ -31,10 +31,15 @@ def main(folder: str, steps: int = 20) -> float:
     optimizer = dp.DPOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0), plan=plan, loader=loader
     )
+
+    def loss_fn(batch: list[torch.Tensor]) -> torch.Tensor:
+        x, y = batch
+        return cross_entropy(model(x), y, reduction="none")
+
     with SummaryWriter(folder) as writer:
         log_epsilon(optimizer, writer, every=10)
-        for x, y in loader:
-            optimizer.backward(cross_entropy(model(x), y, reduction="none"))
+        for batch in loader:
+            optimizer.backward(loss_fn, batch)
             optimizer.step()
     return optimizer.guarantee().epsilon
 

@@ -90,9 +90,14 @@ def main(num_users: int = 1000, steps: int = 60) -> dp.Certificate:
     optimizer = dp.DPOptimizer(
         torch.optim.Adam(model.parameters(), lr=0.02), plan=plan, loader=loader
     )
-    for (lines,) in loader:
+
+    def loss_fn(batch: list[Tensor]) -> Tensor:
+        (lines,) = batch
+        return losses_of(model, lines)
+
+    for batch in loader:
         # The loader knows whose each line is.
-        optimizer.backward(losses_of(model, lines))
+        optimizer.backward(loss_fn, batch)
         optimizer.step()
     with torch.no_grad():
         # The corpus is public here. Of private text, this number would be private too.

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -19,21 +19,28 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
-    PoissonLoader,
     PoissonSampling,
+    RowsRead,
     Ticket,
+    TicketedLoader,
     TruncatedPoissonSampling as Truncated,
     Unamplified,
 )
 
 
-__all__ = ("PendingBatch", "current_ticket", "explain_deepspeed")
+__all__ = (
+    "PendingBatch",
+    "current_ticket",
+    "explain_deepspeed",
+    "held_against",
+    "warn_of_many_rows",
+)
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
 # on the chance not to be in its batch; two releases of one batch share that chance.
 # Keyed by loader and not by optimizer, so that a second optimizer on the same batch
 # (the two of a GAN, opacus#418) finds it spent.
-_last_spent: WeakKeyDictionary[PoissonLoader, int] = WeakKeyDictionary()
+_last_spent: WeakKeyDictionary[TicketedLoader, int] = WeakKeyDictionary()
 
 
 @final
@@ -48,6 +55,8 @@ class PendingBatch:
         max_grad_norm: The norm that the sums are clipped to.
         num_samples: How many units were added. Private.
         units: Which of the drawn units were added, where calls said so. Private.
+        rows_read: Which rows of the batch were read for them, as far as can be seen.
+            Private.
         may_lack_units: Whether the caller named the units, and may leave out some.
         num_backwards: How many calls added them.
         all_scaled: Whether every loss passed through a private loss, which knows the
@@ -60,6 +69,7 @@ class PendingBatch:
     max_grad_norm: float
     num_samples: int = 0
     units: set[int] = field(default_factory=set)
+    rows_read: RowsRead = field(default_factory=RowsRead)
     may_lack_units: bool = False
     num_backwards: int = 0
     all_scaled: bool = True
@@ -100,7 +110,7 @@ class PendingBatch:
             )
         # Each call clips on its own, so an example in two calls contributes 2 C where C
         # is charged. Opacus 1.6 lets it: two backward passes of one batch.
-        if isinstance(sampling, Unamplified):
+        if isinstance(sampling, Unamplified) and self.ticket is None:
             limit = sampling.backwards_per_step
             if self.num_backwards >= limit:
                 raise SamplingMismatchError(
@@ -114,6 +124,13 @@ class PendingBatch:
                 "more losses than the loader drew examples for this batch; pass one"
                 " loss per example, and each example to backward once"
             )
+
+    def may_hold_views(self, num_samples: int, plan: PrivacyPlan) -> bool:
+        """Whether another *num_samples* are more than planned, and nothing counts them."""
+        return (
+            self.ticket is None
+            and self.num_samples + num_samples > plan.expected_batch_size
+        )
 
     def check_same(self, parameters: Sequence[Tensor], max_grad_norm: float) -> None:
         """Raise if what the sums were clipped for changed since the last backward.
@@ -150,8 +167,8 @@ class PendingBatch:
         # cannot be told from a step by mistake.
         if self.ticket is None and self.num_backwards == 0:
             raise SamplingMismatchError(
-                "step was called without gradients; call optimizer.backward(losses)"
-                " first" + explain_deepspeed()
+                "step was called without gradients; call optimizer.backward(loss_fn,"
+                " batch) first" + explain_deepspeed()
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.
@@ -173,24 +190,48 @@ class PendingBatch:
                 stacklevel=stacklevel + 1,
             )
 
-    def spend_ticket(self, loader: PoissonLoader | None) -> None:
+    def spend_ticket(self, loader: TicketedLoader | None) -> None:
         """Void the ticket of this batch for every optimizer of the process."""
         if self.ticket is not None and loader is not None:
             _last_spent[loader] = self.ticket.serial
 
 
-def current_ticket(plan: PrivacyPlan, loader: PoissonLoader | None) -> Ticket | None:
+def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str, Any]:
+    """Return what the engine holds a graph of losses against: the ticket's batch."""
+    if loader is None:
+        return {}
+    yielded = loader.yielded
+    # A part that was moved is a copy of that part alone.
+    rows = slice(None) if loader.part is None else loader.part
+    return {
+        "batch": [tensor[rows] for tensor in yielded.rows],
+        "admit_data": lambda data: batch.rows_read.admit(data, yielded),
+    }
+
+
+def warn_of_many_rows(*, stacklevel: int) -> None:
+    """Warn that what is taken for examples may be rows of fewer of them."""
+    warnings.warn(
+        "backward was given more losses than the plan expects examples in a batch, and"
+        " each is clipped as an example of its own: where several are of one example, as"
+        " of its augmented views or its tokens, it counts as often. Say whose they are"
+        " (units=), or train on a dp.UnamplifiedLoader, whose batches say it",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket | None:
     """Return the ticket of the batch that *loader* yielded last.
 
     Returns:
-        None if *plan* claims no amplification, and needs none.
+        None if *plan* claims no amplification, and no loader is attached.
 
     Raises:
         SamplingMismatchError: If there is no ticket that was not spent.
     """
-    if isinstance(plan.sampling, Unamplified):
-        return None
     if loader is None:
+        if isinstance(plan.sampling, Unamplified):
+            return None
         raise SamplingMismatchError(
             "the plan claims amplification by sampling, but no loader is attached;"
             " call optimizer.attach(plan.loader(dataset))"
@@ -211,7 +252,8 @@ def current_ticket(plan: PrivacyPlan, loader: PoissonLoader | None) -> Ticket | 
             "this batch was already used for a step; draw the next one from the"
             " loader. Two optimizers that release the same batch would cost more"
             " than their ledgers say: put the parameters into groups of one"
-            " optimizer, or give each a loader of its own"
+            " optimizer, or give each a loader of its own and one ledger"
+            " (continue_from=)"
         )
     return ticket
 

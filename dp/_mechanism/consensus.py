@@ -17,7 +17,7 @@ from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_ten
 from dp.clipping import Clipping
 from dp.distributed import World
 from dp.noise import GaussianNoise
-from dp.sampling import PoissonLoader, Ticket
+from dp.sampling import Ticket, TicketedLoader
 
 
 __all__ = ("Consensus",)
@@ -39,7 +39,7 @@ class Consensus:
         values: CurrentValues,
         clipping: Clipping,
         noise: GaussianNoise,
-        loader: PoissonLoader | None,
+        loader: TicketedLoader | None,
         parameters: Sequence[Tensor],
     ) -> None:
         """Return once all ranks are ready for the same release.
@@ -73,7 +73,12 @@ class Consensus:
         # change by themselves: once is enough until one of the objects is replaced.
         if not settled:
             facts = _slow_facts(values, clipping, noise, loader, parameters)
-            ledger.use_segment(world.compare_once(facts, proposal=ledger.segment))
+            part = None
+            if loader is not None and loader.sharded:
+                part = fingerprint_of_dataset(loader.dataset)
+            ledger.use_segment(
+                world.compare_once(facts, proposal=ledger.segment, part=part)
+            )
             self._settled = identity()
 
 
@@ -81,7 +86,7 @@ def _slow_facts(
     values: CurrentValues,
     clipping: Clipping,
     noise: GaussianNoise,
-    loader: PoissonLoader | None,
+    loader: TicketedLoader | None,
     parameters: Sequence[Tensor],
 ) -> dict[str, object]:
     """Return what is compared once, by the name that an error gives it."""

@@ -16,14 +16,23 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dp._mechanism.batch import PendingBatch, current_ticket, explain_deepspeed
+from dp._mechanism.batch import (
+    PendingBatch,
+    current_ticket,
+    explain_deepspeed,
+    held_against,
+    warn_of_many_rows,
+)
+from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
+from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.evidence import LossFunction, Watch
 from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
@@ -40,7 +49,7 @@ from dp.per_sample import (
     from_grad_samples,
 )
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("Mechanism",)
@@ -59,13 +68,17 @@ class Mechanism:
     clipping: Clipping
     noise: GaussianNoise
     ledger: Ledger
-    loader: PoissonLoader | None
+    loader: TicketedLoader | None
     public: tuple[Declared, ...] = ()
     engine: Engine = field(init=False)
     consensus: Consensus = field(default_factory=Consensus)
+    watch: Watch = field(default_factory=Watch)
     step: StepState = field(default_factory=StepState)
     assigned: dict[str, float] = field(default_factory=dict)
+    has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
+    account: Account = field(init=False)
+    beside: Beside = field(default_factory=Beside, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
 
@@ -76,6 +89,7 @@ class Mechanism:
             assigned=self.assigned,
             public=self.public_reasons,
         )
+        self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
         if self.noise.seed is not None and self.loader is not None:
@@ -112,6 +126,26 @@ class Mechanism:
     def pending(self) -> PendingBatch | None:
         """The batch whose clipped sums accumulate, if there is one."""
         return self.step.batch
+
+    def evaluate(
+        self, function: LossFunction, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        """Return ``function(batch)``, which is evaluated once more now and then.
+
+        Raises:
+            SampleMixingError: If one example's loss depends on another example.
+        """
+        try:  # At every step: a context would take longer than what is in it.
+            return self.watch.losses(
+                function,
+                batch,
+                segment=self.ledger.segment,
+                units=units,
+                loader=self.loader,
+            )
+        except SampleMixingError as error:
+            self._end_if_released(error)
+            raise
 
     def accumulate(
         self,
@@ -150,6 +184,10 @@ class Mechanism:
         )
         check_grouped(self.plan, whose)
         batch.admit(whose.num_units, self.plan.sampling, whose.present)
+        is_told = whose.of_loss is not None or self.has_warned
+        if not is_told and batch.may_hold_views(whose.num_units, self.plan):
+            self.has_warned = True
+            warn_of_many_rows(stacklevel=5)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
                 with self.ending_if_mixed():
@@ -160,9 +198,11 @@ class Mechanism:
                         units=whose.of_loss,
                         reduction=reduction,
                         groups=self.effective_clipping.group_of(batch.parameters),
+                        **held_against(self.loader, batch),
                     )
                 _check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
+        batch.rows_read.keep()
         batch.units.update(whose.present)
         batch.may_lack_units |= whose.may_lack_units
         batch.num_backwards += 1
@@ -198,16 +238,19 @@ class Mechanism:
         try:
             yield
         except (SampleMixingError, WrongGradientError) as error:
-            if self.ledger.steps:
-                self.step.drop()
-                is_mixed = isinstance(error, SampleMixingError)
-                what = "examples were mixed" if is_mixed else "a gradient was wrong"
-                self.ledger.fail(f"{what}: {error}")
-                error.add_note(
-                    "Releases were made before this was noticed, so the run ends here:"
-                    " its ledger keeps the failure, and its epsilon is infinite."
-                )
+            self._end_if_released(error)
             raise
+
+    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
+        if self.ledger.steps:
+            self.step.drop()
+            is_mixed = isinstance(error, SampleMixingError)
+            what = "examples were mixed" if is_mixed else "a gradient was wrong"
+            self.ledger.fail(f"{what}: {error}")
+            error.add_note(
+                "Releases were made before this was noticed, so the run ends here:"
+                " its ledger keeps the failure, and its epsilon is infinite."
+            )
 
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
@@ -255,6 +298,7 @@ class Mechanism:
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
             ValueError: If the sums could not hold the noise.
+            LedgerError: If the parameters or the data were paid for by another ledger.
             PrivacyError: If parameters or the clipping norm changed meanwhile.
             RankFailedError: If another rank raised, died, or did not come in time.
             RanksDivergedError: If the ranks do not agree.
@@ -263,6 +307,8 @@ class Mechanism:
         with world.telling_failures():
             batch = self._batch_for(parameters)
             batch.check_complete()
+            dataset = None if self.loader is None else self.loader.dataset
+            self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
             stddev = self.noise_multiplier * batch.max_grad_norm
             self.noise.check(batch.sums.buffers, stddev=stddev)
@@ -293,6 +339,7 @@ class Mechanism:
             truncation=self.plan.truncation,
             public=self.values.reason,
         )
+        self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
         return noise_multiplier * batch.max_grad_norm
@@ -327,7 +374,7 @@ class Mechanism:
         for total in share:
             total.mul_(1 / self.plan.expected_batch_size)
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on."""
         self.step.drop()
         self.loader = loader
@@ -344,6 +391,7 @@ class Mechanism:
             noise=deepcopy(self.noise, memo),
             ledger=deepcopy(self.ledger, memo),
             loader=self.loader,
+            watch=deepcopy(self.watch, memo),
             assigned=dict(self.assigned),
             public_reasons=dict(self.public_reasons),
             public=self.public,
@@ -359,6 +407,7 @@ class Mechanism:
             "assigned": self.assigned,
             "public_reasons": self.public_reasons,
             "public": self.public,
+            "watch": self.watch,
         }
         return _unpickled, (stages,)
 
@@ -371,7 +420,7 @@ class Mechanism:
             return batch
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
-            batch.warn_if_complete(stacklevel=5)
+            batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
 

@@ -35,6 +35,7 @@ class Sums:
     __slots__ = ("_is_written", "_views", "buffers")
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.buffers: list[Tensor]
         self.buffers, self._views = _allocated(parameters)
         self._is_written = False
 

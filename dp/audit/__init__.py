@@ -1,23 +1,26 @@
 """Test a whole private training run from outside, and bound what it really leaks.
 
-Three audits, by what they look at:
+Four audits, by what they look at:
 
 * :func:`conformance`: is the noise of the stated scale and shape and independent, is
   a contribution bounded, and are the batches drawn as stated?
 * :func:`canaries`: how well can the best attacker tell who was in the data?
+* :func:`one_run`: how well do the losses of a real model tell it?
 * :func:`replay`: does one record change anything public, or a sum by more than stated?
 
 Each takes the training function that is to be audited, called as
-``train(model, dataset)``; :func:`run_all` runs them all. It trains the model on the dataset by a
+``train(model, dataset)``; :func:`run_all` runs all but :func:`one_run`, which takes a
+model and records of yours. It trains the model on the dataset by a
 :class:`~dp.DPOptimizer` that it makes, as one would train anything else; the model is
 called with a batch and returns one loss an example.
 
-All state how sure they are. A run that is right is accused by :func:`conformance` or
-:func:`canaries` with a probability of 1e-9 a finding.
+All state how sure they are. A run that is right is accused by :func:`conformance`,
+:func:`canaries` or :func:`one_run` with a probability of 1e-9 a finding.
 """
 
 from dp.audit._canaries import CanaryReport, canaries
 from dp.audit._conformance import conformance
+from dp.audit._one_run import OneRunReport, one_run
 from dp.audit._replay import replay
 from dp.audit._report import AuditReport
 from dp.audit._subject import Train, training
@@ -28,9 +31,11 @@ __all__ = (
     "AuditReport",
     "AuditSuiteReport",
     "CanaryReport",
+    "OneRunReport",
     "Train",
     "canaries",
     "conformance",
+    "one_run",
     "replay",
     "run_all",
     "training",

@@ -7,7 +7,9 @@ definition of adaptive composition has it, and everything public must be equal: 
 is not was computed from data by another way than the sums. The sums themselves may
 differ by the declared sensitivity.
 
-A control, on the first dataset again, tells what differs from run to run anyway.
+A control, on the first dataset again, tells what differs from run to run anyway. In a
+last run the record is an outlier: what ordinary records leave shut, such as a clamp over
+the batch, an outlier may open.
 """
 
 import contextlib
@@ -15,15 +17,18 @@ import copy
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, Subset
 
 from dp._keystream import replayed_keys
+from dp._mechanism.paid_for import apart
 from dp._progress import Bar, progress_bars
 from dp._reports import Finding
 from dp.audit._report import AuditReport
@@ -38,6 +43,7 @@ from dp.plan import PrivacyPlan
 __all__ = ("replay",)
 
 _SLACK: Final = 1e-4  # Relative: how sums themselves are rounded is no release.
+_FAR_OUT: Final = 1e3  # By what an outlier is larger than the record it is made from.
 
 State = Mapping[str, str]
 
@@ -51,6 +57,9 @@ def replay(
     progress: bool = False,
 ) -> AuditReport:
     """Test that one record changes sums by what is declared, and nothing else at all.
+
+    The last record is tested a second time as an outlier: its floating-point numbers a
+    thousand times as large.
 
     Compared after every release: the parameters and buffers of the model, the
     gradients, the optimizer's groups and state, the ledger, and what was printed;
@@ -83,17 +92,64 @@ def replay(
         given = neighbour is not None
         other = neighbour if neighbour is not None else _neighbour(dataset, first)
         second = _run(train, model, other, bars.begin("its neighbour"), follows=first)
+        far_out = _WithOutlier(dataset)
+        third = (
+            _run(train, model, far_out, bars.begin("an outlier"), follows=first)
+            if far_out.has_outlier
+            else None
+        )
     if first.error is not None and second.error == first.error:
         raise PrivacyError(f"the training function raises on any data: {first.error}")
-    return AuditReport(
-        name="replay",
-        findings=(
-            _about_sums(first, second, two_changes=not given and _keeps_size(first)),
-            _about_number(first, second),
-            _about_state(first, again, second),
-            _about_output(first, again, second),
-        ),
-    )
+    control = _Control(first, again)
+    two_changes = not given and _keeps_size(first)
+    findings = control.compare(first, second, two_changes=two_changes)
+    if third is None:
+        findings.append(_NO_OUTLIER)
+    else:
+        # The neighbour lacks the very record, unless the caller gave another one.
+        without = first if given else second
+        findings += [
+            replace(finding, claim=f"outlier: {finding.claim}")
+            for finding in control.compare(
+                without, third, two_changes=given or two_changes
+            )
+        ]
+    return AuditReport(name="replay", findings=tuple(findings))
+
+
+_NO_OUTLIER: Final = Finding(
+    claim="outlier",
+    holds=True,
+    detail="not tested: the last record has no floating-point numbers to make one of;"
+    " pass a neighbour with a record that is far from the others",
+)
+
+
+@final
+class _WithOutlier(Dataset[Any]):
+    """A dataset whose last record is far from what it was."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._last = len(dataset) - 1
+        self.has_outlier = False
+        self._outlier = tree_map(self._far_out, dataset[self._last])
+
+    def __len__(self) -> int:
+        return self._last + 1
+
+    def __getitem__(self, index: int) -> Any:
+        return self._outlier if index == self._last else self._dataset[index]
+
+    def _far_out(self, value: Any) -> Any:
+        is_floating = (
+            value.is_floating_point()
+            if isinstance(value, Tensor)
+            else isinstance(value, float)
+            or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
+        )
+        self.has_outlier |= is_floating
+        return value * _FAR_OUT if is_floating else value
 
 
 @final
@@ -151,6 +207,7 @@ def _run(
         fixed_seeds(),
         hooked(look),
         replayed_keys(),
+        apart(),
         witnessed(tape.add_noise),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
@@ -203,14 +260,75 @@ def _flat(value: object) -> Iterator[bytes]:
         yield repr(value).encode()
 
 
+@final
+class _Control:
+    """What differs between two runs on the same data, and is not compared."""
+
+    def __init__(self, first: _Tape, again: _Tape) -> None:
+        self._anyway = _changed(first, again)
+        self._prints_alike = first.output == again.output
+
+    def compare(
+        self, first: _Tape, second: _Tape, *, two_changes: bool
+    ) -> list[Finding]:
+        """Return how runs on neighbouring data compare."""
+        return [
+            _about_sums(first, second, two_changes=two_changes),
+            _about_number(first, second),
+            self._about_state(first, second),
+            self._about_output(first, second),
+        ]
+
+    def _about_state(self, first: _Tape, second: _Tape) -> Finding:
+        anyway = self._anyway
+        names = [name for name in _changed(first, second) if name not in anyway]
+        detail = (
+            f"{len(first.states[0]) if first.states else 0} things after each release"
+        )
+        if names:
+            detail = f"one record changes {', '.join(names[:8])}"
+        if anyway:
+            detail += f"; not compared, as they differ anyway: {', '.join(anyway[:8])}"
+        return Finding(claim="public state is equal", holds=not names, detail=detail)
+
+    def _about_output(self, first: _Tape, second: _Tape) -> Finding:
+        holds = first.output == second.output
+        detail = f"{len(first.output)} characters"
+        if not self._prints_alike:
+            holds, detail = (
+                True,
+                "not compared: it differs from run to run, as times do",
+            )
+        elif not holds:
+            detail = "one record changes what is printed"
+        return Finding(claim="printed output is equal", holds=holds, detail=detail)
+
+
 def _keeps_size(tape: _Tape) -> bool:
     return tape.plan.neighboring_relation != "add_or_remove_one"
 
 
 def _neighbour(dataset: Any, tape: _Tape) -> Dataset[Any]:
-    last = len(dataset) - 1
-    positions = list(range(last))
-    return Subset(dataset, [*positions, 0] if _keeps_size(tape) else positions)
+    if _keeps_size(tape):
+        return _FirstForLast(dataset)
+    return Subset(dataset, list(range(len(dataset) - 1)))
+
+
+@final
+class _FirstForLast(Dataset[Any]):
+    """A dataset whose last record has the first one's values.
+
+    It is no ``Subset`` with a repeated index: loaders refuse one record in two rows.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        return self._dataset[0 if row == len(self) - 1 else row]
 
 
 def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
@@ -260,17 +378,6 @@ def _about_number(first: _Tape, second: _Tape) -> Finding:
     )
 
 
-def _about_state(first: _Tape, again: _Tape, second: _Tape) -> Finding:
-    by_itself, by_record = _changed(first, again), _changed(first, second)
-    names = [name for name in by_record if name not in by_itself]
-    detail = f"{len(first.states[0]) if first.states else 0} things after each release"
-    if names:
-        detail = f"one record changes {', '.join(names[:8])}"
-    if by_itself:
-        detail += f"; not compared, as they differ anyway: {', '.join(by_itself[:8])}"
-    return Finding(claim="public state is equal", holds=not names, detail=detail)
-
-
 def _changed(first: _Tape, second: _Tape) -> list[str]:
     """Return the names of what differs after some release, in order of appearance."""
     names: dict[str, None] = {}
@@ -279,20 +386,3 @@ def _changed(first: _Tape, second: _Tape) -> list[str]:
             if a.get(name) != b.get(name):
                 names[name] = None
     return list(names)
-
-
-def _about_output(first: _Tape, again: _Tape, second: _Tape) -> Finding:
-    if first.output != again.output:
-        return Finding(
-            claim="printed output is equal",
-            holds=True,
-            detail="not compared: it differs from run to run, as times do",
-        )
-    holds = first.output == second.output
-    return Finding(
-        claim="printed output is equal",
-        holds=holds,
-        detail=f"{len(first.output)} characters"
-        if holds
-        else "one record changes what is printed",
-    )

@@ -39,6 +39,7 @@ from dp.plan import PrivacyPlan
 
 
 __all__ = (
+    "Bools",
     "CanaryDataset",
     "Observation",
     "Train",
@@ -70,7 +71,7 @@ def training(plan: PrivacyPlan) -> Train:
         sgd = torch.optim.SGD(model.parameters(), lr=0.01)
         optimizer = DPOptimizer(sgd, plan=plan, loader=loader)
         for batch in loader:
-            optimizer.backward(model(batch))
+            optimizer.backward(model, batch)
             optimizer.step()
 
     return train

@@ -14,6 +14,7 @@ from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
+from dp.evidence import Evidence, longest, of_segments
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger, remaining
 from dp.noise import GaussianNoise
@@ -67,6 +68,7 @@ class Certificate(Statement):
         *,
         noise: GaussianNoise,
         num_parameters: int,
+        evidence: Mapping[str, Evidence] | None = None,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
         released: str = RELEASED,
@@ -78,6 +80,8 @@ class Certificate(Statement):
             ledger: The ledger of the run.
             noise: The source of the noise.
             num_parameters: How many numbers a release noised.
+            evidence: What was seen of the losses, by the ledger's segments; of steps
+                that it says nothing about, nothing was seen.
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
@@ -104,6 +108,7 @@ class Certificate(Statement):
             num_parameters=_checks.count(num_parameters=num_parameters),
             rng=noise.rng,
             noise=noise.description,
+            evidence={},
             declared_public=ledger.declared_public,
             failure=ledger.failure,
             released=released,
@@ -113,6 +118,7 @@ class Certificate(Statement):
             public_end=None if public_end is None else public_end.strip(" ."),
             num_advisories=ledger.num_advisories,
         )
+        run = replace(run, evidence=of_segments(evidence or {}, run.steps_of_segments))
         return _certify(
             (run,),
             delta=ledger.plan.target_delta,
@@ -251,19 +257,22 @@ def _certify(
 def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     """Leave out segments, or the part of them, that an earlier run has as well."""
     known: dict[str, tuple[Charge, ...]] = {}
+    evidence: dict[str, Evidence] = {}
     for run in runs:
         for key, segment in run.segments.items():
             known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
+            evidence[key] = longest(evidence.get(key), run.evidence[key])
     kept = []
     for index, run in enumerate(runs):
         ours = {key: known.pop(key) for key in run.segments if key in known}
+        seen = {key: evidence[key] for key in ours}
         goes_on = any(
             _continues(other, run) and (not _continues(run, other) or i < index)
             for i, other in enumerate(runs)
             if i != index
         )
         rest = () if goes_on else run.remaining
-        kept.append(replace(run, segments=ours, remaining=rest))
+        kept.append(replace(run, segments=ours, evidence=seen, remaining=rest))
     # A failed run counts even if an earlier certificate has all that it was charged.
     counted = [run for run in kept if run.segments or run.remaining or run.has_failed]
     return tuple(counted) or tuple(kept[:1])
@@ -296,6 +305,9 @@ def _run(row: Mapping[str, Any]) -> CertifiedRun:
     fields["segments"] = {
         key: tuple(map(Charge.from_dict, segment))
         for key, segment in fields["segments"].items()
+    }
+    fields["evidence"] = {
+        key: Evidence.from_dict(seen) for key, seen in fields["evidence"].items()
     }
     fields["declared_public"] = tuple(fields["declared_public"])
     fields["remaining"] = tuple(map(_release, fields["remaining"]))

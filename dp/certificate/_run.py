@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
+from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
 from dp.schedule import values_of
@@ -31,6 +32,7 @@ class CertifiedRun:
         num_parameters: How many numbers a release noised.
         rng: ``"os"`` for a cryptographic generator, ``"fast"``, or ``"debug"``.
         noise: Where the noise came from, in words.
+        evidence: What was seen of the losses of each of these processes.
         declared_public: The tensors that were declared to be no data, one description
             each.
         failure: Why no guarantee holds for what was charged; None if one does.
@@ -49,6 +51,7 @@ class CertifiedRun:
     num_parameters: int
     rng: Literal["os", "fast", "debug"]
     noise: str
+    evidence: Mapping[str, Evidence]
     declared_public: tuple[str, ...] = ()
     failure: str | None = None
     released: str = RELEASED
@@ -65,6 +68,14 @@ class CertifiedRun:
     def charges(self) -> tuple[Charge, ...]:
         """Every charge, segment by segment."""
         return tuple(c for segment in self.segments.values() for c in segment)
+
+    @property
+    def steps_of_segments(self) -> dict[str, int]:
+        """How many releases each process charged."""
+        return {
+            key: sum(charge.count for charge in segment)
+            for key, segment in self.segments.items()
+        }
 
     @property
     def steps(self) -> int:

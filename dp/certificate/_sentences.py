@@ -17,6 +17,7 @@ NOT_COVERED: Final = (
     ),
     "Losses, metrics, batch sizes or gradients that were printed or logged.",
     "Buffers that a forward pass changes, such as running statistics.",
+    "What a look at the losses saw: whether it could tell depends on the data.",
     "How long a step took, and attacks on the machine that trained.",
 )
 

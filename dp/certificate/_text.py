@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from dp.accounting import Truncation
-from dp.certificate._run import CertifiedRun
+from dp.certificate._evidence import evidence_lines
+from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
 from dp.ledger import Charge
 from dp.schedule import Schedule
@@ -91,6 +92,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
+        *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(

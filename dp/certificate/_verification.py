@@ -22,6 +22,7 @@ from dp.accounting._release import first_releases
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
 from dp.certificate._document import Certificate
+from dp.certificate._evidence import evidence_finding
 from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
@@ -199,6 +200,7 @@ def _findings_of_run(
     )
     if len(c.runs) == 1:  # In a composition another run may go on from this one.
         yield _remaining(f"{prefix}remaining steps", run, c, library)
+    yield evidence_finding(f"{prefix}evidence", run)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
 

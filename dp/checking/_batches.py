@@ -1,6 +1,6 @@
 """Take some examples out of a batch, whatever container it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from dp._containers import is_sequence, parts_of, rebuilt
 
 
-__all__ = ("some_of",)
+__all__ = ("common_size", "multiplied", "some_of")
 
 
 def some_of(batch: Any, positions: Sequence[int], *, num_examples: int) -> Any:
@@ -42,6 +42,70 @@ def some_of(batch: Any, positions: Sequence[int], *, num_examples: int) -> Any:
             for place, part in parts.items()
         },
     )
+
+
+def multiplied(
+    batch: Any,
+    factor: float,
+    *,
+    stay: Sequence[int],
+    num_examples: int,
+    only: int | None = None,
+) -> Any:
+    """Return *batch* with the numbers of all examples but some multiplied.
+
+    Whole numbers stay, which are labels and indices. It is None if there are no others.
+
+    >>> multiplied(torch.ones(3, 1), 10.0, stay=[1], num_examples=3).tolist()
+    [[10.0], [1.0], [10.0]]
+
+    Args:
+        batch: The batch.
+        factor: What to multiply with.
+        stay: The positions of the examples that stay.
+        num_examples: How many examples there are.
+        only: Which of the tensors and arrays of such numbers, counted from 0; None for
+            all of them.
+    """
+    number = -1
+
+    def changed(part: Any) -> Any:
+        nonlocal number
+        axis = _axis(part, num_examples)
+        if axis is None:
+            parts = parts_of(part)
+            if parts is None:
+                return part
+            return rebuilt(part, {place: changed(one) for place, one in parts.items()})
+        array = torch.as_tensor(part)
+        if not array.is_floating_point():
+            return part
+        number += 1
+        if only not in (None, number):
+            return part
+        shape = [1] * array.dim()
+        shape[axis] = num_examples
+        factors = torch.full((num_examples,), factor, dtype=array.dtype)
+        factors[list(stay)] = 1.0
+        array = array * factors.view(shape).to(array.device)
+        return array.numpy() if isinstance(part, np.ndarray) else array
+
+    made = changed(batch)
+    return made if number >= (only or 0) else None
+
+
+def common_size(batch: Any) -> int | None:
+    """Return how long the first axis of every tensor is; None if they differ."""
+    sizes = set(_first_axes(batch))
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _first_axes(part: Any) -> Iterator[int]:
+    if isinstance(part, torch.Tensor | np.ndarray):
+        yield from part.shape[:1]
+    else:
+        for one in (parts_of(part) or {}).values():
+            yield from _first_axes(one)
 
 
 def _axis(part: Any, num_examples: int) -> int | None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dp import _checks
-from dp.checking._batches import some_of
+from dp.checking._batches import common_size, some_of
 from dp.checking._isolation import Comparison
 from dp.checking._report import CheckReport, Problem
 from dp.checking._trial import Trial, unchanged
+from dp.evidence import remember_check
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample import Engine
 
@@ -73,7 +74,8 @@ def check(
     """
     _checks.count(num_compared=num_compared)
     trial = Trial(model, loss_fn)
-    with unchanged(trial):
+    # The check looks for what is not finite itself: torch would raise at the first one.
+    with unchanged(trial), torch.autograd.set_detect_anomaly(False):
         losses_B = trial.losses(batch)
         changed, unusable = trial.changed(), _unusable(trial, losses_B)
         if unusable:
@@ -85,12 +87,16 @@ def check(
                 return take(batch, positions)
             return some_of(batch, positions, num_examples=num_examples)
 
-        comparison = Comparison(
-            trial=trial,
-            batch=batch,
-            num_examples=num_examples,
-            taken=taken,
-            positions=_spread(num_examples, num_compared),
+        unusable = _of_another_axis(trial, batch, taken, num_examples)
+        if unusable:
+            return CheckReport(problems=(unusable,), num_compared=0)
+        comparison = _comparison(
+            trial,
+            batch,
+            losses_B,
+            taken,
+            num_compared=num_compared,
+            has_take=take is not None,
         )
         problems = [
             *_about_state(changed),
@@ -100,7 +106,12 @@ def check(
             *comparison.problems(),
             *_about_emptiness(trial, taken),
         ]
-    return CheckReport(problems=tuple(problems), num_compared=len(comparison.positions))
+    report = CheckReport(
+        problems=tuple(problems), num_compared=len(comparison.positions)
+    )
+    if report.ok:
+        remember_check(trial.parameters)
+    return report
 
 
 def _unusable(trial: Trial, losses_B: object) -> Problem | None:
@@ -143,6 +154,56 @@ def _unusable(trial: Trial, losses_B: object) -> Problem | None:
         detail=f"the loss function returns {shape}, not one loss an example",
         remedy="return a vector with the graph of the model that it is given:"
         " reduction='none', then sum or average over each example's own terms",
+    )
+
+
+def _of_another_axis(
+    trial: Trial, batch: Any, taken: Callable[[Sequence[int]], Any], num_examples: int
+) -> Problem | None:
+    """Return what is wrong if the losses are not the examples': half, half as many."""
+    half = num_examples // 2
+    try:
+        losses = trial.losses(taken(range(half)))
+        is_by_example = losses.shape == (half,)
+    except Exception:  # noqa: BLE001 -- it may take no other number of examples
+        is_by_example = common_size(batch) in (None, num_examples)
+    if is_by_example:
+        return None
+    return Problem(
+        severity="error",
+        name="losses",
+        detail=f"there are {num_examples} losses, but they are not the examples': half"
+        " of the examples do not have half of the losses",
+        remedy="reduce over each example's own terms only, never over the examples'"
+        " axis; if examples lie along another axis, pass take=",
+    )
+
+
+def _comparison(
+    trial: Trial,
+    batch: Any,
+    losses_B: Tensor,
+    taken: Callable[[Sequence[int]], Any],
+    *,
+    num_compared: int,
+    has_take: bool,
+) -> Comparison:
+    """Return the comparison of the examples whose losses are finite, if some are not.
+
+    What is not finite in one row spoils the gradients of all in torch's backward pass.
+    """
+    finite = losses_B.detach().isfinite().nonzero().flatten().tolist()
+    if len(finite) in (len(losses_B), 0, 1):
+        finite = list(range(len(losses_B)))
+    else:
+        batch = taken(finite)
+    return Comparison(
+        trial=trial,
+        batch=batch,
+        num_examples=len(finite),
+        taken=lambda positions: taken([finite[i] for i in positions]),
+        positions=_spread(len(finite), num_compared),
+        has_take=has_take,
     )
 
 

@@ -5,7 +5,7 @@ program prints ends in logs. Where there is no header, the first row is data, to
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -65,7 +65,7 @@ class CsvFile:
         """Return the number of rows."""
         return len(self.frame)
 
-    def columns(self, kinds: dict[str, Kind]) -> dict[str, Values]:
+    def columns(self, kinds: Mapping[str, Kind]) -> dict[str, Values]:
         """Return the values of columns by name, each read as its kind.
 
         A column of nothing but numbers was read as such, which is the same as reading

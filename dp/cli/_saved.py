@@ -21,6 +21,7 @@ from dp.cli._problem import Classification, Problem, Regression
 from dp.cli._read import Layout, read_csv
 from dp.cli._tabular import CsvTable
 from dp.tables import Encoder, Fitted, Parsing, ScaledTarget
+from dp.tables._parsing import Kind
 
 
 __all__ = ("FILE", "SavedModel", "predict", "write")
@@ -151,7 +152,9 @@ def predict(path: Path, data: Path, layout: Layout, out: Path) -> int:
         parsing=saved.parsing,
     )
     file = read_csv(data, layout, known="--data is a CSV file")
-    kinds = {feature.name: feature.kind for feature in saved.encoder.features}
+    kinds: dict[str, Kind] = {
+        feature.name: feature.kind for feature in saved.encoder.features
+    }
     missing = [name for name in kinds if name not in file.names]
     if missing:
         raise InputError(

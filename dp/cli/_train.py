@@ -8,11 +8,12 @@ from typing import Final, final
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from dp._progress import Bars, progress_bars
 from dp._typing import TabularModel
 from dp.certificate import compose
+from dp.checking import check
 from dp.cli import _report, _saved, _training
 from dp.cli._errors import InputError
 from dp.cli._input import Table, built_in
@@ -28,6 +29,7 @@ from dp.tables import Fitted, Recipe, Statistics, Target
 
 __all__ = ("Request", "train_built_in", "train_csv")
 
+_NUM_CHECKED: Final = 8
 _STEPS: Final = 160  # Of images.
 _LEARNING_RATE: Final = 0.25
 _BATCHES: Final = 4  # How many make up the rows, of images.
@@ -255,6 +257,7 @@ def _train(
 ) -> None:
     """Train, show what came of it, and write it into the report's folder."""
     plan = setup.plan
+    _check(model, table)
     batch = (
         "all of them in every step"
         if plan.sampling_probability == 1
@@ -287,6 +290,25 @@ def _train(
         "The certificate (JSON, text and picture),"
         f" {_report.PICTURE} and {_saved.FILE} are in {request.report}"
     )
+
+
+def _check(model: nn.Module, table: Table) -> None:
+    """Run ``dp.check`` before the first step, on random rows instead of private ones.
+
+    Raises:
+        PrivacyError: If it finds an error.
+    """
+    rows, targets = table.train.tensors
+    x = torch.rand(_NUM_CHECKED, *rows.shape[1:], dtype=rows.dtype)
+    y_B = torch.arange(_NUM_CHECKED) % table.problem.num_outputs
+
+    def losses_of(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        x, y_B = batch
+        return table.problem.losses(model(x), y_B)
+
+    check(
+        model, losses_of, (x, y_B.to(targets.dtype)), num_compared=4
+    ).raise_if_failed()
 
 
 def _assumptions(table: Table, facts: str) -> Sequence[str]:

@@ -128,8 +128,12 @@ def train_privately(
         noise=setup.noise,
     )
 
+    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y_B = batch
+        return table.problem.losses(model(x), y_B)
+
     def step(x: Tensor, y_B: Tensor, units: Tensor | None) -> None:
-        optimizer.backward(table.problem.losses(model(x), y_B), units=units)
+        optimizer.backward(losses, (x, y_B), units=units)
         optimizer.step()
 
     batches = repeat(_share(table), plan.steps) if loader is None else _drawn(loader)

@@ -86,21 +86,43 @@ class World:
             self._check_equal(name, [row[column] for row in rows])
         return all(row[0] & _AGREED for row in rows)
 
-    def compare_once(self, facts: Mapping[str, object], proposal: _T) -> _T:
+    def compare_once(
+        self, facts: Mapping[str, object], proposal: _T, *, part: object = None
+    ) -> _T:
         """Compare *facts* over all ranks, and return rank 0's *proposal*.
+
+        Args:
+            facts: What must be equal on all ranks, by name.
+            proposal: What rank 0 decides for all.
+            part: What tells this rank's share of the data from another rank's; None
+                where they share it, or if nothing does.
 
         Raises:
             RankFailedError: If another rank died or timed out.
-            RanksDivergedError: If a fact differs. Its values are not shown, since they
-                may depend on data.
+            RanksDivergedError: If a fact differs, or if two ranks have one part. Its
+                values are not shown, since they may depend on data.
         """
         digests = {name: _digest(fact) for name, fact in facts.items()}
+        own_part = None if part is None else _digest(part)
         answers: list[Any] = [None] * self.size
         with translate_errors():
-            distributed.all_gather_object(answers, (digests, proposal))
+            distributed.all_gather_object(answers, (digests, proposal, own_part))
         for name in digests:
-            self._check_equal(name, [by_name.get(name) for by_name, _ in answers])
+            self._check_equal(name, [by_name.get(name) for by_name, _, _ in answers])
+        self._check_distinct([part for _, _, part in answers])
         return cast("_T", answers[0][1])
+
+    def _check_distinct(self, parts: Sequence[object]) -> None:
+        rank_of: dict[object, int] = {}
+        for rank, part in enumerate(parts):
+            if part is not None and rank_of.setdefault(part, rank) != rank:
+                raise RanksDivergedError(
+                    f"ranks {rank_of[part]} and {rank} of {self.size} have the same"
+                    " examples, but their loaders are sharded=True: an example that both"
+                    " draw counts twice. Give each process examples of its own, or all"
+                    " of them the whole dataset without sharded=True. Nothing was"
+                    " charged for this step"
+                )
 
     def _exchanged(self, row: Sequence[int]) -> list[list[int]]:
         """Return the rows of all ranks, padded with zeros."""

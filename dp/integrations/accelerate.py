@@ -1,14 +1,17 @@
 """Private training in a Hugging Face Accelerate script.
 
 Three lines of a script change: the optimizer is wrapped, ``prepare`` is ours, and the
-loss is a vector::
+loss is a function that returns a vector::
+
+    def loss_fn(batch):
+        x, y = batch
+        return cross_entropy(model(x), y, reduction="none")
 
     optimizer = dp.DPOptimizer(AdamW(...), plan=plan, loader=loader)
     model, optimizer, loader = prepare(accelerator, model, optimizer, loader)
-    for x, y in loader:
+    for batch in loader:
         with accelerator.accumulate(model):
-            losses = cross_entropy(model(x), y, reduction="none")
-            accelerator.backward(private_loss(losses, optimizer))
+            accelerator.backward(private_loss(loss_fn, optimizer, batch))
             optimizer.step()
             optimizer.zero_grad()
 
@@ -18,18 +21,20 @@ the plan's ``max_grad_norm``, and there is none before ``step``.
 """
 
 from collections.abc import Iterator
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn, cast, final, overload
 
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp.evidence import LossFunction
+from dp.evidence._watch import NO_BATCH
 from dp.exceptions import SamplingMismatchError
 from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._unwrapping import require_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("AcceleratedLoader", "prepare", "private_loss", "private_optimizer")
@@ -53,9 +58,9 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)
-        if isinstance(item, PoissonLoader)
+        if isinstance(item, TicketedLoader)
     }
-    others = [item for item in objects if not isinstance(item, PoissonLoader)]
+    others = [item for item in objects if not isinstance(item, TicketedLoader)]
     prepared = iter([accelerator.prepare(*others)] if len(others) == 1 else ())
     if len(others) > 1:
         prepared = iter(accelerator.prepare(*others))
@@ -66,7 +71,17 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     return results[0] if len(results) == 1 else results
 
 
-def private_loss(losses_B: Tensor, optimizer: Optimizer) -> Tensor:
+@overload
+def private_loss(losses: LossFunction, optimizer: Optimizer, batch: Any) -> Tensor: ...
+
+
+@overload
+def private_loss(losses: Tensor, optimizer: Optimizer) -> Tensor: ...
+
+
+def private_loss(
+    losses: LossFunction | Tensor, optimizer: Optimizer, batch: Any = NO_BATCH
+) -> Tensor:
     """Return the loss to give to ``accelerator.backward``.
 
     See :meth:`dp.DPOptimizer.private_loss`: the ``gradient_accumulation_steps`` that
@@ -74,14 +89,19 @@ def private_loss(losses_B: Tensor, optimizer: Optimizer) -> Tensor:
     divided by the plan's expected batch size, once.
 
     Args:
-        losses_B: One loss an example.
+        losses: A function that returns one loss an example of *batch*, or these losses.
         optimizer: The optimizer, prepared or not.
+        batch: What the function is called with.
 
     Raises:
         TypeError: If there is no DPOptimizer in *optimizer*.
-        ValueError: If *losses_B* is not a vector of floating-point losses.
+        ValueError: If the losses are not a vector of floating-point numbers.
+        SampleMixingError: If one example's loss depends on another example.
     """
-    return require_private_optimizer(optimizer).private_loss(losses_B)
+    private = require_private_optimizer(optimizer)
+    if isinstance(losses, Tensor) and batch is NO_BATCH:
+        return private.private_loss(losses)
+    return private.private_loss(cast("LossFunction", losses), batch)
 
 
 def private_optimizer(optimizer: Optimizer) -> DPOptimizer:
@@ -105,7 +125,7 @@ class AcceleratedLoader:
         accelerator: The ``Accelerator`` of the script, whose package has no types.
     """
 
-    def __init__(self, loader: PoissonLoader, accelerator: Any) -> None:
+    def __init__(self, loader: TicketedLoader, accelerator: Any) -> None:
         self.loader = loader
         self._accelerator = accelerator
 
@@ -134,6 +154,6 @@ class AcceleratedLoader:
             else:
                 yield batch
 
-    def _batches(self) -> MicroBatches | PoissonLoader:
+    def _batches(self) -> MicroBatches | TicketedLoader:
         parts = self._accelerator.gradient_accumulation_steps
         return self.loader if parts == 1 else MicroBatches(self.loader, per_step=parts)

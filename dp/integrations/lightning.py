@@ -1,11 +1,13 @@
 """Private training in Lightning: epsilon in the logs, and an end at the budget.
 
-Two lines of a module change, and one of the trainer::
+A few lines of a module change, and one of the trainer::
+
+    def losses(self, batch):
+        x, y = batch
+        return cross_entropy(self(x), y, reduction="none")
 
     def training_step(self, batch, batch_idx):
-        x, y = batch
-        losses = cross_entropy(self(x), y, reduction="none")
-        return self.optimizers().private_loss(losses)
+        return self.optimizers().private_loss(self.losses, batch)
 
     def configure_optimizers(self):
         return dp.DPOptimizer(AdamW(self.parameters()), plan=plan, loader=loader)
@@ -17,6 +19,9 @@ Checkpoints carry the ledger with the optimizer's state. Manual optimisation wor
 well: give ``private_loss`` to ``manual_backward``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,6 +37,7 @@ from dp.sampling import Unamplified
 __all__ = ("PrivacyCallback",)
 
 _NAME: Final = "epsilon"
+_LOGS: Final = ("log", "log_dict")
 _NAME_SO_FAR: Final = "epsilon_if_planned_to_stop_here"
 
 
@@ -54,7 +60,6 @@ class PrivacyCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what the trainer was told against what a private step does."""
-        del pl_module
         private = _private(trainer)
         if not private:
             raise UnsupportedOperationError(
@@ -70,6 +75,8 @@ class PrivacyCallback(Callback):
             )
         for optimizer in private:
             _check_accumulation(trainer, optimizer)
+            # Losses that are evaluated again would be logged, and averaged, twice.
+            optimizer.mechanism.watch.silenced[:] = [partial(_unlogged, pl_module)]
         warn_about_plateau_schedulers(
             config.scheduler for config in trainer.lr_scheduler_configs
         )
@@ -107,6 +114,27 @@ def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
         so_far, whole = optimizer.spent(), optimizer.guarantee()
         pl_module.log(f"{_NAME}{suffix}", whole.epsilon, batch_size=1)
         pl_module.log(f"{_NAME_SO_FAR}{suffix}", so_far.epsilon, batch_size=1)
+
+
+@contextmanager
+def _unlogged(module: LightningModule) -> Iterator[None]:
+    """Let *module* log nothing."""
+    attributes: dict[str, Any] = vars(module)
+    before: dict[str, Any] = {
+        name: attributes[name] for name in _LOGS if name in attributes
+    }
+    for name in _LOGS:
+        attributes[name] = _log_nothing
+    try:
+        yield
+    finally:
+        for name in _LOGS:
+            del attributes[name]
+        attributes.update(before)
+
+
+def _log_nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Take the place of a module's ``log``."""
 
 
 def _check_accumulation(trainer: Trainer, optimizer: DPOptimizer) -> None:

@@ -7,7 +7,8 @@ One class and one argument of a script change::
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from dp.certificate import Certificate
+from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
 from dp.integrations._plateau import warn_about_plateau_schedulers
@@ -42,6 +44,7 @@ __all__ = (
     "per_example_losses",
 )
 
+_NUM_CHECKED: Final = 4  # Examples of `dp.check` before the first step.
 # What Trainer logs of the training data. It is not covered by the guarantee.
 _UNCOVERED: Final = frozenset({"loss", "grad_norm", "train_loss"})
 
@@ -106,9 +109,12 @@ class PrivateTrainer(Trainer):
         args: What the Trainer takes.
         plan: The public numbers of the run.
         unsafe_log_loss: Log the loss of the training data all the same.
+        check_first: Whether to run :func:`dp.check` on four examples before the first
+            step, which takes as long as a few steps.
         kwargs: What the Trainer takes.
 
     Raises:
+        PrivacyError: Before the first step, if :func:`dp.check` finds an error.
         UnsupportedOperationError: If DeepSpeed, FSDP or DataParallel is to train.
         ValueError: If an argument of the trainer contradicts the plan.
     """
@@ -121,10 +127,13 @@ class PrivateTrainer(Trainer):
         *args: Any,
         plan: PrivacyPlan,
         unsafe_log_loss: bool = False,
+        check_first: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.plan = plan
+        self._is_to_be_checked = check_first
+        self._collate: Callable[[list[Any]], Any] | None = None
         self.unsafe_log_loss = unsafe_log_loss
         self._loader: PoissonLoader | None = None
         self._known: DPOptimizer | None = None
@@ -154,6 +163,7 @@ class PrivateTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Return the loader of the plan's batches, set up as the Trainer's own."""
         own = super().get_train_dataloader()
+        self._collate = own.collate_fn
         if isinstance(self.plan.sampling, Unamplified):
             return own
         truncation = self.plan.truncation
@@ -203,6 +213,9 @@ class PrivateTrainer(Trainer):
     def per_example_losses(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return one loss for every example of *inputs*.
 
+        It is called again now and then, to see that a loss depends on one example
+        only; :func:`dp.looking` is true then.
+
         By default that of :func:`per_example_losses`, or of the ``compute_loss_func``
         that the trainer was given. Override it for a model with another loss.
         """
@@ -245,8 +258,9 @@ class PrivateTrainer(Trainer):
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
             )
-        losses_B = self.per_example_losses(model, inputs)
-        return self.private_optimizer.private_loss(losses_B)
+        return self.private_optimizer.private_loss(
+            partial(self.per_example_losses, model), inputs
+        )
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -255,6 +269,9 @@ class PrivateTrainer(Trainer):
 
         An empty batch needs no forward pass: the step adds its noise all the same.
         """
+        if self._is_to_be_checked:
+            self._is_to_be_checked = False
+            self._check(model)
         if isinstance(self.plan.sampling, Unamplified):
             step: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return step
@@ -264,6 +281,22 @@ class PrivateTrainer(Trainer):
             loss = super().training_step(model, part, num_items_in_batch)
             total += loss / len(parts)
         return total
+
+    def _check(self, model: Any) -> None:
+        """Run :func:`dp.check` on a few examples; it leaves no trace of itself."""
+        dataset: Any = self.train_dataset
+        num_at_once = max(2, min(_NUM_CHECKED, self._train_batch_size))
+        places = range(min(num_at_once, len(dataset)))
+        if len(places) < 2 or self._collate is None:  # noqa: PLR2004 -- a pair
+            return
+        batch = self._prepare_inputs(self._collate([dataset[i] for i in places]))
+
+        def losses_of(model: Any, batch: Any) -> Tensor:
+            with self.compute_loss_context_manager():
+                return self.per_example_losses(model, batch)
+
+        plain = self.accelerator.unwrap_model(model)
+        check(plain, losses_of, batch, num_compared=2).raise_if_failed()
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log what the guarantee covers, and epsilon with it."""

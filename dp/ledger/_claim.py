@@ -43,7 +43,11 @@ def accounted(plan: PrivacyPlan, charge: Charge, step: int) -> Charge:
         return charge
     check_noise(plan, charge.noise_multiplier, step)
     planned_q = plan.sampling_probability
-    if charge.sampling_probability > planned_q or charge.truncation != plan.truncation:
+    # That less sampling costs less is proved of whole batches alone.
+    is_covered = charge.sampling_probability == planned_q or (
+        charge.sampling_probability < planned_q and plan.truncation is None
+    )
+    if not is_covered or charge.truncation != plan.truncation:
         raise PrivacyError(
             f"the release has sampling_probability={charge.sampling_probability!r} and"
             f" truncation={charge.truncation!r}, and the plan {planned_q!r} and"

@@ -313,6 +313,19 @@ class Ledger:
                 " optimizer with the old plan to go on"
             )
 
+    def includes(self, other: "Ledger") -> bool:
+        """Whether this ledger has every charge of *other*, and its failure."""
+        if other.failure is not None and self._failure is None:
+            return False
+        try:
+            return all(
+                self.merge_segment(self._segments.get(key, ()), segment, key)
+                == self._segments.get(key)
+                for key, segment in other.segments().items()
+            )
+        except LedgerError:
+            return False
+
     @staticmethod
     def merge_segment(
         ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str

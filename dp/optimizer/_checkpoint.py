@@ -12,14 +12,15 @@ ledger itself is in the :class:`~dp.ledger.Ledger`, and in what ``state_dict`` r
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from dp._mechanism.current_values import CurrentValues
+from dp._mechanism.mechanism import Mechanism
+from dp.evidence import Evidence
 from dp.exceptions import LedgerError
-from dp.ledger import Ledger
 
 
-__all__ = ("KEY", "embed_ledger", "extract_ledgers", "reserve_key")
+__all__ = ("KEY", "embed_ledger", "evidence_in", "extract_ledgers", "reserve_key")
 
 KEY: Final = "dp_ledger"
 _MARK: Final = "is in state_dict()"
@@ -30,12 +31,20 @@ def reserve_key(param_groups: list[dict[str, Any]]) -> None:
     param_groups[0][KEY] = _MARK
 
 
-def embed_ledger(
-    state_dict: dict[str, Any], ledger: Ledger, values: CurrentValues
-) -> dict[str, Any]:
-    """Return *state_dict* with the ledger, and the values in effect, in its first group."""
+def embed_ledger(state_dict: dict[str, Any], mechanism: Mechanism) -> dict[str, Any]:
+    """Return *state_dict* with the ledger and what belongs to it in its first group.
+
+    These are the values in effect, and the evidence about the losses.
+    """
     first, *others = state_dict["param_groups"]
-    text = json.dumps({**ledger.state_dict(), "settings": values.state_dict()})
+    records = mechanism.watch.records
+    text = json.dumps(
+        {
+            **mechanism.ledger.state_dict(),
+            "settings": mechanism.values.state_dict(),
+            "evidence": {key: record.to_dict() for key, record in records.items()},
+        }
+    )
     carrier = {**first, KEY: text}
     return {**state_dict, "param_groups": [carrier, *others]}
 
@@ -58,3 +67,20 @@ def extract_ledgers(
         raise LedgerError(f"the ledger in the state is damaged: {error}") from error
     reserve_key(groups)
     return {**state_dict, "param_groups": groups}, ledgers
+
+
+def evidence_in(ledgers: Sequence[Mapping[str, Any]]) -> list[dict[str, Evidence]]:
+    """Return the evidence beside each ledger of a state, by segment.
+
+    States of earlier versions of this package have none.
+
+    Raises:
+        LedgerError: If it is damaged.
+    """
+    return [
+        {
+            key: Evidence.from_dict(row)
+            for key, row in ledger.get("evidence", {}).items()
+        }
+        for ledger in ledgers
+    ]

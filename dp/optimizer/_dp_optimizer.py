@@ -9,7 +9,7 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import torch
 from torch import Tensor
@@ -17,17 +17,22 @@ from torch.optim import Optimizer
 
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
+from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
 from dp.distributed import sharding_of
+from dp.evidence import LossFunction
+from dp.evidence._watch import NO_BATCH
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
+from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
+    private_owner_of,
     protect,
     refresh,
     run_permitted,
@@ -38,15 +43,17 @@ from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
     Public,
+    check_form,
     check_loader,
     check_losses,
     check_no_grad_sample,
     clipping_for,
     declared_public,
+    ledger_for,
 )
 from dp.per_sample import clear_grad_samples
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader
+from dp.sampling import TicketedLoader
 from forwarding import forwarded, target
 
 
@@ -66,7 +73,8 @@ _BESIDE_LOSSES: Final = (
 class DPOptimizer(TransparentOptimizer):
     """Wrap an optimizer so that every step it takes is differentially private.
 
-    Call :meth:`backward` with the vector of per-example losses, then :meth:`step`.
+    Call :meth:`backward` with the function that returns one loss an example and with
+    its batch, then :meth:`step`.
     Everything else is as with the wrapped optimizer: learning-rate schedulers,
     hooks, parameter groups and checkpoints act on it through this object.
 
@@ -83,21 +91,27 @@ class DPOptimizer(TransparentOptimizer):
             :class:`~dp.JointOptimizer` of several.
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
-            Required if the plan claims amplification by sampling, refused if not.
+            Required if the plan claims amplification by sampling; a
+            :class:`dp.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
             that are computed with them: a fixed basis, a mask, a buffer of a
             parametrization. Names, as of ``dict(model.named_buffers())``, go into the
             certificate. A function that returns such tensors is called at every step,
-            for constants that follow from the parameters. That they are public is the caller's claim, which it states: a
-            buffer can have been computed from private data.
+            for constants that follow from the parameters. That they are public is the
+            caller's claim, which the certificate states: a buffer can have been computed
+            from private data.
+        continue_from: The optimizer, or its ledger, that trained these weights or on
+            this data before. Its charges count in this one's budget and certificate, so
+            *plan* has to allow for them: one that is equal shares the ledger.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
         UnsupportedOperationError: If it cannot be made private, with the reason.
         ValueError: If *loader* or *clipping* contradict the plan.
         SamplingMismatchError: If a parameter has a ``grad_sample`` of another run.
+        LedgerError: If what *continue_from* charged protects another unit.
 
     References:
         Abadi et al., "Deep Learning with Differential Privacy", 2016, Algorithm 1.
@@ -124,10 +138,11 @@ class DPOptimizer(TransparentOptimizer):
         original_optimizer: Optimizer,
         *,
         plan: PrivacyPlan,
-        loader: PoissonLoader | None = None,
+        loader: TicketedLoader | None = None,
         clipping: Clipping | None = None,
         noise: GaussianNoise | None = None,
         public: Public = (),
+        continue_from: "DPOptimizer | Ledger | None" = None,
     ) -> None:
         check_wrappable(original_optimizer)
         parts = (
@@ -149,7 +164,7 @@ class DPOptimizer(TransparentOptimizer):
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         super().__init__(original_optimizer)
-        ledger = Ledger(plan)
+        ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)
         self.mechanism = Mechanism(
             plan=plan,
@@ -166,9 +181,29 @@ class DPOptimizer(TransparentOptimizer):
         super().__init_subclass__(**kwargs)
         check_subclass(cls)
 
+    @overload
+    def backward(
+        self,
+        losses: LossFunction,
+        batch: Any,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> None: ...
+
+    @overload
     def backward(
         self,
         losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> None: ...
+
+    def backward(
+        self,
+        losses: LossFunction | Tensor,
+        batch: Any = NO_BATCH,
         *,
         units: Tensor | None = None,
         reduction: Reduction = "sum",
@@ -178,19 +213,30 @@ class DPOptimizer(TransparentOptimizer):
         May be called several times for one step, each time with other examples of
         the batch; the split into micro-batches does not change the result.
 
+        Guarantees:
+            * Given a function, it is evaluated again on the same batch in the first
+              steps, and in one of 50 after: with other examples in the places of some,
+              and the same random numbers. The losses of the others must not change.
+            * Afterwards generators, buffers, training modes and what the function keeps
+              in variables and attributes are as one evaluation leaves them.
+
         Args:
-            losses: One loss an example, with its autograd graph, which is freed. With
-                a loader that has ``units``, one loss a row of its batch. With *units*,
-                losses of any shape.
+            losses: A function that is called as ``losses(batch)`` and returns one loss
+                an example, with its autograd graph, which is freed. With a loader that
+                has ``units``, one loss a row of its batch. With *units*, losses of any
+                shape. Or these losses themselves: then nobody can see what they were
+                computed from, and the certificate says so.
+            batch: What the function is called with: the batch, or a part of it.
             units: Whose each loss is, where a unit of privacy has several: integers of
-                the shape of *losses*, the positions of the units among those drawn.
+                the shape of the losses, the positions of the units among those drawn.
                 All losses of a unit are clipped as one.
             reduction: Whether a unit's loss is the ``"sum"`` or the ``"mean"`` of its
                 losses; with *units* only.
 
         Raises:
-            ValueError: If *losses* is not a vector of floating-point losses, or
+            ValueError: If the losses are no vector of floating-point numbers, or
                 if *units* do not fit it.
+            TypeError: If a function comes without a batch, or losses with one.
             SampleMixingError: If one example's loss depends on another example.
             UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, if
@@ -202,11 +248,31 @@ class DPOptimizer(TransparentOptimizer):
             et al., "Unlocking High-Accuracy Differentially Private Image
             Classification through Scale", 2022, https://arxiv.org/abs/2204.13650.
         """
-        self._backward(losses, units, reduction, scale=None)
+        self._backward(losses, batch, units, reduction)
 
+    @overload
+    def private_loss(
+        self,
+        losses: LossFunction,
+        batch: Any,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> Tensor: ...
+
+    @overload
     def private_loss(
         self,
         losses: Tensor,
+        *,
+        units: Tensor | None = None,
+        reduction: Reduction = "sum",
+    ) -> Tensor: ...
+
+    def private_loss(
+        self,
+        losses: LossFunction | Tensor,
+        batch: Any = NO_BATCH,
         *,
         units: Tensor | None = None,
         reduction: Reduction = "sum",
@@ -220,45 +286,99 @@ class DPOptimizer(TransparentOptimizer):
         once, in :meth:`step`. Weigh the losses themselves instead.
 
         Args:
-            losses: As for :meth:`backward`.
+            losses: As for :meth:`backward`; a function is evaluated at once.
+            batch: As for :meth:`backward`.
             units: As for :meth:`backward`.
             reduction: As for :meth:`backward`.
 
         Raises:
-            ValueError: If *losses* is not a vector of floating-point losses; from
-                ``backward()``, if it was multiplied with 0 or less.
+            ValueError: If the losses are no vector of floating-point numbers; from
+                ``backward()``, if the scalar was multiplied with 0 or less.
+            TypeError: If a function comes without a batch, or losses with one.
+            SampleMixingError: If one example's loss depends on another example.
         """
-        check_losses(losses, has_units=units is not None)
+        vector = self._losses_alone(losses, batch, units)
         return private_loss(
-            losses, lambda g: self._backward(losses, units, reduction, scale=g)
+            vector, lambda g: self._backward_scaled(vector, units, reduction, scale=g)
         )
+
+    @disable_dynamo
+    def _losses_alone(
+        self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        with self.mechanism.step.exclusive():
+            return self._losses_of(losses, batch, units)
+
+    def _losses_of(
+        self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
+    ) -> Tensor:
+        """Return the losses: evaluated here, or finished ones."""
+        check_form(losses, has_batch=batch is not NO_BATCH)
+        if isinstance(losses, Tensor):
+            check_losses(losses, has_units=units is not None)
+            segment = self.ledger.segment
+            self.mechanism.watch.finished(self._trainable(), segment=segment)
+            return losses
+        vector = self.mechanism.evaluate(losses, batch, units)
+        check_losses(vector, has_units=units is not None)
+        return vector
 
     @disable_dynamo
     def _backward(
         self,
+        losses: LossFunction | Tensor,
+        batch: Any,
+        units: Tensor | None,
+        reduction: Reduction,
+    ) -> None:
+        with self.mechanism.step.exclusive() as state:
+            vector = self._losses_of(losses, batch, units)
+            self._accumulate(state, vector, units, reduction, scale=None)
+
+    @disable_dynamo
+    def _backward_scaled(
+        self,
+        losses: Tensor,
+        units: Tensor | None,
+        reduction: Reduction,
+        *,
+        scale: float,
+    ) -> None:
+        with self.mechanism.step.exclusive() as state:
+            self._accumulate(state, losses, units, reduction, scale=scale)
+
+    def _accumulate(
+        self,
+        state: StepState,
         losses: Tensor,
         units: Tensor | None,
         reduction: Reduction,
         *,
         scale: float | None,
     ) -> None:
-        check_losses(losses, has_units=units is not None)
-        with self.mechanism.step.exclusive() as state:
-            refresh(self)
-            self._drop_cleared()
-            check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
-            parameters = self._trainable()
-            self.mechanism.accumulate(
-                losses,
-                parameters,
-                units=units,
-                reduction=reduction,
-                loss_scale=power_of_two_for(
-                    scale, expected_batch_size=self.plan.expected_batch_size
-                ),
-                is_scaled=scale is not None,
-            )
-            state.hide_gradients(parameters, scale=scale)
+        refresh(self)
+        self._drop_cleared()
+        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+        parameters = self._trainable()
+        look_beside(
+            self.mechanism.beside,
+            losses,
+            parameters,
+            owned=tuple(self._all_parameters()),
+            ledger_of=_ledger_of,
+            ledger=self.ledger,
+        )
+        self.mechanism.accumulate(
+            losses,
+            parameters,
+            units=units,
+            reduction=reduction,
+            loss_scale=power_of_two_for(
+                scale, expected_batch_size=self.plan.expected_batch_size
+            ),
+            is_scaled=scale is not None,
+        )
+        state.hide_gradients(parameters, scale=scale)
 
     @wrap_step_hooks
     def step(
@@ -289,6 +409,7 @@ class DPOptimizer(TransparentOptimizer):
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        self.mechanism.beside.note_update(self._trainable())
         return result if closure is None else loss
 
     @disable_dynamo
@@ -356,7 +477,7 @@ class DPOptimizer(TransparentOptimizer):
             raise UnsupportedOperationError(
                 "a gradient scaler takes part in this step, but the losses were given to"
                 " backward(), which clips them as they are; call"
-                " scaler.scale(optimizer.private_loss(losses)).backward() instead"
+                " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
@@ -369,7 +490,7 @@ class DPOptimizer(TransparentOptimizer):
         super().zero_grad(set_to_none=set_to_none)
 
     def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.embed_ledger(state_dict, self.ledger, self.mechanism.values)
+        return carried.embed_ledger(state_dict, self.mechanism)
 
     def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict, ledgers = carried.extract_ledgers(state_dict)
@@ -383,9 +504,13 @@ class DPOptimizer(TransparentOptimizer):
         overrides = values.overrides_from(
             [x["settings"] for x in ledgers if "settings" in x]
         )
+        evidence = carried.evidence_in(ledgers)
         self.mechanism.step.drop()
+        self.mechanism.beside.forget_update()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
+        for records in evidence:
+            self.mechanism.watch.load(records)
         if overrides is not None:
             values.restore(*overrides)
         return state_dict
@@ -404,10 +529,9 @@ class DPOptimizer(TransparentOptimizer):
                 "the state has a ledger, so private data was used for it; call"
                 " load_state_dict, which adds what was spent"
             )
-        values = self.mechanism.values
-        self.load_state_dict(carried.embed_ledger(state_dict, self.ledger, values))
+        self.load_state_dict(carried.embed_ledger(state_dict, self.mechanism))
 
-    def attach(self, loader: PoissonLoader) -> None:
+    def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.
 
         Raises:
@@ -471,8 +595,9 @@ class DPOptimizer(TransparentOptimizer):
             self.ledger,
             noise=self.mechanism.noise,
             num_parameters=sum(p.numel() for p in self._all_parameters()),
+            evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=assumptions,
+            assumptions=(*sentences(self.mechanism.beside), *assumptions),
             public_end=public_end,
         )
 
@@ -487,6 +612,11 @@ class DPOptimizer(TransparentOptimizer):
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _ledger_of(parameter: Tensor) -> Ledger | None:
+    owner = private_owner_of(parameter)
+    return owner.ledger if isinstance(owner, DPOptimizer) else None
 
 
 def _evaluated(closure: Callable[[], Any] | None) -> Any:

@@ -118,8 +118,7 @@ def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> No
                     f"{kind.__name__} cannot be built around a private optimizer:"
                     f" {_REFUSED_AROUND[kind.__name__]}"
                 )
-        if optimizer is not owner:
-            _warn_of_edits(type(optimizer))
+        _warn_of_edits(type(optimizer))
 
 
 def _warn_of_edits(kind: type[Optimizer]) -> None:
@@ -147,12 +146,13 @@ def check_wrappable(optimizer: object) -> None:
         TypeError: If it is not an optimizer.
         UnsupportedOperationError: If it needs more than that, with the reason.
     """
-    if isinstance(optimizer, list | tuple):
+    if isinstance(optimizer, list | tuple) and any(
+        isinstance(item, Optimizer) for item in optimizer
+    ):
         raise TypeError(
-            f"original_optimizer must be one torch.optim.Optimizer, got {len(optimizer)}"
-            f" things in a {type(optimizer).__name__}; join optimizers first, so that"
-            " one release serves all of them: DPOptimizer(JointOptimizer(muon, adamw),"
-            " plan=...)"
+            f"original_optimizer must be one torch.optim.Optimizer, got a"
+            f" {type(optimizer).__name__} of them; join them first, so that one release"
+            " serves all: DPOptimizer(JointOptimizer(muon, adamw), plan=...)"
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(

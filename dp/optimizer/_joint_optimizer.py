@@ -57,7 +57,7 @@ class JointOptimizer(Optimizer):
         self._patch_step_function()
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]  # A view of several.
         """The groups of all optimizers, in order."""
         return [group for o in self.optimizers for group in o.param_groups]
 

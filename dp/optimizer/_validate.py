@@ -1,28 +1,50 @@
 """Validate DPOptimizer's arguments against its plan."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
+from dp.ledger import Ledger
 from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling import PoissonLoader, TicketedLoader, Unamplified, UnamplifiedLoader
 from dp.sampling._units import check_units
 
 
 __all__ = (
+    "check_form",
     "check_loader",
     "check_losses",
     "check_no_grad_sample",
     "clipping_for",
     "declared_public",
+    "ledger_for",
 )
 
 # What a caller may declare public, also by name.
 Public = Iterable[Declared] | Mapping[str, Declared]
+
+
+def check_form(losses: object, *, has_batch: bool) -> None:
+    """Raise unless *losses* are a tensor, or a function that has its batch."""
+    if isinstance(losses, Tensor):
+        if has_batch:
+            raise TypeError(
+                "a batch was given beside finished losses; give the function that"
+                " computes them, as in backward(loss_fn, batch), or the losses alone"
+            )
+    elif not callable(losses):
+        raise TypeError(
+            "losses must be a function that returns one loss an example, or these"
+            f" losses as a tensor, got a {type(losses).__name__}"
+        )
+    elif not has_batch:
+        raise TypeError(
+            "a loss function was given without its batch; call backward(loss_fn, batch)"
+        )
 
 
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
@@ -57,13 +79,14 @@ def check_no_grad_sample(
                 )
 
 
-def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
+def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
     """Raise unless *loader* draws as *plan* claims."""
     if isinstance(plan.sampling, Unamplified):
-        if loader is not None:
+        if loader is not None and not isinstance(loader, UnamplifiedLoader):
             raise ValueError(
-                "loader was given, but the plan claims no amplification; plan with"
-                " PoissonSampling, or use the loader without giving it here"
+                f"loader={type(loader).__name__} was given, but the plan claims no"
+                " amplification; plan with PoissonSampling, pass a dp.UnamplifiedLoader,"
+                " or use the loader without giving it here"
             )
         return
     if not isinstance(loader, PoissonLoader):
@@ -78,6 +101,28 @@ def check_loader(plan: PrivacyPlan, loader: PoissonLoader | None) -> None:
             f"the loader draws by {loader.sampling!r}, but the plan says"
             f" {plan.sampling!r}; use plan.loader(dataset)"
         )
+
+
+def ledger_for(plan: PrivacyPlan, continue_from: Any) -> Ledger:
+    """Return a ledger for *plan* that has the charges of an optimizer or a ledger.
+
+    Raises:
+        TypeError: If it is neither.
+        LedgerError: If it protects another unit.
+    """
+    if continue_from is None:
+        return Ledger(plan)
+    earlier = getattr(continue_from, "ledger", continue_from)
+    if not isinstance(earlier, Ledger):
+        raise TypeError(
+            "continue_from must be a DPOptimizer or its ledger, got a"
+            f" {type(continue_from).__name__}"
+        )
+    if earlier.plan == plan:
+        return earlier
+    ledger = Ledger(plan)
+    ledger.load_state_dict(earlier.state_dict())
+    return ledger
 
 
 def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
@@ -114,15 +159,17 @@ def declared_public(public: Public) -> dict[str, Declared]:
         else ((f"tensor {i}", tensor) for i, tensor in enumerate(public))
     )
     declared: dict[str, Declared] = {}
-    for name, tensor in named:
-        if not isinstance(tensor, Tensor):
-            if callable(tensor):
-                declared[f"{name}: computed by a function at every step"] = tensor
-                continue
+    for name, one in named:
+        if isinstance(one, Tensor):
+            dtype = str(one.dtype).removeprefix("torch.")
+            declared[f"{name}: {dtype} of shape {tuple(one.shape)}"] = one
+        elif callable(one):
+            declared[f"{name}: computed by a function at every step"] = cast(
+                "Declared", one
+            )
+        else:
             raise TypeError(
-                f"public[{name!r}] must be a tensor, got {type(tensor).__name__}; pass"
+                f"public[{name!r}] must be a tensor, got {type(one).__name__}; pass"
                 " model.buffers(), or dict(model.named_buffers()) for their names"
             )
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        declared[f"{name}: {dtype} of shape {tuple(tensor.shape)}"] = tensor
     return declared

@@ -10,7 +10,7 @@ given, ``N`` losses.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import final
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
-from dp.per_sample._isolation.data_rows import check_batch
+from dp.per_sample._isolation.data_rows import check_batch, kept_data
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Verification, Verifier
 from dp.per_sample._known_graphs import KnownGraphs
@@ -69,6 +69,7 @@ class Engine:
         reduction: str = "sum",
         groups: Sequence[int] | None = None,
         batch: Sequence[Tensor] = (),
+        admit_data: Callable[[Sequence[Tensor]], object] | None = None,
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.
 
@@ -83,6 +84,9 @@ class Engine:
             groups: The group of each parameter, as gradients are to be clipped, whose
                 norms are verified; one group if None.
             batch: The tensors of the loader's batch, the examples along the first axis.
+            admit_data: Called with the data that the graph keeps, as far as it does,
+                before any gradient is computed; raises if the losses are not to be
+                differentiated.
 
         Raises:
             SampleMixingError: If a loss depends on another unit.
@@ -102,6 +106,8 @@ class Engine:
             )
         root = (losses.grad_fn, losses.output_nr)
         known = self._graphs.find(root, parameters, whose)
+        if admit_data is not None:
+            admit_data(kept_data(known.graph.uses, root))
         if batch and whose.num_units > 1:
             uses, owners = known.graph.uses, known.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)

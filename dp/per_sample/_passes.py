@@ -50,9 +50,9 @@ class Passes:
         """The node and the output of the losses."""
         return self.losses.grad_fn, self.losses.output_nr
 
-    def last(self, *, keep_graph: bool = False) -> PerSampleGradients:
-        """Run the private pass, which frees the graph unless others will follow."""
-        return self._run(self.factors, keep_graph=keep_graph)
+    def last(self) -> PerSampleGradients:
+        """Run the private pass, which frees the graph."""
+        return self._run(self.factors, keep_graph=False)
 
     def scaled(self, scale_U: Tensor) -> PerSampleGradients:
         """Run a pass in which the losses of each unit are multiplied by a power of two."""

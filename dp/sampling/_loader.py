@@ -11,31 +11,30 @@ and what a draw costs (:mod:`dp.accounting`). Empty batches are built in
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from copy import deepcopy
-from typing import Any, ClassVar, Final, final
+from contextlib import nullcontext
+from typing import Any, final
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from dp import _checks
 from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.sampling._collation import check_collation
+from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
-from dp.sampling._fetch import iter_batches
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import PoissonSampling, TruncatedPoissonSampling
-from dp.sampling._ticket import Draw, Ticket, TicketIssuer
+from dp.sampling._ticket import Draw
+from dp.sampling._ticketed import TicketedLoader
 from dp.sampling._units import UnitIndex, Units
 
 
 __all__ = ("PoissonLoader",)
 
 
-class PoissonLoader(DataLoader[Any]):
+class PoissonLoader(TicketedLoader):
     """Yield Poisson batches of a map-style dataset, each with a ticket.
 
     A pass has *steps* batches; a batch may hold any number of examples, also none.
@@ -74,6 +73,9 @@ class PoissonLoader(DataLoader[Any]):
             found.
         ValueError: If a number is out of range, or if the dataset holds no example
             and *empty_batch* is not given.
+        SamplingMismatchError: If two rows of the dataset are the same example, as far
+            as can be seen, and not of one unit.
+        SampleMixingError: If *collate_fn* makes a row of several examples.
 
     Guarantees:
         * Neither the number of batches nor anything else public depends on
@@ -86,10 +88,6 @@ class PoissonLoader(DataLoader[Any]):
         Implementations?", on why a shuffled loader may not claim this epsilon.
         https://arxiv.org/abs/2403.17673
     """
-
-    # accelerate's mark: its prepare() passes the loader on, where it would otherwise
-    # rebuild it without tickets. Moving batches to a device is left to the caller.
-    _is_accelerate_prepared: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -121,25 +119,29 @@ class PoissonLoader(DataLoader[Any]):
         num_units = len(rows) if self._units is None else self._units.num_units
         self._sampling = _scheme(sampling_probability, max_batch_size, num_units)
         collate_fn = default_collate if collate_fn is None else collate_fn
-        self._empty_batch = (
-            empty_batch_of(dataset, collate_fn) if empty_batch is None else empty_batch
+        check_distinct_rows(
+            dataset, None if self._units is None else self._units.unit_of_row
         )
-        self._sharded = sharded
-        self._debug_seed: int | None = None
-        self._debug_keys: RepeatedKeys | None = None
-        self._issuer = TicketIssuer()
-        self._draws = _GuardedBatchSampler(_checks.count(steps=steps))
+        check_collation(dataset, collate_fn)
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # A Sequence serves as a Dataset.
-            batch_sampler=self._draws,
+            dataset,
+            num_draws=_checks.count(steps=steps),
             collate_fn=collate_fn,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            worker_init_fn=worker_init_fn,
-            multiprocessing_context=multiprocessing_context,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
+            empty_batch=(
+                empty_batch_of(dataset, collate_fn)
+                if empty_batch is None
+                else empty_batch
+            ),
+            sharded=sharded,
+            arguments={
+                "num_workers": num_workers,
+                "pin_memory": pin_memory,
+                "timeout": timeout,
+                "worker_init_fn": worker_init_fn,
+                "multiprocessing_context": multiprocessing_context,
+                "prefetch_factor": prefetch_factor,
+                "persistent_workers": persistent_workers,
+            },
         )
 
     @property
@@ -153,64 +155,11 @@ class PoissonLoader(DataLoader[Any]):
         return self._sampling.sampling_probability
 
     @property
-    def debug_seed(self) -> int | None:
-        """The seed of every later draw, which is NOT PRIVATE; None for the OS's coins."""
-        return self._debug_seed
-
-    def use_debugging_seed(self, seed: int) -> None:
-        """Draw the same batches in every run, from the next pass on: NOT PRIVATE.
-
-        Called by a :class:`~dp.DPOptimizer` whose noise has a debugging seed. Every
-        optimizer that trains on such batches has an infinite epsilon.
-        """
-        self._debug_seed, self._debug_keys = seed, None
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the dataset holds this process's examples only."""
-        return self._sharded
-
-    @property
-    def ticket(self) -> Ticket | None:
-        """The ticket of the batch yielded last, or None before the first of a pass."""
-        return self._issuer.ticket
-
-    @property
-    def unit_of_row(self) -> Tensor | None:
-        """For each row of the batch yielded last, the position of its unit.
-
-        None before the first batch, and where every row is a unit of its own. For
-        losses that are not one a row: ``units=loader.unit_of_row[row_of_loss]``.
-        """
-        ticket = self.ticket
-        if ticket is None or ticket.draw.unit_of_row is None:
-            return None
-        return torch.from_numpy(ticket.draw.unit_of_row.copy())
-
-    @property
     def units_digest(self) -> str | None:
         """A hash of which rows share a unit; None if every row is a unit."""
         return None if self._units is None else self._units.digest
 
-    @property
-    def part(self) -> slice | None:
-        """Which rows of the batch yielded last are at hand; None if it is whole.
-
-        Set by what splits a batch, such as :class:`dp.MicroBatches`, so that a unit's
-        rows can be told where losses come without them.
-        """
-        return self._issuer.part
-
-    @part.setter
-    def part(self, rows: slice | None) -> None:
-        self._issuer.part = rows
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # Not torch's own.
-        if not self.in_order:
-            raise SamplingMismatchError(
-                "in_order is False, so a ticket could belong to another batch; set it"
-                " to True"
-            )
+    def _begin_pass(self) -> "_Draws":
         # Asked at each pass: Lightning makes its process group after the loader.
         share = (0, 1) if self._sharded else rank_and_size()
         if isinstance(self._sampling, TruncatedPoissonSampling):
@@ -218,22 +167,13 @@ class PoissonLoader(DataLoader[Any]):
         if self._debug_seed is not None and self._debug_keys is None:
             name = f"draws of seed {self._debug_seed}, rank {share[0]}: "
             self._debug_keys = RepeatedKeys(name)
-        draws = _Draws(
+        return _Draws(
             self.dataset,
             self._units,
             self._sampling,
             share,
             num_draws=len(self),
             keys=self._debug_keys,
-        )
-        number = self._issuer.open()
-        if self.num_workers or self.pin_memory:
-            with self._draws.serving(draws):
-                batches: Iterator[Any] = super().__iter__()
-        else:
-            batches = iter_batches(self.dataset, draws, self.collate_fn)
-        return _EpochIterator(
-            batches, draws.made, self._issuer, number, self._empty_batch
         )
 
     def _check_alone(self) -> None:
@@ -329,88 +269,3 @@ class _Draws(Iterator[list[int]]):
                 " on the number, so it has to stay"
             )
         return random_subset(drawn, size=scheme.max_batch_size)
-
-
-@final
-class _GuardedBatchSampler:
-    """The batch sampler that torch sees: it has draws only while a pass is set up.
-
-    Whoever else takes it, as those do who rebuild a loader to shard or to resume it,
-    would get batches without tickets.
-    """
-
-    def __init__(self, num_draws: int) -> None:
-        self._num_draws = num_draws
-        self._served: _Draws | None = None
-
-    def __len__(self) -> int:
-        return self._num_draws
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if self._served is None:
-            raise SamplingMismatchError(
-                "the batch sampler of a PoissonLoader was taken out of it, so its"
-                " batches would have no tickets; iterate over the PoissonLoader"
-                " itself, and pass it to nothing that rebuilds data loaders"
-            )
-        return self._served
-
-    @contextmanager
-    def serving(self, draws: _Draws) -> Iterator[None]:
-        self._served = draws
-        try:
-            yield
-        finally:
-            self._served = None
-
-
-_NOTHING: Final = object()
-
-
-@final
-class _EpochIterator(Iterator[Any]):
-    """One pass over a loader: torch's batches, with the empty ones put back."""
-
-    def __init__(
-        self,
-        batches: Iterator[Any],
-        draws: deque[Draw],
-        issuer: TicketIssuer,
-        number: tuple[int, int],
-        empty_batch: Any,
-    ) -> None:
-        self._batches = batches
-        self._draws = draws
-        self._issuer = issuer
-        self._number = number
-        self._empty_batch = empty_batch
-        self._loaded: Any = _NOTHING
-
-    def __next__(self) -> Any:
-        self._issuer.check(self._number)
-        # torch's iterator knows nothing of empty draws: it is asked for the next batch
-        # that has rows, and the empty ones before it are put back here.
-        if self._loaded is _NOTHING and not self._next_is_empty():
-            self._load()
-        if not self._draws:
-            raise StopIteration
-        draw = self._draws.popleft()
-        batch = self._take() if draw.rows else deepcopy(self._empty_batch)
-        self._issuer.issue(draw)
-        return batch
-
-    def _next_is_empty(self) -> bool:
-        return bool(self._draws) and not self._draws[0].rows
-
-    def _load(self) -> None:
-        try:
-            self._loaded = next(self._batches, _NOTHING)  # Draws, also empty ones.
-        except BaseException:
-            # Which draw failed is unknown: as with a generator, the pass is over.
-            self._batches = iter(())
-            self._draws.clear()
-            raise
-
-    def _take(self) -> Any:
-        batch, self._loaded = self._loaded, _NOTHING
-        return batch

@@ -4,12 +4,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count as counter
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp.exceptions import SamplingMismatchError
+from dp.sampling._yielded import YieldedTensors
 
 
 __all__ = ("Draw", "Ticket", "TicketIssuer")
@@ -70,12 +71,14 @@ class TicketIssuer:
 
     ticket: Ticket | None = None
     part: slice | None = None  # The rows of the batch at hand, if not all of them.
+    yielded: YieldedTensors = field(default_factory=YieldedTensors)
     _pass: tuple[int, int] = (0, 0)  # Process and number.
     _num_issued: int = 0
 
     def open(self) -> tuple[int, int]:
         """End the live pass, and its ticket, for a new one."""
         self.ticket = self.part = None
+        self.yielded.clear()
         self._pass = (os.getpid(), self._pass[1] + 1)
         return self._pass
 
@@ -93,8 +96,9 @@ class TicketIssuer:
                 " would use the same draws; iterate over the loader anew"
             )
 
-    def issue(self, draw: Draw) -> None:
+    def issue(self, draw: Draw, batch: Any, empty_batch: Any) -> None:
         self.part = None
+        self.yielded.replace(batch, empty_batch=empty_batch, num_rows=len(draw.rows))
         self.ticket = Ticket(serial=next(_serials), draw=draw, ordinal=self._num_issued)
         self._num_issued += 1
 

@@ -34,7 +34,14 @@ class UnitIndex:
         TypeError: If units are not hashable.
     """
 
-    __slots__ = ("_first_row", "_max_per_unit", "_rows", "digest", "num_units")
+    __slots__ = (
+        "_first_row",
+        "_max_per_unit",
+        "_rows",
+        "digest",
+        "num_units",
+        "unit_of_row",
+    )
 
     def __init__(
         self, units: Units, *, num_rows: int, max_per_unit: int | None
@@ -45,6 +52,7 @@ class UnitIndex:
                 f"units must name the unit of each row of the dataset, which has"
                 f" {num_rows}, got {len(unit_of_row)}"
             )
+        self.unit_of_row = unit_of_row
         self._rows = np.argsort(unit_of_row, kind="stable")
         num_of_unit = np.bincount(unit_of_row)
         self._first_row = np.concatenate([[0], np.cumsum(num_of_unit)])

@@ -63,7 +63,7 @@ class Statistics:
         noise: GaussianNoise | None = None,
     ) -> None:
         self._target_delta = target_delta
-        self._relation = neighboring_relation
+        self._relation: NeighboringRelation = neighboring_relation
         self._unit = unit_of_privacy
         self._group_size = group_size
         self._noise = GaussianNoise() if noise is None else noise

@@ -27,7 +27,7 @@ __all__ = (
     "bucket_of",
 )
 
-_POWERS: Final = 2.0 ** np.arange(-20, 41)
+_POWERS: Final = np.exp2(np.arange(-20, 41, dtype=np.float64))
 CELL_EDGES: Final[NDArray[np.float64]] = np.concatenate([-_POWERS[::-1], _POWERS])
 NUMBERS: Final = len(CELL_EDGES) - 1  # Cells of numbers come first.
 ZERO: Final = NUMBERS // 2

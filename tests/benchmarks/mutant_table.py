@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 
 OPTIMIZER = "test_optimizer.py test_optimizer_many.py test_audit.py"
+ROWS = "test_rows_of_tickets.py"
 SAMPLING = "test_sampling.py test_sampling_statistics.py"
 NOISE = "test_noise.py test_noise_rounding.py test_noise_statistics.py"
 KERNEL = "test_noise_kernel.py"
@@ -34,6 +35,7 @@ ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
 REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
+EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
@@ -125,6 +127,31 @@ MUTANTS = (
     Mutant("sampling", "self.made.append(draw)", "self.made.extend([draw] if draw.rows else [])", "empty batches are dropped", SAMPLING),
     Mutant("sampling", "serial=next(_serials)", "serial=0", "tickets are all alike", SAMPLING + " test_optimizer.py"),
     Mutant("sampling", "        self.ticket = self.part = None", "        self.part = None", "a new pass leaves the old ticket valid", SAMPLING),
+    Mutant("sampling/_rows_read", 'if batch == "earlier":', "if False:", "another batch of the same size passes for the one that was drawn", ROWS),
+    Mutant("sampling/_rows_read", "        self._calls.append(self._at_hand)", "        pass", "a micro-batch twice and another never", ROWS),
+    Mutant("sampling/_rows_read", "        if bool(view.any()):", "        if not bool(view.any()):", "parts that lie between each other are taken for one", ROWS),
+    Mutant("sampling/_yielded", "handle is None or handle.expired()", "handle is None", "an address is believed after its storage was freed", ROWS),
+    Mutant("sampling/_distinct_rows", "unit_of_row[one] != unit_of_row[other]", "unit_of_row[one] < 0", "an example may be in two units", ROWS),
+    Mutant("sampling/_distinct_rows", "np.diff(read[order]) == 0", "np.diff(read[order]) < 0", "an example may be in two rows", ROWS),
+    Mutant("sampling/_collation", "        if _row_differs(batch, other, larger, place):", "        if False:", "a collate_fn may mix examples", ROWS),
+    Mutant("sampling/_collation", "        if draws != other_draws or _shapes(batch) != _shapes(other):", "        if False:", "augmentation by rejection is taken for mixing", ROWS),
+    Mutant("sampling/_unamplified_loader", "if len(set(rows)) < len(rows):", "if False:", "sampling with replacement", ROWS),
+    Mutant("per_sample/_engine", "            admit_data(kept_data(known.graph.uses, root))", "            pass", "losses are not held against the batch", ROWS),
+    Mutant("_mechanism/batch", "[tensor[rows] for tensor in yielded.rows]", "()", "a loss may be made of pieces of several rows", ROWS),
+    Mutant("_mechanism/batch", "if isinstance(sampling, Unamplified) and self.ticket is None:", "if isinstance(sampling, Unamplified):", "a batch in parts is refused without amplification", ROWS),
+    Mutant("distributed/_world", "        self._check_distinct([part for _, _, part in answers])", "        pass", "two ranks train on the same shard", "distributed/test_failures.py"),
+    Mutant("checking", "        if finite[0] or not _alike(one.losses[here], other.losses[there]):", "        if False:", "a gradient that is not finite counts as no difference", "test_checking.py"),
+    Mutant("checking", "factors[list(stay)] = 1.0", "factors[:] = 1.0", "outliers lie where the others do", "test_checking.py"),
+    Mutant("checking", "is_by_example = losses.shape == (half,)", "is_by_example = True", "losses along another axis pass for the examples'", "test_checking.py"),
+    Mutant("integrations/transformers", "check(plain, losses_of, batch, num_compared=2).raise_if_failed()", "check(plain, losses_of, batch, num_compared=2)", "the Trainer takes no notice of the check", "integrations/test_transformers.py"),
+    Mutant("_mechanism/mechanism", "            self.account.check(parameters, dataset)", "            pass", "a notebook cell that runs again makes a ledger of its own", "test_paid_for.py"),
+    Mutant("_mechanism/paid_for", "(one[0] - other[0]) % one.step == 0", "False", "two datasets of one tensor are taken for two peoples'", "test_paid_for.py"),
+    Mutant("_mechanism/paid_for", "        if self._settled == (identity, memory.version):", "        if self._settled is not None:", "an earlier optimizer goes on beside the one that took over", "test_paid_for.py"),
+    Mutant("ledger", "if other.failure is not None and self._failure is None:", "if False:", "a failure is forgotten with its ledger", "test_paid_for.py"),
+    Mutant("optimizer/_validate", "    ledger.load_state_dict(earlier.state_dict())", "    pass", "a new plan forgets what was charged", "test_paid_for.py"),
+    Mutant("_mechanism/beside", "_versions.get(p, p._version) != p._version", "_versions.get(p, p._version) < 0", "rows that the forward pass writes leave without a word", "test_beside_gradients.py"),
+    Mutant("_mechanism/beside", "            _versions[parameter] = parameter._version", "            _versions.setdefault(parameter, parameter._version)", "an update is taken for a write beside it", "test_beside_gradients.py"),
+    Mutant("optimizer/_beside", "and ledger_of(leaf) is not ledger", "", "weights of a shared ledger are told of", "test_beside_gradients.py"),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
     Mutant("sampling", "        reject_arguments(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
     Mutant("sampling", "if not self.in_order:", "if False:", "a ticket may belong to another batch", SAMPLING),
@@ -206,8 +233,11 @@ MUTANTS = (
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
     Mutant("optimizer/_joint_optimizer", "if owner.setdefault(id(parameter), number) != number:", "if False:", "two optimizers may update one parameter", "test_joint_optimizer.py"),
     Mutant("optimizer/_joint_optimizer", "            offset += _num_parameters(optimizer)", "", "states of joined optimizers overwrite each other", "test_joint_optimizer.py"),
+    Mutant("audit/_one_run", "right += int((~included_M[order[M - half :]]).sum())", "right += half", "guesses that a record was out are always right", "test_audit_one_run.py"),
+    Mutant("audit/_one_run", "of_delta = 2 * self.num_canaries * delta * float(averages.max(initial=0.0))", "of_delta = 0.0", "the attack forgets delta", "test_audit_one_run.py"),
+    Mutant("audit/_replay", "return value * _FAR_OUT if is_floating else value", "return value", "an outlier is an ordinary record", "test_audit_replay.py"),
     Mutant("ledger/_claim", "noise_multiplier < planned:", "noise_multiplier < 0:", "noise chosen from releases may be less than planned", "test_claims.py"),
-    Mutant("ledger/_claim", "if charge.sampling_probability > planned_q or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
+    Mutant("ledger/_claim", "if not is_covered or charge.truncation != plan.truncation:", "if False:", "a larger sample than planned is charged as planned", "test_claims.py"),
     Mutant("ledger/_claim", "whole = merge_equal_releases([*releases, *remaining(plan, charges)])", "whole = merge_equal_releases(releases)", "a run that ended early claims the steps taken", "test_claims.py"),
     Mutant("ledger/_claim", "return kept if spent.epsilon <= kept.epsilon else spent", "return spent", "a filtered run claims what it spent", "test_claims.py"),
     Mutant("ledger/_charge", "self.noise_multiplier if sigma is None else sigma", "self.noise_multiplier", "noise raised because of a release lowers epsilon", "test_claims.py"),
@@ -228,7 +258,6 @@ MUTANTS = (
     Mutant("noise/_host", "stage.write(left, self._decided(left), x)", "self._decided(left)", "sums that the compiled loop left get no noise", KERNEL),
     Mutant("noise/_host", "all(map(Tensor.is_contiguous, parts))", "True", "noise is written between the elements of a view", KERNEL),
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
-    Mutant("sampling/_loader", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
     # What torch's own backward pass shows of gradients
     Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
     Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
@@ -236,14 +265,14 @@ MUTANTS = (
     Mutant("per_sample/_gradients", "total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "total_F = factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if norms.wrong:", "if False:", "norms are not compared with torch's own", REFERENCE),
-    Mutant("per_sample/_isolation/verification", "elif not reference.is_kept_out(gradients):", "elif False:", "NaN reaches a sum in which it has no part", REFERENCE),
     Mutant("per_sample/_isolation/rounding", "_OF_SUMS: Final = 256.0", "_OF_SUMS: Final = 1e6", "the sum of many gradients hides a wrong one", REFERENCE),
     Mutant("per_sample/_isolation/rounding", "_OF_NORMS: Final = 256.0", "_OF_NORMS: Final = 1e6", "a norm may be too small", REFERENCE),
-    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", REFERENCE),
+    Mutant("per_sample/_isolation/reference", "return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)", "return is_finite_U.double()", "all units have one weight", "per_sample/test_verification.py"),
     Mutant("per_sample/_isolation/reference", "self._unit: int | None = secrets.choice(", "self._unit: int | None = min(", "the norm of the first unit alone is compared", REFERENCE),
     Mutant("per_sample/_known_graphs", "if _outline(walked) != _outline(known.graph):", "if False:", "a graph that is taken for a known one is not looked at again", REFERENCE),
     Mutant("_mechanism/mechanism", "except (SampleMixingError, WrongGradientError) as error:", "except SampleMixingError as error:", "a wrong gradient that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("_mechanism/mechanism", "groups=self.effective_clipping.group_of(batch.parameters),", "groups=None,", "other norms are verified than are clipped by", "test_mixing_ends_a_run.py"),
+    Mutant("sampling/_ticketed", "            self._served = None", "            pass", "the batch sampler of a loader with workers gives batches without tickets", "test_sampling.py"),
     # Failures, and units
     Mutant("_mechanism/mechanism", "if self.ledger.steps:", "if False:", "mixing that is found after a release ends nothing", "test_mixing_ends_a_run.py"),
     Mutant("ledger", "fork._failure = self._failure", "pass", "a copy of a failed ledger is sound", "test_ledger.py"),
@@ -259,6 +288,7 @@ MUTANTS = (
     Mutant("per_sample/_isolation/data_rows", "or _has_same_values(copy, one)", "", "a batch that was moved to another device is not recognised", "per_sample/test_units_apart.py"),
     Mutant("per_sample/_graph/public", "and torch.can_cast(public.dtype, tensor.dtype)", "", "numbers that round to public ones count as public", "per_sample/test_units_apart.py"),
     Mutant("per_sample/_isolation/checks", "        if is_sparse:", "        if False:", "a sparse weight is no error that names it", "per_sample/test_units_apart.py"),
+    Mutant("_mechanism/batch", "rows = slice(None) if loader.part is None else loader.part", "rows = slice(None)", "a part of a batch that was moved is not recognised", "test_units.py"),
     # Groups
     Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
     Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
@@ -271,4 +301,31 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    # Losses that are evaluated again
+    Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
+    Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
+    Mutant("evidence/_look", "for order, stays in islice(self._company.halves(), 1 + both_halves)", "for order, stays in islice(self._company.halves(), 1)", "half of the examples are never exchanged", EVIDENCE),
+    Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
+    Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
+    Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        torch.set_autocast_cache_enabled(False)", "        pass", "a weight that is cast in a look loses its gradient", EVIDENCE),
+    Mutant("evidence/_watch", "        if not is_due and not self._owes_look:", "        if True:", "no step that is due is looked at", EVIDENCE),
+    Mutant("evidence/_watch", "        elif self._surprises.admits(spread_of(losses), self._number):", "        elif False:", "a gate for outliers opens unseen", EVIDENCE),
+    Mutant("evidence/_watch", '            raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)', "            pass", "mixing that a look saw ends nothing", EVIDENCE),
+    Mutant("evidence/_watch", '                self._tell("finished", _FINISHED)', "                pass", "finished losses are not warned of", EVIDENCE),
+    Mutant("evidence/_watch", '        self._form = "losses"', '        self._form = self._form or "losses"', "finished losses of one part pass for a function's", EVIDENCE),
+    Mutant("evidence/_program_state", "            random_now.restore()", "            pass", "a look leaves its random numbers behind", EVIDENCE),
+    Mutant("evidence/_program_state", "            return (self.value if self.copy is None else self.copy).clone()", "            return self.value", "a look writes to the buffers of the real pass", EVIDENCE),
+    Mutant("evidence/_exchange", "        return not grew or (len(grew) == 1 and shapes[grew[0]] == (2, 3))", "        return True", "graphs of one node decide where examples lie", EVIDENCE),
+    Mutant("evidence/_schedule", "    return step < FIRST or _number(segment, step, 0) % EVERY == 0", "    return step < FIRST", "only the first steps are looked at", EVIDENCE),
+    Mutant("evidence/_checked_models", "    return min(days) if days and all(days) else None", "    return max(map(str, days), default=None)", "a layer that was not checked counts as checked", EVIDENCE),
+    Mutant("certificate/_evidence", "        if not least <= seen.looks <= min(due, seen.evaluated):", "        if False:", "more looks are certified than were made", EVIDENCE),
+    Mutant("checking/_check", "    if report.ok:", "    if True:", "a failed check counts as evidence", EVIDENCE),
+    # Tables
+    Mutant("tables/_histogram", "sensitivity=math.sqrt(sum(weight**2 for weight in weights)),", "sensitivity=math.sqrt(len(weights)),", "the sensitivity of the histogram forgets weights", "tables/test_statistics.py"),
+    Mutant("tables/_moments", "_MOST: Final = 1.25", "_MOST: Final = 1.0", "the sensitivity of the moments is too small", "tables/test_statistics.py"),
+    Mutant("tables/_moments", "u_N = np.clip((x_N - centre) / (_REACH * scale), -1, 1)", "u_N = np.maximum((x_N - centre) / (_REACH * scale), -1)", "moments are not clipped above", "tables/test_statistics.py"),
+    Mutant("tables/_release", "stddev = noise_multiplier * statistic.sensitivity", "stddev = noise_multiplier", "the noise of a statistic forgets its sensitivity", "tables/test_statistics.py"),
+    Mutant("tables/_release", "if used != stddev:", "if False:", "other noise than a statistic was charged for goes unnoticed", "tables/test_statistics.py"),
+    Mutant("tables/_recipe", "q=q, steps=self.steps, other_releases=self.shares.releases", "q=q, steps=self.steps", "the training spends what the statistics did", "tables/test_recipe.py"),
 )  # fmt: skip

@@ -168,7 +168,7 @@ def test_a_plan_without_amplification_is_audited_without_its_draws(plan):
     plan = PrivacyPlan(
         **numbers,
         max_grad_norm=1.0,
-        expected_batch_size=1.0,
+        expected_batch_size=float(NUM_RECORDS),
         steps=3,
         target_delta=1e-5,
     )

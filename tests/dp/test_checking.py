@@ -420,7 +420,8 @@ def test_a_custom_batch_type_needs_take(batch):
         chosen = torch.tensor(positions, dtype=torch.int64)
         return Opaque(batch.x[chosen], batch.y_B[chosen])
 
-    assert dp.check(classifier(), loss_fn, Opaque(*batch), take=take).problems == ()
+    report = dp.check(classifier(), loss_fn, Opaque(*batch), take=take)
+    assert [problem.name for problem in report.problems] == ["no outliers"]
     assert not dp.check(
         classifier(), lambda m, b: loss_fn(m, b) / len(b.x), Opaque(*batch), take=take
     ).ok
@@ -473,3 +474,215 @@ def test_a_report_lists_errors_first():
     assert text.startswith("dp.check: 2 errors, 1 warning, 1 note")
     assert text.index("error ") < text.index("warning  ") < text.index("note  ")
     assert text.count("do: r") == 4
+
+
+def standardised(model, batch):
+    x, y_B = batch
+    return F.cross_entropy(model((x - x.mean(0)) / x.std(0)), y_B, reduction="none")
+
+
+def over_a_detached_deviation(model, batch):
+    x, y_B = batch
+    hidden = model[0](x)
+    return F.cross_entropy(
+        model[1:](hidden / hidden.std(0).detach()), y_B, reduction="none"
+    )
+
+
+@pytest.mark.parametrize("loss_fn", [standardised, over_a_detached_deviation])
+def test_finite_against_not_finite_is_a_difference(batch, loss_fn):
+    """Copies of one example have a deviation of 0, and an example alone has none."""
+    report = dp.check(classifier(), loss_fn, batch)
+
+    assert "examples are mixed" in found(report)
+
+
+@pytest.mark.parametrize("loss_fn", [cross_entropy, standardised])
+def test_anomaly_detection_changes_nothing(batch, loss_fn):
+    """What is not finite is looked for; torch would raise at the first of it."""
+    plain = dp.check(classifier(), loss_fn, batch)
+    with torch.autograd.set_detect_anomaly(True):
+        report = dp.check(classifier(), loss_fn, batch)
+        assert torch.is_anomaly_enabled()
+
+    assert found(report) == found(plain)
+
+
+def clamped_penalty(model, batch):
+    """Free bits: the penalty over the batch is closed until it is large."""
+    penalty = batch[0].square().mean().clamp(min=50.0)
+    return cross_entropy(model, batch) * penalty
+
+
+def skipped_if_one_is_tiny(model, batch):
+    x, _ = batch
+    smallest = x.norm(dim=1).min()
+    return cross_entropy(model, batch) * (2.0 if smallest < 1e-3 else 1.0)
+
+
+def probabilities(model, batch):
+    """Targets beyond 1 raise, so the data alone can be multiplied."""
+    x, target_B = batch
+    rows = model(x / x.abs().max().clamp(min=100.0))[:, 0]
+    return F.binary_cross_entropy(rows.sigmoid(), target_B, reduction="none")
+
+
+@pytest.mark.parametrize("loss_fn", [clamped_penalty, skipped_if_one_is_tiny])
+def test_outliers_open_gates_that_the_batch_leaves_closed(batch, loss_fn):
+    """What no exchange of ordinary examples shows."""
+    assert "examples are mixed" in found(dp.check(classifier(), loss_fn, batch))
+
+
+def test_data_becomes_an_outlier_where_targets_cannot(batch):
+    """What raises is left as it is; numpy arrays are multiplied as tensors are."""
+    x, target_B = batch[0], torch.rand(B)
+    assert "examples are mixed" in found(
+        dp.check(classifier(), probabilities, (x, target_B))
+    )
+
+    def of_arrays(model, batch):
+        return probabilities(model, [torch.as_tensor(part) for part in batch])
+
+    arrays = x.numpy(), target_B.numpy()
+    assert "examples are mixed" in found(dp.check(classifier(), of_arrays, arrays))
+
+
+def test_whole_numbers_have_no_outliers(batch):
+    """The report says so, in a note: nothing is wrong."""
+
+    def loss_fn(model, batch):
+        return cross_entropy(model, (F.one_hot(batch[0], 4).float(), batch[1]))
+
+    report = dp.check(
+        classifier(), loss_fn, (torch.tensor([0, 1, 2, 3, 0, 1]), batch[1])
+    )
+
+    assert report.ok
+    assert [p.name for p in report.problems] == ["no outliers"]
+
+
+def test_numbers_that_no_multiple_fits_are_left():
+    """As where every part must stay in a range."""
+
+    def loss_fn(model, batch):
+        if not bool((batch[0] <= 1).all() and (batch[1] >= 1).all()):
+            raise ValueError("out of range")
+        return model(batch[0]).square().sum(1) * batch[1]
+
+    report = dp.check(classifier(), loss_fn, (torch.rand(B, 4), torch.ones(B)))
+
+    assert "no outliers" not in [
+        p.name for p in report.problems
+    ]  # 1e-4 fits the first.
+
+    def strict(model, batch):
+        x = torch.cat(batch["x"], 1)
+        if not bool((x.abs() < 1).all() and (x.abs() > 0.001).all()):
+            raise ValueError("out of range")
+        return model(batch["x"][0]).square().sum(1) * batch["scale"]
+
+    halves = torch.full((B, 4), 0.5)
+    for parts in (1, 4):
+        report = dp.check(classifier(), strict, {"x": [halves] * parts, "scale": 2.0})
+        assert [p.name for p in report.of("note")] == ["no outliers"]
+
+
+def test_an_outlier_that_overflows_is_made_smaller(batch):
+    """Losses stay finite, so that the others can be compared."""
+
+    def loss_fn(model, batch):
+        return cross_entropy(model, batch) + batch[0].exp().sum(1)
+
+    assert dp.check(classifier(), loss_fn, batch).problems == ()
+
+
+def test_gradients_that_an_outlier_spoils_are_left_if_the_losses_agree(batch):
+    """Zero times infinity in another example's rows is torch's, and no mixing."""
+
+    def loss_fn(model, batch):
+        rows = model(batch[0] * 1e36).sum(1)
+        return rows.clamp(-1e38, 1e38).tanh()
+
+    assert found(dp.check(classifier(), loss_fn, batch)) == []
+
+
+def mean_over_examples(model, batch):
+    return (model(batch[0]) - 1).square().mean(0)
+
+
+@pytest.mark.parametrize("size", [B, 3])
+def test_losses_along_another_axis_are_not_the_examples(size):
+    """A vector of features passes for examples where it is as long, or where it is not."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, B)
+    report = dp.check(
+        model, mean_over_examples, (torch.randn(size, 4), torch.ones(size))
+    )
+
+    assert found(report) == ["losses"]
+    assert report.num_compared == 0
+
+
+def test_what_has_no_finite_gradient_is_no_all_clear(batch):
+    """Nothing was compared, and the report says that."""
+
+    def nowhere(model, batch):
+        return model(batch[0]).sum(1).mul(0).sqrt()
+
+    report = dp.check(classifier(), nowhere, batch)
+
+    assert found(report) == ["nothing compared"]
+
+
+def test_examples_without_finite_gradients_are_counted(batch):
+    """The others are compared."""
+
+    def root_at_zero(model, batch):
+        return model(batch[0]).sum(1).mul(batch[0][:, 0]).sqrt()
+
+    x = batch[0].abs() + 0.1
+    x[2] = 0.0
+    model = nn.Linear(4, CLASSES)
+    nn.init.constant_(model.weight, 1.0)
+    report = dp.check(model, root_at_zero, (x, batch[1]))
+    assert "not all compared" in [p.name for p in report.of("warning")]
+    assert "examples are mixed" not in found(report)
+
+    def over_batch_size(model, batch):
+        return root_at_zero(model, batch) / len(batch[0])
+
+    assert "examples are mixed" in found(
+        dp.check(model, over_batch_size, (x, batch[1]))
+    )
+    report = dp.check(model, root_at_zero, (x, batch[1]), num_compared=2)
+    assert "not all compared" not in [p.name for p in report.of("warning")]
+
+
+def test_examples_whose_losses_are_not_finite_do_not_spoil_the_others(batch):
+    """They are taken out of the batch, so that the rest can be compared."""
+    x = batch[0].clone()
+    x[1] = float("nan")
+
+    assert "examples are mixed" in found(
+        dp.check(classifier(), divided_by_batch_size, (x, batch[1]))
+    )
+    report = dp.check(classifier(), cross_entropy, (x, batch[1]))
+    assert "examples are mixed" not in found(report)
+    assert report.num_compared == B - 1
+
+
+def test_a_gradient_that_overflows_is_counted():
+    """It is so wherever its example is, and spoils no other one's."""
+    model = nn.Linear(4, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    x, scale_B = torch.ones(B, 4), torch.ones(B)
+    x[-1], scale_B[-1] = 1e10, 1e30
+
+    def loss_fn(model, batch):
+        return model(batch[0])[:, 0] * batch[1]
+
+    report = dp.check(model, loss_fn, (x, scale_B), num_compared=2)
+
+    assert report.ok
+    assert "not all compared" in [p.name for p in report.of("warning")]

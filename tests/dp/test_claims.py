@@ -118,6 +118,21 @@ def test_what_costs_more_than_planned_is_refused(change, told):
     assert ledger.state_dict() == before
 
 
+def test_less_sampling_of_truncated_batches_is_refused():
+    """That it costs less is proved of whole batches alone."""
+    truncated = TruncatedPoissonSampling(
+        sampling_probability=0.25, max_batch_size=9, dataset_size=30
+    )
+    of_plan = plan(sampling=truncated, neighboring_relation="zero_out")
+    charge = {**PLANNED, "truncation": of_plan.truncation}
+    ledger = Ledger(of_plan)
+    ledger.reserve(**{**charge, "noise_multiplier": 3.0})
+
+    with pytest.raises(PrivacyError, match="sample as planned"):
+        ledger.reserve(**{**charge, "sampling_probability": 0.125})
+    assert ledger.steps == 1
+
+
 def test_a_number_declared_public_is_composed_as_it_is():
     """To the end of the plan, which was fixed with it."""
     public = {**PLANNED, "noise_multiplier": 1.5, "public": "halved at noon"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from dp_accounting import dp_event
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from torch import nn
 
 import dp
 from dp.cli import main
@@ -58,6 +59,33 @@ def test_the_epsilon_is_the_accountants(report):
 
     assert charge.count == 10
     assert certificate.epsilon_pld == pytest.approx(accountant.get_epsilon(1e-5), 1e-3)
+
+
+def test_a_model_that_mixes_examples_is_found_before_the_first_step(
+    call, tmp_path, monkeypatch
+):
+    """``train`` checks its model by itself, on random rows."""
+
+    class Centred(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    def mixing(table):
+        return Centred(*table.row_shape, table.problem.num_outputs)
+
+    monkeypatch.setattr("dp.cli._train.model_for", mixing)
+    code, _out, err = call(
+        "train",
+        "--data",
+        "breast_cancer",
+        "--steps",
+        2,
+        "--report",
+        tmp_path / "report",
+    )
+
+    assert code == 2
+    assert "examples are mixed" in err
 
 
 @pytest.mark.slow

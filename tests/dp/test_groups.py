@@ -57,6 +57,23 @@ def fails(statement):
     return {finding.claim for finding in findings if not finding.holds}
 
 
+def test_a_certificate_cannot_take_one_groups_epsilon_for_anothers():
+    """Neither the size nor the epsilon of another size holds."""
+    statement = certificate(charged(12, steps=12))
+    of_one = certificate(charged(12, steps=12, group_size=1))
+
+    assert fails(statement) == set()
+    assert {"epsilon", "run 1: group size"} <= fails(
+        dataclasses.replace(statement, group_size=5)
+    )
+    assert {"epsilon", "epsilon_pld"} <= fails(
+        dataclasses.replace(
+            statement, epsilon=of_one.epsilon, epsilon_pld=of_one.epsilon_pld
+        )
+    )
+    assert "any" not in of_one.to_text().split("unit of privacy")[1].split("\n")[0]
+
+
 @pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
 def test_a_guarantee_is_of_the_whole_group(relation):
     """Plan and ledger state what that many units cost together, by PLD alone."""
@@ -173,23 +190,6 @@ def test_a_certificate_is_about_the_group_and_verifies(tmp_path):
     assert Certificate.from_json(statement.to_json()) == statement
     assert verification.ok
     assert "run 1: target epsilon" in {f.claim for f in verification.findings}
-
-
-def test_a_certificate_cannot_take_one_groups_epsilon_for_anothers():
-    """Neither the size nor the epsilon of another size holds."""
-    statement = certificate(charged(12, steps=12))
-    of_one = certificate(charged(12, steps=12, group_size=1))
-
-    assert fails(statement) == set()
-    assert {"epsilon", "run 1: group size"} <= fails(
-        dataclasses.replace(statement, group_size=5)
-    )
-    assert {"epsilon", "epsilon_pld"} <= fails(
-        dataclasses.replace(
-            statement, epsilon=of_one.epsilon, epsilon_pld=of_one.epsilon_pld
-        )
-    )
-    assert "any" not in of_one.to_text().split("unit of privacy")[1].split("\n")[0]
 
 
 def test_a_run_beyond_its_target_for_the_group_is_found():

@@ -289,7 +289,7 @@ def test_what_cannot_be_joined_is_refused(nets, make_plan):
         JointOptimizer([sgd])
     with pytest.raises(ValueError, match="optimizers at 0 and 1"):
         JointOptimizer(sgd, SGD(net.parameters(), lr=0.1))
-    with pytest.raises(TypeError, match="join optimizers first"):
+    with pytest.raises(TypeError, match="join them first"):
         DPOptimizer([sgd], plan=make_plan())
     with pytest.raises(UnsupportedOperationError, match="LBFGS cannot be made private"):
         DPOptimizer(JointOptimizer(sgd, LBFGS(net.matrices())), plan=make_plan())

@@ -128,8 +128,9 @@ def test_a_cheaper_step_counts_as_a_step_all_the_same():
     """Epsilon would allow it; the number of steps does not."""
     ledger = charged(20, target_epsilon=100.0)
 
-    with pytest.raises(BudgetExhaustedError, match="20 of 20 steps were taken"):
-        ledger.reserve(**{**PLANNED, "noise_multiplier": 50.0})
+    for kind in (PLANNED, PUBLIC):
+        with pytest.raises(BudgetExhaustedError, match="20 of 20 steps were taken"):
+            ledger.reserve(**{**kind, "noise_multiplier": 50.0})
 
 
 @by_formula

@@ -418,14 +418,14 @@ def test_a_copy_keeps_the_charges_and_shares_no_noise(make_run, duplicate):
     before = weights(run.model)
 
     twin = duplicate(run.optimizer)
-    twin.attach(run.loader)
-    batches = iter(run.loader)
+    others = torch.utils.data.TensorDataset(torch.randn(20, 64), torch.randn(20))
+    twin.attach(run.optimizer.plan.loader(others))
     twin_parameters = [p for g in twin.param_groups for p in g["params"]]
     for optimizer, parameters in (
         (run.optimizer, list(run.model.parameters())),
         (twin, twin_parameters),
     ):
-        (weight, bias), (x, _) = parameters, next(batches)
+        (weight, bias), (x, _) = parameters, next(iter(optimizer.mechanism.loader))
         optimizer.backward((x @ weight.T + bias).squeeze(1) * 0)
         optimizer.step()
 

@@ -398,6 +398,7 @@ def test_a_private_state_loads_into_a_plain_optimizer(make_run):
     assert [s["step"].item() for s in plain.state.values()] == [2, 2]
 
 
+@pytest.mark.filterwarnings("ignore:parameters of shape")
 def test_two_private_optimizers_of_one_model_keep_their_ledgers(make_plan):
     """Torch puts their groups into one state, and takes it apart by name."""
 

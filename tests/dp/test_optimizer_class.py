@@ -60,20 +60,28 @@ def test_a_class_that_failed_to_build_may_be_built_again(make_run):
     assert kind([nn.Parameter(torch.zeros(1))]).ledger.steps == 0
 
 
-def test_a_class_states_what_was_declared_public(make_run):
+@pytest.mark.parametrize(
+    ("public", "name"),
+    [
+        ((tensor for tensor in [torch.ones(3)]), "tensor 0"),
+        ({"mask": torch.ones(3)}, "mask"),
+    ],
+    ids=["once", "by name"],
+)
+def test_a_class_states_what_was_declared_public(make_run, public, name):
     """Also if it is built a second time, of what can be iterated over once."""
     run = make_run()
     kind = dp.wrap_class(
         torch.optim.AdamW,
         plan=run.optimizer.plan,
         loader=run.loader,
-        public=(tensor for tensor in [torch.ones(3)]),
+        public=public,
     )
     with pytest.raises(ValueError, match="empty parameter list"):
         kind([])
 
     (declared,) = kind(run.model.parameters()).ledger.declared_public
-    assert declared == "tensor 0: float32 of shape (3,)"
+    assert declared == f"{name}: float32 of shape (3,)"
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])

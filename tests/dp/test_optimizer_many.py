@@ -10,16 +10,24 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dp import DPOptimizer, PoissonSampling, PrivacyError, SamplingMismatchError
+from dp import (
+    DPOptimizer,
+    LedgerError,
+    PoissonSampling,
+    PrivacyError,
+    SamplingMismatchError,
+)
+from dp._mechanism.sums import Sums
 from dp.optimizer._guard import private_owner_of
-from dp.per_sample import PerSampleGradients
 
 
 ALL = PoissonSampling(sampling_probability=1.0)
 
 
-def private(parameters, plan, loader, kind=torch.optim.SGD, lr=0.1):
-    return DPOptimizer(kind(parameters, lr=lr), plan=plan, loader=loader)
+def private(parameters, plan, loader, kind=torch.optim.SGD, *, lr=0.1, earlier=None):
+    return DPOptimizer(
+        kind(parameters, lr=lr), plan=plan, loader=loader, continue_from=earlier
+    )
 
 
 def examples(num_features=3):
@@ -30,16 +38,15 @@ def examples(num_features=3):
 def two_parts(make_plan):
     """One model in two parts, an optimizer for each, and what they draw from."""
 
-    def built(*, shared_loader):
+    def built(*, shared_loader, shared_ledger=False):
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         plan, data = make_plan(noise_multiplier=0.0, sampling=ALL), examples()
         first = plan.loader(data)
         loaders = first, (first if shared_loader else plan.loader(data))
-        optimizers = [
-            private(part.parameters(), plan, loader)
-            for part, loader in zip((model[0], model[2]), loaders, strict=True)
-        ]
-        return model, loaders, optimizers
+        first = private(model[0].parameters(), plan, loaders[0])
+        earlier = first if shared_ledger else None
+        second = private(model[2].parameters(), plan, loaders[1], earlier=earlier)
+        return model, loaders, (first, second)
 
     return built
 
@@ -49,18 +56,17 @@ def losses(model, batch):
 
 
 def test_two_optimizers_on_one_model_each_charge_for_their_own_part(two_parts):
-    """With a loader each, the releases are independent, and the ledgers add up."""
-    model, loaders, optimizers = two_parts(shared_loader=False)
-    for optimizer, loader in zip(optimizers, loaders, strict=True):
-        optimizer.backward(losses(model, next(iter(loader))))
-        optimizer.step()
+    """With a loader each, the releases are independent, and one ledger adds them up."""
+    model, loaders, optimizers = two_parts(shared_loader=False, shared_ledger=True)
+    for _ in range(2):
+        for optimizer, loader in zip(optimizers, loaders, strict=True):
+            optimizer.backward(losses(model, next(iter(loader))))
+            optimizer.step()
 
-    first, second = optimizers
-    assert [o.ledger.steps for o in optimizers] == [1, 1]
-    first.ledger.load_state_dict(second.ledger.state_dict())
-    assert first.ledger.steps == 2
+    assert [o.ledger.steps for o in optimizers] == [4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:parameters of shape")
 def test_one_batch_is_released_once_whichever_optimizer_asks(two_parts):
     """Two releases of one batch cost more than two ledgers would say."""
     model, (loader, _), (first, second) = two_parts(shared_loader=True)
@@ -78,8 +84,9 @@ def test_one_batch_is_released_once_whichever_optimizer_asks(two_parts):
     second.zero_grad()
     batch = next(iter(loader))
     second.backward(losses(model, batch))
-    second.step()
-    assert second.ledger.steps == 1
+    with pytest.raises(LedgerError, match="continue_from"):
+        second.step()
+    assert second.ledger.steps == 0
 
 
 def test_a_copy_cannot_release_the_batch_of_its_original(make_run):
@@ -100,11 +107,11 @@ def test_a_new_plan_goes_on_with_the_same_parameters(make_run, make_plan):
     run.train(1)
     plan = make_plan(steps=2)
     loader = plan.loader(examples())
-    second = private(run.model.parameters(), plan, loader)
+    second = private(run.model.parameters(), plan, loader, earlier=run.optimizer)
     second.backward(run.losses(next(iter(loader))))
     second.step()
 
-    assert [run.optimizer.ledger.steps, second.ledger.steps] == [1, 1]
+    assert [run.optimizer.ledger.steps, second.ledger.steps] == [1, 2]
 
 
 def test_a_parameter_leads_to_the_optimizer_that_makes_it_private(make_run):
@@ -270,15 +277,14 @@ def test_a_micro_batch_that_failed_half_way_leaves_no_half_sum(make_run, monkeyp
     run = make_run(noise_multiplier=0.0, sampling=ALL)
     x, y = next(iter(run.loader))
     run.optimizer.backward(run.losses((x[:7], y[:7])))
-    add_weighted_sum = PerSampleGradients.add_weighted_sum
+    add = Sums.add
 
-    def run_out_of_memory(*args, **kwargs):
-        add_weighted_sum(*args, **kwargs)
-        if kwargs["beta"]:  # To sums that there are.
-            raise RuntimeError("out of memory")
+    def run_out_of_memory(*args):
+        add(*args)
+        raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PerSampleGradients, "add_weighted_sum", run_out_of_memory)
+        patch.setattr(Sums, "add", run_out_of_memory)
         with pytest.raises(RuntimeError, match="out of memory"):
             run.optimizer.backward(run.losses((x[7:], y[7:])))
     run.optimizer.backward(run.losses((x[7:], y[7:])))

@@ -1,5 +1,7 @@
 """Under a gradient scaler the step is the same, and no example decides about it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -141,10 +143,11 @@ def test_scaled_half_precision_trains_like_single(make_plan):
 def test_a_scale_means_what_it_means_to_a_mean_loss(make_plan):
     """Divided by the batch size first, or 65536 would overflow what it is made for."""
     torch.manual_seed(0)
-    model, x = nn.Linear(16, 1), torch.randn(8, 16)
+    start, x = nn.Linear(16, 1), torch.randn(8, 16)
     plan = make_plan(sampling=Unamplified(), noise_multiplier=0.0, max_grad_norm=1e3)
     gradients = []
     for precision in (torch.float32, torch.float16):
+        model = copy.deepcopy(start)
         optimizer = DPOptimizer(torch.optim.SGD(model.parameters(), lr=0), plan=plan)
         scaler = GradScaler("cpu")
         with torch.autocast("cpu", torch.float16, enabled=precision == torch.float16):

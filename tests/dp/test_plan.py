@@ -93,7 +93,7 @@ def test_the_loader_samples_as_planned(make_plan):
 
 def test_an_unamplified_plan_has_no_loader(make_plan):
     """Any loader serves, so there is none to prove anything."""
-    with pytest.raises(TypeError, match="use any torch DataLoader"):
+    with pytest.raises(TypeError, match="or any torch DataLoader"):
         make_plan(sampling=Unamplified()).loader(TensorDataset(torch.zeros(3)))
 
 

@@ -216,19 +216,19 @@ def test_work_grows_with_the_number_of_tensors_and_not_its_square():
 
 
 def test_a_tensor_is_a_dataset_for_any_number_of_runs(make_plan):
-    """Rows of one tensor are drawn, by one loader after another."""
+    """Rows of one tensor are drawn, by one loader after another, into one ledger."""
     rows = torch.randn(20, 3)
     model = nn.Linear(3, 1)
-    for _ in range(2):
-        plan = make_plan(steps=1)
+    optimizer = None
+    for number in range(2):
+        plan = make_plan(steps=2)
         loader = plan.loader(rows)
         sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-        optimizer = DPOptimizer(sgd, plan=plan, loader=loader)
-        (batch,) = loader
-        optimizer.backward(model(batch).squeeze(1))
+        optimizer = DPOptimizer(sgd, plan=plan, loader=loader, continue_from=optimizer)
+        optimizer.backward(model(next(iter(loader))).squeeze(1))
         optimizer.step()
 
-        assert optimizer.ledger.steps == 1
+        assert optimizer.ledger.steps == number + 1
 
 
 def test_a_scalar_parameter_is_a_layer(make_plan):
@@ -287,12 +287,16 @@ def test_rounding_of_sums_stays_within_its_bound(make_plan, dtype, num_examples)
     data[0] = 1e6
     for rows in (data, data[:-1], data.flip(0)[1:]):
         model = nn.Linear(40, 1, bias=False, dtype=dtype)
-        plan = make_plan(sampling=dp.Unamplified(), noise_multiplier=0.0)
+        plan = make_plan(
+            sampling=dp.Unamplified(),
+            noise_multiplier=0.0,
+            expected_batch_size=float(num_examples),
+        )
         sgd = torch.optim.SGD(model.parameters(), lr=0.0)
         optimizer = DPOptimizer(sgd, plan=plan)
         optimizer.backward(model(rows).squeeze(1))
         optimizer.step()
-        sums.append(10.0 * model.weight.grad.double())
+        sums.append(num_examples * model.weight.grad.double())
     allowed = 1 + num_examples**2 * torch.finfo(dtype).eps
 
     for neighbour in sums[1:]:

@@ -306,6 +306,32 @@ def test_a_plan_for_examples_has_no_loader_for_users():
         Run(plan=plan)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("move", [lambda x: x, torch.clone], ids=["as is", "moved"])
+def test_losses_of_pieces_of_several_rows_are_refused(move, parts):
+    """A reshape that forgot an axis: the loader's rows are recognised, and told."""
+    plan = make_plan(
+        sampling=PoissonSampling(sampling_probability=1.0), unit_of_privacy="one row"
+    )
+    loader = plan.loader(TensorDataset(torch.randn(8, 5, 4, dtype=torch.float64)))
+    model = nn.Linear(4, 1, dtype=torch.float64)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
+    first = 0
+    for (rows,) in dp.MicroBatches(loader, per_step=parts):
+        x, units = move(rows), torch.arange(first, first + len(rows))
+        pieces = model(x.view(-1, 4)).view(5, len(x)).transpose(0, 1)
+
+        with pytest.raises(dp.SampleMixingError, match="units meet in the batch"):
+            optimizer.backward(pieces.square().sum(1), units=units)
+        optimizer.backward(model(x).square().sum((1, 2)), units=units)
+        first += len(rows)
+        if first == 8:
+            optimizer.step()
+            break
+    assert optimizer.ledger.steps == 1
+
+
 def test_a_plan_for_users_has_no_loader_that_does_not_know_them():
     """Rows would be clipped one by one, and certified as users."""
     run = Run()

@@ -46,8 +46,7 @@ class PublicTensors:
             tensors = [declared] if isinstance(declared, Tensor) else declared()
             for tensor in tensors:
                 self._by_shape.setdefault(tensor.shape, []).append(tensor)
-                if tensor.numel():
-                    self._storages.add(_storage(tensor))
+                self._storages.add(_storage(tensor))
 
     def has(self, tensor: Tensor) -> bool:
         """Whether a tensor is one of them: a view, or a copy of any dtype."""

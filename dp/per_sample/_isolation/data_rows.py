@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import is_checkpointed, output_shape, saved
-from dp.per_sample._graph.uses import Use
+from dp.per_sample._graph.nodes import (
+    Node,
+    is_checkpointed,
+    name_of,
+    output_shape,
+    saved,
+)
+from dp.per_sample._graph.uses import Edge, Use
 from dp.per_sample._isolation.owners import (
     MIXED,
     NOBODY,
@@ -29,7 +35,7 @@ from dp.per_sample._isolation.owners import (
 )
 
 
-__all__ = ("check_batch", "check_data", "check_order")
+__all__ = ("check_batch", "check_data", "check_order", "kept_data")
 
 _UseOwners = Sequence[Mapping[int, Owners]]
 # A first use, the data that it kept, and its owners, one for every row.
@@ -61,6 +67,50 @@ _DATA_ON_THE_RIGHT: Final[Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] 
     name: ("mat2", lambda rows: meet(rows, -2))
     for name in ("BmmBackward0", "MmBackward0")
 }
+
+
+# What losses keep of the labels.
+_LABELS: Final[Mapping[str, str]] = {
+    "BinaryCrossEntropyBackward0": "target",
+    "BinaryCrossEntropyWithLogitsBackward0": "target",
+    "HuberLossBackward0": "target",
+    "MseLossBackward0": "target",
+    "NllLoss2DBackward0": "target",
+    "NllLossBackward0": "target",
+    "SmoothL1LossBackward0": "target",
+}
+_NODES_OF_A_LOSS: Final = 6  # Nodes above the labels that are looked for.
+
+
+def kept_data(uses: Sequence[Use], root: Edge) -> list[Tensor]:
+    """Return the data and the labels that a graph keeps, where it does plainly.
+
+    What a checkpoint would have to compute again is left out.
+
+    Args:
+        uses: The uses of the graph.
+        root: The losses.
+    """
+    kept = [
+        (use.node, _how(use)[0])
+        for use in uses
+        if use.is_last and use.operation in _DATA
+    ]
+    pending: list[Node] = [root[0]]
+    for _ in range(_NODES_OF_A_LOSS):
+        if not pending:
+            break
+        node = pending.pop(0)
+        label = _LABELS.get(name_of(node))
+        if label is not None:
+            kept.append((node, label))
+        pending += [child for child, _ in node.next_functions if child is not None]
+    found = [
+        getattr(node, f"_saved_{name}")
+        for node, name in kept
+        if not is_checkpointed(node, name)
+    ]
+    return [data for data in found if data is not None and data.layout == torch.strided]
 
 
 def check_order(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> None:

@@ -43,10 +43,9 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._isolation.powers import private_generator, slack
 from dp.per_sample._isolation.rounding import Tolerance
-from dp.per_sample._isolation.trial import weighted_sums
+from dp.per_sample._isolation.trial import Coded
 
 
 __all__ = ("Differences", "Reference")
@@ -78,6 +77,12 @@ class Differences:
 class Reference:
     """What torch's own backward pass finds of one batch.
 
+    Attributes:
+        weight_U: The weights of the units.
+        sums: The sums with these weights that it was compared with, if they were added
+            up in one go.
+        is_comparable: Whether torch's results are finite.
+
     Args:
         ordinary: Runs it, with the losses of each unit multiplied by a weight.
         parameters: What gradients are of.
@@ -87,8 +92,8 @@ class Reference:
         narrowest: The dtype of the graph that underflows first.
         result_eps: See :func:`coarsest`.
         loss_scale: What gradients are divided by.
-        lengths_U: About how long each unit's gradient is; None if that is unknown, or
-            if the backward pass is not linear, so that no weight but 0 and 1 will do.
+        lengths_U: How long each unit's gradient is; None if the backward pass is not
+            linear, so that no weight but 0 and 1 will do.
         in_parts: Whether sums are added up in two parts, which takes longer.
     """
 
@@ -111,20 +116,21 @@ class Reference:
         self._groups = groups
         self._sure = sure
         self._in_parts = in_parts
+        self.sums: list[Tensor] | None = None
         self._loss_scale = loss_scale
         self._result_eps = result_eps
         self._underflow = slack(narrowest) / loss_scale
         self._generator = private_generator(device)
-        self._is_linear = lengths_U is not None or num_units == 1
+        self._is_linear = lengths_U is not None
         self._ones_U = torch.ones(num_units, device=device, dtype=torch.float64)
         units = self._ones_U if lengths_U is None else lengths_U.isfinite()
         self._unit: int | None = secrets.choice(
             units.nonzero().flatten().tolist() or [0]
         )
         if lengths_U is not None:
-            self._weight_U = self._weights(lengths_U, narrowest)
+            self.weight_U = self._weights(lengths_U, narrowest)
         else:
-            self._weight_U = self._halves(ordinary)
+            self.weight_U = self._halves(ordinary)
         self._ordinary = ordinary
         of_unit = [] if self._unit is None else ordinary(self._one_unit())
         self._norms_G = (
@@ -132,7 +138,7 @@ class Reference:
             if of_unit
             else None
         )
-        self._sums = [(self._weight_U, ordinary(self._weight_U))]
+        self._sums = [(self.weight_U, ordinary(self.weight_U))]
         if of_unit and result_eps > torch.finfo(torch.float32).eps:
             # In a sum of many units, 16 bits leave nothing of an error of one.
             self._sums.append((self._one_unit(), of_unit))
@@ -185,26 +191,35 @@ class Reference:
             squares[group] += length**2
         return torch.tensor(squares, dtype=torch.float64).sqrt()
 
-    def sums_that_differ(self, gradients: PerSampleGradients) -> Differences:
+    def sums_that_differ(self, coded: Coded) -> Differences:
         """Return the parameters whose weighted sums are not torch's own.
 
         Args:
-            gradients: Those of the private pass, which has left the graph as it was.
+            coded: A pass that has left the graph as it was. It keeps what it was
+                compared by.
         """
         differing: set[int] = set()
         for weight_U, totals in self._sums:
-            sums = self._sums_of(gradients, weight_U)
-            far = self._far_apart(gradients, weight_U, sums, totals)
+            sums = coded.sums(*self._parts(weight_U))
+            if weight_U is self.weight_U and not self._in_parts:
+                self.sums = sums
+            far = self._far_apart(coded, weight_U, sums, totals)
             if far:
                 own = self._own_differences(weight_U)
                 differing |= {i for i, length in far.items() if not length <= own[i]}
         return self._differences(sorted(differing))
 
-    def is_kept_out(self, gradients: PerSampleGradients) -> bool:
-        """Whether units whose norm is not finite leave no trace in a sum without them."""
-        is_finite_U = gradients.squared_norms(self._groups).isfinite().all(0)
-        sums = self._sums_of(gradients, is_finite_U.double())
-        return all(bool(total.isfinite().all()) for total in sums)
+    def _parts(self, weight_U: Tensor) -> list[Tensor]:
+        """Return weights that add up to these.
+
+        The sums of a batch add up in parts, too, in which others have a factor of 0.
+        """
+        if not self._in_parts:
+            return [weight_U]
+        is_first_U = self._uniform() < 0.5  # noqa: PLR2004 -- a half
+        return [
+            torch.where(is_in_U, weight_U, 0.0) for is_in_U in (is_first_U, ~is_first_U)
+        ]
 
     def _differences(self, indices: Sequence[int]) -> Differences:
         return Differences(
@@ -212,35 +227,16 @@ class Reference:
             [self._parameters[i] for i in indices if not self._sure[i]],
         )
 
-    def _sums_of(
-        self, gradients: PerSampleGradients, weight_U: Tensor
-    ) -> Sequence[Tensor]:
-        """Return the weighted sums as the private pass finds them.
-
-        In parts, as those of a batch add up, in which others have a factor of 0.
-        """
-        norms_GU = gradients.squared_norms(self._groups)
-        factors_GU = weight_U.expand_as(norms_GU).to(norms_GU.dtype)
-        if not self._in_parts:
-            return weighted_sums(gradients, self._parameters, self._groups, factors_GU)
-        is_first_U = self._uniform() < 0.5  # noqa: PLR2004 -- a half
-        parts = (
-            torch.where(is_in_U, factors_GU, 0.0)
-            for is_in_U in (is_first_U, ~is_first_U)
-        )
-        return weighted_sums(gradients, self._parameters, self._groups, *parts)
-
     def _far_apart(
         self,
-        gradients: PerSampleGradients,
+        coded: Coded,
         weight_U: Tensor,
         sums: Sequence[Tensor],
         totals: Sequence[Tensor],
     ) -> dict[int, float]:
         """Return by how much sums differ, of those that rounding does not explain."""
-        norms_GU = gradients.squared_norms(self._groups)
-        lengths_GU = norms_GU.double().sqrt() * weight_U.abs()
-        most_G = self._tolerance(norms_GU.dtype).of_sums(
+        lengths_GU = coded.norms() * weight_U.abs()
+        most_G = self._tolerance(coded.dtype).of_sums(
             torch.where(weight_U == 0, 0.0, lengths_GU).cpu(),
             max((parameter.numel() for parameter in self._parameters), default=0),
         )
@@ -268,21 +264,20 @@ class Reference:
             ]
         return [_OWN_DIFFERENCES * one / self._loss_scale for one in off]
 
-    def norms_too_small(self, gradients: PerSampleGradients) -> Differences:
+    def norms_too_small(self, coded: Coded) -> Differences:
         """Return the groups in which the chosen unit's norm is less than its gradient's.
 
         Args:
-            gradients: As for :meth:`sums_that_differ`.
+            coded: As for :meth:`sums_that_differ`.
         """
         if self._norms_G is None:
             return Differences()
-        squared_GU = gradients.squared_norms(self._groups)
-        norms_G = squared_GU[:, self._unit].double().sqrt().cpu()
+        norms_G = coded.norms()[:, self._unit].cpu()
         elements = sum(parameter.numel() for parameter in self._parameters)
-        most_G = self._tolerance(squared_GU.dtype).of_norms(self._norms_G, elements)
+        most_G = self._tolerance(coded.dtype).of_norms(self._norms_G, elements)
         # Squares of smaller elements underflow: the norm of an example that a saturated
         # softmax has learnt is 0, where its gradient is 1e-22.
-        most_G += math.sqrt(elements * torch.finfo(squared_GU.dtype).tiny)
+        most_G += math.sqrt(elements * torch.finfo(coded.dtype).tiny)
         missing_G = self._norms_G - norms_G
         if bool((missing_G > most_G).any()):
             most_G += self._by_group(self._own_differences(self._one_unit()))

@@ -13,7 +13,7 @@ other way: a few roundings are let pass.
 Shapes: ``U`` units, ``G`` groups of parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 import torch
@@ -23,7 +23,7 @@ from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._isolation.powers import powers, private_generator, slack
 
 
-__all__ = ("Coded", "Pass", "Trial", "weighted_sums")
+__all__ = ("Coded", "Pass", "Trial")
 
 # Runs the backward pass with each unit's losses multiplied by a factor.
 Pass = Callable[[Tensor], PerSampleGradients]
@@ -40,10 +40,9 @@ class Trial:
     Args:
         parameters: What the gradients are of.
         groups: The group of each, as they are clipped.
-        num_units: How many units there are, two at least.
+        num_units: How many units there are.
         narrowest: The dtype of the graph that underflows first.
         loss_scale: What gradients are divided by.
-        with_sums: Whether sums are compared, besides norms.
     """
 
     def __init__(
@@ -55,53 +54,49 @@ class Trial:
         device: torch.device,
         narrowest: torch.dtype,
         loss_scale: float,
-        with_sums: bool,
     ) -> None:
-        self.parameters = parameters if with_sums else ()
+        self.parameters = parameters
         self.groups = groups
         self.num_elements = sum(parameter.numel() for parameter in parameters)
         generator = private_generator(device)
-        self.exponent_U = torch.randint(
+        self._exponent_U = torch.randint(
             powers(narrowest), (num_units,), device=device, generator=generator
         ).double()
-        self.scale_U = self.exponent_U.exp2()
-        self.weight_U = torch.rand(num_units, device=device, generator=generator) + 0.5
+        self._none_U = torch.zeros_like(self._exponent_U)
+        self._everyone_U = torch.ones_like(self._exponent_U, dtype=torch.bool)
         self._generator = generator
         self.slack = slack(narrowest) / loss_scale
         # An accelerator adds in no fixed order, and half precision underflows.
         self.is_exact = device.type == "cpu" and narrowest != torch.float16
 
+    def plain(self, run: Pass) -> "Coded":
+        """Run a pass without powers."""
+        return Coded(self, run(self._none_U.exp2()), self._none_U, self._everyone_U)
+
     def by_powers(self, run: Pass) -> "Coded":
         """Run a pass in which every unit's losses have a power of two of its own."""
-        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
-        return Coded(self, run(self.scale_U), self.exponent_U, everyone_U)
+        gradients = run(self._exponent_U.exp2())
+        return Coded(self, gradients, self._exponent_U, self._everyone_U)
 
     def by_one_power(self, run: Pass) -> "Coded":
         """Run a pass in which all losses have the same power, to see if it is linear."""
-        everyone_U = torch.ones_like(self.scale_U, dtype=torch.bool)
-        exponent_U = torch.full_like(self.exponent_U, _ONE_POWER)
-        return Coded(self, run(exponent_U.exp2()), exponent_U, everyone_U)
+        exponent_U = self._none_U + _ONE_POWER
+        return Coded(self, run(exponent_U.exp2()), exponent_U, self._everyone_U)
 
-    def by_halves(self, run: Pass) -> list["Coded"]:
+    def by_halves(self, run: Pass) -> Iterator["Coded"]:
         """Run two passes, in each of which one half of the units is left as it is."""
         number_U = torch.rand(
-            len(self.scale_U), device=self.scale_U.device, generator=self._generator
+            len(self._none_U), device=self._none_U.device, generator=self._generator
         )
         one_half_U = number_U < 0.5  # noqa: PLR2004 -- a half
-        return [
-            Coded(
-                self,
-                run(torch.where(is_kept_U, 1.0, self.scale_U)),
-                torch.zeros_like(self.exponent_U),
-                is_kept_U,
-            )
-            for is_kept_U in (one_half_U, ~one_half_U)
-        ]
+        for is_kept_U in (one_half_U, ~one_half_U):
+            exponent_U = torch.where(is_kept_U, self._none_U, self._exponent_U)
+            yield Coded(self, run(exponent_U.exp2()), self._none_U, is_kept_U)
 
 
 @final
 class Coded:
-    """The norms and a weighted sum of a pass with powers of two, to compare with.
+    """Norms and weighted sums of a pass with powers of two, which are divided out.
 
     Args:
         trial: Of which batch.
@@ -118,43 +113,61 @@ class Coded:
         compared_U: Tensor,
     ) -> None:
         self._trial = trial
+        self._gradients: PerSampleGradients | None = gradients
         self._exponent_U = exponent_U
         self._norms_GU = gradients.squared_norms(trial.groups)
         # What overflowed by its power says nothing.
         self._compared_U = compared_U & self._norms_GU.isfinite().all(0)
-        self._sums = self._weighted(gradients, -exponent_U)
+        self._weight_U = torch.zeros_like(exponent_U)
+        self._sums: list[Tensor] = []
 
-    def lengths(self) -> Tensor:
-        """Return [U] how long each unit's gradient is without its power."""
-        return self._norms_GU.double().sum(0).sqrt() * (-self._exponent_U).exp2()
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the norms, in which sums are added up too."""
+        return self._norms_GU.dtype
+
+    def norms(self) -> Tensor:
+        """Return [G, U] the norms of every unit's gradient."""
+        return self._norms_GU.double().sqrt() * (-self._exponent_U).exp2()
+
+    def sums(self, *weights_U: Tensor) -> list[Tensor]:
+        """Return every parameter's sum of weighted gradients, added up in turn.
+
+        Args:
+            weights_U: Weights. Several are added as the parts of a batch are.
+        """
+        assert self._gradients is not None  # noqa: S101 -- see keep_sums
+        return _sums(
+            self._trial,
+            self._gradients,
+            *((weight_U * (-self._exponent_U).exp2()) for weight_U in weights_U),
+        )
+
+    def keep_sums(self, weight_U: Tensor, sums: list[Tensor] | None = None) -> None:
+        """Let go of the gradients, but for the compared units' weighted sums.
+
+        Args:
+            weight_U: The weights.
+            sums: The sums, if they are known already.
+        """
+        self._weight_U = torch.where(self._compared_U, weight_U, 0.0)
+        self._sums = self.sums(self._weight_U) if sums is None else sums
+        self._gradients = None
 
     def differs(self, plain: PerSampleGradients) -> str | None:
         """Return where another pass, without powers, has other results; None if nowhere."""
-        sums = self._weighted(plain, torch.zeros_like(self._exponent_U))
         norms_GU = plain.squared_norms(self._trial.groups)
-        lengths_U = norms_GU.sum(0).sqrt()
-        size = (self._trial.weight_U * lengths_U)[self._compared_U].sum()
+        lengths_U = norms_GU.double().sum(0).sqrt()
+        size = (self._weight_U.abs() * lengths_U)[self._compared_U].sum()
+        sums = _sums(self._trial, plain, self._weight_U) if self._sums else []
         shapes = [
-            str(tuple(parameter.shape))
-            for parameter, one, other in zip(
-                self._trial.parameters, self._sums, sums, strict=True
-            )
+            str(tuple(one.shape))
+            for one, other in zip(self._sums, sums, strict=True)
             if not self._are_close(one, other, size)
         ]
         if shapes:
             return "parameters of shape " + ", ".join(dict.fromkeys(shapes))
         return None if self._have_norms(norms_GU) else "some parameters, by their norms"
-
-    def _weighted(self, gradients: PerSampleGradients, power_U: Tensor) -> list[Tensor]:
-        """Return every parameter's sum of the compared units' weighted gradients."""
-        weight_U = self._trial.weight_U * power_U.exp2()
-        weight_U = torch.where(self._compared_U, weight_U, 0.0)
-        return weighted_sums(
-            gradients,
-            self._trial.parameters,
-            self._trial.groups,
-            weight_U.expand_as(self._norms_GU).to(self._norms_GU.dtype),
-        )
 
     def _are_close(self, one: Tensor, other: Tensor, size: Tensor) -> bool:
         if torch.equal(one, other):
@@ -186,25 +199,15 @@ class Coded:
         return bool((close_GU | ~self._compared_U).all())
 
 
-def weighted_sums(
-    gradients: PerSampleGradients,
-    parameters: Sequence[Tensor],
-    groups: Sequence[int],
-    *factors_GU: Tensor,
+def _sums(
+    trial: Trial, gradients: PerSampleGradients, *weights_U: Tensor
 ) -> list[Tensor]:
-    """Return every parameter's sum of gradients times factors, added up in turn.
-
-    Args:
-        gradients: Whose sums.
-        parameters: What they are of; none is computed for no parameters.
-        groups: The group of each parameter.
-        factors_GU: Factors. Several are added as the parts of a batch are.
-    """
+    like_GU = gradients.squared_norms(trial.groups)
     sums = [
         torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-        for p in parameters
+        for p in trial.parameters
     ]
-    if sums:
-        for number, factors in enumerate(factors_GU):
-            gradients.add_weighted_sum(factors, groups, sums, beta=int(number > 0))
+    for number, weight_U in enumerate(weights_U):
+        factors_GU = weight_U.expand_as(like_GU).to(like_GU.dtype)
+        gradients.add_weighted_sum(factors_GU, trial.groups, sums, beta=int(number > 0))
     return sums

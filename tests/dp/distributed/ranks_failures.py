@@ -64,6 +64,18 @@ def differing(what):
     return name, message, optimizer.ledger.steps - before
 
 
+def sharded(same):
+    """Each rank has a dataset that it says is its own; return the error and charges."""
+    columns = ranks_training.dataset_of().tensors
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    mine = columns if same else [c[rank::size] for c in columns]
+    model, optimizer, loader = ranks_training.run_of()
+    loader = optimizer.plan.loader(torch.utils.data.TensorDataset(*mine), sharded=True)
+    optimizer.attach(loader)
+    optimizer.backward(ranks_training.losses_of(model, next(iter(loader))))
+    return *error_of(optimizer.step), optimizer.ledger.steps
+
+
 def raising_on_the_last_rank():
     """One rank has not computed its batch; the others find out at once."""
     model, optimizer, loader = ranks_training.run_of(q=1.0)

@@ -25,6 +25,17 @@ def test_ranks_that_differ_are_told_in_what(ranks, what):
         assert charged == 0
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_shards_that_hold_the_same_data_are_refused(ranks, same):
+    """An example that two ranks draw would count twice; nothing is charged."""
+    results = ranks("ranks_failures:sharded", same=same)
+
+    for name, message, charged in results:
+        assert name == ("RanksDivergedError" if same else None)
+        assert ("have the same examples" in message) == same
+        assert charged == (0 if same else 1)
+
+
 def test_an_error_on_one_rank_stops_all_at_once(ranks):
     """The others need not wait for the timeout, and nothing is charged."""
     *others, last = ranks("ranks_failures:raising_on_the_last_rank")

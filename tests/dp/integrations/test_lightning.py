@@ -1,6 +1,7 @@
 """DPOptimizer in Lightning and Fabric, by their real trainers."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -452,3 +453,30 @@ def test_seeding_everything_seeds_no_noise(make_script, make_trainer):
     torch.use_deterministic_algorithms(mode=False)
 
     assert not torch.equal(*ends)
+
+
+class Logs(Classifier):
+    """Logs its losses where a library may evaluate them again."""
+
+    def losses(self, batch):
+        losses = cross_entropy(self.model(batch[0]), batch[1], reduction="none")
+        self.log("size", float(len(losses)), on_epoch=True, reduce_fx="sum")
+        self.log_dict({"one": 1.0}, on_epoch=True, reduce_fx="sum")
+        return losses
+
+    def training_step(self, batch, _):
+        return self.optimizers().private_loss(self.losses, batch)
+
+
+def test_losses_that_are_evaluated_again_are_logged_once(make_script, make_trainer):
+    """Whatever the module logs within them; afterwards it logs as before."""
+    script, trainer = make_script(), make_trainer()
+    module = Logs(script)
+    module.log_dict = partial(Logs.log_dict, module)
+    trainer.fit(module, script.loader)
+
+    assert trainer.callback_metrics["one_epoch"] == 6
+    assert isinstance(vars(module)["log_dict"], partial)
+    assert "log" not in vars(module)
+    (record,) = script.optimizer.mechanism.watch.records.values()
+    assert record.looks >= 3

@@ -27,11 +27,13 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
+import dp
 from dp import (
     BudgetExhaustedError,
     DPOptimizer,
     LedgerError,
     PoissonSampling,
+    PrivacyError,
     PrivacyPlan,
     Unamplified,
     UnsupportedOperationError,
@@ -375,6 +377,7 @@ def test_accumulation_and_device_batches_do_not_change_the_step(
         train_dataset=data,
         optimizers=sgd(model, lr=0.1),
         plan=plan,
+        check_first=False,  # It would be counted.
     )
 
     trainer.train()
@@ -588,6 +591,7 @@ def test_a_custom_loss_is_a_vector(arguments):
         train_dataset=sentences(12),
         compute_loss_func=own,
         plan=plan_of(sampling=PoissonSampling(sampling_probability=1.0)),
+        check_first=False,
     )
 
     trainer.train()
@@ -630,8 +634,44 @@ def test_a_custom_scalar_loss_is_refused(arguments):
 
     trainer = Scalar(llama(), arguments(), train_dataset=sentences(12), plan=plan_of())
 
-    with pytest.raises(ValueError, match="one loss an example"):
+    with pytest.raises(PrivacyError, match="not one loss"):
         trainer.train()
+
+    unchecked = Scalar(
+        llama(),
+        arguments(),
+        train_dataset=sentences(12),
+        plan=plan_of(),
+        check_first=False,
+    )
+    with pytest.raises(ValueError, match="one loss an example"):
+        unchecked.train()
+
+
+@pytest.mark.parametrize("sampling", [None, dp.Unamplified()])
+def test_a_loss_that_mixes_examples_is_found_before_the_first_step(arguments, sampling):
+    """What no gradient shows: every loss is divided by the size of its batch."""
+
+    class Mixing(PrivateTrainer):
+        def per_example_losses(self, model, inputs):
+            return super().per_example_losses(model, inputs) / len(inputs["labels"])
+
+    plan = plan_of(**({} if sampling is None else {"sampling": sampling}))
+    trainer = Mixing(llama(), arguments(), train_dataset=sentences(12), plan=plan)
+
+    with pytest.raises(PrivacyError, match="examples are mixed"):
+        trainer.train()
+    assert trainer.private_optimizer.ledger.steps == 0
+
+
+def test_a_single_example_is_not_checked(arguments):
+    """There is nothing to mix it with."""
+    trainer = PrivateTrainer(
+        llama(), arguments(max_steps=1), train_dataset=sentences(1), plan=plan_of()
+    )
+    trainer.train()
+
+    assert trainer.private_optimizer.ledger.steps == 1
 
 
 @pytest.mark.parametrize(

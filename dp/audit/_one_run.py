@@ -1,0 +1,274 @@
+"""How well the losses of the final model tell who was in the data: an attack in one run.
+
+The attacker sees no release and no gradient, as whoever downloads a model: only the loss
+of every record, before and after training. So it attacks a real model on real records,
+where :func:`dp.audit.canaries` brings a model and records of its own; what it finds is
+less, by as much as a final model shows less than all of its steps.
+
+Shapes: ``M`` canaries, ``B`` of them in a batch.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, Subset, default_collate
+
+from dp import _checks
+from dp._progress import progress_bars
+from dp._reports import Finding, Report, lines_of
+from dp.accounting import Guarantee, epsilon
+from dp.audit._statistics import FALSE_ALARM, Floats
+from dp.audit._subject import Bools, Train, hooked, sample_membership
+from dp.exceptions import PrivacyError
+from dp.ledger import remaining
+from dp.optimizer import DPOptimizer
+from dp.optimizer._registry import parameters_of
+
+
+__all__ = ("OneRunReport", "one_run")
+
+_FEWEST: Final = 100
+_SHARES_GUESSED: Final = (0.02, 0.1, 0.3, 1.0)  # Of the canaries; others are left open.
+_SMALL_DELTAS: Final = (1e-9, 1e-13)
+_BATCH: Final = 256
+_LARGEST_EPSILON: Final = 50.0
+_BISECTIONS: Final = 40
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneRunReport(Report):
+    """What the losses of one trained model tell of its records.
+
+    Attributes:
+        epsilon_empirical: A lower bound on the run's epsilon, from the attack.
+        epsilon_proven: The upper bound that the run's ledger states.
+        delta: The delta of both.
+        confidence: Of the lower bound.
+        num_canaries: How many records the attacker had to guess.
+        findings: Whether the attack exceeded the claim, and by what.
+    """
+
+    epsilon_empirical: float
+    epsilon_proven: float
+    delta: float
+    confidence: float
+    num_canaries: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the attack stayed within the claim."""
+        return all(finding.holds for finding in self.findings)
+
+    def to_text(self) -> str:
+        """Return the report for people to read."""
+        headline, *lines = lines_of("one run", self.findings)
+        bounds = (
+            f"  empirical >= {self.epsilon_empirical:.2f} (at {self.confidence:.0%}"
+            f" confidence), proven <= {self.epsilon_proven:.2f}"
+            f" (delta = {self.delta:g}, {self.num_canaries} canaries)"
+        )
+        return "\n".join([headline, bounds, *lines])
+
+
+def one_run(
+    train: Train,
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    canaries: Sequence[int] | None = None,
+    confidence: float = 0.95,
+    progress: bool = False,
+) -> OneRunReport:
+    r"""Train once on a random half of the canaries, and guess which from losses alone.
+
+    A fair coin of the operating system decides for each canary whether it is in the
+    data; all other records are. After training, those whose loss is lowest, or fell
+    most, are guessed to have been in it, those at the other end to have been out, and
+    the others are left open. If the run is (epsilon, delta)-private, the number of right guesses among
+    :math:`r` is at least :math:`v` with a probability of at most
+
+    .. math:: P[W \ge v] + 2 M \delta \max_i \frac{1}{i} P[v > W \ge v - i],
+       \quad W \sim \mathrm{Bin}(r, e^\epsilon / (1 + e^\epsilon)).
+
+    Four shares of the canaries are guessed by either score, and each of these attacks
+    counts with an eighth of the error.
+
+    Guarantees:
+        * A right run is accused with a probability of 1e-9 at most, and the lower bound
+          is wrong with one minus *confidence*, whatever the model and the records are.
+
+    Args:
+        train: What is audited, called as ``train(model, dataset)`` with a copy.
+        model: The model, called with a batch; it returns one loss an example.
+        dataset: The records, map-style.
+        canaries: Positions of the records that are left to the coins; all if None. Rare
+            or mislabelled records are found most easily.
+        confidence: Of the lower bound on epsilon.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        PrivacyError: If the training function makes no ``DPOptimizer``.
+        ValueError: If there are fewer than 100 canaries, or a number is out of range.
+
+    References:
+        Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023,
+        https://arxiv.org/abs/2305.08846: the bound, and the attack by losses.
+    """
+    _checks.open_unit(confidence=confidence)
+    num_records = len(dataset)  # type: ignore[arg-type]  # Map-style ones have it.
+    positions = list(range(num_records) if canaries is None else canaries)
+    if len(set(positions)) != len(positions) or len(positions) < _FEWEST:
+        raise ValueError(
+            f"canaries must be >= {_FEWEST} different positions, got {len(positions)},"
+            f" {len(set(positions))} of them different"
+        )
+    included_M = sample_membership(len(positions))
+    kept = set(range(num_records)).difference(positions)
+    kept.update(p for p, is_in in zip(positions, included_M, strict=True) if is_in)
+    trained = copy.deepcopy(model)
+    optimizer = _train(train, trained, Subset(dataset, sorted(kept)), progress=progress)
+    before_M, after_M = (_losses(m, dataset, positions) for m in (model, trained))
+    claim = optimizer.guarantee()
+    guesses = _Guesses.of([-after_M, before_M - after_M], included_M)
+    claims = _claims(optimizer, claim)
+    surprise = min(1.0, len(claims) * min(guesses.p_value(*pair) for pair in claims))
+    return OneRunReport(
+        epsilon_empirical=guesses.largest_refuted(claim.delta, 1 - confidence),
+        epsilon_proven=claim.epsilon,
+        delta=claim.delta,
+        confidence=confidence,
+        num_canaries=len(positions),
+        findings=(
+            Finding(
+                claim="the attack stays within the claim",
+                holds=surprise >= FALSE_ALARM,
+                detail=f"{guesses.words}, p = {surprise:.2g}",
+            ),
+        ),
+    )
+
+
+def _claims(optimizer: DPOptimizer, claim: Guarantee) -> list[tuple[float, float]]:
+    """Return pairs of epsilon and delta that the run claims.
+
+    Beside the stated one those of smaller deltas, which by themselves make no number of
+    right guesses likely. A Renyi filter claims the stated pair alone.
+    """
+    ledger = optimizer.ledger
+    pairs = [(claim.epsilon, claim.delta)]
+    if optimizer.plan.renyi_order is None and ledger.failure is None:
+        releases = [*ledger.releases(), *remaining(ledger.plan, ledger.charges())]
+        relation = claim.neighboring_relation
+        for delta in _SMALL_DELTAS:
+            bound = epsilon(releases, delta=delta, neighboring_relation=relation)
+            pairs.append((bound.epsilon, delta))
+    return pairs
+
+
+def _train(
+    train: Train, model: nn.Module, dataset: Dataset[Any], *, progress: bool
+) -> DPOptimizer:
+    """Train *model*, and return the private optimizer that stepped it."""
+    parameters = set(map(id, model.parameters()))
+    optimizers: dict[int, DPOptimizer] = {}
+    with progress_bars(shown=progress) as bars:
+        bar = bars.begin("one run")
+
+        def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            stepped = set(map(id, parameters_of(optimizer)))
+            if isinstance(optimizer, DPOptimizer) and stepped & parameters:
+                optimizers[id(optimizer)] = optimizer
+                bar.show(optimizer.ledger.steps, optimizer.plan.steps)
+
+        with hooked(look):
+            train(model, dataset)
+    if len(optimizers) != 1:
+        raise PrivacyError(
+            f"{len(optimizers)} DPOptimizers stepped the model; make one from"
+            " model.parameters() in the training function"
+        )
+    (optimizer,) = optimizers.values()
+    return optimizer
+
+
+@torch.no_grad()
+def _losses(model: nn.Module, dataset: Any, positions: Sequence[int]) -> Floats:
+    """Return the loss of every canary, as the model has it in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        parts: list[Tensor] = [
+            model(default_collate([dataset[p] for p in positions[i : i + _BATCH]]))
+            for i in range(0, len(positions), _BATCH)
+        ]
+    finally:
+        model.train(was_training)
+    losses_M: Floats = torch.cat(parts).double().cpu().numpy()
+    return losses_M
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    """How many of so many guesses were right, for each score and share of canaries."""
+
+    num_canaries: int
+    counts: tuple[tuple[int, int], ...]  # Of guesses, and of right ones.
+
+    @classmethod
+    def of(cls, scores: Sequence[Floats], included_M: Bools) -> "_Guesses":
+        """Guess the highest scores to be in and the lowest to be out.
+
+        Ties are broken at random, or an order of the records would be guessed.
+        """
+        M = len(included_M)
+        counts = []
+        for scores_M in scores:
+            keys_M = -np.nan_to_num(scores_M, nan=0.0)
+            order = np.lexsort((np.random.default_rng().random(M), keys_M))
+            for share in _SHARES_GUESSED:
+                half = max(1, int(share * M / 2))
+                right = int(included_M[order[:half]].sum())
+                right += int((~included_M[order[M - half :]]).sum())
+                counts.append((2 * half, right))
+        return cls(M, tuple(counts))
+
+    @property
+    def words(self) -> str:
+        """The number of right guesses, for people."""
+        listed = ", ".join(f"{right} of {guessed}" for guessed, right in self.counts)
+        return f"right guesses: {listed}"
+
+    def p_value(self, claimed: float, delta: float) -> float:
+        """Return how likely so many right guesses are at most, under a claimed epsilon."""
+        least = min(self._p_value(r, v, claimed, delta) for r, v in self.counts)
+        return min(1.0, least * len(self.counts))
+
+    def _p_value(self, r: int, v: int, claimed: float, delta: float) -> float:
+        from scipy.stats import binom
+
+        right = 1 / (1 + math.exp(-claimed))
+        masses = binom.pmf(np.arange(v - 1, -1, -1), r, right)  # Of v - 1, v - 2, ...
+        averages = np.cumsum(masses) / np.arange(1, v + 1)
+        of_delta = 2 * self.num_canaries * delta * float(averages.max(initial=0.0))
+        return min(1.0, float(binom.sf(v - 1, r, right)) + of_delta)
+
+    def largest_refuted(self, delta: float, alpha: float) -> float:
+        """Return the largest epsilon that is refuted with an error of *alpha*."""
+        low, high = 0.0, _LARGEST_EPSILON  # `low` is refuted, or none is.
+        if self.p_value(low, delta) > alpha:
+            return 0.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            refuted = self.p_value(middle, delta) <= alpha
+            low, high = (middle, high) if refuted else (low, middle)
+        return low

@@ -1,0 +1,181 @@
+"""Find out how the examples of a batch can be exchanged."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp._containers import parts_of, rebuilt
+from dp.evidence._exchange import (
+    Axes,
+    axes_of_loader,
+    devices_of,
+    exchanged,
+    fits,
+    possible_axes,
+)
+from dp.evidence._look import Company
+from dp.sampling import TicketedLoader, fetch
+
+
+__all__ = ("Companies",)
+
+Units = NDArray[np.int64]
+_NUM_ASKED: Final = 4  # Rows of a dataset that are collated to see how batches grow.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a loader drew for the batch at hand, or for the part of it at hand.
+
+    Attributes:
+        rows: The rows of the dataset.
+        units: The units of these rows; None if each is one.
+    """
+
+    rows: Sequence[int]
+    units: Units | None
+
+    @classmethod
+    def by(cls, loader: TicketedLoader | None) -> "Drawn | None":
+        """Return what *loader* drew; None if there is none, or no batch yet."""
+        if loader is None or loader.ticket is None:
+            return None
+        draw = loader.ticket.draw
+        part = slice(None) if loader.part is None else loader.part
+        units = draw.unit_of_row
+        return cls(draw.rows[part], None if units is None else units[part])
+
+
+@final
+class Companies:
+    """The batches of one run, and what was learnt of their axes."""
+
+    def __init__(self) -> None:
+        self._loader: TicketedLoader | None = None
+        self._axes: Axes | None = None
+        self._is_ragged = False  # Whether its batches have examples along no axis.
+
+    def of(
+        self,
+        batch: Any,
+        *,
+        num_losses: int,
+        units: Tensor | None,
+        loader: TicketedLoader | None,
+        drawn: Drawn | None,
+    ) -> Company | None:
+        """Return how to exchange the examples of *batch*; None if no way is known.
+
+        Args:
+            batch: The batch, as it was before the function ran.
+            num_losses: How many losses the function returned.
+            units: The unit of each loss, if the caller named it.
+            loader: The loader that drew the batch, if there is one.
+            drawn: What it drew.
+        """
+        for num_units, unit_of_row, unit_of_loss in _possible_units(
+            num_losses, units, drawn
+        ):
+            ways = self._ways(batch, len(unit_of_row), loader, drawn)
+            if ways:
+                return Company(
+                    num_units=num_units,
+                    unit_of_row=unit_of_row,
+                    unit_of_loss=unit_of_loss,
+                    ways=ways,
+                )
+        return None
+
+    def _ways(
+        self,
+        batch: Any,
+        num_rows: int,
+        loader: TicketedLoader | None,
+        drawn: Drawn | None,
+    ) -> list[Callable[[Sequence[int]], Any]]:
+        self._learn(loader)
+        if self._axes is not None and fits(batch, num_rows, self._axes):
+            return [partial(exchanged, batch, axes=self._axes)]
+        if not self._is_ragged:
+            return [
+                partial(exchanged, batch, axes=axes)
+                for axes in possible_axes(batch, num_rows)
+            ]
+        if loader is None or drawn is None or num_rows != len(drawn.rows):
+            return []
+        return [partial(_collated, loader, drawn.rows, devices_of(batch))]
+
+    def _learn(self, loader: TicketedLoader | None) -> None:
+        """Find out the axes of a loader's batches, the first time."""
+        if loader is self._loader:
+            return
+        self._loader, self._axes, self._is_ragged = loader, None, False
+        # A dataset and its collate_fn are the caller's, and may raise anything: then an
+        # axis is one that is as long as the batch.
+        with suppress(Exception):
+            items = _items(loader, _some_of(len(cast("Any", loader).dataset)))
+            self._axes = axes_of_loader(
+                items, cast("TicketedLoader", loader).collate_fn
+            )
+            self._is_ragged = self._axes is None
+
+
+def _possible_units(
+    num_losses: int,
+    units: Tensor | None,
+    drawn: Drawn | None,
+) -> Iterator[tuple[int, Units, Units]]:
+    """Yield how many units there may be, and those of rows and losses, counted from 0.
+
+    The likeliest comes first.
+    """
+    unit_of_row = None if drawn is None else drawn.units
+    if units is not None:
+        present, unit_of_loss = np.unique(units.cpu().numpy(), return_inverse=True)
+        unit_of_loss = unit_of_loss.ravel()
+        if unit_of_row is not None and np.array_equal(np.unique(unit_of_row), present):
+            yield len(present), np.searchsorted(present, unit_of_row), unit_of_loss
+        yield len(present), np.arange(len(present)), unit_of_loss
+    elif unit_of_row is None:
+        each = np.arange(num_losses)
+        yield num_losses, each, each
+    elif len(unit_of_row) == num_losses:
+        present, codes = np.unique(unit_of_row, return_inverse=True)
+        yield len(present), codes, codes
+
+
+def _some_of(num_rows: int) -> list[int]:
+    """Return a few rows from the first to the last."""
+    return sorted({(num_rows - 1) * i // (_NUM_ASKED - 1) for i in range(_NUM_ASKED)})
+
+
+def _items(loader: Any, rows: Sequence[int]) -> list[Any]:
+    items: list[Any] = fetch(loader.dataset, list(rows))
+    return items
+
+
+def _collated(
+    loader: TicketedLoader,
+    rows: Sequence[int],
+    devices: set[torch.device],
+    order: Sequence[int],
+) -> Any:
+    batch = loader.collate_fn(_items(loader, [rows[i] for i in order]))
+    return _moved(batch, next(iter(devices))) if devices else batch
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    parts = parts_of(batch)
+    if parts is None:
+        return batch
+    return rebuilt(batch, {k: _moved(part, device) for k, part in parts.items()})

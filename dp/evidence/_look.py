@@ -1,0 +1,282 @@
+"""One look at a loss function: evaluate it again in other company, and compare.
+
+Half of the examples give their places to copies of one of the other half, whose losses
+must stay as they were. Copies of one move a mean by as much as examples differ,
+whatever their number; a permutation would leave every symmetric statistic as it is.
+
+Shapes: ``B`` losses.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp.evidence._comparison import differ_throughout, same_losses
+from dp.evidence._looking import look
+from dp.evidence._program_state import Picture, ProgramState
+from dp.evidence._random_state import RandomState
+
+
+__all__ = ("Company", "Look", "Verdict")
+
+Verdict = Literal["alone", "mixed", "carried", "unclear", "too few"]
+"""What a look saw.
+
+``"alone"``: no loss changed with other examples. ``"mixed"``: one did. ``"carried"``:
+one changed with the examples of an earlier evaluation. ``"unclear"``: the function does
+not repeat itself, draws random numbers by what its data are, or failed. ``"too few"``:
+there was one example, and nobody to exchange.
+"""
+
+_FEWEST: Final = 2
+_ASKED_AGAIN: Final = 3
+_ALONE: Final = 4  # Examples that are evaluated alone.
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Company:
+    """A batch whose examples can be exchanged.
+
+    Attributes:
+        num_units: How many units of privacy have rows in it; they are numbered.
+        unit_of_row: The unit of each of its rows.
+        unit_of_loss: That of each loss of the function.
+        ways: Ways to make the batch that has at position i the row ``order[i]``: the
+            likeliest first, and others if the axis of the examples is uncertain.
+    """
+
+    num_units: int
+    unit_of_row: NDArray[np.int64]
+    unit_of_loss: NDArray[np.int64]
+    ways: Sequence[Callable[[Sequence[int]], Any]]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the batch has."""
+        return len(self.unit_of_row)
+
+    def halves(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield an order of rows, and which losses must not change; two times.
+
+        Each half of the units gives its places away once.
+        """
+        # From the operating system: never from generators that a look puts back.
+        keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
+        units, middle = keys.argsort(), (self.num_units + 1) // 2
+        for stays in (units[:middle], units[middle:]):
+            stays_unit = np.zeros(self.num_units, bool)
+            stays_unit[stays] = True
+            stays_row = stays_unit[self.unit_of_row]
+            donor = np.flatnonzero(self.unit_of_row == stays[0])[0]
+            order = np.where(stays_row, np.arange(self.num_rows), donor)
+            yield order.tolist(), torch.from_numpy(stays_unit[self.unit_of_loss])
+
+
+@final
+class Look:
+    """The evaluations of one function from one state, inside of its excursion.
+
+    Args:
+        function: The loss function.
+        company: Its batch.
+        state: The program as it was before *function* ran.
+        after: The picture of it, and its generators, after that.
+        losses: What it returned; None if it is to be evaluated from *state* first.
+        in_step: Make as many evaluations whatever is seen, so that collectives of
+            several ranks meet.
+        silenced: Called for contexts to evaluate it in.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Tensor],
+        company: Company,
+        state: ProgramState,
+        after: tuple[Picture, RandomState],
+        losses: Tensor | None = None,
+        *,
+        in_step: bool = False,
+        silenced: Sequence[Callable[[], AbstractContextManager[None]]] = (),
+    ) -> None:
+        self._function = function
+        self._company = company
+        self._state = state
+        self._in_step = in_step
+        self._silenced = silenced
+        self._whole = list(range(company.num_rows))
+        self._left: Picture = []  # By the last evaluation.
+        self._unchanged: Tensor | None = None
+        self.written: list[str] = []
+        """Buffers that were seen to hold data of the batch."""
+        self._after, self._draws = after
+        if losses is None:
+            losses = self._unchanged = self._again(self._whole)
+            self._after, self._draws = self._left, state.random.now()
+        self._losses = losses.detach().flatten()
+
+    def verdict(self, *, both_halves: bool) -> Verdict:
+        """Return what becomes of the losses when other examples are exchanged.
+
+        Args:
+            both_halves: Exchange the other half of the examples too, which finds what
+                depends on one single example.
+        """
+        if self._in_step:
+            self._unchanged = self._again(self._whole)
+        if self._company.num_units < _FEWEST:
+            for _ in range(self._in_step * (1 + both_halves)):
+                self._again(self._whole)
+            return "too few"
+        verdicts = [
+            self._of_exchange(order, stays.to(self._losses.device))
+            for order, stays in islice(self._company.halves(), 1 + both_halves)
+        ]
+        return max(verdicts, key=_SEVERITY.index)
+
+    def _of_exchange(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
+        exchanged_B, left = self._again(order), self._left
+        differences = self._state.differing(self._after, left)
+        self.written = differences.buffers
+        if not same_losses(self._losses, exchanged_B, stays_B):
+            return self._cause(order, exchanged_B, stays_B)
+        if differences.anywhere and not self._in_step:
+            return self._if_carried(left)
+        return "alone"
+
+    def _cause(
+        self, order: Sequence[int], exchanged_B: Tensor, stays_B: Tensor
+    ) -> Verdict:
+        """Return why losses that should stay did not; other causes are likelier."""
+        same_draws = self._state.random.now().equals(self._draws)
+        if self._unchanged is None:
+            self._unchanged = self._again(self._whole)
+        unchanged_B = self._unchanged
+        if same_losses(unchanged_B, exchanged_B, stays_B):
+            return "alone"  # Autograd, off in both, makes the difference.
+        if self._in_step:
+            repeats = same_losses(unchanged_B, self._losses)
+            return "mixed" if repeats and same_draws else "unclear"
+        if not self._repeats(unchanged_B, order, exchanged_B) or not same_draws:
+            return "unclear"
+        if any(
+            same_losses(unchanged_B, self._again(order, way), stays_B)
+            for way in self._company.ways[1:]
+        ):
+            return "alone"  # The first axis was not the examples'.
+        return "mixed" if self._draws_as_many() else "unclear"
+
+    def _repeats(
+        self, unchanged_B: Tensor, order: Sequence[int], exchanged_B: Tensor
+    ) -> bool:
+        """Whether the same evaluations give the same losses.
+
+        A counter out of reach may have moved on between two evaluations.
+        """
+        return (
+            same_losses(unchanged_B, self._losses)
+            or same_losses(unchanged_B, self._again(self._whole))
+        ) and same_losses(exchanged_B, self._again(order))
+
+    def _draws_as_many(self) -> bool:
+        """Whether the number of random draws does not depend on the data.
+
+        Draws by rejection can shift and still end in the same state: ask repeatedly.
+        """
+        for _ in range(_ASKED_AGAIN):
+            order, _stays = next(self._company.halves())
+            self._again(order)
+            if not self._state.random.now().equals(self._draws):
+                return False
+        return True
+
+    def _if_carried(self, left: Picture) -> Verdict:
+        """Compare the losses of the batch after itself with those after another."""
+        own_B = self._again(self._whole, picture=self._after)
+        other_B = self._again(self._whole, picture=left)
+        if same_losses(own_B, other_B):
+            return "alone"
+        again_B = self._again(self._whole, picture=self._after)
+        return "carried" if same_losses(own_B, again_B) else "unclear"
+
+    def depends_on_size(self) -> bool | None:
+        """Whether every loss is another one alone, or in a smaller batch.
+
+        Returns:
+            None if that cannot be compared.
+        """
+        company, reach = self._company, self._state.reach
+        rows_are_losses = np.array_equal(company.unit_of_row, company.unit_of_loss)
+        is_certain = rows_are_losses and len(company.ways) == 1
+        if not is_certain or reach.is_compiled or self._in_step:
+            return None
+        try:
+            for evaluate in (False, True):
+                whole_B = self._again(self._whole, evaluate=evaluate)
+                # Another size would draw other numbers.
+                if self._state.random.now().equals(self._state.random):
+                    return self._differs_in_size(whole_B, evaluate=evaluate)
+        except Exception:  # noqa: BLE001 -- a model need not take one example
+            return None
+        return None
+
+    def _differs_in_size(self, whole_B: Tensor, *, evaluate: bool) -> bool:
+        few = self._whole[:: max(1, len(self._whole) // _ALONE)][:_ALONE]
+        alone_B = torch.cat([self._again([row], evaluate=evaluate) for row in few])
+        half = self._whole[: (len(self._whole) + 1) // 2]
+        half_B = self._again(half, evaluate=evaluate)
+        return differ_throughout(whole_B[few], alone_B) or (
+            differ_throughout(whole_B[half], half_B)
+        )
+
+    def _again(
+        self,
+        order: Sequence[int],
+        way: Callable[[Sequence[int]], Any] | None = None,
+        *,
+        picture: Picture | None = None,
+        evaluate: bool = False,
+    ) -> Tensor:
+        """Return the losses of rows in *order*, from *picture* or the first state."""
+        batch = (way or self._company.ways[0])(order)
+        self._state.rewind(picture)
+        if evaluate:
+            for module in self._state.reach.modules:
+                module.training = False
+        with _apart(self._silenced):
+            losses = self._function(batch)
+        self._left = self._state.picture()
+        return losses.detach().flatten()
+
+
+_SEVERITY: Final[tuple[Verdict, ...]] = (
+    "alone",
+    "too few",
+    "unclear",
+    "carried",
+    "mixed",
+)
+
+
+@contextmanager
+def _apart(
+    silenced: Sequence[Callable[[], AbstractContextManager[None]]],
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for silence in silenced:
+            stack.enter_context(silence())
+        stack.enter_context(look())
+        stack.enter_context(torch.no_grad())
+        # A weight that is cast under no_grad would stay cached, without its gradient.
+        was_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        stack.callback(torch.set_autocast_cache_enabled, was_enabled)
+        yield

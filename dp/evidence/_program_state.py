@@ -1,0 +1,249 @@
+"""What a loss function may change, and how to put it back.
+
+A picture is taken before the function runs for real. Later the function runs again
+from that picture, on stand-ins for tensors: autograd saved the buffers of the real
+pass, and writing to these would break its backward pass.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CellType
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from dp.evidence._random_state import RandomState
+from dp.evidence._reach import reach_of
+
+
+__all__ = ("Differences", "Picture", "ProgramState")
+
+_MISSING: Final = object()
+_COMPARED: Final = (bool, int, float, complex, str, bytes, set, type(None))
+_CONTAINERS: Final = (list, dict, set, deque)
+_LARGEST: Final = 1 << 24  # Bytes of a tensor outside of modules: more may be the data.
+_LONGEST: Final = 100_000  # Entries of a container.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What stood in a place.
+
+    Attributes:
+        value: The object.
+        copy: What was in it: of a container, and of a tensor if it was asked for.
+        is_state: Whether it is a tensor that the function may write to.
+    """
+
+    value: Any
+    copy: Any = None
+    is_state: bool = False
+
+    @classmethod
+    def of(cls, value: Any, *, most: float, in_full: bool) -> "_Kept":
+        if isinstance(value, Tensor):
+            is_state = _is_state(value, most)
+            return cls(value, value.clone() if is_state and in_full else None, is_state)
+        if type(value) in _CONTAINERS and len(value) <= _LONGEST:
+            return cls(value, value.copy())
+        return cls(value)
+
+    def stand_in(self) -> Any:
+        """Return what stands for it while the function runs again."""
+        if self.is_state:
+            return (self.value if self.copy is None else self.copy).clone()
+        return self.refilled()
+
+    def refilled(self) -> Any:
+        """Return the object itself, a container with what was in it."""
+        if self.copy is not None and not self.is_state:
+            _refill(self.value, self.copy)
+        return self.value
+
+
+Picture = list[dict[Any, _Kept]]
+"""For every place, what stood there by name."""
+
+
+@final
+class ProgramState:
+    """The places where a function may keep something, as they were before it ran.
+
+    Args:
+        function: The function.
+        devices: Accelerators that hold its batch.
+        numpys: Whether it may draw from numpy's own generator.
+
+    Attributes:
+        before: What stood there.
+        reach: The places, and everything else that the function names.
+        random: The generators that it may draw from, before it ran.
+    """
+
+    __slots__ = ("before", "random", "reach")
+
+    def __init__(
+        self,
+        function: Any,
+        devices: Iterable[torch.device] = (),
+        *,
+        numpys: bool = True,
+    ) -> None:
+        self.reach = reach_of(function)
+        self.random = RandomState(
+            self.reach.generators,
+            sorted({*self.reach.devices, *devices}, key=str),
+            numpys=numpys,
+        )
+        self.before = self.picture(in_full=True)
+
+    def picture(self, *, in_full: bool = False) -> Picture:
+        """Return what stands in every place now.
+
+        Args:
+            in_full: With copies of tensors, which the function may write to.
+        """
+        taken: Picture = []
+        for place in self.reach.places:
+            most = math.inf if place.holds_buffers else _LARGEST
+            names = place.current_names()
+            taken.append(
+                {
+                    n: _Kept.of(place.namespace[n], most=most, in_full=in_full)
+                    for n in names
+                }
+            )
+        cells = dict(enumerate(map(_contents, self.reach.cells)))
+        taken.append(
+            {i: _Kept.of(v, most=_LARGEST, in_full=in_full) for i, v in cells.items()}
+        )
+        return taken
+
+    @contextmanager
+    def excursion(self) -> Iterator[tuple[Picture, RandomState]]:
+        """Undo at its end whatever a block does to the places and generators.
+
+        The block gets what they are when it begins.
+        """
+        now, random_now = self.picture(), self.random.now()
+        try:
+            yield now, random_now
+        finally:
+            self._install(now, stand_ins=False)
+            random_now.restore()
+
+    def rewind(self, picture: Picture | None = None) -> None:
+        """Go back to *picture*, or to :attr:`before`; the generators go there anyway."""
+        self._install(self.before if picture is None else picture, stand_ins=True)
+        self.random.restore()
+
+    def _install(self, picture: Picture, *, stand_ins: bool) -> None:
+        *rows, cells = picture
+        for place, row in zip(self.reach.places, rows, strict=True):
+            for name in place.current_names():
+                if name not in row:
+                    del place.namespace[name]  # It was made since.
+            for name, kept in row.items():
+                value = kept.stand_in() if stand_ins else kept.refilled()
+                if place.namespace.get(name, _MISSING) is not value:
+                    place.namespace[name] = value
+        for index, kept in cells.items():
+            value = kept.stand_in() if stand_ins else kept.refilled()
+            _put(value, self.reach.cells[index])
+
+    def differing(self, left: Picture, right: Picture) -> "Differences":
+        """Return the places where two pictures hold other numbers."""
+        places = [*self.reach.places, None]
+        names = [
+            (place, f"{place.owner}.{name}" if place else f"variable {name}")
+            for place, one, other in zip(places, left, right, strict=True)
+            for name in one.keys() | other.keys()
+            if name not in one or name not in other or _differ(one[name], other[name])
+        ]
+        buffers = sorted(name for place, name in names if place and place.holds_buffers)
+        return Differences(bool(names), buffers)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Where two pictures differ: anywhere at all, and in which buffers."""
+
+    anywhere: bool
+    buffers: list[str]
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # The variable was deleted.
+        return _MISSING
+
+
+def _put(value: Any, cell: CellType) -> None:
+    if _contents(cell) is value:
+        return
+    if value is _MISSING:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = value
+
+
+def _differ(left: _Kept, right: _Kept) -> bool:
+    if type(left.value) in _CONTAINERS and type(right.value) in _CONTAINERS:
+        return _unlike(left.copy, right.copy)
+    return _unlike(left.value, right.value)
+
+
+def _unlike(left: Any, right: Any) -> bool:
+    """Whether two values are seen to differ; objects that cannot be compared are not."""
+    if left is right:
+        return False
+    if type(left) is not type(right):
+        return True
+    if isinstance(left, Tensor):
+        kinds = [(t.shape, t.dtype, t.device, t.layout) for t in (left, right)]
+        return kinds[0] != kinds[1] or not torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() != right.keys() or any(
+            _unlike(value, right[key]) for key, value in left.items()
+        )
+    if isinstance(left, list | tuple | deque):
+        return len(left) != len(right) or any(map(_unlike, left, right))
+    return isinstance(left, _COMPARED) and bool(left != right)
+
+
+def _is_state(tensor: Tensor, most: float) -> bool:
+    """Whether a tensor of at most *most* bytes is neither a weight nor a result."""
+    is_plain = tensor.layout == torch.strided and tensor.grad_fn is None
+    return is_plain and not tensor.requires_grad and tensor.nbytes <= most
+
+
+def _refill(container: Any, content: Any) -> None:
+    if len(container) == len(content) and all(
+        map(_is_same, _entries(container), _entries(content))
+    ):
+        return
+    container.clear()
+    if isinstance(container, list | deque):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _entries(container: Any) -> Iterator[Any]:
+    if isinstance(container, dict):
+        for key, value in container.items():
+            yield key
+            yield value
+    else:
+        yield from container
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    return left is right

@@ -1,0 +1,218 @@
+"""What a function names: modules, generators, and places where it may keep something.
+
+Functions keep state in closures, in globals, in the attributes of the object that a
+method belongs to, and in modules. What lies further away (files, loggers, trackers,
+attributes of classes) is not found.
+"""
+
+import functools
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from dp.evidence._random_state import GENERATORS
+
+
+__all__ = ("Place", "Reach", "reach_of")
+
+_DEEPEST: Final = 4  # Objects inside of objects.
+_LONGEST: Final = 64  # Entries of a container that are looked into.
+_MOST: Final = 5_000  # Objects altogether.
+# What torch keeps in every module. `training` is state like any attribute.
+_TORCHS_OWN: Final = frozenset(vars(nn.Module())) - {"training"}
+# Objects of these are not the program's own, or are large and no state of a loss.
+_NOT_LOOKED_INTO: Final = frozenset(
+    [
+        "torch",
+        "numpy",
+        "builtins",
+        "logging",
+        "threading",
+        "functools",
+        "typing",
+        "abc",
+        "multiprocessing",
+        "asyncio",
+        "importlib",
+        "weakref",
+        "_thread",
+        "io",
+    ]
+)
+# Not state of a loss, or the data themselves.
+_NEVER: Final = (Tensor, Optimizer, Dataset, DataLoader, types.ModuleType, type)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A dictionary of names, in which a function may keep something.
+
+    Attributes:
+        owner: What has these names, in words.
+        namespace: The dictionary.
+        names: Which of its names count; None for all.
+        holds_buffers: Whether its tensors are a module's buffers.
+    """
+
+    owner: str
+    namespace: dict[str, Any]
+    names: frozenset[str] | None = None
+    holds_buffers: bool = False
+
+    def current_names(self) -> list[str]:
+        """Return the names that count and exist."""
+        names = self.namespace if self.names is None else self.names
+        return [n for n in names if n in self.namespace and n not in _TORCHS_OWN]
+
+
+@final
+@dataclass(slots=True)
+class Reach:
+    """What a function names, each thing once.
+
+    Attributes:
+        modules: Every module, those inside of others included.
+        generators: Random number generators of the program's own.
+        places: Attributes of objects, buffers of modules, and globals.
+        cells: The variables of closures.
+        devices: The accelerators that hold parameters or buffers.
+    """
+
+    modules: list[nn.Module] = field(default_factory=list)
+    generators: list[Any] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    cells: list[types.CellType] = field(default_factory=list)
+    devices: set[torch.device] = field(default_factory=set)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a module is compiled: another size of batch may compile it anew."""
+        return any(
+            hasattr(module, "_orig_mod") or module._compiled_call_impl is not None  # noqa: SLF001 -- torch has no public name for it
+            for module in self.modules
+        )
+
+
+def reach_of(function: Any) -> Reach:
+    """Return what *function* names, directly or by functions and objects that it names."""
+    reach = Reach()
+    seen: set[int] = set()
+    queue: deque[tuple[Any, int]] = deque([(function, 0)])
+    while queue and len(seen) < _MOST:
+        item, depth = queue.popleft()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if depth <= _DEEPEST:
+            queue.extend((inner, depth + 1) for inner in _inside(item, reach))
+    return reach
+
+
+def _inside(item: Any, reach: Reach) -> Iterable[Any]:
+    """Note what *item* is in *reach*, and return what it refers to."""
+    if isinstance(item, _NEVER):
+        return ()
+    for kinds, read in _READERS:
+        if isinstance(item, kinds):
+            return read(item, reach)
+    return _of_object(item, reach) if _is_of_program(item) else ()
+
+
+def _of_module(root: nn.Module, reach: Reach) -> Iterator[Any]:
+    known = set(map(id, reach.modules))
+    for module in root.modules():
+        if id(module) in known:
+            continue
+        reach.modules.append(module)
+        kind = type(module).__name__
+        reach.places.append(Place(kind, vars(module)))
+        buffers, parameters = module._buffers, module._parameters  # noqa: SLF001 -- torch has no public tables
+        if buffers:
+            reach.places.append(Place(kind, buffers, holds_buffers=True))
+        for tensor in (*buffers.values(), *parameters.values()):
+            if tensor is not None and tensor.device.type not in ("cpu", "meta"):
+                reach.devices.add(tensor.device)
+        yield from (v for k, v in vars(module).items() if k not in _TORCHS_OWN)
+        yield from module._forward_pre_hooks.values()  # noqa: SLF001
+        yield from module._forward_hooks.values()  # noqa: SLF001
+
+
+def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
+    compiled = getattr(function, "_torchdynamo_orig_callable", None)
+    if compiled is not None:
+        yield compiled
+        return
+    if _is_library(function.__module__):
+        return
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # Not assigned yet.
+            continue
+        reach.cells.append(cell)
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    known = function.__globals__
+    names = frozenset(name for name in _names(function.__code__) if name in known)
+    if names:
+        reach.places.append(Place(str(known.get("__name__")), known, names))
+    for name in names:
+        yield known[name]
+
+
+def _of_generator(generator: Any, reach: Reach) -> Iterable[Any]:
+    reach.generators.append(generator)
+    return ()
+
+
+def _of_container(container: Any, _reach: Reach) -> Iterable[Any]:
+    if len(container) > _LONGEST:
+        return ()
+    return list(container.values() if isinstance(container, dict) else container)
+
+
+def _of_method(method: types.MethodType, _reach: Reach) -> Iterable[Any]:
+    return method.__func__, method.__self__
+
+
+def _of_partial(partial: functools.partial[Any], _reach: Reach) -> Iterable[Any]:
+    return partial.func, *partial.args, *partial.keywords.values()
+
+
+def _of_object(item: Any, reach: Reach) -> Iterable[Any]:
+    reach.places.append(Place(type(item).__name__, vars(item)))
+    call = [type(item).__call__] if callable(item) else []
+    return call + list(vars(item).values())
+
+
+_READERS: Final[tuple[tuple[Any, Callable[[Any, Reach], Iterable[Any]]], ...]] = (
+    (GENERATORS, _of_generator),
+    (nn.Module, _of_module),
+    (types.FunctionType, _of_function),
+    (types.MethodType, _of_method),
+    (functools.partial, _of_partial),
+    ((list, tuple, set, frozenset, deque, dict), _of_container),
+)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:  # Functions inside of it.
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _is_of_program(item: Any) -> bool:
+    return hasattr(item, "__dict__") and not _is_library(type(item).__module__)
+
+
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _NOT_LOOKED_INTO

@@ -1,0 +1,392 @@
+"""Evaluate the loss functions of one run, and look at them now and then.
+
+Three kinds of steps are looked at: the first, those that a schedule makes due, and
+those whose losses surprise. What happens at every other step is a call of the function,
+a few comparisons and one pass over the losses.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, final
+
+from torch import Tensor
+
+from dp._ranks import rank_and_size
+from dp.evidence._checked_models import checked_on
+from dp.evidence._company import Companies, Drawn
+from dp.evidence._exchange import copied, devices_of
+from dp.evidence._look import Look, Verdict
+from dp.evidence._program_state import ProgramState
+from dp.evidence._random_state import numpys_position
+from dp.evidence._record import Evidence, longest
+from dp.evidence._schedule import is_due, picks_call
+from dp.evidence._surprise import Surprises, spread_of
+from dp.exceptions import EvidenceWarning, SampleMixingError
+from dp.sampling import TicketedLoader
+
+
+__all__ = ("NO_BATCH", "LossFunction", "Watch")
+
+NO_BATCH: Final = object()
+"""Stands for the batch where losses were finished before."""
+
+LossFunction = Callable[[Any], Tensor]
+_Form = Literal["function", "losses"]
+_NOTHING: Final = Evidence()
+_MOST_TRIES: Final = 3  # Of comparing other sizes of batch.
+
+_FINISHED: Final = (
+    "the losses came finished, so what they were computed from cannot be seen: a"
+    " statistic of the batch, a BatchNorm in train() or an .item() in them would make"
+    " epsilon too low. Pass the function and its batch instead, as in"
+    " optimizer.backward(loss_fn, batch), or run dp.check on this model before"
+)
+_UNCLEAR: Final = (
+    "whether one example's loss depends on another could not be seen: evaluated again"
+    " on the same batch, the loss function returns other losses, draws random numbers"
+    " by what its data are, or fails. Let it draw from generators that it names, and"
+    " keep what it counts in its modules; or run dp.check on a copy that repeats itself"
+)
+_NO_AXIS: Final = (
+    "whether one example's loss depends on another could not be seen: no part of the"
+    " batch has an axis as long as its losses, and no loader can collate it anew. Pass"
+    " the batch that the loader yielded, or run dp.check(..., take=...) on this model"
+)
+_MIXED: Final = (
+    "the loss of an example changed when other examples of its batch were replaced by"
+    " copies of another. Something in the loss function is computed from the whole"
+    " batch, if without a gradient: BatchNorm in train(), a mean, a largest value, a"
+    " rank or a count of the batch, an .item() of it, or mixup. Compute each example's"
+    " loss from that example alone"
+)
+_CARRIED: Final = (
+    "the loss of an example changed with the examples of the batch before it. A buffer,"
+    " an attribute or a variable of the loss function carries private data from one"
+    " batch to the next, as a running mean does. Keep no state of the data"
+)
+_SIZES: Final = (
+    "the losses of all examples changed when there were fewer of them in the batch."
+    " Something in the loss function depends on how many there are: divide no loss by a"
+    " size or a count of the batch"
+)
+
+
+@final
+class Watch:
+    """What one run's losses showed.
+
+    Args:
+        records: The evidence so far, by the segment of the ledger.
+
+    Attributes:
+        silenced: Called at every second evaluation for a context to run it in, such as
+            one in which a framework logs nothing.
+    """
+
+    def __init__(self, records: Mapping[str, Evidence] | None = None) -> None:
+        self.silenced: list[Callable[[], AbstractContextManager[None]]] = []
+        self._records = dict(records or {})
+        self._companies = Companies()
+        self._surprises = Surprises()
+        self._told: set[str] = set()
+        self._checked: str | None = None
+        self._tries_left = _MOST_TRIES  # 0 once other sizes were compared.
+        self._numpys = True  # Whether the function drew from numpy's generator.
+        self._owes_look = False
+        # Of the step at hand:
+        self._segment, self._number = "", -1  # Where it will be charged.
+        self._is_due = False
+        self._num_calls = 0
+        self._form: _Form | None = None
+        # Of steps before it:
+        self._last_form: _Form | None = None
+        self._num_undecided = 0  # Steps without losses, before the first that had any.
+        self._unread: _Evaluated | None = None
+
+    @property
+    def records(self) -> Mapping[str, Evidence]:
+        """The evidence by the segment of the ledger."""
+        return dict(self._records)
+
+    def losses(
+        self,
+        function: LossFunction,
+        batch: Any,
+        *,
+        segment: str,
+        units: Tensor | None = None,
+        loader: TicketedLoader | None = None,
+    ) -> Tensor:
+        """Return ``function(batch)``, and look at it if it is time.
+
+        Args:
+            function: Returns the losses of a batch, with their graph.
+            batch: The batch.
+            segment: The segment of the ledger that the step will be charged to.
+            units: The unit of each loss, if the caller names it.
+            loader: The loader that drew the batch, if there is one.
+
+        Raises:
+            SampleMixingError: If one example's loss depends on another example.
+            TypeError: If *function* does not return a tensor.
+        """
+        step = self._begin(segment)
+        if self._unread is not None:
+            self._read_late(self._unread)
+        self._num_calls += 1
+        self._form = self._form or "function"
+        is_due = self._is_due and picks_call(segment, step, self._num_calls)
+        if not is_due and not self._owes_look:
+            losses = _called(function, batch)
+            if rank_and_size()[1] == 1:  # Ranks look together; a surprise is one's own.
+                self._read(function, batch, losses, units, loader)
+            return losses
+        return self._looked_at(function, batch, segment, units, loader)
+
+    def finished(self, parameters: Iterable[Tensor], *, segment: str) -> None:
+        """Note that losses came finished; warn once if nothing is known of them.
+
+        Args:
+            parameters: What is trained.
+            segment: The segment of the ledger that the step will be charged to.
+        """
+        self._begin(segment)
+        self._form = "losses"
+        if "finished" not in self._told:
+            self._checked = checked_on(parameters)
+            if self._checked is None:
+                self._tell("finished", _FINISHED)
+            self._told.add("finished")
+
+    def released(self, segment: str) -> None:
+        """Note that the step at hand was charged to *segment*."""
+        step = self._begin(segment)
+        self._last_form = self._form = self._form or self._last_form
+        self._num_undecided += 1
+        known = self._records.get(segment, _NOTHING)
+        evaluated, looks = known.evaluated, known.looks
+        # That a draw was empty, and so had no losses, is private: such a step counts
+        # as the others do.
+        if self._form == "function":
+            first = step + 1 - self._num_undecided
+            evaluated += self._num_undecided
+            looks += sum(is_due(segment, number) for number in range(first, step + 1))
+        if self._form is not None:
+            self._num_undecided = 0
+        self._records[segment] = Evidence(
+            steps=known.steps + 1,
+            evaluated=evaluated,
+            looks=looks,
+            other_sizes=known.other_sizes,
+            inconclusive=known.inconclusive,
+            checked=self._checked if known.checked is None else known.checked,
+        )
+
+    def load(self, records: Mapping[str, Evidence]) -> None:
+        """Add what another state of the run knows."""
+        for segment, record in records.items():
+            self._records[segment] = longest(self._records.get(segment), record)
+
+    def _begin(self, segment: str) -> int:
+        """Return the number of the step at hand; forget the one before."""
+        number = self._records.get(segment, _NOTHING).steps
+        if number != self._number or segment != self._segment:
+            self._segment, self._number = segment, number
+            self._is_due = is_due(segment, number)
+            self._num_calls, self._form = 0, None
+        return number
+
+    def _read(
+        self,
+        function: LossFunction,
+        batch: Any,
+        losses: Tensor,
+        units: Tensor | None,
+        loader: TicketedLoader | None,
+    ) -> None:
+        """Look at a batch that was not due if its losses surprise."""
+        if not _is_at_hand(losses):  # Read in the next step, when they are there.
+            self._unread = _Evaluated.now(function, batch, losses, units, loader)
+        elif self._surprises.admits(spread_of(losses), self._number):
+            self._look_from_here(_Evaluated.now(function, batch, losses, units, loader))
+
+    def _read_late(self, evaluated: "_Evaluated") -> None:
+        self._unread = None
+        if self._surprises.admits(spread_of(evaluated.losses.cpu()), self._number):
+            self._look_from_here(evaluated)
+
+    def _looked_at(
+        self,
+        function: LossFunction,
+        batch: Any,
+        segment: str,
+        units: Tensor | None,
+        loader: TicketedLoader | None,
+    ) -> Tensor:
+        """Return ``function(batch)``, and look at it."""
+        state = ProgramState(function, devices_of(batch), numpys=self._numpys)
+        position = numpys_position()
+        before: Any = NO_BATCH
+        with suppress(Exception):  # Of the caller's own types, which may refuse it.
+            before = copied(batch)
+        losses = _called(function, batch)
+        if _is_at_hand(losses):
+            self._surprises.breaks_record(spread_of(losses))
+        draws_from_numpy = numpys_position() != position
+        # Its state was not put aside, since it never drew from it: the next call is
+        # looked at in place of this one.
+        self._owes_look = draws_from_numpy and not self._numpys
+        self._numpys = draws_from_numpy
+        if not self._owes_look:
+            evaluated = _Evaluated.now(function, before, losses, units, loader)
+            self._look(evaluated, state, segment)
+        return losses
+
+    def _look_from_here(self, evaluated: "_Evaluated") -> None:
+        """Look at a batch of which nothing was put aside before: evaluate it twice."""
+        state = ProgramState(evaluated.function, devices_of(evaluated.batch))
+        self._look(evaluated, state, None)
+
+    def _look(
+        self, evaluated: "_Evaluated", state: ProgramState, segment: str | None
+    ) -> None:
+        """Look at losses; *segment* is None if they surprised, and were not due."""
+        losses, num_ranks = evaluated.losses, rank_and_size()[1]
+        if losses.dim() != 1 and evaluated.units is None:
+            return  # It will be refused.
+        if losses.numel() == 0 and num_ranks == 1:
+            return
+        company = None
+        if evaluated.batch is not NO_BATCH:
+            company = self._companies.of(
+                evaluated.batch,
+                num_losses=losses.numel(),
+                units=evaluated.units,
+                loader=evaluated.loader,
+                drawn=evaluated.drawn,
+            )
+        if company is None:
+            self._record(inconclusive=True)
+            self._tell("axis", _NO_AXIS)
+            return
+        written: list[str] = []
+        depends: bool | None = None
+        try:
+            with state.excursion() as after:
+                look = Look(
+                    evaluated.function,
+                    company,
+                    state,
+                    after,
+                    None if segment is None else losses,
+                    in_step=num_ranks > 1,
+                    silenced=self.silenced,
+                )
+                both_halves = segment is None or self._number == 0
+                verdict = look.verdict(both_halves=both_halves)
+                if verdict == "alone" and self._tries_left and segment is not None:
+                    depends = look.depends_on_size()
+                    self._tries_left = self._tries_left - 1 if depends is None else 0
+        except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
+            verdict = "unclear"
+        else:
+            written = look.written
+        self._act(verdict, depends_on_size=depends)
+        self._tell_of_buffers(written)
+
+    def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
+        if depends_on_size:
+            raise _mixing(_SIZES)
+        if depends_on_size is not None:
+            self._record(other_sizes=True)
+        if verdict == "unclear":
+            self._record(inconclusive=True)
+            self._tell("unclear", _UNCLEAR)
+        elif verdict in ("mixed", "carried"):
+            raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)
+
+    def _record(self, *, other_sizes: bool = False, inconclusive: bool = False) -> None:
+        known = self._records.get(self._segment, _NOTHING)
+        self._records[self._segment] = replace(
+            known,
+            other_sizes=known.other_sizes or other_sizes,
+            inconclusive=known.inconclusive or inconclusive,
+        )
+
+    def _tell_of_buffers(self, names: list[str]) -> None:
+        if names:
+            self._tell(
+                "buffers",
+                f"the forward pass writes private data into {', '.join(names)}: they are"
+                " saved with the model, and get no noise. Call eval() on the modules"
+                " that keep statistics, or use ones that keep none",
+            )
+
+    def _tell(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(text, EvidenceWarning, stacklevel=_callers_level())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy starts a segment of its own, and so looks at its first steps.
+        return Watch, (self._records,)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """A function, its batch, and the losses that it returned."""
+
+    function: LossFunction
+    batch: Any
+    losses: Tensor
+    units: Tensor | None
+    loader: TicketedLoader | None
+    drawn: Drawn | None
+
+    @classmethod
+    def now(
+        cls,
+        function: LossFunction,
+        batch: Any,
+        losses: Tensor,
+        units: Tensor | None,
+        loader: TicketedLoader | None,
+    ) -> "_Evaluated":
+        """Return it with what the loader says now of the batch at hand."""
+        return cls(function, batch, losses.detach(), units, loader, Drawn.by(loader))
+
+
+def _is_at_hand(losses: Tensor) -> bool:
+    """Whether reading losses does not wait for an accelerator."""
+    return losses.device.type == "cpu"
+
+
+def _called(function: LossFunction, batch: Any) -> Tensor:
+    losses: object = function(batch)
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            "the loss function must return a tensor with one loss an example, got a"
+            f" {type(losses).__name__}"
+        )
+    return losses
+
+
+def _mixing(text: str) -> SampleMixingError:
+    error = SampleMixingError(text)
+    error.began_earlier = True  # It was not looked for at every step.
+    return error
+
+
+def _callers_level() -> int:
+    """Return the level of the line that called this package, for the one who warns."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None:
+        root, _, _ = str(frame.f_globals.get("__name__")).partition(".")
+        if root not in ("dp", "torch"):
+            break
+        frame, level = frame.f_back, level + 1
+    return level

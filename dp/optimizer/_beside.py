@@ -1,0 +1,83 @@
+"""What of a batch may leave beside the gradients, as far as an optimizer can see.
+
+Weights that another optimizer trains on the same losses, and weights that a forward pass
+writes to, get no noise. Neither is refused, for both have harmless forms: a body that
+was left trainable and is trained by nobody, weights that are clamped after a step. Each
+is told once, and named in the certificate.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from torch import Tensor, nn
+
+from dp._mechanism.beside import Beside
+from dp.ledger import Ledger
+
+
+__all__ = ("look_beside", "sentences")
+
+_OTHERS: Final = (
+    "Parameters that take part in the losses and are in no group of this optimizer were"
+    " trained by nobody, or by an optimizer whose cost is added to this."
+)
+_WRITTEN: Final = (
+    "Parameters that were written to between steps were so without private data."
+)
+
+
+def look_beside(
+    beside: Beside,
+    losses: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    owned: Sequence[Tensor],
+    ledger_of: Callable[[Tensor], Ledger | None],
+    ledger: Ledger,
+) -> None:
+    """Warn, once each, of weights that may learn without noise.
+
+    Args:
+        beside: What was seen before.
+        losses: The losses of a batch, with their graph.
+        parameters: What the optimizer trains.
+        owned: What is in its groups, also what is frozen.
+        ledger_of: Returns the ledger of the private optimizer of a parameter, if any.
+        ledger: The ledger of this optimizer.
+    """
+    if beside.was_written(parameters):
+        warnings.warn(
+            "a private parameter was written to between step and backward by something"
+            " other than its optimizer. If the forward pass did, as Embedding(max_norm="
+            "...) does, what it wrote tells of the examples of the batch and has no"
+            " noise: bound the rows where they are used instead. Weights that follow"
+            " from released ones, as by a clamp after step, are fine",
+            stacklevel=5,
+        )
+    ours = {id(parameter) for parameter in owned}
+    others = [
+        leaf
+        for leaf in beside.leaves(losses)
+        if isinstance(leaf, nn.Parameter)
+        and id(leaf) not in ours
+        and ledger_of(leaf) is not ledger
+    ]
+    if others and not beside.has_others:
+        beside.has_others = True
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # noqa: PLR2004
+        warnings.warn(
+            f"parameters of shape {shapes}{more} take part in the losses and are in no"
+            " group of this private optimizer. If another optimizer trains them on"
+            " private data, its cost is not in this ledger: put them into one optimizer,"
+            " or share the ledger of a private one (continue_from=). If nothing trains"
+            " them, call requires_grad_(False) on them",
+            stacklevel=5,
+        )
+
+
+def sentences(beside: Beside) -> tuple[str, ...]:
+    """Return what a certificate has to assume of what was seen."""
+    seen = ((_OTHERS, beside.has_others), (_WRITTEN, beside.has_writes))
+    return tuple(sentence for sentence, is_seen in seen if is_seen)

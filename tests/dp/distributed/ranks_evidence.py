@@ -1,0 +1,47 @@
+"""Loss functions that several ranks evaluate again, together."""
+
+from ranks_training import dataset_of, losses_of, run_of, weights_of
+from torch import distributed
+
+import dp
+from dp.evidence import looking
+
+
+def train(kind="plain", *, num_steps=6, mixes=False, num_parts=1, **plan):
+    """Train by a function; return weights, examples, evidence, and steps looked at."""
+    model, optimizer, loader = run_of(kind, dataset=dataset_of(), **plan)
+    drawn, steps = [], []
+
+    class Log:
+        looked_at = steps
+
+    def loss_fn(batch):
+        if looking():
+            Log.looked_at.append(optimizer.ledger.steps)
+        losses = losses_of(model, batch)
+        return losses / losses.mean().item() if mixes and len(losses) else losses
+
+    for batch, _ in zip(loader, range(num_steps), strict=False):
+        drawn.append(batch[2].tolist())
+        for part in zip(*(t.tensor_split(num_parts) for t in batch), strict=True):
+            optimizer.backward(loss_fn, list(part))
+        optimizer.step()
+    (record,) = optimizer.certificate().runs[0].evidence.values()
+    return {
+        "weights": weights_of(model),
+        "drawn": drawn,
+        "record": record.to_dict(),
+        "looked_at": steps,
+        "segment": optimizer.ledger.segment,
+    }
+
+
+def mixed(kind="plain"):
+    """What a rank says of a loss that uses its batch; every rank draws all it has."""
+    try:
+        train(kind, num_steps=1, mixes=True, q=1.0)
+    except dp.SampleMixingError as error:
+        return str(error)
+    finally:
+        distributed.barrier()
+    return ""

@@ -1,0 +1,213 @@
+"""An attack on the losses of one model: it accuses what leaks, and nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import dp
+from dp import DPOptimizer, PoissonSampling, PrivacyPlan
+from dp.audit import one_run, training
+from dp.audit._one_run import _Guesses
+
+
+class Regression(nn.Module):
+    """More features than records, so that it can learn every target by heart."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(400, 1)
+
+    def forward(self, batch):
+        x, y_B = batch
+        return (self.layer(x)[:, 0] - y_B).square()
+
+
+@pytest.fixture
+def data():
+    """Random targets: what is known of them was learnt."""
+    torch.manual_seed(2)
+    return TensorDataset(torch.randn(300, 400), torch.randn(300))
+
+
+def plan(**changes):
+    numbers = {
+        "sampling": PoissonSampling(sampling_probability=0.5),
+        "noise_multiplier": 4.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": 75.0,
+        "steps": 10,
+        "target_delta": 1e-5,
+    }
+    return PrivacyPlan(**{**numbers, **changes})
+
+
+def test_a_right_run_stays_within_its_claim(data):
+    """Whatever it learnt: false alarms 1e-9."""
+    report = one_run(training(plan()), Regression(), data)
+
+    assert report.ok, str(report)
+    assert report.epsilon_empirical <= report.epsilon_proven
+    assert report.num_canaries == 300
+    assert "empirical >=" in str(report)
+
+
+def test_a_run_that_learns_by_heart_is_refuted(data):
+    """It claims little and adds no noise: 200 targets are known by their losses."""
+
+    def leaking(model, dataset):
+        training(plan(steps=1))(model, dataset)  # What it claims is one step.
+        x, y = dataset.dataset[dataset.indices]
+        with torch.no_grad():
+            model.layer.bias.zero_()
+            model.layer.weight.copy_(x.T @ torch.linalg.solve(x @ x.T, y))
+
+    report = one_run(leaking, Regression(), data, canaries=range(100, 300))
+
+    assert not report.ok
+    assert report.epsilon_empirical > report.epsilon_proven
+    assert report.num_canaries == 200
+    with pytest.raises(dp.PrivacyError, match="right guesses"):
+        report.raise_if_failed()
+
+
+def test_only_canaries_are_left_to_coins(data):
+    """All other records are trained on."""
+    seen = []
+
+    def train(model, dataset):
+        seen.extend(dataset.indices)
+        training(plan())(model, dataset)
+
+    one_run(train, Regression(), data, canaries=range(150))
+
+    assert set(range(150, 300)) <= set(seen)
+    assert 40 < len(set(seen) & set(range(150))) < 110
+    assert len(seen) == len(set(seen))
+
+
+def test_without_delta_the_bound_is_the_binomial_tail():
+    """Of so many guesses at the rate of randomized response."""
+    guesses = _Guesses(1000, ((100, 80),))
+    tail = binom.sf(79, 100, 1 / (1 + math.exp(-0.5)))
+
+    assert guesses.p_value(0.5, 0.0) == pytest.approx(tail, rel=1e-12)
+    assert guesses.p_value(0.5, 1e-5) > tail
+    assert guesses.p_value(9.0, 0.0) == 1.0
+
+
+def test_the_term_of_delta_is_the_published_one():
+    """2 M delta times the largest average of masses below v, by a plain loop."""
+    r, v, epsilon, delta = 60, 50, 0.7, 1e-3
+    right = 1 / (1 + math.exp(-epsilon))
+    largest = max(
+        (binom.cdf(v - 1, r, right) - binom.cdf(v - i - 1, r, right)) / i
+        for i in range(1, v + 1)
+    )
+    expected = binom.sf(v - 1, r, right) + 2 * 200 * delta * largest
+
+    assert _Guesses(200, ((r, v),)).p_value(epsilon, delta) == pytest.approx(expected)
+
+
+@pytest.mark.statistical
+def test_the_lower_bound_is_wrong_as_rarely_as_it_says():
+    """Randomized response of epsilon 1 is the worst mechanism there is.
+
+    400 runs of 500 canaries; at 90 % confidence at most 40 in the mean, and 80 are more
+    than six standard deviations away. A claim of half the epsilon is refuted often.
+    """
+    rng = np.random.default_rng(5)
+    false_alarms = refuted = 0
+    for _ in range(400):
+        included = rng.random(500) < 0.5
+        told = np.where(rng.random(500) < 1 / (1 + math.exp(-1.0)), included, ~included)
+        guesses = _Guesses.of([told.astype(float)], included)
+        false_alarms += guesses.p_value(1.0, 0.0) <= 0.1
+        refuted += guesses.p_value(0.5, 0.0) <= 0.1
+
+    assert false_alarms < 80
+    assert refuted > 200
+
+
+def test_nothing_is_learnt_from_losses_that_say_nothing():
+    """Ties are broken at random, not by the order of the records."""
+    included = np.arange(1000) < 500
+    rates = [
+        right / guessed
+        for _ in range(20)
+        for guessed, right in _Guesses.of([np.zeros(1000)], included).counts
+    ]
+
+    assert 0.4 < np.mean(rates) < 0.6
+    assert _Guesses(100, ((10, 0),)).largest_refuted(0.0, 0.05) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"canaries": range(99)}, "got 99, 99 of them different"),
+        ({"canaries": [0] * 200}, "got 200, 1 of them different"),
+        ({"confidence": 1.0}, "confidence must be strictly between"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(data, about, told):
+    """Before anything is trained."""
+    with pytest.raises(ValueError, match=told):
+        one_run(training(plan()), Regression(), data, **about)
+
+
+def test_a_function_that_makes_no_private_optimizer_is_refused(data):
+    """Or several: whose claim would be audited is not said."""
+
+    def twice(model, dataset):
+        for _ in range(2):
+            training(plan(steps=1))(model, dataset)
+
+    with pytest.raises(dp.PrivacyError, match="0 DPOptimizers stepped"):
+        one_run(lambda *_: None, Regression(), data)
+    with pytest.raises(dp.PrivacyError, match="2 DPOptimizers stepped"):
+        one_run(twice, Regression(), data)
+
+
+def test_other_optimizers_are_none_of_its_business(data):
+    """Private ones of other parameters."""
+
+    def train(model, dataset):
+        other = nn.Linear(1, 1)
+        loader = plan(steps=1).loader(dataset)
+        private = DPOptimizer(
+            torch.optim.SGD(other.parameters(), lr=0.1),
+            plan=plan(steps=1),
+            loader=loader,
+        )
+        for _ in loader:
+            private.backward(other(torch.ones(len(loader.ticket.draw.rows), 1))[:, 0])
+            private.step()
+        training(plan())(model, dataset)
+
+    assert one_run(train, Regression(), data, progress=True).ok
+
+
+def test_a_claim_by_a_filter_is_the_only_one_that_it_makes(data):
+    """At another delta it says nothing; nor does a run with a debugging seed."""
+
+    def debugged(model, dataset):
+        loader = plan().loader(dataset)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        noise = dp.GaussianNoise(rng="debug", seed=3)
+        optimizer = DPOptimizer(sgd, plan=plan(), loader=loader, noise=noise)
+        for batch in loader:
+            optimizer.backward(model(batch))
+            optimizer.step()
+
+    filtered = one_run(training(plan(renyi_order=8.0)), Regression(), data)
+    unbounded = one_run(debugged, Regression(), data)
+
+    assert filtered.ok
+    assert filtered.epsilon_proven == plan(renyi_order=8.0).guarantee().epsilon
+    assert unbounded.ok
+    assert unbounded.epsilon_proven == math.inf
