@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from dp.cli._problem import Classification, Problem, Regression
 from dp.cli._read import Layout, read_csv
 from dp.cli._tabular import CsvTable
 from dp.tables import Encoder, Fitted, Parsing, ScaledTarget
-from dp.tables._parsing import Kind
+
+
+if TYPE_CHECKING:
+    from dp.tables._parsing import Kind
 
 
 __all__ = ("FILE", "SavedModel", "predict", "write")

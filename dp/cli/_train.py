@@ -133,7 +133,12 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
             sampling_probability=_probability(request, csv.num_units),
         )
         setup = _training.Setup(
-            plan=recipe.plan(csv.shape, target, max_grad_norm=request.max_grad_norm),
+            plan=recipe.plan(
+                csv.shape,
+                target,
+                max_grad_norm=request.max_grad_norm,
+                has_units=csv.units is not None,
+            ),
             optimizer=request.optimizer,
             learning_rate=request.lr(recipe.learning_rate),
             normalizes=True,

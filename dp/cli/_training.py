@@ -8,7 +8,7 @@ Shapes: ``B`` rows in a batch, ``N`` held-out rows.
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final, final
@@ -99,7 +99,7 @@ class Run:
 Shown = Callable[[int, Point], None]
 """Called after every step, with the latest point that was measured."""
 
-_Batch = tuple[Tensor, Tensor, Tensor | None]  # Features, targets, and units.
+_Batch = tuple[Tensor, Tensor]  # Features and targets.
 
 
 def train_privately(
@@ -128,15 +128,15 @@ def train_privately(
         noise=setup.noise,
     )
 
-    def losses(batch: tuple[Tensor, Tensor]) -> Tensor:
+    def losses(batch: _Batch) -> Tensor:
         x, y_B = batch
         return table.problem.losses(model(x), y_B)
 
-    def step(x: Tensor, y_B: Tensor, units: Tensor | None) -> None:
-        optimizer.backward(losses, (x, y_B), units=units)
+    def step(batch: _Batch) -> None:
+        optimizer.backward(losses, batch)
         optimizer.step()
 
-    batches = repeat(_share(table), plan.steps) if loader is None else _drawn(loader)
+    batches = repeat(_share(table), plan.steps) if loader is None else loader
     run = _run(model, table, setup, batches, step, epsilons=_curve(setup), show=show)
     return run, optimizer
 
@@ -161,7 +161,8 @@ def train_openly(model: nn.Module, table: Table, setup: Setup, *, show: Shown) -
     plan = setup.plan
     optimizer = optimizer_for(model, setup)
 
-    def step(x: Tensor, y_B: Tensor, _units: Tensor | None) -> None:
+    def step(batch: _Batch) -> None:
+        x, y_B = batch
         optimizer.zero_grad()
         losses = table.problem.losses(model(x), y_B)
         (losses.sum() / plan.expected_batch_size).backward()
@@ -171,31 +172,22 @@ def train_openly(model: nn.Module, table: Table, setup: Setup, *, show: Shown) -
     batches = (
         repeat(_share(table), plan.steps)
         if isinstance(plan.sampling, Unamplified)
-        else _drawn(
-            PoissonLoader(
-                table.train,
-                sampling_probability=plan.sampling_probability,
-                steps=plan.steps,
-                units=table.units,
-            )
+        else PoissonLoader(
+            table.train,
+            sampling_probability=plan.sampling_probability,
+            steps=plan.steps,
+            units=table.units,
         )
     )
     never_private = (float("inf"),) * (plan.steps + 1)
     return _run(model, table, setup, batches, step, epsilons=never_private, show=show)
 
 
-def _drawn(loader: PoissonLoader) -> Iterator[_Batch]:
-    for x, y_B in loader:
-        yield x, y_B, None  # The loader knows whose each row is.
-
-
 def _share(table: Table) -> _Batch:
-    """Return all rows, or this process's share of them: whole units."""
+    """Return all rows, or this process's share of them; each is a unit of its own."""
     x, y = table.train.tensors
-    units = torch.arange(len(y)) if table.units is None else torch.tensor(table.units)
     rank, size = rank_and_size()
-    mine = units % size == rank
-    return x[mine], y[mine], None if table.units is None else units[mine]
+    return x[rank::size], y[rank::size]
 
 
 def _run(
@@ -203,7 +195,7 @@ def _run(
     table: Table,
     setup: Setup,
     batches: Iterable[_Batch],
-    step: Callable[[Tensor, Tensor, Tensor | None], None],
+    step: Callable[[_Batch], None],
     *,
     epsilons: tuple[float, ...],
     show: Shown,
@@ -217,7 +209,7 @@ def _run(
     start = time.perf_counter()
     try:
         for batch in batches:
-            step(*batch)
+            step(batch)
             taken += 1
             if mean is not None and taken > steps // 2:
                 mean.update_parameters(model)

@@ -201,9 +201,17 @@ class Recipe:
         )
 
     def plan(
-        self, shape: Shape, target: Target, *, max_grad_norm: float
+        self,
+        shape: Shape,
+        target: Target,
+        *,
+        max_grad_norm: float,
+        has_units: bool = False,
     ) -> PrivacyPlan:
         """Return the plan of the training, which keeps the target with the statistics.
+
+        Units of several rows are drawn by a loader, which knows whose each row is, even
+        if all of them are drawn in every step.
 
         Its own target is what the training alone costs, so that its ledger lets it spend
         nothing of what the statistics did.
@@ -211,7 +219,7 @@ class Recipe:
         q = self.sampling_probability
         plan = PrivacyPlan(
             sampling=Unamplified()
-            if q == 1
+            if q == 1 and not has_units
             else PoissonSampling(sampling_probability=q),
             noise_multiplier=target.noise_multiplier(
                 q=q, steps=self.steps, other_releases=self.shares.releases
