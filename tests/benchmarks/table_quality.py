@@ -286,7 +286,11 @@ def main() -> None:
         text = PAGE.read_text("utf-8")
         before, rest = text.split(START)
         old, after = rest.split(END)
-        kept = {r.split("|")[1].strip(): r for r in old.splitlines() if r[:2] == "| "}
+        kept = {
+            r.split("|")[1].strip().rstrip("*"): r
+            for r in old.splitlines()
+            if r[:2] == "| " and "score" not in r
+        }
         named = {**kept, **rows}
         table = "\n".join([*HEAD, *(named[n] for n in TABLES if n in named)])
         PAGE.write_text(f"{before}{START}\n{table}\n\n{END}{after}", "utf-8")
