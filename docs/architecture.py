@@ -33,6 +33,7 @@ ROOMS = {
     "plan": "the public numbers of a run, decided before it starts",
     "distributed": "sums and agreement of several ranks",
     "micro_batches": "one draw in several parts",
+    "comparison": "what a plan leaves to be found: a number, or how batches are drawn",
     "evidence": "loss functions evaluated again, with other examples in the batch",
     "calibration": "the search for the noise, the steps or the probability that keep a target",
     "sampling": "which examples are in a batch, and the ticket that proves it",

@@ -64,8 +64,10 @@ if TYPE_CHECKING:
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
+        AllocationLoader,
         PoissonLoader,
         PoissonSampling,
+        RandomAllocation,
         TruncatedPoissonSampling,
         Unamplified,
         UnamplifiedLoader,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from dp.wrapping import wrap_class
 
 __all__ = (
+    "AllocationLoader",
     "AutomaticClipping",
     "BudgetExhaustedError",
     "Certificate",
@@ -93,6 +96,7 @@ __all__ = (
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
+    "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
     "Release",
@@ -131,8 +135,8 @@ _HOME: Final = {
         "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "PoissonLoader PoissonSampling TruncatedPoissonSampling"
-        " Unamplified UnamplifiedLoader",
+        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
+        " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()

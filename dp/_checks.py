@@ -88,8 +88,16 @@ def count(**named: SupportsIndex) -> int:
     return number
 
 
-def relation(*, neighboring_relation: str, truncated: bool) -> None:
-    """Check that a relation is known, and fits batches that may be *truncated*."""
+def relation(
+    *, neighboring_relation: str, truncated: bool, allocated: bool = False
+) -> None:
+    """Check that a relation is known, and fits how batches are drawn.
+
+    Args:
+        neighboring_relation: The relation.
+        truncated: Whether batches may be truncated.
+        allocated: Whether they are drawn by random allocation.
+    """
     known = get_args(NeighboringRelation)
     if neighboring_relation not in known:
         raise ValueError(
@@ -101,6 +109,12 @@ def relation(*, neighboring_relation: str, truncated: bool) -> None:
             "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
             " truncated (TruncatedPoissonSampling): their cost depends on the number of"
             f" examples, which {neighboring_relation!r} keeps private"
+        )
+    if allocated and neighboring_relation == "replace_one":
+        raise ValueError(
+            "neighboring_relation must be 'add_or_remove_one' or 'zero_out' with random"
+            f" allocation (RandomAllocation), got {neighboring_relation!r}: no bound is"
+            " proven for an example that is replaced; use PoissonSampling"
         )
 
 

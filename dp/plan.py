@@ -13,15 +13,24 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.accounting._renyi import best_order, check_filter, filter_guarantee
-from dp.calibration._calibrate import complete
+from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.calibration._search import RenyiOrder
+from dp.comparison import (
+    Mechanism,
+    choose,
+    complete,
+    order_for,
+    scheme_of,
+    truncation_of,
+)
 from dp.sampling import (
     PoissonLoader,
     PoissonSampling,
+    RandomAllocation,
     TruncatedPoissonSampling,
     Unamplified,
 )
+from dp.sampling._loader_of import loader_of
 from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule, runs_of, value_at, values_of
 
@@ -29,7 +38,7 @@ from dp.schedule import Schedule, runs_of, value_at, values_of
 __all__ = ("PrivacyPlan", "plan_for")
 
 _VERSION: Final = 2  # Of plans in plain types.
-_KINDS = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
+_KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
 
 
 @final
@@ -59,13 +68,18 @@ class PrivacyPlan:
             chosen from what was released, until the target epsilon is spent. Epsilon
             is then some 5 to 20 % larger for the same noise. None for noise that is
             the plan's, or more.
+        compared: What :func:`plan_for` compared to choose how batches are drawn, one
+            sentence each.
 
     Raises:
-        ValueError: If a number is out of range, if the relation is unknown, or if it
-            keeps the number of examples private where batches are truncated.
+        ValueError: If a number is out of range, if the relation is unknown, if it
+            keeps the number of examples private where batches are truncated, or if
+            random allocation is combined with what no bound is proven for.
     """
 
-    sampling: PoissonSampling | TruncatedPoissonSampling | Unamplified
+    sampling: (
+        PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified
+    )
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
     expected_batch_size: float
@@ -76,12 +90,14 @@ class PrivacyPlan:
     unit_of_privacy: str = ONE_EXAMPLE
     group_size: int = 1
     renyi_order: float | None = None
+    compared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
-                "sampling must be PoissonSampling(...), TruncatedPoissonSampling(...)"
-                f" or Unamplified(), got {self.sampling!r}"
+                "sampling must be PoissonSampling(...), RandomAllocation(...),"
+                " TruncatedPoissonSampling(...) or Unamplified(), got"
+                f" {self.sampling!r}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -96,7 +112,16 @@ class PrivacyPlan:
         _checks.relation(
             neighboring_relation=self.neighboring_relation,
             truncated=self.truncation is not None,
+            allocated=self.steps_per_pass is not None,
         )
+        if isinstance(self.sampling, RandomAllocation):
+            self.sampling.check_plan(
+                steps=self.steps,
+                group_size=group_size,
+                renyi_order=self.renyi_order,
+                noise_multiplier=self.noise_multiplier,
+                max_grad_norm=self.max_grad_norm,
+            )
         if self.renyi_order is not None:
             check_filter(
                 self.renyi_order,
@@ -125,6 +150,13 @@ class PrivacyPlan:
             dataset_size=self.sampling.dataset_size,
         )
 
+    @property
+    def steps_per_pass(self) -> int | None:
+        """Steps of a pass by random allocation; None with other sampling."""
+        if not isinstance(self.sampling, RandomAllocation):
+            return None
+        return self.sampling.steps_per_pass
+
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
         return value_at(self.noise_multiplier, step)
@@ -134,13 +166,17 @@ class PrivacyPlan:
         return value_at(self.max_grad_norm, step)
 
     def releases(self, num_steps: int) -> tuple[Release, ...]:
-        """Return what the first *num_steps* steps of the plan release."""
+        """Return what the first *num_steps* steps of the plan release.
+
+        By random allocation, a part of a pass costs as much as all of it.
+        """
         return tuple(
             Release(
                 sampling_probability=self.sampling_probability,
                 noise_multiplier=noise_multiplier,
                 count=count,
                 truncation=self.truncation,
+                steps_per_pass=self.steps_per_pass,
             )
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
@@ -148,13 +184,16 @@ class PrivacyPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in plain types, as JSON has them."""
         numbers: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name != "sampling"
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in {"sampling", "compared"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
-        return {"version": _VERSION, "sampling": scheme, **numbers}
+        compared = {"compared": list(self.compared)} if self.compared else {}
+        return {"version": _VERSION, "sampling": scheme, **numbers, **compared}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
@@ -178,9 +217,13 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version"}
+            if name not in {"sampling", "version", "compared"}
         }
-        return cls(sampling=kinds[scheme.pop("kind")](**scheme), **numbers)
+        return cls(
+            sampling=kinds[scheme.pop("kind")](**scheme),
+            compared=tuple(plan.get("compared", ())),
+            **numbers,
+        )
 
     def guarantee(self) -> Guarantee:
         """Return the (epsilon, delta) after all steps of the plan.
@@ -215,14 +258,15 @@ class PrivacyPlan:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> PoissonLoader:
-        """Return the loader of the plan's batches; one pass is the whole run.
+        """Return the loader of the plan's batches; one iteration is the whole run.
 
         With *units*, such as the user of every row, whole units are drawn and each is
         clipped once; at most *max_per_unit* of its rows are in a batch. The plan has
         to say what a unit is: ``unit_of_privacy="one value of user_id"``.
 
         Of several processes, each gets its share of every batch.
-        Build a :class:`dp.sampling.PoissonLoader` for torch's rarer options, or for shorter passes.
+        Build a :class:`dp.sampling.PoissonLoader`, or a :class:`dp.sampling.AllocationLoader`, for torch's rarer options,
+        or for shorter iterations.
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.
@@ -235,15 +279,12 @@ class PrivacyPlan:
                 " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
         check_units(self.unit_of_privacy, has_units=units is not None)
-        loader = PoissonLoader(
+        loader = loader_of(
+            self.sampling,
             dataset,
-            sampling_probability=self.sampling.sampling_probability,
             steps=self.steps,
             units=units,
             max_per_unit=max_per_unit,
-            max_batch_size=None
-            if self.truncation is None
-            else self.truncation.max_batch_size,
             collate_fn=collate_fn,
             empty_batch=empty_batch,
             sharded=sharded,
@@ -284,6 +325,7 @@ def plan_for(
     unit_of_privacy: str = ONE_EXAMPLE,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
+    mechanism: Mechanism = "poisson",
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -311,15 +353,21 @@ def plan_for(
             examples that a person has.
         renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
             plan costs least, as most runs under a filter want it.
+        mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
+            ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
+            ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
+            needs less noise for the target, which is then left out. What was compared
+            is in the plan, and so in its certificates.
 
     Raises:
-        ValueError: If a number is out of range, if not exactly one is left out, or if
-            nothing keeps the target.
+        ValueError: If a number is out of range, if not exactly one is left out, if
+            nothing keeps the target, or if random allocation is asked for where no
+            bound is proven for it.
 
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
-    truncation = _truncation(sampling_probability, max_batch_size, dataset_size)
+    truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
         check_filter(
             2.0 if renyi_order == "best" else renyi_order,
@@ -327,30 +375,36 @@ def plan_for(
             truncated=truncation is not None,
             group_size=group_size,
         )
+    target = {
+        "target_epsilon": target_epsilon,
+        "target_delta": target_delta,
+        "neighboring_relation": neighboring_relation,
+        "truncation": truncation,
+        "group_size": group_size,
+        "renyi_order": renyi_order,
+    }
+    steps_per_pass, compared = choose(
+        mechanism,
+        target,
+        sampling_probability=sampling_probability,
+        steps=steps,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+    )
+    if steps_per_pass is not None:
+        sampling_probability = 1 / steps_per_pass
     sigma, steps, q = complete(
-        {
-            "target_epsilon": target_epsilon,
-            "target_delta": target_delta,
-            "neighboring_relation": neighboring_relation,
-            "truncation": truncation,
-            "group_size": group_size,
-            "renyi_order": renyi_order,
-        },
+        {**target, "steps_per_pass": steps_per_pass},
         noise_multiplier,
         steps,
         1.0 if sampling_probability is None else sampling_probability,
     )
     if renyi_order == "best":
-        renyi_order = best_order(
-            (
-                Release(sampling_probability=q, noise_multiplier=value, count=count)
-                for count, value in runs_of(sigma, steps)
-            ),
-            delta=target_delta,
-            relation=neighboring_relation,
-        )
+        renyi_order = order_for(target, q, sigma, steps)
     return PrivacyPlan(
-        sampling=_sampling(None if sampling_probability is None else q, truncation),
+        sampling=scheme_of(
+            None if sampling_probability is None else q, truncation, steps_per_pass
+        ),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
@@ -361,35 +415,5 @@ def plan_for(
         unit_of_privacy=unit_of_privacy,
         group_size=group_size,
         renyi_order=renyi_order,
+        compared=compared,
     )
-
-
-def _sampling(
-    probability: float | None, truncation: Truncation | None
-) -> PoissonSampling | TruncatedPoissonSampling | Unamplified:
-    if probability is None:
-        return Unamplified()
-    if truncation is None:
-        return PoissonSampling(sampling_probability=probability)
-    return TruncatedPoissonSampling(
-        sampling_probability=probability,
-        max_batch_size=truncation.max_batch_size,
-        dataset_size=truncation.dataset_size,
-    )
-
-
-def _truncation(
-    sampling_probability: float | str | None,
-    max_batch_size: int | None,
-    dataset_size: int | None,
-) -> Truncation | None:
-    if max_batch_size is None and dataset_size is None:
-        return None
-    if max_batch_size is None or dataset_size is None or sampling_probability is None:
-        raise ValueError(
-            "max_batch_size needs dataset_size, the public number of examples, and a"
-            f" sampling_probability, and dataset_size serves nothing else; got"
-            f" max_batch_size={max_batch_size!r}, dataset_size={dataset_size!r},"
-            f" sampling_probability={sampling_probability!r}"
-        )
-    return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)

@@ -20,6 +20,7 @@ from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
     PoissonSampling,
+    RandomAllocation,
     RowsRead,
     Ticket,
     TicketedLoader,
@@ -82,7 +83,7 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | Truncated | Unamplified,
+        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.

@@ -1,7 +1,7 @@
 """What was seen of weights beside the private gradients."""
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -10,41 +10,49 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ("Beside",)
 
 
-# What the last update of any private optimizer left.
+# What the last update of any private optimizer left, or its making found.
 _versions: Final[MutableMapping[Tensor, int]] = WeakIdKeyDictionary()
 
 
 @final
 class Beside:
-    """Versions of parameters after a step, and the leaves of graphs of losses.
+    """Versions of parameters, and the leaves of graphs of losses.
 
     A graph is looked at in the first call and then ever more rarely: it costs a walk.
     """
 
     def __init__(self) -> None:
         self.has_others = False
-        self.has_writes = False
-        self._has_updated = False
+        self.has_writes: bool = False
+        self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 
-    def note_update(self, parameters: Sequence[Tensor]) -> None:
-        """Remember the versions that an update left."""
-        self._has_updated = True
+    def note(
+        self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
+    ) -> None:
+        """Remember the versions of the parameters of a new optimizer, or of an update."""
+        self._since = since
         for parameter in parameters:
             _versions[parameter] = parameter._version  # noqa: SLF001 -- torch has no other name for it
 
-    def forget_update(self) -> None:
+    def forget(self) -> None:
         """Take what is written before the next update for a state that was loaded."""
-        self._has_updated = False
+        self._since = None
 
     def was_written(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether something wrote to a parameter since the last update, for the first time."""
-        if self.has_writes or not self._has_updated:
+        """Whether something else wrote to parameters, for the first time.
+
+        Before the first update all of them may have been written, as by loading a model
+        or by its broadcast to all ranks: some alone tell of the forward pass.
+        """
+        if self.has_writes or self._since is None:
             return False
-        self.has_writes = any(
+        num_written = sum(
             _versions.get(p, p._version) != p._version  # noqa: SLF001 -- as above
             for p in parameters
         )
+        is_all = num_written == len(parameters) and self._since == "made"
+        self.has_writes = num_written > 0 and not is_all
         return self.has_writes
 
     def leaves(self, losses: Tensor) -> list[Tensor]:

@@ -62,7 +62,7 @@ class Consensus:
 
         settled = world.agree_or_raise(
             {
-                "the batch": None if ticket is None else ticket.ordinal,
+                "the batch": None if ticket is None else _place(ticket),
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
                 "the clipping norm": max_grad_norm,
                 "the noise": values.noise_multiplier,
@@ -80,6 +80,15 @@ class Consensus:
                 world.compare_once(facts, proposal=ledger.segment, part=part)
             )
             self._settled = identity()
+
+
+def _place(ticket: Ticket) -> tuple[int, ...]:
+    """Return which batch of its loader a ticket is for, and which step of its pass.
+
+    Passes have other numbers on other ranks. They begin together if their steps do.
+    """
+    in_pass = ticket.draw.in_pass
+    return (ticket.ordinal,) if in_pass is None else (ticket.ordinal, in_pass.step)
 
 
 def _slow_facts(

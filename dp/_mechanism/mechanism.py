@@ -337,6 +337,7 @@ class Mechanism:
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
+            in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
             public=self.values.reason,
         )
         self.watch.released(self.ledger.segment)

@@ -21,7 +21,12 @@ from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._quiet import without_advice
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, first_releases, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    first_releases,
+    is_allocated,
+    merge_equal_releases,
+)
 
 
 __all__ = ("Guarantee", "epsilon", "epsilon_curve")
@@ -43,7 +48,7 @@ class Guarantee:
             says nothing any more, it is that of releases on all of the data. Infinite
             where it bounds nothing, under a Renyi filter.
         epsilon_rdp: The bound by Renyi differential privacy; None where
-            ``dp_accounting`` has none for the relation.
+            ``dp_accounting`` has none for the relation or the sampling.
         interval: The width of the buckets of losses of ``epsilon_pld``; None where
             none were needed.
         group_size: How many examples may differ at once.
@@ -94,21 +99,26 @@ def epsilon(
             package.
 
     Raises:
-        ValueError: If *delta* or the relation is not one, or if batches were truncated
-            and the relation keeps the number of examples private.
+        ValueError: If *delta* or the relation is not one, if batches were truncated
+            and the relation keeps the number of examples private, or if they were drawn
+            by random allocation and an example is replaced.
         ArithmeticError: If the accountant contradicts itself; no bound is returned.
 
     References:
         Doroshenko et al., "Connect the Dots", 2022, https://arxiv.org/abs/2207.04380;
         Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian
         Mechanism", 2019, https://arxiv.org/abs/1908.10530;
-        of truncated batches: https://arxiv.org/abs/2508.15089.
+        of truncated batches: https://arxiv.org/abs/2508.15089; of random allocation:
+        :mod:`dp.accounting._allocation_losses`.
     """
     _checks.open_unit(delta=delta)
     _checks.positive(tolerance=tolerance)
     releases = merge_equal_releases(releases)
-    truncated = any(release.truncation for release in releases)
-    _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
+    _checks.relation(
+        neighboring_relation=neighboring_relation,
+        truncated=any(release.truncation for release in releases),
+        allocated=is_allocated(releases),
+    )
     _checks.count(group_size=group_size)
     nothing = partial(
         _without_accountant,
@@ -251,11 +261,12 @@ def _by_rdp(
 ) -> float | None:
     """Return the bound by Renyi divergence, where ``dp_accounting`` has a valid one.
 
-    It has none of a truncated sample, and none of replacing in a sample. For a release
-    on all data it would not double the sensitivity of a replacement, as PLD does: that
-    bound would be too low.
+    It has none of a truncated sample or of random allocation, and none of replacing in
+    a sample. For a release on all data it would not double the sensitivity of a
+    replacement, as PLD does: that bound would be too low.
     """
-    if relation == "replace_one" or any(release.truncation for release in releases):
+    truncated = any(release.truncation for release in releases)
+    if relation == "replace_one" or truncated or is_allocated(releases):
         return None
     return _by_own_rdp(releases, delta, relation)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
+from dp.accounting._accountant import epsilon
 from dp.accounting._composition import (
     affordable,
     epsilon_by_delta,
@@ -19,7 +20,7 @@ from dp.accounting._composition import (
 )
 from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release
+from dp.accounting._release import Release, is_allocated
 from dp.exceptions import PrivacyError
 
 
@@ -43,12 +44,20 @@ def check_agreement(
     epsilon that is claimed, a pair of examples in the widest ones that are ever used. One kind of release takes about a
     second; what agreed once is not composed again.
 
+    Random allocation is unknown to ``dp_accounting``. Its epsilon is compared with a
+    lower bound instead, which shares nothing with the upper one.
+
     Raises:
         PrivacyError: If the two differ by more than one part in a million, and more
-            than rounding explains.
+            than rounding explains, or if the lower bound is not below.
     """
     if not releases or any(release.noise_multiplier == 0 for release in releases):
         return
+    if is_allocated(releases):
+        _compare_with_lower_bound(releases, delta, relation)
+        releases = tuple(r for r in releases if r.steps_per_pass is None)
+        if not releases:
+            return
     _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)
     if any(release.truncation for release in releases):
         return  # A group is a chain of examples then.
@@ -58,6 +67,22 @@ def check_agreement(
     for size, tolerance in groups.items():
         _compare(
             releases, delta, "add_or_remove_one", group_size=size, tolerance=tolerance
+        )
+
+
+def _compare_with_lower_bound(
+    releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
+) -> None:
+    from dp.accounting._lower_bounds import lower_bound  # noqa: PLC0415 -- scipy
+
+    upper = epsilon(releases, delta=delta, neighboring_relation=relation).epsilon
+    lower = lower_bound(releases, delta)
+    if not lower <= upper:
+        raise PrivacyError(
+            f"epsilon of {releases!r} is {upper!r} by the losses of this package, but at"
+            f" least {lower!r} by its lower bound, for delta {delta!r} and"
+            f" {relation!r}: one of the two is wrong, so nothing is certified. Please"
+            " report it"
         )
 
 

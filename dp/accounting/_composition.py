@@ -59,7 +59,9 @@ def rounding(releases: tuple[Release, ...]) -> float:
     A power of a Fourier transform errs by about a unit of rounding for each factor, of
     masses that sum to one. It was seen to be 2e-17 a release.
     """
-    return _UNIT * sum(r.count for r in releases if r.sampling_probability < 1)
+    return _UNIT * sum(
+        r.num_participations for r in releases if r.sampling_probability < 1
+    )
 
 
 def affordable(
@@ -72,7 +74,8 @@ def affordable(
 
     They are the given ones, unless epsilon is so large that it says nothing. Then they
     are releases on all data, which are one Gaussian: by joint convexity a release on a
-    sample costs at most what it costs on all of the data.
+    sample costs at most what it costs on all of the data, and a pass by random
+    allocation what the one release costs that an example is in.
     """
     distance = _distance(releases, relation, group_size)
     for counted in (_resolution.summarized(releases), releases):
@@ -84,7 +87,7 @@ def affordable(
         Release(
             sampling_probability=1.0,
             noise_multiplier=r.noise_multiplier * apart / distance,
-            count=r.count,
+            count=r.num_participations,
         )
         for r in releases
     )
@@ -140,7 +143,7 @@ def _composed(
     composed: PrivacyLossDistribution | None = None
     for release, part in zip(releases, parts, strict=True):
         repeated = (
-            part.self_compose(release.count)
+            part.self_compose(release.num_participations)
             if release.sampling_probability < 1
             else part
         )
@@ -155,8 +158,12 @@ def _losses_of(
     group_size: int,
     interval: float,
 ) -> "PrivacyLossDistribution":
-    """Return the losses of one release; of all of its count if it is not on a sample."""
-    from dp.accounting._group_losses import group_losses  # noqa: PLC0415 -- a second
+    """Return the losses of one release, or of one pass by random allocation.
+
+    Of releases that are not on a sample, those of all of their count.
+    """
+    from dp.accounting._allocation_losses import allocation_losses  # noqa: PLC0415 -- a second
+    from dp.accounting._group_losses import group_losses  # noqa: PLC0415
     from dp.accounting._sampled_losses import sampled_losses, truncated_losses  # noqa: PLC0415
 
     q, sigma = release.sampling_probability, release.noise_multiplier
@@ -164,6 +171,8 @@ def _losses_of(
         return truncated_losses(q, sigma, release.truncation, relation, interval)
     if q == 1:
         sigma /= group_size * math.sqrt(release.count)
+    if q < 1 and release.steps_per_pass is not None:
+        return allocation_losses(release.steps_per_pass, sigma, interval)
     if q == 1 or group_size == 1:
         return sampled_losses(q, sigma, relation, interval)
     return group_losses(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dp._typing import NeighboringRelation
 from dp.accounting._release import Release
+from dp.exceptions import UnsupportedOperationError
 
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ __all__ = ("group_event", "neighbors", "to_dp_event")
 
 
 def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
-    """Return the releases as an event of ``dp_accounting``, for any accountant."""
+    """Return the releases as an event of ``dp_accounting``, for any accountant.
+
+    Raises:
+        UnsupportedOperationError: If batches were drawn by random allocation, for which
+            it has no event.
+    """
     from dp_accounting.dp_event import ComposedDpEvent
 
     return ComposedDpEvent([_event(release) for release in releases])
@@ -58,6 +64,11 @@ def _event(release: Release) -> "DpEvent":
 
     gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
     event: DpEvent = gaussian
+    if release.steps_per_pass is not None:
+        raise UnsupportedOperationError(
+            "dp_accounting has no event for random allocation (RandomAllocation) with"
+            f" steps_per_pass={release.steps_per_pass}; dp.accounting.epsilon has a bound"
+        )
     if release.truncation is not None:
         event = dp_event.TruncatedSubsampledGaussianDpEvent(
             dataset_size=release.truncation.dataset_size,

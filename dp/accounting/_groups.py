@@ -14,7 +14,8 @@ from dp.accounting._composition import (
     interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, merge_equal_releases
+from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.exceptions import UnsupportedOperationError
 
 
 __all__ = ("GROUP_TOLERANCE", "bound_of_group", "group_epsilon")
@@ -59,6 +60,8 @@ def group_epsilon(
 
     Raises:
         ValueError: If a number or the relation is not one.
+        UnsupportedOperationError: If batches were drawn by random allocation, for which
+            no bound of groups is proven.
 
     References:
         Ganesh, "Tight Group-Level DP Guarantees for DP-SGD with Sampling via Mixture
@@ -93,6 +96,12 @@ def bound_of_group(
     _checks.open_unit(delta=delta)
     size = _checks.count(group_size=group_size)
     releases = merge_equal_releases(releases)
+    if is_allocated(releases):
+        raise UnsupportedOperationError(
+            f"group_size={size}: no bound is proven for groups of examples where batches"
+            " are drawn by random allocation (RandomAllocation); plan with"
+            " PoissonSampling, or make a group one unit (units=)"
+        )
     truncated = any(release.truncation for release in releases)
     _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
     if not releases:

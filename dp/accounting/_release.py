@@ -7,7 +7,13 @@ from typing import final
 from dp import _checks
 
 
-__all__ = ("Release", "Truncation", "first_releases", "merge_equal_releases")
+__all__ = (
+    "Release",
+    "Truncation",
+    "first_releases",
+    "is_allocated",
+    "merge_equal_releases",
+)
 
 
 @final
@@ -36,7 +42,7 @@ class Truncation:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Some number of identical Gaussian releases, each on a Poisson sample.
+    """Some number of identical Gaussian releases, each on a random sample.
 
     Args:
         sampling_probability: Probability that an example is in the sample; 1 claims
@@ -44,43 +50,80 @@ class Release:
         noise_multiplier: Standard deviation of the noise over the clipping norm.
         count: How many releases.
         truncation: How the sample was made smaller, if it was.
+        steps_per_pass: None for Poisson samples. By random allocation, how many
+            releases make up a pass, in one of which each example is; a part of a pass
+            costs as much as all of it.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or if the probability is not that of
+            the allocation.
     """
 
     sampling_probability: float
     noise_multiplier: float
     count: int
     truncation: Truncation | None = None
+    steps_per_pass: int | None = None
 
     def __post_init__(self) -> None:
         _checks.probability(sampling_probability=self.sampling_probability)
         _checks.non_negative(noise_multiplier=self.noise_multiplier)
         _checks.count(count=self.count)
+        if self.steps_per_pass is not None:
+            self._check_allocation(_checks.count(steps_per_pass=self.steps_per_pass))
+
+    def _check_allocation(self, steps_per_pass: int) -> None:
+        if self.truncation is not None:
+            raise ValueError(
+                f"truncation must be None with steps_per_pass={steps_per_pass}, got"
+                f" {self.truncation!r}: no bound is proven for random allocation whose"
+                " batches are truncated"
+            )
+        if self.sampling_probability != 1 / steps_per_pass:
+            raise ValueError(
+                f"sampling_probability must be 1 / {steps_per_pass} with"
+                f" steps_per_pass={steps_per_pass}, got {self.sampling_probability!r}"
+            )
+
+    @property
+    def num_participations(self) -> int:
+        """In how many of the releases an example can be at most."""
+        if self.steps_per_pass is None:
+            return self.count
+        return -(-self.count // self.steps_per_pass)
+
+
+def is_allocated(releases: Iterable[Release]) -> bool:
+    """Whether any of the releases is on a step of a random allocation."""
+    return any(release.steps_per_pass is not None for release in releases)
 
 
 def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the same releases with equal ones counted together, in a fixed order.
 
-    Composition does not depend on order, so neither does any epsilon.
+    Composition does not depend on order, so neither does any epsilon. A part of a pass
+    counts as a whole one: parts of two passes are not one pass.
     """
-    counts: dict[tuple[float, float, tuple[Truncation, ...]], int] = {}
+    counts: dict[tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int] = {}
     for r in releases:
+        steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
         kind = (
             r.sampling_probability,
             r.noise_multiplier,
             () if r.truncation is None else (r.truncation,),
+            steps,
         )
-        counts[kind] = counts.get(kind, 0) + r.count
+        whole = r.num_participations * steps[0] if steps else r.count
+        counts[kind] = counts.get(kind, 0) + whole
     return tuple(
         Release(
             sampling_probability=q,
             noise_multiplier=sigma,
             count=count,
             truncation=truncations[0] if truncations else None,
+            steps_per_pass=steps[0] if steps else None,
         )
-        for (q, sigma, truncations), count in sorted(counts.items())
+        for (q, sigma, truncations, steps), count in sorted(counts.items())
     )
 
 

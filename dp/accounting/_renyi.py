@@ -21,7 +21,7 @@ from dp._typing import NeighboringRelation
 from dp.accounting._accountant import Guarantee
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
-from dp.accounting._release import Release, merge_equal_releases
+from dp.accounting._release import Release, is_allocated, merge_equal_releases
 
 
 __all__ = (
@@ -76,10 +76,16 @@ def renyi_cost(
     """Return an upper bound on the Renyi divergence of all releases, either way.
 
     Raises:
-        ValueError: If none is known, as for truncated batches.
+        ValueError: If none is known, as for truncated batches or random allocation.
     """
     releases = merge_equal_releases(releases)
     check_filter(order, relation, truncated=any(r.truncation for r in releases))
+    if is_allocated(releases):
+        raise ValueError(
+            f"renyi_order={order!r} has no bound for passes by random allocation"
+            " (RandomAllocation), which were charged; keep the plan's noise, and leave"
+            " it None"
+        )
     costs = (
         r.count
         * _cost_of_one(r.sampling_probability, r.noise_multiplier, order, relation)

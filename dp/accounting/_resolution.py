@@ -177,7 +177,7 @@ def _largest_loss(reach: float) -> float:
 
 
 def _sum_of_squares(releases: Sequence[Release]) -> float:
-    return sum(release.count / release.noise_multiplier**2 for release in releases)
+    return sum(r.num_participations / r.noise_multiplier**2 for r in releases)
 
 
 @lru_cache(maxsize=1024)
@@ -187,7 +187,8 @@ def rough_epsilon(
     """Return about what Renyi divergence says of a group: no claim, but fast.
 
     The integral of each order is a sum over a grid of outcomes, rounded in no
-    particular direction, and truncated batches are taken for whole ones.
+    particular direction; truncated batches are taken for whole ones, and passes by
+    random allocation for Poisson samples.
     """
     of_one = group_size**2 * _sum_of_squares(releases)
     unsampled = of_one / 2 + math.sqrt(2 * of_one * math.log(1 / delta))
@@ -206,8 +207,11 @@ def rough_epsilon(
 def summarized(releases: tuple[Release, ...]) -> tuple[Release, ...]:
     """Return a few releases that cost no less: neighbours in a fixed order as one.
 
-    All are truncated alike, or none is.
+    All are truncated alike, or none is. Passes by random allocation that are merged
+    are taken for Poisson samples, which were not seen to cost less.
     """
+    if len(releases) <= _MOST_KINDS:
+        return releases
     size = math.ceil(len(releases) / _MOST_KINDS)
     parts = [releases[i : i + size] for i in range(0, len(releases), size)]
     return tuple(

@@ -137,7 +137,8 @@ def canaries(
 
     .. math:: \sum_t \log\bigl(1 - q_t + q_t e^{(x_t - 1/2) / \sigma_t^2}\bigr),
 
-    with :math:`x_t` the release in units of the clipping norm. The coordinates are
+    with :math:`x_t` the release in units of the clipping norm; by random allocation, of
+    the mean over the steps of a pass. The coordinates are
     independent experiments, so the rates at which the attack errs are binomial. One
     half of the canaries chooses a threshold, the other half is counted.
 
@@ -223,9 +224,28 @@ def _scores(run: Observation) -> Floats:
     """Return every canary's log-likelihood ratio of being present, under the claim."""
     q_T1, sigma_T1 = run.sampling_probabilities(), run.noise_multipliers()
     exponent_TM = (run.signal() - 1 / 2) / sigma_T1**2
+    if run.steps_per_pass is not None:
+        return _scores_of_passes(run, exponent_TM, run.steps_per_pass)
     with np.errstate(divide="ignore"):  # log 0 is the log-likelihood of q = 1.
         ratios_TM = np.logaddexp(np.log1p(-q_T1), np.log(q_T1) + exponent_TM)
     scores_M: Floats = ratios_TM.sum(axis=0)
+    return scores_M
+
+
+def _scores_of_passes(
+    run: Observation, exponent_TM: Floats, steps_per_pass: int
+) -> Floats:
+    """Return the same where a canary is in one step of each pass.
+
+    Of a pass that is not complete, the steps that were not released say nothing.
+    """
+    scores_M = np.zeros(run.num_records)
+    for rows in run.passes():
+        unseen = steps_per_pass - len(rows)
+        total_M = np.logaddexp.reduce(exponent_TM[rows], axis=0)
+        if unseen:
+            total_M = np.logaddexp(total_M, math.log(unseen))
+        scores_M += total_M - math.log(steps_per_pass)
     return scores_M
 
 

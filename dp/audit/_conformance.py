@@ -13,12 +13,13 @@ import numpy as np
 from dp import _checks
 from dp._progress import progress_bars
 from dp._reports import Finding
+from dp.audit._allocation import about_allocation
 from dp.audit._report import AuditReport
 from dp.audit._statistics import (
-    FALSE_ALARM,
     Floats,
     binomial_p,
     correlation_p,
+    finding,
     joint_p,
     mean_p,
     neighbours_p,
@@ -56,7 +57,8 @@ def conformance(
           most fifteen.
         * At 20 000 records and 40 steps, a standard deviation that is off by 0.8 %, a
           clipping norm or a sampling probability that are off by 4 %, and noise or
-          draws that repeat are found with probability 0.999. So is a shuffled loader.
+          draws that repeat are found with probability 0.999. So is a shuffled loader,
+          also where the plan says that it draws by random allocation.
 
     Args:
         train: What is audited, called as ``train(model, dataset)``.
@@ -93,33 +95,33 @@ def conformance(
 def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:
     noise_TM, again_TM = _noise(first), _noise(second)
     stddev = math.sqrt(float(np.square(noise_TM).mean()))
-    yield _finding(
+    yield finding(
         "noise: scale",
         variance_p(noise_TM),
         f"{stddev:.4f} of the standard deviation that was charged",
     )
-    yield _finding(
+    yield finding(
         "noise: mean", mean_p(noise_TM), f"{float(noise_TM.mean()):+.5f} of it"
     )
     fourth = float(np.square(np.square(noise_TM)).mean())
-    yield _finding(
+    yield finding(
         "noise: shape", shape_p(noise_TM), f"fourth moment {fourth:.3f}, 3 if normal"
     )
     T = len(noise_TM)
     over_steps = [variance_p(noise_TM.sum(axis=0) / math.sqrt(T))]
     if T > 1:
         over_steps.append(neighbours_p(noise_TM))
-    yield _finding("noise: independent over steps", *over_steps)
+    yield finding("noise: independent over steps", *over_steps)
     # Noise of both parameters where no record was drawn.
     a_TM, b_TM = (part / first.noise_multipliers() for part in first.parts())
     not_drawn_TM = ~first.drawn()
-    yield _finding(
+    yield finding(
         "noise: independent over parameters",
         correlation_p(a_TM[not_drawn_TM], b_TM[not_drawn_TM]),
         neighbours_p(noise_TM.T),
     )
     both = min(len(noise_TM), len(again_TM))
-    yield _finding(
+    yield finding(
         "noise: independent over restarts",
         correlation_p(noise_TM[:both], again_TM[:both]),
     )
@@ -138,13 +140,13 @@ def _about_clipping(observation: Observation) -> Iterator[Finding]:
     mean = float(along_TM[drawn_TM].mean())
     error = math.sqrt(float(np.square(stddev[drawn_TM]).sum())) / int(drawn_TM.sum())
     beyond = max(0.0, abs(mean - 1) - _CLIP_MARGIN)
-    yield _finding(
+    yield finding(
         "clipping: norm of a contribution",
         normal_p(beyond / error),
         f"{mean:.4f} of the clipping norm that was charged",
     )
     rest = along_TM[~drawn_TM] / stddev[~drawn_TM]
-    yield _finding(
+    yield finding(
         "clipping: no contribution of records not drawn", mean_p(rest), variance_p(rest)
     )
 
@@ -152,6 +154,9 @@ def _about_clipping(observation: Observation) -> Iterator[Finding]:
 def _about_sampling(
     first: Observation, second: Observation, included_M: Bools
 ) -> Iterator[Finding]:
+    if first.steps_per_pass is not None:
+        yield from about_allocation(first, second, included_M)
+        return
     q_T = first.sampling_probabilities()[:, 0]
     if (q_T == 1).any() or (q_T != q_T[0]).any():
         return  # Nothing is claimed of the draws, or not one thing.
@@ -179,7 +184,7 @@ class _Draws:
     def rate(self) -> Finding:
         """The number of inclusions is binomial."""
         total = int(self.taken.sum())
-        return _finding(
+        return finding(
             "sampling: rate",
             binomial_p(total, self.taken.size, self.q),
             f"{total / self.taken.size:.5f}, {self.q:g} was charged",
@@ -191,7 +196,7 @@ class _Draws:
         sizes = self.taken.sum(axis=1)
         deviations = sizes - num_records * self.q
         scale = math.sqrt(num_records * self.q * (1 - self.q))
-        return _finding(
+        return finding(
             "sampling: sizes of batches",
             spread_p(sizes, num_records, self.q),
             f"standard deviation {float(deviations.std()):.1f}, {scale:.1f} if Poisson",
@@ -203,7 +208,7 @@ class _Draws:
         counts = self.taken.sum(axis=0)
         least, most = int(counts.min()), int(counts.max())
         p = min(binomial_p(count, num_steps, self.q) for count in (least, most))
-        return _finding(
+        return finding(
             "sampling: every record alike",
             min(1.0, p * num_records),
             f"drawn {least} to {most} times in {num_steps} steps",
@@ -220,7 +225,7 @@ class _Draws:
         together = int((coins_LN[:-1] & coins_LN[1:]).sum())
         share = together / max(1, (length - 1) * count)
         p = joint_p(together, probability=self.q, length=length, count=count)
-        return _finding(claim, p, f"{share:.5f}, {self.q**2:g} if so")
+        return finding(claim, p, f"{share:.5f}, {self.q**2:g} if so")
 
 
 def _about_ledger(first: Observation, second: Observation) -> Iterator[Finding]:
@@ -237,16 +242,4 @@ def _about_ledger(first: Observation, second: Observation) -> Iterator[Finding]:
         holds=second.num_releases < total <= allowed,
         detail=f"{total} charges of {allowed} planned, after the release of a run"
         f" before and {second.num_releases} of its own",
-    )
-
-
-def _finding(claim: str, *evidence: float | str) -> Finding:
-    """Build a finding from p-values (the smallest decides) and the figures to display."""
-    values = [e for e in evidence if not isinstance(e, str)]
-    figures = [e for e in evidence if isinstance(e, str)]
-    p = min(1.0, len(values) * min(values))
-    return Finding(
-        claim=claim,
-        holds=p >= FALSE_ALARM,
-        detail=", ".join([*figures, f"p = {p:.2g}"]),
     )

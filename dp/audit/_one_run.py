@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset, default_collate
 
 from dp import _checks
+from dp._mechanism.paid_for import apart
 from dp._progress import progress_bars
 from dp._reports import Finding, Report, lines_of
 from dp.accounting import Guarantee, epsilon
@@ -102,6 +103,9 @@ def one_run(
     Four shares of the canaries are guessed by either score, and each of these attacks
     counts with an eighth of the error.
 
+    What is trained is for the auditor alone: to publish it as well would cost as much
+    again as it states, and no ledger of another run counts it.
+
     Guarantees:
         * A right run is accused with a probability of 1e-9 at most, and the lower bound
           is wrong with one minus *confidence*, whatever the model and the records are.
@@ -177,27 +181,29 @@ def _claims(optimizer: DPOptimizer, claim: Guarantee) -> list[tuple[float, float
 def _train(
     train: Train, model: nn.Module, dataset: Dataset[Any], *, progress: bool
 ) -> DPOptimizer:
-    """Train *model*, and return the private optimizer that stepped it."""
+    """Train *model*, and return the private optimizer that stepped it last.
+
+    Its ledger has the charges of those before it, or it could not have stepped.
+    """
     parameters = set(map(id, model.parameters()))
-    optimizers: dict[int, DPOptimizer] = {}
+    optimizers: list[DPOptimizer] = []
     with progress_bars(shown=progress) as bars:
         bar = bars.begin("one run")
 
         def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             stepped = set(map(id, parameters_of(optimizer)))
             if isinstance(optimizer, DPOptimizer) and stepped & parameters:
-                optimizers[id(optimizer)] = optimizer
+                optimizers[:] = [optimizer]
                 bar.show(optimizer.ledger.steps, optimizer.plan.steps)
 
-        with hooked(look):
+        with hooked(look), apart():
             train(model, dataset)
-    if len(optimizers) != 1:
+    if not optimizers:
         raise PrivacyError(
-            f"{len(optimizers)} DPOptimizers stepped the model; make one from"
-            " model.parameters() in the training function"
+            "no DPOptimizer stepped the model; make one from model.parameters() in the"
+            " training function"
         )
-    (optimizer,) = optimizers.values()
-    return optimizer
+    return optimizers[0]
 
 
 @torch.no_grad()

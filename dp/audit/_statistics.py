@@ -27,18 +27,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dp._reports import Finding
+
 
 __all__ = (
     "FALSE_ALARM",
     "Floats",
     "binomial_p",
     "correlation_p",
+    "finding",
     "joint_p",
     "lower_limit",
     "mean_p",
     "neighbours_p",
     "normal_p",
     "shape_p",
+    "sizes_p",
     "spread_p",
     "upper_limit",
     "variance_p",
@@ -172,6 +176,59 @@ def spread_p(counts_L: NDArray[np.int_], trials: int, probability: float) -> flo
     within -= float(special.bdtr(low - 1, trials, probability)) if low > 0 else 0.0
     all_within = min(1.0, within) ** len(counts_L)
     return min(1.0, 2 * min(len(counts_L) * beyond, all_within))
+
+
+def sizes_p(sizes_PL: NDArray[np.int_]) -> float:
+    """Test that the sizes of rows are multinomial, of equally likely cells each.
+
+    Given the sizes before it, a size is binomial. Two exact p-values of each, of being
+    far from its mean and of being close to it, are combined by Fisher's method, which
+    is valid since each holds given those before. Detects too even sizes as well.
+
+    References:
+        Fisher, "Statistical Methods for Research Workers", 1932, section 21.1.
+    """
+    from scipy import special
+
+    logs_far, logs_close = 0.0, 0.0
+    for sizes in sizes_PL:
+        left = int(sizes.sum())
+        for index, size in enumerate(sizes[:-1]):
+            far, close = _how_far(int(size), left, 1 / (len(sizes) - index))
+            logs_far += math.log(far)
+            logs_close += math.log(close)
+            left -= int(size)
+    count = sizes_PL.shape[0] * (sizes_PL.shape[1] - 1)
+    if not count:
+        return 1.0
+    tails = [float(special.gammaincc(count, -x)) for x in (logs_far, logs_close)]
+    return min(1.0, 2 * min(tails))
+
+
+def _how_far(count: int, trials: int, probability: float) -> tuple[float, float]:
+    """Return how likely a binomial is as far from its mean, and how likely as close."""
+    from scipy import special
+
+    mean = trials * probability
+    away = abs(count - mean)
+    high, low = math.ceil(mean + away - 1e-9), math.floor(mean - away + 1e-9)
+    above = float(special.bdtrc(high - 1, trials, probability)) if high > 0 else 1.0
+    below = float(special.bdtr(low, trials, probability)) if low >= 0 else 0.0
+    upper = float(special.bdtr(min(high, trials), trials, probability))
+    lower = float(special.bdtr(low - 1, trials, probability)) if low > 0 else 0.0
+    return max(min(1.0, above + below), 1e-300), max(min(1.0, upper - lower), 1e-300)
+
+
+def finding(claim: str, *evidence: float | str) -> Finding:
+    """Build a finding from p-values (the smallest decides) and the figures to display."""
+    values = [e for e in evidence if not isinstance(e, str)]
+    figures = [e for e in evidence if isinstance(e, str)]
+    p = min(1.0, len(values) * min(values))
+    return Finding(
+        claim=claim,
+        holds=p >= FALSE_ALARM,
+        detail=", ".join([*figures, f"p = {p:.2g}"]),
+    )
 
 
 def _chernoff_p(

@@ -36,6 +36,7 @@ from dp.ledger import Charge
 from dp.optimizer import DPOptimizer
 from dp.optimizer._guard import private_owner_of
 from dp.plan import PrivacyPlan
+from dp.sampling import PassStep
 
 
 __all__ = (
@@ -131,6 +132,7 @@ class Observation:
     charges: list[Charge] = field(default_factory=list)
     _gradients: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drawn: list[Bools] = field(default_factory=list)
+    _places: list[PassStep | None] = field(default_factory=list)
 
     @property
     def num_releases(self) -> int:
@@ -168,6 +170,19 @@ class Observation:
         """Return [T, M]: who was in each batch."""
         return np.stack(self._drawn)
 
+    @property
+    def steps_per_pass(self) -> int | None:
+        """Steps of a pass by random allocation; None with other sampling."""
+        return self.optimizer.plan.steps_per_pass
+
+    def passes(self) -> list[list[int]]:
+        """Return the releases of each pass by random allocation, in their order."""
+        passes: dict[int, list[int]] = {}
+        for release, place in enumerate(self._places):
+            if place is not None:  # pragma: no branch -- of a plan that allocates
+                passes.setdefault(place.number, []).append(release)
+        return list(passes.values())
+
     def noise_multipliers(self) -> Floats:
         """Return [T, 1]: what each release was charged as."""
         return np.array([[charge.noise_multiplier] for charge in self.charges])
@@ -196,6 +211,9 @@ class Observation:
         model.seen.clear()
         self._gradients.append((pair[0].clone(), pair[1].clone()))
         self._drawn.append(drawn_M)
+        loader = self.optimizer.mechanism.loader
+        ticket = None if loader is None else loader.ticket
+        self._places.append(None if ticket is None else ticket.draw.in_pass)
 
 
 def observe_training(
@@ -295,6 +313,7 @@ def _planned(plan: PrivacyPlan, step: int) -> Charge:
         noise_multiplier=plan.noise_multiplier_at(step),
         max_grad_norm=plan.max_grad_norm_at(step),
         count=1,
+        steps_per_pass=plan.steps_per_pass,
     )
 
 

@@ -6,8 +6,8 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
@@ -37,6 +37,7 @@ def calibrate_noise_multiplier(
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
     other_releases: Sequence[Release] = (),
+    steps_per_pass: int | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
@@ -56,6 +57,7 @@ def calibrate_noise_multiplier(
         truncation: How batches are made smaller, if they are.
         other_releases: What is released about the same data beside the steps, such as
             private statistics.
+        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -64,8 +66,9 @@ def calibrate_noise_multiplier(
         ValueError: If a number is out of range, or if the other releases alone leave
             nothing of the target.
     """
-    shape = shape or Schedule(((1, 1.0),))
-    phases = list(shape.phases_until(_checks.count(steps=steps)))
+    steps = _checks.count(steps=steps)
+    shape = shape or Schedule(((steps, 1.0),))
+    phases = list(shape.phases_until(steps))
     if not all(relative for _count, relative in phases):
         raise ValueError(f"shape must be above 0 at every step, got {shape!r}")
     _checks.probability(sampling_probability=sampling_probability)
@@ -79,6 +82,7 @@ def calibrate_noise_multiplier(
                     noise_multiplier=sigma * relative,
                     count=count,
                     truncation=truncation,
+                    steps_per_pass=steps_per_pass,
                 )
                 for count, relative in phases
             ),
@@ -155,6 +159,7 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    steps_per_pass: int | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> float:
@@ -170,6 +175,7 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        steps_per_pass: None; random allocation leaves no probability to find.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -178,6 +184,11 @@ def calibrate_sampling_probability(
         ValueError: If a number is out of range.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
+    if steps_per_pass is not None:
+        raise ValueError(
+            f"steps_per_pass={steps_per_pass!r} fixes the sampling probability, so none"
+            " is left to find; leave out the noise multiplier or the steps"
+        )
     search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
@@ -205,6 +216,7 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    steps_per_pass: int | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
 ) -> int:
@@ -221,6 +233,7 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -230,13 +243,17 @@ def calibrate_steps(
     """
     _checks.positive(noise_multiplier=noise_multiplier)
 
-    def releases(one_over_steps: float) -> list[Release]:
+    unit = 1 if steps_per_pass is None else steps_per_pass  # Passes are whole.
+    most = max(1, _MOST_STEPS // unit)
+
+    def releases(one_over_units: float) -> list[Release]:
         return [
             Release(
                 sampling_probability=sampling_probability,
                 noise_multiplier=noise_multiplier,
-                count=round(1 / one_over_steps),
+                count=round(1 / one_over_units) * unit,
                 truncation=truncation,
+                steps_per_pass=steps_per_pass,
             )
         ]
 
@@ -248,54 +265,15 @@ def calibrate_steps(
         renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
-        allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), _MOST_STEPS),
+        allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), most),
         most=1.0,
-        smaller=lambda x: 1 / min(round(1 / x) + 1, _MOST_STEPS),
+        smaller=lambda x: 1 / min(round(1 / x) + 1, most),
     )
     one_over_steps = search.smallest()
     if search.excess(one_over_steps) > 0:
         raise ValueError(
-            f"target_epsilon={target_epsilon!r} does not allow one step at"
+            f"target_epsilon={target_epsilon!r} does not allow"
+            f" {'one step' if unit == 1 else f'a pass of {unit} steps'} at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
-    return round(1 / one_over_steps)
-
-
-def complete(
-    target: Mapping[str, Any],
-    sigma: float | Schedule | None,
-    steps: int | None,
-    q: float | Literal["largest"],
-) -> tuple[float | Schedule, int, float]:
-    """Return noise multiplier, steps and sampling probability, one of which is found.
-
-    Args:
-        target: The arguments that every search takes.
-        sigma: The noise multiplier, or the shape of its schedule; None to find it.
-        steps: The number of steps; None to find it.
-        q: The sampling probability; ``"largest"`` to find it.
-
-    Raises:
-        ValueError: If not exactly one is to be found.
-    """
-    if isinstance(sigma, int | float):
-        if q == "largest" and steps is not None:
-            largest = calibrate_sampling_probability(
-                **target, noise_multiplier=sigma, steps=steps
-            )
-            return sigma, steps, largest
-        if q != "largest" and steps is None:
-            most = calibrate_steps(
-                **target, noise_multiplier=sigma, sampling_probability=q
-            )
-            return sigma, most, q
-    elif q != "largest" and steps is not None:
-        least = calibrate_noise_multiplier(
-            **target, sampling_probability=q, steps=steps, shape=sigma
-        )
-        return least if sigma is None else sigma.scaled(least), steps, q
-    raise ValueError(
-        "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
-        f" steps={steps!r}, sampling_probability={q!r}"
-    )
+    return round(1 / one_over_steps) * unit

@@ -20,6 +20,7 @@ from dp.accounting import (
     merge_equal_releases,
 )
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
+from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
@@ -66,7 +67,9 @@ class Numbers:
             delta: The delta of every epsilon.
             relation: What neighbouring datasets are.
             group_size: How many units differ at once, in all but epsilons of groups.
-            library: Who is to compose, in place of this package.
+            library: Who is to compose, in place of this package; must be None where
+                batches were drawn by random allocation, which ``dp_accounting`` has no
+                losses of.
             intervals: In buckets of what widths, by the name of the epsilon; None
                 chooses them.
         """
@@ -189,7 +192,12 @@ def _of_groups(
     intervals: Mapping[str, float],
     about: Mapping[str, Any],
 ) -> dict[int, tuple[float, float | None]]:
-    """Return the epsilon of groups by their size, and in buckets of what width."""
+    """Return the epsilon of groups by their size, and in buckets of what width.
+
+    There are none where batches were drawn by random allocation: no bound is proven.
+    """
+    if is_allocated(releases):
+        return {}
     return {
         size: bound_of_group(
             releases,

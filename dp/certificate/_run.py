@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
+from dp.accounting._release import is_allocated
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
@@ -83,13 +84,18 @@ class CertifiedRun:
         return sum(charge.count for charge in self.charges)
 
     @property
+    def is_allocated(self) -> bool:
+        """Whether passes by random allocation are claimed."""
+        return is_allocated(self.claimed)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
 
     @property
     def claimed(self) -> tuple[Release, ...]:
-        """The releases that epsilon is claimed for: those charged and those remaining."""
+        """The releases that epsilon is claimed for, both charged and remaining."""
         return merge_equal_releases([*self.releases, *self.remaining])
 
     @property
@@ -106,11 +112,22 @@ class CertifiedRun:
         if self.plan.renyi_order is not None:
             return False
         kinds = {
-            (self.plan.sampling_probability, sigma, self.plan.truncation)
+            (
+                self.plan.sampling_probability,
+                sigma,
+                self.plan.truncation,
+                self.plan.steps_per_pass,
+            )
             for sigma in values_of(self.plan.noise_multiplier)
         }
         charged = [c.to_release() for c in self.charges if c.public is None]
         return any(
-            (r.sampling_probability, r.noise_multiplier, r.truncation) not in kinds
+            (
+                r.sampling_probability,
+                r.noise_multiplier,
+                r.truncation,
+                r.steps_per_pass,
+            )
+            not in kinds
             for r in charged
         )

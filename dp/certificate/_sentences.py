@@ -30,6 +30,10 @@ _TRUNCATED: Final = (
     "Batches that were drawn larger than stated were reduced to a part chosen at random,"
     " and the number of examples is public and as stated."
 )
+_ALLOCATED: Final = (
+    "Every example was in exactly one batch of each pass, chosen by a coin of its own and"
+    " anew in every pass, and each batch was trained on whole and once."
+)
 _ADAPTIVE_NOISE: Final = (
     "Noise multipliers were chosen from what was released and public facts alone; the"
     " order of the Renyi filter was fixed before the first release."
@@ -55,8 +59,11 @@ _ALWAYS: Final = (
 def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     """Return what has to be assumed of runs with such plans and charges."""
     charges = [charge for run in runs for charge in run.charges]
-    amplified = [charge.sampling_probability < 1 for charge in charges]
+    charges_of_poisson = [c for c in charges if c.steps_per_pass is None]
+    amplified = [c.sampling_probability < 1 for c in charges_of_poisson]
     sentences = []
+    if any(run.is_allocated for run in runs):
+        sentences.append(_ALLOCATED)
     if any(amplified):
         sentences.append(_SAMPLED)
     if any(charge.truncation for charge in charges):

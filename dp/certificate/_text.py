@@ -20,9 +20,15 @@ def lines(c: Statement) -> list[str]:
         if c.is_private
         else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
+    allocated = any(run.is_allocated for run in c.runs)
     of_what = "this relation" if c.group_size == 1 else "groups"
+    if allocated:
+        of_what = "random allocation"
     rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
-    groups = ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
+    groups = (
+        ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
+        or "none is proven for random allocation"
+    )
     return [
         "Differential privacy certificate",
         "",
@@ -89,14 +95,17 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    plan                  sha256 {plan_id(run.plan_sha256)}",
         f"    planned noise         {_number(plan.noise_multiplier)}",
         f"    planned norm          {_number(plan.max_grad_norm)}",
+        *_compared(plan.compared),
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
         *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
-        "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
+        "    releases (sampling, noise multiplier, clipping norm)"
+        if run.is_allocated
+        else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
-            f"      {charge.count} x q = {charge.sampling_probability:g},"
+            f"      {_sampled(charge)},"
             f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
             + _truncation(charge.truncation)
             + _off_plan(charge)
@@ -104,6 +113,19 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         ),
         "",
     ]
+
+
+def _sampled(charge: Charge) -> str:
+    if charge.steps_per_pass is None:
+        return f"{charge.count} x q = {charge.sampling_probability:g}"
+    num_passes = charge.to_release().num_participations
+    return f"{num_passes} x a pass of {charge.steps_per_pass} steps"
+
+
+def _compared(sentences: Sequence[str]) -> list[str]:
+    if not sentences:
+        return []
+    return ["    the plan compared", *(f"      - {sentence}" for sentence in sentences)]
 
 
 def _declared(public: Sequence[str]) -> list[str]:

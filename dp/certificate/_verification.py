@@ -18,7 +18,7 @@ from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
-from dp.accounting._release import first_releases
+from dp.accounting._release import first_releases, is_allocated
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
 from dp.certificate._document import Certificate
@@ -45,6 +45,9 @@ _EPSILONS: Final = (
 )
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
+_ALLOCATED: Final = (
+    "by this package, as dp_accounting has no losses of random allocation"
+)
 
 Progress = Callable[[int, int], None]  # Of composed kinds of releases, and of all.
 
@@ -87,6 +90,8 @@ def verify(
     Guarantees:
         * Unless *quick*, every epsilon is that of ``PLDAccountant`` and
           ``RdpAccountant``; the losses by which budgets were kept are not used.
+        * Of random allocation they know nothing. Then epsilons are computed as they were
+          stated, and epsilon has to be above a lower bound that shares nothing with it.
         * The standard sentences on what is assumed (of the unit of privacy and of tensors
           that were declared public, too), what is not covered and what was released have
           to be there; a document that states a thing twice is refused.
@@ -116,8 +121,12 @@ def verify(
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
-    library = None if quick else _library(certificate, progress)
-    computed = _QUICK if quick else f"by dp_accounting {version_of_accountants()} alone"
+    library, computed = None, _QUICK
+    if any(run.is_allocated for run in certificate.runs):
+        computed = _ALLOCATED
+    elif not quick:
+        library = _library(certificate, progress)
+        computed = f"by dp_accounting {version_of_accountants()} alone"
     checked.extend(_findings(certificate, library, computed))
     return Verification(findings=tuple(checked), computed=computed)
 
@@ -160,6 +169,7 @@ def _findings(
         yield _same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
         )
+    yield from _lower_bound(c)
     for name in _COUNTS:
         yield _same_number(name, getattr(c, name), getattr(numbers, name))
     for size in sorted({*c.epsilon_of_groups, *numbers.epsilon_of_groups}):
@@ -178,6 +188,22 @@ def _findings(
         yield from _findings_of_run(f"run {index + 1}: ", run, c, library)
 
 
+def _lower_bound(c: Certificate) -> Iterator[Finding]:
+    """Yield whether epsilon of random allocation is above a bound from below."""
+    releases = together(c.runs, claimed=True)
+    if not is_allocated(releases) or not c.is_private:
+        return
+    from dp.accounting._lower_bounds import lower_bound  # noqa: PLC0415 -- scipy
+
+    least = lower_bound(releases, c.delta)
+    yield Finding(
+        claim="lower bound",
+        holds=c.epsilon >= least,
+        detail=f"states {c.epsilon:.6g}, and at least {least:.6g} is needed, computed"
+        " in another way",
+    )
+
+
 def _findings_of_run(
     prefix: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
 ) -> Iterator[Finding]:
@@ -193,6 +219,8 @@ def _findings_of_run(
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
+    if run.is_allocated:
+        yield _whole_passes(f"{prefix}passes", run)
     yield Finding(
         claim=f"{prefix}planned steps",
         holds=run.claimed_steps <= plan.steps,
@@ -228,12 +256,26 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     bound = [charge for charge in run.charges if charge.public is None]
     probabilities = {charge.to_release().sampling_probability for charge in bound}
     alike = {charge.truncation for charge in bound} <= {plan.truncation}
+    allocated = {charge.steps_per_pass for charge in bound} <= {plan.steps_per_pass}
     return Finding(
         claim=claim,
-        holds=probabilities <= {plan.sampling_probability} and alike,
+        holds=probabilities <= {plan.sampling_probability} and alike and allocated,
         detail=f"charged at {sorted(probabilities)}, planned"
         f" {plan.sampling_probability:.6g}"
-        + ("" if alike else ", and batches truncated otherwise than planned"),
+        + ("" if alike else ", and batches truncated otherwise than planned")
+        + ("" if allocated else ", and batches allocated otherwise than planned"),
+    )
+
+
+def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
+    """Return whether every pass by random allocation was charged whole."""
+    partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]
+    return Finding(
+        claim=claim,
+        holds=not partial,
+        detail=f"charged for parts of passes: {partial}"
+        if partial
+        else "every pass was charged whole",
     )
 
 

@@ -17,7 +17,11 @@ from dp.checking._isolation import Comparison
 from dp.checking._report import CheckReport, Problem
 from dp.checking._trial import Trial, unchanged
 from dp.evidence import remember_check
-from dp.exceptions import SampleMixingError, UnsupportedOperationError
+from dp.exceptions import (
+    SampleMixingError,
+    UnsupportedOperationError,
+    WrongGradientError,
+)
 from dp.per_sample import Engine
 
 
@@ -264,6 +268,13 @@ def _about_engine(trial: Trial, losses_B: Tensor) -> Iterator[Problem]:
                 detail=str(error),
                 remedy=_remedy_for_mixing(trial.model),
             )
+        except WrongGradientError as error:
+            problem = Problem(
+                severity="error",
+                name="wrong gradients",
+                detail=str(error),
+                remedy="make custom functions and hooks repeatable",
+            )
         except UnsupportedOperationError as error:
             problem = Problem(
                 severity="error",
@@ -274,12 +285,23 @@ def _about_engine(trial: Trial, losses_B: Tensor) -> Iterator[Problem]:
     if problem:
         yield problem
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        yield Problem(
+        yield _about_warning(text)
+
+
+def _about_warning(text: str) -> Problem:
+    if "could not be verified" in text:
+        return Problem(
             severity="note",
-            name="slow operation",
+            name="gradients not verified",
             detail=text,
-            remedy="none is needed; a layer of torch that has a rule is faster",
+            remedy="check the same model in float32",
         )
+    return Problem(
+        severity="note",
+        name="slow operation",
+        detail=text,
+        remedy="none is needed; a layer of torch that has a rule is faster",
+    )
 
 
 def _remedy_for_mixing(model: nn.Module) -> str:

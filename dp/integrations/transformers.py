@@ -36,6 +36,7 @@ from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling._loader_of import loader_of
 
 
 __all__ = (
@@ -166,13 +167,11 @@ class PrivateTrainer(Trainer):
         self._collate = own.collate_fn
         if isinstance(self.plan.sampling, Unamplified):
             return own
-        truncation = self.plan.truncation
         probability = self.plan.sampling.sampling_probability
-        self._loader = PoissonLoader(
+        self._loader = loader_of(
+            self.plan.sampling,
             own.dataset,
-            sampling_probability=probability,
             steps=min(self.plan.steps, max(1, round(1 / probability))),
-            max_batch_size=None if truncation is None else truncation.max_batch_size,
             collate_fn=own.collate_fn,
             num_workers=own.num_workers,
             pin_memory=own.pin_memory,
@@ -214,7 +213,7 @@ class PrivateTrainer(Trainer):
         """Return one loss for every example of *inputs*.
 
         It is called again now and then, to see that a loss depends on one example
-        only; :func:`dp.looking` is true then.
+        only; ``dp.looking()`` is true then.
 
         By default that of :func:`per_example_losses`, or of the ``compute_loss_func``
         that the trainer was given. Override it for a model with another loss.

@@ -45,6 +45,8 @@ class Charge:
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
         truncation: How a batch was made smaller, if it was.
+        steps_per_pass: Steps of a pass by random allocation, all of which are charged
+            at once; None for Poisson samples.
         planned_noise_multiplier: What they are accounted at where more noise was added
             than planned: the plan's, since the surplus may depend on earlier releases.
         planned_sampling_probability: The same where less was sampled than planned.
@@ -57,6 +59,7 @@ class Charge:
     max_grad_norm: float
     count: int
     truncation: Truncation | None = None
+    steps_per_pass: int | None = None
     planned_noise_multiplier: float | None = None
     planned_sampling_probability: float | None = None
     public: str | None = None
@@ -80,6 +83,8 @@ class Charge:
                 row[name] = getattr(self, name)
         if self.truncation is not None:
             row["truncation"] = asdict(self.truncation)
+        if self.steps_per_pass is not None:
+            row["steps_per_pass"] = self.steps_per_pass
         return row
 
     def to_release(self) -> Release:
@@ -90,6 +95,7 @@ class Charge:
             noise_multiplier=self.noise_multiplier if sigma is None else sigma,
             count=self.count,
             truncation=self.truncation,
+            steps_per_pass=self.steps_per_pass,
         )
 
 
@@ -108,6 +114,7 @@ def alike(left: Charge, right: Charge) -> bool:
         and left.max_grad_norm == right.max_grad_norm
         and left.sampling_probability == right.sampling_probability
         and left.truncation == right.truncation
+        and left.steps_per_pass == right.steps_per_pass
         and left.planned_noise_multiplier == right.planned_noise_multiplier
         and left.planned_sampling_probability == right.planned_sampling_probability
         and left.public == right.public

@@ -10,8 +10,6 @@ computed from the charges, and every change of them is one assignment. What they
 to is kept beside the very charges that it was added up from, and is true of no others.
 """
 
-import os
-import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +30,15 @@ from dp.ledger._charge import (
     parsed_declarations,
 )
 from dp.ledger._claim import accounted, check_noise, claim, from_version_1
+from dp.ledger._paid_pass import (
+    PaidPass,
+    charged_whole,
+    check_noise_of_passes,
+    check_place,
+)
+from dp.ledger._writer import Writer
 from dp.plan import PrivacyPlan
+from dp.sampling import PassStep
 
 
 __all__ = ("Ledger",)
@@ -55,9 +61,10 @@ class Ledger:
         self._plan = plan
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
+        self._paid: PaidPass | None = None
         self._declared_public: tuple[str, ...] = ()
         self._num_advisories = len(ADVISORIES)
-        self._writer = _Writer()
+        self._writer = Writer()
         self._budget = Budget(plan)
         self._totals = _Totals(self._segments, steps=0, as_planned=True)
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
@@ -87,7 +94,7 @@ class Ledger:
 
         Processes that share it must charge the same: it counts once when ledgers merge.
         """
-        self._writer = _Writer(segment)
+        self._writer = Writer(segment)
 
     def segments(self) -> Mapping[str, tuple[Charge, ...]]:
         """Return the charges of each process that charged, under its id."""
@@ -129,6 +136,7 @@ class Ledger:
         Raises:
             PrivacyError: If it is less than planned, and the plan has no Renyi filter.
         """
+        check_noise_of_passes(self._plan, noise_multiplier)
         check_noise(self._plan, noise_multiplier, self.steps)
 
     @property
@@ -178,7 +186,11 @@ class Ledger:
     @property
     def is_exhausted(self) -> bool:
         """Whether the plan allows no other step as planned."""
-        if self._has_failed or self.steps >= self._plan.steps:
+        if self._has_failed:
+            return True
+        if self._paid is not None and self._paid.has_steps_left:
+            return False
+        if self.steps >= self._plan.steps:
             return True
         upcoming = self._plan.releases(self.steps + 1)[-1]
         return not self._budget.allows(self.releases(), replace(upcoming, count=1))
@@ -191,8 +203,12 @@ class Ledger:
         max_grad_norm: float,
         truncation: Truncation | None = None,
         public: str | None = None,
+        in_pass: PassStep | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
+
+        A pass by random allocation is charged as a whole, at the first of its steps
+        that is released; the others are paid for by then.
 
         Args:
             sampling_probability: Probability of an example to be in the batch.
@@ -201,12 +217,14 @@ class Ledger:
             truncation: How the batch was made smaller, if it was.
             public: Why the numbers are public, where they are not the plan's: they were
                 fixed beforehand, or follow from public facts alone.
+            in_pass: Which step of which pass it is, by random allocation.
 
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
             PrivacyError: If it costs more than planned, and neither *public* nor a
-                Renyi filter covers that.
+                Renyi filter covers that, or if the charge of a pass does not.
         """
+        place = check_place(self._plan, in_pass, noise_multiplier)
         charge = Charge(
             sampling_probability=sampling_probability,
             noise_multiplier=noise_multiplier,
@@ -215,26 +233,44 @@ class Ledger:
             truncation=truncation,
             public=public,
         )
+        if place is not None:
+            charge = charged_whole(charge, place, self._plan)
         with self._lock:
             self._check_sound()
+            if place is not None and self._is_paid(place, max_grad_norm):
+                return
             totals = self._current_totals()
             charge = accounted(self._plan, charge, totals.steps)
             as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
-            if not (
-                self._budget.allows_as_planned(totals.steps + 1)
-                if as_planned
-                else self._budget.allows(self.releases(), charge.to_release())
-            ):
-                raise BudgetExhaustedError(
-                    f"the plan's budget is spent: {self.steps} of {self._plan.steps}"
-                    f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
-                    " the step was not taken. Make a new plan to go on: its cost adds"
-                    " to this one's"
-                )
+            self._check_affordable(charge, totals.steps, as_planned=as_planned)
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
-            self._totals = _Totals(self._segments, totals.steps + 1, as_planned)
+            self._totals = _Totals(
+                self._segments, totals.steps + charge.count, as_planned
+            )
+            self._paid = None if place is None else PaidPass(place, max_grad_norm)
+
+    def _is_paid(self, place: PassStep, max_grad_norm: float) -> bool:
+        """Whether a step belongs to the pass that was charged last; it is taken then."""
+        paid = self._paid and self._paid.followed_by(place, max_grad_norm)
+        self._paid = paid or self._paid
+        return paid is not None
+
+    def _check_affordable(
+        self, charge: Charge, steps: int, *, as_planned: bool
+    ) -> None:
+        if not (
+            self._budget.allows_as_planned(steps + charge.count)
+            if as_planned
+            else self._budget.allows(self.releases(), charge.to_release())
+        ):
+            raise BudgetExhaustedError(
+                f"the plan's budget is spent: {steps} of {self._plan.steps}"
+                f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
+                " the step was not taken. Make a new plan to go on: its cost adds"
+                " to this one's"
+            )
 
     @property
     def _has_failed(self) -> bool:
@@ -289,7 +325,7 @@ class Ledger:
                 merged[key] = self.merge_segment(known, segment, key)
             self._take_failure(state_dict.get("failure"))
             self._num_advisories = min(self._num_advisories, num_advisories)
-            self._writer = _Writer()  # What follows is a fork of that state.
+            self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
             self.declare_public(declared)
 
@@ -383,21 +419,8 @@ class Ledger:
             release.noise_multiplier == plan.noise_multiplier_at(step)
             and release.sampling_probability == plan.sampling_probability
             and release.truncation == plan.truncation
+            and release.steps_per_pass == plan.steps_per_pass
         )
-
-
-@final
-class _Writer:
-    """The id under which one process charges; a forked child gets one of its own."""
-
-    def __init__(self, key: str | None = None) -> None:
-        self._key = secrets.token_hex(16) if key is None else key
-        self._process = os.getpid()
-
-    def key(self) -> str:
-        if self._process != os.getpid():
-            self._key, self._process = secrets.token_hex(16), os.getpid()
-        return self._key
 
 
 @final

@@ -48,8 +48,8 @@ def look_beside(
     """
     if beside.was_written(parameters):
         warnings.warn(
-            "a private parameter was written to between step and backward by something"
-            " other than its optimizer. If the forward pass did, as Embedding(max_norm="
+            "a private parameter was written to before backward by something other than its"
+            " optimizer. If the forward pass did, as Embedding(max_norm="
             "...) does, what it wrote tells of the examples of the batch and has no"
             " noise: bound the rows where they are used instead. Weights that follow"
             " from released ones, as by a clamp after step, are fine",

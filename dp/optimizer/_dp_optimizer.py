@@ -92,7 +92,7 @@ class DPOptimizer(TransparentOptimizer):
         plan: The public numbers of the run.
         loader: The loader whose batches are trained on, from ``plan.loader``.
             Required if the plan claims amplification by sampling; a
-            :class:`dp.UnamplifiedLoader`, or none, if not.
+            :class:`dp.sampling.UnamplifiedLoader`, or none, if not.
         clipping: The clipping rule; flat clipping at ``plan.max_grad_norm`` if None.
         noise: The source of noise; a cryptographic generator if None.
         public: Tensors that are no data, but constants of the program, for weights
@@ -174,6 +174,7 @@ class DPOptimizer(TransparentOptimizer):
             loader=loader,
             public=tuple(declared.values()),
         )
+        self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
         protect(self)
 
@@ -238,6 +239,7 @@ class DPOptimizer(TransparentOptimizer):
                 if *units* do not fit it.
             TypeError: If a function comes without a batch, or losses with one.
             SampleMixingError: If one example's loss depends on another example.
+            WrongGradientError: If a gradient is not torch's own, where it is verified.
             UnsupportedOperationError: If the losses come from none of the parameters.
             SamplingMismatchError: If the losses do not fit the batch that was drawn, if
                 a unit has losses in two calls of a step, or if another library left
@@ -409,7 +411,7 @@ class DPOptimizer(TransparentOptimizer):
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
-        self.mechanism.beside.note_update(self._trainable())
+        self.mechanism.beside.note(self._trainable(), since="updated")
         return result if closure is None else loss
 
     @disable_dynamo
@@ -506,7 +508,7 @@ class DPOptimizer(TransparentOptimizer):
         )
         evidence = carried.evidence_in(ledgers)
         self.mechanism.step.drop()
-        self.mechanism.beside.forget_update()
+        self.mechanism.beside.forget()
         for ledger in ledgers:
             self.ledger.load_state_dict(ledger)
         for records in evidence:

@@ -62,7 +62,7 @@ class JointOptimizer(Optimizer):
         return [group for o in self.optimizers for group in o.param_groups]
 
     @param_groups.setter
-    def param_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+    def param_groups(self, groups: Sequence[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if len(groups) != len(self.param_groups):
             raise ValueError(
                 f"{len(groups)} parameter groups were assigned to a JointOptimizer of"

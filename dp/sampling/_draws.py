@@ -21,7 +21,7 @@ from dp import _checks
 from dp._keystream import Keystream
 
 
-__all__ = ("poisson_sample", "random_subset")
+__all__ = ("allocate_at_random", "poisson_sample", "random_subset")
 
 # Above it, coins one by one are as fast, and a subset would be drawn with many ties.
 _MOST_BY_COUNT: Final = 1 / 16
@@ -57,6 +57,26 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
     coins = Keystream().integers(num_examples, _WORD)
     selected: list[int] = np.flatnonzero(coins < threshold).tolist()
     return selected
+
+
+def allocate_at_random(
+    num_examples: int, *, num_steps: int
+) -> list[NDArray[np.uint64]]:
+    """Return the indices that each step gets, in ascending order.
+
+    >>> [step.tolist() for step in allocate_at_random(3, num_steps=1)]
+    [[0, 1, 2]]
+
+    Guarantees:
+        * Each index is in exactly one step, uniform among them and independent of the
+          steps of all others: the law is exact.
+        * The coins are a keystream under a fresh 256-bit key of the OS, one word for
+          each example in their order. So with another one at the end, the others stay.
+    """
+    steps = _uniform(num_examples, num_steps, Keystream())
+    order = np.argsort(steps, kind="stable").astype(_WORD)
+    ends = np.cumsum(np.bincount(steps.astype(np.int64), minlength=num_steps))
+    return np.split(order, ends[:-1])
 
 
 def random_subset(indices: Sequence[int], *, size: int) -> list[int]:

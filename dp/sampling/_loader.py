@@ -25,9 +25,13 @@ from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
-from dp.sampling._schemes import PoissonSampling, TruncatedPoissonSampling
+from dp.sampling._schemes import (
+    PoissonSampling,
+    RandomAllocation,
+    TruncatedPoissonSampling,
+)
 from dp.sampling._ticket import Draw
-from dp.sampling._ticketed import TicketedLoader
+from dp.sampling._ticketed import Draws, TicketedLoader
 from dp.sampling._units import UnitIndex, Units
 
 
@@ -80,7 +84,7 @@ class PoissonLoader(TicketedLoader):
     Guarantees:
         * Neither the number of batches nor anything else public depends on
           ``len(dataset)`` or on what was drawn.
-        * :attr:`ticket` belongs to the batch yielded last, whatever was loaded ahead.
+        * ``ticket`` belongs to the batch yielded last, whatever was loaded ahead.
         * One pass is live at a time: starting another one ends it, and its ticket.
 
     References:
@@ -145,7 +149,9 @@ class PoissonLoader(TicketedLoader):
         )
 
     @property
-    def sampling(self) -> PoissonSampling | TruncatedPoissonSampling:
+    def sampling(
+        self,
+    ) -> PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
         """How batches are drawn."""
         return self._sampling
 
@@ -159,22 +165,30 @@ class PoissonLoader(TicketedLoader):
         """A hash of which rows share a unit; None if every row is a unit."""
         return None if self._units is None else self._units.digest
 
-    def _begin_pass(self) -> "_Draws":
-        # Asked at each pass: Lightning makes its process group after the loader.
-        share = (0, 1) if self._sharded else rank_and_size()
+    def _begin_pass(self) -> Draws:
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
-        if self._debug_seed is not None and self._debug_keys is None:
-            name = f"draws of seed {self._debug_seed}, rank {share[0]}: "
-            self._debug_keys = RepeatedKeys(name)
+        share = self._share()
         return _Draws(
             self.dataset,
             self._units,
             self._sampling,
             share,
             num_draws=len(self),
-            keys=self._debug_keys,
+            keys=self._keys_of(share[0]),
         )
+
+    def _share(self) -> tuple[int, int]:
+        """Return which units are this process's: from which on, every which."""
+        # Asked at each pass: Lightning makes its process group after the loader.
+        return (0, 1) if self._sharded else rank_and_size()
+
+    def _keys_of(self, rank: int) -> RepeatedKeys | None:
+        """Return the keys of a debugging seed, if there is one."""
+        if self._debug_seed is not None and self._debug_keys is None:
+            name = f"draws of seed {self._debug_seed}, rank {rank}: "
+            self._debug_keys = RepeatedKeys(name)
+        return self._debug_keys
 
     def _check_alone(self) -> None:
         if self._sharded or rank_and_size()[1] > 1:

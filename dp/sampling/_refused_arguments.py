@@ -1,4 +1,4 @@
-"""DataLoader arguments that PoissonLoader rejects, and why."""
+"""Arguments that the loaders reject, and why."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from torch.utils.data import IterableDataset
 
 
-__all__ = ("check_map_style", "reject_arguments")
+__all__ = ("check_map_style", "reject_allocation_arguments", "reject_arguments")
 
 _CHOICE: Final = "each batch is drawn by sampling_probability"
 _REFUSED: Final = {
@@ -28,6 +28,29 @@ def reject_arguments(arguments: Mapping[str, object]) -> None:
                 f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
             )
         raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
+
+
+_ALLOCATED: Final = (
+    "each example is in one batch of a pass, by its own coin; steps_per_pass says how"
+    " many there are"
+)
+_REFUSED_OF_ALLOCATION: Final = {
+    **{name: _ALLOCATED for name, why in _REFUSED.items() if _CHOICE in why},
+    "max_batch_size": "no bound is proven for random allocation whose batches are"
+    " truncated; use PoissonLoader, or bound memory by dp.MicroBatches",
+    "sampling_probability": _ALLOCATED,
+    "steps": f"{_ALLOCATED}, and passes how many passes an iteration has",
+}
+
+
+def reject_allocation_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise for arguments that other loaders take and random allocation cannot."""
+    for name, value in arguments.items():
+        if name in _REFUSED_OF_ALLOCATION:
+            raise TypeError(
+                f"AllocationLoader takes no {name}, got {value!r}:"
+                f" {_REFUSED_OF_ALLOCATION[name]}"
+            )
 
 
 def check_map_style(dataset: object) -> None:

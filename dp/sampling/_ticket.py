@@ -13,10 +13,32 @@ from dp.exceptions import SamplingMismatchError
 from dp.sampling._yielded import YieldedTensors
 
 
-__all__ = ("Draw", "Ticket", "TicketIssuer")
+__all__ = ("Draw", "PassStep", "Ticket", "TicketIssuer", "new_pass")
 
 # One count for the whole process: a ticket of one loader never passes for another's.
 _serials: Final = counter()
+_passes: Final = counter()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassStep:
+    """One step of a pass in which every unit is in exactly one step.
+
+    Attributes:
+        number: Of the pass; no other pass of the process has it.
+        step: Which of its steps, from 0.
+        num_steps: How many it has.
+    """
+
+    number: int
+    step: int
+    num_steps: int
+
+
+def new_pass() -> int:
+    """Return the number of a new pass."""
+    return next(_passes)
 
 
 @final
@@ -28,10 +50,12 @@ class Draw:
         rows: The rows of the dataset, in the order in which the batch has them.
         unit_of_row: For each row the position of its unit among the units drawn;
             None if every row is a unit of its own.
+        in_pass: Which step of a random allocation it is; None for Poisson draws.
     """
 
     rows: Sequence[int]
     unit_of_row: NDArray[np.int64] | None = None
+    in_pass: PassStep | None = None
 
     @property
     def num_units(self) -> int:

@@ -64,7 +64,7 @@ class UnamplifiedLoader(TicketedLoader):
             the same examples.
 
     Guarantees:
-        * :attr:`ticket` belongs to the batch yielded last, whatever was loaded ahead.
+        * ``ticket`` belongs to the batch yielded last, whatever was loaded ahead.
         * One pass is live at a time: starting another one ends it, and its ticket.
     """
 

@@ -355,16 +355,19 @@ def deviation(model: nn.Module, public: Sequence[Declared], *, tasks: bool) -> f
     return worst
 
 
-def declarations(
-    method: Method, model: nn.Module
-) -> Iterator[tuple[str, Sequence[Declared]]]:
-    """Yield what may be declared, the least first."""
-    yield "", []
-    frozen = [*model.buffers()]
-    frozen += [p for p in model.parameters() if not p.requires_grad]
+def declarations(method: Method) -> Iterator[tuple[str, Constants]]:
+    """Yield what may be declared, the least first, and how it is found in a model."""
+    yield "", lambda _model: []
     yield FROZEN, frozen
     if method.says:
-        yield f"{FROZEN}; {method.says}", [*frozen, *method.made(model)]
+        both = f"{FROZEN}; {method.says}"
+        yield both, lambda model: [*frozen(model), *method.made(model)]
+
+
+def frozen(model: nn.Module) -> list[Declared]:
+    """Return what a model has and that is not trained."""
+    weights = [p for p in model.parameters() if not p.requires_grad]
+    return [*model.buffers(), *weights]
 
 
 @contextmanager
@@ -385,12 +388,13 @@ def tried(name: str) -> Row:
 
 def _tried(name: str) -> Row:
     method, row = METHODS[name], Row(name)
-    with tempfile.TemporaryDirectory() as folder:
-        model = adapted(name, Path(folder))
-    row.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    for declared, public in declarations(method, model):
+    for declared, constants in declarations(method):
+        with tempfile.TemporaryDirectory() as folder:
+            model = adapted(name, Path(folder))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        row.num_trained = sum(p.numel() for p in trained)
         try:
-            row.deviation = deviation(model, public, tasks=method.tasks)
+            row.deviation = deviation(model, constants(model), tasks=method.tasks)
         except dp.PrivacyError as error:
             row.told.append(str(error))
             continue

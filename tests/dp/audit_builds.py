@@ -185,7 +185,8 @@ def divided_by_the_batch():
             for group in self.param_groups:
                 for parameter in group["params"]:
                     parameter.grad.div_(1 + drawn)
-                    parameter.add_(parameter.grad)
+                    # Written so that no version tells of it.
+                    parameter.data.add_(parameter.grad)
         return result
 
     step.hooked = True

@@ -254,7 +254,7 @@ class FreeBits(nn.Module):
 def test_what_only_an_outlier_opens_does_not_replay(plan):
     """The ordinary last record leaves the gate shut; a thousand times it, open.
 
-    The number has no gradient, so that a step cannot see it.
+    The number has no gradient. Sums differ too much, or a step notices and raises.
     """
     torch.manual_seed(1)
     data = TensorDataset(torch.randn(40, 4), torch.zeros(40))
@@ -262,7 +262,7 @@ def test_what_only_an_outlier_opens_does_not_replay(plan):
     report = replay(training(loose), FreeBits(), data)
 
     assert refuted(report, of_outlier=False) == set()
-    assert "sums differ by the sensitivity at most" in refuted(report)
+    assert refuted(report)
 
 
 def test_records_without_floating_point_numbers_have_no_outlier(plan):

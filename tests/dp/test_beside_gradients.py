@@ -30,17 +30,27 @@ def assumptions(optimizer):
     return " ".join(optimizer.certificate().assumptions)
 
 
-def test_rows_that_a_forward_pass_writes_are_told(make_optimizer):
-    """``max_norm`` shortens the rows of the tokens in the batch, without noise."""
-    table = nn.Embedding(100, 8, max_norm=1.0)
-    optimizer = make_optimizer(table)
+@pytest.mark.parametrize("later", [False, True])
+def test_rows_that_a_forward_pass_writes_are_told(make_optimizer, later):
+    """``max_norm`` shortens the rows of the tokens in the batch, without noise.
+
+    Before the first step, all weights may be written: by loading, or by a broadcast.
+    """
+    table, head = nn.Embedding(100, 8, max_norm=1.0), nn.Linear(8, 1, bias=False)
+    optimizer = make_optimizer(table, head)
 
     def losses():
-        return table(torch.randint(0, 50, (10, 5))).square().sum((1, 2))
+        return head(table(torch.randint(0, 50, (10, 5))).mean(1)).squeeze(1)
 
-    step(optimizer, losses())
-    assert "written to" not in assumptions(optimizer)
-    with pytest.warns(UserWarning, match="written to between step and backward"):
+    if later:
+        with torch.no_grad():
+            table.weight.div_(table.weight.norm(dim=1, keepdim=True))
+            head.weight.mul_(1.0)
+        step(optimizer, losses())
+        assert "written to" not in assumptions(optimizer)
+        with torch.no_grad():
+            table.weight.mul_(3.0)
+    with pytest.warns(UserWarning, match="written to before backward"):
         optimizer.backward(losses())
     optimizer.step()
     step(optimizer, losses())  # Told once: another warning would raise here.
@@ -106,6 +116,7 @@ def test_what_is_frozen_or_in_this_ledger_is_fine(make_optimizer):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", dp.EvidenceWarning)
         step(optimizer, losses())
         body.requires_grad_(requires_grad=False)
         step(optimizer, losses())

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 import dp
 from dp.checking import Problem
 from dp.checking._batches import some_of
+from dp.per_sample import Engine
+from dp.per_sample._parts.part import MaterializedGrads
 
 
 class Pair(NamedTuple):
@@ -335,6 +338,32 @@ def test_an_operation_without_a_rule_is_a_note(batch):
     assert report.ok
     assert found(report, "note") == ["slow operation"]
     assert "PowBackward1" in report.to_text()
+
+
+def test_wrong_gradients_are_an_error(batch, monkeypatch):
+    """A rule that errs for the model is found before training."""
+    norms = MaterializedGrads.squared_norms
+    monkeypatch.setattr(
+        MaterializedGrads, "squared_norms", lambda self: norms(self) / 100
+    )
+    report = dp.check(nn.Linear(4, 3), cross_entropy, batch)
+
+    assert found(report, "error") == ["wrong gradients"]
+    assert "torch's own" in report.problems[0].detail
+
+
+def test_what_16_bits_leave_unverified_is_a_note(batch, monkeypatch):
+    """Whether torch adds up so coarsely that nothing can be said depends on the data."""
+    gradients = Engine.gradients
+
+    def unsure(*args, **kwargs):
+        warnings.warn("gradients could not be verified", stacklevel=1)
+        return gradients(*args, **kwargs)
+
+    monkeypatch.setattr(Engine, "gradients", unsure)
+    report = dp.check(classifier(nn.Tanh()), cross_entropy, batch)
+
+    assert found(report, "note") == ["gradients not verified"]
 
 
 def test_an_operation_that_spreads_poison_is_an_error(batch):

@@ -7,13 +7,17 @@ from torch import nn
 import dp
 
 
-@pytest.fixture
-def model():
-    """A linear model whose weight is computed with a fixed basis."""
+def make_model():
+    """Return a linear model whose weight is computed with a fixed basis."""
     model = nn.Module()
     model.register_buffer("basis", torch.eye(3)[:2])
     model.coordinates = nn.Parameter(torch.ones(4, 2))
     return model
+
+
+@pytest.fixture
+def model():
+    return make_model()
 
 
 def private(model, **options):
@@ -54,26 +58,28 @@ def test_the_certificate_states_what_was_declared(model, declare, stated):
     assert dp.verify(certificate, quick=True).ok
 
 
-def test_what_a_function_computes_is_public_as_it_is_at_the_step(model):
+def test_what_a_function_computes_is_public_as_it_is_at_the_step():
     """Constants that follow from the parameters change with them."""
 
-    def norms():
+    def norms_of(model):
         return [(model.coordinates @ model.basis).norm(dim=1, keepdim=True)]
 
-    def take_steps(optimizer):
+    def take_steps(optimizer, model):
         for _ in range(3):
             weight = model.coordinates @ model.basis
-            scaled = weight / norms()[0].detach()
+            scaled = weight / norms_of(model)[0].detach()
             optimizer.backward((torch.randn(5, 3) @ scaled.T).square().sum(1))
             optimizer.step()
 
-    optimizer = private(model, public={"basis": model.basis, "norms": norms})
-    take_steps(optimizer)
+    model, other = make_model(), make_model()
+    public = {"basis": model.basis, "norms": lambda: norms_of(model)}
+    optimizer = private(model, public=public)
+    take_steps(optimizer, model)
     stated = optimizer.certificate().runs[0].declared_public
 
     assert stated[1] == "norms: computed by a function at every step"
     with pytest.raises(dp.SampleMixingError, match="not the same in every batch"):
-        take_steps(private(model, public={"basis": model.basis}))
+        take_steps(private(other, public={"basis": other.basis}), other)
 
 
 def test_a_resumed_run_states_what_was_declared_before(model):

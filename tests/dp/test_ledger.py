@@ -353,7 +353,7 @@ def test_a_copy_is_a_fork(copied):
 def test_another_process_id_is_another_segment(monkeypatch):
     """A ledger that finds itself in a child stops writing under its parent's id."""
     ledger = charged(2)
-    monkeypatch.setattr("dp.ledger._ledger.os.getpid", lambda: -1)
+    monkeypatch.setattr("dp.ledger._writer.os.getpid", lambda: -1)
     ledger.reserve(**PLANNED)
     ledger.reserve(**PLANNED)
 

@@ -38,7 +38,7 @@ def test_numbers_out_of_range_are_refused(make_plan, change, told):
 def test_sampling_is_a_scheme(make_plan, sampling):
     """A number alone would not say how batches are drawn."""
     with pytest.raises(
-        TypeError, match=r"sampling must be PoissonSampling\(\.\.\.\), Trunc"
+        TypeError, match=r"sampling must be PoissonSampling\(\.\.\.\), RandomA"
     ):
         make_plan(sampling=sampling)
 

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+from dp.accounting import epsilon
 
 
 with warnings.catch_warnings():
@@ -57,6 +58,12 @@ class Witness:
 
 @cache
 def epsilon_by_dp_accounting(plan, steps):
+    if plan.steps_per_pass is not None:  # It has no event for random allocation.
+        return epsilon(
+            plan.releases(steps),
+            delta=plan.target_delta,
+            neighboring_relation=plan.neighboring_relation,
+        ).epsilon
     event = dp_accounting.PoissonSampledDpEvent(
         plan.sampling.sampling_probability,
         dp_accounting.GaussianDpEvent(plan.noise_multiplier),

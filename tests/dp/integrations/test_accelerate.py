@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 from dp import (
     BudgetExhaustedError,
     PoissonSampling,
+    RandomAllocation,
     SamplingMismatchError,
     Unamplified,
 )
@@ -67,6 +68,23 @@ def test_objects_are_prepared_in_any_order(make_script, make_accelerator, order)
     assert isinstance(optimizer, AcceleratedOptimizer)
     assert isinstance(loader, AcceleratedLoader)
     script.assert_private(steps=6, rates=[0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_random_allocation_trains_in_whole_passes(make_script, make_accelerator, parts):
+    """One charge a pass, and batches may be split."""
+    script = make_script(sampling=RandomAllocation(steps_per_pass=3))
+    accelerator = make_accelerator(gradient_accumulation_steps=parts)
+    model, optimizer, loader = prepare(
+        accelerator, script.model, script.optimizer, script.loader
+    )
+    script.model = model
+
+    train(script, accelerator, optimizer, loader)
+
+    script.assert_private(steps=6)
+    (charge,) = script.optimizer.ledger.charges()
+    assert (charge.count, charge.steps_per_pass) == (6, 3)
 
 
 def test_accelerates_own_prepare_passes_a_private_loader_on(

@@ -20,6 +20,7 @@ from dp import (
     DPOptimizer,
     MicroBatches,
     PoissonSampling,
+    RandomAllocation,
     SamplingMismatchError,
     Unamplified,
     UnsupportedOperationError,
@@ -102,6 +103,18 @@ def test_training_is_private_and_ends_at_the_budget(make_script, make_trainer, m
         assert trainer.callback_metrics[name] == pytest.approx(
             script.optimizer.spent().epsilon
         )
+
+
+def test_random_allocation_trains_in_whole_passes(make_script, make_trainer):
+    """Lightning reads a batch ahead; each still comes with its place in its pass."""
+    script = make_script(sampling=RandomAllocation(steps_per_pass=3))
+    trainer = make_trainer()
+
+    trainer.fit(Classifier(script), script.loader)
+
+    script.assert_private(steps=6)
+    (charge,) = script.optimizer.ledger.charges()
+    assert (charge.count, charge.steps_per_pass) == (6, 3)
 
 
 def test_a_scheduler_drives_the_update_and_its_monitor_sees_it(

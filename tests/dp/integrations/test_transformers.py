@@ -35,6 +35,7 @@ from dp import (
     PoissonSampling,
     PrivacyError,
     PrivacyPlan,
+    RandomAllocation,
     Unamplified,
     UnsupportedOperationError,
 )
@@ -537,6 +538,32 @@ def test_empty_draws_are_steps_like_any_other(arguments):
 
     assert trainer.private_optimizer.ledger.steps == 6
     assert (weights(model) != before).float().mean() > 0.9
+
+
+def test_random_allocation_trains_a_pass_an_epoch(arguments):
+    """Each epoch has every example once, and one charge."""
+    seen = []
+
+    class Watched(PrivateTrainer):
+        def training_step(self, *args, **kwargs):
+            rows = self._loader.ticket.draw.rows
+            seen.append((self.state.epoch, list(rows)))
+            return super().training_step(*args, **kwargs)
+
+    trainer = Watched(
+        llama(),
+        arguments(logging_steps=50),
+        train_dataset=sentences(12),
+        plan=plan_of(sampling=RandomAllocation(steps_per_pass=3)),
+    )
+
+    trainer.train()
+
+    assert len(seen) == trainer.private_optimizer.ledger.steps == 6
+    for steps in (seen[:3], seen[3:]):
+        assert sorted(row for _, rows in steps for row in rows) == list(range(12))
+    (charge,) = trainer.private_optimizer.ledger.charges()
+    assert (charge.count, charge.steps_per_pass) == (6, 3)
 
 
 def test_bfloat16_trains_with_the_noise_of_float32(arguments, witness_of):

@@ -229,11 +229,12 @@ def test_hooks_on_parameters_are_no_alarm():
     [lambda g: g.clamp(-1e-3, 1e-3), lambda g: g + 1e-3, torch.sign],
     ids=["clamped", "shifted", "signs"],
 )
+@pytest.mark.parametrize("num_examples", [1, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_passes_that_are_not_linear_are_no_alarm(hook, dtype):
+def test_backward_passes_that_are_not_linear_are_no_alarm(hook, dtype, num_examples):
     """Weights are then 0 and 1; a hook that adds something leaves 1 alone."""
     model = net(dtype)
-    hidden = model[0](torch.randn(8, 12).to(dtype))
+    hidden = model[0](torch.randn(num_examples, 12).to(dtype))
     hidden.register_hook(hook)
 
     run(model, model[1:](hidden).float().square().sum(1))

@@ -1,0 +1,195 @@
+"""Write the tables of ``reference/beliefs.md``: what an epsilon takes on trust.
+
+Run ``python docs/beliefs.py`` after a change of the table below or of the mutants; the
+tests hold page and tables equal. Each row says what is believed, when it is checked or
+where the certificate states it, the tests that hold that, and the mutants of the check.
+"""
+
+import ast
+import runpy
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from source_tree import ROOT
+
+
+PAGE = ROOT / "docs/reference/beliefs.md"
+MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
+ATTACKS = ROOT / "tests/dp/evidence/losses.py"
+
+
+class Belief(NamedTuple):
+    """One thing that an epsilon rests on.
+
+    Attributes:
+        says: What is believed.
+        when: When that is checked; for a belief that is stated, by whom it is claimed.
+        outcome: What happens if it is not so; or the sentence of the certificate.
+        tests: The tests that hold it, below ``tests/dp``.
+        breaks: The mutants of the check, by what is wrong then.
+    """
+
+    says: str
+    when: str
+    outcome: str
+    tests: tuple[str, ...]
+    breaks: tuple[str, ...] = ()
+
+
+_MIXING, _RUNS = (
+    "evidence/test_mixing_losses.py::test_",
+    "evidence/test_evidence_of_runs.py::test_",
+)
+_ROWS, _PAID, _CLAIMS = (
+    "test_rows_of_tickets.py::test_",
+    "test_paid_for.py::test_",
+    "test_claims.py::test_",
+)
+_CERTIFICATE, _UNITS = "test_certificate.py::test_", "test_units.py::test_"
+_LOOKS = "a loss function's first 3 steps in a process, and one in 50 that its id picks"
+
+CHECKED = (
+    Belief("The loss of an example depends on no other example of its batch, in whatever way.", _LOOKS, "`SampleMixingError`; after a release the run ends, with epsilon infinite",
+           (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _MIXING + "mixing_that_begins_later_ends_the_run"),
+           ("nothing that a look sees is mixing", "no example is exchanged", "half of the examples are never exchanged", "no step that is due is looked at", "only the first steps are looked at", "mixing that a look saw ends nothing")),
+    Belief("It depends on no example of an earlier batch, by a buffer, an attribute or a variable.", _LOOKS, "the same",
+           (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release",), ("what is carried from batch to batch is not seen",)),
+    Belief("It does not depend on how many examples there are.", "once in a run, alone and in half of a batch", "the same",
+           (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _RUNS + "sizes_are_told_by_what_changes_all_losses"), ("what depends on the size of a batch is not seen",)),
+    Belief("No gate for outliers opens, which then rescales or drops all losses.", "at the step whose largest loss, over the mean of the others, is more than twice the record; at most 3 times, and once more in 100 steps", "the same",
+           (_MIXING + "a_gate_is_found_at_the_step_that_opens_it",), ("a gate for outliers opens unseen",)),
+    Belief("Units are apart wherever the graph of the losses leads.", "at every `backward`, by owners of rows", "`SampleMixingError`, with the operation",
+           ("per_sample/test_units_apart.py::test_rows_that_begin_to_move_are_noticed",), ("where units meet, the last one owns the row", "what moves rows is looked at once")),
+    Belief("Rules, hooks and norms are right.", "at the first 3 backward passes and at one in 128, by powers of two and by torch's own backward pass", "`SampleMixingError` or `WrongGradientError`",
+           ("per_sample/test_verification.py::test_a_hook_that_mixes_later_is_found_in_the_end", "per_sample/test_reference.py::test_norms_that_are_too_small_are_noticed_in_every_group"),
+           ("nothing is ever verified", "norms are not compared with torch's own", "sums are not compared with torch's own")),
+    Belief("What is charged is the noise that was added.", "at every step", "`PrivacyError`, and nothing is released",
+           ("test_optimizer.py::test_noise_of_another_size_than_was_charged_is_never_released",), ("other noise than was charged goes unnoticed",)),
+    Belief("Buffers hold no private data.", _LOOKS, "`EvidenceWarning`, with their names",
+           (_RUNS + "a_buffer_that_holds_private_data_is_told",), ("a buffer that holds private data is not told",)),
+)  # fmt: skip
+
+REFUSED = (
+    Belief("A step is of the batch that was drawn, whole and once.", "at every `backward` and `step`, by the ticket's rows, storage and number", "`SamplingMismatchError`",
+           (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_micro_batch_twice_and_another_never_is_refused"),
+           ("another batch of the same size passes for the one that was drawn", "a micro-batch twice and another never", "a step on part of its batch", "tickets are not consumed")),
+    Belief("An example is one row of the dataset.", "when a loader is made, as far as rows can be compared", "`SamplingMismatchError`",
+           (_ROWS + "an_example_in_two_rows_is_refused",), ("an example may be in two rows",)),
+    Belief("`collate_fn` makes each row of one example.", "when a loader is made", "`SampleMixingError`",
+           (_ROWS + "a_collate_fn_that_mixes_is_refused",), ("a collate_fn may mix examples",)),
+    Belief("A loss is made of one row.", "at every `backward`", "`SampleMixingError`",
+           (_ROWS + "losses_of_pieces_of_several_rows_are_refused",), ("a loss may be made of pieces of several rows",)),
+    Belief("Weights and data were not paid for by another ledger of this process.", "before every release", "`LedgerError`; go on with `continue_from=`",
+           (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "other_weights_on_the_same_data_are_refused"),
+           ("a notebook cell that runs again makes a ledger of its own", "two datasets of one tensor are taken for two peoples'")),
+    Belief("Noise is no less than planned if it was chosen after a release.", "where it is assigned, and at its step", "`ValueError`, unless it is declared public",
+           (_CLAIMS + "less_noise_is_refused_where_it_is_assigned",), ("noise chosen from releases may be less than planned",)),
+    Belief("No other optimizer steps private parameters.", "at every step of any optimizer", "`PrivacyError`",
+           ("test_guard.py::test_another_optimizer_cannot_step_private_parameters",), ("the wrapped optimizer steps by itself",)),
+    Belief("One thread at a time, and no fork, releases a batch.", "at every `backward` and `step`", "`PrivacyError`, `SamplingMismatchError`",
+           ("test_optimizer_many.py::test_a_second_thread_inside_a_step_is_refused", "test_optimizer_many.py::test_a_fork_has_no_right_to_the_batch_of_its_parent"),
+           ("a fork releases its parent's batch",)),
+    Belief("A checkpoint's ledger is its run's.", "on loading", "`LedgerError`",
+           ("test_ledger.py::test_a_damaged_state_is_refused", "test_ledger.py::test_charges_of_another_unit_are_refused"), ("a state without a ledger is loaded",)),
+)  # fmt: skip
+
+STATED = (
+    Belief("Losses that came finished, and what no look could compare, are as the function's would be.", "by who trains; a warning names the remedy", "One example's loss depended on that example and the parameters only.",
+           (_RUNS + "finished_losses_are_warned_of_once", _RUNS + "a_certificate_states_and_verifies_it", _RUNS + "altered_evidence_is_found"),
+           ("finished losses are not warned of", "finished losses of one part pass for a function's", "more looks are certified than were made", "a failed check counts as evidence", "a layer that was not checked counts as checked")),
+    Belief("Declared tensors are no data.", "by `public=`", "The tensors that are listed as declared public are constants of the program: nothing in them was computed from private data.",
+           ("test_declared_public.py::test_the_certificate_states_what_was_declared",), ("that declared tensors hold no data is not assumed", "a certificate does not say what was declared public")),
+    Belief("A unit of privacy is a person.", "by `units=`", "All rows of one person have the same value of {column}.",
+           (_UNITS + "the_certificate_names_the_unit_and_assumes_that_it_is_a_person",), ("that a unit is a person is not assumed",)),
+    Belief("Batches without tickets hold each example once.", "by `Unamplified()` without a loader", "No example was given to one step more than once.",
+           (_CERTIFICATE + "other_plans_are_stated_and_verify",)),
+    Belief("A declared end of the run, or number, is public.", "by `public_end=` and `assign_public`", "After how many steps a run ended follows from no release and no private data:",
+           (_CLAIMS + "a_public_end_makes_the_steps_taken_the_claim", _CLAIMS + "a_declared_number_is_charged_with_its_reason")),
+    Belief("Nothing else looked at private data.", "by `private_data_touches=`", "not stated: whether hyper-parameters",
+           (_CERTIFICATE + "what_nobody_said_is_not_taken_for_nothing",)),
+    Belief("Buffers that a forward pass changes are not released, or are public.", "by who trains; a look warns of them", "Buffers that a forward pass changes, such as running statistics.",
+           (_CERTIFICATE + "standard_sentences_are_demanded",), ("emptied assumptions verify",)),
+)  # fmt: skip
+
+SECTIONS = {
+    "Checked while training": (("believed", "checked", "if it is not so"), CHECKED),
+    "Refused": (("believed", "checked", "if it is not so"), REFUSED),
+    "Stated in the certificate": (
+        ("believed", "claimed", "the certificate says"),
+        STATED,
+    ),
+}
+
+
+def beliefs() -> tuple[Belief, ...]:
+    """Return every row."""
+    return (*CHECKED, *REFUSED, *STATED)
+
+
+def found_in() -> dict[str, list[str]]:
+    """Return the names of the attacks of the tests, by the list that they are in."""
+    tree = ast.parse(ATTACKS.read_text("utf-8"))
+    return {
+        ast.unparse(node.targets[0]): [ast.unparse(name) for name in node.value.elts]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
+    }
+
+
+def tables() -> str:
+    """Return everything on the page that is made from tables, in Markdown."""
+    rows = [line for title in SECTIONS for line in _section(title)]
+    return "\n".join([*rows, *_attacks()])
+
+
+def rewritten(page: str) -> str:
+    """Return the page with the tables as they are now."""
+    before, _, _ = page.partition("<!-- tables -->\n")
+    return f"{before}<!-- tables -->\n{tables()}\n"
+
+
+def _section(title: str) -> Iterator[str]:
+    heads, rows = SECTIONS[title]
+    numbers = {
+        mutant.breaks: str(number)
+        for number, mutant in enumerate(
+            runpy.run_path(str(MUTANTS))["MUTANTS"], start=1
+        )
+    }
+    missing = [text for row in rows for text in row.breaks if text not in numbers]
+    if missing:
+        raise ValueError(
+            f"no mutant breaks {missing}: mend docs/beliefs.py, or the table in"
+            " tests/benchmarks/mutant_table.py"
+        )
+    yield f"\n## {title}\n"
+    yield f"| {' | '.join(heads)} | tests | mutants |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in rows:
+        mutants = ", ".join(numbers[text] for text in row.breaks) or "none"
+        tests = _named(row.tests)
+        yield f"| {row.says} | {row.when} | {row.outcome} | {tests} | {mutants} |"
+
+
+def _attacks() -> Iterator[str]:
+    lists = found_in()
+    yield "\n## How soon it is found\n"
+    yield "Losses that were silent before, given as a function, batches of 5, 16 and 64:\n"
+    yield "| losses | end in an error |"
+    yield "| --- | --- |"
+    yield f"| {_spoken(lists['FOUND_BEFORE_A_RELEASE'])} | at step 1, before a release |"
+    yield f"| {_spoken(lists['FOUND_IN_THE_FIRST_STEPS'])} | within the first 3 steps |"
+
+
+def _spoken(names: Iterable[str]) -> str:
+    return "; ".join(name.replace("_", " ") for name in names)
+
+
+def _named(tests: Iterable[str]) -> str:
+    return ", ".join(f"`{test}`" for test in tests)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text("utf-8")), encoding="utf-8")
+    print(f"{len(beliefs())} beliefs", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,174 @@
+"""Write the tables of ``reference/mechanisms.md``: what can be planned, and its noise.
+
+Run ``python docs/mechanisms.py`` after a change of what plans accept or of accounting;
+it takes a minute. What a plan accepts is found by making one. The tests hold the first
+table equal; the second one is computed anew here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dp
+from dp.calibration import calibrate_noise_multiplier
+from dp.exceptions import UnsupportedOperationError
+from dp.plan import PrivacyPlan
+
+
+PAGE = Path(__file__).parent / "reference" / "mechanisms.md"
+_SUPPORT = ("<!-- support -->", "<!-- end of support -->")
+_NOISE = ("<!-- noise -->", "<!-- end of noise -->")
+DELTA = 1e-5
+# Steps a pass, passes, epsilon.
+SETTINGS = (
+    (4, 40, 3.0),
+    (10, 2, 3.0),
+    (100, 1, 1.0),
+    (100, 1, 8.0),
+    (100, 10, 1.0),
+    (100, 10, 3.0),
+    (100, 10, 8.0),
+    (1000, 5, 1.0),
+    (1000, 5, 8.0),
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of drawing batches.
+
+    Attributes:
+        scheme: An example of it.
+        proven: The theorem, and where it is.
+        on_ranks: Whether several ranks may draw so.
+    """
+
+    scheme: Any
+    proven: str
+    on_ranks: bool
+
+
+WAYS = (
+    Way(
+        dp.PoissonSampling(sampling_probability=0.1),
+        "the subsampled Gaussian's pair of laws, composed ([2207.04380](https://arxiv.org/abs/2207.04380));"
+        " groups: [2401.10294](https://arxiv.org/abs/2401.10294), Theorem 1;"
+        " Rényi filter: [2008.11193](https://arxiv.org/abs/2008.11193)",
+        on_ranks=True,
+    ),
+    Way(
+        dp.RandomAllocation(steps_per_pass=10),
+        "the pair of [2412.16802](https://arxiv.org/abs/2412.16802) and [2502.08202](https://arxiv.org/abs/2502.08202),"
+        " spread onto a grid ([2207.04380](https://arxiv.org/abs/2207.04380));"
+        " passes compose",
+        on_ranks=True,
+    ),
+    Way(
+        dp.TruncatedPoissonSampling(
+            sampling_probability=0.1, max_batch_size=200, dataset_size=1000
+        ),
+        "a mixture with a displaced example ([2508.15089](https://arxiv.org/abs/2508.15089));"
+        " groups as chains of changes",
+        on_ranks=False,
+    ),
+    Way(
+        dp.Unamplified(),
+        "the Gaussian mechanism, composed",
+        on_ranks=True,
+    ),
+)
+# What is asked of a plan, by the column that it is about.
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "add or remove": {"neighboring_relation": "add_or_remove_one"},
+    "zero out": {"neighboring_relation": "zero_out"},
+    "replace": {"neighboring_relation": "replace_one"},
+    "groups": {"neighboring_relation": "zero_out", "group_size": 2},
+    "schedule of noise": {
+        "neighboring_relation": "zero_out",
+        "noise_multiplier": dp.Schedule([(10, 2.0), (10, 1.0)]),
+    },
+    "noise chosen from releases": {
+        "neighboring_relation": "zero_out",
+        "renyi_order": 8.0,
+    },
+}
+
+
+def is_accepted(way: Way, changes: dict[str, Any]) -> bool:
+    """Whether a plan with these numbers can be made, and has an epsilon."""
+    numbers: dict[str, Any] = {
+        "sampling": way.scheme,
+        "noise_multiplier": 2.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": 100,
+        "steps": 20,
+        "target_delta": DELTA,
+    }
+    try:
+        PrivacyPlan(**{**numbers, **changes}).guarantee()
+    except (UnsupportedOperationError, ValueError):
+        return False
+    return True
+
+
+def support() -> str:
+    """Return what can be planned, as a table."""
+    columns = ["batches by", *QUESTIONS, "units of several rows", "several ranks"]
+    rows = [
+        "| " + " | ".join([*columns, "what is proven"]) + " |",
+        "| --- " * (len(columns) + 1) + "|",
+    ]
+    for way in WAYS:
+        answers = [is_accepted(way, changes) for changes in QUESTIONS.values()]
+        cells = ["yes" if yes else "refused" for yes in (*answers, True, way.on_ranks)]
+        name = f"`{type(way.scheme).__name__}`"
+        rows.append("| " + " | ".join([name, *cells, way.proven]) + " |")
+    return "\n".join(rows)
+
+
+def noise() -> str:
+    """Return the noise that each needs for the same epsilon, as a table."""
+    rows = [
+        "| steps a pass | passes | epsilon | Poisson sampling | random allocation | against it |",
+        "| --- " * 6 + "|",
+    ]
+    for num_steps, passes, target in SETTINGS:
+        poisson, allocation = _noise(num_steps, passes, target)
+        rows.append(
+            f"| {num_steps} | {passes} | {target:g} | {poisson:.4f} | {allocation:.4f} |"
+            f" {100 * (allocation / poisson - 1):+.1f} % |"
+        )
+    return "\n".join(rows)
+
+
+def _noise(num_steps: int, passes: int, target: float) -> Iterator[float]:
+    for steps_per_pass in (None, num_steps):
+        yield calibrate_noise_multiplier(
+            target_epsilon=target,
+            target_delta=DELTA,
+            sampling_probability=1 / num_steps,
+            steps=num_steps * passes,
+            neighboring_relation="add_or_remove_one",
+            steps_per_pass=steps_per_pass,
+        )
+
+
+def replaced(page: str, marks: tuple[str, str], table: str) -> str:
+    """Return the page with a table between its marks."""
+    first, last = marks
+    before, _, rest = page.partition(f"{first}\n")
+    _, _, after = rest.partition(last)
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"
+
+
+def main() -> None:
+    """Write both tables."""
+    page = PAGE.read_text("utf-8")
+    page = replaced(page, _SUPPORT, support())
+    page = replaced(page, _NOISE, noise())
+    PAGE.write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The id under which a process charges."""
+
+import os
+import secrets
+from typing import final
+
+
+__all__ = ("Writer",)
+
+
+@final
+class Writer:
+    """The id under which one process charges; a forked child gets one of its own."""
+
+    def __init__(self, key: str | None = None) -> None:
+        self._key = secrets.token_hex(16) if key is None else key
+        self._process = os.getpid()
+
+    def key(self) -> str:
+        if self._process != os.getpid():
+            self._key, self._process = secrets.token_hex(16), os.getpid()
+        return self._key

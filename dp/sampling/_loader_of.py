@@ -1,0 +1,48 @@
+"""The loader that draws by a scheme."""
+
+from typing import Any
+
+from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._loader import PoissonLoader
+from dp.sampling._schemes import (
+    PoissonSampling,
+    RandomAllocation,
+    TruncatedPoissonSampling,
+)
+
+
+__all__ = ("loader_of",)
+
+
+def loader_of(
+    scheme: PoissonSampling | RandomAllocation | TruncatedPoissonSampling,
+    dataset: Any,
+    *,
+    steps: int,
+    **arguments: Any,
+) -> PoissonLoader:
+    """Return a loader that draws by *scheme*.
+
+    Args:
+        scheme: How batches are drawn.
+        dataset: What they are drawn from.
+        steps: Batches of one iteration; by random allocation, as many whole passes, and
+            one at least.
+        arguments: What else the loader takes.
+    """
+    if isinstance(scheme, RandomAllocation):
+        return AllocationLoader(
+            dataset,
+            steps_per_pass=scheme.steps_per_pass,
+            passes=max(1, steps // scheme.steps_per_pass),
+            **arguments,
+        )
+    return PoissonLoader(
+        dataset,
+        sampling_probability=scheme.sampling_probability,
+        steps=steps,
+        max_batch_size=scheme.max_batch_size
+        if isinstance(scheme, TruncatedPoissonSampling)
+        else None,
+        **arguments,
+    )
