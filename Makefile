@@ -22,10 +22,10 @@ help: ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/demo-is-ready ## Train on real MNIST with and without privacy; fills report/.
-	$(BIN)/python -m dp train
+	$(BIN)/python -m dp train --compare
 
 demo-distributed: $(VENV)/demo-is-ready ## Train the same on two processes at once.
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 -m dp train
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 -m dp train --compare
 
 quick: $(VENV)/test-is-ready ## Run the tests that are over in two minutes on two cores.
 	$(BIN)/python -m pytest -q $(PROCESSES) -m "not statistical and not slow" $(QUICK)

@@ -24,6 +24,7 @@ ROOMS = {
     "integrations": "private training inside accelerate, the Trainer, Lightning and TensorBoard",
     "audit": "tests of a whole training run from outside",
     "checking": "`dp.check`: a look at a model and its loss before training",
+    "tables": "columns as features, scaled by private statistics",
     "wrapping": "private optimizer classes, for trainers that build the optimizer themselves",
     "optimizer": "`DPOptimizer`: transparent from outside, private in `step`",
     "_mechanism": "the Gaussian mechanism over batches: accumulate clipped sums, charge, release",

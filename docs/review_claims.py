@@ -33,7 +33,11 @@ class Checked(NamedTuple):
 
 
 # Where a private step begins. What these files do not import, no step runs.
-ROOTS = ("dp/optimizer/__init__.py", "dp/sampling/__init__.py")
+ROOTS = (
+    "dp/optimizer/__init__.py",
+    "dp/sampling/__init__.py",
+    "dp/tables/__init__.py",
+)
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
@@ -68,6 +72,10 @@ _RELEASE, _FAILURES = (
     "dp/distributed/test_failures.py::test_",
 )
 _TRAINING = "dp/distributed/test_training.py::test_"
+_STATISTICS, _COLUMNS, _COMMAND, _RECIPE = (
+    f"dp/tables/test_{file}.py::test_"
+    for file in ("statistics", "columns", "command", "recipe")
+)
 _BESIDE = "dp/test_beside_gradients.py::test_"
 _PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
@@ -177,6 +185,18 @@ OPTIONS: dict[str, Claim] = {
     "dp/noise/_torch_generators.py": Claim('With `rng="fast"`: a generator is seeded anew by the operating system. The certificate then says *unknown*.', (_NOISE + "a_generator_is_seeded_anew_in_another_process",)),
 }  # fmt: skip
 
+# Only runs on a table whose columns are scaled privately rest on these.
+TABLES: dict[str, Claim] = {
+    "dp/tables/_release.py": Claim("A statistic is charged, then gets noise of the charged scale; that is certified with what it is.", (_STATISTICS + "a_statistic_is_charged_before_noise_is_drawn", _STATISTICS + "noise_has_the_charged_scale", _STATISTICS + "statistics_are_certified_with_what_they_are")),
+    "dp/tables/_histogram.py": Claim("A row adds a vector of exactly the stated norm to the counts.", (_STATISTICS + "a_row_is_counted_once_a_column",)),
+    "dp/tables/_moments.py": Claim("A row adds a vector of at most the stated norm to the sums, rounding included, and sums are exact.", (_STATISTICS + "no_row_moves_the_moments_further_than_stated", _STATISTICS + "rounding_does_not_lengthen_a_row", _STATISTICS + "sums_do_not_depend_on_the_order_of_rows")),
+    "dp/tables/_values.py": Claim("A value lies in exactly one cell.", (_STATISTICS + "a_row_is_counted_once_a_column", _COLUMNS + "a_number_lies_in_one_cell")),
+    "dp/tables/_parsing.py": Claim("What a text means follows from it alone.", (_COMMAND + "one_row_does_not_change_how_others_are_read",)),
+    "dp/tables/_fit.py": Claim("Features are made of what was released or declared.", (_COLUMNS + "what_is_declared_is_not_measured", _COMMAND + "each_release_is_charged_for_the_noise_that_it_gets")),
+    "dp/tables/_encoder.py": Claim("A row's features follow from that row and the encoder.", (_COLUMNS + "features_are_bounded",)),
+    "dp/tables/_recipe.py": Claim("Every noise multiplier, probability and number of steps follows from public numbers.", (_RECIPE + "statistics_and_training_cost_the_target_together",)),
+}  # fmt: skip
+
 CERTIFICATE: dict[str, Claim] = {
     "dp/certificate/_run.py": Claim("A run has every charge of its ledger.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged",)),
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
@@ -248,7 +268,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
-    "dp/calibration.py": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
+    "dp/calibration/": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/comparison.py": Checked("It chooses how a plan draws; the ledger computes what that plan costs anew, and the loader must draw as the plan says.", (_ALLOCATION + "the_best_mechanism_is_the_one_that_needs_less_noise",)),
     "dp/sampling/_loader_of.py": Checked("Whatever loader it builds, the optimizer refuses one that does not draw as the plan says.", (_ALLOCATION + "a_loader_of_another_scheme_is_refused",)),
     "dp/accounting/_lower_bounds.py": Checked("It is itself a check, of epsilons of random allocation.", (_OF_PASSES + "a_law_that_is_too_narrow_is_not_certified",)),

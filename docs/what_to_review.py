@@ -21,6 +21,7 @@ from review_claims import (
     RANKS,
     REFUSALS,
     ROOTS,
+    TABLES,
     UNITS,
     Claim,
 )
@@ -33,6 +34,7 @@ BEYOND: dict[str, Mapping[str, Claim]] = {
     "Refusals of losses that depend on other examples' data add": REFUSALS,
     "Units of several rows, or along no axis, add": UNITS,
     "Compiled models, own rules and other options add": OPTIONS,
+    "A table whose columns are scaled privately adds": TABLES,
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
     "Numba adds": NUMBA,

@@ -3,6 +3,8 @@
 from typing import Literal
 
 
-__all__ = ("NeighboringRelation",)
+__all__ = ("NeighboringRelation", "TabularModel", "Task")
 
 NeighboringRelation = Literal["add_or_remove_one", "replace_one", "zero_out"]
+TabularModel = Literal["linear", "mlp"]
+Task = Literal["classification", "regression"]

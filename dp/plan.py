@@ -14,7 +14,7 @@ from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
-from dp.calibration import RenyiOrder
+from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Mechanism,
     choose,

@@ -10,8 +10,8 @@ from dp.accounting import Release, Truncation
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers, together
-from dp.certificate._run import CertifiedRun
-from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
+from dp.certificate._run import RELEASED, CertifiedRun
+from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
 from dp.evidence import Evidence, longest, of_segments
@@ -72,6 +72,7 @@ class Certificate(Statement):
         evidence: Mapping[str, Evidence] | None = None,
         private_data_touches: Sequence[str] | None = None,
         assumptions: Sequence[str] = (),
+        released: str = RELEASED,
         public_end: str | None = None,
     ) -> "Certificate":
         """Return the certificate of everything *ledger* was charged.
@@ -85,6 +86,7 @@ class Certificate(Statement):
             private_data_touches: What else looked at private data, such as a choice
                 of hyper-parameters, one sentence each; ``()`` says nothing did.
             assumptions: What else must hold, one sentence each.
+            released: What was published, in words.
             public_end: Why it is public after how many steps the run ended, where it
                 ended before its plan; see :meth:`dp.DPOptimizer.certificate`.
 
@@ -110,6 +112,7 @@ class Certificate(Statement):
             evidence={},
             declared_public=ledger.declared_public,
             failure=ledger.failure,
+            released=released,
             remaining=()
             if public_end is not None
             else remaining(ledger.plan, ledger.charges()),
@@ -247,7 +250,7 @@ def _certify(
         private_data_touches=None if touches is None else tuple(dict.fromkeys(touches)),
         assumptions=tuple(dict.fromkeys([*assumed(runs), *assumptions])),
         not_covered=NOT_COVERED,
-        released=RELEASED,
+        released=released(runs),
         software=software(),
     )
 

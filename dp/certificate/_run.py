@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
 from dp.accounting._release import is_allocated
@@ -12,7 +12,11 @@ from dp.plan import PrivacyPlan
 from dp.schedule import values_of
 
 
-__all__ = ("CertifiedRun",)
+__all__ = ("RELEASED", "CertifiedRun")
+
+RELEASED: Final = (
+    "the model's parameters after every step, and everything computed from them"
+)
 
 
 @final
@@ -33,6 +37,7 @@ class CertifiedRun:
         declared_public: The tensors that were declared to be no data, one description
             each.
         failure: Why no guarantee holds for what was charged; None if one does.
+        released: What was published, in words.
         remaining: What the plan still allowed. It is part of what is claimed, since what
             was released may have decided that the run ended.
         num_advisories: How many faults of dp were known to the releases of it that
@@ -50,6 +55,7 @@ class CertifiedRun:
     evidence: Mapping[str, Evidence]
     declared_public: tuple[str, ...] = ()
     failure: str | None = None
+    released: str = RELEASED
     remaining: tuple[Release, ...] = ()
     public_end: str | None = None
     num_advisories: int = 0

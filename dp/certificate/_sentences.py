@@ -7,11 +7,8 @@ from dp.certificate._run import CertifiedRun
 from dp.sampling._units import ONE_EXAMPLE, column_of_units
 
 
-__all__ = ("NOT_COVERED", "RELEASED", "assumed")
+__all__ = ("NOT_COVERED", "assumed", "released")
 
-RELEASED: Final = (
-    "the model's parameters after every step, and everything computed from them"
-)
 NOT_COVERED: Final = (
     "Choosing hyper-parameters or a model by looking at private data.",
     (
@@ -112,3 +109,8 @@ def _about_unit(unit: str) -> str:
     if column is None:
         return f"Each unit that was drawn holds all data of {unit}."
     return f"All rows of one person have the same value of {column}."
+
+
+def released(runs: Sequence[CertifiedRun]) -> str:
+    """Return what runs published together, in words."""
+    return "; ".join(dict.fromkeys(run.released for run in runs))

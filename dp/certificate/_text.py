@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dp.accounting import Truncation
 from dp.certificate._evidence import evidence_lines
-from dp.certificate._run import CertifiedRun
+from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
 from dp.ledger import Charge
 from dp.schedule import Schedule
@@ -89,6 +89,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
     )
     return [
         title,
+        *([] if num_runs == 1 else [f"    released              {run.released}"]),
         f"    planned               {plan.steps} steps, target epsilon {target}{order}",
         f"    ended                 {_end(run)}",
         f"    plan                  sha256 {plan_id(run.plan_sha256)}",
@@ -98,7 +99,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
-        *evidence_lines(run),
+        *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
         if run.is_allocated

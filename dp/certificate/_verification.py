@@ -25,7 +25,7 @@ from dp.certificate._document import Certificate
 from dp.certificate._evidence import evidence_finding
 from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
-from dp.certificate._sentences import NOT_COVERED, RELEASED, assumed
+from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
 from dp.ledger import rest_of_plan
 
@@ -181,7 +181,7 @@ def _findings(
             allowed,
         )
     yield _same_words("accountant", c.accountant, numbers.accountant)
-    yield _same_words("released", c.released, RELEASED)
+    yield _same_words("released", c.released, released(c.runs))
     yield _says("assumptions", c.assumptions, assumed(c.runs))
     yield _says("not covered", c.not_covered, NOT_COVERED)
     for index, run in enumerate(c.runs):

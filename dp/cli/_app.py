@@ -8,31 +8,17 @@ that help, ``epsilon`` and ``calibrate`` answer at once.
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from typer.exceptions import TyperException
 
 from dp.cli._examine import audit_command, check_command
-from dp.cli._options import (
-    BatchSize,
-    Data,
-    DebugSeed,
-    Delta,
-    Epsilon,
-    GroupSize,
-    LearningRate,
-    MaxGradNorm,
-    OptimizerName,
-    Ranges,
-    Report,
-    Steps,
-    Target,
-    check,
-)
 from dp.cli._planning import calibrate_command, epsilon_command
 from dp.cli._published import compose_command, verify_command
+from dp.cli._train_command import predict_command, train_command
 from dp.exceptions import PrivacyError
 
 
@@ -41,9 +27,7 @@ __all__ = ("main",)
 _USAGE_ERROR: Final = 2
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
-    help="Train with differential privacy, plan what it costs, and check what it cost.",
 )
 
 
@@ -52,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = typer.main.get_command(app)
     given = None if arguments is None else list(arguments)
     try:
-        code = command.main(given, prog_name="python -m dp", standalone_mode=False)
+        code = command.main(given, prog_name=_name(), standalone_mode=False)
     except (TyperException, PrivacyError) as error:
         message = error.format_message() if isinstance(error, TyperException) else error
         if str(message):  # Empty if there was no command at all: help was shown.
@@ -61,58 +45,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-@app.command()
-def train(
+def _name() -> str:
+    """Return what the user typed: the script, or the module."""
+    return "dp" if Path(sys.argv[0]).stem == "dp" else "python -m dp"
+
+
+def _tell_version(value: bool) -> None:  # noqa: FBT001 -- typer's signature
+    if value:
+        typer.echo(f"dp, of forwarding {version('forwarding')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
     *,
-    data: Data = "mnist",
-    target: Target = None,
-    ranges: Ranges = None,
-    target_epsilon: Epsilon = 3.0,
-    delta: Delta = 1e-5,
-    steps: Steps = 160,
-    batch_size: BatchSize = None,
-    max_grad_norm: MaxGradNorm = 1.0,
-    lr: LearningRate = None,
-    optimizer: OptimizerName = "sgd",
-    group_size: GroupSize = 1,
-    debug_seed: DebugSeed = None,
-    report: Report = Path("report"),
-) -> None:
-    """Train a small model with privacy and without, and certify what it cost.
-
-    Images get a small CNN, tables an MLP with one hidden layer. A fifth of the rows
-    is held out to measure accuracy; privacy covers the others. Under torchrun, all
-    processes train together.
-    """
-    check(
-        positive={
-            "--epsilon": target_epsilon,
-            "--max-grad-norm": max_grad_norm,
-            "--batch-size": batch_size,
-            "--lr": lr,
-        },
-        open_unit={"--delta": delta},
-        count={"--steps": steps, "--group-size": group_size},
-    )
-    from dp.cli import _comparison, _input, _training  # noqa: PLC0415 -- torch
-
-    _comparison.train_both(
-        _input.load(data, target=target, ranges=ranges),
-        _training.Settings(
-            epsilon=target_epsilon,
-            delta=delta,
-            steps=steps,
-            batch_size=batch_size,
-            max_grad_norm=max_grad_norm,
-            lr=lr,
-            optimizer=optimizer,
-            group_size=group_size,
-            debug_seed=debug_seed,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_tell_version,
+            is_eager=True,
         ),
-        report,
-    )
+    ] = False,
+) -> None:
+    """Train with differential privacy, plan what it costs, and check what it cost."""
+    del show_version  # Its callback has ended the program, if it was given.
 
 
+app.command("train")(train_command)
+app.command("predict")(predict_command)
 app.command("epsilon")(epsilon_command)
 app.command("calibrate")(calibrate_command)
 app.command("verify")(verify_command)

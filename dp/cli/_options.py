@@ -6,33 +6,54 @@ from typing import Annotated, Final
 import typer
 
 from dp import _checks
-from dp._typing import NeighboringRelation
+from dp._typing import NeighboringRelation, TabularModel, Task
 from dp.cli._errors import InputError
 
 
 __all__ = (
     "BUILT_IN",
     "BatchSize",
+    "Categorical",
     "CertificatePath",
     "CertificatePaths",
+    "Classes",
     "CommonDelta",
+    "Compare",
     "Data",
+    "DataPath",
+    "DateFormat",
+    "Dates",
     "DebugSeed",
+    "Decimal",
     "Delta",
+    "Encoding",
     "Epsilon",
     "GroupSize",
+    "HoldOut",
     "Into",
     "LearningRate",
+    "LeaveOut",
+    "Levels",
     "MaxGradNorm",
+    "ModelKind",
+    "ModelPath",
+    "NoHeader",
     "NoiseMultiplier",
     "OptimizerName",
     "Plot",
+    "Predictions",
     "Probability",
+    "Quick",
     "Ranges",
     "Relation",
     "Report",
+    "Sep",
     "Steps",
     "Target",
+    "TaskName",
+    "TrainingDelta",
+    "TrainingSteps",
+    "UnitColumn",
     "check",
 )
 
@@ -41,24 +62,124 @@ BUILT_IN: Final = ("mnist", "digits", "breast_cancer")
 Data = Annotated[
     str,
     typer.Option(
-        help=f"What to train on: {', '.join(BUILT_IN)}, or a CSV file of"
-        " numbers with a header.",
+        help=f"What to train on: {', '.join(BUILT_IN)}, or a CSV file.",
         metavar="NAME|PATH.csv",
     ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        help="CSV only: the column that holds the class of each row.", metavar="COLUMN"
+        help="CSV only: the column to predict, a class or a number.", metavar="COLUMN"
     ),
 ]
 Ranges = Annotated[
     Path | None,
     typer.Option(
-        help="CSV only: a file of column,low,high with the public range of every"
-        " feature. Without it features are scaled by asinh, which knows nothing of"
-        " the data.",
+        help="CSV only: a file of column,low,high with public ranges of numbers. Columns"
+        " without one are scaled by private statistics, which epsilon pays for.",
         metavar="PATH.csv",
+    ),
+]
+Levels = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV only: a file of column,level with the public categories of columns,"
+        " one a row. Those of other columns are found by a private statistic.",
+        metavar="PATH.csv",
+    ),
+]
+Categorical = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV only: columns of categories that look like numbers, such as codes.",
+        metavar="COLUMN,...",
+    ),
+]
+Dates = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV only: columns of dates whose month and weekday matter.",
+        metavar="COLUMN,...",
+    ),
+]
+DateFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="CSV only: how --dates are written, such as %d.%m.%Y; by default ISO 8601.",
+        metavar="FORMAT",
+    ),
+]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV only: columns to leave out, such as names.", metavar="COLUMN,..."
+    ),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV only: the classes of the target. By default those that occur, which"
+        " the certificate then calls public.",
+        metavar="CLASS,...",
+    ),
+]
+TaskName = Annotated[
+    Task | None,
+    typer.Option(
+        help="CSV only: what to predict; by default a number if the target has more than"
+        " 20 different ones, and else a class.",
+    ),
+]
+UnitColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="CSV only: the column that says whose a row is. All rows of a person are"
+        " protected together.",
+        metavar="COLUMN",
+    ),
+]
+Sep = Annotated[
+    str,
+    typer.Option(help="CSV only: what separates columns.", metavar="CHARACTER"),
+]
+Encoding = Annotated[
+    str,
+    typer.Option(
+        help="CSV only: how text is encoded, such as latin-1.", metavar="NAME"
+    ),
+]
+Decimal = Annotated[
+    str,
+    typer.Option(help="CSV only: the decimal separator.", metavar="CHARACTER"),
+]
+NoHeader = Annotated[
+    bool,
+    typer.Option(
+        "--no-header",
+        help="CSV only: the first row is data; columns are called 1, 2, 3 and so on.",
+    ),
+]
+HoldOut = Annotated[
+    float,
+    typer.Option(
+        help="CSV only: the share of rows to measure a score on, which privacy does not"
+        " cover; 0 trains on all.",
+        metavar="0..0.9",
+    ),
+]
+ModelKind = Annotated[
+    TabularModel | None,
+    typer.Option(
+        help="CSV only: a linear model, or one with a hidden layer of 32; by default"
+        " what the number of rows, columns and epsilon allow.",
+    ),
+]
+Compare = Annotated[
+    bool,
+    typer.Option(
+        "--compare",
+        help="Also train without privacy, and show both scores. The second model is not"
+        " kept; the certificate names it.",
     ),
 ]
 Epsilon = Annotated[
@@ -78,8 +199,9 @@ Steps = Annotated[int, typer.Option(help="Number of training steps.", metavar=">
 BatchSize = Annotated[
     float | None,
     typer.Option(
-        help="Expected number of rows in a batch; by default a quarter of the rows."
-        " Batches are drawn by coin flips, so their size varies.",
+        help="Expected number of rows in a batch; by default a quarter of the images, and"
+        " all rows of a CSV file, or 5000. Smaller batches are drawn by coin flips, so"
+        " their size varies.",
         metavar="> 0",
     ),
 ]
@@ -87,17 +209,11 @@ MaxGradNorm = Annotated[
     float,
     typer.Option(help="Norm to which every row's gradient is clipped.", metavar="> 0"),
 ]
-DebugSeed = Annotated[
-    int | None,
-    typer.Option(
-        help="For the same run twice: NOT PRIVATE, since anyone can repeat its noise.",
-        metavar="SEED",
-    ),
-]
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        help="Learning rate; by default 0.25 for sgd, and torch's for the others.",
+        help="Learning rate; by default 0.25 for sgd on images, what suits the steps on"
+        " columns, and torch's for other optimizers.",
         metavar="> 0",
     ),
 ]
@@ -109,12 +225,57 @@ OptimizerName = Annotated[
         metavar="NAME",
     ),
 ]
+DebugSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="For the same run twice: NOT PRIVATE, since anyone can repeat its noise.",
+        metavar="SEED",
+    ),
+]
+GroupSize = Annotated[
+    int,
+    typer.Option(
+        help="How many rows may differ at once, such as the most rows of one person;"
+        " epsilon then covers all of them together.",
+        metavar=">= 1",
+    ),
+]
 Report = Annotated[
     Path,
     typer.Option(
-        help="Folder for certificate.json, .txt and .png and training.png; earlier"
-        " ones are replaced.",
+        help="Folder for certificate.json, .txt and .png, training.png and model.pt;"
+        " earlier ones are replaced.",
         metavar="FOLDER",
+    ),
+]
+TrainingDelta = Annotated[
+    float | None,
+    typer.Option(
+        "--delta",
+        help="Probability with which epsilon may fail; by default 1e-5, or the power of"
+        " ten that is at most a tenth of one over the rows. Their number is public.",
+        metavar="0..1",
+    ),
+]
+TrainingSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        help="Number of training steps; by default 160 for images, and 80 to 1000 for"
+        " columns, by the number of rows and columns.",
+        metavar=">= 1",
+    ),
+]
+ModelPath = Annotated[
+    Path, typer.Argument(help="The model.pt that train left.", metavar="MODEL")
+]
+DataPath = Annotated[
+    Path, typer.Argument(help="A CSV file with the model's columns.", metavar="DATA")
+]
+Predictions = Annotated[
+    Path,
+    typer.Option(
+        help="The CSV file to write, one row a row of the data.", metavar="PATH.csv"
     ),
 ]
 NoiseMultiplier = Annotated[
@@ -139,14 +300,6 @@ Plot = Annotated[
 ]
 Relation = Annotated[
     NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
-]
-GroupSize = Annotated[
-    int,
-    typer.Option(
-        help="How many rows may differ at once, such as the most rows of one person;"
-        " epsilon then covers all of them together.",
-        metavar=">= 1",
-    ),
 ]
 CertificatePath = Annotated[
     Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")

@@ -1,15 +1,16 @@
 """The commands that answer before a run is made: ``epsilon`` and ``calibrate``."""
 
 import math
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, final
 
 import typer
 
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, epsilon
-from dp.calibration import calibrate_noise_multiplier
-from dp.cli import _plots
+from dp.calibration import calibrate_noise_multiplier, rough_noise_multiplier
+from dp.cli import _neighbourhood, _plots
 from dp.cli._options import (
     Delta,
     Epsilon,
@@ -24,6 +25,8 @@ from dp.cli._options import (
 
 
 __all__ = ("calibrate_command", "epsilon_command")
+
+_ROUGH: Final = 2e-3  # In wide buckets, which takes less time.
 
 
 @final
@@ -72,6 +75,43 @@ class _Run:
             group_size=self.group_size,
         )
 
+    def roughly_spent(self, noise_multiplier: float) -> float:
+        """Return about what it costs, in less time."""
+        return epsilon(
+            [self.release(noise_multiplier)],
+            delta=self.delta,
+            neighboring_relation=self.relation,
+            group_size=self.group_size,
+            tolerance=_ROUGH,
+        ).epsilon
+
+    def rough_noise(self, target_epsilon: float) -> float:
+        """Return about the least noise multiplier, in less time."""
+        return rough_noise_multiplier(
+            target_epsilon=target_epsilon,
+            target_delta=self.delta,
+            sampling_probability=self.sampling_probability,
+            steps=self.steps,
+            neighboring_relation=self.relation,
+            group_size=self.group_size,
+        )
+
+    def nearby(self, what: str, number: Callable[["_Run"], float]) -> str:
+        """Return a number of runs with about as many steps and as much sampling."""
+        return _neighbourhood.table(
+            what,
+            lambda q, steps: number(replace(self, sampling_probability=q, steps=steps)),
+            q=self.sampling_probability,
+            steps=self.steps,
+        )
+
+    def public_numbers(self) -> dict[str, str]:
+        """Return the arguments of a plan that both commands know, as code."""
+        numbers = {"neighboring_relation": f'"{self.relation}"'}
+        if self.group_size != 1:
+            numbers["group_size"] = str(self.group_size)
+        return numbers
+
     @property
     def neighbours(self) -> str:
         """What the guarantee is about, in a word or two."""
@@ -108,6 +148,17 @@ def epsilon_command(
         else f"epsilon = {spent.epsilon:.4f} at delta = {delta:g} ({run.neighbours},"
         f" {spent.accountant})"
     )
+    if spent.epsilon < math.inf:
+        _tell(
+            run.nearby("epsilon", lambda other: other.roughly_spent(noise_multiplier)),
+            _neighbourhood.code_of_plan(
+                q=sampling_probability,
+                steps=steps,
+                sigma=noise_multiplier,
+                delta=delta,
+                others=run.public_numbers(),
+            ),
+        )
 
 
 def calibrate_command(
@@ -133,3 +184,17 @@ def calibrate_command(
             f" {run.neighbours}",
         )
     typer.echo(f"noise multiplier = {sigma:g} ({run.neighbours})")
+    _tell(
+        run.nearby("noise multiplier", lambda other: other.rough_noise(target_epsilon)),
+        _neighbourhood.code_of_calibrated_plan(
+            q=sampling_probability,
+            steps=steps,
+            target_epsilon=target_epsilon,
+            delta=delta,
+            others=run.public_numbers(),
+        ),
+    )
+
+
+def _tell(table: str, code: str) -> None:
+    typer.echo(f"\n{table}\n\nThe plan of such a run:\n\n{code}")

@@ -1,8 +1,9 @@
 """Training on the processes that torchrun started, if it started any."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -10,7 +11,9 @@ from torch import distributed, nn
 from dp._ranks import rank_and_size
 
 
-__all__ = ("add_up_gradients", "make_alike", "process_group")
+__all__ = ("add_up_gradients", "from_first", "make_alike", "process_group")
+
+_Made = TypeVar("_Made")
 
 
 @contextmanager
@@ -39,3 +42,14 @@ def add_up_gradients(model: nn.Module) -> None:
     if rank_and_size()[1] > 1:
         for parameter in model.parameters():
             distributed.all_reduce(parameter.grad)
+
+
+def from_first(make: Callable[[], _Made]) -> _Made:
+    """Return what *make* returns in the first process, which alone calls it."""
+    rank, size = rank_and_size()
+    if size == 1:
+        return make()
+    made: list[Any] = [make() if rank == 0 else None]
+    distributed.broadcast_object_list(made, src=0)
+    result: _Made = made[0]
+    return result

@@ -1,18 +1,25 @@
 """The report of a run: a table on the screen, and a folder of files."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import torch
+from rich.console import Console
 from rich.table import Table as Grid
 
 from dp.certificate import Certificate
 from dp.cli._errors import InputError
+from dp.cli._input import Table
+from dp.cli._problem import Classification, Verdict
 from dp.cli._training import Run
 
 
-__all__ = ("PICTURE", "open_folder", "summary", "write")
+__all__ = ("PICTURE", "SCORES", "open_folder", "show", "write")
 
 PICTURE: Final = "training.png"
+SCORES: Final = "scores.json"
 
 
 def open_folder(folder: Path, file: str = PICTURE) -> None:
@@ -30,54 +37,137 @@ def open_folder(folder: Path, file: str = PICTURE) -> None:
         ) from error
 
 
-def write(folder: Path, certificate: Certificate, private: Run, plain: Run) -> None:
-    """Write the certificate and the picture into *folder*, over earlier ones."""
+def write(
+    folder: Path,
+    table: Table,
+    certificate: Certificate,
+    private: Run,
+    plain: Run | None,
+) -> None:
+    """Write the certificate, the scores and the picture, over earlier ones."""
     certificate.write(folder)
-    _draw(folder / PICTURE, private, plain)
+    scores = {
+        "score": table.problem.score_name,
+        "held_out_rows": _held_out(table),
+        "private": _as_dict(table, private),
+        "not_private": None if plain is None else _as_dict(table, plain),
+    }
+    text = json.dumps(scores, indent=2)
+    (folder / SCORES).write_text(text + "\n", encoding="utf-8")
+    _draw(folder / PICTURE, table, private, plain)
 
 
-def summary(certificate: Certificate, private: Run, plain: Run) -> Grid:
-    """Return the table that compares both runs."""
+def _as_dict(table: Table, run: Run) -> dict[str, Any]:
+    if table.test is None:
+        return {"seconds": run.seconds}
+    return {**asdict(_verdict(table, run)), "seconds": run.seconds}
+
+
+def show(
+    console: Console,
+    table: Table,
+    certificate: Certificate,
+    private: Run,
+    plain: Run | None,
+) -> None:
+    """Say what came of the training: first, whether the model is worth anything."""
+    if table.test is None:
+        console.print("No rows were held out, so no score was measured.")
+    else:
+        _tell(console, table, certificate, _verdict(table, private))
+        if plain is not None:
+            _tell_of_twin(console, _verdict(table, plain))
+    console.print(_summary(table, certificate, private, plain))
+
+
+@torch.no_grad()
+def _verdict(table: Table, run: Run) -> Verdict:
+    assert table.test is not None  # noqa: S101 -- asked by its callers
+    x, y_N = table.test.tensors
+    return table.problem.verdict(run.model(x), y_N)
+
+
+def _tell(
+    console: Console, table: Table, certificate: Certificate, verdict: Verdict
+) -> None:
+    if verdict.is_better:
+        console.print(f"On {_held_out(table)} held-out rows: {verdict.sentence}.")
+        return
+    what = (
+        "always naming the commonest class"
+        if isinstance(table.problem, Classification)
+        else "always naming the mean"
+    )
+    console.print(
+        f"WARNING: the private model is no better than {what}, on {_held_out(table)}"
+        f" held-out rows: {verdict.sentence}. At epsilon {certificate.epsilon:.3g},"
+        f" {table.num_units} rows are too few for {table.row_shape[0]} features, or the"
+        " features say nothing. Remedies: more rows, fewer columns (--leave-out), public"
+        " --ranges and --levels, or a larger --epsilon; --compare shows what a model"
+        " without privacy reaches.",
+        style="bold red",
+    )
+
+
+def _tell_of_twin(console: Console, verdict: Verdict) -> None:
+    if not verdict.is_better:
+        console.print(
+            "The model without privacy is no better either, so that the data or their"
+            f" scaling are at fault, and not the noise: {verdict.sentence}.",
+            style="bold red",
+        )
+
+
+def _held_out(table: Table) -> int:
+    return 0 if table.test is None else len(table.test)
+
+
+def _summary(
+    table: Table, certificate: Certificate, private: Run, plain: Run | None
+) -> Grid:
+    """Return the table that shows the run, and compares it with one without privacy."""
     grid = Grid()
-    for heading in ("", "test accuracy", "epsilon", "delta", "steps", "seconds"):
+    score = f"test {table.problem.score_name}"
+    for heading in ("", score, "epsilon", "delta", "steps", "seconds"):
         grid.add_column(heading, justify="right" if heading else "left")
-    grid.add_row(
-        "private" if certificate.is_private else "NOT PRIVATE",
-        f"{private.points[-1].accuracy:.3f}",
-        f"{certificate.epsilon:.3f}",
-        f"{certificate.delta:g}",
-        str(certificate.steps),
-        f"{private.seconds:.1f}",
-    )
-    last = plain.points[-1]
-    grid.add_row(
-        "not private",
-        f"{last.accuracy:.3f}",
-        "infinite",
-        "",
-        str(last.step),
-        f"{plain.seconds:.1f}",
-    )
+    name = "private" if certificate.is_private else "NOT PRIVATE"
+    rows = [(name, private, f"{certificate.epsilon:.3f}", f"{certificate.delta:g}")]
+    if plain is not None:
+        rows.append(("not private", plain, "infinite", ""))
+    for heading, run, epsilon, delta in rows:
+        last = run.points[-1]
+        shown = "" if table.test is None else f"{last.score:#.4g}"
+        seconds = f"{run.seconds:.1f}"
+        grid.add_row(heading, shown, epsilon, delta, str(last.step), seconds)
     return grid
 
 
-def _draw(path: Path, private: Run, plain: Run) -> None:
+def _draw(path: Path, table: Table, private: Run, plain: Run | None) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    accuracy = figure.subplots()
-    for run, label, style in ((private, "private", "-"), (plain, "not private", ":")):
-        accuracy.plot(
-            [point.step for point in run.points],
-            [point.accuracy for point in run.points],
-            style,
-            color="tab:blue",
-            label=f"accuracy, {label}",
-        )
-    accuracy.set(xlabel="step", ylabel="accuracy on held-out rows", ylim=(0, 1))
-    cost = accuracy.twinx()
+    axes = figure.subplots()
+    steps = [point.step for point in private.points]
+    if table.test is not None:
+        name = table.problem.score_name
+        axes.set(ylabel=f"{name} on held-out rows")
+        if isinstance(table.problem, Classification):
+            axes.set(ylim=(0, 1))
+        for run, label, style in (
+            (private, "private", "-"),
+            *([(plain, "not private", ":")] if plain is not None else []),
+        ):
+            axes.plot(
+                [point.step for point in run.points],
+                [point.score for point in run.points],
+                style,
+                color="tab:blue",
+                label=f"{name}, {label}",
+            )
+    axes.set(xlabel="step", title=f"Training on {table.name}")
+    cost = axes.twinx()
     cost.plot(
-        [point.step for point in private.points],
+        steps,
         [point.epsilon for point in private.points],
         color="tab:red",
         label="epsilon, if planned to stop here",

@@ -8,73 +8,90 @@ Shapes: ``B`` rows in a batch, ``N`` held-out rows.
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from dp.accounting import epsilon_curve
-from dp.certificate import Certificate
+from dp._ranks import rank_and_size
+from dp.accounting import Release, epsilon_curve
 from dp.cli._errors import InputError
 from dp.cli._input import Table
 from dp.cli._processes import add_up_gradients
+from dp.clipping import AutomaticClipping, FlatClipping
 from dp.noise import GaussianNoise
 from dp.optimizer import DPOptimizer
-from dp.plan import PrivacyPlan, plan_for
-from dp.sampling import PoissonLoader
+from dp.plan import PrivacyPlan
+from dp.sampling import PoissonLoader, Unamplified
 
 
 __all__ = (
     "Point",
     "Run",
-    "Settings",
+    "Setup",
     "optimizer_for",
-    "plan_of",
     "train_openly",
     "train_privately",
 )
 
 _NUM_POINTS: Final = 20
-_LEARNING_RATES: Final = {"sgd": 0.25}  # Others: what torch has as a default.
 _MOMENTUM: Final = 0.9
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The options of ``train``."""
+class Setup:
+    """How a table is trained on.
 
-    epsilon: float
-    delta: float
-    steps: int
-    batch_size: float | None
-    max_grad_norm: float
-    lr: float | None
+    Attributes:
+        plan: The public numbers of the private run.
+        optimizer: The name of an optimizer of torch.
+        learning_rate: Its learning rate; torch's own if None.
+        normalizes: Whether every gradient gets about the same norm, instead of being
+            clipped only if it is longer than that.
+        averages: Whether the model is the mean of the weights of the second half of
+            the steps, which costs no privacy and removes much of the noise.
+        before: What was released about the same rows before.
+        debug_seed: The seed of noise that anyone can repeat; None for private noise.
+    """
+
+    plan: PrivacyPlan
     optimizer: str
-    group_size: int = 1
+    learning_rate: float | None
+    normalizes: bool = False
+    averages: bool = False
+    before: tuple[Release, ...] = ()
     debug_seed: int | None = None
+
+    @property
+    def noise(self) -> GaussianNoise:
+        """The source of noise."""
+        if self.debug_seed is None:
+            return GaussianNoise()
+        return GaussianNoise(rng="debug", seed=self.debug_seed)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The model after some steps: loss and accuracy on held-out rows, and epsilon."""
+    """The model after some steps: its score on held-out rows, and epsilon."""
 
     step: int
-    loss: float
-    accuracy: float
+    score: float
     epsilon: float
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training: what was measured along it, and how long its steps took."""
+    """One training: its model, what was measured along it, and how long steps took."""
 
+    model: nn.Module
     points: tuple[Point, ...]
     seconds: float
 
@@ -82,171 +99,150 @@ class Run:
 Shown = Callable[[int, Point], None]
 """Called after every step, with the latest point that was measured."""
 
-
-def plan_of(settings: Settings, table: Table) -> PrivacyPlan:
-    """Return the plan of a private run on *table*, whose size is public.
-
-    Raises:
-        InputError: If the options contradict the table.
-        ValueError: If a number is out of range.
-    """
-    num_rows = len(table.train)
-    if settings.delta >= 1 / num_rows:
-        raise InputError(
-            f"--delta must be below one over the {num_rows} rows, {1 / num_rows:.3g},"
-            f" got {settings.delta:g}: a larger one would permit publishing a row outright"
-        )
-    batch_size = settings.batch_size or num_rows / 4
-    if batch_size > num_rows:
-        raise InputError(
-            f"--batch-size must be at most the {num_rows} rows that are trained on,"
-            f" got {batch_size:g}"
-        )
-    return plan_for(
-        target_epsilon=settings.epsilon,
-        target_delta=settings.delta,
-        sampling_probability=batch_size / num_rows,
-        steps=settings.steps,
-        expected_batch_size=batch_size,
-        max_grad_norm=settings.max_grad_norm,
-        # The number of rows is public, so neighbours have the same number.
-        neighboring_relation="zero_out",
-        unit_of_privacy=table.unit,
-        group_size=settings.group_size,
-    )
+_Batch = tuple[Tensor, Tensor]  # Features and targets.
 
 
 def train_privately(
-    model: nn.Module,
-    table: Table,
-    *,
-    plan: PrivacyPlan,
-    settings: Settings,
-    show: Shown,
-) -> tuple[Run, Certificate]:
-    """Train a copy of *model* as the plan says; return the run and what it cost.
+    model: nn.Module, table: Table, setup: Setup, *, show: Shown
+) -> tuple[Run, DPOptimizer]:
+    """Train a copy of *model* as the plan says; return the run and its optimizer.
 
     An interrupt ends the training. The certificate then claims the epsilon of the whole
-    plan, since the accuracy that was shown may have decided the end.
+    plan, since the score that was shown may have decided the end.
     """
     model = copy.deepcopy(model)
-    loader = plan.loader(table.train)
-    seed = settings.debug_seed
+    plan = setup.plan
+    loader = (
+        None
+        if isinstance(plan.sampling, Unamplified)
+        else plan.loader(table.train, units=table.units)
+    )
+    norm = plan.max_grad_norm_at(0)
     optimizer = DPOptimizer(
-        optimizer_for(model, settings),
+        optimizer_for(model, setup),
         plan=plan,
         loader=loader,
-        noise=None if seed is None else GaussianNoise(rng="debug", seed=seed),
+        clipping=AutomaticClipping(max_grad_norm=norm)
+        if setup.normalizes
+        else FlatClipping(max_grad_norm=norm),
+        noise=setup.noise,
     )
 
-    def losses(batch: Any) -> Tensor:
+    def losses(batch: _Batch) -> Tensor:
         x, y_B = batch
-        return F.cross_entropy(model(x), y_B, reduction="none")
+        return table.problem.losses(model(x), y_B)
 
-    def step(batch: Any) -> None:
+    def step(batch: _Batch) -> None:
         optimizer.backward(losses, batch)
         optimizer.step()
 
-    curve = (
-        epsilon_curve(
-            plan.releases(plan.steps),
-            delta=plan.target_delta,
-            neighboring_relation=plan.neighboring_relation,
-            group_size=plan.group_size,
-        )
-        if seed is None
-        else (float("inf"),) * (plan.steps + 1)
-    )
-    start = time.perf_counter()
-    points = tuple(_points(loader, step, model, table, epsilons=curve, show=show))
-    seconds = time.perf_counter() - start
-    certificate = optimizer.certificate(
-        assumptions=(
-            (
-                f"The number of rows ({len(table.train)}) and of classes"
-                f" ({table.num_classes}) is public, and features were scaled by"
-                " constants that are."
-            ),
-            (
-                "Accuracy was measured on rows that were not trained on, and that this"
-                " certificate does not cover."
-            ),
-        )
-    )
-    return Run(points=points, seconds=seconds), certificate
+    batches = repeat(_share(table), plan.steps) if loader is None else loader
+    run = _run(model, table, setup, batches, step, epsilons=_curve(setup), show=show)
+    return run, optimizer
 
 
-def train_openly(
-    model: nn.Module,
-    table: Table,
-    *,
-    plan: PrivacyPlan,
-    settings: Settings,
-    show: Shown,
-) -> Run:
+def _curve(setup: Setup) -> tuple[float, ...]:
+    """Return epsilon by the number of steps, what was released before included."""
+    plan = setup.plan
+    if setup.debug_seed is not None:
+        return (float("inf"),) * (plan.steps + 1)
+    curve = epsilon_curve(
+        [*setup.before, *plan.releases(plan.steps)],
+        delta=plan.target_delta,
+        neighboring_relation=plan.neighboring_relation,
+        group_size=plan.group_size,
+    )
+    return curve[sum(release.count for release in setup.before) :]
+
+
+def train_openly(model: nn.Module, table: Table, setup: Setup, *, show: Shown) -> Run:
     """Train a copy of *model* on batches drawn the same way, without privacy."""
     model = copy.deepcopy(model)
-    loader = PoissonLoader(
-        table.train,
-        sampling_probability=plan.sampling_probability,
-        steps=plan.steps,
-    )
-    optimizer = optimizer_for(model, settings)
+    plan = setup.plan
+    optimizer = optimizer_for(model, setup)
 
-    def step(batch: Any) -> None:
+    def step(batch: _Batch) -> None:
         x, y_B = batch
         optimizer.zero_grad()
-        losses_B = F.cross_entropy(model(x), y_B, reduction="none")
-        (losses_B.sum() / plan.expected_batch_size).backward()
+        losses = table.problem.losses(model(x), y_B)
+        (losses.sum() / plan.expected_batch_size).backward()
         add_up_gradients(model)
         optimizer.step()
 
-    never_private = (float("inf"),) * (plan.steps + 1)
-    start = time.perf_counter()
-    points = tuple(
-        _points(loader, step, model, table, epsilons=never_private, show=show)
+    batches = (
+        repeat(_share(table), plan.steps)
+        if isinstance(plan.sampling, Unamplified)
+        else PoissonLoader(
+            table.train,
+            sampling_probability=plan.sampling_probability,
+            steps=plan.steps,
+            units=table.units,
+        )
     )
-    return Run(points=points, seconds=time.perf_counter() - start)
+    never_private = (float("inf"),) * (plan.steps + 1)
+    return _run(model, table, setup, batches, step, epsilons=never_private, show=show)
 
 
-def _points(
-    loader: PoissonLoader,
-    step: Callable[[Any], None],
+def _share(table: Table) -> _Batch:
+    """Return all rows, or this process's share of them; each is a unit of its own."""
+    x, y = table.train.tensors
+    rank, size = rank_and_size()
+    return x[rank::size], y[rank::size]
+
+
+def _run(
     model: nn.Module,
     table: Table,
+    setup: Setup,
+    batches: Iterable[_Batch],
+    step: Callable[[_Batch], None],
     *,
     epsilons: tuple[float, ...],
     show: Shown,
-) -> Iterator[Point]:
-    """Take every step; yield about twenty points, the first and the last included."""
-    num_steps = len(epsilons) - 1
-    measured = {round(num_steps * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)}
-    point = Point(0, *_measure(model, table), epsilons[0])
+) -> Run:
+    """Take every step; measure about twenty points, the first and the last included."""
+    steps = setup.plan.steps
+    measured = {round(steps * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)}
+    mean = AveragedModel(model) if setup.averages else None
+    points = [Point(0, _score(model, table), epsilons[0])]
     taken = 0
-    yield point
+    start = time.perf_counter()
     try:
-        for batch in loader:
+        for batch in batches:
             step(batch)
             taken += 1
+            if mean is not None and taken > steps // 2:
+                mean.update_parameters(model)
             if taken in measured:
-                point = Point(taken, *_measure(model, table), epsilons[taken])
-                yield point
-            show(taken, point)
+                result = _result(model, mean)
+                points.append(Point(taken, _score(result, table), epsilons[taken]))
+            show(taken, points[-1])
     except KeyboardInterrupt:
-        if point.step < taken:
-            yield Point(taken, *_measure(model, table), epsilons[taken])
+        if points[-1].step < taken:
+            result = _result(model, mean)
+            points.append(Point(taken, _score(result, table), epsilons[taken]))
+    seconds = time.perf_counter() - start
+    return Run(model=_result(model, mean), points=tuple(points), seconds=seconds)
+
+
+def _result(model: nn.Module, mean: AveragedModel | None) -> nn.Module:
+    """Return the mean of the models averaged so far, or else the latest one."""
+    if mean is None or not int(mean.n_averaged):
+        return model
+    averaged: nn.Module = mean.module
+    return averaged
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, table: Table) -> tuple[float, float]:
-    """Mean loss and accuracy on the held-out rows."""
+def _score(model: nn.Module, table: Table) -> float:
+    """Return the score on the held-out rows; NaN if there are none."""
+    if table.test is None:
+        return float("nan")
     x, y_N = table.test.tensors
-    logits = model(x)
-    accuracy = (logits.argmax(dim=1) == y_N).to(torch.float64).mean()
-    return float(F.cross_entropy(logits, y_N)), float(accuracy)
+    return table.problem.score(model(x), y_N)
 
 
-def optimizer_for(model: nn.Module, settings: Settings) -> Optimizer:
+def optimizer_for(model: nn.Module, setup: Setup) -> Optimizer:
     """Return the optimizer of torch that the options name.
 
     Raises:
@@ -258,19 +254,18 @@ def optimizer_for(model: nn.Module, settings: Settings) -> Optimizer:
         if isinstance(kind, type) and issubclass(kind, Optimizer)
     }
     del kinds["optimizer"]  # The abstract base.
-    name = settings.optimizer.lower()
+    name = setup.optimizer.lower()
     if name not in kinds:
         raise InputError(
-            f"--optimizer {settings.optimizer!r} is not in torch.optim, which has"
+            f"--optimizer {setup.optimizer!r} is not in torch.optim, which has"
             f" {', '.join(sorted(kinds))}"
         )
     options: dict[str, Any] = {}
-    lr = settings.lr or _LEARNING_RATES.get(name)
-    if lr is not None:
-        options["lr"] = lr
+    if setup.learning_rate is not None:
+        options["lr"] = setup.learning_rate
     if name == "sgd":
         options["momentum"] = _MOMENTUM
     try:
         return kinds[name](model.parameters(), **options)
     except (TypeError, ValueError) as error:
-        raise InputError(f"--optimizer {settings.optimizer}: {error}") from error
+        raise InputError(f"--optimizer {setup.optimizer}: {error}") from error

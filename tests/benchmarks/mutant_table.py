@@ -186,7 +186,7 @@ MUTANTS = (
     Mutant("accounting/_accountant", "any(release.noise_multiplier == 0 for", "any(release.noise_multiplier < 0 for", "no noise is not infinite", ACCOUNTING),
     Mutant("accounting/_dp_events", '"replace_one": Neighbors.REPLACE_ONE', '"replace_one": Neighbors.ADD_OR_REMOVE_ONE', "replacing one costs as much as adding one", ACCOUNTING),
     Mutant("accounting/_dp_events", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
-    Mutant("calibration", "if -_WASTE <= excess <= 0 or (", "if -_WASTE <= excess <= 0.1 or (", "calibration may overshoot", "test_calibration.py"),
+    Mutant("calibration", "if -WASTE <= excess <= 0 or (", "if -WASTE <= excess <= 0.1 or (", "calibration may overshoot", "test_calibration.py"),
     Mutant("accounting/_agreement", "if ours != theirs and not", "if False and not", "losses that dp_accounting contradicts are certified", "test_certificate.py"),
     Mutant("accounting/_composition", "return _UNIT * sum(", "return 0 * sum(", "rounding may lower epsilon", "test_accounting_exact.py"),
     Mutant("accounting/_composition", "/ distance,", "/ apart,", "a displaced example is forgotten beyond large epsilons", "test_accounting_exact.py"),
@@ -324,6 +324,13 @@ MUTANTS = (
     Mutant("evidence/_checked_models", "    return min(days) if days and len(days) == len(wanted) else None", "    return min(days, default=None)", "a layer that was not checked counts as checked", EVIDENCE),
     Mutant("certificate/_evidence", "        if not least <= seen.looks <= min(due, seen.evaluated):", "        if False:", "more looks are certified than were made", EVIDENCE),
     Mutant("checking/_check", "    if report.ok:", "    if True:", "a failed check counts as evidence", EVIDENCE),
+    # Tables
+    Mutant("tables/_histogram", "sensitivity=math.sqrt(sum(weight**2 for weight in weights)),", "sensitivity=math.sqrt(len(weights)),", "the sensitivity of the histogram forgets weights", "tables/test_statistics.py"),
+    Mutant("tables/_moments", "_MOST: Final = 1.25", "_MOST: Final = 1.0", "the sensitivity of the moments is too small", "tables/test_statistics.py"),
+    Mutant("tables/_moments", "u_N = np.clip((x_N - centre) / (_REACH * scale), -1, 1)", "u_N = np.maximum((x_N - centre) / (_REACH * scale), -1)", "moments are not clipped above", "tables/test_statistics.py"),
+    Mutant("tables/_release", "stddev = noise_multiplier * statistic.sensitivity", "stddev = noise_multiplier", "the noise of a statistic forgets its sensitivity", "tables/test_statistics.py"),
+    Mutant("tables/_release", "if used != stddev:", "if False:", "other noise than a statistic was charged for goes unnoticed", "tables/test_statistics.py"),
+    Mutant("tables/_recipe", "q=q, steps=self.steps, other_releases=self.shares.releases", "q=q, steps=self.steps", "the training spends what the statistics did", "tables/test_recipe.py"),
     # Random allocation
     Mutant("accounting/_spread_laws", "shift = 0.5 / sigma", "shift = 0.49 / sigma", "both normal laws of a pass are closer than they are", "test_accounting_allocation.py"),
     Mutant("accounting/_spread_laws", "up_K = self.masses * np.expm1(rest_K) / math.expm1(spacing)", "up_K = self.masses * 0", "what falls between two points loses its mean", "test_accounting_allocation.py"),

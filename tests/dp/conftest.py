@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+from dp.cli import main
 
 
 # Where tensors are made: DP_TEST_DEVICE=cuda runs the tests on a GPU.
@@ -132,3 +133,29 @@ def make_run(make_plan):
         return Run(model, DPOptimizer(inner, plan=plan, loader=loader), loader)
 
     return make
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line; return its exit code, output and error output."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """Write a CSV file of the given lines."""
+
+    def csv(*lines, name="table.csv"):
+        path = tmp_path / name
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return path
+
+    return csv

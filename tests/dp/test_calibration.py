@@ -5,9 +5,10 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from dp import calibration
 from dp.accounting import Release, epsilon
 from dp.calibration import (
+    _calibrate,
+    _search,
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
@@ -96,7 +97,7 @@ def test_the_most_steps_never_overshoot():
 
 def test_steps_have_an_end(monkeypatch):
     """However much noise there is."""
-    monkeypatch.setattr(calibration, "_MOST_STEPS", 100)
+    monkeypatch.setattr(_calibrate, "_MOST_STEPS", 100)
     steps = calibrate_steps(
         **target(50.0), noise_multiplier=30.0, sampling_probability=0.01
     )
@@ -137,14 +138,14 @@ def test_few_claims_are_computed(asked, limit, q, steps):
 def asked(monkeypatch):
     """List every epsilon that a search lets the accountant claim."""
     asked = []
-    original = calibration.epsilon
+    original = _search.epsilon
 
     def counted(*releases, **about):
         guarantee = original(*releases, **about)
         asked.append(guarantee.epsilon)
         return guarantee
 
-    monkeypatch.setattr(calibration, "epsilon", counted)
+    monkeypatch.setattr(_search, "epsilon", counted)
     return asked
 
 
@@ -155,7 +156,7 @@ def test_nothing_is_believed_of_where_a_search_begins(monkeypatch, asked, error)
     def start(_search):
         return 50.0 * error, -0.1
 
-    monkeypatch.setattr(calibration._Search, "_start", start)
+    monkeypatch.setattr(_search.Search, "_start", start)
     sigma = calibrate_noise_multiplier(
         **target(1.0, "zero_out"), sampling_probability=1.0, steps=100
     )
@@ -167,7 +168,7 @@ def test_nothing_is_believed_of_where_a_search_begins(monkeypatch, asked, error)
 @given(st.floats(-5, 5), st.floats(-3, -0.2))
 def test_a_search_ends_at_what_is_kept(least, slope):
     """Of a line of any slope, the next numbers to ask close in on where it crosses."""
-    line = calibration._Line(slope=-1.0)
+    line = _search._Line(slope=-1.0)
     at = 0.0
     for _ in range(12):
         line.add(math.exp(at), slope * (at - least))

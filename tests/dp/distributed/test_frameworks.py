@@ -66,3 +66,21 @@ def test_the_command_line_trains_under_torchrun(unjoined_ranks, tmp_path):
     certificate = folder / "certificate.json"
     assert json.loads(certificate.read_text())["steps"] == 2
     assert dp.verify(certificate, quick=True).ok
+
+
+def test_ranks_share_a_table(unjoined_ranks, tmp_path):
+    """One rank releases the statistics, and each takes its share of every step."""
+    folder, data = tmp_path / "report", tmp_path / "table.csv"
+    rows = "".join(f"{i / 7},{['no', 'yes'][i % 2]}\n" for i in range(41))
+    data.write_text(f"x,class\n{rows}")
+    codes = unjoined_ranks(
+        "ranks_frameworks:command_line",
+        folder=str(folder),
+        data=str(data),
+        options=["--target", "class"],
+    )
+    certificate = dp.Certificate.from_json((folder / "certificate.json").read_text())
+
+    assert codes == [None, None]
+    assert [run.steps for run in certificate.runs] == [1, 2]
+    assert dp.verify(certificate, quick=True).ok

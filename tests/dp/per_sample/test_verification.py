@@ -233,6 +233,20 @@ def test_no_alarm_where_gradients_underflow_or_saturate(dtype, scale):
         assert True  # Nothing raised.
 
 
+def test_no_alarm_where_the_square_of_a_norm_underflows():
+    """An example that is learnt has a gradient of 1e-26, whose square is 0."""
+    model = torch.nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[30.0], [-30.0]]))
+    engine = Engine(verification=ALWAYS)
+    losses = F.cross_entropy(
+        model(torch.ones(6, 1)), torch.zeros(6).long(), reduction="none"
+    )
+    gradients = engine.gradients(losses, [model.weight])
+
+    assert gradients.squared_norms([0]).max() == 0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_examples_that_are_not_finite_are_no_alarm(bad):
     """They contribute nothing, and change nothing of the others."""

@@ -6,15 +6,13 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal, final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, Truncation, epsilon, merge_equal_releases
-from dp.accounting._accountant import bound_by_pld
-from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
+from dp.accounting import Release, Truncation, epsilon
+from dp.calibration._search import WASTE, RenyiOrder, Search
 from dp.schedule import Schedule, rounded_up
 
 
@@ -22,22 +20,11 @@ __all__ = (
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",
+    "rough_noise_multiplier",
 )
 
 _DIGITS: Final = 6  # Significant digits of what is found.
 _MOST_STEPS: Final = 10**9
-_WASTE: Final = 5e-4  # What may be left of a target, relative to it.
-_AIM: Final = 1e-4  # Below the target, so that an answer there is accepted.
-_VAGUE: Final = 2e-2  # Of the bound that a search begins with, relative.
-_FIRST_STEP: Final = 0.05  # Of a search without a slope, in the logarithm.
-_LARGEST_STEP: Final = 3.0
-_FLATTEST: Final = (
-    -0.05
-)  # Slope: epsilon falls, whatever two bounds that are close say.
-_MOST_BOUNDS: Final = 200
-_LEAST_EPSILON: Final = 1e-12  # Logarithms of epsilon begin here.
-
-RenyiOrder = float | Literal["best"] | None
 
 
 def calibrate_noise_multiplier(
@@ -49,6 +36,7 @@ def calibrate_noise_multiplier(
     neighboring_relation: NeighboringRelation,
     shape: Schedule | None = None,
     truncation: Truncation | None = None,
+    other_releases: Sequence[Release] = (),
     steps_per_pass: int | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
@@ -56,8 +44,8 @@ def calibrate_noise_multiplier(
     """Return the smallest noise multiplier found that keeps the target.
 
     Guarantees:
-        * The epsilon of *steps* releases with it, as :func:`dp.accounting.epsilon`
-          computes it, is at most *target_epsilon*, and 0.05 % below it at most.
+        * The epsilon of *steps* releases with it and the *other_releases*, as
+          :func:`dp.accounting.epsilon` computes it, is at most *target_epsilon*, and 0.05 % below it at most.
 
     Args:
         target_epsilon: What all steps may cost.
@@ -67,13 +55,16 @@ def calibrate_noise_multiplier(
         neighboring_relation: What two neighbouring datasets are.
         shape: A schedule that what is returned is multiplied with, step by step.
         truncation: How batches are made smaller, if they are.
+        other_releases: What is released about the same data beside the steps, such as
+            private statistics.
         steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or if the other releases alone leave
+            nothing of the target.
     """
     steps = _checks.count(steps=steps)
     shape = shape or Schedule(((steps, 1.0),))
@@ -84,17 +75,27 @@ def calibrate_noise_multiplier(
 
     def releases(sigma: float) -> list[Release]:
         return [
-            Release(
-                sampling_probability=sampling_probability,
-                noise_multiplier=sigma * relative,
-                count=count,
-                truncation=truncation,
-                steps_per_pass=steps_per_pass,
-            )
-            for count, relative in phases
+            *other_releases,
+            *(
+                Release(
+                    sampling_probability=sampling_probability,
+                    noise_multiplier=sigma * relative,
+                    count=count,
+                    truncation=truncation,
+                    steps_per_pass=steps_per_pass,
+                )
+                for count, relative in phases
+            ),
         ]
 
-    search = _Search(
+    _check_left(
+        other_releases,
+        target_epsilon,
+        delta=target_delta,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+    )
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
@@ -104,6 +105,50 @@ def calibrate_noise_multiplier(
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
     return search.smallest()
+
+
+def rough_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sampling_probability: float,
+    steps: int,
+    neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
+) -> float:
+    """Return about the least noise multiplier, within a few percent, in less time.
+
+    To compare plans, not to make one: what it costs may be above the target.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    return Search(
+        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        target_delta=_checks.open_unit(target_delta=target_delta),
+        relation=neighboring_relation,
+        releases=lambda sigma: [
+            Release(
+                sampling_probability=sampling_probability,
+                noise_multiplier=sigma,
+                count=steps,
+            )
+        ],
+        allowed=lambda sigma: sigma,
+        group_size=group_size,
+        renyi_order=None,
+    ).roughly_smallest()
+
+
+def _check_left(others: Sequence[Release], target_epsilon: float, **about: Any) -> None:
+    if not others:
+        return
+    spent = epsilon(others, **about).epsilon
+    if spent >= target_epsilon * (1 - WASTE):
+        raise ValueError(
+            f"other_releases cost epsilon {spent:.4g} of target_epsilon="
+            f"{target_epsilon!r}, which leaves nothing for the steps; add noise to them"
+        )
 
 
 def calibrate_sampling_probability(
@@ -144,7 +189,7 @@ def calibrate_sampling_probability(
             f"steps_per_pass={steps_per_pass!r} fixes the sampling probability, so none"
             " is left to find; leave out the noise multiplier or the steps"
         )
-    search = _Search(
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
@@ -212,7 +257,7 @@ def calibrate_steps(
             )
         ]
 
-    search = _Search(
+    search = Search(
         target_epsilon=_checks.positive(target_epsilon=target_epsilon),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
@@ -232,147 +277,3 @@ def calibrate_steps(
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )
     return round(1 / one_over_steps) * unit
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Search:
-    """Find nearly the smallest number whose releases keep a target.
-
-    Attributes:
-        target_epsilon: What they may cost.
-        target_delta: The delta it is for.
-        relation: What neighbouring datasets are.
-        group_size: How many examples may differ at once.
-        renyi_order: The order of a Renyi filter, or ``"best"``; None for no filter.
-        releases: What is released, by the number. Their epsilon falls as it grows.
-        allowed: Returns the next number that may be an answer, on the private side.
-        most: The largest number there is.
-        smaller: Returns the next smaller number, where there are not many.
-    """
-
-    target_epsilon: float
-    target_delta: float
-    relation: NeighboringRelation
-    group_size: int
-    renyi_order: RenyiOrder
-    releases: Callable[[float], Sequence[Release]]
-    allowed: Callable[[float], float]
-    most: float = math.inf
-    smaller: Callable[[float], float] | None = None
-
-    def excess(self, number: float) -> float:
-        """Return by how much the logarithm of what will be claimed is too large."""
-        if self.renyi_order is not None:
-            return self._logarithm(self._filtered(number, self.renyi_order))
-        spent = epsilon(
-            self.releases(number),
-            delta=self.target_delta,
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
-        ).epsilon
-        return self._logarithm(spent)
-
-    def _filtered(self, number: float, order: float | Literal["best"]) -> float:
-        """Return the epsilon of the releases at the order of a Renyi filter."""
-        releases = self.releases(number)
-        if order == "best":
-            order = best_order(
-                releases, delta=self.target_delta, relation=self.relation
-            )
-        cost = renyi_cost(releases, order, self.relation)
-        return epsilon_of_order(cost, order, self.target_delta)
-
-    def _vague_excess(self, number: float) -> float:
-        """Return the same of a bound in wide buckets, in a hundredth of the time.
-
-        Random allocation costs about as much as Poisson samples.
-        """
-        if self.renyi_order is not None:
-            return self.excess(number)
-        releases = merge_equal_releases(
-            replace(release, steps_per_pass=None) for release in self.releases(number)
-        )
-        spent, _ = bound_by_pld(
-            releases, self.target_delta, self.relation, _VAGUE, self.group_size
-        )
-        return self._logarithm(spent)
-
-    def _logarithm(self, spent: float) -> float:
-        return math.log(max(spent, _LEAST_EPSILON) / self.target_epsilon)
-
-    def smallest(self) -> float:
-        """Return the smallest number found that keeps the target, or the largest one.
-
-        Bounds fall with the number, in the logarithms of both nearly in a line: the
-        secant method needs three to six of them. Two numbers around the answer are
-        kept, and where a secant leads out of them, it is their middle that is asked.
-        """
-        number, slope = self._start()
-        number = min(self.allowed(number), self.most)
-        line = _Line(slope)
-        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
-            excess = self.excess(number)
-            line.add(number, excess)
-            if -_WASTE <= excess <= 0 or (excess > 0 and number >= self.most):
-                return number
-            number = min(self.allowed(math.exp(line.crossing())), self.most)
-            if number in line.asked and self.smaller is not None:
-                number = self.smaller(line.smallest_kept())
-        return line.smallest_kept()
-
-    def _start(self) -> tuple[float, float]:
-        """Return where a bound in wide buckets is the target, and its slope there."""
-        number, line = min(1.0, self.most), _Line(-1.0)
-        while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
-            excess = self._vague_excess(number)
-            line.add(number, excess)
-            if abs(excess) <= _VAGUE:
-                break
-            number = min(self.allowed(math.exp(line.crossing())), self.most)
-        return number, line.slope
-
-
-@final
-class _Line:
-    """Numbers that were asked and their excess, and where the excess may be none.
-
-    >>> line = _Line(slope=-1.0)
-    >>> line.add(2.0, math.log(2.0))
-    >>> round(math.exp(line.crossing()), 2)
-    4.0
-    """
-
-    def __init__(self, slope: float) -> None:
-        self.asked: dict[float, float] = {}
-        self.slope = slope
-        self._last: tuple[float, float] | None = None
-        self._too_small, self._kept = -math.inf, math.inf  # Logarithms.
-
-    def add(self, number: float, excess: float) -> None:
-        """Take down the excess of one number."""
-        self.asked[number] = excess
-        at = math.log(number)
-        if self._last is not None and at != self._last[0]:
-            slope = (excess - self._last[1]) / (at - self._last[0])
-            self.slope = min(slope, _FLATTEST)
-        self._last = at, excess
-        if excess > 0:
-            self._too_small = max(self._too_small, at)
-        else:
-            self._kept = min(self._kept, at)
-
-    def crossing(self) -> float:
-        """Return the logarithm of the next number to ask."""
-        at, excess = self._last or (0.0, 0.0)
-        step = -(excess + _AIM) / self.slope
-        following = at + min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
-        if self._too_small < following < self._kept:
-            return following
-        if math.isinf(self._too_small) or math.isinf(self._kept):
-            return at + math.copysign(_FIRST_STEP, excess)
-        return (self._too_small + self._kept) / 2
-
-    def smallest_kept(self) -> float:
-        """Return the smallest number asked that has no excess."""
-        return min(number for number, excess in self.asked.items() if excess <= 0)
