@@ -209,7 +209,7 @@ class KnownGraphs:
             # taken for shared, would name another.
             refusal = refusal or analysis.refusal
             rejected |= analysis.not_shared
-            more = (constants | analysis.shared.keys()) - rejected
+            more = frozenset(constants | analysis.shared.keys()) - rejected
             if more == constants:
                 raise refusal or neither(next(iter(analysis.shared.values())))
             # Example: table[positions] + x. The first look finds a mixed use of the table, which
