@@ -26,9 +26,9 @@ def noise_on_every_rank():
     """Each rank noises its own sums before they are added up."""
     make = Exchange.__init__
 
-    def noisy(self, world, sums, shardings):
+    def noisy(self, world, sums, shardings, *, buffers):
         GaussianNoise().add_(sums, stddev=1.5 * 0.8)
-        make(self, world, sums, shardings)
+        make(self, world, sums, shardings, buffers=buffers)
 
     with patch.object(Exchange, "__init__", noisy), noise_on_no_rank():
         yield
