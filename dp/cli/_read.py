@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp.cli._errors import InputError
-from dp.tables import NO_VALUE_MARKS, Parsing, Values
+from dp.tables import Parsing, Values, no_value_marks
 from dp.tables._parsing import Kind
 
 
@@ -89,7 +89,7 @@ class CsvFile:
         """Return every different text of a column, and which each row has; -1 for none."""
         texts, codes_N = self._texts([name])[name]
         stripped = [text.strip() for text in texts]
-        kept = sorted({text for text in stripped if text not in NO_VALUE_MARKS})
+        kept = sorted({text for text in stripped if text not in no_value_marks()})
         numbers = {text: number for number, text in enumerate(kept)}
         renumbered = np.array([numbers.get(text, -1) for text in stripped] + [-1])
         return kept, renumbered[codes_N]
@@ -130,7 +130,7 @@ def read_csv(path: Path, layout: Layout, *, known: str) -> CsvFile:
     """
     if not path.exists():
         raise InputError(f"there is no file {path}; {known}")
-    marks = sorted(NO_VALUE_MARKS)
+    marks = sorted(no_value_marks())
     frame = _frame(path, layout, na_values=marks, low_memory=False)
     if frame.empty:
         raise InputError(f"{path} has a header and no rows")

@@ -9,14 +9,13 @@ released, or reads one row at a time.
 
 from dp.tables._encoder import Encoder, Feature, ScaledTarget
 from dp.tables._fit import Declared, Fitted, fit_encoder
-from dp.tables._parsing import NO_VALUE_MARKS, Parsing
+from dp.tables._parsing import Parsing, no_value_marks
 from dp.tables._recipe import Recipe, Shape, Shares, Target
 from dp.tables._release import Statistic, Statistics
 from dp.tables._values import Values
 
 
 __all__ = (
-    "NO_VALUE_MARKS",
     "Declared",
     "Encoder",
     "Feature",
@@ -31,4 +30,5 @@ __all__ = (
     "Target",
     "Values",
     "fit_encoder",
+    "no_value_marks",
 )

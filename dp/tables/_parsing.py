@@ -17,9 +17,9 @@ import numpy as np
 from dp.tables._values import Integers, Values, bucket_of
 
 
-__all__ = ("NO_VALUE_MARKS", "Kind", "Parsing")
+__all__ = ("Kind", "Parsing", "no_value_marks")
 
-NO_VALUE_MARKS: Final = frozenset(
+_NO_VALUE_MARKS: Final = frozenset(
     {
         *("", "?", "-", ".", "#N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "na"),
         *("NaN", "nan", "-nan", "NULL", "null", "None", "none", "NaT"),
@@ -66,7 +66,7 @@ class Parsing:
 
     def _value(self, text: str, kind: Kind) -> tuple[float, int]:
         """Return a text's number, or NaN, and its bucket, or -1."""
-        if text in NO_VALUE_MARKS:
+        if text in _NO_VALUE_MARKS:
             return math.nan, -1
         if kind == "text":
             return math.nan, bucket_of(text)
@@ -103,3 +103,8 @@ def _since_epoch(moment: datetime) -> float:
     """Return days since the year 2000; a time without a zone is taken as UTC."""
     zoned = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return (zoned - _EPOCH).total_seconds() / _DAY
+
+
+def no_value_marks() -> frozenset[str]:
+    """Return the texts that stand for no value, in whatever column."""
+    return _NO_VALUE_MARKS

@@ -310,7 +310,7 @@ def test_torchs_default_device_has_no_effect(monkeypatch, place):
 def test_each_tensor_is_rounded_where_it_is(monkeypatch):
     """The host's way is for devices without float64 alone."""
     placed = []
-    monkeypatch.setattr(_gaussian, "_add_on_host", lambda sums, _: placed.extend(sums))
+    monkeypatch.setattr(_gaussian, "_add_on_host", lambda sums, *_: placed.extend(sums))
     sums = [torch.zeros(30), torch.zeros(3, device="meta")]
     GaussianNoise().add_(sums, stddev=1.0)
 
