@@ -31,12 +31,12 @@ class Beside:
         self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
     ) -> None:
         """Remember the versions of the parameters of a new optimizer, or of an update."""
-        self._since = since
         for parameter in parameters:
             _versions[parameter] = parameter._version  # noqa: SLF001 -- torch has no other name for it
+        self._since = since
 
     def forget(self) -> None:
-        """Take what is written before the next update for a state that was loaded."""
+        """Take what is written before the next note for what is loaded, or an update."""
         self._since = None
 
     def was_written(self, parameters: Sequence[Tensor]) -> bool:

@@ -410,6 +410,7 @@ class DPOptimizer(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
+        self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         self.mechanism.beside.note(self._trainable(), since="updated")
         return result if closure is None else loss
