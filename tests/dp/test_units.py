@@ -391,6 +391,14 @@ def test_units_that_do_not_fit_the_dataset_are_refused(options, told):
         make_plan().loader(Run().data, **options)
 
 
+def test_a_limit_of_rows_needs_units():
+    """A plan for examples has no units that could have several."""
+    plan = make_plan(unit_of_privacy="one training example")
+
+    with pytest.raises(ValueError, match="max_per_unit=2 limits the rows of a unit"):
+        plan.loader(Run().data, max_per_unit=2)
+
+
 def test_the_rows_of_a_unit_stay_on_one_rank():
     """Each rank draws from units of its own; together they have them all."""
     shares = []

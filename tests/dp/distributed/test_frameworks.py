@@ -60,7 +60,9 @@ def test_accelerate_launch_starts_the_ranks(tmp_path):
 def test_the_command_line_trains_under_torchrun(unjoined_ranks, tmp_path):
     """One rank speaks and writes the report; what it states is the run of all."""
     folder = tmp_path / "report"
-    codes = unjoined_ranks("ranks_frameworks:command_line", folder=str(folder))
+    codes = unjoined_ranks(
+        "ranks_frameworks:command_line", folder=str(folder), options=["--compare"]
+    )
 
     assert codes == [None, None]
     certificate = folder / "certificate.json"

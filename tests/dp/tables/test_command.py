@@ -112,7 +112,8 @@ def test_a_useless_model_is_said_to_be_useless(train, csv):
 def test_what_is_not_asked_for_is_not_trained(train, csv, monkeypatch):
     """No model without privacy, unless with --compare."""
     monkeypatch.setattr("dp.cli._training.train_openly", None)
-    code, out, _err, report = train(csv(HEADER, *ROWS), "--steps", 2)
+    short = ("--steps", 2, "--lr", 0.5)
+    code, out, _err, report = train(csv(HEADER, *ROWS), *short)
 
     assert code == 0
     assert "not private" not in out
