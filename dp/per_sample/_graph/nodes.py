@@ -163,7 +163,7 @@ def check(name: str, example: Example | None, reads: Iterable[str]) -> str | Non
     if example is None:
         torch_c: Any = torch._C  # noqa: SLF001 -- where the classes of nodes are
         return _missing(name, getattr(torch_c._functions, name, None), reads)  # noqa: SLF001
-    with torch.enable_grad():
+    with torch.device("cpu"), torch.inference_mode(mode=False), torch.enable_grad():
         node: Node = example().grad_fn
     while node is not None and name_of(node) != name:
         node = node.next_functions[0][0] if node.next_functions else None
@@ -179,7 +179,8 @@ def _missing(name: str, of: Any, reads: Iterable[str]) -> str | None:
 
 def leaf(*shape: int) -> Tensor:
     """Return a leaf of a graph, for examples of operations."""
-    return torch.ones(shape, device="cpu", requires_grad=True)
+    # Whatever the defaults are where dp is imported: not every operation takes float64.
+    return torch.ones(shape, dtype=torch.float32, device="cpu", requires_grad=True)
 
 
 @contextmanager

@@ -293,6 +293,19 @@ def test_a_torch_that_names_things_otherwise_is_refused(monkeypatch):
         table.check_torch()
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torch_is_as_expected_whatever_its_defaults_are(dtype, device):
+    """Dp may be imported late: after a script set them, or under inference_mode."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), torch.inference_mode():
+            table.check_torch()
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_refusal_leaves_the_graph_as_it_was():
     """The user may look at what was refused: nothing was freed or written."""
     model = nn.Linear(3, 3)
