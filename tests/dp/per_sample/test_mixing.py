@@ -296,7 +296,7 @@ def test_a_torch_that_names_things_otherwise_is_refused(monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_torch_is_as_expected_whatever_its_defaults_are(dtype, device):
-    """Dp may be imported late: after a script set them, or under inference_mode."""
+    """The package may be imported late: after a script set them, for example."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
