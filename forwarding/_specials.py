@@ -26,7 +26,7 @@ class Special(NamedTuple):
 
 
 _FORWARDED = {
-    "__repr__ __str__ __bytes__ __format__ __fspath__": (
+    "__repr__ __str__ __bytes__ __format__ __fspath__ __vfspath__": (
         "describes the target; the wrapper becomes invisible in output"
     ),
     "__eq__ __ne__ __lt__ __le__ __gt__ __ge__": (
