@@ -51,6 +51,7 @@ def test_its_schedulers_drive_the_update(make_script, timm):
     script.assert_private(steps=6, rates=rates)
 
 
+@pytest.mark.filterwarnings("ignore:a private parameter was written to:UserWarning")
 def test_lookahead_leads_to_the_private_step(make_script, timm):
     """It copies ``param_groups`` and calls ``step`` of what it wraps: that is ours.
 
@@ -61,14 +62,14 @@ def test_lookahead_leads_to_the_private_step(make_script, timm):
     optimizer = timm("optim.lookahead").Lookahead(script.optimizer, alpha=0.5, k=2)
     start = script.weights()
 
-    with pytest.warns(UserWarning, match="written to before backward") as told:
-        for batch in script.loader:
-            optimizer.zero_grad()
-            script.optimizer.private_loss(script.losses(batch)).backward()
-            optimizer.step()
+    for batch in script.loader:
+        optimizer.zero_grad()
+        script.optimizer.private_loss(script.losses(batch)).backward()
+        optimizer.step()
 
-    assert len(told) == 1
     script.assert_private(steps=6, rates=[0.1] * 6)
+    assumptions = " ".join(script.optimizer.certificate().assumptions)
+    assert "written to between steps" in assumptions
     slow = torch.cat(
         [
             script.optimizer.state[p]["lookahead_slow_buff"].flatten()
