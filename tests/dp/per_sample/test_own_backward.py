@@ -75,13 +75,18 @@ NOT_LINEAR = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", [*LINEAR, *NOT_LINEAR])
 def test_owners_are_those_of_the_gradients(name, dtype):
-    """Linear or not, closed gates apart: these say nothing, so any owner is right."""
+    """Linear or not, closed gates apart: these say nothing, so any owner is right.
+
+    Nor do two numbers of 16 bits that cancel, in one of 200 sums; the row still does: it
+    is missed with probability below 1e-6.
+    """
     mapped, expected = {**LINEAR, **NOT_LINEAR}[name]
     found = asked(lambda g: mapped(g).to(g.dtype), ROWS, 4, dtype=dtype)
     wanted = expected[:, None].expand(found.shape)
     right = (found == wanted) | (wanted == NOBODY)
-    if name == "gated":
+    if name in ("gated", "summed by pairs"):
         right |= found == NOBODY
+        assert torch.equal((found == MIXED).any(1), expected == MIXED)
     if name in ("centred", "normalised"):
         right = found[ROWS != NOBODY] == MIXED
 
