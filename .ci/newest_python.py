@@ -52,8 +52,12 @@ def fetch(python: str, cache: Path) -> bool:
     ]
     wheels = [f"--python-version={python}", f"--dest={cache / 'wheels'}", *WHEELS]
     install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={cache}"]
+    patience = [
+        "--fetch-retries=0",
+        "--fetch-timeout=60000",
+    ]  # Offline, npm waits long.
     failed = (
-        npm([*install, f"pyodide@{pyodide}"])
+        npm([*install, *patience, f"pyodide@{pyodide}"])
         or subprocess.run([*pip, *pure, *wheels], check=False).returncode  # noqa: S603
     )
     if not failed:
