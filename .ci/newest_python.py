@@ -52,10 +52,8 @@ def fetch(python: str, cache: Path) -> bool:
     ]
     wheels = [f"--python-version={python}", f"--dest={cache / 'wheels'}", *WHEELS]
     install = ["install", "--silent", "--no-audit", "--no-fund", f"--prefix={cache}"]
-    patience = [
-        "--fetch-retries=0",
-        "--fetch-timeout=60000",
-    ]  # Offline, npm waits long.
+    # Without a network npm would wait for minutes.
+    patience = ["--fetch-retries=0", "--fetch-timeout=60000"]
     failed = (
         npm([*install, *patience, f"pyodide@{pyodide}"])
         or subprocess.run([*pip, *pure, *wheels], check=False).returncode  # noqa: S603
