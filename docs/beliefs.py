@@ -107,7 +107,7 @@ STATED = (
            (_CERTIFICATE + "other_plans_are_stated_and_verify",)),
     Belief("A declared end of the run, or number, is public.", "by `public_end=` and `assign_public`", "After how many steps a run ended follows from no release and no private data:",
            (_CLAIMS + "a_public_end_makes_the_steps_taken_the_claim", _CLAIMS + "a_declared_number_is_charged_with_its_reason")),
-    Belief("Private parameters change by steps alone, and every weight that takes part is in this ledger.", "at every `backward`; a warning tells of the first such write, and of the first such weight", "Parameters that were written to between steps were so without private data.",
+    Belief("Private parameters change by steps alone, and every weight that takes part is in this ledger.", "at every `backward`; a warning tells of the first such write, and of the first such weight. Writes through `.data` are not seen; of sharded parameters neither is, which the certificate says", "Parameters that were written to between steps were so without private data.",
            (_BESIDE + "rows_that_a_forward_pass_writes_are_told", _BESIDE + "weights_that_another_optimizer_may_train_are_told"), ("rows that the forward pass writes leave without a word", "weights of a shared ledger are told of")),
     Belief("Nothing else looked at private data.", "by `private_data_touches=`", "not stated: whether hyper-parameters",
            (_CERTIFICATE + "what_nobody_said_is_not_taken_for_nothing",)),

@@ -119,6 +119,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Sampling": {
         "dp/sampling/_draws.py": Claim("A draw has the law of one coin for each example, of the stated probability.", ("dp/test_sampling_draws.py::test_the_number_of_winners_is_binomial", "dp/test_sampling_draws.py::test_every_subset_is_as_likely", "dp/test_sampling_statistics.py::test_the_draws_pass_every_test")),
         "dp/sampling/_schemes.py": Claim("The numbers of a scheme are in their range, and are those of the plan.", ("dp/test_truncated.py::test_numbers_out_of_range_are_refused", "dp/test_plan.py::test_the_loader_samples_as_planned")),
+        "dp/sampling/_random_draws.py": Claim("Every draw is kept, also an empty one, and the ranks' shares have each unit once.", (_SAMPLING + "a_pass_of_empty_batches_is_a_whole_pass", "dp/test_units.py::test_the_rows_of_a_unit_stay_on_one_rank")),
         "dp/sampling/_loader.py": Claim("The batch that is yielded is the one that was drawn, and its ticket counts it.", (_SAMPLING + "the_ticket_belongs_to_the_batch_yielded_last", _SAMPLING + "a_pass_does_not_survive_a_fork")),
         "dp/sampling/_ticketed.py": Claim("Every batch that a loader yields comes with the ticket of its own draw.", (_SAMPLING + "the_ticket_belongs_to_the_batch_yielded_last", _SAMPLING + "a_pass_that_was_broken_off_leaves_nothing_behind")),
         "dp/sampling/_ticket.py": Claim("No two batches have the same ticket.", (_SAMPLING + "serials_rise_over_all_loaders_of_a_process",)),

@@ -24,6 +24,7 @@ class Beside:
     def __init__(self) -> None:
         self.has_others = False
         self.has_writes: bool = False
+        self.is_blind = False  # Of shards nothing can be seen.
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 

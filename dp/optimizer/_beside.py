@@ -8,6 +8,7 @@ is told once, and named in the certificate.
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Final
 
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ _OTHERS: Final = (
 )
 _WRITTEN: Final = (
     "Parameters that were written to between steps were so without private data."
+)
+_SHARDED: Final = (
+    "Sharded parameters were changed by steps alone, and no optimizer whose cost is not"
+    " added trained other parameters on the same losses; neither was looked at."
 )
 
 
@@ -48,6 +53,7 @@ def look_beside(
     """
     # Shards are gathered into other tensors, which FSDP writes to and which graphs have.
     if any(hasattr(parameter, "placements") for parameter in parameters):
+        beside.is_blind = True
         return
     if beside.was_written(parameters):
         warnings.warn(
@@ -85,5 +91,5 @@ def look_beside(
 
 def sentences(beside: Beside) -> tuple[str, ...]:
     """Return what a certificate has to assume of what was seen."""
-    seen = ((_OTHERS, beside.has_others), (_WRITTEN, beside.has_writes))
-    return tuple(sentence for sentence, is_seen in seen if is_seen)
+    is_needed = beside.has_others, beside.has_writes, beside.is_blind
+    return tuple(compress((_OTHERS, _WRITTEN, _SHARDED), is_needed))

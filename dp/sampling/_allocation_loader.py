@@ -1,21 +1,20 @@
 """A loader whose passes hold every example exactly once, at random."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from torch.utils.data import Dataset
 
 from dp import _checks
-from dp._keystream import RepeatedKeys
 from dp.sampling._draws import allocate_at_random
 from dp.sampling._loader import PoissonLoader
+from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import reject_allocation_arguments
 from dp.sampling._schemes import RandomAllocation
-from dp.sampling._ticket import Draw, PassStep, new_pass
+from dp.sampling._ticket import PassStep, new_pass
 from dp.sampling._ticketed import Draws
-from dp.sampling._units import UnitIndex, Units
+from dp.sampling._units import Units
 
 
 if TYPE_CHECKING:
@@ -89,69 +88,32 @@ class AllocationLoader(PoissonLoader):
 
     def _begin_pass(self) -> Draws:
         share = self._share()
-        return _AllocatedDraws(
+        return RandomDraws(
             self.dataset,
             self._units,
-            self._allocation.steps_per_pass,
             share,
+            _Passes(self._allocation.steps_per_pass),
             num_draws=len(self),
             keys=self._keys_of(share[0]),
         )
 
 
 @final
-class _AllocatedDraws(Iterator[list[int]]):
-    """The draws of several passes that hold a row; ``made`` has all of them."""
+class _Passes:
+    """Of several passes, each with every unit in one step."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        units: UnitIndex | None,
-        steps_per_pass: int,
-        share: tuple[int, int],
-        *,
-        num_draws: int,
-        keys: RepeatedKeys | None,
-    ) -> None:
-        self.made: deque[Draw] = deque()
-        self._dataset = dataset
-        self._units = units
+    def __init__(self, steps_per_pass: int) -> None:
         self._steps_per_pass = steps_per_pass
-        self._first, self._every = share
-        self._num_left = num_draws
-        self._keys = keys
         self._pass = 0
         self._steps: deque[NDArray[np.uint64]] = deque()
 
-    def __next__(self) -> list[int]:
-        while self._num_left:
-            self._num_left -= 1
-            with nullcontext() if self._keys is None else self._keys.used():
-                draw = self._draw()
-            self.made.append(draw)
-            if draw.rows:
-                return list(draw.rows)
-        raise StopIteration
-
-    def _draw(self) -> Draw:
-        index = self._units
-        if not self._steps:
-            self._begin(len(self._dataset) if index is None else index.num_units)
-        in_pass = PassStep(
-            number=self._pass,
-            step=self._steps_per_pass - len(self._steps),
-            num_steps=self._steps_per_pass,
-        )
-        units = (self._steps.popleft() * self._every + self._first).tolist()
-        if index is None:
-            return Draw(units, in_pass=in_pass)
-        return Draw(*index.select(units), in_pass=in_pass)
-
-    def _begin(self, num_units: int) -> None:
+    def __call__(self, num_units: int) -> tuple[list[int], PassStep]:
+        """Return the units of the next step."""
+        num_steps = self._steps_per_pass
         # Coins are drawn for a pass as a whole, under a key that is used for it alone.
-        # Of several ranks, each allocates every n-th unit, whose rows stay together.
-        share = range(self._first, num_units, self._every)
-        self._pass = new_pass()
-        self._steps.extend(
-            allocate_at_random(len(share), num_steps=self._steps_per_pass)
-        )
+        if not self._steps:
+            self._pass = new_pass()
+            self._steps = deque(allocate_at_random(num_units, num_steps=num_steps))
+        step = num_steps - len(self._steps)
+        in_pass = PassStep(number=self._pass, step=step, num_steps=num_steps)
+        return self._steps.popleft().tolist(), in_pass

@@ -9,10 +9,9 @@ and what a draw costs (:mod:`dp.accounting`). Empty batches are built in
 :mod:`dp.sampling._empty_batch`.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
@@ -24,13 +23,13 @@ from dp.sampling._collation import check_collation
 from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
+from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
 )
-from dp.sampling._ticket import Draw
 from dp.sampling._ticketed import Draws, TicketedLoader
 from dp.sampling._units import UnitIndex, Units
 
@@ -169,11 +168,11 @@ class PoissonLoader(TicketedLoader):
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
         share = self._share()
-        return _Draws(
+        return RandomDraws(
             self.dataset,
             self._units,
-            self._sampling,
             share,
+            partial(_poisson, self._sampling),
             num_draws=len(self),
             keys=self._keys_of(share[0]),
         )
@@ -226,60 +225,17 @@ def _scheme(
     )
 
 
-@final
-class _Draws(Iterator[list[int]]):
-    """The draws of one pass that hold a row; ``made`` has all of them.
-
-    It knows the loader's dataset and not the loader: torch's iterator keeps it, and
-    workers of an iterator in a reference cycle are stopped late.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        units: UnitIndex | None,
-        scheme: PoissonSampling | TruncatedPoissonSampling,
-        share: tuple[int, int],
-        *,
-        num_draws: int,
-        keys: RepeatedKeys | None,
-    ) -> None:
-        self._keys = keys
-        self.made: deque[Draw] = deque()
-        self._dataset = dataset
-        self._units = units
-        self._scheme = scheme
-        self._first, self._step = share
-        self._num_left = num_draws
-
-    def __next__(self) -> list[int]:
-        while self._num_left:
-            self._num_left -= 1
-            with nullcontext() if self._keys is None else self._keys.used():
-                draw = self._draw()
-            self.made.append(draw)
-            if draw.rows:
-                return list(draw.rows)
-        raise StopIteration
-
-    def _draw(self) -> Draw:
-        index = self._units
-        num_units = len(self._dataset) if index is None else index.num_units
-        # Of several ranks, each draws from every n-th unit, whose rows stay together.
-        share = range(self._first, num_units, self._step)
-        units = [share[i] for i in self._sample(len(share))]
-        return Draw(units) if index is None else Draw(*index.select(units))
-
-    def _sample(self, num_units: int) -> list[int]:
-        scheme = self._scheme
-        q = scheme.sampling_probability
-        drawn = poisson_sample(num_units, sampling_probability=q)
-        if isinstance(scheme, PoissonSampling):
-            return drawn
-        if num_units != scheme.dataset_size:
-            raise SamplingMismatchError(
-                f"the dataset had {scheme.dataset_size} examples when its loader was"
-                f" made, and has {num_units} now; what truncated batches cost depends"
-                " on the number, so it has to stay"
-            )
-        return random_subset(drawn, size=scheme.max_batch_size)
+def _poisson(
+    scheme: PoissonSampling | TruncatedPoissonSampling, num_units: int
+) -> tuple[list[int], None]:
+    """Return units that each joined by a coin flip of their own."""
+    drawn = poisson_sample(num_units, sampling_probability=scheme.sampling_probability)
+    if isinstance(scheme, PoissonSampling):
+        return drawn, None
+    if num_units != scheme.dataset_size:
+        raise SamplingMismatchError(
+            f"the dataset had {scheme.dataset_size} examples when its loader was"
+            f" made, and has {num_units} now; what truncated batches cost depends"
+            " on the number, so it has to stay"
+        )
+    return random_subset(drawn, size=scheme.max_batch_size), None

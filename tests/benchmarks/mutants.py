@@ -193,7 +193,7 @@ def last_killers(root: Path) -> dict[str, str]:
     """Return what the page says: the test that noticed, by what it noticed."""
     path = root / PAGE
     rows = re.findall(
-        r"^\| \d+ \| `\w+` \| (.*) \| `(.*)` \|$",
+        r"^\| \d+ \| `[^`]+` \| (.*) \| `(.*)` \|$",
         path.read_text() if path.exists() else "",
         re.MULTILINE,
     )

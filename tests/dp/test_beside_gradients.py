@@ -9,6 +9,7 @@ from torch import nn
 
 import dp
 from dp import DPOptimizer
+from dp.optimizer._beside import look_beside
 
 
 @pytest.fixture
@@ -131,3 +132,21 @@ def test_losses_that_no_weight_reaches_have_no_leaves(make_optimizer):
     optimizer = make_optimizer(nn.Linear(4, 1))
     with pytest.raises(dp.UnsupportedOperationError, match="takes part in the losses"):
         optimizer.backward(torch.randn(8))
+
+
+def test_sharded_parameters_are_stated_as_not_looked_at(make_optimizer):
+    """FSDP writes to what it gathers, so of shards nothing can be seen."""
+    layer = nn.Linear(4, 1)
+    optimizer = make_optimizer(layer)
+    shard = torch.zeros(1)
+    shard.placements = ()
+    for parameters, is_said in (([layer.weight], False), ([shard], True)):
+        look_beside(
+            optimizer.mechanism.beside,
+            layer(torch.randn(8, 4)).sum(1),
+            parameters,
+            owned=(layer.weight, layer.bias),
+            ledger_of=lambda _: optimizer.ledger,
+            ledger=optimizer.ledger,
+        )
+        assert ("neither was looked at" in assumptions(optimizer)) == is_said
