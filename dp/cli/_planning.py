@@ -55,18 +55,24 @@ class _Run:
             count=self.steps,
         )
 
-    def spent(self, noise_multiplier: float) -> Guarantee:
+    def spent(self, noise_multiplier: float, **precision: Any) -> Guarantee:
         """Return what it costs with so much noise."""
         return epsilon(
             [self.release(noise_multiplier)],
             delta=self.delta,
             neighboring_relation=self.relation,
             group_size=self.group_size,
+            **precision,
         )
 
-    def least_noise(self, target_epsilon: float) -> float:
+    def least_noise(
+        self,
+        target_epsilon: float,
+        *,
+        find: Callable[..., float] = calibrate_noise_multiplier,
+    ) -> float:
         """Return the least noise multiplier with which it costs so much."""
-        return calibrate_noise_multiplier(
+        return find(
             target_epsilon=target_epsilon,
             target_delta=self.delta,
             sampling_probability=self.sampling_probability,
@@ -77,24 +83,11 @@ class _Run:
 
     def roughly_spent(self, noise_multiplier: float) -> float:
         """Return about what it costs, in less time."""
-        return epsilon(
-            [self.release(noise_multiplier)],
-            delta=self.delta,
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
-            tolerance=_ROUGH,
-        ).epsilon
+        return self.spent(noise_multiplier, tolerance=_ROUGH).epsilon
 
     def rough_noise(self, target_epsilon: float) -> float:
         """Return about the least noise multiplier, in less time."""
-        return rough_noise_multiplier(
-            target_epsilon=target_epsilon,
-            target_delta=self.delta,
-            sampling_probability=self.sampling_probability,
-            steps=self.steps,
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
-        )
+        return self.least_noise(target_epsilon, find=rough_noise_multiplier)
 
     def nearby(self, what: str, number: Callable[["_Run"], float]) -> str:
         """Return a number of runs with about as many steps and as much sampling."""
