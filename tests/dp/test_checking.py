@@ -526,6 +526,23 @@ def test_finite_against_not_finite_is_a_difference(batch, loss_fn):
     assert "examples are mixed" in found(report)
 
 
+def test_a_gradient_that_is_finite_in_company_alone_is_a_difference(batch):
+    """The losses are the same with and without the others; the gradients are not."""
+
+    def root_if_alone_is_of_zero(model, batch):
+        x, _ = batch
+        hidden = model[0](x)
+        has_company = float(len(x) > 1)
+        return (
+            cross_entropy(model, batch)
+            + 0 * (hidden[:, 0].square() * has_company).sqrt()
+        )
+
+    report = dp.check(classifier(), root_if_alone_is_of_zero, batch)
+
+    assert "examples are mixed" in found(report)
+
+
 @pytest.mark.parametrize("loss_fn", [cross_entropy, standardised])
 def test_anomaly_detection_changes_nothing(batch, loss_fn):
     """What is not finite is looked for; torch would raise at the first of it."""

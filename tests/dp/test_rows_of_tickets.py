@@ -255,6 +255,23 @@ def test_a_freed_storage_is_not_taken_for_another_at_its_address():
     assert yielded.rows == []
 
 
+def test_the_address_of_a_freed_storage_says_nothing_of_the_next_one_there():
+    """The allocator gives it to whatever comes, such as features of this batch."""
+    yielded = YieldedTensors()
+    earlier, last = torch.ones(4, 4), torch.ones(4, 4)
+    yielded.replace([earlier], empty_batch=None, num_rows=4)
+    yielded.replace([last], empty_batch=None, num_rows=4)
+    assert yielded.batch_of(earlier) == "earlier"
+    (key,) = set(yielded._earlier) - yielded._current
+    handle = yielded._earlier.pop(key)
+    del earlier
+    newcomer = torch.ones(4, 4)
+    yielded._earlier[newcomer.untyped_storage()._cdata] = handle
+
+    assert handle.expired()
+    assert yielded.batch_of(newcomer) is None
+
+
 def test_parts_of_parts_with_repeated_rows_share_memory_with_themselves_only():
     """Expanded tensors have many rows at one address."""
     base = torch.randn(6, 4)

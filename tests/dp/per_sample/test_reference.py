@@ -55,7 +55,7 @@ def activations_of_another_unit():
     return patch.object(RuleContext, "saved", changed)
 
 
-def smaller_norms(change):
+def changed_norms(change):
     norms = MaterializedGrads.squared_norms
     return patch.object(
         MaterializedGrads, "squared_norms", lambda self: change(norms(self))
@@ -100,17 +100,29 @@ def test_norms_that_are_too_small_are_noticed_in_every_group(groups, num_example
     losses = losses_of(model, num_examples)
 
     with (
-        smaller_norms(lambda norms_B: norms_B * 0.98),
+        changed_norms(lambda norms_B: norms_B * 0.98),
         pytest.raises(WrongGradientError, match=r"norm .* is smaller"),
     ):
         run(model, losses, groups=groups)
+
+
+def test_norms_that_grow_with_another_units_gradient_are_noticed():
+    """None is too small; but by it one unit would decide how far another is clipped."""
+    model = net()
+    losses = losses_of(model)
+
+    with (
+        changed_norms(lambda norms_B: norms_B + norms_B.roll(1, -1)),
+        pytest.raises(SampleMixingError, match="powers of two"),
+    ):
+        run(model, losses)
 
 
 def test_norms_that_are_too_large_are_no_alarm():
     """They only clip more."""
     model = net()
 
-    with smaller_norms(lambda norms_B: norms_B * 4):
+    with changed_norms(lambda norms_B: norms_B * 4):
         run(model, losses_of(model))
 
 
@@ -121,7 +133,7 @@ def test_a_norm_of_one_unit_is_noticed_when_that_unit_is_chosen():
     def too_small(norms_B):
         return torch.cat([norms_B[:-1], norms_B[-1:] / 100])
 
-    with smaller_norms(too_small), pytest.raises(WrongGradientError, match="norm"):
+    with changed_norms(too_small), pytest.raises(WrongGradientError, match="norm"):
         run(model, lambda: losses_of(model), num_passes=300)  # Missed with 4e-18.
 
 
@@ -204,7 +216,7 @@ def test_norms_that_torch_adds_up_in_16_bits_are_a_warning():
     def losses():
         return model(torch.randn(4, 3, 16).bfloat16()).float().square().mean((1, 2))
 
-    with smaller_norms(lambda n: n / 4), warnings.catch_warnings(record=True) as told:
+    with changed_norms(lambda n: n / 4), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(3):
             engine.gradients(losses(), [*model.parameters()])

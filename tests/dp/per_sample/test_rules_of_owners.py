@@ -398,9 +398,12 @@ def test_integers_say_the_same_as_rows(name):
                     o.as_rows(len(shape), units).expand(shape) for o in (one, other)
                 )
 
-                assert ((left == right) | (right < 0)).all() or (
-                    one.axis == MIXED and (right == MIXED).any()
-                )
+                # Of a few rows in which units meet, integers may say it of all. Of
+                # a loose rule, rows may say it where integers know better.
+                is_safe = (left == right) | (right == NOBODY) | (left == MIXED)
+
+                assert is_safe.all() or name in LOOSE
+                assert (right == MIXED).any() or not (left == MIXED).any()
 
 
 class Recorded:
