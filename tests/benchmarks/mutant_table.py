@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant("per_sample", "            check_data(known.graph.uses", "            (lambda *_a, **_k: None)(known.graph.uses", "one tensor may be read for two units", ISOLATION),
     Mutant("per_sample", "    if bool((owner_B == MIXED).any()):", "    if False:", "a loss may be made of pieces of two rows", ISOLATION),
     Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
-    Mutant("per_sample", "return bool((close_GU | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION),
+    Mutant("per_sample", "return bool((close_GU | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION + " " + REFERENCE),
     Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
     Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
     Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),

@@ -61,6 +61,7 @@ def written(x, y):
 X = (4, 6, 8)
 OPERATIONS = {
     "add": lambda: leaf(*X) + leaf(*X),
+    "add a row to a square": lambda: leaf(8, 8) + leaf(8),
     "add a row": lambda: leaf(*X) + leaf(8),
     "add a column": lambda: leaf(*X) + leaf(4, 1, 1),
     "multiply": lambda: leaf(*X) * leaf(6, 1),
