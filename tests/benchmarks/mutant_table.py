@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant("per_sample", "return is_first or secrets.randbelow(self._settings.every) == 0", "return False", "nothing is ever verified", ISOLATION),
     Mutant("per_sample", "return bool((close_GU | ~self._compared_U).all())", "return True", "norms are not compared", ISOLATION + " " + REFERENCE),
     Mutant("per_sample", "if not self._are_close(one, other, size)", "if False", "sums are not compared", ISOLATION),
-    Mutant("per_sample", "exponent_U[owner.clamp(min=0)]", "exponent_U[owner.clamp(min=0, max=0)]", "a node's own backward is confirmed by one power", ISOLATION),
+    Mutant("per_sample/_isolation/own_backward", "if not bool((is_right & (owner != MIXED)).all()):", "if False:", "what a node's own backward was decoded to is not confirmed", ISOLATION),
     Mutant("per_sample", 'if not getattr(node, f"_saved_{flag}"):', "if True:", "scale_grad_by_freq divides by the whole batch", ISOLATION),
     Mutant("per_sample", "return any(_is_copy(tensor, public) for public in alike)", "return bool(self._declared)", "once something is public, everything is", ISOLATION),
     Mutant("per_sample", "    if not _adds_up[kind]:", "    if False:", "torch's wrong rules for batching a backward are trusted", ISOLATION),
