@@ -109,16 +109,7 @@ def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
 
 def alike(left: Charge, right: Charge) -> bool:
     """Whether two charges differ in their count at most."""
-    return (
-        left.noise_multiplier == right.noise_multiplier
-        and left.max_grad_norm == right.max_grad_norm
-        and left.sampling_probability == right.sampling_probability
-        and left.truncation == right.truncation
-        and left.steps_per_pass == right.steps_per_pass
-        and left.planned_noise_multiplier == right.planned_noise_multiplier
-        and left.planned_sampling_probability == right.planned_sampling_probability
-        and left.public == right.public
-    )
+    return replace(left, count=right.count) == right
 
 
 def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:

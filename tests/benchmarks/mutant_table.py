@@ -247,7 +247,7 @@ MUTANTS = (
     Mutant("certificate/_document", "rest = () if goes_on else run.remaining", "rest = ()", "a composition forgets what forks could have done", "test_claims.py"),
     Mutant("certificate/_verification", "holds = run.remaining == first_releases(stated, rest)", "holds = True", "the rest of a plan may be cut off", "test_claims.py"),
     Mutant("_mechanism/current_values", "self.ledger.check_noise(value)", "pass", "less noise than planned is refused late", "test_claims.py"),
-    Mutant("ledger/_charge", "        and left.truncation == right.truncation", "", "a truncated release is charged as the one before it", "test_ledger.py test_truncated.py"),
+    Mutant("ledger/_charge", "return replace(left, count=right.count) == right", "return replace(left, count=right.count, truncation=right.truncation) == right", "a truncated release is charged as the one before it", "test_ledger.py test_truncated.py"),
     Mutant("distributed/_fsdp", " or mesh.size() != num_ranks:", ":", "a model that is sharded over some ranks only is trained apart", "distributed/test_failures.py"),
     Mutant("clipping", "normal_GB = factors_GB >= torch.finfo(norms_GB.dtype).tiny", "normal_GB = factors_GB > 0", "subnormal factors are rounded up beyond C", "test_clipping.py"),
     Mutant("noise/_gaussian", "(1 + math.exp(epsilon)) * distance", "2 * distance", "the error in delta does not grow with epsilon", "test_noise.py"),

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger import Charge, Ledger
+from dp.ledger._charge import appended
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonSampling
 
@@ -653,3 +654,17 @@ def test_no_charge_of_any_thread_is_lost():
         sys.setswitchinterval(interval)
 
     assert ledger.steps == 400
+
+
+@pytest.mark.parametrize(
+    "field", [field.name for field in fields(Charge) if field.name != "count"]
+)
+def test_charges_that_differ_are_counted_apart(field):
+    """In whatever: the second would be accounted as the first."""
+    first = Charge(
+        sampling_probability=0.5, noise_multiplier=1.0, max_grad_norm=1.0, count=2
+    )
+    other = replace(first, **{field: "another value"})
+
+    assert appended((first,), first) == (replace(first, count=4),)
+    assert appended((first,), other) == (first, other)

@@ -314,6 +314,25 @@ def test_untruncated_releases_are_not_as_planned(make_truncated):
         run.train(1)
 
 
+@pytest.mark.parametrize(
+    ("relation", "distance"), [("zero_out", 4), ("replace_one", 2)]
+)
+def test_a_displaced_example_counts_where_epsilon_is_too_large_to_say_anything(
+    relation, distance
+):
+    """Such releases are composed as ones on all data, which are that far apart."""
+    on_all_data = Release(
+        sampling_probability=1.0, noise_multiplier=0.02 / distance, count=1
+    )
+    spent = epsilon(
+        [release(10, 0.5, 5, 0.02)], delta=1e-5, neighboring_relation=relation
+    )
+
+    assert spent.epsilon == pytest.approx(
+        epsilon([on_all_data], delta=1e-5, neighboring_relation=relation).epsilon
+    )
+
+
 def test_planning_never_overshoots():
     """The least noise with batches of a largest size."""
     plan = dp.plan_for(
