@@ -59,12 +59,14 @@ if TYPE_CHECKING:
         WrongGradientError,
     )
     from dp.micro_batches import MicroBatches, split_batch
-    from dp.noise import GaussianNoise
+    from dp.noise import BandedNoise, GaussianNoise
     from dp.optimizer import DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
         AllocationLoader,
+        CyclicPoisson,
+        CyclicPoissonLoader,
         PoissonLoader,
         PoissonSampling,
         RandomAllocation,
@@ -78,9 +80,12 @@ if TYPE_CHECKING:
 __all__ = (
     "AllocationLoader",
     "AutomaticClipping",
+    "BandedNoise",
     "BudgetExhaustedError",
     "Certificate",
     "CheckReport",
+    "CyclicPoisson",
+    "CyclicPoissonLoader",
     "DPOptimizer",
     "Evidence",
     "EvidenceWarning",
@@ -131,12 +136,13 @@ _HOME: Final = {
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
-        "noise": "GaussianNoise",
+        "noise": "BandedNoise GaussianNoise",
         "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
-        " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
+        "sampling": "AllocationLoader CyclicPoisson CyclicPoissonLoader PoissonLoader"
+        " PoissonSampling RandomAllocation TruncatedPoissonSampling Unamplified"
+        " UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()

@@ -23,7 +23,9 @@ from dp.comparison import (
     scheme_of,
     truncation_of,
 )
+from dp.noise import BandedNoise
 from dp.sampling import (
+    CyclicPoisson,
     PoissonLoader,
     PoissonSampling,
     RandomAllocation,
@@ -38,7 +40,13 @@ from dp.schedule import Schedule, runs_of, value_at, values_of
 __all__ = ("PrivacyPlan", "plan_for")
 
 _VERSION: Final = 2  # Of plans in plain types.
-_KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
+_KINDS = (
+    CyclicPoisson,
+    PoissonSampling,
+    RandomAllocation,
+    TruncatedPoissonSampling,
+    Unamplified,
+)
 
 
 @final
@@ -68,17 +76,25 @@ class PrivacyPlan:
             chosen from what was released, until the target epsilon is spent. Epsilon
             is then some 5 to 20 % larger for the same noise. None for noise that is
             the plan's, or more.
+        correlation: How the noise of a step is correlated with that of steps before it,
+            so that sums of steps have less of it; None for independent noise. Needs
+            :class:`~dp.CyclicPoisson` sampling of at least as many bands.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
             keeps the number of examples private where batches are truncated, or if
-            random allocation is combined with what no bound is proven for.
+            random allocation or correlated noise is combined with what no bound is
+            proven for.
     """
 
     sampling: (
-        PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified
+        CyclicPoisson
+        | PoissonSampling
+        | RandomAllocation
+        | TruncatedPoissonSampling
+        | Unamplified
     )
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
@@ -90,14 +106,15 @@ class PrivacyPlan:
     unit_of_privacy: str = ONE_EXAMPLE
     group_size: int = 1
     renyi_order: float | None = None
+    correlation: BandedNoise | None = None
     compared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
-                "sampling must be PoissonSampling(...), RandomAllocation(...),"
-                " TruncatedPoissonSampling(...) or Unamplified(), got"
-                f" {self.sampling!r}"
+                "sampling must be CyclicPoisson(...), PoissonSampling(...),"
+                " RandomAllocation(...), TruncatedPoissonSampling(...) or"
+                f" Unamplified(), got {self.sampling!r}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -114,14 +131,7 @@ class PrivacyPlan:
             truncated=self.truncation is not None,
             allocated=self.steps_per_pass is not None,
         )
-        if isinstance(self.sampling, RandomAllocation):
-            self.sampling.check_plan(
-                steps=self.steps,
-                group_size=group_size,
-                renyi_order=self.renyi_order,
-                noise_multiplier=self.noise_multiplier,
-                max_grad_norm=self.max_grad_norm,
-            )
+        _check_whole_charges(self, group_size)
         if self.renyi_order is not None:
             check_filter(
                 self.renyi_order,
@@ -157,6 +167,13 @@ class PrivacyPlan:
             return None
         return self.sampling.steps_per_pass
 
+    @property
+    def bands(self) -> int | None:
+        """Steps of a round by cyclic Poisson sampling; None with other sampling."""
+        if not isinstance(self.sampling, CyclicPoisson):
+            return None
+        return self.sampling.bands
+
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
         return value_at(self.noise_multiplier, step)
@@ -168,7 +185,8 @@ class PrivacyPlan:
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release.
 
-        By random allocation, a part of a pass costs as much as all of it.
+        A part of a pass by random allocation, or of a round by cyclic Poisson sampling,
+        costs as much as all of it.
         """
         return tuple(
             Release(
@@ -177,6 +195,7 @@ class PrivacyPlan:
                 count=count,
                 truncation=self.truncation,
                 steps_per_pass=self.steps_per_pass,
+                bands=self.bands,
             )
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
@@ -186,12 +205,14 @@ class PrivacyPlan:
         numbers: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in {"sampling", "compared"}
+            if f.name not in {"sampling", "compared", "correlation"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
+        if self.correlation is not None:
+            numbers["correlation"] = list(self.correlation.coefficients)
         compared = {"compared": list(self.compared)} if self.compared else {}
         return {"version": _VERSION, "sampling": scheme, **numbers, **compared}
 
@@ -217,8 +238,10 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version", "compared"}
+            if name not in {"sampling", "version", "compared", "correlation"}
         }
+        if "correlation" in plan:
+            numbers["correlation"] = BandedNoise(tuple(plan["correlation"]))
         return cls(
             sampling=kinds[scheme.pop("kind")](**scheme),
             compared=tuple(plan.get("compared", ())),
@@ -297,6 +320,20 @@ class PrivacyPlan:
                 f" draws by {loader.sampling!r}; plan for its number of examples"
             )
         return loader
+
+
+def _check_whole_charges(plan: PrivacyPlan, group_size: int) -> None:
+    """Raise if a plan asks for what is not proven where several steps have one charge."""
+    if isinstance(plan.sampling, CyclicPoisson | RandomAllocation):
+        plan.sampling.check_plan(
+            steps=plan.steps,
+            group_size=group_size,
+            renyi_order=plan.renyi_order,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+        )
+    if plan.correlation is not None:
+        plan.correlation.check_distance(plan.bands)
 
 
 def _num_examples(plan: PrivacyPlan) -> float:

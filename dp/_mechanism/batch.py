@@ -19,6 +19,8 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
+    CyclicPoisson,
+    PassStep,
     PoissonSampling,
     RandomAllocation,
     RowsRead,
@@ -76,6 +78,11 @@ class PendingBatch:
     all_scaled: bool = True
 
     @property
+    def in_pass(self) -> PassStep | None:
+        """Which step of a pass or round its draw is; None for Poisson samples."""
+        return None if self.ticket is None else self.ticket.draw.in_pass
+
+    @property
     def num_drawn(self) -> int:
         """How many units the loader drew for this batch; a private number."""
         return 0 if self.ticket is None else self.ticket.num_samples
@@ -83,7 +90,11 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
+        sampling: CyclicPoisson
+        | PoissonSampling
+        | RandomAllocation
+        | Truncated
+        | Unamplified,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.

@@ -85,10 +85,13 @@ class Consensus:
 def _place(ticket: Ticket) -> tuple[int, ...]:
     """Return which batch of its loader a ticket is for, and which step of its pass.
 
-    Passes have other numbers on other ranks. They begin together if their steps do.
+    Passes and rounds have other numbers on other ranks. They begin together if their
+    steps do; so do chains of rounds, whose steps are counted through.
     """
     in_pass = ticket.draw.in_pass
-    return (ticket.ordinal,) if in_pass is None else (ticket.ordinal, in_pass.step)
+    if in_pass is None:
+        return (ticket.ordinal,)
+    return (ticket.ordinal, in_pass.step, in_pass.position)
 
 
 def _slow_facts(

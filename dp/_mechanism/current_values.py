@@ -35,6 +35,7 @@ _DECISIVE: Final = (
     "neighboring_relation",
     "target_delta",
     "renyi_order",
+    "correlation",  # Only a plan that has one states it.
 )
 
 
@@ -100,7 +101,7 @@ class CurrentValues:
     def state_dict(self) -> dict[str, Any]:
         """Return what was assigned, and the plan, in plain types."""
         plan = self.plan.to_dict()
-        decisive = {name: plan[name] for name in _DECISIVE}
+        decisive = {name: plan[name] for name in _DECISIVE if name in plan}
         state = {"assigned": dict(self.assigned), "plan": decisive}
         return {**state, "public": dict(self.public)} if self.public else state
 
@@ -153,9 +154,9 @@ class CurrentValues:
         ours = self.state_dict()["plan"]
         for plan in plans:
             differing = [
-                f"{name}={plan[name]!r}, now {ours[name]!r}"
+                f"{name}={plan[name]!r}, now {ours.get(name)!r}"
                 for name in _DECISIVE
-                if plan.get(name, ours[name]) != ours[name]
+                if name in plan and plan[name] != ours.get(name)
             ]
             if differing:
                 warnings.warn(

@@ -25,6 +25,7 @@ from dp._mechanism.batch import (
 )
 from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
+from dp._mechanism.correlated import Recursion
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.paid_for import Account
@@ -78,6 +79,7 @@ class Mechanism:
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
     account: Account = field(init=False)
+    recursion: Recursion | None = field(default=None, init=False)
     beside: Beside = field(default_factory=Beside, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
@@ -92,6 +94,8 @@ class Mechanism:
         self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
+        if self.plan.correlation is not None:
+            self.recursion = Recursion(self.plan.correlation)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)
         self._note_debugging()
@@ -284,10 +288,15 @@ class Mechanism:
             buffers=batch.sums.buffers,
         )
         stddev = self._charge(batch)
-        for share in totals:
-            self._add_noise(share, stddev)  # Private from here on.
-            self._divide(share)
-            totals.start_all_gather()
+        with self._recursion_of(world, batch) as recursion:
+            for share in totals:
+                if recursion is not None:
+                    recursion.combine(share)
+                self._add_noise(share, stddev)  # Private from here on.
+                if recursion is not None:
+                    recursion.separate(share)
+                self._divide(share)
+                totals.start_all_gather()
         return totals.results()
 
     def _ready_to_release(
@@ -337,7 +346,7 @@ class Mechanism:
             noise_multiplier=noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
-            in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
+            in_pass=batch.in_pass,
             public=self.values.reason,
         )
         self.watch.released(self.ledger.segment)
@@ -353,6 +362,22 @@ class Mechanism:
         )
         if any(seed is not None for seed in seeds):
             self.ledger.note_debugging_seed()
+
+    @contextmanager
+    def _recursion_of(
+        self, world: World, batch: PendingBatch
+    ) -> Iterator[Recursion | None]:
+        """Take the recursion of correlated noise, if the plan has one, to a step."""
+        if self.recursion is None or batch.in_pass is None:
+            yield None  # The noise of a plan with Poisson samples is independent.
+            return
+        with self.recursion.step(
+            batch.in_pass,
+            batch.parameters,
+            num_ranks=world.size,
+            max_grad_norm=batch.max_grad_norm,
+        ):
+            yield self.recursion
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""

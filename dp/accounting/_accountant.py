@@ -26,6 +26,7 @@ from dp.accounting._release import (
     first_releases,
     is_allocated,
     merge_equal_releases,
+    without_rounds,
 )
 
 
@@ -83,6 +84,8 @@ def epsilon(
         * It is at most 0.1 % above the smallest bound, for one or a few kinds of
           release, epsilons between 0.001 and 400, and passes by random allocation of up
           to 1000 steps.
+        * Rounds by cyclic Poisson sampling cost what their Poisson samples cost, also
+          with correlated noise: see :func:`dp.accounting._release.without_rounds`.
         * It is 0 for no releases, and infinite if one had no noise.
         * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 
@@ -103,6 +106,7 @@ def epsilon(
         ValueError: If *delta* or the relation is not one, if batches were truncated
             and the relation keeps the number of examples private, or if they were drawn
             by random allocation and an example is replaced.
+        UnsupportedOperationError: If a group is asked for that no bound is proven for.
         ArithmeticError: If the accountant contradicts itself; no bound is returned.
 
     References:
@@ -110,11 +114,14 @@ def epsilon(
         Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian
         Mechanism", 2019, https://arxiv.org/abs/1908.10530;
         of truncated batches: https://arxiv.org/abs/2508.15089; of random allocation:
-        :mod:`dp.accounting._allocation_losses`.
+        :mod:`dp.accounting._allocation_losses`; of cyclic Poisson sampling and
+        correlated noise: https://arxiv.org/abs/2306.08153, Theorem 4.
     """
     _checks.open_unit(delta=delta)
     _checks.positive(tolerance=tolerance)
-    releases = merge_equal_releases(releases)
+    # Of groups, for which rounds have no bound, they are refused below as what they are.
+    counted_by = without_rounds if group_size == 1 else merge_equal_releases
+    releases = counted_by(releases)
     _checks.relation(
         neighboring_relation=neighboring_relation,
         truncated=any(release.truncation for release in releases),

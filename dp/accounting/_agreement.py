@@ -20,7 +20,7 @@ from dp.accounting._composition import (
 )
 from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated
+from dp.accounting._release import Release, is_allocated, without_rounds
 from dp.exceptions import PrivacyError
 
 
@@ -51,6 +51,7 @@ def check_agreement(
         PrivacyError: If the two differ by more than one part in a million, and more
             than rounding explains, or if the lower bound is not below.
     """
+    releases = without_rounds(releases)
     if not releases or any(release.noise_multiplier == 0 for release in releases):
         return
     if is_allocated(releases):

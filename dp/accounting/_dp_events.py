@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dp._typing import NeighboringRelation
-from dp.accounting._release import Release
+from dp.accounting._release import Release, as_poisson
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -24,7 +24,7 @@ def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
     """
     from dp_accounting.dp_event import ComposedDpEvent
 
-    return ComposedDpEvent([_event(release) for release in releases])
+    return ComposedDpEvent([_event(as_poisson(release)) for release in releases])
 
 
 def group_event(release: Release, group_size: int) -> "DpEvent":

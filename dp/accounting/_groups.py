@@ -14,7 +14,12 @@ from dp.accounting._composition import (
     interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_cyclic,
+    merge_equal_releases,
+)
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -60,8 +65,8 @@ def group_epsilon(
 
     Raises:
         ValueError: If a number or the relation is not one.
-        UnsupportedOperationError: If batches were drawn by random allocation, for which
-            no bound of groups is proven.
+        UnsupportedOperationError: If batches were drawn by random allocation, or by
+            cyclic Poisson sampling, for which no bound of groups is proven.
 
     References:
         Ganesh, "Tight Group-Level DP Guarantees for DP-SGD with Sampling via Mixture
@@ -100,6 +105,12 @@ def bound_of_group(
         raise UnsupportedOperationError(
             f"group_size={size}: no bound is proven for groups of examples where batches"
             " are drawn by random allocation (RandomAllocation); plan with"
+            " PoissonSampling, or make a group one unit (units=)"
+        )
+    if is_cyclic(releases):
+        raise UnsupportedOperationError(
+            f"group_size={size}: no bound is proven for groups of examples where batches"
+            " are drawn by cyclic Poisson sampling (CyclicPoisson); plan with"
             " PoissonSampling, or make a group one unit (units=)"
         )
     truncated = any(release.truncation for release in releases)

@@ -10,9 +10,12 @@ from dp import _checks
 __all__ = (
     "Release",
     "Truncation",
+    "as_poisson",
     "first_releases",
     "is_allocated",
+    "is_cyclic",
     "merge_equal_releases",
+    "without_rounds",
 )
 
 
@@ -53,10 +56,13 @@ class Release:
         steps_per_pass: None for Poisson samples. By random allocation, how many
             releases make up a pass, in one of which each example is; a part of a pass
             costs as much as all of it.
+        bands: None for Poisson samples. By cyclic Poisson sampling, how many releases
+            make up a round, in one of which each example is eligible; a part of a round
+            costs as much as all of it.
 
     Raises:
         ValueError: If a number is out of range, or if the probability is not that of
-            the allocation.
+            the allocation, or above one over *bands*.
     """
 
     sampling_probability: float
@@ -64,6 +70,7 @@ class Release:
     count: int
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
+    bands: int | None = None
 
     def __post_init__(self) -> None:
         _checks.probability(sampling_probability=self.sampling_probability)
@@ -71,6 +78,8 @@ class Release:
         _checks.count(count=self.count)
         if self.steps_per_pass is not None:
             self._check_allocation(_checks.count(steps_per_pass=self.steps_per_pass))
+        if self.bands is not None:
+            self._check_rounds(_checks.count(bands=self.bands))
 
     def _check_allocation(self, steps_per_pass: int) -> None:
         if self.truncation is not None:
@@ -85,12 +94,27 @@ class Release:
                 f" steps_per_pass={steps_per_pass}, got {self.sampling_probability!r}"
             )
 
+    def _check_rounds(self, bands: int) -> None:
+        if self.truncation is not None or self.steps_per_pass is not None:
+            raise ValueError(
+                f"truncation and steps_per_pass must be None with bands={bands}, got"
+                f" {self.truncation!r} and {self.steps_per_pass!r}: no bound is proven"
+                " for both together"
+            )
+        _checks.cyclic_coin(self.sampling_probability, bands)
+
+    @property
+    def steps_per_charge(self) -> int:
+        """How many releases are charged at once: of a pass, of a round, or one."""
+        return self.steps_per_pass or self.bands or 1
+
     @property
     def num_participations(self) -> int:
         """In how many of the releases an example can be at most."""
-        if self.steps_per_pass is None:
-            return self.count
-        return -(-self.count // self.steps_per_pass)
+        return -(-self.count // self.steps_per_charge)
+
+
+_Kind = tuple[float, float, tuple[Truncation, ...], int, int]
 
 
 def is_allocated(releases: Iterable[Release]) -> bool:
@@ -98,22 +122,27 @@ def is_allocated(releases: Iterable[Release]) -> bool:
     return any(release.steps_per_pass is not None for release in releases)
 
 
+def is_cyclic(releases: Iterable[Release]) -> bool:
+    """Whether any of the releases is on a step of a round by cyclic Poisson sampling."""
+    return any(release.bands is not None for release in releases)
+
+
 def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the same releases with equal ones counted together, in a fixed order.
 
     Composition does not depend on order, so neither does any epsilon. A part of a pass
-    counts as a whole one: parts of two passes are not one pass.
+    or round counts as a whole one: parts of two passes are not one pass.
     """
-    counts: dict[tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int] = {}
+    counts: dict[_Kind, int] = {}
     for r in releases:
-        steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
         kind = (
             r.sampling_probability,
             r.noise_multiplier,
             () if r.truncation is None else (r.truncation,),
-            steps,
+            r.steps_per_pass or 0,
+            r.bands or 0,
         )
-        whole = r.num_participations * steps[0] if steps else r.count
+        whole = r.num_participations * r.steps_per_charge
         counts[kind] = counts.get(kind, 0) + whole
     return tuple(
         Release(
@@ -121,9 +150,43 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             noise_multiplier=sigma,
             count=count,
             truncation=truncations[0] if truncations else None,
-            steps_per_pass=steps[0] if steps else None,
+            steps_per_pass=steps_per_pass or None,
+            bands=bands or None,
         )
-        for (q, sigma, truncations, steps), count in sorted(counts.items())
+        for (q, sigma, truncations, steps_per_pass, bands), count in sorted(
+            counts.items()
+        )
+    )
+
+
+def without_rounds(releases: Iterable[Release]) -> tuple[Release, ...]:
+    """Return Poisson samples that cost what rounds by cyclic Poisson sampling cost.
+
+    A round is one Poisson sample, by the coin of an eligible example. This holds for
+    correlated noise, too, of at most as many bands as there are steps in a round, whose
+    columns have norm 1 at most. For a chain of rounds, and an example of the group that
+    is eligible in steps r, r + b, r + 2b, ... of b bands: what it adds to the noised
+    sums, if its coin of step r says so, are the multiples c_0, ..., c_(b-1) of one
+    vector, of norm C at most, in the sums of steps r, ..., r + b - 1, before the next
+    step that it is eligible in. Beside that, these sums depend on earlier releases and
+    on other examples. So each block of b sums is one Gaussian release of a vector of
+    norm C at most, on a Poisson sample, and the blocks compose adaptively. The same
+    holds where a block is cut short, by a restart of the correlation at a step that
+    earlier releases decide: it is a part of the whole one.
+    """
+    return merge_equal_releases(map(as_poisson, releases))
+
+
+def as_poisson(release: Release) -> Release:
+    """Return the Poisson samples of :func:`without_rounds` for one kind of release."""
+    if release.bands is None:
+        return release
+    return Release(
+        sampling_probability=_checks.cyclic_coin(
+            release.sampling_probability, release.bands
+        ),
+        noise_multiplier=release.noise_multiplier,
+        count=release.num_participations,
     )
 
 

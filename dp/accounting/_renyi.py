@@ -21,7 +21,12 @@ from dp._typing import NeighboringRelation
 from dp.accounting._accountant import Guarantee
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_cyclic,
+    merge_equal_releases,
+)
 
 
 __all__ = (
@@ -85,6 +90,12 @@ def renyi_cost(
             f"renyi_order={order!r} has no bound for passes by random allocation"
             " (RandomAllocation), which were charged; keep the plan's noise, and leave"
             " it None"
+        )
+    if is_cyclic(releases):
+        raise ValueError(
+            f"renyi_order={order!r} has no bound for rounds by cyclic Poisson sampling"
+            " (CyclicPoisson), which were charged; keep the plan's noise, and leave it"
+            " None"
         )
     costs = (
         r.count

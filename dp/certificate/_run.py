@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
-from dp.accounting._release import is_allocated
+from dp.accounting._release import is_allocated, is_cyclic
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
@@ -89,6 +89,11 @@ class CertifiedRun:
         return is_allocated(self.claimed)
 
     @property
+    def is_cyclic(self) -> bool:
+        """Whether rounds by cyclic Poisson sampling are claimed."""
+        return is_cyclic(self.claimed)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
@@ -117,6 +122,7 @@ class CertifiedRun:
                 sigma,
                 self.plan.truncation,
                 self.plan.steps_per_pass,
+                self.plan.bands,
             )
             for sigma in values_of(self.plan.noise_multiplier)
         }
@@ -127,6 +133,7 @@ class CertifiedRun:
                 r.noise_multiplier,
                 r.truncation,
                 r.steps_per_pass,
+                r.bands,
             )
             not in kinds
             for r in charged

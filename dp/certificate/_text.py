@@ -1,16 +1,20 @@
 """Certificates for people to read."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from dp.accounting import Truncation
 from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
 from dp.ledger import Charge
+from dp.noise import BandedNoise
 from dp.schedule import Schedule
 
 
 __all__ = ("lines", "why_not")
+
+_FEW: Final = 8  # Coefficients that are printed; the JSON has all.
 
 
 def lines(c: Statement) -> list[str]:
@@ -27,7 +31,7 @@ def lines(c: Statement) -> list[str]:
     rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = (
         ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
-        or "none is proven for random allocation"
+        or f"none is proven for {_unproven(allocated=allocated)}"
     )
     return [
         "Differential privacy certificate",
@@ -96,13 +100,14 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    planned noise         {_number(plan.noise_multiplier)}",
         f"    planned norm          {_number(plan.max_grad_norm)}",
         *_compared(plan.compared),
+        *_correlation(plan.correlation),
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
         *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
-        if run.is_allocated
+        if run.is_allocated or run.is_cyclic
         else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {_sampled(charge)},"
@@ -116,16 +121,41 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
 
 
 def _sampled(charge: Charge) -> str:
-    if charge.steps_per_pass is None:
-        return f"{charge.count} x q = {charge.sampling_probability:g}"
     num_passes = charge.to_release().num_participations
-    return f"{num_passes} x a pass of {charge.steps_per_pass} steps"
+    if charge.steps_per_pass is not None:
+        return f"{num_passes} x a pass of {charge.steps_per_pass} steps"
+    q = charge.sampling_probability
+    if charge.bands is not None:
+        coin = charge.bands * q
+        return f"{num_passes} x a round of {charge.bands} steps, q = {coin:g} in one"
+    return f"{charge.count} x q = {q:g}"
 
 
 def _compared(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     return ["    the plan compared", *(f"      - {sentence}" for sentence in sentences)]
+
+
+def _correlation(noise: BandedNoise | None) -> list[str]:
+    """Return how noise is correlated, and why that costs no more.
+
+    Which coefficients they are changes no epsilon: their norm is 1, whatever is given.
+    """
+    if noise is None:
+        return []
+    few = [f"{c:g}" for c in noise.coefficients[:_FEW]]
+    rest = noise.bands - len(few)
+    more = f" and {rest} more" if rest > 0 else ""
+    return [
+        f"    correlation           {noise.bands} bands: {', '.join(few)}{more}",
+        "                          noise is added to sums of as many steps, and what is",
+        "                          released is computed from noisy sums alone",
+    ]
+
+
+def _unproven(*, allocated: bool) -> str:
+    return "random allocation" if allocated else "cyclic Poisson sampling"
 
 
 def _declared(public: Sequence[str]) -> list[str]:

@@ -47,6 +47,8 @@ class Charge:
         truncation: How a batch was made smaller, if it was.
         steps_per_pass: Steps of a pass by random allocation, all of which are charged
             at once; None for Poisson samples.
+        bands: Steps of a round by cyclic Poisson sampling, all of which are charged at
+            once; None for Poisson samples.
         planned_noise_multiplier: What they are accounted at where more noise was added
             than planned: the plan's, since the surplus may depend on earlier releases.
         planned_sampling_probability: The same where less was sampled than planned.
@@ -60,6 +62,7 @@ class Charge:
     count: int
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
+    bands: int | None = None
     planned_noise_multiplier: float | None = None
     planned_sampling_probability: float | None = None
     public: str | None = None
@@ -85,6 +88,8 @@ class Charge:
             row["truncation"] = asdict(self.truncation)
         if self.steps_per_pass is not None:
             row["steps_per_pass"] = self.steps_per_pass
+        if self.bands is not None:
+            row["bands"] = self.bands
         return row
 
     def to_release(self) -> Release:
@@ -96,6 +101,7 @@ class Charge:
             count=self.count,
             truncation=self.truncation,
             steps_per_pass=self.steps_per_pass,
+            bands=self.bands,
         )
 
 

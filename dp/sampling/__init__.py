@@ -3,17 +3,20 @@
 :class:`PoissonLoader` draws every batch by independent coin flips and issues one
 :class:`Ticket` with each batch; a private step may claim amplification by sampling
 only for a batch that has one. :class:`AllocationLoader` does so for passes in each of
-which every example is in exactly one batch, and :class:`UnamplifiedLoader` for batches
-of any order, of which no plan claims more than that each example is in a step once.
+which every example is in exactly one batch, :class:`CyclicPoissonLoader` for steps that
+draw from groups of the data in turn, and :class:`UnamplifiedLoader` for batches of any
+order, of which no plan claims more than that each example is in a step once.
 """
 
 from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._cyclic_loader import CyclicPoissonLoader
 from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
 from dp.sampling._fetch import fetch
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._rows_read import RowsRead
 from dp.sampling._schemes import (
+    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -26,6 +29,8 @@ from dp.sampling._unamplified_loader import UnamplifiedLoader
 
 __all__ = (
     "AllocationLoader",
+    "CyclicPoisson",
+    "CyclicPoissonLoader",
     "PassStep",
     "PoissonLoader",
     "PoissonSampling",

@@ -26,6 +26,7 @@ from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
+    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -150,7 +151,7 @@ class PoissonLoader(TicketedLoader):
     @property
     def sampling(
         self,
-    ) -> PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
+    ) -> CyclicPoisson | PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
         """How batches are drawn."""
         return self._sampling
 

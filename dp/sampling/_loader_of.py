@@ -3,8 +3,10 @@
 from typing import Any
 
 from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._cyclic_loader import CyclicPoissonLoader
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._schemes import (
+    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -15,7 +17,10 @@ __all__ = ("loader_of",)
 
 
 def loader_of(
-    scheme: PoissonSampling | RandomAllocation | TruncatedPoissonSampling,
+    scheme: CyclicPoisson
+    | PoissonSampling
+    | RandomAllocation
+    | TruncatedPoissonSampling,
     dataset: Any,
     *,
     steps: int,
@@ -35,6 +40,14 @@ def loader_of(
             dataset,
             steps_per_pass=scheme.steps_per_pass,
             passes=max(1, steps // scheme.steps_per_pass),
+            **arguments,
+        )
+    if isinstance(scheme, CyclicPoisson):
+        return CyclicPoissonLoader(
+            dataset,
+            sampling_probability=scheme.sampling_probability,
+            bands=scheme.bands,
+            steps=steps,
             **arguments,
         )
     return PoissonLoader(
