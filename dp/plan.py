@@ -16,6 +16,7 @@ from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
+    Bands,
     Mechanism,
     choose,
     complete,
@@ -112,9 +113,9 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
-                "sampling must be CyclicPoisson(...), PoissonSampling(...),"
-                " RandomAllocation(...), TruncatedPoissonSampling(...) or"
-                f" Unamplified(), got {self.sampling!r}"
+                "sampling must be PoissonSampling(...), RandomAllocation(...),"
+                " CyclicPoisson(...), TruncatedPoissonSampling(...) or Unamplified(),"
+                f" got {self.sampling!r}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -363,6 +364,7 @@ def plan_for(
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
+    bands: Bands = "auto",
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -390,16 +392,22 @@ def plan_for(
             examples that a person has.
         renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
             plan costs least, as most runs under a filter want it.
-        mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
-            ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
-            ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
-            needs less noise for the target, which is then left out. What was compared
-            is in the plan, and so in its certificates.
+        mechanism: How batches are drawn at *sampling_probability*, and whether the
+            noise of steps is correlated: ``"poisson"``; ``"allocation"``, by
+            :class:`~dp.sampling.RandomAllocation` in passes of
+            ``1 / sampling_probability`` steps; ``"correlated"``, :class:`~dp.BandedNoise`
+            with :class:`~dp.CyclicPoisson` sampling; or ``"best"``, whichever of the
+            three leaves the least error in prefix sums at the target, for which noise
+            is left out. What was compared is in the plan, and so in its certificates.
+        bands: How many bands correlated noise has. ``"auto"`` takes the number with the
+            least error in prefix sums, or independent noise where that has less. Each
+            band beyond the first takes memory for two copies of the parameters; 1 keeps
+            ``"best"`` from comparing it.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
-            nothing keeps the target, or if random allocation is asked for where no
-            bound is proven for it.
+            nothing keeps the target, or if random allocation or correlated noise is
+            asked for where no bound is proven for it.
 
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
@@ -420,27 +428,29 @@ def plan_for(
         "group_size": group_size,
         "renyi_order": renyi_order,
     }
-    steps_per_pass, compared = choose(
+    choice = choose(
         mechanism,
         target,
         sampling_probability=sampling_probability,
         steps=steps,
         noise_multiplier=noise_multiplier,
         max_grad_norm=max_grad_norm,
+        bands=bands,
     )
-    if steps_per_pass is not None:
-        sampling_probability = 1 / steps_per_pass
+    if choice.steps_per_pass is not None:
+        sampling_probability = 1 / choice.steps_per_pass
     sigma, steps, q = complete(
-        {**target, "steps_per_pass": steps_per_pass},
+        {**target, "steps_per_pass": choice.steps_per_pass},
         noise_multiplier,
         steps,
         1.0 if sampling_probability is None else sampling_probability,
+        choice.noise_multiplier,
     )
     if renyi_order == "best":
         renyi_order = order_for(target, q, sigma, steps)
     return PrivacyPlan(
         sampling=scheme_of(
-            None if sampling_probability is None else q, truncation, steps_per_pass
+            None if sampling_probability is None else q, truncation, choice
         ),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
@@ -452,5 +462,6 @@ def plan_for(
         unit_of_privacy=unit_of_privacy,
         group_size=group_size,
         renyi_order=renyi_order,
-        compared=compared,
+        correlation=choice.correlation,
+        compared=choice.compared,
     )
