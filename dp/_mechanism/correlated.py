@@ -86,6 +86,7 @@ class Recursion:
         place: PassStep,
         parameters: tuple[Tensor, ...],
         *,
+        segment: str,
         num_ranks: int,
         max_grad_norm: float,
     ) -> Iterator[None]:
@@ -94,10 +95,12 @@ class Recursion:
         Args:
             place: Which step of the loader's iteration it is.
             parameters: What the release is about.
+            segment: The id under which it is charged; a state that is loaded, in which
+                parameters have no noise of the steps before, brings another one.
             num_ranks: How many ranks share the totals.
             max_grad_norm: The clipping norm of the step.
         """
-        about = (place.chain, num_ranks, *map(id, parameters))
+        about = (place.chain, segment, num_ranks, *map(id, parameters))
         if self._released != (place.position - 1, about):
             self._histories = []
         # Until the step is done, nothing can follow: a release that failed half-way has

@@ -374,6 +374,7 @@ class Mechanism:
         with self.recursion.step(
             batch.in_pass,
             batch.parameters,
+            segment=self.ledger.segment,
             num_ranks=world.size,
             max_grad_norm=batch.max_grad_norm,
         ):

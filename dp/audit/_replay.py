@@ -16,6 +16,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
@@ -336,7 +337,7 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
     plan = first.plan
     twice = two_changes or plan.neighboring_relation == "replace_one"
     pairs = list(zip(first.sums, second.sums, strict=False))
-    distances = [_distance(a, b) for a, b in pairs]
+    distances = _over_bands([_distance(a, b) for a, b in pairs], plan.bands or 1)
     allowed = [
         plan.max_grad_norm_at(t) * (2 if twice else 1) for t in range(len(pairs))
     ]
@@ -353,6 +354,18 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
         if pairs
         else "there are none to compare",
     )
+
+
+def _over_bands(distances: Sequence[float], bands: int) -> list[float]:
+    """Return the distance of as many sums in a row as there are bands, at each step.
+
+    One record adds multiples of one vector to as many of them, before it may be in
+    another step; so it changes all of these together by the sensitivity at most.
+    """
+    return [
+        math.hypot(*distances[max(0, t - bands + 1) : t + 1])
+        for t in range(len(distances))
+    ]
 
 
 def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
