@@ -259,15 +259,13 @@ def _scores_of_rounds(run: Observation, bands: int) -> Floats:
     correlated with, are multiples of one vector, whose likelihood ratio is that of all
     of them together. The attacker averages over the group.
     """
-    noise = run.optimizer.plan.correlation
-    units = (1.0,) if noise is None else noise.unit_coefficients
     signal_TM, sigma_T1, before_T = (
         run.signal(),
         run.noise_multipliers(),
         run.steps_before(),
     )
     exponent_TM = np.zeros_like(signal_TM)
-    for later, unit in enumerate(units):
+    for later, unit in enumerate(run.unit_coefficients()):
         rows = np.flatnonzero(before_T >= later)
         gain = (unit * signal_TM[rows] - unit**2 / 2) / sigma_T1[rows] ** 2
         exponent_TM[rows - later] += gain

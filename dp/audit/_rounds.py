@@ -70,7 +70,11 @@ def _one_group(run: Observation, included_M: Bools) -> Finding:
     """No record has a turn of two groups of one chain."""
     drawn_TN = run.drawn()[:, included_M]
     most = max(
-        int(sum(drawn_TN[rows].any(axis=0) for rows in turns).max(initial=0))
+        int(
+            np.sum([drawn_TN[rows].any(axis=0) for rows in turns], axis=0).max(
+                initial=0
+            )
+        )
         for turns in run.turns()
     )
     return Finding(

@@ -177,15 +177,21 @@ class Observation:
 
     def _combined(self, of_steps_TM: Floats) -> Floats:
         """Return the sums over steps that noise is added to, of numbers of each step."""
-        noise = self.optimizer.plan.correlation
-        if noise is None:
+        if self.optimizer.plan.correlation is None:
             return of_steps_TM
         combined_TM = np.zeros_like(of_steps_TM)
         before_T = self.steps_before()
-        for back, unit in enumerate(noise.unit_coefficients):
+        for back, unit in enumerate(self.unit_coefficients()):
             rows = np.flatnonzero(before_T >= back)
             combined_TM[rows] += unit * of_steps_TM[rows - back]
         return combined_TM
+
+    def unit_coefficients(self) -> Floats:
+        """Return what is planned for the correlation of noise, with norm 1."""
+        noise = self.optimizer.plan.correlation
+        planned = np.array((1.0,) if noise is None else noise.coefficients)
+        units: Floats = planned / np.linalg.norm(planned)
+        return units
 
     def steps_before(self) -> NDArray[np.int_]:
         """Return [T]: how many steps before each one its noise is correlated with.
