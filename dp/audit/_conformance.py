@@ -56,7 +56,8 @@ def conformance(
         * At 20 000 records and 40 steps, a standard deviation that is off by 0.8 %, a
           clipping norm or a sampling probability that are off by 4 %, and noise or
           draws that repeat are found with probability 0.999. So is a shuffled loader,
-          also where the plan says that it draws by random allocation.
+          also where the plan says that it draws by random allocation. Groups of cyclic
+          Poisson sampling that are cut from a permutation are not: replay finds them.
 
     Args:
         train: What is audited, called as ``train(model, dataset)``.
