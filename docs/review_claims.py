@@ -66,6 +66,8 @@ _JOINT = "dp/test_joint_optimizer.py::test_"
 _CLAIMS = "dp/test_claims.py::test_"
 _ACCOUNTING, _SAMPLING = "dp/test_accounting.py::test_", "dp/test_sampling.py::test_"
 _ALLOCATION = "dp/test_allocation.py::test_"
+_CORRELATED = "dp/test_correlated.py::test_"
+_CYCLIC = "dp/test_cyclic_sampling.py::test_"
 _OF_PASSES = "dp/test_accounting_allocation.py::test_"
 _RELEASE, _FAILURES = (
     "dp/distributed/test_release.py::test_",
@@ -178,7 +180,11 @@ UNITS: dict[str, Claim] = {
 OPTIONS: dict[str, Claim] = {
     "dp/optimizer/_joint_optimizer.py": Claim("The groups that are privatised are those of all optimizers that are joined.", (_JOINT + "groups_and_state_are_those_of_the_optimizers", _JOINT + "one_release_serves_all")),
     "dp/sampling/_allocation_loader.py": Claim("With `RandomAllocation`: each unit is in one batch of a pass, allocated anew for every pass, and the batch's ticket says which.", (_ALLOCATION + "every_example_is_in_one_batch_of_each_pass", _ALLOCATION + "a_pass_is_allocated_anew_every_time", _ALLOCATION + "batches_hold_what_their_tickets_count")),
-    "dp/ledger/_paid_pass.py": Claim("With `RandomAllocation`: a pass is charged whole at its first release, and a later release is free only if it is another step of that pass, with at least its noise.", (_ALLOCATION + "a_pass_is_charged_whole_before_its_first_release", _ALLOCATION + "an_interrupted_pass_stays_charged_and_another_one_begins", _ALLOCATION + "a_step_of_a_pass_is_released_once", _ALLOCATION + "noise_below_the_plan_is_refused_and_more_of_it_is_not")),
+    "dp/ledger/_paid_pass.py": Claim("With `RandomAllocation`, or `CyclicPoisson`, whose rounds are meant by a pass: a pass is charged whole at its first release, and a later release is free only if it is another step of that pass, with at least its noise.", (_ALLOCATION + "a_pass_is_charged_whole_before_its_first_release", _ALLOCATION + "an_interrupted_pass_stays_charged_and_another_one_begins", _ALLOCATION + "a_step_of_a_pass_is_released_once", _ALLOCATION + "noise_below_the_plan_is_refused_and_more_of_it_is_not")),
+    "dp/sampling/_cyclic_loader.py": Claim("With `CyclicPoisson`: a unit has one group in an iteration, by a coin, and is drawn in that group's turns alone, each by a coin of its own; the ticket says which turn it is.", (_CYCLIC + "an_example_is_in_steps_of_one_group", _CYCLIC + "draws_are_as_likely_as_stated", _CYCLIC + "every_iteration_has_groups_of_its_own", _CYCLIC + "tickets_know_their_round_and_position")),
+    "dp/accounting/_rounds.py": Claim("With `CyclicPoisson`: a round costs one Poisson sample at the coin of an eligible unit.", (_CORRELATED + "a_round_costs_one_poisson_sample",)),
+    "dp/noise/_banded.py": Claim("With `BandedNoise`: the coefficients that sums are multiplied with have norm 1 at most, and are no more than there are groups.", (_CORRELATED + "no_column_is_longer_than_one_by_as_much_as_a_rounding", _CORRELATED + "more_coefficients_than_bands_are_refused")),
+    "dp/_mechanism/correlated.py": Claim("With `BandedNoise`: a unit adds a vector of the clipping norm at most to the noised sums of all steps from one that it is in to the next one; what is released follows from noised sums, and no state holds a sum.", (_CORRELATED + "one_participation_adds_a_vector_of_the_clipping_norm", _CORRELATED + "a_skipped_step_does_not_bring_participations_closer", _CORRELATED + "sums_of_another_clipping_norm_count_in_units_of_theirs", _CORRELATED + "releases_follow_from_noisy_sums", _CORRELATED + "no_state_holds_anything_of_the_recursion")),
     "dp/accounting/_allocation_losses.py": Claim("With `RandomAllocation`: a pass costs no more than its losses, in both directions and for every epsilon.", (_OF_PASSES + "no_epsilon_is_below_a_lower_bound", _OF_PASSES + "two_steps_are_as_by_quadrature", _OF_PASSES + "both_directions_are_one_law")),
     "dp/accounting/_spread_laws.py": Claim("With `RandomAllocation`: a law is only ever spread, with its mass and mean.", (_OF_PASSES + "a_spread_keeps_mass_and_mean", _OF_PASSES + "a_coarser_grid_is_never_a_smaller_bound")),
     "dp/per_sample/_compile_backend.py": Claim("With `dp.compile_backend`: what is compiled holds no parameter, and hides nothing of what mixes units.", ("dp/per_sample/test_compiled.py::test_other_backends_are_refused", _MIXING + "losses_that_mix_examples_are_refused_when_compiled")),
@@ -270,7 +276,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
     "dp/calibration/": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
-    "dp/comparison.py": Checked("It chooses how a plan draws; the ledger computes what that plan costs anew, and the loader must draw as the plan says.", (_ALLOCATION + "the_best_mechanism_is_the_one_that_needs_less_noise",)),
+    "dp/comparison.py": Checked("It chooses how a plan draws; the ledger computes what that plan costs anew, and the loader must draw as the plan says.", (_ALLOCATION + "the_best_mechanism_is_the_one_with_the_least_error",)),
+    "dp/noise/_prefix_sums.py": Checked("It chooses coefficients, of which any keep epsilon where their norm is 1.", (_CORRELATED + "errors_of_prefix_sums_are_the_published_ones",)),
     "dp/sampling/_loader_of.py": Checked("Whatever loader it builds, the optimizer refuses one that does not draw as the plan says.", (_ALLOCATION + "a_loader_of_another_scheme_is_refused",)),
     "dp/accounting/_lower_bounds.py": Checked("It is itself a check, of epsilons of random allocation.", (_OF_PASSES + "a_law_that_is_too_narrow_is_not_certified",)),
     "dp/ledger/_writer.py": Checked("It names who charges: two names for one run count its charges twice, and a fork has a name of its own.", (_LEDGER + "another_process_id_is_another_segment",)),

@@ -34,11 +34,13 @@ from typing import final
 
 from torch import Tensor
 
+from dp._mechanism.batch import PendingBatch
 from dp.noise import BandedNoise
+from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
 
-__all__ = ("Recursion",)
+__all__ = ("Recursion", "correlated_step", "recursion_of")
 
 
 @final
@@ -142,3 +144,26 @@ class Recursion:
             factor = sign * unit * (self._max_grad_norm / step.max_grad_norm)
             for total, earlier in zip(share, step.tensors, strict=True):
                 total.add_(earlier, alpha=factor)
+
+
+def recursion_of(plan: PrivacyPlan) -> Recursion | None:
+    """Return a recursion that begins, if the plan correlates noise."""
+    return None if plan.correlation is None else Recursion(plan.correlation)
+
+
+@contextmanager
+def correlated_step(
+    recursion: Recursion | None, batch: PendingBatch, *, segment: str, num_ranks: int
+) -> Iterator[Recursion | None]:
+    """Take a recursion, if there is one, to the step of a batch."""
+    if recursion is None or batch.in_pass is None:
+        yield None
+        return
+    with recursion.step(
+        batch.in_pass,
+        batch.parameters,
+        segment=segment,
+        num_ranks=num_ranks,
+        max_grad_norm=batch.max_grad_norm,
+    ):
+        yield recursion

@@ -25,7 +25,7 @@ from dp._mechanism.batch import (
 )
 from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
-from dp._mechanism.correlated import Recursion
+from dp._mechanism.correlated import Recursion, correlated_step, recursion_of
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.paid_for import Account
@@ -79,7 +79,7 @@ class Mechanism:
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
     account: Account = field(init=False)
-    recursion: Recursion | None = field(default=None, init=False)
+    recursion: Recursion | None = field(init=False)
     beside: Beside = field(default_factory=Beside, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
@@ -94,8 +94,7 @@ class Mechanism:
         self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.engine = Engine(public=self.public)
-        if self.plan.correlation is not None:
-            self.recursion = Recursion(self.plan.correlation)
+        self.recursion = recursion_of(self.plan)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)
         self._note_debugging()
@@ -288,7 +287,9 @@ class Mechanism:
             buffers=batch.sums.buffers,
         )
         stddev = self._charge(batch)
-        with self._recursion_of(world, batch) as recursion:
+        with correlated_step(
+            self.recursion, batch, segment=self.ledger.segment, num_ranks=world.size
+        ) as recursion:
             for share in totals:
                 if recursion is not None:
                     recursion.combine(share)
@@ -362,23 +363,6 @@ class Mechanism:
         )
         if any(seed is not None for seed in seeds):
             self.ledger.note_debugging_seed()
-
-    @contextmanager
-    def _recursion_of(
-        self, world: World, batch: PendingBatch
-    ) -> Iterator[Recursion | None]:
-        """Take the recursion of correlated noise, if the plan has one, to a step."""
-        if self.recursion is None or batch.in_pass is None:
-            yield None  # The noise of a plan with Poisson samples is independent.
-            return
-        with self.recursion.step(
-            batch.in_pass,
-            batch.parameters,
-            segment=self.ledger.segment,
-            num_ranks=world.size,
-            max_grad_norm=batch.max_grad_norm,
-        ):
-            yield self.recursion
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""

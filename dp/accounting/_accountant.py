@@ -26,8 +26,8 @@ from dp.accounting._release import (
     first_releases,
     is_allocated,
     merge_equal_releases,
-    without_rounds,
 )
+from dp.accounting._rounds import without_rounds
 
 
 __all__ = ("Guarantee", "epsilon", "epsilon_curve")
@@ -85,7 +85,7 @@ def epsilon(
           release, epsilons between 0.001 and 400, and passes by random allocation of up
           to 1000 steps.
         * Rounds by cyclic Poisson sampling cost what their Poisson samples cost, also
-          with correlated noise: see :func:`dp.accounting._release.without_rounds`.
+          with correlated noise: see :mod:`dp.accounting._rounds`.
         * It is 0 for no releases, and infinite if one had no noise.
         * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 

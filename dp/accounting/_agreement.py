@@ -20,7 +20,8 @@ from dp.accounting._composition import (
 )
 from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, without_rounds
+from dp.accounting._release import Release, is_allocated
+from dp.accounting._rounds import without_rounds
 from dp.exceptions import PrivacyError
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dp._typing import NeighboringRelation
-from dp.accounting._release import Release, as_poisson
+from dp.accounting._release import Release
+from dp.accounting._rounds import as_poisson
 from dp.exceptions import UnsupportedOperationError
 
 

@@ -14,12 +14,8 @@ from dp.accounting._composition import (
     interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import (
-    Release,
-    is_allocated,
-    is_cyclic,
-    merge_equal_releases,
-)
+from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._rounds import is_cyclic
 from dp.exceptions import UnsupportedOperationError
 
 

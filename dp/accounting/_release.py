@@ -10,12 +10,9 @@ from dp import _checks
 __all__ = (
     "Release",
     "Truncation",
-    "as_poisson",
     "first_releases",
     "is_allocated",
-    "is_cyclic",
     "merge_equal_releases",
-    "without_rounds",
 )
 
 
@@ -122,11 +119,6 @@ def is_allocated(releases: Iterable[Release]) -> bool:
     return any(release.steps_per_pass is not None for release in releases)
 
 
-def is_cyclic(releases: Iterable[Release]) -> bool:
-    """Whether any of the releases is on a step of a round by cyclic Poisson sampling."""
-    return any(release.bands is not None for release in releases)
-
-
 def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the same releases with equal ones counted together, in a fixed order.
 
@@ -156,37 +148,6 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
         for (q, sigma, truncations, steps_per_pass, bands), count in sorted(
             counts.items()
         )
-    )
-
-
-def without_rounds(releases: Iterable[Release]) -> tuple[Release, ...]:
-    """Return Poisson samples that cost what rounds by cyclic Poisson sampling cost.
-
-    A round is one Poisson sample, by the coin of an eligible example. This holds for
-    correlated noise, too, of at most as many bands as there are steps in a round, whose
-    columns have norm 1 at most. For a chain of rounds, and an example of the group that
-    is eligible in steps r, r + b, r + 2b, ... of b bands: what it adds to the noised
-    sums, if its coin of step r says so, are the multiples c_0, ..., c_(b-1) of one
-    vector, of norm C at most, in the sums of steps r, ..., r + b - 1, before the next
-    step that it is eligible in. Beside that, these sums depend on earlier releases and
-    on other examples. So each block of b sums is one Gaussian release of a vector of
-    norm C at most, on a Poisson sample, and the blocks compose adaptively. The same
-    holds where a block is cut short, by a restart of the correlation at a step that
-    earlier releases decide: it is a part of the whole one.
-    """
-    return merge_equal_releases(map(as_poisson, releases))
-
-
-def as_poisson(release: Release) -> Release:
-    """Return the Poisson samples of :func:`without_rounds` for one kind of release."""
-    if release.bands is None:
-        return release
-    return Release(
-        sampling_probability=_checks.cyclic_coin(
-            release.sampling_probability, release.bands
-        ),
-        noise_multiplier=release.noise_multiplier,
-        count=release.num_participations,
     )
 
 

@@ -21,12 +21,8 @@ from dp._typing import NeighboringRelation
 from dp.accounting._accountant import Guarantee
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
-from dp.accounting._release import (
-    Release,
-    is_allocated,
-    is_cyclic,
-    merge_equal_releases,
-)
+from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._rounds import is_cyclic
 
 
 __all__ = (

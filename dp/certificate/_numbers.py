@@ -20,8 +20,9 @@ from dp.accounting import (
     merge_equal_releases,
 )
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
-from dp.accounting._release import is_allocated, is_cyclic
+from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
+from dp.accounting._rounds import is_cyclic
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise

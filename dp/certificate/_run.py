@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
-from dp.accounting._release import is_allocated, is_cyclic
+from dp.accounting._release import is_allocated
+from dp.accounting._rounds import is_cyclic
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan

@@ -10,13 +10,13 @@ order, of which no plan claims more than that each example is in a step once.
 
 from dp.sampling._allocation_loader import AllocationLoader
 from dp.sampling._cyclic_loader import CyclicPoissonLoader
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
 from dp.sampling._fetch import fetch
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._rows_read import RowsRead
 from dp.sampling._schemes import (
-    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,

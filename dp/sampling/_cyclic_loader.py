@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, final
 from torch.utils.data import Dataset
 
 from dp.exceptions import SamplingMismatchError
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._draws import allocate_at_random, poisson_sample
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import reject_cyclic_arguments
-from dp.sampling._schemes import CyclicPoisson
 from dp.sampling._ticket import PassStep, new_pass
 from dp.sampling._ticketed import Draws
 from dp.sampling._units import Units

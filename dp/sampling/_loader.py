@@ -20,13 +20,13 @@ from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._collation import check_collation
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
-    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,

@@ -4,9 +4,9 @@ from typing import Any
 
 from dp.sampling._allocation_loader import AllocationLoader
 from dp.sampling._cyclic_loader import CyclicPoissonLoader
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._schemes import (
-    CyclicPoisson,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,

@@ -1,15 +1,14 @@
 """How batches may be drawn: public values that a plan holds."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 from dp import _checks
+from dp.sampling._one_charge import check_one_charge, check_whole
 from dp.schedule import Schedule
 
 
 __all__ = (
-    "CyclicPoisson",
     "PoissonSampling",
     "RandomAllocation",
     "TruncatedPoissonSampling",
@@ -117,77 +116,14 @@ class RandomAllocation:
         Raises:
             ValueError: If it has not, with what it has.
         """
-        _check_one_charge(
+        check_one_charge(
             "random allocation (RandomAllocation)",
             "pass",
             group_size=group_size,
             renyi_order=renyi_order,
             values=values,
         )
-        _check_whole(steps, "pass", steps_per_pass=self.steps_per_pass)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CyclicPoisson:
-    """Each example is eligible in every *bands*-th step, and joins it by a coin.
-
-    Another coin gives each example one of *bands* groups, for a whole run. Steps take
-    turns: step ``t`` draws from group ``t mod bands``, each example of it with
-    *coin_probability*. So two steps that an example is in are *bands* apart at least,
-    which is what :class:`~dp.BandedNoise` of as many bands needs.
-
-    A round of *bands* steps is charged as a whole, before its first step: as one Poisson
-    sample at *coin_probability*. A round that is interrupted costs as much, and whatever
-    resumes begins another.
-
-    Args:
-        sampling_probability: The probability of each example to be in a given step.
-        bands: How many groups there are, and steps in a round: a public number.
-
-    Raises:
-        ValueError: If a number is out of range, or if ``sampling_probability * bands``
-            is above 1.
-
-    References:
-        Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", 2023,
-        Theorem 4 and algorithm 2: https://arxiv.org/abs/2306.08153.
-    """
-
-    sampling_probability: float
-    bands: int
-
-    def __post_init__(self) -> None:
-        _checks.probability(sampling_probability=self.sampling_probability)
-        bands = _checks.count(bands=self.bands)
-        _checks.cyclic_coin(self.sampling_probability, bands)
-
-    @property
-    def coin_probability(self) -> float:
-        """The probability of each example to be in a step that it is eligible in."""
-        return _checks.cyclic_coin(self.sampling_probability, self.bands)
-
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole rounds, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        _check_one_charge(
-            "cyclic Poisson sampling (CyclicPoisson)",
-            "round",
-            group_size=group_size,
-            renyi_order=renyi_order,
-            values=values,
-        )
-        _check_whole(steps, "round", bands=self.bands)
+        check_whole(steps, "pass", steps_per_pass=self.steps_per_pass)
 
 
 @final
@@ -208,49 +144,3 @@ class Unamplified:
 
     def __post_init__(self) -> None:
         _checks.count(backwards_per_step=self.backwards_per_step)
-
-
-def _check_one_charge(
-    scheme: str,
-    part: str,
-    *,
-    group_size: int,
-    renyi_order: float | str | None,
-    values: Mapping[str, float | Schedule],
-) -> None:
-    """Raise if a plan asks for what is not proven where several steps have one charge.
-
-    Args:
-        scheme: How batches are drawn, in words.
-        part: What is charged at once: a pass, or a round.
-        group_size: How many units may differ.
-        renyi_order: The order of a Renyi filter, if there is one.
-        values: Numbers that must not change with the step.
-    """
-    if group_size > 1:
-        raise ValueError(
-            f"group_size must be 1 with {scheme}, got {group_size!r}: no bound is proven"
-            " for groups; plan with PoissonSampling, or make a group one unit"
-        )
-    if renyi_order is not None:
-        raise ValueError(
-            f"renyi_order must be None with {scheme}, got {renyi_order!r}: no bound is"
-            f" proven for less noise in some step of a {part}; plan with PoissonSampling"
-        )
-    for name, value in values.items():
-        if isinstance(value, Schedule):
-            raise ValueError(  # noqa: TRY004 -- a schedule is right elsewhere
-                f"{name} must be a number with {scheme}, where each {part} has one"
-                f" charge, got {value!r}; plan with PoissonSampling for a schedule"
-            )
-
-
-def _check_whole(steps: int, part: str, **size: int) -> None:
-    """Raise unless *steps* are a whole number of passes or rounds of *size*."""
-    ((name, length),) = size.items()
-    if steps % length:
-        raise ValueError(
-            f"steps must be a multiple of {name}={length}, since a part of a {part}"
-            f" costs as much as all of it, got {steps}; plan for"
-            f" {-(-steps // length) * length}"
-        )

@@ -196,7 +196,7 @@ def test_at_the_largest_probability_every_record_is_in_every_round():
         (seeded, {"groups independent over restarts"}),
         (in_pairs, {"groups independent over records"}),
         (one_group_too_few, {"every record in one group"}),
-        (one_coin_for_all, {"independent over neighbours"}),
+        (one_coin_for_all, {"sizes of batches"}),
         (longer_columns, {"scale"}),
         (never_separated, {"scale", "independent over steps"}),
         (never_combined, {"norm of a contribution"}),
