@@ -17,6 +17,7 @@ NAMED = sorted(
 )
 
 
+@pytest.mark.slow
 def test_the_page_is_as_its_script_makes_it():
     """``python docs/what_to_review.py`` was run after the last change."""
     page = what_to_review.PAGE.read_text("utf-8")
