@@ -33,6 +33,8 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from forwarding import __version__ as __version__
+
 
 if TYPE_CHECKING:
     from dp import audit
