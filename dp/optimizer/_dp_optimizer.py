@@ -366,7 +366,7 @@ class DPOptimizer(TransparentOptimizer):
             self.mechanism.beside,
             losses,
             parameters,
-            owned=tuple(self._all_parameters()),
+            owned=self._all_parameters(),
             ledger_of=_ledger_of,
             ledger=self.ledger,
         )
@@ -428,7 +428,7 @@ class DPOptimizer(TransparentOptimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
-        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+        self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make sure that the batch at hand is all that a release would be about.
