@@ -66,6 +66,7 @@ _JOINT = "dp/test_joint_optimizer.py::test_"
 _CLAIMS = "dp/test_claims.py::test_"
 _ACCOUNTING, _SAMPLING = "dp/test_accounting.py::test_", "dp/test_sampling.py::test_"
 _ALLOCATION = "dp/test_allocation.py::test_"
+_DISJOINT = "dp/test_disjoint.py::test_"
 _OF_PASSES = "dp/test_accounting_allocation.py::test_"
 _RELEASE, _FAILURES = (
     "dp/distributed/test_release.py::test_",
@@ -177,8 +178,11 @@ UNITS: dict[str, Claim] = {
 # Only runs that ask for them rest on these.
 OPTIONS: dict[str, Claim] = {
     "dp/optimizer/_joint_optimizer.py": Claim("The groups that are privatised are those of all optimizers that are joined.", (_JOINT + "groups_and_state_are_those_of_the_optimizers", _JOINT + "one_release_serves_all")),
+    "dp/sampling/_passes.py": Claim("With `RandomAllocation` or `DisjointBatches`: a plan has whole passes, with one noise multiplier and one norm.", (_ALLOCATION + "a_plan_without_a_bound_is_refused", _DISJOINT + "a_plan_that_is_no_passes_is_refused")),
     "dp/sampling/_allocation_loader.py": Claim("With `RandomAllocation`: each unit is in one batch of a pass, allocated anew for every pass, and the batch's ticket says which.", (_ALLOCATION + "every_example_is_in_one_batch_of_each_pass", _ALLOCATION + "a_pass_is_allocated_anew_every_time", _ALLOCATION + "batches_hold_what_their_tickets_count")),
-    "dp/ledger/_paid_pass.py": Claim("With `RandomAllocation`: a pass is charged whole at its first release, and a later release is free only if it is another step of that pass, with at least its noise.", (_ALLOCATION + "a_pass_is_charged_whole_before_its_first_release", _ALLOCATION + "an_interrupted_pass_stays_charged_and_another_one_begins", _ALLOCATION + "a_step_of_a_pass_is_released_once", _ALLOCATION + "noise_below_the_plan_is_refused_and_more_of_it_is_not")),
+    "dp/sampling/_disjoint_loader.py": Claim("With `DisjointBatches`: batches are assigned as its scheme says, by coins or by a random order that no data decides.", (_DISJOINT + "every_example_is_in_one_batch_of_each_pass", _DISJOINT + "the_order_depends_on_no_data_and_no_seed", _DISJOINT + "one_example_changes_one_step_of_a_pass")),
+    "dp/accounting/_disjoint.py": Claim("With `DisjointBatches`: a pass, or a part of one, costs one release on all of the data.", (_DISJOINT + "a_pass_costs_one_release_on_all_data", _DISJOINT + "a_group_is_at_worst_in_one_step", _DISJOINT + "every_accountant_sees_one_release_a_pass")),
+    "dp/ledger/_paid_pass.py": Claim("With `RandomAllocation` or `DisjointBatches`: a pass is charged whole at its first release, and a later release is free only if it is another step of that pass, with at least its noise.", (_ALLOCATION + "a_pass_is_charged_whole_before_its_first_release", _ALLOCATION + "an_interrupted_pass_stays_charged_and_another_one_begins", _ALLOCATION + "a_step_of_a_pass_is_released_once", _ALLOCATION + "noise_below_the_plan_is_refused_and_more_of_it_is_not")),
     "dp/accounting/_allocation_losses.py": Claim("With `RandomAllocation`: a pass costs no more than its losses, in both directions and for every epsilon.", (_OF_PASSES + "no_epsilon_is_below_a_lower_bound", _OF_PASSES + "two_steps_are_as_by_quadrature", _OF_PASSES + "both_directions_are_one_law")),
     "dp/accounting/_spread_laws.py": Claim("With `RandomAllocation`: a law is only ever spread, with its mass and mean.", (_OF_PASSES + "a_spread_keeps_mass_and_mean", _OF_PASSES + "a_coarser_grid_is_never_a_smaller_bound")),
     "dp/per_sample/_compile_backend.py": Claim("With `dp.compile_backend`: what is compiled holds no parameter, and hides nothing of what mixes units.", ("dp/per_sample/test_compiled.py::test_other_backends_are_refused", _MIXING + "losses_that_mix_examples_are_refused_when_compiled")),

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
         AllocationLoader,
+        DisjointBatches,
+        DisjointLoader,
         PoissonLoader,
         PoissonSampling,
         RandomAllocation,
@@ -84,6 +86,8 @@ __all__ = (
     "Certificate",
     "CheckReport",
     "DPOptimizer",
+    "DisjointBatches",
+    "DisjointLoader",
     "Evidence",
     "EvidenceWarning",
     "FlatClipping",
@@ -137,7 +141,8 @@ _HOME: Final = {
         "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
+        "sampling": "AllocationLoader DisjointBatches DisjointLoader PoissonLoader"
+        " PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",

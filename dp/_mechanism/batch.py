@@ -19,12 +19,10 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
-    PoissonSampling,
-    RandomAllocation,
     RowsRead,
+    Scheme,
     Ticket,
     TicketedLoader,
-    TruncatedPoissonSampling as Truncated,
     Unamplified,
 )
 
@@ -83,7 +81,7 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
+        sampling: Scheme,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.

@@ -62,12 +62,27 @@ class Beside:
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 
+    @property
+    def has_updated(self) -> bool:
+        """Whether an update was noted since the optimizer was made or loaded."""
+        return self._since == "updated"
+
     def note(
         self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
     ) -> None:
         """Remember the versions of the parameters of a new optimizer, or of an update."""
         _versions.note(parameters)
         self._since = since
+
+    def accept(self, parameters: Sequence[Tensor]) -> None:
+        """Take what was written since an update for a part of that update.
+
+        Called where the step of a layer around the optimizer ends, or its own step's
+        hooks do: they average or clamp what was released. Losses that were computed
+        before had their own check.
+        """
+        if self._since == "updated":
+            self.note(parameters, since="updated")
 
     def forget(self) -> None:
         """Take what is written before the next note for what is loaded, or an update."""

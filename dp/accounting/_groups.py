@@ -14,7 +14,12 @@ from dp.accounting._composition import (
     interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_by_position,
+    merge_equal_releases,
+)
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -103,7 +108,11 @@ def bound_of_group(
             " PoissonSampling, or make a group one unit (units=)"
         )
     truncated = any(release.truncation for release in releases)
-    _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
+    _checks.relation(
+        neighboring_relation=neighboring_relation,
+        truncated=truncated,
+        by_position=is_by_position(releases),
+    )
     if not releases:
         return 0.0, None
     if any(release.noise_multiplier == 0 for release in releases):

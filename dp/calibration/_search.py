@@ -8,6 +8,7 @@ from typing import Final, Literal, final
 from dp._typing import NeighboringRelation
 from dp.accounting import Release, epsilon, merge_equal_releases
 from dp.accounting._accountant import bound_by_pld
+from dp.accounting._release import is_allocated
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 
 
@@ -84,7 +85,10 @@ class Search:
         if self.renyi_order is not None:
             return self.excess(number)
         releases = merge_equal_releases(
-            replace(release, steps_per_pass=None) for release in self.releases(number)
+            replace(release, steps_per_pass=None)
+            if is_allocated([release])
+            else release
+            for release in self.releases(number)
         )
         spent, _ = bound_by_pld(
             releases, self.target_delta, self.relation, _VAGUE, self.group_size

@@ -102,7 +102,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
-        if run.is_allocated
+        if run.has_passes
         else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
         *(
             f"      {_sampled(charge)},"
@@ -119,7 +119,10 @@ def _sampled(charge: Charge) -> str:
     if charge.steps_per_pass is None:
         return f"{charge.count} x q = {charge.sampling_probability:g}"
     num_passes = charge.to_release().num_participations
-    return f"{num_passes} x a pass of {charge.steps_per_pass} steps"
+    passes = f"{num_passes} x a pass of {charge.steps_per_pass}"
+    if charge.disjoint is None:
+        return f"{passes} steps"
+    return f"{passes} disjoint batches by {charge.disjoint}"
 
 
 def _compared(sentences: Sequence[str]) -> list[str]:

@@ -219,7 +219,7 @@ def _findings_of_run(
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
-    if run.is_allocated:
+    if run.has_passes:
         yield _whole_passes(f"{prefix}passes", run)
     yield Finding(
         claim=f"{prefix}planned steps",
@@ -256,7 +256,8 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     bound = [charge for charge in run.charges if charge.public is None]
     probabilities = {charge.to_release().sampling_probability for charge in bound}
     alike = {charge.truncation for charge in bound} <= {plan.truncation}
-    allocated = {charge.steps_per_pass for charge in bound} <= {plan.steps_per_pass}
+    passes = {(charge.steps_per_pass, charge.disjoint) for charge in bound}
+    allocated = passes <= {(plan.steps_per_pass, plan.disjoint)}
     return Finding(
         claim=claim,
         holds=probabilities <= {plan.sampling_probability} and alike and allocated,
@@ -268,7 +269,7 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
 
 
 def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether every pass by random allocation was charged whole."""
+    """Return whether every pass was charged whole."""
     partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]
     return Finding(
         claim=claim,

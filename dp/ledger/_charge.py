@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, final
 
 from dp import _checks
+from dp._typing import Assignment
 from dp.accounting._release import Release, Truncation
 from dp.exceptions import LedgerError
 
@@ -45,8 +46,9 @@ class Charge:
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
         truncation: How a batch was made smaller, if it was.
-        steps_per_pass: Steps of a pass by random allocation, all of which are charged
-            at once; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches,
+            all of which are charged at once; None for Poisson samples.
+        disjoint: How the disjoint batches of a pass are assigned; None for samples.
         planned_noise_multiplier: What they are accounted at where more noise was added
             than planned: the plan's, since the surplus may depend on earlier releases.
         planned_sampling_probability: The same where less was sampled than planned.
@@ -60,6 +62,7 @@ class Charge:
     count: int
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
+    disjoint: Assignment | None = None
     planned_noise_multiplier: float | None = None
     planned_sampling_probability: float | None = None
     public: str | None = None
@@ -85,6 +88,8 @@ class Charge:
             row["truncation"] = asdict(self.truncation)
         if self.steps_per_pass is not None:
             row["steps_per_pass"] = self.steps_per_pass
+        if self.disjoint is not None:
+            row["disjoint"] = self.disjoint
         return row
 
     def to_release(self) -> Release:
@@ -96,6 +101,7 @@ class Charge:
             count=self.count,
             truncation=self.truncation,
             steps_per_pass=self.steps_per_pass,
+            disjoint=self.disjoint,
         )
 
 

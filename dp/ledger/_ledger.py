@@ -207,7 +207,7 @@ class Ledger:
     ) -> None:
         """Charge one release, before anything of it exists.
 
-        A pass by random allocation is charged as a whole, at the first of its steps
+        A pass, by random allocation or of disjoint batches, is charged as a whole, at the first of its steps
         that is released; the others are paid for by then.
 
         Args:
@@ -217,7 +217,7 @@ class Ledger:
             truncation: How the batch was made smaller, if it was.
             public: Why the numbers are public, where they are not the plan's: they were
                 fixed beforehand, or follow from public facts alone.
-            in_pass: Which step of which pass it is, by random allocation.
+            in_pass: Which step of which pass it is; None for samples.
 
         Raises:
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
@@ -420,6 +420,7 @@ class Ledger:
             and release.sampling_probability == plan.sampling_probability
             and release.truncation == plan.truncation
             and release.steps_per_pass == plan.steps_per_pass
+            and release.disjoint == plan.disjoint
         )
 
 

@@ -32,6 +32,7 @@ from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
+    hook_layers_around,
     private_owner_of,
     protect,
     refresh,
@@ -176,7 +177,7 @@ class DPOptimizer(TransparentOptimizer):
         )
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
-        protect(self)
+        protect(self, accept=_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -407,6 +408,8 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
+        if not self.mechanism.beside.has_updated:
+            hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
@@ -611,10 +614,14 @@ class DPOptimizer(TransparentOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        protect(self)
+        protect(self, accept=_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _accept_writes(optimizer: DPOptimizer) -> None:
+    optimizer.mechanism.beside.accept(optimizer._trainable())  # noqa: SLF001 -- its own module
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:
