@@ -75,6 +75,10 @@ class Request:
             " the sampling probability and the number of steps follow from it."
         )
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return how many batches of *batch_size* units hold each unit once on average."""
+        return max(1, math.ceil(self.dataset_size / batch_size))
+
     def plan(
         self, *, batch_size: int, max_grad_norm: float, steps: int | None = None
     ) -> PrivacyPlan:
@@ -97,8 +101,7 @@ class Request:
             )
         if steps is None:
             assert self.epochs is not None  # noqa: S101 -- asked by the adapters
-            per_epoch = self.dataset_size / batch_size
-            steps = max(1, math.ceil(self.epochs * per_epoch))
+            steps = math.ceil(self.epochs * self.steps_per_epoch(batch_size))
         return plan_for(
             target_epsilon=self.epsilon,
             target_delta=self.delta,

@@ -65,9 +65,7 @@ def _plan_of(args: TrainingArguments, request: Request) -> PrivacyPlan:
     )
     steps = args.max_steps
     if steps <= 0:
-        steps = max(
-            1, math.ceil(args.num_train_epochs * request.dataset_size / batch_size)
-        )
+        steps = math.ceil(args.num_train_epochs * request.steps_per_epoch(batch_size))
     return request.plan(
         batch_size=batch_size, steps=steps, max_grad_norm=float(args.max_grad_norm)
     )
