@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         WrongGradientError,
     )
+    from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
     from dp.optimizer import DPOptimizer, JointOptimizer
@@ -120,6 +121,7 @@ __all__ = (
     "compose",
     "looking",
     "plan_for",
+    "private",
     "split_batch",
     "verify",
     "wrap_class",
@@ -136,6 +138,7 @@ _HOME: Final = {
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
+        "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
         "optimizer": "DPOptimizer JointOptimizer",
