@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Release
+    from dp.accounting import Guarantee, Release, Risk
+    from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -100,6 +101,8 @@ __all__ = (
     "RankFailedError",
     "RanksDivergedError",
     "Release",
+    "Risk",
+    "RiskTarget",
     "SampleMixingError",
     "SamplingMismatchError",
     "Schedule",
@@ -122,7 +125,8 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Release",
+        "accounting": "Guarantee Release Risk",
+        "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
@@ -142,7 +146,7 @@ _HOME: Final = {
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
+_MODULES: Final = {"audit", "distributed", "ledger", *_HOME.values()}
 
 if (
     not TYPE_CHECKING
