@@ -209,6 +209,9 @@ CERTIFICATE: dict[str, Claim] = {
     "dp/accounting/_group_losses.py": Claim("The loss of a group is that of `dp_accounting`.", (_CERTIFICATE + "losses_of_a_group_are_those_of_dp_accounting",)),
     "dp/accounting/_pmf.py": Claim("How many of a group are in a batch is binomial.", (_CERTIFICATE + "losses_of_a_group_are_those_of_dp_accounting",)),
     "dp/accounting/_groups.py": Claim("The bound of a group holds for every change of so many examples.", (_CERTIFICATE + "both_ways_cost_a_group_the_same", "dp/test_accounting_exact.py::test_epsilon_is_true_and_tight")),
+    "dp/accounting/_risk.py": Claim("Every number of a risk bounds what it names, for one unit and for groups.", ("dp/test_risk.py::test_risk_of_a_gaussian_is_the_exact_one_rounded_up", "dp/test_risk.py::test_a_chain_of_changes_bounds_a_group_that_is_replaced", "dp/test_risk.py::test_a_renyi_divergence_bounds_what_has_it")),
+    "dp/accounting/_deltas.py": Claim("Delta is that of the losses that epsilon is read from, the larger one of both directions.", ("dp/test_risk.py::test_no_test_of_a_sampled_release_is_better_than_stated", "dp/test_risk.py::test_dp_accountings_accountants_find_the_same")),
+    "dp/accounting/_trade_off.py": Claim("No attack reaches more than its bound by deltas.", ("dp/test_risk.py::test_no_test_of_a_sampled_release_is_better_than_stated", "dp/test_risk.py::test_odds_exceed_the_factor_in_no_more_runs_than_stated")),
     "dp/accounting/_agreement.py": Claim("Nothing is certified if `dp_accounting` finds another epsilon of the same releases.", (_CERTIFICATE + "losses_that_err_are_not_certified",)),
 }  # fmt: skip
 

@@ -38,7 +38,8 @@ from forwarding import __version__ as __version__
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Release
+    from dp.accounting import Guarantee, Release, Risk
+    from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -107,6 +108,8 @@ __all__ = (
     "RankFailedError",
     "RanksDivergedError",
     "Release",
+    "Risk",
+    "RiskTarget",
     "SampleMixingError",
     "SamplingMismatchError",
     "Schedule",
@@ -130,7 +133,8 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Release",
+        "accounting": "Guarantee Release Risk",
+        "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
@@ -152,7 +156,7 @@ _HOME: Final = {
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
+_MODULES: Final = {"audit", "distributed", "ledger", *_HOME.values()}
 
 if (
     not TYPE_CHECKING

@@ -10,7 +10,7 @@ from dp.ledger import Charge
 from dp.schedule import Schedule
 
 
-__all__ = ("lines", "why_not")
+__all__ = ("in_plain_words", "lines", "why_not")
 
 
 def lines(c: Statement) -> list[str]:
@@ -46,6 +46,9 @@ def lines(c: Statement) -> list[str]:
         f"  key epochs              {c.key_epochs} (1, and 1 for each resume or fork)",
         f"  released                {c.released}",
         "",
+        "  in plain words",
+        *(f"    - {sentence}" for sentence in in_plain_words(c)),
+        "",
         *(line for i, run in enumerate(c.runs) for line in _run(i, run, len(c.runs))),
         *_touches(c.private_data_touches),
         "  holds if",
@@ -57,6 +60,11 @@ def lines(c: Statement) -> list[str]:
         "  computed with "
         + ", ".join(f"{name} {number}" for name, number in c.software.items()),
     ]
+
+
+def in_plain_words(c: Statement) -> tuple[str, ...]:
+    """Return what anyone can find out about one unit, or a group, at most."""
+    return c.risk.sentences(c.neighboring_relation, group_size=c.group_size)
 
 
 def _unclaimed(c: Statement) -> str:

@@ -6,7 +6,7 @@ rests on a library that others review, and not on the code that made it.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 from dp import _checks
 from dp._advisories import advisories_since
 from dp._reports import Finding, Report, lines_of
-from dp.accounting import ReferenceAccountant, epsilon
+from dp.accounting import ReferenceAccountant, Risk, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
 from dp.accounting._reference import compose
@@ -168,6 +168,14 @@ def _findings(
     for name in _EPSILONS:
         yield _same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
+        )
+    for field in fields(Risk):
+        yield _same_number(
+            f"risk: {field.name}",
+            getattr(c.risk, field.name),
+            getattr(numbers.risk, field.name),
+            computed,
+            allowed,
         )
     yield from _lower_bound(c)
     for name in _COUNTS:
