@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         FlatClipping,
         PerGroupClipping,
         PerLayerClipping,
+        QuantileClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -96,6 +97,7 @@ __all__ = (
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
+    "QuantileClipping",
     "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
@@ -125,7 +127,8 @@ _HOME: Final = {
         "accounting": "Guarantee Release",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
-        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
+        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
+        " QuantileClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
