@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         FlatClipping,
         PerGroupClipping,
         PerLayerClipping,
+        QuantileClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -104,6 +105,7 @@ __all__ = (
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
+    "QuantileClipping",
     "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
@@ -137,7 +139,8 @@ _HOME: Final = {
         "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
-        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
+        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
+        " QuantileClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"

@@ -20,7 +20,7 @@ from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping
+from dp.clipping import Clipping, QuantileClipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
@@ -600,7 +600,9 @@ class DPOptimizer(TransparentOptimizer):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            # A count beside the gradients is one more number that was noised.
+            num_parameters=sum(p.numel() for p in self._all_parameters())
+            + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(*sentences(self.mechanism.beside), *assumptions),

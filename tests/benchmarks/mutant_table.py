@@ -37,6 +37,7 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+QUANTILE = "test_quantile_clipping.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
@@ -50,8 +51,25 @@ MUTANTS = (
     Mutant("clipping", "return torch.where(normal_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer/_validate", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
+    # Quantile clipping
+    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - 1 / (2 * count_stddev) ** 2", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
+    Mutant("accounting/_counted", "_MARGIN: Final = 8 * sys.float_info.epsilon", "_MARGIN: Final = 0.0", "rounding takes noise from the two", QUANTILE),
+    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + of_count)", "return self.gradients", "the ledger does not see the count", QUANTILE),
+    Mutant("accounting/_counted", "return self.gradients / self.count_stddev if self.gradients else 1.0", "return 2 * self.gradients / self.count_stddev if self.gradients else 1.0", "the count gets half its noise", QUANTILE),
+    Mutant("_mechanism/norm_count", "- len(within_B) / 2", "", "an example moves the count by one", QUANTILE),
+    Mutant("_mechanism/norm_count", "within_B = norms_GB[0] <= max_grad_norm", "within_B = norms_GB[0] < max_grad_norm", "a norm of C counts as beyond it", QUANTILE),
+    Mutant("_mechanism/norm_count", "(noises.weight * norm) + 1 / 2", "(noises.weight * norm)", "a centred count is taken for a count", QUANTILE),
+    Mutant("_mechanism/mechanism", "sigma = self.noise_multiplier if noises is None else noises.gradients", "sigma = self.noise_multiplier", "gradients beside a count get the noise of gradients alone", QUANTILE),
+    Mutant("_mechanism/mechanism", "buffers=[*batch.sums.buffers, *count],", "buffers=batch.sums.buffers,", "the count gets no noise", QUANTILE),
+    Mutant("_mechanism/mechanism", "batch.num_within += self.count", "batch.num_within = self.count", "only the last part of a batch is counted", QUANTILE),
+    Mutant("accounting/_counted", "if noises.joint < noise_multiplier:", "if False:", "noise beside a count may be less than is charged", QUANTILE),
+    Mutant("ledger/_ledger", "        check_counted(noise_multiplier, noise_beside_count)", "        pass", "a release with less noise than it is charged as is taken", QUANTILE),
+    Mutant("ledger/_charge", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
+    Mutant("certificate/_verification", "wrong.append(str(error))", "pass", "a certificate may split the noise wrongly", QUANTILE),
+    Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None:", "if False:", "the norm may change within a pass", QUANTILE),
+    Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
     # Noise
-    Mutant("_mechanism/mechanism", "return noise_multiplier * batch.max_grad_norm", "return noise_multiplier", "sigma without C", OPTIMIZER),
+    Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
     Mutant("_mechanism/mechanism", "            self._add_noise(share, stddev)  # Private", "            batch.num_samples and self._add_noise(share, stddev)  # Private", "no noise on an empty batch", OPTIMIZER),
     Mutant("_mechanism/mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
