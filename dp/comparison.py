@@ -1,18 +1,14 @@
 """What a plan leaves to be found: one of its numbers, or the mechanism.
 
-A mechanism is how batches are drawn, and how the noise of steps is correlated. Every
-candidate is calibrated to the same epsilon, number of steps and sampling probability, and
-so to batches of the same expected size. Nothing is taken for granted of which is best:
-the error of each in prefix sums, which a run of SGD is made of, is computed and told. Of
-independent noise it is the noise multiplier times a number that is the same for all.
+How several mechanisms compare is in :mod:`dp.calibration._mechanisms`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, final, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 from dp import _checks
+from dp._typing import NeighboringRelation
 from dp.accounting import Release, Truncation
 from dp.accounting._renyi import best_order
 from dp.calibration import (
@@ -20,10 +16,12 @@ from dp.calibration import (
     calibrate_sampling_probability,
     calibrate_steps,
 )
-from dp.calibration._bands import Bands, best_correlation
-from dp.noise import BandedNoise
+from dp.calibration._bands import Bands
+from dp.calibration._mechanisms import Choice, best_choice, correlated_choice
 from dp.sampling import (
     CyclicPoisson,
+    DisjointBatches,
+    Passes,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -34,7 +32,6 @@ from dp.schedule import Schedule, runs_of
 
 __all__ = (
     "Bands",
-    "Choice",
     "Mechanism",
     "choose",
     "complete",
@@ -43,29 +40,7 @@ __all__ = (
     "truncation_of",
 )
 
-Mechanism = Literal["poisson", "allocation", "correlated", "best"]
-
-_INDEPENDENT: Final = BandedNoise((1.0,))
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A mechanism, and what it was compared with.
-
-    Attributes:
-        steps_per_pass: Steps of a pass by random allocation; None for other sampling.
-        correlation: How noise is correlated, with cyclic Poisson sampling; None for
-            independent noise.
-        noise_multiplier: The least noise that keeps the target, where it was computed to
-            choose.
-        compared: What was compared, one sentence each.
-    """
-
-    steps_per_pass: int | None = None
-    correlation: BandedNoise | None = None
-    noise_multiplier: float | None = None
-    compared: tuple[str, ...] = ()
+Mechanism = Literal["poisson", "allocation", "disjoint", "correlated", "best"]
 
 
 def choose(
@@ -81,8 +56,9 @@ def choose(
     """Return how batches are drawn, and how noise is correlated.
 
     Args:
-        mechanism: ``"poisson"``, ``"allocation"``, ``"correlated"``, or ``"best"`` for
-            the one with the least error of prefix sums.
+        mechanism: ``"poisson"``, ``"allocation"``, ``"disjoint"``, ``"correlated"``, or
+            ``"best"`` for that of the others, but for ``"disjoint"``, which leaves the
+            least error in prefix sums.
         target: The epsilon and delta that all steps may cost, the relation, and, if
             there are any, a truncation and the order of a Renyi filter.
         sampling_probability: Probability that an example is in a batch.
@@ -101,23 +77,23 @@ def choose(
     if mechanism == "poisson":
         return Choice()
     about = {**target, "sampling_probability": sampling_probability, "steps": steps}
-    obstacle = _obstacle(
+    if mechanism in {"correlated", "best"}:
+        _check_comparable(mechanism, sampling_probability, steps, noise_multiplier)
+    if mechanism == "correlated":
+        return correlated_choice(about, max_grad_norm, bands)
+    make = _disjoint if mechanism == "disjoint" else _allocation
+    scheme, obstacle = _passes(
+        make,
         sampling_probability,
         steps,
         target,
         values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
     )
-    if mechanism == "allocation":
-        if obstacle is not None:
-            raise ValueError(f"mechanism='allocation' is not possible: {obstacle}")
-        return Choice(steps_per_pass=_steps_per_pass(sampling_probability))
-    _check_comparable(mechanism, sampling_probability, steps, noise_multiplier)
     if mechanism == "best":
-        return _best(about, max_grad_norm, bands, obstacle)
-    correlated = _of_bands(about, max_grad_norm, bands)
-    if bands != "auto":
-        return correlated.choice
-    return _least([_poisson(about), correlated], ())
+        return best_choice(about, max_grad_norm, bands, scheme, obstacle)
+    if scheme is None:
+        raise ValueError(f"mechanism={mechanism!r} is not possible: {obstacle}")
+    return Choice(scheme=scheme)
 
 
 def _check_mechanism(mechanism: str, bands: Bands) -> None:
@@ -133,106 +109,8 @@ def _check_mechanism(mechanism: str, bands: Bands) -> None:
         )
 
 
-def _best(
-    about: Mapping[str, Any],
-    max_grad_norm: float | Schedule,
-    bands: Bands,
-    obstacle: str | None,
-) -> Choice:
-    """Return the mechanism with the least error, and why others were not compared.
-
-    Args:
-        about: The target, and the numbers that are given.
-        max_grad_norm: The clipping norm.
-        bands: How many bands correlated noise has; 1 leaves it out.
-        obstacle: What random allocation is not possible for; None if it is.
-    """
-    candidates, refused = [_poisson(about)], []
-    if obstacle is None:
-        candidates.append(_allocation(about))
-    else:
-        refused.append(f"Random allocation was not: {obstacle}.")
-    try:
-        if bands != 1:
-            candidates.append(_of_bands(about, max_grad_norm, bands))
-    except ValueError as error:
-        refused.append(f"Correlated noise was not: {error}.")
-    return _least(candidates, refused)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A mechanism that keeps the target, its error in prefix sums, and its name."""
-
-    choice: Choice
-    error: float
-    told: str
-
-
-def _least(candidates: Sequence[_Candidate], refused: Sequence[str]) -> Choice:
-    """Return the mechanism with the least error, the first of several."""
-    best = min(candidates, key=lambda candidate: candidate.error)
-    told = (*(candidate.told for candidate in candidates), *refused)
-    return replace(best.choice, compared=told)
-
-
-def _poisson(about: Mapping[str, Any]) -> _Candidate:
-    return _independent("Poisson sampling", about)
-
-
-def _allocation(about: Mapping[str, Any]) -> _Candidate:
-    steps_per_pass = _steps_per_pass(about["sampling_probability"])
-    return _independent("Random allocation", about, steps_per_pass)
-
-
-def _independent(
-    name: str, about: Mapping[str, Any], steps_per_pass: int | None = None
-) -> _Candidate:
-    sigma = calibrate_noise_multiplier(**about, steps_per_pass=steps_per_pass)
-    error = sigma * _INDEPENDENT.prefix_error(about["steps"])
-    told = (
-        f"{name}, which needs noise_multiplier={sigma:g} and leaves an error of"
-        f" {error:.4g} in prefix sums."
-    )
-    choice = Choice(steps_per_pass=steps_per_pass, noise_multiplier=sigma)
-    return _Candidate(choice=choice, error=error, told=told)
-
-
-def _of_bands(
-    about: Mapping[str, Any], max_grad_norm: float | Schedule, bands: Bands
-) -> _Candidate:
-    """Return the correlated noise with the least error that keeps the target.
-
-    Raises:
-        ValueError: If no bound is proven for it.
-    """
-    if about["truncation"] is not None:
-        raise ValueError(
-            "no bound is proven where batches are truncated (max_batch_size) and noise"
-            " is correlated"
-        )
-    q, steps = about["sampling_probability"], about["steps"]
-    CyclicPoisson(
-        sampling_probability=q, bands=1 if bands == "auto" else bands
-    ).check_plan(
-        steps=steps,
-        group_size=about["group_size"],
-        renyi_order=about["renyi_order"],
-        max_grad_norm=max_grad_norm,
-    )
-    target = {
-        name: value
-        for name, value in about.items()
-        if name not in {"sampling_probability", "steps"}
-    }
-    found = best_correlation(target, sampling_probability=q, steps=steps, bands=bands)
-    choice = Choice(correlation=found.noise, noise_multiplier=found.noise_multiplier)
-    return _Candidate(choice=choice, error=found.error, told=str(found))
-
-
 def _check_comparable(
-    mechanism: Mechanism,
+    mechanism: str,
     sampling_probability: float | str | None,
     steps: int | None,
     noise_multiplier: float | Schedule | None,
@@ -247,32 +125,44 @@ def _check_comparable(
         )
 
 
-def _obstacle(
+def _allocation(steps_per_pass: int, _: NeighboringRelation) -> Passes:
+    return RandomAllocation(steps_per_pass=steps_per_pass)
+
+
+def _disjoint(steps_per_pass: int, relation: NeighboringRelation) -> Passes:
+    return DisjointBatches(
+        steps_per_pass=steps_per_pass,
+        assigned_by="coin" if relation == "add_or_remove_one" else "position",
+    )
+
+
+def _passes(
+    make: Callable[[int, NeighboringRelation], Passes],
     sampling_probability: float | str | None,
     steps: int | None,
     target: Mapping[str, Any],
     *,
     values: Mapping[str, float | Schedule | None],
-) -> str | None:
-    """Return what random allocation is not possible for; None if it is."""
+) -> tuple[Passes | None, str]:
+    """Return the scheme of passes, or None and why it is not possible."""
     if not isinstance(sampling_probability, int | float):
-        return f"it needs a sampling_probability, got {sampling_probability!r}"
+        return None, f"it needs a sampling_probability, got {sampling_probability!r}"
     if target["truncation"] is not None:
-        return "no bound is proven where batches are truncated (max_batch_size)"
+        return None, "no bound is proven where batches are truncated (max_batch_size)"
     steps_per_pass = _steps_per_pass(sampling_probability)
     if not math.isclose(steps_per_pass * sampling_probability, 1, rel_tol=1e-9):
-        return (
+        return None, (
             "sampling_probability must be one over a whole number of steps a pass, got"
             f" {sampling_probability!r}"
         )
     given = {name: value for name, value in values.items() if value is not None}
+    scheme = make(steps_per_pass, target["neighboring_relation"])
     try:
         _checks.relation(
             neighboring_relation=target["neighboring_relation"],
             truncated=False,
-            allocated=True,
+            allocated=isinstance(scheme, RandomAllocation),
         )
-        scheme = RandomAllocation(steps_per_pass=steps_per_pass)
         scheme.check_plan(
             steps=steps_per_pass if steps is None else steps,
             group_size=target["group_size"],
@@ -280,8 +170,8 @@ def _obstacle(
             **given,
         )
     except ValueError as error:
-        return str(error)
-    return None
+        return None, str(error)
+    return scheme, ""
 
 
 def _steps_per_pass(sampling_probability: float | str | None) -> int:
@@ -295,8 +185,8 @@ def complete(
     target: Mapping[str, Any],
     sigma: float | Schedule | None,
     steps: int | None,
-    q: float | Literal["largest"],
-    found: float | None = None,
+    probability: float | Literal["largest"] | None,
+    choice: Choice,
 ) -> tuple[float | Schedule, int, float]:
     """Return noise multiplier, steps and sampling probability, one of which is found.
 
@@ -304,14 +194,22 @@ def complete(
         target: The arguments that every search takes.
         sigma: The noise multiplier, or the shape of its schedule; None to find it.
         steps: The number of steps; None to find it.
-        q: The sampling probability; ``"largest"`` to find it.
-        found: The noise multiplier, where it was found already.
+        probability: The sampling probability; ``"largest"`` to find it, None for 1.
+        choice: How batches are drawn, which fixes the probability for passes; and the
+            noise, where it was found already.
 
     Raises:
         ValueError: If not exactly one is to be found.
     """
-    if found is not None and steps is not None and q != "largest":
-        return found, steps, q
+    q: float | Literal["largest"] = 1.0 if probability is None else probability
+    if choice.noise_multiplier is not None and steps is not None and q != "largest":
+        return choice.noise_multiplier, steps, q
+    scheme = choice.scheme
+    if scheme is not None and not isinstance(scheme, CyclicPoisson):
+        disjoint = scheme.assigned_by if isinstance(scheme, DisjointBatches) else None
+        passes = {"steps_per_pass": scheme.steps_per_pass, "disjoint": disjoint}
+        target = {**target, **passes}
+        q = scheme.sampling_probability if disjoint is None else 1.0
     if isinstance(sigma, int | float):
         if q == "largest" and steps is not None:
             largest = calibrate_sampling_probability(
@@ -350,23 +248,11 @@ def order_for(
 
 
 def scheme_of(
-    probability: float | None, truncation: Truncation | None, choice: Choice
-) -> (
-    CyclicPoisson
-    | PoissonSampling
-    | RandomAllocation
-    | TruncatedPoissonSampling
-    | Unamplified
-):
-    """Return the scheme of a plan with these numbers."""
+    probability: float | None, truncation: Truncation | None
+) -> PoissonSampling | TruncatedPoissonSampling | Unamplified:
+    """Return the scheme of a plan with these numbers, without passes."""
     if probability is None:
         return Unamplified()
-    if choice.steps_per_pass is not None:
-        return RandomAllocation(steps_per_pass=choice.steps_per_pass)
-    if choice.correlation is not None:
-        return CyclicPoisson(
-            sampling_probability=probability, bands=choice.correlation.bands
-        )
     if truncation is None:
         return PoissonSampling(sampling_probability=probability)
     return TruncatedPoissonSampling(

@@ -25,9 +25,9 @@ from dp.accounting._release import (
     Release,
     first_releases,
     is_allocated,
+    is_by_position,
     merge_equal_releases,
 )
-from dp.accounting._rounds import without_rounds
 
 
 __all__ = ("Guarantee", "epsilon", "epsilon_curve")
@@ -105,8 +105,9 @@ def epsilon(
     Raises:
         ValueError: If *delta* or the relation is not one, if batches were truncated
             and the relation keeps the number of examples private, or if they were drawn
-            by random allocation and an example is replaced.
-        UnsupportedOperationError: If a group is asked for that no bound is proven for.
+            by random allocation and an example is replaced, or cut by position and
+            one is added or removed.
+        UnsupportedOperationError: If no bound is proven for a group of that size.
         ArithmeticError: If the accountant contradicts itself; no bound is returned.
 
     References:
@@ -114,18 +115,18 @@ def epsilon(
         Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian
         Mechanism", 2019, https://arxiv.org/abs/1908.10530;
         of truncated batches: https://arxiv.org/abs/2508.15089; of random allocation:
-        :mod:`dp.accounting._allocation_losses`; of cyclic Poisson sampling and
-        correlated noise: https://arxiv.org/abs/2306.08153, Theorem 4.
+        :mod:`dp.accounting._allocation_losses`; of disjoint batches:
+        :mod:`dp.accounting._disjoint`; of cyclic Poisson sampling and correlated noise:
+        :mod:`dp.accounting._rounds`.
     """
     _checks.open_unit(delta=delta)
     _checks.positive(tolerance=tolerance)
-    # Of groups, for which rounds have no bound, they are refused below as what they are.
-    counted_by = without_rounds if group_size == 1 else merge_equal_releases
-    releases = counted_by(releases)
+    releases = merge_equal_releases(releases)
     _checks.relation(
         neighboring_relation=neighboring_relation,
         truncated=any(release.truncation for release in releases),
         allocated=is_allocated(releases),
+        by_position=is_by_position(releases),
     )
     _checks.count(group_size=group_size)
     nothing = partial(

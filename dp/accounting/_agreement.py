@@ -21,7 +21,6 @@ from dp.accounting._composition import (
 from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, is_allocated
-from dp.accounting._rounds import without_rounds
 from dp.exceptions import PrivacyError
 
 
@@ -52,12 +51,11 @@ def check_agreement(
         PrivacyError: If the two differ by more than one part in a million, and more
             than rounding explains, or if the lower bound is not below.
     """
-    releases = without_rounds(releases)
     if not releases or any(release.noise_multiplier == 0 for release in releases):
         return
     if is_allocated(releases):
         _compare_with_lower_bound(releases, delta, relation)
-        releases = tuple(r for r in releases if r.steps_per_pass is None)
+        releases = tuple(r for r in releases if not is_allocated([r]))
         if not releases:
             return
     _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)

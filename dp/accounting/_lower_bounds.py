@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._release import Release
+from dp.accounting._rounds import without_rounds
 
 
 __all__ = ("lower_bound",)
@@ -49,7 +51,7 @@ def lower_bound(
         points: How finely laws are kept; more points give a larger bound.
     """
     law: _Law | None = None
-    for release in releases:
+    for release in one_a_pass(without_rounds(releases)):
         if release.truncation is not None:
             continue
         one, count = _one(release, points)

@@ -84,22 +84,23 @@ def best_correlation(
         else [_checks.count(bands=bands)]
     )
     tried = [BandedNoise.optimal(number, steps=steps) for number in numbers]
-    about = {name: target[name] for name in _OF_SEARCH}
+    has_risk = target.get("target_risk") is not None  # Of which no bound is rough.
+    rough = {name: target[name] for name in _OF_SEARCH}
+
+    def numbers_of(noise: BandedNoise) -> dict[str, Any]:
+        coin = _checks.cyclic_coin(sampling_probability, noise.bands)
+        return {"sampling_probability": coin, "steps": steps // noise.bands}
 
     def rough_error(noise: BandedNoise) -> float:
-        sigma = rough_noise_multiplier(
-            **about,
-            sampling_probability=_checks.cyclic_coin(sampling_probability, noise.bands),
-            steps=steps // noise.bands,
+        sigma = (
+            calibrate_noise_multiplier(**target, **numbers_of(noise))
+            if has_risk
+            else rough_noise_multiplier(**rough, **numbers_of(noise))
         )
         return sigma * noise.prefix_error(steps)
 
     best = min(tried, key=rough_error) if len(tried) > 1 else tried[0]
-    sigma = calibrate_noise_multiplier(
-        **target,
-        sampling_probability=_checks.cyclic_coin(sampling_probability, best.bands),
-        steps=steps // best.bands,
-    )
+    sigma = calibrate_noise_multiplier(**target, **numbers_of(best))
     return Correlated(
         noise=best, noise_multiplier=sigma, error=sigma * best.prefix_error(steps)
     )

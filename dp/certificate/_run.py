@@ -95,6 +95,11 @@ class CertifiedRun:
         return is_cyclic(self.claimed)
 
     @property
+    def has_passes(self) -> bool:
+        """Whether passes or rounds were charged, each for all of its steps."""
+        return any(charge.to_release().steps_per_charge > 1 for charge in self.charges)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
@@ -123,6 +128,7 @@ class CertifiedRun:
                 sigma,
                 self.plan.truncation,
                 self.plan.steps_per_pass,
+                self.plan.disjoint,
                 self.plan.bands,
             )
             for sigma in values_of(self.plan.noise_multiplier)
@@ -134,6 +140,7 @@ class CertifiedRun:
                 r.noise_multiplier,
                 r.truncation,
                 r.steps_per_pass,
+                r.disjoint,
                 r.bands,
             )
             not in kinds

@@ -101,12 +101,11 @@ def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
     planned = plan.noise_multiplier_at(0)
     is_whole = plan.steps_per_pass is not None or plan.bands is not None
     if is_whole and noise_multiplier < planned:
-        of_what = "random allocation" if plan.bands is None else "correlated noise"
+        part = "pass" if plan.bands is None else "round"
         raise PrivacyError(
             f"noise_multiplier={noise_multiplier!r} is below the plan's {planned!r}: no"
-            f" bound is proven for {of_what} with less noise in some step of a"
-            f" {'pass' if plan.bands is None else 'round'}. Plan with PoissonSampling to"
-            " lower it during a run"
+            f" bound is proven for less noise in some step of a {part}, which has one"
+            " charge. Plan with PoissonSampling to lower it during a run"
         )
 
 
@@ -121,6 +120,7 @@ def charged_whole(charge: Charge, place: PassStep, plan: PrivacyPlan) -> Charge:
         noise_multiplier=plan.noise_multiplier_at(0),
         count=place.num_steps,
         steps_per_pass=plan.steps_per_pass,
+        disjoint=plan.disjoint,
         bands=plan.bands,
         public=None,
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from dp import _checks
-from dp.sampling._one_charge import check_one_charge, check_whole
+from dp.sampling._one_charge import check_one_charge
 from dp.schedule import Schedule
 
 
@@ -64,11 +64,17 @@ class CyclicPoisson:
         Raises:
             ValueError: If it has not, with what it has.
         """
+        if group_size > 1:
+            raise ValueError(
+                "group_size must be 1 with cyclic Poisson sampling (CyclicPoisson), got"
+                f" {group_size!r}: no bound is proven for groups; plan with"
+                " PoissonSampling, or make a group one unit"
+            )
         check_one_charge(
             "cyclic Poisson sampling (CyclicPoisson)",
             "round",
-            group_size=group_size,
+            steps=steps,
             renyi_order=renyi_order,
             values=values,
+            bands=self.bands,
         )
-        check_whole(steps, "round", bands=self.bands)

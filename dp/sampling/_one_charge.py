@@ -4,54 +4,52 @@ No bound is proven for it; so whoever makes such a plan is told, by the name of 
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 from dp.schedule import Schedule
 
 
-__all__ = ("check_one_charge", "check_whole")
+__all__ = ("check_one_charge",)
 
 
 def check_one_charge(
-    scheme: str,
-    part: str,
+    named: str,
+    part: Literal["pass", "round"],
     *,
-    group_size: int,
+    steps: int,
     renyi_order: float | str | None,
     values: Mapping[str, float | Schedule],
+    **length: int,
 ) -> None:
-    """Raise if a plan asks for what is not proven where several steps have one charge.
+    """Raise unless a plan has whole passes, or rounds, each with one charge.
 
     Args:
-        scheme: How batches are drawn, in words.
-        part: What is charged at once: a pass, or a round.
-        group_size: How many units may differ.
-        renyi_order: The order of a Renyi filter, if there is one.
+        named: How batches are drawn, in words.
+        part: What is charged at once.
+        steps: How many steps the plan has.
+        renyi_order: The order of a Renyi filter, if it has one.
         values: Numbers that must not change with the step.
+        length: The steps of a pass or round, by their name.
+
+    Raises:
+        ValueError: If it has not, with what it has.
     """
-    if group_size > 1:
-        raise ValueError(
-            f"group_size must be 1 with {scheme}, got {group_size!r}: no bound is proven"
-            " for groups; plan with PoissonSampling, or make a group one unit"
-        )
     if renyi_order is not None:
         raise ValueError(
-            f"renyi_order must be None with {scheme}, got {renyi_order!r}: no bound is"
+            f"renyi_order must be None with {named}, got {renyi_order!r}: no bound is"
             f" proven for less noise in some step of a {part}; plan with PoissonSampling"
         )
+    parts = "passes" if part == "pass" else "rounds"
     for name, value in values.items():
         if isinstance(value, Schedule):
             raise ValueError(  # noqa: TRY004 -- a schedule is right elsewhere
-                f"{name} must be a number with {scheme}, where each {part} has one"
-                f" charge, got {value!r}; plan with PoissonSampling for a schedule"
+                f"{name} must be a number with {named}, whose {parts} have one charge"
+                f" each, got {value!r}; plan with PoissonSampling for a schedule"
             )
-
-
-def check_whole(steps: int, part: str, **size: int) -> None:
-    """Raise unless *steps* are a whole number of passes or rounds of *size*."""
-    ((name, length),) = size.items()
-    if steps % length:
+    ((name, per_charge),) = length.items()
+    if steps % per_charge:
+        whole = -(-steps // per_charge) * per_charge
         raise ValueError(
-            f"steps must be a multiple of {name}={length}, since a part of a {part}"
-            f" costs as much as all of it, got {steps}; plan for"
-            f" {-(-steps // length) * length}"
+            f"steps must be a multiple of {name}={per_charge}, since a part"
+            f" of a {part} costs as much as all of it, got {steps}; plan for {whole}"
         )

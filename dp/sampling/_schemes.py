@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from typing import final
 
 from dp import _checks
-from dp.sampling._one_charge import check_one_charge, check_whole
-from dp.schedule import Schedule
 
 
 __all__ = (
     "PoissonSampling",
-    "RandomAllocation",
     "TruncatedPoissonSampling",
     "Unamplified",
 )
@@ -66,64 +63,6 @@ class TruncatedPoissonSampling:
         _checks.probability(sampling_probability=self.sampling_probability)
         _checks.count(max_batch_size=self.max_batch_size)
         _checks.count(dataset_size=self.dataset_size)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomAllocation:
-    """Every example joins exactly one step of each pass, chosen by its own coin.
-
-    It is what one expects of an epoch: each example is seen once in *steps_per_pass*
-    steps. Sizes of batches vary, as with Poisson sampling. For the same epsilon it
-    often needs two to three per cent less noise; ``plan_for(mechanism="best")``
-    compares the two.
-
-    A pass is charged as a whole, before its first step, and has one noise multiplier.
-    One that is interrupted costs as much, and whatever resumes begins another.
-
-    Args:
-        steps_per_pass: How many steps a pass has: a public number.
-
-    Raises:
-        ValueError: If it is not a whole number of at least 1.
-
-    References:
-        Chua et al., "Balls-and-Bins Sampling for DP-SGD", 2024:
-        https://arxiv.org/abs/2412.16802. Feldman and Shenfeld, "Privacy amplification
-        by random allocation", 2025: https://arxiv.org/abs/2502.08202.
-    """
-
-    steps_per_pass: int
-
-    def __post_init__(self) -> None:
-        _checks.count(steps_per_pass=self.steps_per_pass)
-
-    @property
-    def sampling_probability(self) -> float:
-        """The probability of each example to be in a given step."""
-        return 1 / self.steps_per_pass
-
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole passes, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        check_one_charge(
-            "random allocation (RandomAllocation)",
-            "pass",
-            group_size=group_size,
-            renyi_order=renyi_order,
-            values=values,
-        )
-        check_whole(steps, "pass", steps_per_pass=self.steps_per_pass)
 
 
 @final
