@@ -48,6 +48,10 @@ class Beside:
         """
         if self.has_writes or self._since is None:
             return False
+        # An in-place write raises a tensor's version, whoever made it:
+        # Embedding(max_norm=...) writes the batch's tokens into its weight during the
+        # forward pass, and a plain optimizer over the same weights steps on raw
+        # gradients.
         num_written = sum(
             _versions.get(p, p._version) != p._version  # noqa: SLF001 -- as above
             for p in parameters
@@ -64,6 +68,7 @@ class Beside:
 
 
 def _leaves(root: Any) -> Iterator[Tensor]:
+    # A loss without a graph has the root None, and no leaves.
     pending, seen = [root], {root}
     while pending:
         node = pending.pop()

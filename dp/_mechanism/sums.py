@@ -49,6 +49,7 @@ class Sums:
             factors_GB: The factors, by group and example.
             groups: The group of each parameter.
         """
+        # With a beta of 0 what was in memory is overwritten, and with 1 it is added to.
         gradients.add_weighted_sum(
             factors_GB, groups, self._views, beta=int(self._is_written)
         )
@@ -68,6 +69,8 @@ class Sums:
 
 def _allocated(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return memory for all sums, and a view of it for each parameter."""
+    # Example: a weight of a million elements and biases of 64 and 10 have two buffers:
+    # the weight's own, and one of 74 elements with a view of [64] and one of [10].
     buffers: list[Tensor] = []
     views: dict[int, Tensor] = {}
     small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
