@@ -79,6 +79,8 @@ class Release:
                 f" {self.truncation!r}: no bound is proven for random allocation whose"
                 " batches are truncated"
             )
+        # Exactly as the scheme computes it: two numbers that say one thing must not
+        # differ.
         if self.sampling_probability != 1 / steps_per_pass:
             raise ValueError(
                 f"sampling_probability must be 1 / {steps_per_pass} with"
@@ -90,6 +92,7 @@ class Release:
         """In how many of the releases an example can be at most."""
         if self.steps_per_pass is None:
             return self.count
+        # Rounded up: 25 releases in passes of 10 begin three passes, and cost three.
         return -(-self.count // self.steps_per_pass)
 
 
@@ -106,6 +109,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """
     counts: dict[tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int] = {}
     for r in releases:
+        # Tuples and not None, so that kinds can be sorted.
         steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
         kind = (
             r.sampling_probability,
@@ -113,6 +117,8 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             () if r.truncation is None else (r.truncation,),
             steps,
         )
+        # 25 of passes of 10 count as 30; 5 and 5 of two passes count as 20, and not as
+        # one pass.
         whole = r.num_participations * steps[0] if steps else r.count
         counts[kind] = counts.get(kind, 0) + whole
     return tuple(
@@ -129,6 +135,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
 
 def first_releases(num_steps: int, releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the first *num_steps* of *releases*, in their order."""
+    # Example: the first 4 of (3 at sigma 1, 5 at sigma 2) are 3 and 1.
     begun = []
     for release in releases:
         if num_steps > 0:
