@@ -106,7 +106,7 @@ class _Known:
         if nodes is None or graph is None:
             return None
         # Given units may own other rows in every batch, so owners are followed each time.
-        sizes = None if units.are_given else self.template.sizes(nodes)
+        sizes = None if units.are_given else self.template.sizes(nodes, parameters)
         known = None if sizes is None else self.by_sizes.get(sizes)
         # Equal sizes have equal owners but for what moves rows by an index or a mask: each
         # such node is asked again, and only one that answers otherwise costs a new analysis.

@@ -223,7 +223,8 @@ def _concatenated(nodes: Sequence[Node], name: str) -> Tensor | None:
     # Reading from a checkpointed node would run its part of the model once more.
     if any(is_checkpointed(node, name) for node in nodes):
         return None
-    rows = [getattr(node, f"_saved_{name}").detach() for node in nodes]
+    rows = [getattr(node, f"_saved_{name}") for node in nodes]
     if any(other.shape != rows[0].shape for other in rows):
         return None
-    return torch.cat(rows)
+    with torch.no_grad():  # One context for all: detaching each takes twice as long.
+        return torch.cat(rows)
