@@ -103,6 +103,9 @@ class PendingBatch:
         Raises:
             SamplingMismatchError: If a unit could count twice.
         """
+        # Example: 8 units were drawn. Calls with the losses of units {0, 1, 2} and {3,
+        # ..., 7} join; {0, 1} and {1, 2} would clip unit 1 twice. Without units only
+        # numbers are known: 5 and 3 losses join, 5 and 4 are more than 8.
         is_grouped = bool(units)
         if num_samples and self.num_samples and is_grouped != bool(self.units):
             raise SamplingMismatchError(
@@ -208,6 +211,7 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     """Return what the engine holds a graph of losses against: the ticket's batch."""
     if loader is None:
         return {}
+    # What the loader yielded is compared with what the graph kept, by storage.
     yielded = loader.yielded
     # A part that was moved is a copy of that part alone.
     rows = slice(None) if loader.part is None else loader.part
@@ -250,6 +254,8 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             "no batch has been drawn from the loader; iterate over the loader that"
             " was given to DPOptimizer" + explain_deepspeed()
         )
+    # A fork copies the ticket and the memory of what was spent, so that neither process
+    # sees what the other releases.
     if ticket.process != os.getpid():
         raise SamplingMismatchError(
             "this batch was drawn before the process forked, so two processes would"

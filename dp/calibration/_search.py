@@ -118,6 +118,8 @@ class Search:
         """
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
+        # Example: a number of 1.0 costs twice the target, so an excess of log 2 = 0.69.
+        # With a slope of -1 the next is exp(0.69), about 2.0.
         line = _Line(slope)
         while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self.excess(number)
@@ -179,6 +181,7 @@ class _Line:
         at, excess = self._last or (0.0, 0.0)
         step = -(excess + _AIM) / self.slope
         following = at + min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
+        # Between the largest number that cost too much and the smallest that did not.
         if self._too_small < following < self._kept:
             return following
         if math.isinf(self._too_small) or math.isinf(self._kept):
