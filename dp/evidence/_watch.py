@@ -5,7 +5,6 @@ those whose losses surprise. What happens at every other step is a call of the f
 a few comparisons and one pass over the losses.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal, final
 from torch import Tensor
 
 from dp._ranks import rank_and_size
+from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
 from dp.evidence._company import Companies, Drawn
 from dp.evidence._exchange import copied, devices_of
@@ -328,7 +328,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(text, EvidenceWarning, stacklevel=_callers_level())
+            warnings.warn(text, EvidenceWarning, stacklevel=callers_level())
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
@@ -379,14 +379,3 @@ def _mixing(text: str) -> SampleMixingError:
     error = SampleMixingError(text)
     error.began_earlier = True  # It was not looked for at every step.
     return error
-
-
-def _callers_level() -> int:
-    """Return the level of the line that called this package, for the one who warns."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None:
-        root, _, _ = str(frame.f_globals.get("__name__")).partition(".")
-        if root not in ("dp", "torch"):
-            break
-        frame, level = frame.f_back, level + 1
-    return level

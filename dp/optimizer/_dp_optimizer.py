@@ -32,13 +32,13 @@ from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
-    hook_layers_around,
     private_owner_of,
     protect,
     refresh,
     run_permitted,
 )
 from dp.optimizer._joint_optimizer import JointOptimizer
+from dp.optimizer._layers_around import accept_writes_around, hook_layers_around
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
@@ -177,7 +177,8 @@ class DPOptimizer(TransparentOptimizer):
         )
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -614,7 +615,8 @@ class DPOptimizer(TransparentOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
