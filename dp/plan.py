@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 
 from dp import _checks
 from dp._typing import Assignment, NeighboringRelation
-from dp.accounting import Guarantee, Release, Truncation, epsilon
+from dp.accounting import Guarantee, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
+from dp.accounting._risk import risk_of_guarantee
+from dp.calibration import RiskTarget
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Mechanism,
@@ -255,6 +257,15 @@ class PrivacyPlan:
             group_size=self.group_size,
         )
 
+    def risk(self) -> Risk:
+        """Return what all steps of the plan let anyone find out about one unit.
+
+        Under a Renyi filter, what the filter allows.
+        """
+        return risk_of_guarantee(
+            self.guarantee(), self.releases(self.steps), order=self.renyi_order
+        )
+
     def loader(
         self,
         dataset: Dataset[Any] | Sequence[Any],
@@ -323,7 +334,7 @@ def _num_examples(plan: PrivacyPlan) -> float:
 
 def plan_for(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     max_grad_norm: float | Schedule,
     expected_batch_size: float,
@@ -337,14 +348,16 @@ def plan_for(
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
+    target_risk: RiskTarget | None = None,
 ) -> PrivacyPlan:
-    """Return the plan that makes the most of a target epsilon.
+    """Return the plan that makes the most of a target epsilon, or of a target risk.
 
     One number is left out and found: ``noise_multiplier`` (the least noise), ``steps``
     (the most), or ``sampling_probability="largest"``.
 
     Args:
-        target_epsilon: The epsilon that all steps may cost at most.
+        target_epsilon: The epsilon that all steps may cost at most; None with
+            *target_risk*.
         target_delta: The delta it is for; well below one over the number of examples.
         max_grad_norm: L2 norm to which each example's gradient is clipped.
         expected_batch_size: What noisy sums are divided by.
@@ -371,6 +384,8 @@ def plan_for(
             by :class:`~dp.sampling.DisjointBatches` in passes of as many steps: by
             position, in batches of equal size, where the relation permits that. What
             was compared is in the plan, and so in its certificates.
+        target_risk: What an attacker may find out at most, in place of an epsilon, such
+            as ``RiskTarget(advantage=0.1)``. The plan's steps alone bound the run then.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
@@ -378,7 +393,8 @@ def plan_for(
             proven for them.
 
     Guarantees:
-        * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
+        * ``plan_for(...).guarantee().epsilon <= target_epsilon``, or
+          ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
@@ -390,6 +406,7 @@ def plan_for(
         )
     target = {
         "target_epsilon": target_epsilon,
+        "target_risk": target_risk,
         "target_delta": target_delta,
         "neighboring_relation": neighboring_relation,
         "truncation": truncation,

@@ -53,6 +53,8 @@ class PendingBatch:
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
         num_samples: How many units were added. Private.
+        num_within: How many of them had norms within ``max_grad_norm``, less half of
+            all, where the clipping rule counts that. Private.
         units: Which of the drawn units were added, where calls said so. Private.
         rows_read: Which rows of the batch were read for them, as far as can be seen.
             Private.
@@ -67,6 +69,7 @@ class PendingBatch:
     ticket: Ticket | None
     max_grad_norm: float
     num_samples: int = 0
+    num_within: float | Tensor = 0.0
     units: set[int] = field(default_factory=set)
     rows_read: RowsRead = field(default_factory=RowsRead)
     may_lack_units: bool = False

@@ -184,8 +184,8 @@ class Observation:
         return list(passes.values())
 
     def noise_multipliers(self) -> Floats:
-        """Return [T, 1]: what each release was charged as."""
-        return np.array([[charge.noise_multiplier] for charge in self.charges])
+        """Return [T, 1]: the noise on gradients that each release was charged for."""
+        return np.array([[_noise_on_gradients(charge)] for charge in self.charges])
 
     def sampling_probabilities(self) -> Floats:
         """Return [T, 1]: what each release was charged as."""
@@ -304,6 +304,11 @@ def _check(charge: Charge) -> None:
             f" gradients have norm {_GRADIENT_NORM:g}, got {charge.max_grad_norm!r};"
             " audit a plan with a smaller one, which has the same epsilon"
         )
+
+
+def _noise_on_gradients(charge: Charge) -> float:
+    noises = charge.noise_beside_count
+    return charge.noise_multiplier if noises is None else noises.gradients
 
 
 def _saved(optimizer: DPOptimizer) -> bytes:

@@ -20,7 +20,7 @@ from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping
+from dp.clipping import Clipping, QuantileClipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
@@ -368,7 +368,7 @@ class DPOptimizer(TransparentOptimizer):
             self.mechanism.beside,
             losses,
             parameters,
-            owned=tuple(self._all_parameters()),
+            owned=self._all_parameters(),
             ledger_of=_ledger_of,
             ledger=self.ledger,
         )
@@ -432,7 +432,7 @@ class DPOptimizer(TransparentOptimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
-        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+        self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make sure that the batch at hand is all that a release would be about.
@@ -601,7 +601,9 @@ class DPOptimizer(TransparentOptimizer):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            # A count beside the gradients is one more number that was noised.
+            num_parameters=sum(p.numel() for p in self._all_parameters())
+            + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(*sentences(self.mechanism.beside), *assumptions),

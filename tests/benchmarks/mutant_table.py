@@ -37,6 +37,7 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+QUANTILE = "test_quantile_clipping.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
@@ -50,8 +51,25 @@ MUTANTS = (
     Mutant("clipping", "return torch.where(normal_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer/_validate", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
+    # Quantile clipping
+    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - 1 / (2 * count_stddev) ** 2", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
+    Mutant("accounting/_counted", "_MARGIN: Final = 8 * sys.float_info.epsilon", "_MARGIN: Final = 0.0", "rounding takes noise from the two", QUANTILE),
+    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + of_count)", "return self.gradients", "the ledger does not see the count", QUANTILE),
+    Mutant("accounting/_counted", "return self.gradients / self.count_stddev if self.gradients else 1.0", "return 2 * self.gradients / self.count_stddev if self.gradients else 1.0", "the count gets half its noise", QUANTILE),
+    Mutant("_mechanism/norm_count", "- len(within_B) / 2", "", "an example moves the count by one", QUANTILE),
+    Mutant("_mechanism/norm_count", "within_B = norms_GB[0] <= max_grad_norm", "within_B = norms_GB[0] < max_grad_norm", "a norm of C counts as beyond it", QUANTILE),
+    Mutant("_mechanism/norm_count", "(noises.weight * norm) + 1 / 2", "(noises.weight * norm)", "a centred count is taken for a count", QUANTILE),
+    Mutant("_mechanism/mechanism", "sigma = self.noise_multiplier if noises is None else noises.gradients", "sigma = self.noise_multiplier", "gradients beside a count get the noise of gradients alone", QUANTILE),
+    Mutant("_mechanism/mechanism", "buffers=[*batch.sums.buffers, *count],", "buffers=batch.sums.buffers,", "the count gets no noise", QUANTILE),
+    Mutant("_mechanism/mechanism", "batch.num_within += self.count", "batch.num_within = self.count", "only the last part of a batch is counted", QUANTILE),
+    Mutant("accounting/_counted", "if noises.joint < noise_multiplier:", "if False:", "noise beside a count may be less than is charged", QUANTILE),
+    Mutant("ledger/_ledger", "        check_counted(noise_multiplier, noise_beside_count)", "        pass", "a release with less noise than it is charged as is taken", QUANTILE),
+    Mutant("ledger/_charge", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
+    Mutant("certificate/_verification", "wrong.append(str(error))", "pass", "a certificate may split the noise wrongly", QUANTILE),
+    Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None:", "if False:", "the norm may change within a pass", QUANTILE),
+    Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
     # Noise
-    Mutant("_mechanism/mechanism", "return noise_multiplier * batch.max_grad_norm", "return noise_multiplier", "sigma without C", OPTIMIZER),
+    Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
     Mutant("_mechanism/mechanism", "            self._add_noise(share, stddev)  # Private", "            batch.num_samples and self._add_noise(share, stddev)  # Private", "no noise on an empty batch", OPTIMIZER),
     Mutant("_mechanism/mechanism", "if used != stddev:", "if False:", "other noise than was charged goes unnoticed", OPTIMIZER),
@@ -118,7 +136,9 @@ MUTANTS = (
     Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
-    Mutant("_mechanism/sums", "        self._is_written = False", "        self._is_written = True", "what memory held before is released", "test_sums.py"),
+    Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
+    Mutant("_mechanism/sums", "            and {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "", "sums of a double are in single precision", "test_sums.py"),
+    Mutant("_mechanism/sums", "        self._buffers = [*(one.memory for one in kept), *buffers]", "        self._buffers = buffers", "sums that were found together get no noise", "test_sums.py"),
     Mutant("_mechanism/sums", "beta=int(self._is_written)", "beta=0", "micro-batches but the last are lost", OPTIMIZER),
     Mutant("_mechanism/sums", "torch.promote_types(parameter.dtype, torch.float32)", "parameter.dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
@@ -149,8 +169,8 @@ MUTANTS = (
     Mutant("_mechanism/paid_for", "        if self._settled == (identity, memory.version):", "        if self._settled is not None:", "an earlier optimizer goes on beside the one that took over", "test_paid_for.py"),
     Mutant("ledger", "if other.failure is not None and self._failure is None:", "if False:", "a failure is forgotten with its ledger", "test_paid_for.py"),
     Mutant("optimizer/_validate", "    ledger.load_state_dict(earlier.state_dict())", "    pass", "a new plan forgets what was charged", "test_paid_for.py"),
-    Mutant("_mechanism/beside", "_versions.get(p, p._version) != p._version", "_versions.get(p, p._version) < 0", "rows that the forward pass writes leave without a word", "test_beside_gradients.py"),
-    Mutant("_mechanism/beside", "            _versions[parameter] = parameter._version", "            _versions.setdefault(parameter, parameter._version)", "an update is taken for a write beside it", "test_beside_gradients.py"),
+    Mutant("_mechanism/beside", "int.__ne__, noted", "int.__gt__, noted", "rows that the forward pass writes leave without a word", "test_beside_gradients.py"),
+    Mutant("_mechanism/beside", "        self._of.update(zip(keys, map(_version, parameters), strict=True))", "        [*map(self._of.setdefault, keys, map(_version, parameters))]", "an update is taken for a write beside it", "test_beside_gradients.py"),
     Mutant("optimizer/_beside", "and ledger_of(leaf) is not ledger", "", "weights of a shared ledger are told of", "test_beside_gradients.py"),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
     Mutant("sampling", "        reject_arguments(refused)", "        pass", "shuffle=True is swallowed", SAMPLING),
@@ -331,6 +351,21 @@ MUTANTS = (
     Mutant("tables/_release", "stddev = noise_multiplier * statistic.sensitivity", "stddev = noise_multiplier", "the noise of a statistic forgets its sensitivity", "tables/test_statistics.py"),
     Mutant("tables/_release", "if used != stddev:", "if False:", "other noise than a statistic was charged for goes unnoticed", "tables/test_statistics.py"),
     Mutant("tables/_recipe", "q=q, steps=self.steps, other_releases=self.shares.releases", "q=q, steps=self.steps", "the training spends what the statistics did", "tables/test_recipe.py"),
+    # Risk
+    Mutant("accounting/_trade_off", "both_errors_E = 2 * (1 - self._deltas_E)", "both_errors_E = 2 * (1 - self._deltas_E / 2)", "an attacker's advantage is too small", "test_risk.py"),
+    Mutant("accounting/_trade_off", "named_E = self._growth_E * fpr + self._deltas_E", "named_E = self._growth_E * fpr", "attacks that find a unit forget delta", "test_risk.py"),
+    Mutant("accounting/_trade_off", "spared_E = 1 - (1 - fpr - self._deltas_E) / self._growth_E", "spared_E = 1 - (1 - fpr) / self._growth_E", "attacks that spare a unit forget delta", "test_risk.py"),
+    Mutant("accounting/_trade_off", "1 - self._deltas_E[is_less_E] / exceptions", "1 - 0 * self._deltas_E[is_less_E]", "odds grow further than stated in more runs", "test_risk.py"),
+    Mutant("accounting/_buckets", "np.asarray(dense._infinity_mass + upper_E - ", "np.asarray(upper_E - ", "what is revealed outright is no risk", "test_risk.py"),
+    Mutant("accounting/_deltas", "return np.maximum(removed_E, read_deltas(losses._pmf_add, epsilons_E))", "return removed_E", "the risk of a unit that is added is forgotten", "test_risk.py"),
+    Mutant("accounting/_risk", "chain = size", "chain = 1", "a group in truncated batches is at the risk of one unit", "test_risk.py"),
+    Mutant("accounting/_risk", "chain = 2 if", "chain = 1 if", "replacing a group is adding one", "test_risk.py"),
+    Mutant("accounting/_risk", "relation, together = _ADD_OR_REMOVE, size", "relation, together = _ADD_OR_REMOVE, 1", "a group is at the risk of one unit", "test_risk.py"),
+    Mutant("accounting/_risk", 'return f"{rounded_up(number, digits=3):.3g}"', 'return f"{number:.3g}"', "a risk in words is rounded down", "test_risk.py"),
+    Mutant("calibration/_risk", "return all(getattr(found, name) <= most", "return any(getattr(found, name) <= most", "one of several targets is kept", "test_risk.py"),
+    Mutant("certificate/_numbers", "at_risk = risk(claimed,", "at_risk = risk(charged,", "a run that ends early is certified at the risk of its steps", "test_risk.py"),
+    Mutant("certificate/_numbers", "risk=risk_of_order(cost, order),", "risk=risk_of_order(cost / 2, order),", "a filtered run is at more risk than certified", "test_risk.py"),
+    Mutant("certificate/_verification", "getattr(numbers.risk, field.name),", "getattr(c.risk, field.name),", "a false risk verifies", "test_risk.py"),
     # Random allocation
     Mutant("accounting/_spread_laws", "shift = 0.5 / sigma", "shift = 0.49 / sigma", "both normal laws of a pass are closer than they are", "test_accounting_allocation.py"),
     Mutant("accounting/_spread_laws", "up_K = self.masses * np.expm1(rest_K) / math.expm1(spacing)", "up_K = self.masses * 0", "what falls between two points loses its mean", "test_accounting_allocation.py"),

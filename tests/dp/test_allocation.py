@@ -692,6 +692,7 @@ def test_what_was_altered_is_found(certificate, path, value, claim):
     assert claim in refuted, verification.to_text()
 
 
+@pytest.mark.slow
 def test_runs_by_both_schemes_are_composed(certificate, make_run):
     """Groups have no bound then, and both assumptions are stated."""
     other = make_run()
