@@ -295,6 +295,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/_mechanism/beside.py": Checked("It sees what gets no noise, and can only warn.", (_BESIDE + "rows_that_a_forward_pass_writes_are_told",)),
     "dp/_mechanism/stand_in.py": Checked("It holds zeros, or infinity, and can only warn.", ("dp/test_optimizer.py::test_gradients_never_show_before_the_noise_is_in", "dp/test_stand_in.py::test_one_tensor_serves_all_batches")),
     "dp/evidence/_callers.py": Checked("Where a warning points.", ("dp/test_stand_in.py::test_what_clips_scales_or_measures_is_told_once",)),
+    "dp/_mechanism/changed_options.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_changed_options.py::test_every_option_that_changed_is_named_in_the_certificate",)),
     "dp/optimizer/_layers_around.py": Checked("It can only let a warning out, of what is written while a step ends.", (_BESIDE + "what_a_layer_writes_in_its_own_step_is_an_update",)),
     "dp/optimizer/_beside.py": Checked("It can only warn, and add what a certificate assumes.", (_BESIDE + "weights_that_another_optimizer_may_train_are_told",)),
     "dp/sampling/_unamplified_loader.py": Checked("It counts indices that repeat; without it they would not be counted.", (_ROWS + "sampling_with_replacement_is_refused",)),

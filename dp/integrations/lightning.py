@@ -26,8 +26,8 @@ from typing import Any, Final, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dp._mechanism.changed_options import warn_of_plateau_schedulers
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
-from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._unwrapping import find_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
@@ -96,7 +96,7 @@ class PrivacyCallback(Callback):
             _check_accumulation(trainer, optimizer)
             # Losses that are evaluated again would be logged, and averaged, twice.
             optimizer.mechanism.watch.silenced[:] = [partial(unlogged, pl_module)]
-        warn_about_plateau_schedulers(
+        warn_of_plateau_schedulers(
             config.scheduler for config in trainer.lr_scheduler_configs
         )
 

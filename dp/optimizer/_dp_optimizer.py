@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -414,6 +415,8 @@ class DPOptimizer(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
+        if self.mechanism.options.note(self.param_groups):
+            warn_of_plateau_on((self, self.original_optimizer))
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         self.mechanism.beside.note(self._trainable(), since="updated")
@@ -606,9 +609,17 @@ class DPOptimizer(TransparentOptimizer):
             + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=(*sentences(self.mechanism.beside), *assumptions),
+            assumptions=(*self._assumed(), *assumptions),
             public_end=public_end,
         )
+
+    def _assumed(self) -> tuple[str, ...]:
+        """Return what a certificate has to assume of what was seen beside gradients."""
+        beside, options = self.mechanism.beside, self.mechanism.options
+        if not options.have_changed:
+            return sentences(beside)
+        warn_of_plateau_on((self, self.original_optimizer))
+        return *sentences(beside), CHANGED
 
     def __repr__(self) -> str:
         failure = self.ledger.failure

@@ -410,4 +410,11 @@ MUTANTS = (
     Mutant("sampling/_draws", "order = np.argsort(_distinct_words(num_examples)).astype(_WORD)", "order = np.arange(num_examples).astype(_WORD)", "every pass has the same batches", "test_disjoint.py"),
     Mutant("certificate/_sentences", "sentences += [says for name, says in _DISJOINT.items() if name in disjoint]", "pass", "what disjoint batches assume is not said", "test_disjoint.py"),
     Mutant("certificate/_verification", "allocated = passes <= {(plan.steps_per_pass, plan.disjoint)}", "allocated = {p for p, _ in passes} <= {plan.steps_per_pass}", "passes by position verify under a plan by coins", "test_disjoint.py"),
+    # Beside the gradients
+    Mutant("_mechanism/stand_in", "zeros._version == 0", "True", "what was written into a stand-in stays there", "test_stand_in.py"),
+    Mutant("_mechanism/stand_in", 'if name.removeprefix("_foreach_").strip("_") in _EDITS:', "if False:", "clipping before a step does nothing, in silence", "test_stand_in.py"),
+    Mutant("_mechanism/beside", 'if self._since == "updated":', "if True:", "a layer's step before any update hides what was written", "test_beside_gradients.py"),
+    Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
+    Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
+    Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
 )  # fmt: skip
