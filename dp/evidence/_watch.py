@@ -84,10 +84,13 @@ class Watch:
     Attributes:
         silenced: Called at every second evaluation for a context to run it in, such as
             one in which a framework logs nothing.
+        checks: Called with a function, its batch and the units of its losses before it
+            is evaluated, each until it returns True.
     """
 
     def __init__(self, records: Mapping[str, Evidence] | None = None) -> None:
         self.silenced: list[Callable[[], AbstractContextManager[None]]] = []
+        self.checks: list[Callable[[LossFunction, Any, Tensor | None], bool]] = []
         self._records = dict(records or {})
         self._companies = Companies()
         self._surprises = Surprises()
@@ -133,6 +136,8 @@ class Watch:
             SampleMixingError: If one example's loss depends on another example.
             TypeError: If *function* does not return a tensor.
         """
+        if self.checks:
+            self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
         if self._unread is not None:
             self._read_late(self._unread)
