@@ -24,6 +24,7 @@ from dp._mechanism.batch import (
     warn_of_many_rows,
 )
 from dp._mechanism.beside import Beside
+from dp._mechanism.changed_options import ChangedOptions
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.correlated import Recursion, correlated_step, recursion_of
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
@@ -83,6 +84,7 @@ class Mechanism:
     account: Account = field(init=False)
     recursion: Recursion | None = field(init=False)
     beside: Beside = field(default_factory=Beside, init=False)
+    options: ChangedOptions = field(default_factory=ChangedOptions, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)

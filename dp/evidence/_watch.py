@@ -5,7 +5,6 @@ those whose losses surprise. What happens at every other step is a call of the f
 a few comparisons and one pass over the losses.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal, final
 from torch import Tensor
 
 from dp._ranks import rank_and_size
+from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
 from dp.evidence._company import Companies, Drawn
 from dp.evidence._exchange import copied, devices_of
@@ -84,10 +84,13 @@ class Watch:
     Attributes:
         silenced: Called at every second evaluation for a context to run it in, such as
             one in which a framework logs nothing.
+        checks: Called with a function, its batch and the units of its losses before it
+            is evaluated, each until it returns True.
     """
 
     def __init__(self, records: Mapping[str, Evidence] | None = None) -> None:
         self.silenced: list[Callable[[], AbstractContextManager[None]]] = []
+        self.checks: list[Callable[[LossFunction, Any, Tensor | None], bool]] = []
         self._records = dict(records or {})
         self._companies = Companies()
         self._surprises = Surprises()
@@ -133,6 +136,8 @@ class Watch:
             SampleMixingError: If one example's loss depends on another example.
             TypeError: If *function* does not return a tensor.
         """
+        if self.checks:
+            self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
         if self._unread is not None:
             self._read_late(self._unread)
@@ -335,7 +340,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(text, EvidenceWarning, stacklevel=_callers_level())
+            warnings.warn(text, EvidenceWarning, stacklevel=callers_level())
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
@@ -386,14 +391,3 @@ def _mixing(text: str) -> SampleMixingError:
     error = SampleMixingError(text)
     error.began_earlier = True  # It was not looked for at every step.
     return error
-
-
-def _callers_level() -> int:
-    """Return the level of the line that called this package, for the one who warns."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None:
-        root, _, _ = str(frame.f_globals.get("__name__")).partition(".")
-        if root not in ("dp", "torch"):
-            break
-        frame, level = frame.f_back, level + 1
-    return level

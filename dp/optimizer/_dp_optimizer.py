@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -32,13 +33,13 @@ from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
-    hook_layers_around,
     private_owner_of,
     protect,
     refresh,
     run_permitted,
 )
 from dp.optimizer._joint_optimizer import JointOptimizer
+from dp.optimizer._layers_around import accept_writes_around, hook_layers_around
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
@@ -177,7 +178,8 @@ class DPOptimizer(TransparentOptimizer):
         )
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -413,6 +415,8 @@ class DPOptimizer(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
+        if self.mechanism.options.note(self.param_groups):
+            warn_of_plateau_on((self, self.original_optimizer))
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         self.mechanism.beside.note(self._trainable(), since="updated")
@@ -605,9 +609,17 @@ class DPOptimizer(TransparentOptimizer):
             + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=(*sentences(self.mechanism.beside), *assumptions),
+            assumptions=(*self._assumed(), *assumptions),
             public_end=public_end,
         )
+
+    def _assumed(self) -> tuple[str, ...]:
+        """Return what a certificate has to assume of what was seen beside gradients."""
+        beside, options = self.mechanism.beside, self.mechanism.options
+        if not options.have_changed:
+            return sentences(beside)
+        warn_of_plateau_on((self, self.original_optimizer))
+        return *sentences(beside), CHANGED
 
     def __repr__(self) -> str:
         failure = self.ledger.failure
@@ -616,7 +628,8 @@ class DPOptimizer(TransparentOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]

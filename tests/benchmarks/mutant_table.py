@@ -439,4 +439,11 @@ MUTANTS = (
     Mutant("certificate/_sentences", "sentences.append(_CYCLIC)", "pass", "what cyclic sampling assumes is not said", "test_correlated.py"),
     Mutant("audit/_rounds", "holds=most <= 1,", "holds=True,", "examples in two groups conform", "test_audit_correlated.py"),
     Mutant("audit/_replay", "math.hypot(*distances[max(0, t - bands + 1) : t + 1])", "distances[t]", "participations that are too close replay", "test_audit_correlated.py"),
+    # Beside the gradients
+    Mutant("_mechanism/stand_in", "zeros._version == 0", "True", "what was written into a stand-in stays there", "test_stand_in.py"),
+    Mutant("_mechanism/stand_in", 'if name.removeprefix("_foreach_").strip("_") in _EDITS:', "if False:", "clipping before a step does nothing, in silence", "test_stand_in.py"),
+    Mutant("_mechanism/beside", 'if self._since == "updated":', "if True:", "a layer's step before any update hides what was written", "test_beside_gradients.py"),
+    Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
+    Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
+    Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
 )  # fmt: skip
