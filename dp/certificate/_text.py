@@ -1,6 +1,7 @@
 """Certificates for people to read."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from dp.accounting import Truncation
 from dp.certificate._evidence import evidence_lines
@@ -10,7 +11,21 @@ from dp.ledger import Charge
 from dp.schedule import Schedule
 
 
-__all__ = ("in_plain_words", "lines", "why_not")
+__all__ = (
+    "RELATIONS",
+    "in_plain_words",
+    "lines",
+    "release_words",
+    "run_facts",
+    "why_not",
+)
+
+RELATIONS: Final = {
+    "add_or_remove_one": "one unit more or less",
+    "replace_one": "one unit replaced by another",
+    "zero_out": "one unit's part set to zero",
+}
+"""What two neighbouring datasets differ by, in words."""
 
 
 def lines(c: Statement) -> list[str]:
@@ -87,39 +102,51 @@ def _error(delta_error: float) -> str:
 
 
 def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
-    plan = run.plan
     title = "  run" if num_runs == 1 else f"  run {index + 1}"
+    return [
+        title,
+        *([] if num_runs == 1 else [f"    released              {run.released}"]),
+        *(f"    {name:21} {words}" for name, words in run_facts(run).items()),
+        *_compared(run.plan.compared),
+        *(evidence_lines(run) if run.released == RELEASED else []),
+        *_declared(run.declared_public),
+        "    releases (sampling, noise multiplier, clipping norm)"
+        if run.is_allocated
+        else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
+        *(f"      {words}" for words in release_words(run)),
+        "",
+    ]
+
+
+def run_facts(run: CertifiedRun) -> dict[str, str]:
+    """Return what was planned, and where the noise came from, by what it is called."""
+    plan = run.plan
     target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"
     order = (
         ""
         if plan.renyi_order is None
         else f", Renyi filter of order {plan.renyi_order:g}"
     )
+    return {
+        "planned": f"{plan.steps} steps, target epsilon {target}{order}",
+        "ended": _end(run),
+        "plan": f"sha256 {plan_id(run.plan_sha256)}",
+        "planned noise": _number(plan.noise_multiplier),
+        "planned norm": _number(plan.max_grad_norm),
+        "noisy sums divided by": f"{plan.expected_batch_size:g}",
+        "parameters": str(run.num_parameters),
+        "noise": run.noise,
+    }
+
+
+def release_words(run: CertifiedRun) -> list[str]:
+    """Return every kind of release of a run: sampling, noise multiplier and norm."""
     return [
-        title,
-        *([] if num_runs == 1 else [f"    released              {run.released}"]),
-        f"    planned               {plan.steps} steps, target epsilon {target}{order}",
-        f"    ended                 {_end(run)}",
-        f"    plan                  sha256 {plan_id(run.plan_sha256)}",
-        f"    planned noise         {_number(plan.noise_multiplier)}",
-        f"    planned norm          {_number(plan.max_grad_norm)}",
-        *_compared(plan.compared),
-        f"    noisy sums divided by {plan.expected_batch_size:g}",
-        f"    parameters            {run.num_parameters}",
-        f"    noise                 {run.noise}",
-        *(evidence_lines(run) if run.released == RELEASED else []),
-        *_declared(run.declared_public),
-        "    releases (sampling, noise multiplier, clipping norm)"
-        if run.is_allocated
-        else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
-        *(
-            f"      {_sampled(charge)},"
-            f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
-            + _truncation(charge.truncation)
-            + _off_plan(charge)
-            for charge in run.charges
-        ),
-        "",
+        f"{_sampled(charge)},"
+        f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
+        + _truncation(charge.truncation)
+        + _off_plan(charge)
+        for charge in run.charges
     ]
 
 

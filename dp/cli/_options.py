@@ -243,8 +243,8 @@ GroupSize = Annotated[
 Report = Annotated[
     Path,
     typer.Option(
-        help="Folder for certificate.json, .txt and .png, training.png and model.pt;"
-        " earlier ones are replaced.",
+        help="Folder for index.html, which a browser shows, certificate.json, .txt and"
+        " .png, training.png and model.pt; earlier ones are replaced.",
         metavar="FOLDER",
     ),
 ]
@@ -328,7 +328,7 @@ Into = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        help="Also write certificate.json, .txt and .png into this folder.",
+        help="Also write index.html and certificate.json, .txt and .png into this folder.",
         metavar="FOLDER",
     ),
 ]
