@@ -128,8 +128,8 @@ class Risk:
         ]
         low, even = (_percent(self.belief(prior)) for prior in (0.1, 0.5))
         belief = (
-            "A belief that held it 10 % likely, before anything was released, can rise to"
-            f" at most {low}, and one of 50 % to {even}, except in 1 run of 1000."
+            f"A prior belief of 10 % can rise to at most {low}, and one of 50 % to {even},"
+            " except in 1 run of 1000."
         )
         return (guess, *found, belief)
 
@@ -176,6 +176,7 @@ def risk(
     neighboring_relation: NeighboringRelation,
     group_size: int = 1,
     delta: float = 1e-5,
+    tolerance: float = _resolution.TIGHT,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
 ) -> Risk:
@@ -199,6 +200,8 @@ def risk(
             they were in, and of none else.
         delta: The delta of the epsilon that is stated beside it. It decides nothing but
             which widths of buckets are tight.
+        tolerance: About how much of itself that epsilon may be above the smallest bound.
+            A larger one gives a valid risk sooner.
         interval: The width of the buckets of losses; by default that of epsilon.
         library: Accountants of ``dp_accounting`` that are to compose the losses.
 
@@ -236,7 +239,8 @@ def risk(
         chain = 2 if neighboring_relation == "replace_one" else 1
     counted = affordable(releases, delta, relation, together)
     if interval is None:
-        tolerance = _resolution.TIGHT if size == 1 else GROUP_TOLERANCE
+        if size > 1:
+            tolerance = max(tolerance, GROUP_TOLERANCE)
         interval = interval_for(counted, delta, relation, together, tolerance)
     deltas_at = deltas_by_epsilon(
         counted,
