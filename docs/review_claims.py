@@ -41,7 +41,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 5800
+MOST_LINES = 5810
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -301,6 +301,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/certificate/_sentences.py": Checked("Words; `dp.verify` demands every standard sentence.", (_CERTIFICATE + "altered_words_are_found",)),
     "dp/certificate/_statement.py": Checked("Fields of the statement, whose numbers `dp.verify` computes again.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/_containers.py": Checked("It walks batches; how many rows each part has is counted against the ticket.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused",)),
+    "dp/_described.py": Checked("Values as words; no step reads them.", ("dp/test_described.py::test_a_plan_says_its_numbers",)),
     "dp/_reports.py": Checked("The form of reports; no step reads one.", ()),
     "dp/certificate/_json.py": Checked("`dp.verify` reads what it wrote, and computes it again.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/certificate/_text.py": Checked("Another form of the numbers; the JSON is what is verified.", (_CERTIFICATE + "text_has_the_words_that_a_reader_needs",)),

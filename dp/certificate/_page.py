@@ -19,7 +19,6 @@ from dp.certificate._scores import Scores
 from dp.certificate._statement import Statement
 from dp.certificate._text import (
     RELATIONS,
-    in_plain_words,
     release_words,
     run_facts,
     why_not,
@@ -46,7 +45,7 @@ def html(c: Statement, scores: Scores | None = None) -> str:
             c=c,
             why_not=None if c.is_private else why_not(c),
             relation=RELATIONS[c.neighboring_relation],
-            sentences=in_plain_words(c),
+            sentences=c.in_plain_words(),
             question=question(c.neighboring_relation, c.group_size),
             who=c.unit_of_privacy if c.group_size == 1 else f"{c.group_size} units",
             beliefs=[(prior, c.risk.belief(prior)) for prior in _PRIORS],

@@ -13,7 +13,6 @@ from dp.schedule import Schedule
 
 __all__ = (
     "RELATIONS",
-    "in_plain_words",
     "lines",
     "release_words",
     "run_facts",
@@ -62,7 +61,7 @@ def lines(c: Statement) -> list[str]:
         f"  released                {c.released}",
         "",
         "  in plain words",
-        *(f"    - {sentence}" for sentence in in_plain_words(c)),
+        *(f"    - {sentence}" for sentence in c.in_plain_words()),
         "",
         *(line for i, run in enumerate(c.runs) for line in _run(i, run, len(c.runs))),
         *_touches(c.private_data_touches),
@@ -75,11 +74,6 @@ def lines(c: Statement) -> list[str]:
         "  computed with "
         + ", ".join(f"{name} {number}" for name, number in c.software.items()),
     ]
-
-
-def in_plain_words(c: Statement) -> tuple[str, ...]:
-    """Return what anyone can find out about one unit, or a group, at most."""
-    return c.risk.sentences(c.neighboring_relation, group_size=c.group_size)
 
 
 def _unclaimed(c: Statement) -> str:
