@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, final, get_args
 from torch.utils.data import Dataset
 
 from dp import _checks
+from dp._described import Described
 from dp._typing import Assignment, NeighboringRelation
 from dp.accounting import Guarantee, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
@@ -50,7 +51,7 @@ _KINDS: Final = get_args(Scheme)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
+class PrivacyPlan(Described):
     """The plan of a private run, in public numbers only.
 
     Args:

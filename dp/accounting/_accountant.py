@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import final
 
 from dp import _checks
+from dp._described import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
@@ -35,7 +36,7 @@ __all__ = ("Guarantee", "epsilon", "epsilon_curve")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guarantee:
+class Guarantee(Described):
     """An (epsilon, delta) that holds, and how it was found.
 
     Attributes:

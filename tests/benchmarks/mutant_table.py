@@ -366,6 +366,10 @@ MUTANTS = (
     Mutant("certificate/_numbers", "at_risk = risk(claimed,", "at_risk = risk(charged,", "a run that ends early is certified at the risk of its steps", "test_risk.py"),
     Mutant("certificate/_numbers", "risk=risk_of_order(cost, order),", "risk=risk_of_order(cost / 2, order),", "a filtered run is at more risk than certified", "test_risk.py"),
     Mutant("certificate/_verification", "getattr(numbers.risk, field.name),", "getattr(c.risk, field.name),", "a false risk verifies", "test_risk.py"),
+    Mutant("certificate/_page", "value = rounded_up(value, digits=digits)", "pass", "a page rounds what it claims down", "test_report_page.py"),
+    Mutant("certificate/_page", "math.ceil(share * 1000 - 1e-9)", "math.floor(share * 1000)", "a share on a page is rounded down", "test_report_page.py"),
+    Mutant("certificate/_page", "autoescape=True", "autoescape=False", "a unit's words are code on a page", "test_report_page.py"),
+    Mutant("certificate/_page", "if any(run.plan.renyi_order is not None for run in c.runs):", "if False:", "a page says of a filtered run that another accountant agreed", "test_report_page.py"),
     # Random allocation
     Mutant("accounting/_spread_laws", "shift = 0.5 / sigma", "shift = 0.49 / sigma", "both normal laws of a pass are closer than they are", "test_accounting_allocation.py"),
     Mutant("accounting/_spread_laws", "up_K = self.masses * np.expm1(rest_K) / math.expm1(spacing)", "up_K = self.masses * 0", "what falls between two points loses its mean", "test_accounting_allocation.py"),
