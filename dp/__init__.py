@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         PerGroupClipping,
         PerLayerClipping,
         QuantileClipping,
+        ScaledClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     )
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer, JointOptimizer
+    from dp.optimizer import AdamBiasCorrection, DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from dp.wrapping import wrap_class
 
 __all__ = (
+    "AdamBiasCorrection",
     "AllocationLoader",
     "AutomaticClipping",
     "BudgetExhaustedError",
@@ -104,6 +106,7 @@ __all__ = (
     "Release",
     "SampleMixingError",
     "SamplingMismatchError",
+    "ScaledClipping",
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
@@ -128,14 +131,14 @@ _HOME: Final = {
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
-        " QuantileClipping",
+        " QuantileClipping ScaledClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer JointOptimizer",
+        "optimizer": "AdamBiasCorrection DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
         "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"

@@ -37,12 +37,14 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+SCALED = "test_scaled_clipping.py"
+CORRECTED = "test_bias_correction.py"
 QUANTILE = "test_quantile_clipping.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
     # Clipping
-    Mutant("_mechanism/mechanism", ".squared_norms(groups).sqrt()", ".squared_norms(groups)", "the root of the squared norm is dropped", OPTIMIZER),
+    Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups, batch.scales)", "the root of the squared norm is dropped", OPTIMIZER),
     Mutant("clipping", "share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))", "share = self.max_grad_norm", "every layer is clipped to all of C", "test_clipping.py"),
     Mutant("clipping", "_sensitivity(math.hypot(*self.max_grad_norms), relation)", "_sensitivity(max(self.max_grad_norms), relation)", "the sensitivity of groups is that of the largest", "test_clipping.py"),
     Mutant("clipping", "(norms_GB + self.stability)", "self.stability", "automatic clipping does not divide by the norm", "test_clipping.py"),
@@ -68,6 +70,21 @@ MUTANTS = (
     Mutant("certificate/_verification", "wrong.append(str(error))", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None:", "if False:", "the norm may change within a pass", QUANTILE),
     Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    # Scaled clipping, and corrected second moments
+    Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
+    Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
+    Mutant("_mechanism/mechanism", "            gradient.div_(scale)", "            pass", "scaled gradients are released as gradients", SCALED),
+    Mutant("_mechanism/mechanism", "scales = self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
+    Mutant("per_sample/_gradients", "            return norms_GB / self._loss_scale**2", "            return norms_GB", "scaled norms have the loss scale in them", SCALED),
+    Mutant("per_sample/_gradients", "return (stack.part,), row * self.num_samples", "return (stack.part,), 0", "layers that are stacked have the first one's norms", SCALED),
+    Mutant("per_sample/_scaled_norms", "        for part in parts[1:]:", "        for part in ():", "only the first use of a weight is scaled", SCALED),
+    Mutant("per_sample/_scaled_norms", "stop = min(chunk.stop, num_samples)", "stop = chunk.stop", "the last chunk takes another layer's rows", SCALED),
+    Mutant("per_sample/_scaled_norms", "left_BI @ scale.square()", "left_BI @ scale", "scales are not squared", SCALED),
+    Mutant("optimizer/_second_moments", 'moment / (1 - decay ** float(state["step"]))', "moment", "second moments are biased towards zero", SCALED),
+    Mutant("optimizer/_second_moments", "and type(optimizer) not in _NAMES", "and not isinstance(optimizer, tuple(_NAMES))", "a subclass may keep other moments", SCALED),
+    Mutant("optimizer/_bias_correction", "(1 - decay2) * variance", "variance", "all of the noise is subtracted at every step", CORRECTED),
+    Mutant("optimizer/_bias_correction", "noise = state[KEY] / (1 - decay2**step)", "noise = state[KEY]", "the noise has Adam's bias", CORRECTED),
+    Mutant("optimizer/_bias_correction", "least = square.clamp(max=self.floor)", "least = torch.full_like(square, self.floor)", "the floor is above Adam's own moments", CORRECTED),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
