@@ -66,6 +66,7 @@ _JOINT = "dp/test_joint_optimizer.py::test_"
 _CLAIMS = "dp/test_claims.py::test_"
 _ACCOUNTING, _SAMPLING = "dp/test_accounting.py::test_", "dp/test_sampling.py::test_"
 _ALLOCATION = "dp/test_allocation.py::test_"
+_QUERIES = "dp/test_queries.py::test_"
 _SCALED = "dp/test_scaled_clipping.py::test_"
 _QUANTILE = "dp/test_quantile_clipping.py::test_"
 _OF_PASSES = "dp/test_accounting_allocation.py::test_"
@@ -184,6 +185,10 @@ OPTIONS: dict[str, Claim] = {
     "dp/clipping/_scaled.py": Claim("With `ScaledClipping`: gradients times public scales are clipped as by flat clipping.", (_SCALED + "the_rule_clips_as_flat_clipping_does",)),
     "dp/per_sample/_scaled_norms.py": Claim("With `ScaledClipping`: norms of scaled gradients are no smaller than they are.", (_SCALED + "norms_of_scaled_gradients_are_those_of_the_loop",)),
     "dp/optimizer/_second_moments.py": Claim("With `ScaledClipping`: scales are functions of what was released before.", (_SCALED + "subclasses_are_refused_as_their_state_may_mean_something_else", _SCALED + "scales_stay_those_that_gradients_were_clipped_with")),
+    "dp/query/_statistic.py": Claim("A vector of sums gets noise of the scale that it is charged for.", (_STATISTICS + "noise_of_another_size_than_was_charged_is_never_released", _QUERIES + "noise_has_the_planned_scale")),
+    "dp/query/_queries.py": Claim("With `dp.query`: a unit of privacy adds a vector of norm 1 at most, and each query is recorded before its noise is drawn.", (_QUERIES + "one_unit_moves_an_answer_by_its_sensitivity_at_most", _QUERIES + "a_query_is_recorded_before_noise_is_drawn")),
+    "dp/ledger/_asked.py": Claim("With `dp.query`: a planned query is asked once, in all processes of a run.", (_QUERIES + "a_query_is_asked_once", _QUERIES + "runs_that_asked_the_same_query_fail_when_they_meet")),
+    "dp/accounting/_query.py": Claim("With `dp.query`: a query is accounted as one release on all units.", (_QUERIES + "queries_are_part_of_every_epsilon",)),
     "dp/optimizer/_adapts.py": Claim("With `QuantileClipping`: the norm is only found where the plan's charges allow another one at every step.", (_QUANTILE + "plans_that_do_not_fit_are_refused",)),
     "dp/accounting/_counted.py": Claim("With `QuantileClipping`: sum and count have together at least the noise that they are charged as.", (_QUANTILE + "the_two_never_have_less_noise_together_than_is_charged", _QUANTILE + "an_example_moves_the_pair_by_one_over_sigma")),
     "dp/sampling/_allocation_loader.py": Claim("With `RandomAllocation`: each unit is in one batch of a pass, allocated anew for every pass, and the batch's ticket says which.", (_ALLOCATION + "every_example_is_in_one_batch_of_each_pass", _ALLOCATION + "a_pass_is_allocated_anew_every_time", _ALLOCATION + "batches_hold_what_their_tickets_count")),
@@ -285,6 +290,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/ledger/_writer.py": Checked("It names who charges: two names for one run count its charges twice, and a fork has a name of its own.", (_LEDGER + "another_process_id_is_another_segment",)),
     "dp/schedule.py": Checked("A wrong value would be used and charged alike: both are read in `_mechanism/current_values.py`.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules",)),
     "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
+    "dp/query/_answers.py": Checked("It holds what was released, and reads quantiles off it.", ("dp/test_queries.py::test_quantiles_are_read_off_a_histogram",)),
     "dp/optimizer/_bias_correction.py": Checked("It is given what was released and public numbers, after the step.", ("dp/test_bias_correction.py::test_updates_are_those_of_the_algorithm",)),
     "dp/exceptions.py": Checked("Names of errors.", ()),
     "dp/_typing.py": Checked("Names of types.", ()),

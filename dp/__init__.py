@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Release
+    from dp.accounting import Guarantee, Query, Release
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -100,6 +100,7 @@ __all__ = (
     "PrivacyError",
     "PrivacyPlan",
     "QuantileClipping",
+    "Query",
     "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
@@ -127,7 +128,7 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Release",
+        "accounting": "Guarantee Query Release",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
@@ -148,7 +149,10 @@ _HOME: Final = {
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
+_MODULES: Final = {
+    *("audit", "calibration", "distributed", "ledger", "query"),
+    *_HOME.values(),
+}
 
 if (
     not TYPE_CHECKING

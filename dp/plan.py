@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Release, Truncation, epsilon
+from dp.accounting import Guarantee, Query, Release, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Mechanism,
+    check_noise_is_left_out,
+    check_queries,
     choose,
     complete,
     order_for,
@@ -70,6 +72,8 @@ class PrivacyPlan:
             the plan's, or more.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
+        queries: What :class:`dp.query.Queries` may ask about the same data, each once.
+            They are part of every epsilon of the run, asked or not.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
@@ -91,6 +95,7 @@ class PrivacyPlan:
     group_size: int = 1
     renyi_order: float | None = None
     compared: tuple[str, ...] = ()
+    queries: tuple[Query, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -129,6 +134,7 @@ class PrivacyPlan:
                 truncated=self.truncation is not None,
                 group_size=group_size,
             )
+        check_queries(self.queries, renyi_order=self.renyi_order)
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
         _checks.small_delta(self.target_delta, num_examples=_num_examples(self))
@@ -181,19 +187,26 @@ class PrivacyPlan:
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
 
+    @property
+    def query_releases(self) -> tuple[Release, ...]:
+        """What the planned queries release."""
+        return tuple(query.release for query in self.queries)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in plain types, as JSON has them."""
         numbers: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in {"sampling", "compared"}
+            if f.name not in {"sampling", "compared", "queries"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
         compared = {"compared": list(self.compared)} if self.compared else {}
-        return {"version": _VERSION, "sampling": scheme, **numbers, **compared}
+        queries = {"queries": [asdict(q) for q in self.queries]} if self.queries else {}
+        about = {**numbers, **compared, **queries}
+        return {"version": _VERSION, "sampling": scheme, **about}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
@@ -217,11 +230,12 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version", "compared"}
+            if name not in {"sampling", "version", "compared", "queries"}
         }
         return cls(
             sampling=kinds[scheme.pop("kind")](**scheme),
             compared=tuple(plan.get("compared", ())),
+            queries=tuple(Query(**query) for query in plan.get("queries", ())),
             **numbers,
         )
 
@@ -240,7 +254,7 @@ class PrivacyPlan:
                 relation=self.neighboring_relation,
             )
         return epsilon(
-            self.releases(self.steps),
+            (*self.releases(self.steps), *self.query_releases),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
             group_size=self.group_size,
@@ -326,6 +340,7 @@ def plan_for(
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
+    queries: Sequence[Query] = (),
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon.
 
@@ -358,6 +373,8 @@ def plan_for(
             ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
             needs less noise for the target, which is then left out. What was compared
             is in the plan, and so in its certificates.
+        queries: What is asked about the same data, which the target pays for, too. With
+            them, the noise multiplier is what is left out.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
@@ -367,6 +384,9 @@ def plan_for(
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
     """
+    queries = check_queries(queries, renyi_order=renyi_order)
+    if queries:
+        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
         check_filter(
@@ -375,7 +395,7 @@ def plan_for(
             truncated=truncation is not None,
             group_size=group_size,
         )
-    target = {
+    target: dict[str, Any] = {
         "target_epsilon": target_epsilon,
         "target_delta": target_delta,
         "neighboring_relation": neighboring_relation,
@@ -383,6 +403,8 @@ def plan_for(
         "group_size": group_size,
         "renyi_order": renyi_order,
     }
+    if queries:
+        target["other_releases"] = tuple(query.release for query in queries)
     steps_per_pass, compared = choose(
         mechanism,
         target,
@@ -416,4 +438,5 @@ def plan_for(
         group_size=group_size,
         renyi_order=renyi_order,
         compared=compared,
+        queries=queries,
     )

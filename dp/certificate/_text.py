@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dp.accounting import Truncation
+from dp.accounting import Query, Truncation
 from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
@@ -97,6 +97,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         f"    planned noise         {_number(plan.noise_multiplier)}",
         f"    planned norm          {_number(plan.max_grad_norm)}",
         *_compared(plan.compared),
+        *_queries(plan.queries),
         f"    noisy sums divided by {plan.expected_batch_size:g}",
         f"    parameters            {run.num_parameters}",
         f"    noise                 {run.noise}",
@@ -162,6 +163,19 @@ def _compared(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     return ["    the plan compared", *(f"      - {sentence}" for sentence in sentences)]
+
+
+def _queries(queries: Sequence[Query]) -> list[str]:
+    if not queries:
+        return []
+    return [
+        "    queries, counted whether they were asked or not",
+        *(
+            f"      {query.name}: {query.num_values} number"
+            f"{'s' if query.num_values > 1 else ''}, sigma = {query.noise_multiplier:g}"
+            for query in queries
+        ),
+    ]
 
 
 def _declared(public: Sequence[str]) -> list[str]:

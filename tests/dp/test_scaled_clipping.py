@@ -31,6 +31,8 @@ class Net(nn.Module):
         super().__init__()
         self.table = nn.Embedding(7, 5)
         self.tokens = nn.Linear(5, 6)
+        self.mixed = nn.Linear(6, 6)
+        self.again = nn.Linear(6, 6)
         self.conv = nn.Conv1d(6, 4, 2)
         self.norm = nn.LayerNorm(4)
         self.first = nn.Linear(4, 3)
@@ -40,7 +42,8 @@ class Net(nn.Module):
         self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, ids):
-        h = torch.tanh(self.tokens(self.table(ids))).mT
+        h = torch.tanh(self.mixed(torch.tanh(self.tokens(self.table(ids)))))
+        h = torch.tanh(self.again(h)).mT
         h = self.norm(self.conv(h).mean(-1))
         h = self.third(torch.tanh(self.second(torch.tanh(self.first(h)))))
         return (self.last(h) @ self.table.weight.T).square().mean(-1)
