@@ -41,7 +41,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 5880
+MOST_LINES = 5900
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -185,7 +185,7 @@ OPTIONS: dict[str, Claim] = {
     "dp/clipping/_scaled.py": Claim("With `ScaledClipping`: gradients times public scales are clipped as by flat clipping.", (_SCALED + "the_rule_clips_as_flat_clipping_does",)),
     "dp/per_sample/_scaled_norms.py": Claim("With `ScaledClipping`: norms of scaled gradients are no smaller than they are.", (_SCALED + "norms_of_scaled_gradients_are_those_of_the_loop",)),
     "dp/optimizer/_second_moments.py": Claim("With `ScaledClipping`: scales are functions of what was released before.", (_SCALED + "subclasses_are_refused_as_their_state_may_mean_something_else", _SCALED + "scales_stay_those_that_gradients_were_clipped_with")),
-    "dp/query/_statistic.py": Claim("A vector of sums gets noise of the scale that it is charged for.", (_STATISTICS + "noise_of_another_size_than_was_charged_is_never_released", _QUERIES + "noise_has_the_planned_scale")),
+    "dp/query/_statistic.py": Claim("A vector of sums gets noise of the scale that it is charged for.", (_STATISTICS + "noise_of_another_scale_than_was_charged_is_not_released", _QUERIES + "noise_has_the_planned_scale")),
     "dp/query/_queries.py": Claim("With `dp.query`: a unit of privacy adds a vector of norm 1 at most, and each query is recorded before its noise is drawn.", (_QUERIES + "one_unit_moves_an_answer_by_its_sensitivity_at_most", _QUERIES + "a_query_is_recorded_before_noise_is_drawn")),
     "dp/ledger/_asked.py": Claim("With `dp.query`: a planned query is asked once, in all processes of a run.", (_QUERIES + "a_query_is_asked_once", _QUERIES + "runs_that_asked_the_same_query_fail_when_they_meet")),
     "dp/accounting/_query.py": Claim("With `dp.query`: a query is accounted as one release on all units.", (_QUERIES + "queries_are_part_of_every_epsilon",)),

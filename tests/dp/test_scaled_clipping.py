@@ -31,8 +31,6 @@ class Net(nn.Module):
         super().__init__()
         self.table = nn.Embedding(7, 5)
         self.tokens = nn.Linear(5, 6)
-        self.mixed = nn.Linear(6, 6)
-        self.again = nn.Linear(6, 6)
         self.conv = nn.Conv1d(6, 4, 2)
         self.norm = nn.LayerNorm(4)
         self.first = nn.Linear(4, 3)
@@ -42,8 +40,7 @@ class Net(nn.Module):
         self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, ids):
-        h = torch.tanh(self.mixed(torch.tanh(self.tokens(self.table(ids)))))
-        h = torch.tanh(self.again(h)).mT
+        h = torch.tanh(self.tokens(self.table(ids))).mT
         h = self.norm(self.conv(h).mean(-1))
         h = self.third(torch.tanh(self.second(torch.tanh(self.first(h)))))
         return (self.last(h) @ self.table.weight.T).square().mean(-1)
@@ -75,6 +72,45 @@ def test_norms_of_scaled_gradients_are_those_of_the_loop(loss_scale):
     norms_GB = gradients.squared_norms([0] * len(parameters), scales)
 
     torch.testing.assert_close(norms_GB[0], expected_B, rtol=1e-4, atol=0)
+
+
+class Residual(nn.Module):
+    """A norm and two products, as deep models repeat them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.up = nn.Linear(4, 6)
+        self.down = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).tanh())
+
+
+@pytest.mark.parametrize("positions", [(), (5,)], ids=str)
+def test_scaled_norms_of_layers_that_are_served_as_one(positions):
+    """Each layer has rows of its own in the part that holds all of them."""
+    body = nn.Sequential(*[Residual() for _ in range(5)])
+    parameters = list(body.parameters())
+    scales = [torch.rand_like(p) * 10 for p in parameters]
+    x = torch.randn(9, *positions, 4)
+
+    def model(x):
+        return body(x).square().flatten(1).sum(1)
+
+    losses = model(x)
+    expected = []
+    for one in x:
+        grads = torch.autograd.grad(model(one[None]).sum(), parameters)
+        scaled = [(g * s).square().sum() for g, s in zip(grads, scales, strict=True)]
+        expected.append(torch.stack(scaled).sum())
+
+    engine = Engine()
+    engine.gradients(model(x), parameters)  # Graphs are served so once they are known.
+    gradients = engine.gradients(losses, parameters)
+    norms_GB = gradients.squared_norms([0] * len(parameters), scales)
+
+    torch.testing.assert_close(norms_GB[0], torch.stack(expected), rtol=1e-4, atol=0)
 
 
 def test_scaled_norms_keep_to_their_groups():
