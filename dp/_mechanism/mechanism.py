@@ -287,15 +287,16 @@ class Mechanism:
         world, batch = self._ready_to_release(parameters)
         noises = self._noises()
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
+        sums = [*batch.sums.of_parameters(), *count]
         totals = Exchange(
             world,
-            [*batch.sums.of_parameters(), *count],
+            sums,
             [*map(sharding_of, parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
         stddev = self._charge(batch, noises)
         with correlated_step(
-            self.recursion, batch, segment=self.ledger.segment, num_ranks=world.size
+            self.recursion, batch, sums, self.ledger.segment, world.size
         ) as recursion:
             for share in totals:
                 if recursion is not None:
