@@ -113,6 +113,8 @@ def bound_of_group(
         return 0.0, None
     if any(release.noise_multiplier == 0 for release in releases):
         return math.inf, None
+    # Truncated batches are changed one example at a time; whole ones by the group at
+    # once.
     relation, together = (
         (neighboring_relation, 1) if truncated else (_ADD_OR_REMOVE, size)
     )
@@ -165,6 +167,10 @@ def _chained(size: int, delta: float, epsilon_at: EpsilonAt) -> float:
     spent, needed = -1.0, 0.0
     while spent < needed < largest:
         spent = needed * (1 + 1e-6)
+        # Example: a pair at epsilon 1 for each change has delta_1 (1 + e) together, so
+        # each may have 0.27 of the delta. The smaller part asks for a larger epsilon,
+        # and so on, until the epsilon that was assumed is enough for the part that it
+        # leaves.
         part = delta / sum(math.exp(spent * i) for i in range(size))
         needed = max(0.0, float(epsilon_at(part)))
     return size * spent if needed < largest else math.inf

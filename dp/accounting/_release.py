@@ -111,6 +111,8 @@ class Release:
                 f" {self.truncation!r}: no bound is proven for passes whose batches are"
                 " truncated"
             )
+        # Exactly as the scheme computes it: two numbers that say one thing must not
+        # differ.
         share = 1 if self.disjoint else steps_per_pass
         if self.sampling_probability != 1 / share:
             raise ValueError(
@@ -136,6 +138,7 @@ class Release:
     @property
     def num_participations(self) -> int:
         """In how many of the releases an example can be at most."""
+        # Rounded up: 25 releases in passes of 10 begin three passes, and cost three.
         return -(-self.count // self.steps_per_charge)
 
 
@@ -160,6 +163,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """
     counts: dict[_Kind, int] = {}
     for r in releases:
+        # Zero and not None, so that kinds can be sorted.
         kind = (
             r.sampling_probability,
             r.noise_multiplier,
@@ -168,6 +172,8 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             r.disjoint or "",
             r.bands or 0,
         )
+        # 25 of passes of 10 count as 30; 5 and 5 of two passes count as 20, and not as
+        # one pass.
         whole = r.num_participations * r.steps_per_charge
         counts[kind] = counts.get(kind, 0) + whole
     return tuple(
@@ -187,6 +193,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
 
 def first_releases(num_steps: int, releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the first *num_steps* of *releases*, in their order."""
+    # Example: the first 4 of (3 at sigma 1, 5 at sigma 2) are 3 and 1.
     begun = []
     for release in releases:
         if num_steps > 0:

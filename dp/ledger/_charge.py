@@ -90,6 +90,8 @@ class Charge:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the charge in plain types, without what it has not."""
+        # What a charge has not is left out, so that the row of an ordinary one reads
+        # the same as before these fields existed.
         row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         for name in _FIELDS_OFF_PLAN:
             if getattr(self, name) is not None:
@@ -108,6 +110,10 @@ class Charge:
 
     def to_release(self) -> Release:
         """Return what the accountant composes: the plan's step where that costs more."""
+        # Example: planned with sigma 1.0, released with 1.2, charged as 1.0. Whether
+        # there was more noise may have been decided by earlier releases, which no sum
+        # of privacy losses allows for; at least the planned noise is a fact that does
+        # not depend on them.
         sigma, q = self.planned_noise_multiplier, self.planned_sampling_probability
         return Release(
             sampling_probability=self.sampling_probability if q is None else q,
@@ -122,6 +128,7 @@ class Charge:
 
 def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
     """Return *segment* with *charge*, counted together with an equal last one."""
+    # A run of 10 000 equal steps is one line that counts to 10 000.
     if segment and alike(segment[-1], charge):
         count = segment[-1].count + charge.count
         return (*segment[:-1], replace(charge, count=count))
@@ -139,6 +146,8 @@ def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     Raises:
         LedgerError: If it is of an unknown version, or damaged.
     """
+    # A version that is not known might count what this one does not: refused, not
+    # guessed.
     version = state_dict.get("version") if isinstance(state_dict, Mapping) else None
     if version not in _KNOWN_VERSIONS:
         raise LedgerError(
@@ -190,6 +199,8 @@ def _segment(rows: object) -> tuple[Charge, ...]:
 def _charge(row: Mapping[str, Any]) -> Charge:
     try:
         charge = Charge.from_dict(row)
+        # A release checks its own numbers: q in (0, 1], sigma not negative, a count of
+        # 1 or more.
         charge.to_release()
         _check_bounded(charge)
         check_counted(charge.noise_multiplier, charge.noise_beside_count)
@@ -201,6 +212,8 @@ def _charge(row: Mapping[str, Any]) -> Charge:
 
 def _check_bounded(charge: Charge) -> None:
     """Raise if a charge is accounted at more noise, or less sampling, than was used."""
+    # An altered row could state sigma 1.0 as used and 2.0 as planned: a part of the
+    # cost.
     release = charge.to_release()
     if (
         release.noise_multiplier > charge.noise_multiplier

@@ -49,6 +49,10 @@ class PaidPass:
             SamplingMismatchError: If the step was released already.
             PrivacyError: If the norm is not the one that was charged.
         """
+        # Example: a pass of 5 steps. After step 1 come step 2, or step 4 if batches
+        # between were skipped; step 1 again would be a second release of its examples
+        # under one charge, and step 0 of pass 8 is another pass, with a charge of its
+        # own.
         last = self.last
         same = (last.number, last.num_steps) == (place.number, place.num_steps)
         if not same or self.process != os.getpid():
@@ -59,6 +63,8 @@ class PaidPass:
                 f" {last.step}, but a {_part(place)} is charged for one release of each"
                 " step; draw the next batch from the loader"
             )
+        # The noise is relative to the norm, so the cost would be the same; the ledger
+        # states one norm a charge, and would state a wrong one.
         if max_grad_norm != self.max_grad_norm:
             raise PrivacyError(
                 f"max_grad_norm changed from {self.max_grad_norm!r} to"
@@ -98,6 +104,7 @@ def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
     Raises:
         PrivacyError: Whether the number is public or not.
     """
+    # A plan of passes has one noise multiplier, so that of step 0 is that of all.
     planned = plan.noise_multiplier_at(0)
     is_whole = plan.steps_per_pass is not None or plan.bands is not None
     if is_whole and noise_multiplier < planned:
@@ -115,6 +122,8 @@ def charged_whole(charge: Charge, place: PassStep, plan: PrivacyPlan) -> Charge:
     It has the planned noise: more of it in some step costs no more, and whether there
     is may depend on what was released.
     """
+    # The cost of a pass is not the sum of its steps' costs: it is one mechanism, in
+    # which each example is once, and is charged before its first release.
     return replace(
         charge,
         noise_multiplier=plan.noise_multiplier_at(0),

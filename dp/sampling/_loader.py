@@ -148,6 +148,9 @@ class PoissonLoader(TicketedLoader):
             },
         )
 
+    def __repr__(self) -> str:  # Public numbers, so not how many examples there are.
+        return f"{type(self).__name__}(sampling={self.sampling}, steps={len(self)})"
+
     @property
     def sampling(
         self,
