@@ -210,7 +210,9 @@ class PrivateTrainer(Trainer):
             multiprocessing_context=own.multiprocessing_context,
             prefetch_factor=own.prefetch_factor,
             persistent_workers=own.persistent_workers,
-            units=None if self._units_of is None else self._units_of(self.train_dataset),
+            units=None
+            if self._units_of is None
+            else self._units_of(self.train_dataset),
             max_per_unit=self._max_per_unit,
         )
         parts = self.args.gradient_accumulation_steps

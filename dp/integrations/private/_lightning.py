@@ -47,13 +47,12 @@ def make_private(trainer: Any, request: Request) -> None:
 
 
 def _check(trainer: Any) -> None:
-    for name, harmless in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
-        if getattr(trainer, name) != harmless:
-            raise UnsupportedOperationError(
-                f"{name}={getattr(trainer, name)!r} takes a part of the batches, and the"
-                f" plan draws them of all the data; leave it at {harmless!r}, and say by"
-                " max_steps how long to train"
-            )
+    if trainer.limit_train_batches != 1.0:  # As overfit_batches sets it, too.
+        raise UnsupportedOperationError(
+            f"limit_train_batches={trainer.limit_train_batches!r} takes a part of the"
+            " batches, and the plan draws them of all the data; leave it and"
+            " overfit_batches out, and say by max_steps how long to train"
+        )
     if trainer.gradient_clip_algorithm == "value":
         raise UnsupportedOperationError(
             "gradient_clip_algorithm='value' clips each number, and a private step clips"

@@ -219,9 +219,7 @@ def test_all_rows_of_a_user_are_clipped_as_one(make_trainer):
     inner = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
     trainer.optimizer = inner
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lambda _: 1.0)
-    trainer = dp.private(
-        trainer, epsilon=1e3, delta=1e-4, dataset_size=6, units="user"
-    )
+    trainer = dp.private(trainer, epsilon=1e3, delta=1e-4, dataset_size=6, units="user")
     trainer.train()
 
     gradients = gradients_of(data).view(6, 4, 8).sum(1)
