@@ -43,6 +43,7 @@ ROOMS = {
     "accounting": "epsilon of a list of releases, by `dp_accounting`",
     "schedule": "a public number that changes with the step",
     "_keystream": "cryptographically secure random bytes",
+    "_described": "values as a sentence, and as a table in a notebook",
     "_containers": "batches in any container: their sizes and parts",
     "_progress": "progress bars of audits and the command line",
     "_reports": "the one form of report of audits, checks and verifications",

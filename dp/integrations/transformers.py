@@ -24,11 +24,11 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from dp._mechanism.changed_options import warn_of_plateau_schedulers
 from dp.certificate import Certificate
 from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
-from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._report import card_section, with_section
 from dp.integrations._trainer_arguments import check_arguments, check_strategy
 from dp.integrations._unwrapping import (
@@ -72,7 +72,7 @@ class PrivacyCallback(TrainerCallback):
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
-        warn_about_plateau_schedulers([kwargs.get("lr_scheduler")])
+        warn_of_plateau_schedulers([kwargs.get("lr_scheduler")])
         ledger = require_private_optimizer(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(
@@ -245,6 +245,8 @@ class PrivateTrainer(Trainer):
         if self._known is not None and self._known is not private:
             # A model that is trained anew on the same data adds to what was spent.
             private.ledger.load_state_dict(self._known.ledger.state_dict())
+        # The Trainer clips by default, at a norm that was compared with the plan's.
+        private.mechanism.step.stand_in.is_watched = False
         self.optimizer: Optimizer | None = optimizer
         self._known = private
         return optimizer

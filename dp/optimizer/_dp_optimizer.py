@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping
+from dp.clipping import Clipping, QuantileClipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
@@ -38,6 +39,7 @@ from dp.optimizer._guard import (
     run_permitted,
 )
 from dp.optimizer._joint_optimizer import JointOptimizer
+from dp.optimizer._layers_around import accept_writes_around, hook_layers_around
 from dp.optimizer._private_loss import power_of_two_for, private_loss
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
@@ -177,6 +179,7 @@ class DPOptimizer(TransparentOptimizer):
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
         protect(self)
+        accept_writes_around(_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -366,7 +369,7 @@ class DPOptimizer(TransparentOptimizer):
             self.mechanism.beside,
             losses,
             parameters,
-            owned=tuple(self._all_parameters()),
+            owned=self._all_parameters(),
             ledger_of=_ledger_of,
             ledger=self.ledger,
         )
@@ -407,9 +410,13 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
+        if not self.mechanism.beside.has_updated:
+            hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
+        if self.mechanism.options.note(self.param_groups):
+            warn_of_plateau_on((self, self.original_optimizer))
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         self.mechanism.beside.note(self._trainable(), since="updated")
@@ -428,7 +435,7 @@ class DPOptimizer(TransparentOptimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
-        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+        self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make sure that the batch at hand is all that a release would be about.
@@ -597,12 +604,22 @@ class DPOptimizer(TransparentOptimizer):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            # A count beside the gradients is one more number that was noised.
+            num_parameters=sum(p.numel() for p in self._all_parameters())
+            + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=(*sentences(self.mechanism.beside), *assumptions),
+            assumptions=(*self._assumed(), *assumptions),
             public_end=public_end,
         )
+
+    def _assumed(self) -> tuple[str, ...]:
+        """Return what a certificate has to assume of what was seen beside gradients."""
+        beside, options = self.mechanism.beside, self.mechanism.options
+        if not options.have_changed:
+            return sentences(beside)
+        warn_of_plateau_on((self, self.original_optimizer))
+        return *sentences(beside), CHANGED
 
     def __repr__(self) -> str:
         failure = self.ledger.failure
@@ -612,9 +629,14 @@ class DPOptimizer(TransparentOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         protect(self)
+        accept_writes_around(_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _accept_writes(optimizer: DPOptimizer) -> None:
+    optimizer.mechanism.beside.accept(optimizer._trainable())  # noqa: SLF001 -- its own module
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:
