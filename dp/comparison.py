@@ -4,12 +4,12 @@ How several mechanisms compare is in :mod:`dp.calibration._mechanisms`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, Truncation
+from dp.accounting import Query, Release, Truncation
 from dp.accounting._renyi import best_order
 from dp.calibration import (
     calibrate_noise_multiplier,
@@ -33,6 +33,8 @@ from dp.schedule import Schedule, runs_of
 __all__ = (
     "Bands",
     "Mechanism",
+    "check_noise_is_left_out",
+    "check_queries",
     "choose",
     "complete",
     "order_for",
@@ -231,6 +233,42 @@ def complete(
         f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
         f" steps={steps!r}, sampling_probability={q!r}"
     )
+
+
+def check_queries(
+    queries: Sequence[Query], *, renyi_order: float | str | None
+) -> tuple[Query, ...]:
+    """Return *queries* if a plan can have them.
+
+    Raises:
+        ValueError: If two have one name, or if a Renyi filter would have to cover them.
+    """
+    names = [query.name for query in queries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"queries must have different names, got twice: {twice}")
+    if queries and renyi_order is not None:
+        raise ValueError(
+            f"queries must be empty with renyi_order={renyi_order!r}: a filter is kept for"
+            " steps alone; leave renyi_order None"
+        )
+    return tuple(queries)
+
+
+def check_noise_is_left_out(
+    sigma: float | Schedule | None, steps: int | None, q: float | str | None
+) -> None:
+    """Raise unless the noise of the steps is what queries leave to be found.
+
+    Raises:
+        ValueError: If another number is.
+    """
+    if isinstance(sigma, int | float) or steps is None or q == "largest":
+        raise ValueError(
+            "with queries, plan_for finds the noise_multiplier: give steps and"
+            f" sampling_probability, got noise_multiplier={sigma!r}, steps={steps!r},"
+            f" sampling_probability={q!r}; or make a PrivacyPlan of all numbers"
+        )
 
 
 def order_for(

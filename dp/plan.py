@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from dp import _checks
 from dp._described import Described
 from dp._typing import Assignment, NeighboringRelation
-from dp.accounting import Guarantee, Release, Risk, Truncation, epsilon
+from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.accounting._risk import risk_of_guarantee
 from dp.calibration import RiskTarget
@@ -21,6 +21,8 @@ from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Bands,
     Mechanism,
+    check_noise_is_left_out,
+    check_queries,
     choose,
     complete,
     order_for,
@@ -81,6 +83,8 @@ class PrivacyPlan(Described):
             :class:`~dp.CyclicPoisson` sampling of at least as many bands.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
+        queries: What :class:`dp.query.Queries` may ask about the same data, each once.
+            They are part of every epsilon of the run, asked or not.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
@@ -101,6 +105,7 @@ class PrivacyPlan(Described):
     renyi_order: float | None = None
     correlation: BandedNoise | None = None
     compared: tuple[str, ...] = ()
+    queries: tuple[Query, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -133,6 +138,7 @@ class PrivacyPlan(Described):
                 truncated=self.truncation is not None,
                 group_size=group_size,
             )
+        check_queries(self.queries, renyi_order=self.renyi_order)
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
         _checks.small_delta(self.target_delta, num_examples=_num_examples(self))
@@ -200,12 +206,17 @@ class PrivacyPlan(Described):
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
 
+    @property
+    def query_releases(self) -> tuple[Release, ...]:
+        """What the planned queries release."""
+        return tuple(query.release for query in self.queries)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in plain types, as JSON has them."""
         numbers: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in {"sampling", "compared", "correlation"}
+            if f.name not in {"sampling", "compared", "correlation", "queries"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
@@ -214,7 +225,9 @@ class PrivacyPlan(Described):
         if self.correlation is not None:
             numbers["correlation"] = list(self.correlation.coefficients)
         compared = {"compared": list(self.compared)} if self.compared else {}
-        return {"version": _VERSION, "sampling": scheme, **numbers, **compared}
+        queries = {"queries": [asdict(q) for q in self.queries]} if self.queries else {}
+        about = {**numbers, **compared, **queries}
+        return {"version": _VERSION, "sampling": scheme, **about}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
@@ -238,13 +251,14 @@ class PrivacyPlan(Described):
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version", "compared", "correlation"}
+            if name not in {"sampling", "version", "compared", "correlation", "queries"}
         }
         if "correlation" in plan:
             numbers["correlation"] = BandedNoise(tuple(plan["correlation"]))
         return cls(
             sampling=kinds[scheme.pop("kind")](**scheme),
             compared=tuple(plan.get("compared", ())),
+            queries=tuple(Query(**query) for query in plan.get("queries", ())),
             **numbers,
         )
 
@@ -263,7 +277,7 @@ class PrivacyPlan(Described):
                 relation=self.neighboring_relation,
             )
         return epsilon(
-            self.releases(self.steps),
+            (*self.releases(self.steps), *self.query_releases),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
             group_size=self.group_size,
@@ -275,7 +289,9 @@ class PrivacyPlan(Described):
         Under a Renyi filter, what the filter allows.
         """
         return risk_of_guarantee(
-            self.guarantee(), self.releases(self.steps), order=self.renyi_order
+            self.guarantee(),
+            (*self.releases(self.steps), *self.query_releases),
+            order=self.renyi_order,
         )
 
     def loader(
@@ -376,6 +392,7 @@ def plan_for(
     mechanism: Mechanism = "poisson",
     target_risk: RiskTarget | None = None,
     bands: Bands = "auto",
+    queries: Sequence[Query] = (),
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon, or of a target risk.
 
@@ -419,6 +436,8 @@ def plan_for(
             least error in prefix sums, or independent noise where that has less. Each
             band beyond the first takes memory for two copies of the parameters; 1 keeps
             ``"best"`` from comparing it.
+        queries: What is asked about the same data, which the target pays for, too. With
+            them, the noise multiplier is what is left out.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
@@ -429,6 +448,9 @@ def plan_for(
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``, or
           ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
+    queries = check_queries(queries, renyi_order=renyi_order)
+    if queries:
+        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
         check_filter(
@@ -437,7 +459,7 @@ def plan_for(
             truncated=truncation is not None,
             group_size=group_size,
         )
-    target = {
+    target: dict[str, Any] = {
         "target_epsilon": target_epsilon,
         "target_risk": target_risk,
         "target_delta": target_delta,
@@ -446,6 +468,8 @@ def plan_for(
         "group_size": group_size,
         "renyi_order": renyi_order,
     }
+    if queries:
+        target["other_releases"] = tuple(query.release for query in queries)
     choice = choose(
         mechanism,
         target,
@@ -475,4 +499,5 @@ def plan_for(
         renyi_order=renyi_order,
         correlation=choice.correlation,
         compared=choice.compared,
+        queries=queries,
     )

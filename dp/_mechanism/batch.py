@@ -53,6 +53,8 @@ class PendingBatch:
         sums: The sums of their clipped gradients so far.
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
+        scales: What gradients of each parameter are multiplied by before they are
+            clipped, and noisy sums divided by; none for gradients as they are.
         num_samples: How many units were added. Private.
         num_within: How many of them had norms within ``max_grad_norm``, less half of
             all, where the clipping rule counts that. Private.
@@ -69,6 +71,7 @@ class PendingBatch:
     sums: Sums
     ticket: Ticket | None
     max_grad_norm: float
+    scales: Sequence[Tensor] = ()
     num_samples: int = 0
     num_within: float | Tensor = 0.0
     units: set[int] = field(default_factory=set)

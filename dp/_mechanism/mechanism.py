@@ -8,7 +8,7 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -59,13 +59,19 @@ from dp.sampling import TicketedLoader
 __all__ = ("Mechanism",)
 
 
+def _without_scales(_: Sequence[Tensor]) -> Sequence[Tensor]:
+    return ()
+
+
 @final
 @dataclass(slots=True, kw_only=True)
 class Mechanism:
     """One Gaussian mechanism over a stream of batches (Abadi et al. 2016).
 
     ``noise_multiplier`` and ``max_grad_norm`` are those of the next release: the
-    plan's for its step, unless assigned. Deleting one returns to the plan.
+    plan's for its step, unless assigned. Deleting one returns to the plan. What finds the
+    scales of gradients, ``scaling``, is set by the optimizer before each use.
+    ``released_stddev`` is that of the noise on the last gradient that was released.
     """
 
     plan: PrivacyPlan
@@ -88,6 +94,10 @@ class Mechanism:
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
+    scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] = field(
+        default=_without_scales, init=False
+    )
+    released_stddev: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
@@ -264,7 +274,7 @@ class Mechanism:
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
         groups = self.effective_clipping.group_of(batch.parameters)
-        norms_GB = gradients.squared_norms(groups).sqrt()
+        norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
@@ -289,13 +299,16 @@ class Mechanism:
         world, batch = self._ready_to_release(parameters)
         noises = self._noises()
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
+        sums = batch.sums.of_parameters()
         totals = Exchange(
             world,
-            [*batch.sums.of_parameters(), *count],
+            [*sums, *count],
             [*map(sharding_of, parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
         stddev = self._charge(batch, noises)
+        for total, scale in zip(sums, batch.scales, strict=False):
+            total.mul_(scale)  # As it was clipped; none is there without scales.
         with correlated_step(
             self.recursion, batch, segment=self.ledger.segment, num_ranks=world.size
         ) as recursion:
@@ -309,6 +322,9 @@ class Mechanism:
                 totals.start_all_gather()
         released = totals.results()
         self.count.adapt(self.values, released[len(parameters) :], noises)
+        for gradient, scale in zip(released, batch.scales, strict=False):
+            gradient.div_(scale)
+        self.released_stddev = stddev / self.plan.expected_batch_size
         return released[: len(parameters)]
 
     def _ready_to_release(
@@ -452,7 +468,8 @@ class Mechanism:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
-        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
+        scales = self.scaling(parameters)
+        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm, scales)
 
 
 def _check_attached(

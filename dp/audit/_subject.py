@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from dp._progress import Bar
 from dp.audit._statistics import Floats
+from dp.clipping import ScaledClipping
 from dp.exceptions import (
     BudgetExhaustedError,
     PrivacyError,
@@ -258,6 +259,12 @@ class Observation:
             raise PrivacyError(
                 "a step left no gradient on the canaries: the training function must"
                 " step every parameter of the model"
+            )
+        if isinstance(self.optimizer.mechanism.clipping, ScaledClipping):
+            raise UnsupportedOperationError(
+                "clipping=ScaledClipping noises each coordinate on a scale of its own,"
+                " and this audit knows none; audit the plan with FlatClipping, and scaled"
+                " gradients by dp.audit.replay"
             )
         charged = self.optimizer.ledger.charges()
         plan, step = self.optimizer.plan, len(self.charges)

@@ -238,9 +238,10 @@ def _intervals(
 
 
 def _delta_error(run: CertifiedRun, spent: float) -> float:
-    if not run.steps:
+    asked = sum(query.num_values for query in run.plan.queries)
+    if not run.steps and not asked:
         return 0.0
-    num_elements = run.num_parameters * run.claimed_steps
+    num_elements = run.num_parameters * run.claimed_steps + asked
     return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
 
 

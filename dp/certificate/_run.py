@@ -101,8 +101,12 @@ class CertifiedRun:
 
     @property
     def releases(self) -> tuple[Release, ...]:
-        """The charges as releases for the accountant, equal ones counted together."""
-        return merge_equal_releases(charge.to_release() for charge in self.charges)
+        """The charges as releases for the accountant, equal ones counted together.
+
+        Planned queries are among them, whether they were asked or not.
+        """
+        charged = [charge.to_release() for charge in self.charges]
+        return merge_equal_releases([*charged, *self.plan.query_releases])
 
     @property
     def claimed(self) -> tuple[Release, ...]:

@@ -65,6 +65,10 @@ _PUBLIC: Final = (
     "The tensors that are listed as declared public are constants of the program: nothing"
     " in them was computed from private data."
 )
+_QUERIES: Final = (
+    "Planned queries were asked once each, of one value a unit of privacy that was"
+    " computed without other units, with ranges and edges that are no data."
+)
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
     "The generator of the noise cannot be predicted.",
@@ -91,6 +95,8 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
+    if any(run.plan.queries for run in runs):
+        sentences.append(_QUERIES)
     if any(run.declared_public for run in runs):
         sentences.append(_PUBLIC)
     units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from dp.accounting import Truncation
+from dp.accounting import Query, Truncation
 from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
@@ -107,6 +107,7 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         *(f"    {name:21} {words}" for name, words in run_facts(run).items()),
         *_compared(run.plan.compared),
         *_correlation(run.plan.correlation),
+        *_queries(run.plan.queries),
         *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
@@ -223,6 +224,19 @@ def _correlation(noise: BandedNoise | None) -> list[str]:
 
 def _unproven(*, allocated: bool) -> str:
     return "random allocation" if allocated else "cyclic Poisson sampling"
+
+
+def _queries(queries: Sequence[Query]) -> list[str]:
+    if not queries:
+        return []
+    return [
+        "    queries, counted whether they were asked or not",
+        *(
+            f"      {query.name}: {query.num_values} number"
+            f"{'s' if query.num_values > 1 else ''}, sigma = {query.noise_multiplier:g}"
+            for query in queries
+        ),
+    ]
 
 
 def _declared(public: Sequence[str]) -> list[str]:

@@ -19,9 +19,9 @@ __all__ = ("Budget", "cost", "void")
 
 
 def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
-    """Return what *releases* compose to at the plan's delta.
+    """Return what *releases* compose to at the plan's delta, with its queries.
 
-    Under a Renyi filter, at its order.
+    Queries are paid for from the beginning. Under a Renyi filter, at its order.
     """
     if plan.renyi_order is not None and releases:
         return filter_guarantee(
@@ -32,7 +32,7 @@ def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
             relation=plan.neighboring_relation,
         )
     return epsilon(
-        releases,
+        (*releases, *plan.query_releases),
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
         group_size=plan.group_size,

@@ -137,11 +137,12 @@ def rest_of_plan(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release,
     A noise multiplier that was declared public last holds until the end.
     """
     taken = sum(charge.count for charge in charges)
-    if not charges or taken >= plan.steps or plan.renyi_order is not None:
+    # Answers to queries may decide the end, too, also before the first step.
+    is_untouched = not charges and not plan.queries
+    if is_untouched or taken >= plan.steps or plan.renyi_order is not None:
         return ()
-    last = charges[-1]
-    if last.public is not None:
-        return (replace(last.to_release(), count=plan.steps - taken),)
+    if charges and charges[-1].public is not None:
+        return (replace(charges[-1].to_release(), count=plan.steps - taken),)
     # Example: a plan of 3 steps at sigma 1 and 5 at sigma 2, of which 4 are taken: the
     # first 3 are skipped, then 1 of the 5, and 4 are left.
     rest, skip = [], taken

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp.tables._release import Statistic
+from dp.query import Statistic
 from dp.tables._values import (
     CELL_EDGES,
     CELLS,

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from dp.tables._release import Statistic
+from dp.query import Statistic
 from dp.tables._values import Floats
 
 

@@ -37,12 +37,15 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+QUERIES = "test_queries.py"
+SCALED = "test_scaled_clipping.py"
+CORRECTED = "test_bias_correction.py"
 QUANTILE = "test_quantile_clipping.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
     # Clipping
-    Mutant("_mechanism/mechanism", ".squared_norms(groups).sqrt()", ".squared_norms(groups)", "the root of the squared norm is dropped", OPTIMIZER),
+    Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups, batch.scales)", "the root of the squared norm is dropped", OPTIMIZER),
     Mutant("clipping", "share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))", "share = self.max_grad_norm", "every layer is clipped to all of C", "test_clipping.py"),
     Mutant("clipping", "_sensitivity(math.hypot(*self.max_grad_norms), relation)", "_sensitivity(max(self.max_grad_norms), relation)", "the sensitivity of groups is that of the largest", "test_clipping.py"),
     Mutant("clipping", "(norms_GB + self.stability)", "self.stability", "automatic clipping does not divide by the norm", "test_clipping.py"),
@@ -68,6 +71,40 @@ MUTANTS = (
     Mutant("certificate/_verification", "wrong.append(str(error))", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None or plan.bands is not None:", "if False:", "the norm may change within a pass", QUANTILE),
     Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    # Scaled clipping, and corrected second moments
+    Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
+    Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
+    Mutant("_mechanism/mechanism", "            gradient.div_(scale)", "            pass", "scaled gradients are released as gradients", SCALED),
+    Mutant("_mechanism/mechanism", "scales = self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
+    Mutant("per_sample/_gradients", "            return norms_GB / self._loss_scale**2", "            return norms_GB", "scaled norms have the loss scale in them", SCALED),
+    Mutant("per_sample/_gradients", "return (stack.part,), row * self.num_samples", "return (stack.part,), 0", "layers that are stacked have the first one's norms", SCALED),
+    Mutant("per_sample/_scaled_norms", "        for part in parts[1:]:", "        for part in ():", "only the first use of a weight is scaled", SCALED),
+    Mutant("per_sample/_scaled_norms", "stop = min(chunk.stop, num_samples)", "stop = chunk.stop", "the last chunk takes another layer's rows", SCALED),
+    Mutant("per_sample/_scaled_norms", "left_BI @ scale.square()", "left_BI @ scale", "scales are not squared", SCALED),
+    Mutant("optimizer/_second_moments", 'moment / (1 - decay ** float(state["step"]))', "moment", "second moments are biased towards zero", SCALED),
+    Mutant("optimizer/_second_moments", "and type(optimizer) not in _NAMES", "and not isinstance(optimizer, tuple(_NAMES))", "a subclass may keep other moments", SCALED),
+    Mutant("optimizer/_bias_correction", "(1 - decay2) * variance", "variance", "all of the noise is subtracted at every step", CORRECTED),
+    Mutant("optimizer/_bias_correction", "noise = state[KEY] / (1 - decay2**step)", "noise = state[KEY]", "the noise has Adam's bias", CORRECTED),
+    Mutant("optimizer/_bias_correction", "least = square.clamp(max=self.floor)", "least = torch.full_like(square, self.floor)", "the floor is above Adam's own moments", CORRECTED),
+    # Queries
+    Mutant("query/_queries", "mask = _vector(mask_N) != 0", "mask = _vector(mask_N)", "a unit counts for as much as its value", QUERIES),
+    Mutant("query/_queries", ".nan_to_num(nan=0.0).clamp(-1, 1)", ".nan_to_num(nan=0.0)", "values are not clipped to their range", QUERIES),
+    Mutant("query/_queries", ".nan_to_num(nan=0.0)", "", "one NaN is the whole answer", QUERIES),
+    Mutant("query/_queries", "half = (high - low) / 2", "half = (high - low) / 4", "a value outside the range is inside", QUERIES),
+    Mutant("query/_queries", "(cells_N >= 0) & (cells_N < num_cells)", "cells_N >= 0", "values above the last edge have a cell", QUERIES),
+    Mutant("query/_queries", "if num_ranks > 1:", "if False:", "every rank draws noise of its own", QUERIES),
+    Mutant("ledger/_asked", "if name in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
+    Mutant("ledger/_asked", "if self.segments[name] != other.segments[name]", "if False", "forks ask one query each", QUERIES),
+    Mutant("ledger/_asked", "if query.num_values != num_values:", "if False:", "an answer may have more numbers than are counted", QUERIES),
+    Mutant("ledger/_budget", "(*releases, *plan.query_releases)", "releases", "queries cost nothing", QUERIES),
+    Mutant("ledger/_ledger", "self._asked = self._asked.once(name, self._writer.key())", "pass", "a query is not recorded", QUERIES),
+    Mutant("ledger/_ledger", "if target is not None and spent > target:", "if False:", "queries are asked beyond the target", QUERIES),
+    Mutant("ledger/_claim", "is_untouched = not charges and not plan.queries", "is_untouched = not charges", "answers that end a run before its first step cost only themselves", QUERIES),
+    Mutant("ledger/_ledger", "        fork._asked = self._asked", "        pass", "a copy of a ledger forgets what was asked", QUERIES),
+    Mutant("plan", "(*self.releases(self.steps), *self.query_releases),", "self.releases(self.steps),", "a plan forgets its queries", QUERIES),
+    Mutant("plan", 'target["other_releases"] = tuple(query.release for query in queries)', "pass", "the noise of steps leaves no room for queries", QUERIES),
+    Mutant("certificate/_run", "[*charged, *self.plan.query_releases]", "charged", "a certificate forgets queries", QUERIES),
+    Mutant("certificate/_numbers", "run.num_parameters * run.claimed_steps + asked", "run.num_parameters * run.claimed_steps", "answers are not among the numbers that were noised", QUERIES),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
@@ -348,8 +385,8 @@ MUTANTS = (
     Mutant("tables/_histogram", "sensitivity=math.sqrt(sum(weight**2 for weight in weights)),", "sensitivity=math.sqrt(len(weights)),", "the sensitivity of the histogram forgets weights", "tables/test_statistics.py"),
     Mutant("tables/_moments", "_MOST: Final = 1.25", "_MOST: Final = 1.0", "the sensitivity of the moments is too small", "tables/test_statistics.py"),
     Mutant("tables/_moments", "u_N = np.clip((x_N - centre) / (_REACH * scale), -1, 1)", "u_N = np.maximum((x_N - centre) / (_REACH * scale), -1)", "moments are not clipped above", "tables/test_statistics.py"),
-    Mutant("tables/_release", "stddev = noise_multiplier * statistic.sensitivity", "stddev = noise_multiplier", "the noise of a statistic forgets its sensitivity", "tables/test_statistics.py"),
-    Mutant("tables/_release", "if used != stddev:", "if False:", "other noise than a statistic was charged for goes unnoticed", "tables/test_statistics.py"),
+    Mutant("query/_statistic", "stddev = noise_multiplier * statistic.sensitivity", "stddev = noise_multiplier", "the noise of a statistic forgets its sensitivity", "tables/test_statistics.py"),
+    Mutant("query/_statistic", "if used != stddev:", "if False:", "other noise than a statistic was charged for goes unnoticed", "tables/test_statistics.py"),
     Mutant("tables/_recipe", "q=q, steps=self.steps, other_releases=self.shares.releases", "q=q, steps=self.steps", "the training spends what the statistics did", "tables/test_recipe.py"),
     # Risk
     Mutant("accounting/_trade_off", "both_errors_E = 2 * (1 - self._deltas_E)", "both_errors_E = 2 * (1 - self._deltas_E / 2)", "an attacker's advantage is too small", "test_risk.py"),
