@@ -50,7 +50,7 @@ def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPa
     num_bytes = kernels * max(4, part.grads.itemsize)
     if not part.is_gram_cheaper and context.budget.try_reserve(num_bytes):
         return MaterializedGrads(part.gradients(slice(None)))
-    context.budget.try_reserve(
+    context.budget.hold(
         (part.grads.numel() + part.inputs.numel()) * part.grads.itemsize
     )
     return part
