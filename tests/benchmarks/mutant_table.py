@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
     Mutant("_mechanism/sums", "            and {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "", "sums of a double are in single precision", "test_sums.py"),
     Mutant("_mechanism/sums", "        self._buffers = [*(one.memory for one in kept), *buffers]", "        self._buffers = buffers", "sums that were found together get no noise", "test_sums.py"),
-    Mutant("_mechanism/sums", "beta=int(self._is_written)", "beta=0", "micro-batches but the last are lost", OPTIMIZER),
-    Mutant("_mechanism/sums", "torch.promote_types(parameter.dtype, torch.float32)", "parameter.dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
+    Mutant("_mechanism/sums", "            gradients.add_weighted_sum(factors_GB, groups, self._views)", "            self._views = gradients.weighted_sums(factors_GB, groups, self._allocated)", "micro-batches but the last are lost", OPTIMIZER),
+    Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "units = [share[i] for i in positions]", "units = [share[i] for i in positions][:1]", "all but one of a draw are dropped", SAMPLING),
