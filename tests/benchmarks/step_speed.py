@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 from step_models import LARGE, MODELS, ON_GPU
-from step_models_in_hand import IN_HAND
 from step_ways import WAYS
 
 
@@ -97,7 +96,7 @@ def cell(ratio: float, base: float, device: str) -> str:
 def made(name: str, options: argparse.Namespace) -> object:
     """Make a model and its batch."""
     torch.manual_seed(0)
-    make, times = {**MODELS, **LARGE, **IN_HAND}[name], options.batch
+    make, times = {**MODELS, **LARGE}[name], options.batch
     if options.device != "cpu":
         times *= ON_GPU.get(name, 1)
     usual = inspect.signature(make).parameters["B"].default
