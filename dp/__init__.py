@@ -170,6 +170,22 @@ _HOME: Final = {
 }
 _MODULES: Final = {"audit", "distributed", "ledger", "query", *_HOME.values()}
 
+# What the extra of the distribution brings, by the names of the modules.
+_EXTRA: Final = frozenset(
+    [
+        "cryptography",
+        "dp_accounting",
+        "jaxtyping",
+        "matplotlib",
+        "mpmath",
+        "numpy",
+        "rich",
+        "scipy",
+        "torch",
+        "typer",
+    ]
+)
+
 if (
     not TYPE_CHECKING
 ):  # pragma: no branch -- type checkers would take every name for one that exists.
@@ -177,12 +193,25 @@ if (
     def __getattr__(name: str) -> object:
         """Load a public name, once (PEP 562)."""
         if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
+            return _load(name)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        value = getattr(_load(_HOME[name]), name)
         globals()[name] = value
         return value
+
+    def _load(module: str) -> object:
+        """Import a module of this package, or say which extra brings what it needs."""
+        try:
+            return import_module(f"{__name__}.{module}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+                raise
+            raise ModuleNotFoundError(
+                f"dp.{module} needs {error.name}, which the extra of this package"
+                " brings: pip install 'forwarding[dp]'",
+                name=error.name,
+            ) from error
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_MODULES, *__all__})
