@@ -33,6 +33,7 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from dp import _extra
 from forwarding import __version__ as __version__
 
 
@@ -170,22 +171,6 @@ _HOME: Final = {
 }
 _MODULES: Final = {"audit", "distributed", "ledger", "query", *_HOME.values()}
 
-# What the extra of the distribution brings, by the names of the modules.
-_EXTRA: Final = frozenset(
-    [
-        "cryptography",
-        "dp_accounting",
-        "jaxtyping",
-        "matplotlib",
-        "mpmath",
-        "numpy",
-        "rich",
-        "scipy",
-        "torch",
-        "typer",
-    ]
-)
-
 if (
     not TYPE_CHECKING
 ):  # pragma: no branch -- type checkers would take every name for one that exists.
@@ -205,13 +190,10 @@ if (
         try:
             return import_module(f"{__name__}.{module}")
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            told = _extra.missing(f"dp.{module}", error)
+            if told is None:
                 raise
-            raise ModuleNotFoundError(
-                f"dp.{module} needs {error.name}, which the extra of this package"
-                " brings: pip install 'forwarding[dp]'",
-                name=error.name,
-            ) from error
+            raise ModuleNotFoundError(told, name=error.name) from error
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_MODULES, *__all__})

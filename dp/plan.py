@@ -292,7 +292,7 @@ class PrivacyPlan(Described):
         """
         return risk_of_guarantee(
             self.guarantee(),
-            (*self.releases(self.steps), *self.query_releases),
+            [*self.releases(self.steps), *self.query_releases],
             order=self.renyi_order,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dp import _EXTRA
+from dp import _extra
 
 
 __all__ = ("main",)
@@ -13,10 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from dp.cli._app import main as run  # noqa: PLC0415 -- it may not be there
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+        told = _extra.missing("dp", error)
+        if told is None:
             raise
-        raise SystemExit(
-            f"dp needs {error.name}, which the extra of this package brings:"
-            " pip install 'forwarding[dp]'"
-        ) from error
+        raise SystemExit(told) from error
     run(arguments)
