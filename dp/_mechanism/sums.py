@@ -91,6 +91,8 @@ class Sums:
 
 def _allocated(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return memory for all sums, and a view of it for each parameter."""
+    # Example: a weight of a million elements and biases of 64 and 10 have two buffers:
+    # the weight's own, and one of 74 elements with a view of [64] and one of [10].
     buffers: list[Tensor] = []
     views: dict[int, Tensor] = {}
     small: dict[tuple[torch.dtype, torch.device], list[int]] = {}

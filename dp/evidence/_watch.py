@@ -185,6 +185,9 @@ class Watch:
         evaluated, looks = known.evaluated, known.looks
         # That a draw was empty, and so had no losses, is private: such a step counts
         # as the others do.
+        # Example: steps 0 and 1 had empty draws, and step 2 had losses of a function.
+        # All three count as evaluated, and the looks that were due are those of the
+        # steps 0 to 2.
         if self._form == "function":
             first = step + 1 - self._num_undecided
             evaluated += self._num_undecided
@@ -293,8 +296,12 @@ class Watch:
                     in_step=num_ranks > 1,
                     silenced=self.silenced,
                 )
+                # What depends on one example alone shows when its place is given away:
+                # both halves are exchanged in the first look, one of them later.
                 both_halves = segment is None or self._number == 0
                 verdict = look.verdict(both_halves=both_halves)
+                # Once a run: whether losses change with the number of examples. Where
+                # it cannot be told, as for a batch of one, two more looks may try.
                 if segment is not None and self._is_to_ask_size(verdict, num_ranks):
                     depends = look.depends_on_size()
                     self._tries_left = self._tries_left - 1 if depends is None else 0
