@@ -494,4 +494,10 @@ MUTANTS = (
     Mutant("evidence/_together", "self.asks = self._surprises.asks(spread_of(read.losses.cpu()), step)", "pass", "a rank that is surprised asks nobody", "evidence/test_evidence_of_runs.py"),
     Mutant("distributed/_world", "asked=any(row[0] & _ASKS for row in rows),", "asked=bool(asks),", "a rank that is surprised looks alone", "distributed/test_evidence.py"),
     Mutant("integrations/lightning", "report.raise_if_failed()", "pass", "Lightning trains what dp.check refuses", "integrations/test_lightning.py"),
+    # Guesses against a trade-off
+    Mutant("audit/_guessing", "right += more * k / (r - k)", "right += more * (k + 1) / (r - k)", "right guesses are counted once too often", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "mass += more * m / (r - k)", "mass += more / (r - k)", "too little mass is needed", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "- self.mu)", "- 2 * self.mu)", "a Gaussian permits twice its mean", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "1 - delta - math.exp(epsilon) * (1 - y)", "0.0", "what complements of events permit is left out", "test_audit_one_run.py"),
+    Mutant("audit/_one_run", "    _check_claim(optimizer)", "    pass", "a claim for a public number of records is attacked by drawing them", "test_audit_one_run.py"),
 )  # fmt: skip
