@@ -41,7 +41,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 6060
+MOST_LINES = 6000
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -90,7 +90,8 @@ _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
 ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "The step": {
-        "dp/optimizer/_dp_optimizer.py": Claim("`step` passes every trainable parameter to the mechanism, and the wrapped optimizer sees what was released, divided by a public constant.", (_OPTIMIZER + "the_noise_has_the_planned_standard_deviation", _OPTIMIZER + "gradients_never_show_before_the_noise_is_in")),
+        "dp/optimizer/_private_step.py": Claim("`step` passes every trainable parameter to the mechanism, and the wrapped optimizer sees what was released, divided by a public constant.", (_OPTIMIZER + "the_noise_has_the_planned_standard_deviation", _OPTIMIZER + "gradients_never_show_before_the_noise_is_in")),
+        "dp/optimizer/_dp_optimizer.py": Claim("A mechanism gets the plan, the loader, the rule and the ledger that were asked for, and every loss that is given.", (_OPTIMIZER + "the_noise_has_the_planned_standard_deviation", _OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says")),
         "dp/optimizer/_validate.py": Claim("The loader and the clipping rule are those that the plan claims.", (_OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says", _OPTIMIZER + "a_loader_of_another_rate_cannot_be_attached")),
         "dp/optimizer/_private_loss.py": Claim("A trainer's loss scale is divided out before clipping, and no step depends on whether a gradient overflowed.", ("dp/test_optimizer_scaler.py::test_one_example_can_neither_skip_a_step_nor_change_the_scale",)),
         "dp/optimizer/_checkpoint.py": Claim("A state carries its whole ledger, and a state without one is refused.", (_OPTIMIZER + "a_state_without_a_ledger_is_refused", "dp/test_optimizer_checkpoint.py::test_a_state_whose_ledger_was_altered_is_refused")),

@@ -236,7 +236,7 @@ MUTANTS = (
     Mutant("ledger", "self._key = secrets.token_hex(16) if key is None else key", "self._key = key or 'mine'", "all processes charge under one id", LEDGER),
     Mutant("ledger", "fork._segments = self._segments", "fork._segments = {}", "a copy starts from nothing spent", LEDGER),
     Mutant("ledger", "if self._process != os.getpid():", "if False:", "a forked process charges under its parent's id", LEDGER),
-    Mutant("optimizer", "        if not ledgers:", "        if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_checkpoint", "    if not ledgers:", "    if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
     Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
     # Accounting
     Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + whole", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
@@ -278,7 +278,7 @@ MUTANTS = (
     Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
     Mutant("noise", "return steps_C + 0.0  # -0 + 0 is 0.", "return steps_C", "zeros show the sign of an inexact sum", NOISE),
     # What the suite once left unnoticed
-    Mutant("optimizer/_dp_optimizer", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_private_step", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
     Mutant("optimizer/_dp_optimizer", "        super().__setstate__(state)", "        return super().__setstate__(state)", "the wrapped optimizer of a copy steps by itself", "test_guard.py"),
     Mutant("_mechanism/mechanism", "self.step.drop()  # A failure half-way must not leave half a sum.", "pass", "an error in a second micro-batch leaves half a sum", "test_optimizer_many.py"),
     Mutant("ledger/_ledger", "                or last.count > end.count", "", "a segment that made fewer of the same charges takes charges back", "test_ledger.py"),
