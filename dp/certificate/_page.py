@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from dp.accounting._risk import question
 from dp.certificate._chart import Bar, Chart, Line, Mark
 from dp.certificate._evidence import evidence_sentences
-from dp.certificate._picture import epsilon_over_steps
+from dp.certificate._picture import attack_curve, epsilon_over_steps
 from dp.certificate._run import RELEASED
 from dp.certificate._scores import Scores
 from dp.certificate._statement import Statement
@@ -123,6 +123,18 @@ def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
             end=Mark(value=c.steps, label="ended here")
             if any(run.remaining for run in c.runs)
             else None,
+        )
+    attacks = attack_curve(c)
+    if attacks:
+        yield Chart(
+            title="What an attack can find",
+            x_label="false alarms, a share of those that were not in",
+            y_label="found at most, a share of those that were",
+            lines=[
+                Line(points=attacks, label="at most"),
+                Line(points=[(0, 0), (1, 1)], label="guessing", style="rival"),
+            ],
+            highest=1.0,
         )
     costs = {c.group_size: c.epsilon, **c.epsilon_of_groups}
     finite = {size: cost for size, cost in costs.items() if math.isfinite(cost)}

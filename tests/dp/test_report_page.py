@@ -159,6 +159,7 @@ def test_the_page_states_what_the_certificate_states():
     ):
         assert words in text, words
     assert "of guesses at even odds are right" in text
+    assert "What an attack can find at most guessing" in text
 
 
 def test_numbers_on_the_page_are_not_rounded_down():
@@ -200,6 +201,7 @@ def test_a_run_without_privacy_says_so_first():
     ("kind", "told", "untold"),
     [
         ("filter", "Renyi filter of order 8", "same epsilon"),
+        ("filter", "of guesses at even odds", "What an attack can find"),
         ("allocation", "above a lower bound", "same epsilon"),
         ("allocation", "none is proven for random allocation", "units)"),
         ("allocation", "the plan compared Two ways.", "Run 1"),
