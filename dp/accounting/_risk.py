@@ -17,7 +17,12 @@ from dp.accounting._composition import affordable, interval_for
 from dp.accounting._deltas import deltas_by_epsilon
 from dp.accounting._groups import GROUP_TOLERANCE, check_group
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_by_position,
+    merge_equal_releases,
+)
 from dp.accounting._renyi import cost_within
 from dp.schedule import rounded_up
 
@@ -280,6 +285,7 @@ def _deltas_of(
         neighboring_relation=neighboring_relation,
         truncated=truncated,
         allocated=is_allocated(releases),
+        by_position=is_by_position(releases),
     )
     if size > 1:
         check_group(releases, size)

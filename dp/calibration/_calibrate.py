@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dp import _checks
-from dp._typing import NeighboringRelation
+from dp._typing import Assignment, NeighboringRelation
 from dp.accounting import Release, Truncation
 from dp.calibration._risk import RiskTarget
 from dp.calibration._search import WASTE, RenyiOrder, Search
@@ -40,6 +40,7 @@ def calibrate_noise_multiplier(
     truncation: Truncation | None = None,
     other_releases: Sequence[Release] = (),
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     target_risk: RiskTarget | None = None,
@@ -60,7 +61,9 @@ def calibrate_noise_multiplier(
         truncation: How batches are made smaller, if they are.
         other_releases: What is released about the same data beside the steps, such as
             private statistics.
-        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches;
+            None for Poisson samples.
+        disjoint: How disjoint batches are assigned; None for random allocation.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -87,6 +90,7 @@ def calibrate_noise_multiplier(
                     count=count,
                     truncation=truncation,
                     steps_per_pass=steps_per_pass,
+                    disjoint=disjoint,
                 )
                 for count, relative in phases
             ),
@@ -183,6 +187,7 @@ def calibrate_sampling_probability(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     target_risk: RiskTarget | None = None,
@@ -199,7 +204,8 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
-        steps_per_pass: None; random allocation leaves no probability to find.
+        steps_per_pass: None; passes leave no probability to find.
+        disjoint: None; the same.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -209,7 +215,7 @@ def calibrate_sampling_probability(
         ValueError: If a number is out of range.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
-    if steps_per_pass is not None:
+    if steps_per_pass is not None or disjoint is not None:
         raise ValueError(
             f"steps_per_pass={steps_per_pass!r} fixes the sampling probability, so none"
             " is left to find; leave out the noise multiplier or the steps"
@@ -241,6 +247,7 @@ def calibrate_steps(
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     target_risk: RiskTarget | None = None,
@@ -258,7 +265,9 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
-        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches;
+            None for Poisson samples.
+        disjoint: How disjoint batches are assigned; None for random allocation.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
@@ -280,6 +289,7 @@ def calibrate_steps(
                 count=round(1 / one_over_units) * unit,
                 truncation=truncation,
                 steps_per_pass=steps_per_pass,
+                disjoint=disjoint,
             )
         ]
 

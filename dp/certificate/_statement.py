@@ -36,7 +36,8 @@ class Statement(Described):
         epsilon_of_steps_taken: What the releases that were charged compose to: a
             guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
-            batches were drawn by random allocation, for which no bound is proven.
+            batches were drawn by random allocation or cyclic Poisson sampling, for which
+            no bound is proven.
         risk: What an attacker can find out about one unit at most, or about the group
             of ``group_size``, in plain units.
         steps: How many releases were charged.

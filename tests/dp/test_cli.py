@@ -212,6 +212,7 @@ def test_optimizers_go_by_name(make_plan, name):
     assert given == 0.125
 
 
+@pytest.mark.slow
 def test_epsilon_and_calibrate_are_inverse(call):
     """The noise that calibrate prints costs at most the epsilon it was asked for."""
     run = ("--sampling-probability", 0.25, "--steps", 160)
@@ -224,6 +225,7 @@ def test_epsilon_and_calibrate_are_inverse(call):
     assert 2.97 < spent <= 3
 
 
+@pytest.mark.slow
 def test_epsilon_and_calibrate_are_inverse_for_groups(call, tmp_path):
     """Both say how many rows the numbers are about."""
     run = ("--sampling-probability", 0.25, "--steps", 160, "--group-size", 3)
@@ -242,6 +244,7 @@ def test_epsilon_and_calibrate_are_inverse_for_groups(call, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_group_is_certified_for_the_group(call, tmp_path):
     """And costs it what was asked for."""
     run = ("--steps", 3, "--group-size", 4, "--report", tmp_path)
@@ -253,6 +256,7 @@ def test_a_run_of_a_group_is_certified_for_the_group(call, tmp_path):
     assert 2.99 < certificate.epsilon <= 3
 
 
+@pytest.mark.slow
 def test_planning_shows_runs_nearby_and_the_plan(call):
     """A table by steps and sampling, and code that makes such a plan."""
     for arguments in (
@@ -377,6 +381,7 @@ def test_the_version_is_told(call, monkeypatch):
     assert "Usage: dp train" in help_text
 
 
+@pytest.mark.slow
 def test_planning_draws_pictures(call, tmp_path):
     """Epsilon over the steps, and the noise that epsilons take."""
     run = ("--sampling-probability", 1, "--steps", 4)
@@ -476,6 +481,7 @@ def certified(make_run, tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_certificates_are_composed(call, certified, tmp_path):
     """Four steps in all, in a statement that is written and verifies."""
     folder = tmp_path / "together"
