@@ -83,15 +83,18 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
     """
     if _is_filtered(c):
         return []
+    queries = [release for run in c.runs for release in run.plan.query_releases]
     charged = [charge.to_release() for charge in c.charges]
     curve = epsilon_curve(
-        [*charged, *(release for run in c.runs for release in run.remaining)],
+        [*queries, *charged, *(release for run in c.runs for release in run.remaining)],
         delta=c.delta,
         neighboring_relation=c.neighboring_relation,
         group_size=c.group_size,
     )
+    # Queries are counted from the start, and are no steps.
+    curve = curve[sum(release.count for release in queries) :]
     last = len(curve) - 1
-    # Where epsilon_curve computes; between, it repeats the next value.
+    # About where epsilon_curve computes; between, it repeats the next value.
     points = sorted({math.ceil(last * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
     return [(step, curve[step]) for step in points if step]
 
@@ -99,13 +102,14 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
 def attack_curve(c: Statement) -> list[tuple[float, float]]:
     """Return the most that an attack finds, by its share of false alarms.
 
-    None is drawn under a Renyi filter, nor of a run without steps.
+    None is drawn under a Renyi filter, nor where nothing was released.
     """
-    if _is_filtered(c) or not c.steps:
+    claimed = together(c.runs, claimed=True)
+    if _is_filtered(c) or not claimed:
         return []
     return list(
         risk_curve(
-            together(c.runs, claimed=True),
+            claimed,
             neighboring_relation=c.neighboring_relation,
             group_size=c.group_size,
             delta=c.delta,

@@ -229,6 +229,25 @@ def test_random_allocation_has_a_risk_but_not_for_groups():
         found(one_pass, group_size=2)
 
 
+def test_batches_by_position_have_a_risk_where_they_have_an_epsilon():
+    """One example more would move others, so that adding one is refused."""
+    cut = release(1.0, 2.0, 10, steps_per_pass=5, disjoint="position")
+    twice = found(release(sigma=2.0, count=2), relation="zero_out")
+
+    assert found(cut, relation="zero_out") == twice
+    with pytest.raises(ValueError, match="are cut by position"):
+        found(cut)
+
+
+def test_a_round_is_at_the_risk_of_the_sample_that_it_holds():
+    """By cyclic Poisson sampling an example has a coin in one step of every round."""
+    rounds = release(0.05, 1.0, 40, bands=4)
+
+    assert found(rounds) == found(release(0.2, 1.0, 10))
+    with pytest.raises(UnsupportedOperationError, match="group_size=2: no bound"):
+        found(rounds, group_size=2)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_dp_accountings_accountants_find_the_same(size):
     """In the same buckets, to ten digits: ``verify`` asks them."""
