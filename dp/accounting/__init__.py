@@ -12,7 +12,7 @@ from dp.accounting._groups import group_epsilon
 from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
-from dp.accounting._risk import Risk, risk
+from dp.accounting._risk import Risk, risk, risk_curve
 
 
 __all__ = (
@@ -27,6 +27,7 @@ __all__ = (
     "group_epsilon",
     "merge_equal_releases",
     "risk",
+    "risk_curve",
     "to_dp_event",
 )
 
