@@ -201,7 +201,7 @@ MUTANTS = (
     Mutant("checking", "factors[list(stay)] = 1.0", "factors[:] = 1.0", "outliers lie where the others do", "test_checking.py"),
     Mutant("checking", "is_by_example = losses.shape == (half,)", "is_by_example = True", "losses along another axis pass for the examples'", "test_checking.py"),
     Mutant("integrations/transformers", "check(plain, losses_of, batch, num_compared=2).raise_if_failed()", "check(plain, losses_of, batch, num_compared=2)", "the Trainer takes no notice of the check", "integrations/test_transformers.py"),
-    Mutant("integrations/transformers", "        return 0\n", "        return super().floating_point_ops(inputs)\n", "what batches cost, and so how many examples were drawn, is saved", "integrations/test_private.py"),
+    Mutant("integrations/transformers", "        return 0", "        return super().floating_point_ops(inputs)", "what batches cost, and so how many examples were drawn, is saved", "integrations/test_private.py"),
     Mutant("integrations/_trainer_arguments", "if value not in harmless:", "if False:", "the Trainer counts tokens of batches in its logs", "integrations/test_private.py"),
     Mutant("integrations/_trainer_methods", "if owner is not Trainer and not is_known:", "if False:", "a loss of one's own is replaced silently", "integrations/test_private.py"),
     Mutant("micro_batches", "stop = units.index(units[stop])", "pass", "the rows of a user are clipped in two parts of a batch", "test_micro_batches.py"),
