@@ -118,6 +118,7 @@ MUTANTS = (
     Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
+    Mutant("per_sample/_isolation/units", "        return self.num_units, self.of_loss.cpu().numpy().tobytes()", "        return self.num_units", "other units own the rows that those before owned", "per_sample/test_gradients.py"),
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
     Mutant("_mechanism/sums", "        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "        is_wide = True", "sums of a double are in single precision", "test_sums.py"),
     Mutant("_mechanism/sums", "        self._buffers = [joint.memory for joint in kept]", "        self._buffers = []", "sums that were found together get no noise", "test_sums.py"),

@@ -187,7 +187,7 @@ def _alternated(
     for size in sizes:
         one, other = partial(ours, size), partial(ordinary, size)
         times.append((seconds(one), seconds(other)))
-        if time.perf_counter() > end and len(times) > 20:  # noqa: PLR2004 -- enough
+        if time.perf_counter() > end and len(times) > 20:
             break
     return times
 

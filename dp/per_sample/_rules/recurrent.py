@@ -106,10 +106,12 @@ class _States(NamedTuple):
         cells_TNH = torch.empty(len(f) + 1, *cell_NH.shape).to(cell_NH)
         cells_TNH[0] = cell_NH
         new_TNH = i * g
-        for step in range(len(f)):
-            torch.addcmul(
-                new_TNH[step], f[step], cells_TNH[step], out=cells_TNH[step + 1]
-            )
+        # Rows are taken apart at once: an index a step takes as long as the arithmetic.
+        cells = cells_TNH.unbind()
+        for new, kept, before, after in zip(
+            new_TNH.unbind(), f.unbind(), cells[:-1], cells[1:], strict=True
+        ):
+            torch.addcmul(new, kept, before, out=after)
         return cls(gates_TNG, cells_TNH[:-1], cells_TNH[1:].tanh())
 
     @classmethod
@@ -171,14 +173,24 @@ def _through_time(
     zeros_NH = torch.zeros_like(states.before[0])
     d_h, d_c = (zeros_NH if grad is None else grad for grad in last[:2])
     back_TN4H = torch.empty(T, N, 4, H).to(of_cell)
-    for step in reversed(range(T)):
-        if outputs is not None:
-            d_h = d_h + outputs[-1 - step if reverse else step]
-        d_c = torch.addcmul(d_c, d_h, to_cell[step])
-        torch.mul(d_c[:, None], of_cell[step], out=back_TN4H[step, :, :3])
-        torch.mul(d_h, of_output[step], out=back_TN4H[step, :, 3])
-        d_h, d_c = back_TN4H[step].flatten(1) @ w_hh, d_c * f[step]
-    return back_TN4H.flatten(2), d_h, d_c
+    back_TNG = back_TN4H.flatten(2)
+    d_outputs = [None] * T if outputs is None else [*outputs.unbind()]
+    # Rows are taken apart at once: an index a step takes as long as the arithmetic.
+    steps = zip(
+        d_outputs if not reverse else reversed(d_outputs),
+        *(x.unbind() for x in (to_cell, of_cell, of_output, f, back_TNG)),
+        back_TN4H[:, :, :3].unbind(),
+        back_TN4H[:, :, 3].unbind(),
+        strict=True,
+    )
+    for d_out, to_c, of_c, of_o, kept, back, back_cell, back_output in [*steps][::-1]:
+        if d_out is not None:
+            d_h = d_h + d_out
+        d_c = torch.addcmul(d_c, d_h, to_c)
+        torch.mul(d_c[:, None], of_c, out=back_cell)
+        torch.mul(d_h, of_o, out=back_output)
+        d_h, d_c = back @ w_hh, d_c * kept
+    return back_TNG, d_h, d_c
 
 
 def _is_along_sequences(context: RuleContext) -> bool:
