@@ -62,12 +62,27 @@ class Beside:
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 
+    @property
+    def has_updated(self) -> bool:
+        """Whether an update was noted since the optimizer was made or loaded."""
+        return self._since == "updated"
+
     def note(
         self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
     ) -> None:
         """Remember the versions of the parameters of a new optimizer, or of an update."""
         _versions.note(parameters)
         self._since = since
+
+    def accept(self, parameters: Sequence[Tensor]) -> None:
+        """Take what was written since an update for a part of that update.
+
+        Called where the step of a layer around the optimizer ends, or its own step's
+        hooks do: they average or clamp what was released. Losses that were computed
+        before had their own check.
+        """
+        if self._since == "updated":
+            self.note(parameters, since="updated")
 
     def forget(self) -> None:
         """Take what is written before the next note for what is loaded, or an update."""
@@ -81,6 +96,10 @@ class Beside:
         """
         if self.has_writes or self._since is None:
             return False
+        # An in-place write raises a tensor's version, whoever made it:
+        # Embedding(max_norm=...) writes the batch's tokens into its weight during the
+        # forward pass, and a plain optimizer over the same weights steps on raw
+        # gradients.
         num_written = _versions.num_written(parameters)
         is_all = num_written == len(parameters) and self._since == "made"
         self.has_writes = num_written > 0 and not is_all
@@ -94,6 +113,7 @@ class Beside:
 
 
 def _leaves(root: Any) -> Iterator[Tensor]:
+    # A loss without a graph has the root None, and no leaves.
     pending, seen = [root], {root}
     while pending:
         node = pending.pop()

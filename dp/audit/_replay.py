@@ -16,6 +16,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
@@ -162,6 +163,7 @@ class _Tape:
     sums: list[list[Tensor]] = field(default_factory=list)
     released: list[list[Tensor]] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    sensitivities: list[float] = field(default_factory=list)
     output: str = ""
     error: str | None = None
 
@@ -200,6 +202,7 @@ def _run(
         if isinstance(optimizer, DPOptimizer) and owns:
             tape.optimizers.append(optimizer)
             tape.states.append(_state(model, optimizer))
+            tape.sensitivities.append(_sensitivity(optimizer, len(tape.states) - 1))
             bar.show(len(tape.states), optimizer.plan.steps)
 
     printed = io.StringIO()
@@ -224,6 +227,15 @@ def _run(
             " the training function"
         )
     return tape
+
+
+def _sensitivity(optimizer: DPOptimizer, step: int) -> float:
+    """Return what the last release was charged for, or as planned where none was."""
+    charged = optimizer.ledger.charges()
+    if not charged:
+        return optimizer.plan.max_grad_norm_at(step)
+    norm, noises = charged[-1].max_grad_norm, charged[-1].noise_beside_count
+    return norm if noises is None else norm * noises.sensitivity
 
 
 def _state(model: nn.Module, optimizer: DPOptimizer) -> State:
@@ -335,11 +347,11 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
     """Return whether neighbouring sums are as close as was declared."""
     plan = first.plan
     twice = two_changes or plan.neighboring_relation == "replace_one"
-    pairs = list(zip(first.sums, second.sums, strict=False))
-    distances = [_distance(a, b) for a, b in pairs]
-    allowed = [
-        plan.max_grad_norm_at(t) * (2 if twice else 1) for t in range(len(pairs))
-    ]
+    # What followed the last step, and was charged for no update, is compared by number.
+    charged = first.sensitivities
+    pairs = list(zip(first.sums, second.sums, charged, strict=False))
+    distances = _over_bands([_distance(a, b) for a, b, _ in pairs], plan.bands or 1)
+    allowed = [sensitivity * (2 if twice else 1) for *_, sensitivity in pairs]
     worst = max(range(len(pairs)), key=lambda t: distances[t] / allowed[t], default=0)
     changed = sum(distance > 0 for distance in distances)
     return Finding(
@@ -353,6 +365,18 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
         if pairs
         else "there are none to compare",
     )
+
+
+def _over_bands(distances: Sequence[float], bands: int) -> list[float]:
+    """Return the distance of as many sums in a row as there are bands, at each step.
+
+    One record adds multiples of one vector to as many of them, before it may be in
+    another step; so it changes all of these together by the sensitivity at most.
+    """
+    return [
+        math.hypot(*distances[max(0, t - bands + 1) : t + 1])
+        for t in range(len(distances))
+    ]
 
 
 def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

@@ -30,6 +30,7 @@ from dp.per_sample._parts.part import (
 )
 from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
+from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
 __all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
@@ -101,7 +102,9 @@ class PerSampleGradients:
         self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
 
-    def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
+    def squared_norms(
+        self, group_of: Sequence[int], scales: Sequence[Tensor] = ()
+    ) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
 
         It is infinite for an example whose loss is not finite. Like the sums, it is
@@ -109,7 +112,14 @@ class PerSampleGradients:
 
         Args:
             group_of: The group of each parameter: 0, 1, ... without gaps.
+            scales: What the elements of each parameter's gradients are multiplied by
+                first; none for gradients as they are.
         """
+        if scales:
+            located = [self._located(index) for index in range(len(scales))]
+            with FullPrecision(self._device_types):
+                norms_GB = scaled_norms(located, scales, group_of, self._nonfinite_B)
+            return norms_GB / self._loss_scale**2
         if self._norms is not None and self._norms[0] == [*group_of]:
             return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
@@ -170,6 +180,9 @@ class PerSampleGradients:
         beta: int,
         consumes: bool,
     ) -> Sequence[Tensor]:
+        # Zero times infinity is NaN, for everybody's sum: in Opacus 1.6.0 one such
+        # example made the whole noised gradient NaN. So what is dropped is filled with
+        # zeros, not multiplied; copies are made only where a group has such an example.
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
         if self._loss_scale != 1:
@@ -208,6 +221,14 @@ class PerSampleGradients:
                 added_B = _joint_squared_norms(parts, self.num_samples, parameter)
                 norms[group_of[index]] += added_B.to(device)
         return norms
+
+    def _located(self, index: int) -> Located:
+        """Return the parts of a parameter, and where its examples begin in them."""
+        for stack in self._stacks:
+            if index in stack.indices:
+                row = list(stack.indices).index(index)
+                return (stack.part,), row * self.num_samples
+        return self._parts.get(index, ()), 0
 
     def _add_large(
         self,
@@ -393,6 +414,8 @@ def _joint_squared_norms(
             FactoredGrads() | MaterializedGrads() as head,
             EmbeddingGrads() as table,
         ] if _is_one_product(head):
+            # Example: a = (3, 0) of the head and b = (-3, 1) of the lookups: 9 + 10 - 2
+            # * 9 = 1, which is |(0, 1)|^2.
             cross_B = table.products_with(head)
             whole_B = parts[0].squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.

@@ -73,6 +73,8 @@ class _OfSizes:
 
     def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
         """Whether all that may move rows moves them as it did."""
+        # Example: h[index], where the next batch has an index of the same length that
+        # names rows of other examples: equal sizes, and other owners behind the node.
         return all(
             moved.is_as_before(nodes[place], num_units) for place, moved in self.moved
         )
@@ -150,6 +152,7 @@ class KnownGraphs:
         if known is None:
             known = self._walked(root, parameters, units)
         if units.num_units > 1:
+            # Never remembered: every batch has other data.
             check_data(known.graph.uses, known.plan.owners, num_units=units.num_units)
         return known
 
@@ -161,6 +164,7 @@ class KnownGraphs:
         Raises:
             WrongGradientError: If it is another graph.
         """
+        # Walked at this very step: there is nothing to compare.
         if known.constants is None:
             return
         walked = find_uses(
@@ -179,6 +183,8 @@ class KnownGraphs:
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
     ) -> Found | None:
+        # Newest first, and lazily: a training has one form of graph, or two that take
+        # turns.
         matches = (known.found(root, parameters, units) for known in self._known)
         return next((match for match in matches if match is not None), None)
 
@@ -227,6 +233,8 @@ class KnownGraphs:
 def _keep(
     by_sizes: dict[Hashable, _OfSizes], sizes: Hashable, known: _OfSizes, most: int
 ) -> None:
+    # Put in again at the end: the first key is then the one that was found longest ago.
+    # Poisson batches of 256 on average come in about 100 sizes.
     by_sizes.pop(sizes, None)
     by_sizes[sizes] = known
     if len(by_sizes) > most:

@@ -55,6 +55,7 @@ def claimed(group_size, q, sigma, steps, delta):
     return epsilon([release], **about).epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_epsilon_is_true_and_tight(setting):
     """The exact delta at what is claimed is at most delta, and 0.1 % below it more.
@@ -82,6 +83,7 @@ def test_what_was_loose_is_tight():
     assert claimed(10, 0.001, 1.0, 2000, 1e-6) == pytest.approx(3.03345, abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("q", "sigma", "steps"),
     [
@@ -116,6 +118,7 @@ def test_what_costs_too_much_is_taken_for_unsampled():
     )
 
 
+@pytest.mark.slow
 def test_many_kinds_of_releases_are_composed_as_they_are():
     """A width is chosen for a few of them, which does not change what is composed."""
     releases = [
@@ -134,6 +137,7 @@ def test_many_kinds_of_releases_are_composed_as_they_are():
     assert least < epsilon(releases, **about).epsilon < most
 
 
+@pytest.mark.slow
 def test_steps_that_follow_each_other_share_a_width():
     """So epsilon grows with every step, and does not fall where a width changes."""
     spent = [claimed(1, 0.1, 2.0, steps, 1e-5) for steps in range(60, 70)]

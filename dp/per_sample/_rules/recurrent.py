@@ -51,10 +51,13 @@ def _lstm(context: RuleContext, grads: Grads) -> Parts:
     inputs_TNI, hidden_TNH = (
         _by_step(context, wide(context.saved(name))) for name in ("input", "result0")
     )
+    # Step t starts from the output of step t - 1, and step 0 from the given state.
     before_TNH = torch.cat([wide(context.saved("hx_"))[None], hidden_TNH[:-1]])
     w_ih, w_hh = (wide(context.saved(f"weight{i}")) for i in range(2))
     states = _States.kept(context, hidden_TNH)
     if states is None:
+        # [T, N, I] @ [I, G] and [T, N, H] @ [H, G]: all steps at once, since hidden
+        # states are known by now.
         inputs_TNG = inputs_TNI @ w_ih.mT
         inputs_TNG += before_TNH @ w_hh.mT
         gates_TNG = _activated(inputs_TNG + _bias(context))
@@ -67,6 +70,8 @@ def _lstm(context: RuleContext, grads: Grads) -> Parts:
     )
     if context.input_grad is not None:
         context.input_grad += _by_step(context, back_TNG @ w_ih)
+    # The gradients of the gates' inputs are what every weight and bias is multiplied
+    # by: those of w_ih, [G, I] for each example, are back.T @ inputs over its steps.
     parts = Parts()
     rows = context.rows(back_TNG)
     for position, other in ((_W_IH, inputs_TNI), (_W_HH, before_TNH)):
@@ -106,12 +111,10 @@ class _States(NamedTuple):
         cells_TNH = torch.empty(len(f) + 1, *cell_NH.shape).to(cell_NH)
         cells_TNH[0] = cell_NH
         new_TNH = i * g
-        # Rows are taken apart at once: an index a step takes as long as the arithmetic.
-        cells = cells_TNH.unbind()
-        for new, kept, before, after in zip(
-            new_TNH.unbind(), f.unbind(), cells[:-1], cells[1:], strict=True
-        ):
-            torch.addcmul(new, kept, before, out=after)
+        for step in range(len(f)):
+            torch.addcmul(
+                new_TNH[step], f[step], cells_TNH[step], out=cells_TNH[step + 1]
+            )
         return cls(gates_TNG, cells_TNH[:-1], cells_TNH[1:].tanh())
 
     @classmethod
@@ -122,6 +125,8 @@ class _States(NamedTuple):
         line longer where that would be a multiple of 1024 bytes.
         """
         T, N, H = hidden_TNH.shape
+        # Example: H = 50 has 200 numbers, 208 in whole lines. H = 64 has 256, which is
+        # 1024 bytes, so a line more: 272.
         length = -(-4 * H // _LINE) * _LINE
         length += _LINE if length % (16 * _LINE) == 0 else 0
         workspace = context.saved("result3")
@@ -173,24 +178,17 @@ def _through_time(
     zeros_NH = torch.zeros_like(states.before[0])
     d_h, d_c = (zeros_NH if grad is None else grad for grad in last[:2])
     back_TN4H = torch.empty(T, N, 4, H).to(of_cell)
-    back_TNG = back_TN4H.flatten(2)
-    d_outputs = [None] * T if outputs is None else [*outputs.unbind()]
-    # Rows are taken apart at once: an index a step takes as long as the arithmetic.
-    steps = zip(
-        d_outputs if not reverse else reversed(d_outputs),
-        *(x.unbind() for x in (to_cell, of_cell, of_output, f, back_TNG)),
-        back_TN4H[:, :, :3].unbind(),
-        back_TN4H[:, :, 3].unbind(),
-        strict=True,
-    )
-    for d_out, to_c, of_c, of_o, kept, back, back_cell, back_output in [*steps][::-1]:
-        if d_out is not None:
-            d_h = d_h + d_out
-        d_c = torch.addcmul(d_c, d_h, to_c)
-        torch.mul(d_c[:, None], of_c, out=back_cell)
-        torch.mul(d_h, of_o, out=back_output)
-        d_h, d_c = back @ w_hh, d_c * kept
-    return back_TNG, d_h, d_c
+    for step in reversed(range(T)):
+        # What comes back through the next step, and what the losses take of this
+        # output.
+        if outputs is not None:
+            d_h = d_h + outputs[-1 - step if reverse else step]
+        d_c = torch.addcmul(d_c, d_h, to_cell[step])
+        torch.mul(d_c[:, None], of_cell[step], out=back_TN4H[step, :, :3])
+        torch.mul(d_h, of_output[step], out=back_TN4H[step, :, 3])
+        # [N, G] @ [G, H]; the cell goes back through the forget gate alone.
+        d_h, d_c = back_TN4H[step].flatten(1) @ w_hh, d_c * f[step]
+    return back_TN4H.flatten(2), d_h, d_c
 
 
 def _is_along_sequences(context: RuleContext) -> bool:
