@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant("per_sample", "if values.count(values[0]) != len(values):", "if not values:", "all layers have the first one's scale", ENGINE),
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
-    Mutant("per_sample", "return tensor if is_wide else tensor.float()", "return tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "    return tensor.float()", "    return tensor", "norms in the gradients' own precision", ENGINE),
     Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
     Mutant("per_sample", "slot_r = place_r * length_E[bucket_r] + position_r", "slot_r = place_r * length_E[bucket_r]", "the rows of a unit take each other's place", BY_OWNER),
     Mutant("per_sample", "place_r = rank_r - _starts(num_units_E)[bucket_r]", "place_r = rank_r * 0", "the units of a bucket take each other's place", BY_OWNER),
