@@ -36,7 +36,13 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Query, Release
+    from dp.accounting import (
+        Guarantee,
+        NegativeBinomialRuns,
+        PoissonRuns,
+        Query,
+        Release,
+    )
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -75,6 +81,7 @@ if TYPE_CHECKING:
         UnamplifiedLoader,
     )
     from dp.schedule import Schedule
+    from dp.selection import TuningCertificate, tune
     from dp.wrapping import wrap_class
 
 __all__ = (
@@ -93,9 +100,11 @@ __all__ = (
     "JointOptimizer",
     "LedgerError",
     "MicroBatches",
+    "NegativeBinomialRuns",
     "PerGroupClipping",
     "PerLayerClipping",
     "PoissonLoader",
+    "PoissonRuns",
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
@@ -110,6 +119,7 @@ __all__ = (
     "ScaledClipping",
     "Schedule",
     "TruncatedPoissonSampling",
+    "TuningCertificate",
     "Unamplified",
     "UnamplifiedLoader",
     "UnsupportedOperationError",
@@ -121,6 +131,7 @@ __all__ = (
     "looking",
     "plan_for",
     "split_batch",
+    "tune",
     "verify",
     "wrap_class",
 )
@@ -128,7 +139,7 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Query Release",
+        "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
@@ -145,6 +156,7 @@ _HOME: Final = {
         "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
+        "selection": "TuningCertificate tune",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()

@@ -12,10 +12,13 @@ from dp.accounting._groups import group_epsilon
 from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
+from dp.accounting._selection import NegativeBinomialRuns, PoissonRuns
 
 
 __all__ = (
     "Guarantee",
+    "NegativeBinomialRuns",
+    "PoissonRuns",
     "Query",
     "ReferenceAccountant",
     "Release",
@@ -27,5 +30,13 @@ __all__ = (
     "to_dp_event",
 )
 
-for _public in (Guarantee, Query, ReferenceAccountant, Release, Truncation):
+for _public in (
+    Guarantee,
+    NegativeBinomialRuns,
+    PoissonRuns,
+    Query,
+    ReferenceAccountant,
+    Release,
+    Truncation,
+):
     _public.__module__ = __name__  # What pickles and tracebacks show.

@@ -37,6 +37,8 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+SELECTION = "test_selection_accounting.py"
+TUNE = "test_tune.py"
 QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
@@ -105,6 +107,29 @@ MUTANTS = (
     Mutant("plan", 'target["other_releases"] = tuple(query.release for query in queries)', "pass", "the noise of steps leaves no room for queries", QUERIES),
     Mutant("certificate/_run", "[*charged, *self.plan.query_releases]", "charged", "a certificate forgets queries", QUERIES),
     Mutant("certificate/_numbers", "run.num_parameters * run.claimed_steps + asked", "run.num_parameters * run.claimed_steps", "answers are not among the numbers that were noised", QUERIES),
+    # The best of several runs
+    Mutant("accounting/_selection", "of_mean = [max(0.0, math.log(runs.mean)) / (order - 1) for order in ORDERS]", "of_mean = [0.0 for order in ORDERS]", "more runs cost no more", SELECTION),
+    Mutant("accounting/_selection", "(1 + runs.shape) * once + more", "once + more", "the shape of the law costs nothing", SELECTION),
+    Mutant("accounting/_selection", "(1 - 1 / order) * cost - math.log(g) / order", "-math.log(g) / order", "choosing costs one run only", SELECTION),
+    Mutant("accounting/_selection", "runs.mean * d + more", "d + more", "a Poisson number of runs costs as one", SELECTION),
+    Mutant("accounting/_selection", "math.log1p(1 / (order - 1))", "math.log1p(2 / (order - 1))", "delta is taken at too large an epsilon", SELECTION),
+    Mutant("accounting/_selection", "[max(at_order) for at_order in zip(*by_kind, strict=True)]", "[min(at_order) for at_order in zip(*by_kind, strict=True)]", "the delta of the best candidate is taken", SELECTION),
+    Mutant("accounting/_selection", "return math.exp(low)  #", "return 2 * math.exp(low)  #", "fewer runs are drawn than are meant", SELECTION),
+    Mutant("selection/_draw", "if coin < total:", "if coin < 2 * total:", "the number of runs has another law", TUNE),
+    Mutant("selection/_progress_file", "if not path.exists():", "if True:", "an interruption draws another number of runs", TUNE),
+    Mutant("selection/_progress_file", "path.touch(mode=0o600)", "path.touch()", "anyone may read how many runs there are", TUNE),
+    Mutant("selection/_progress_file", "if begun.about != about:", "if False:", "a procedure goes on from another one", TUNE),
+    Mutant("selection/_progress_file", "                other.unlink()", "                pass", "results that are not published stay", TUNE),
+    Mutant("selection/_watched", "if len(ledgers) > 1:", "if False:", "a run charges as many ledgers as it likes", TUNE),
+    Mutant("selection/_watched", "if ledger.plan != plan:", "if False:", "a run follows another plan", TUNE),
+    Mutant("selection/_watched", "if ledger.releases() != planned:", "if False:", "a run has less noise than is counted", TUNE),
+    Mutant("selection/_watched", "if ledger.failure is not None:", "if False:", "a run that failed is chosen", TUNE),
+    Mutant("selection/_watched", "if not has_public_scores and not ledger.asked:", "if False:", "scores have no noise", TUNE),
+    Mutant("selection/_watched", 'if noise.rng != "os":', "if False:", "runs draw noise that no bound is known of", TUNE),
+    Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
+    Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
+    Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
+    Mutant("selection/_certificate", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
