@@ -410,8 +410,9 @@ def test_the_certificate_states_queries_and_verifies(make_plan):
         if not f.holds
     }
     assert {"epsilon", "run 1: plan"} <= failed
-    without = trained(make_plan(steps=4)).certificate(private_data_touches=())
-    assert certificate.delta_error > without.delta_error
+    # Four parameters in four steps, and five numbers of answers.
+    of_noise = GaussianNoise().delta_error(4 * 4 + 5, epsilon=certificate.epsilon)
+    assert certificate.delta_error == of_noise
 
 
 def test_a_run_that_answers_end_costs_what_its_plan_costs(make_plan):
