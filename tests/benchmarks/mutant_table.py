@@ -37,6 +37,8 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+SELECTION = "test_selection_accounting.py"
+TUNE = "test_tune.py"
 QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
@@ -93,11 +95,13 @@ MUTANTS = (
     Mutant("query/_queries", "half = (high - low) / 2", "half = (high - low) / 4", "a value outside the range is inside", QUERIES),
     Mutant("query/_queries", "(cells_N >= 0) & (cells_N < num_cells)", "cells_N >= 0", "values above the last edge have a cell", QUERIES),
     Mutant("query/_queries", "if num_ranks > 1:", "if False:", "every rank draws noise of its own", QUERIES),
-    Mutant("ledger/_asked", "if name in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
-    Mutant("ledger/_asked", "if self.segments[name] != other.segments[name]", "if False", "forks ask one query each", QUERIES),
+    Mutant("ledger/_asked", "if query in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
+    Mutant("ledger/_asked", "if self.segments[query] != other.segments[query]", "if False", "forks ask one query each", QUERIES),
     Mutant("ledger/_asked", "if query.num_values != num_values:", "if False:", "an answer may have more numbers than are counted", QUERIES),
+    Mutant("ledger/_asked", "        if unpaid:", "        if False:", "what another plan's queries cost is forgotten", QUERIES),
+    Mutant("certificate/_document", "or run.has_failed or run.plan.queries", "or run.has_failed", "a run of queries alone is left out of a composition", QUERIES),
     Mutant("ledger/_budget", "(*releases, *plan.query_releases)", "releases", "queries cost nothing", QUERIES),
-    Mutant("ledger/_ledger", "self._asked = self._asked.once(name, self._writer.key())", "pass", "a query is not recorded", QUERIES),
+    Mutant("ledger/_ledger", "self._asked = self._asked.once(query, self._writer.key())", "pass", "a query is not recorded", QUERIES),
     Mutant("ledger/_ledger", "if target is not None and spent > target:", "if False:", "queries are asked beyond the target", QUERIES),
     Mutant("ledger/_claim", "is_untouched = not charges and not plan.queries", "is_untouched = not charges", "answers that end a run before its first step cost only themselves", QUERIES),
     Mutant("ledger/_ledger", "        fork._asked = self._asked", "        pass", "a copy of a ledger forgets what was asked", QUERIES),
@@ -105,6 +109,29 @@ MUTANTS = (
     Mutant("plan", 'target["other_releases"] = tuple(query.release for query in queries)', "pass", "the noise of steps leaves no room for queries", QUERIES),
     Mutant("certificate/_run", "[*charged, *self.plan.query_releases]", "charged", "a certificate forgets queries", QUERIES),
     Mutant("certificate/_numbers", "run.num_parameters * run.claimed_steps + asked", "run.num_parameters * run.claimed_steps", "answers are not among the numbers that were noised", QUERIES),
+    # The best of several runs
+    Mutant("accounting/_selection", "of_mean = [max(0.0, math.log(runs.mean)) / (order - 1) for order in ORDERS]", "of_mean = [0.0 for order in ORDERS]", "more runs cost no more", SELECTION),
+    Mutant("accounting/_selection", "(1 + runs.shape) * once + more", "once + more", "the shape of the law costs nothing", SELECTION),
+    Mutant("accounting/_selection", "(1 - 1 / order) * cost - math.log(g) / order", "-math.log(g) / order", "choosing costs one run only", SELECTION),
+    Mutant("accounting/_selection", "runs.mean * d + more", "d + more", "a Poisson number of runs costs as one", SELECTION),
+    Mutant("accounting/_selection", "math.log1p(1 / (order - 1))", "math.log1p(2 / (order - 1))", "delta is taken at too large an epsilon", SELECTION),
+    Mutant("accounting/_selection", "[max(at_order) for at_order in zip(*by_kind, strict=True)]", "[min(at_order) for at_order in zip(*by_kind, strict=True)]", "the delta of the best candidate is taken", SELECTION),
+    Mutant("accounting/_selection", "return math.exp(low)  #", "return 2 * math.exp(low)  #", "fewer runs are drawn than are meant", SELECTION),
+    Mutant("selection/_draw", "if coin < total:", "if coin < 2 * total:", "the number of runs has another law", TUNE),
+    Mutant("selection/_progress_file", "if not path.exists():", "if True:", "an interruption draws another number of runs", TUNE),
+    Mutant("selection/_progress_file", "path.touch(mode=0o600)", "path.touch()", "anyone may read how many runs there are", TUNE),
+    Mutant("selection/_progress_file", "if begun.about != about:", "if False:", "a procedure goes on from another one", TUNE),
+    Mutant("selection/_progress_file", "                other.unlink()", "                pass", "results that are not published stay", TUNE),
+    Mutant("selection/_watched", "if len(ledgers) > 1:", "if False:", "a run charges as many ledgers as it likes", TUNE),
+    Mutant("selection/_watched", "if ledger.plan != plan:", "if False:", "a run follows another plan", TUNE),
+    Mutant("selection/_watched", "if ledger.releases() != planned:", "if False:", "a run has less noise than is counted", TUNE),
+    Mutant("selection/_watched", "if ledger.failure is not None:", "if False:", "a run that failed is chosen", TUNE),
+    Mutant("selection/_watched", "if not has_public_scores and not ledger.asked:", "if False:", "scores have no noise", TUNE),
+    Mutant("selection/_watched", 'if noise.rng != "os":', "if False:", "runs draw noise that no bound is known of", TUNE),
+    Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
+    Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
+    Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
+    Mutant("selection/_certificate", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
