@@ -17,6 +17,7 @@ from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.accounting._risk import risk_of_guarantee
 from dp.calibration import RiskTarget
+from dp.calibration._epochs import numbers_of_epochs
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Bands,
@@ -41,6 +42,7 @@ from dp.sampling import (
     Unamplified,
 )
 from dp.sampling._loader_of import loader_of
+from dp.sampling._refused_arguments import reject_plan_arguments
 from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule, runs_of, value_at, values_of
 
@@ -290,7 +292,7 @@ class PrivacyPlan(Described):
         """
         return risk_of_guarantee(
             self.guarantee(),
-            (*self.releases(self.steps), *self.query_releases),
+            [*self.releases(self.steps), *self.query_releases],
             order=self.renyi_order,
         )
 
@@ -305,6 +307,7 @@ class PrivacyPlan(Described):
         sharded: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
+        **refused: Any,
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one iteration is the whole run.
 
@@ -318,7 +321,8 @@ class PrivacyPlan(Described):
         for torch's rarer options, or for shorter iterations.
 
         Raises:
-            TypeError: If the plan claims no amplification, so that any loader serves.
+            TypeError: If the plan claims no amplification, so that any loader serves, or
+                if an argument would take the choice of batches away from it.
             ValueError: If the plan is for another number of examples, or if it says
                 that a unit is one example where *units* groups them.
         """
@@ -327,6 +331,7 @@ class PrivacyPlan(Described):
                 "the plan is Unamplified, so its batches are the caller's: use"
                 " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
+        reject_plan_arguments(refused)
         check_units(self.unit_of_privacy, has_units=units is not None)
         loader = loader_of(
             self.sampling,
@@ -379,12 +384,14 @@ def plan_for(
     target_epsilon: float | None = None,
     target_delta: float,
     max_grad_norm: float | Schedule,
-    expected_batch_size: float,
+    expected_batch_size: float | None = None,
     steps: int | None = None,
     sampling_probability: float | Literal["largest"] | None = None,
     noise_multiplier: float | Schedule | None = None,
     max_batch_size: int | None = None,
     dataset_size: int | None = None,
+    batch_size: int | None = None,
+    epochs: float | None = None,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     unit_of_privacy: str = ONE_EXAMPLE,
     group_size: int = 1,
@@ -404,7 +411,7 @@ def plan_for(
             *target_risk*.
         target_delta: The delta it is for; well below one over the number of examples.
         max_grad_norm: L2 norm to which each example's gradient is clipped.
-        expected_batch_size: What noisy sums are divided by.
+        expected_batch_size: What noisy sums are divided by; None with *batch_size*.
         steps: How many steps the run takes; None finds how many it may take.
         sampling_probability: Probability that an example is in a batch. None plans
             for one's own loader, which claims no amplification.
@@ -413,8 +420,12 @@ def plan_for(
             multiplied by the least factor.
         max_batch_size: The most examples of a batch; see
             :class:`~dp.sampling.TruncatedPoissonSampling`. None for no such limit.
-        dataset_size: The number of examples, which is public then; with
-            *max_batch_size* only.
+        dataset_size: The number of examples, or one near it, which is public then; with
+            *max_batch_size* or *batch_size* only.
+        batch_size: How many examples a batch has on average, from which the expected
+            batch size and the sampling probability follow.
+        epochs: How often an example is drawn on average, with *batch_size*, from which
+            the steps follow.
         neighboring_relation: What two neighbouring datasets are.
         unit_of_privacy: Whose data one example holds, in words.
         group_size: How many units the target protects at once, such as the most
@@ -451,6 +462,16 @@ def plan_for(
     queries = check_queries(queries, renyi_order=renyi_order)
     if queries:
         check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
+    sampling_probability, steps, expected_batch_size = numbers_of_epochs(
+        epochs=epochs,
+        batch_size=batch_size,
+        dataset_size=dataset_size,
+        sampling_probability=sampling_probability,
+        steps=steps,
+        expected_batch_size=expected_batch_size,
+    )
+    if batch_size is not None and max_batch_size is None:
+        dataset_size = None  # No batch is truncated, so nothing else depends on it.
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
         check_filter(

@@ -77,6 +77,7 @@ class Recursion:
     _released: tuple[int, tuple[object, ...]] | None = field(default=None, init=False)
     _parameters: tuple[Tensor, ...] = field(default=(), init=False)
     _share: int = field(default=0, init=False)
+    _totals: Sequence[Tensor] | None = field(default=None, init=False)
     _max_grad_norm: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class Recursion:
         segment: str,
         num_ranks: int,
         max_grad_norm: float,
+        totals: Sequence[Tensor] | None = None,
     ) -> Iterator[None]:
         """Go on from the step before, or begin anew if that was not released.
 
@@ -101,6 +103,8 @@ class Recursion:
                 parameters have no noise of the steps before, brings another one.
             num_ranks: How many ranks share the totals.
             max_grad_norm: The clipping norm of the step.
+            totals: All totals by their parameters, where the one share that there is
+                lays the same memory out in another order at each step.
         """
         about = (place.chain, segment, num_ranks, *map(id, parameters))
         if self._released != (place.position - 1, about):
@@ -108,7 +112,9 @@ class Recursion:
         # Until the step is done, nothing can follow: a release that failed half-way has
         # left some shares a step ahead of others.
         self._released, self._share, self._max_grad_norm = None, 0, max_grad_norm
+        self._totals = totals
         yield
+        self._totals = None
         self._released = place.position, about
         self._parameters = parameters  # While they live, no other has their ids.
 
@@ -120,6 +126,7 @@ class Recursion:
         if self._share == len(self._histories):
             kept = self.correlation.bands - 1
             self._histories.append(_History(deque(maxlen=kept), deque(maxlen=kept)))
+        share = share if self._totals is None else self._totals
         history = self._histories[self._share]
         now = self._past(share)
         for total in share:
@@ -129,6 +136,7 @@ class Recursion:
 
     def separate(self, share: Sequence[Tensor]) -> None:
         """Take earlier releases out of a noised share, in place."""
+        share = share if self._totals is None else self._totals
         history = self._histories[self._share]
         self._add(share, history.releases, sign=-1)
         for total in share:
@@ -153,9 +161,22 @@ def recursion_of(plan: PrivacyPlan) -> Recursion | None:
 
 @contextmanager
 def correlated_step(
-    recursion: Recursion | None, batch: PendingBatch, *, segment: str, num_ranks: int
+    recursion: Recursion | None,
+    batch: PendingBatch,
+    totals: Sequence[Tensor],
+    segment: str,
+    num_ranks: int,
 ) -> Iterator[Recursion | None]:
-    """Take a recursion, if there is one, to the step of a batch."""
+    """Take a recursion, if there is one, to the step of a batch.
+
+    Args:
+        recursion: The recursion; None for independent noise.
+        batch: The batch.
+        totals: What is summed over ranks, by its parameters.
+        segment: The id under which the step is charged.
+        num_ranks: How many ranks there are. Of several, each has shares of the totals
+            that are cut alike at each step; one has all of them in a single share.
+    """
     if recursion is None or batch.in_pass is None:
         yield None
         return
@@ -165,5 +186,6 @@ def correlated_step(
         segment=segment,
         num_ranks=num_ranks,
         max_grad_norm=batch.max_grad_norm,
+        totals=totals if num_ranks == 1 else None,
     ):
         yield recursion

@@ -300,9 +300,10 @@ class Mechanism:
         noises = self._noises()
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
+        summed = [*sums, *count]
         totals = Exchange(
             world,
-            [*sums, *count],
+            summed,
             [*map(sharding_of, parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
@@ -310,7 +311,7 @@ class Mechanism:
         for total, scale in zip(sums, batch.scales, strict=False):
             total.mul_(scale)  # As it was clipped; none is there without scales.
         with correlated_step(
-            self.recursion, batch, segment=self.ledger.segment, num_ranks=world.size
+            self.recursion, batch, summed, self.ledger.segment, world.size
         ) as recursion:
             for share in totals:
                 if recursion is not None:

@@ -280,12 +280,14 @@ def test_the_best_mechanism_is_the_one_with_the_least_error():
 
 def test_the_best_mechanism_may_be_poisson_sampling(monkeypatch):
     """Nothing is taken for granted: here allocation is made to look worse."""
-    right = dp.comparison.calibrate_noise_multiplier
+    right = dp.calibration.calibrate_noise_multiplier
 
     def calibrated(**about):
         return right(**about) * (2 if about["steps_per_pass"] else 1)
 
-    monkeypatch.setattr("dp.comparison.calibrate_noise_multiplier", calibrated)
+    monkeypatch.setattr(
+        "dp.calibration._mechanisms.calibrate_noise_multiplier", calibrated
+    )
 
     plan = dp.plan_for(
         **ABOUT, sampling_probability=0.1, steps=20, mechanism="best", bands=1
