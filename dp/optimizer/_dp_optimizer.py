@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -189,7 +188,7 @@ class DPOptimizer(TransparentOptimizer):
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
         protect(self)
-        accept_writes_around(_accept_writes)
+        accept_writes_around()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -426,8 +425,7 @@ class DPOptimizer(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             stddev = self._set_private_gradients()
-        if self.mechanism.options.note(self.param_groups):
-            warn_of_plateau_on((self, self.original_optimizer))
+        self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         if self.bias_correction is not None and stddev is not None:
@@ -631,17 +629,13 @@ class DPOptimizer(TransparentOptimizer):
             + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=(*self._assumed(), *assumptions),
+            assumptions=(
+                *sentences(self.mechanism.beside),
+                *self.mechanism.options.assumed(self, self.original_optimizer),
+                *assumptions,
+            ),
             public_end=public_end,
         )
-
-    def _assumed(self) -> tuple[str, ...]:
-        """Return what a certificate has to assume of what was seen beside gradients."""
-        beside, options = self.mechanism.beside, self.mechanism.options
-        if not options.have_changed:
-            return sentences(beside)
-        warn_of_plateau_on((self, self.original_optimizer))
-        return *sentences(beside), CHANGED
 
     def __repr__(self) -> str:
         failure = self.ledger.failure
@@ -651,14 +645,10 @@ class DPOptimizer(TransparentOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         protect(self)
-        accept_writes_around(_accept_writes)
+        accept_writes_around()
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
-
-
-def _accept_writes(optimizer: DPOptimizer) -> None:
-    optimizer.mechanism.beside.accept(optimizer._trainable())  # noqa: SLF001 -- its own module
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:
