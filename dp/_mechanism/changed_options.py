@@ -84,7 +84,8 @@ def warn_of_plateau_on(optimizers: Sequence[Optimizer]) -> None:
     warn_of_plateau_schedulers(
         found
         for found in gc.get_objects()
-        if issubclass(type(found), ReduceLROnPlateau) and id(found.optimizer) in ids
+        if issubclass(type(found), ReduceLROnPlateau)
+        and id(getattr(found, "optimizer", None)) in ids
     )
 
 
