@@ -41,7 +41,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 5900
+MOST_LINES = 6060
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -100,7 +100,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/_mechanism/paid_for.py": Claim("While they live, parameters and rows of a dataset are charged by no ledger that lacks what another one charged for them.", (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "rows_that_two_datasets_share_are_recognised", _PAID + "a_checkpoint_carries_what_was_paid")),
         "dp/_mechanism/step_state.py": Claim("Before a release, `p.grad` holds nothing that was computed from the batch, and a half-made sum is never added to.", (_OPTIMIZER + "gradients_never_show_before_the_noise_is_in", "dp/test_crash.py::test_a_crash_at_any_line_of_backward_leaves_no_half_sum")),
         "dp/_mechanism/current_values.py": Claim("Clipping, noise and the charge of a step read the same two numbers.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules", "dp/test_schedule.py::test_clipping_follows_the_schedule_of_the_norm")),
-        "dp/_mechanism/sums.py": Claim("Sums begin at zero, in float32 or wider, and their buffers hold every element once.", ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",)),
+        "dp/_mechanism/sums.py": Claim("A sum is what gradients wrote to it, or zero, in float32 or wider, and the buffers hold every element once.", ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",)),
     },
     "Around the step": {
         "dp/optimizer/_guard.py": Claim("No optimizer moves a private parameter other than through a private step.", (_GUARD + "the_wrapped_optimizer_cannot_step_by_itself", _GUARD + "another_optimizer_cannot_step_private_parameters")),
@@ -143,7 +143,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/accounting/_dp_events.py": Claim("A release is passed to `dp_accounting` as the event that it is.", (_ACCOUNTING + "epsilon_is_that_of_dp_accountings_own_accountant",)),
     },
     "Plan": {
-        "dp/plan.py": Claim("The probability, relation and delta that are charged and stated are those of the plan, and nothing is amplified without sampling.", ("dp/test_plan.py::test_releases_are_what_the_steps_release", "dp/test_plan.py::test_the_loader_samples_as_planned")),
+        "dp/plan/_plan.py": Claim("The probability, relation and delta that are charged and stated are those of the plan, and nothing is amplified without sampling.", ("dp/test_plan.py::test_releases_are_what_the_steps_release", "dp/test_plan.py::test_the_loader_samples_as_planned")),
     },
     "Per-example gradients": {
         "dp/per_sample/_engine.py": Claim("There is one gradient for each loss; an example without a finite loss has none.", (_GRADIENTS + "gradients_are_those_of_the_loop", _GRADIENTS + "examples_without_a_finite_loss_have_no_part")),
@@ -293,6 +293,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_isolation/known_graph.py": Checked("A graph that is taken for a known one is walked again where it is verified, and what was read of it is compared with what the walk finds.", (_REFERENCE + "a_graph_that_is_taken_for_another_is_noticed", _GRAPHS + "what_looks_alike_is_not")),
     "dp/per_sample/_graph/views.py": Checked(_BY_TORCH, (*_NOT_TORCHS, _GRADIENTS + "gradients_are_those_of_the_loop")),
     "dp/per_sample/_backward_pass.py": Checked(_BY_TORCH, _NOT_TORCHS),
+    "dp/per_sample/_graph/kept_memory.py": Checked("It counts bytes, which decide in what form gradients are held.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
     "dp/per_sample/_taken_over.py": Checked(_BY_TORCH, (*_NOT_TORCHS, "dp/per_sample/test_operations.py::test_fused_lstm_in_the_middle_of_a_model")),
     "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " That what is not finite stays out of sums, powers of two show.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
@@ -300,6 +301,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
     "dp/calibration/": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/comparison.py": Checked("It chooses how a plan draws; the ledger computes what that plan costs anew, and the loader must draw as the plan says.", (_ALLOCATION + "the_best_mechanism_is_the_one_with_the_least_error",)),
+    "dp/plan/_plan_for.py": Checked("It finds the number that is left out; what the plan then costs is computed of all its numbers.", ("dp/test_plan.py::test_plan_for_keeps_the_target",)),
     "dp/noise/_prefix_sums.py": Checked("It chooses coefficients, of which any keep epsilon where their norm is 1.", (_CORRELATED + "errors_of_prefix_sums_are_the_published_ones",)),
     "dp/sampling/_loader_of.py": Checked("Whatever loader it builds, the optimizer refuses one that does not draw as the plan says.", (_ALLOCATION + "a_loader_of_another_scheme_is_refused",)),
     "dp/accounting/_lower_bounds.py": Checked("It is itself a check, of epsilons of random allocation.", (_OF_PASSES + "a_law_that_is_too_narrow_is_not_certified",)),

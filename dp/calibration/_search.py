@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import (
@@ -73,19 +73,22 @@ class Search:
         spent = epsilon(
             self.releases(number),
             delta=self.target_delta,
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
+            **self._neighbours,
         ).epsilon
         return self._logarithm(spent)
+
+    @property
+    def _neighbours(self) -> dict[str, Any]:
+        """What two datasets differ in, as the accountant is told."""
+        return {"neighboring_relation": self.relation, "group_size": self.group_size}
 
     def _excess_of_risk(self, number: float, tolerance: float) -> float:
         assert self.target_risk is not None, "asked by its callers"  # noqa: S101 -- of type checkers
         found = risk(
             self.releases(number),
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
             delta=self.target_delta,
             tolerance=tolerance,
+            **self._neighbours,
         )
         return self.target_risk.excess(found)
 

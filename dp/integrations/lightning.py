@@ -75,6 +75,10 @@ class PrivacyCallback(Callback):
             number of batches than the loader makes of one draw.
     """
 
+    def __init__(self, *, check_first: bool = True) -> None:
+        super().__init__()
+        self._is_to_be_checked = check_first
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler that Lightning would put into the loader of several devices.
 
@@ -92,10 +96,6 @@ class PrivacyCallback(Callback):
                 " which the private loader draws for all of them; pass"
                 " use_distributed_sampler=False to the Trainer"
             )
-
-    def __init__(self, *, check_first: bool = True) -> None:
-        super().__init__()
-        self._is_to_be_checked = check_first
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what the trainer was told against what a private step does."""

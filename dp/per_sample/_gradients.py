@@ -147,7 +147,7 @@ class PerSampleGradients:
             sums: One tensor for each parameter, in float32 or float64.
             beta: 1, or 0 to overwrite *sums*, which may then hold anything.
         """
-        self._weigh(factors_GB, group_of, lambda _: sums, beta)
+        self._weigh(factors_GB, group_of, lambda _: sums, beta=beta, consumes=False)
 
     def weighted_sums(
         self,
@@ -158,6 +158,7 @@ class PerSampleGradients:
         """Return each example's gradient, times its factor, added up.
 
         As :meth:`add_weighted_sum` into new memory, without the copy of small sums.
+        The gradients are used up: each is freed once its sum is there.
 
         Args:
             factors_GB: The factors, by group and example.
@@ -166,14 +167,16 @@ class PerSampleGradients:
                 parameter, in float32 or float64: such a sum itself, or memory that may
                 hold anything.
         """
-        return self._weigh(factors_GB, group_of, allocated, beta=0)
+        return self._weigh(factors_GB, group_of, allocated, beta=0, consumes=True)
 
     def _weigh(
         self,
         factors_GB: Tensor,
         group_of: Sequence[int],
         allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+        *,
         beta: int,
+        consumes: bool,
     ) -> Sequence[Tensor]:
         # Zero times infinity is NaN, for everybody's sum: in Opacus 1.6.0 one such
         # example made the whole noised gradient NaN. So what is dropped is filled with
@@ -184,6 +187,8 @@ class PerSampleGradients:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
             joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            if consumes:
+                self._stacks, self._flats = (), None
             sums = allocated(joint)
             added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             waiting = [i for i, total in added.items() if sums[i] is not total]
@@ -193,6 +198,8 @@ class PerSampleGradients:
                     group = group_of[index]
                     mask_B = dropped_GB[group] if any_dropped[group] else None
                     self._add_large(index, factors_GB[group], mask_B, total, beta)
+                if consumes:
+                    self._parts.pop(index, None)
         return sums
 
     def _scaled_norms(self, group_of: Sequence[int]) -> list[Tensor]:

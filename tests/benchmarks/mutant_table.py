@@ -174,10 +174,10 @@ MUTANTS = (
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
-    Mutant("_mechanism/sums", "            and {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "", "sums of a double are in single precision", "test_sums.py"),
-    Mutant("_mechanism/sums", "        self._buffers = [*(one.memory for one in kept), *buffers]", "        self._buffers = buffers", "sums that were found together get no noise", "test_sums.py"),
-    Mutant("_mechanism/sums", "beta=int(self._is_written)", "beta=0", "micro-batches but the last are lost", OPTIMIZER),
-    Mutant("_mechanism/sums", "torch.promote_types(parameter.dtype, torch.float32)", "parameter.dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
+    Mutant("_mechanism/sums", "        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "        is_wide = True", "sums of a double are in single precision", "test_sums.py"),
+    Mutant("_mechanism/sums", "        self._buffers = [joint.memory for joint in kept]", "        self._buffers = []", "sums that were found together get no noise", "test_sums.py"),
+    Mutant("_mechanism/sums", "            gradients.add_weighted_sum(factors_GB, groups, self._views)", "            self._views = gradients.weighted_sums(factors_GB, groups, self._allocated)", "micro-batches but the last are lost", OPTIMIZER),
+    Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
     # Sampling
     Mutant("sampling/_draws", "int(sampling_probability * 2.0**64)", "int(sampling_probability * 2.0**63)", "half the sampling probability", SAMPLING),
     Mutant("sampling", "units = [share[i] for i in positions]", "units = [share[i] for i in positions][:1]", "all but one of a draw are dropped", SAMPLING),
@@ -319,7 +319,7 @@ MUTANTS = (
     Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
     Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
     Mutant("per_sample/_backward_pass", "self.parts.setdefault(id(parameter), []).append(whole)", "self.parts.setdefault(id(parameter), [whole])", "the sum lacks all uses of a parameter but one", REFERENCE),
-    Mutant("per_sample/_gradients", "total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "total_F = factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
+    Mutant("per_sample/_gradients", "return factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "return factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if norms.wrong:", "if False:", "norms are not compared with torch's own", REFERENCE),
     Mutant("per_sample/_isolation/rounding", "_OF_SUMS: Final = 256.0", "_OF_SUMS: Final = 1e6", "the sum of many gradients hides a wrong one", REFERENCE),
@@ -349,8 +349,9 @@ MUTANTS = (
     Mutant("per_sample/_parts/reparametrized", "with without_hooks(parameters):", "if True:", "a hook on a parameter changes sums that norms had bounded", "per_sample/test_units_apart.py"),
     # Groups
     Mutant("ledger/_budget", "group_size=plan.group_size,", "group_size=1,", "a run goes on after the group has spent the target", "test_groups.py"),
+    Mutant("plan", "[*self.releases(self.steps), *self.query_releases],", "self.releases(self.steps),", "a plan's risk leaves its queries out", "test_queries.py"),
     Mutant("plan", "group_size=self.group_size,", "group_size=1,", "a plan states an example's epsilon for a group", "test_groups.py"),
-    Mutant("calibration", "group_size=self.group_size,", "group_size=1,", "noise is calibrated for one example of a group", "test_groups.py"),
+    Mutant("calibration", '"group_size": self.group_size}', '"group_size": 1}', "noise is calibrated for one example of a group", "test_groups.py"),
     Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
     Mutant("certificate/_verification", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
     # Declarations
@@ -359,6 +360,7 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
     Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
@@ -490,4 +492,17 @@ MUTANTS = (
     Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
     Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
     Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
+    # Ranks that look together
+    Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_watch", "return self._number == 0 and self._num_calls == 1", "return False", "ranks do not compare other sizes of batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_together", "self.asks = self._surprises.asks(spread_of(read.losses.cpu()), step)", "pass", "a rank that is surprised asks nobody", "evidence/test_evidence_of_runs.py"),
+    Mutant("distributed/_world", "asked=any(row[0] & _ASKS for row in rows),", "asked=bool(asks),", "a rank that is surprised looks alone", "distributed/test_evidence.py"),
+    Mutant("integrations/lightning", "report.raise_if_failed()", "pass", "Lightning trains what dp.check refuses", "integrations/test_lightning.py"),
+    # Guesses against a trade-off
+    Mutant("audit/_guessing", "right += more * k / (r - k)", "right += more * (k + 1) / (r - k)", "right guesses are counted once too often", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "mass += more * m / (r - k)", "mass += more / (r - k)", "too little mass is needed", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "- self.mu)", "- 2 * self.mu)", "a Gaussian permits twice its mean", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "1 - delta - math.exp(epsilon) * (1 - y)", "0.0", "what complements of events permit is left out", "test_audit_one_run.py"),
+    Mutant("audit/_one_run", "    _check_claim(optimizer)", "    pass", "a claim for a public number of records is attacked by drawing them", "test_audit_one_run.py"),
 )  # fmt: skip

@@ -82,12 +82,15 @@ class ConvolutionGrads(GradPart):
         # Chunks count from 0, and the slice from its own start: chunk 0:4 of examples
         # 10:17 is 10:14, and 4:8 is 14:17.
         start, stop, _ = examples.indices(len(self.inputs))
-        products = [
-            self._product(slice(start + chunk.start, min(start + chunk.stop, stop)))
+        # One chunk's windows at a time: those of all take as often as much as the input
+        # as the kernel has elements.
+        grads = [
+            self._product(
+                slice(start + chunk.start, min(start + chunk.stop, stop))
+            ).gradients(slice(None))
             for chunk in self._chunks(stop - start)
         ]
-        grads = torch.cat([product.gradients(slice(None)) for product in products])
-        return grads.view(-1, *self.kernel.shape)
+        return torch.cat(grads).view(-1, *self.kernel.shape)
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)

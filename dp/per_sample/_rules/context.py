@@ -62,6 +62,10 @@ class MemoryBudget:
         self._left -= num_bytes
         return True
 
+    def hold(self, num_bytes: float) -> None:
+        """Count bytes that have to be held, whether or not there is room."""
+        self._left -= num_bytes
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,11 @@ class RuleContext:
         rows: Tensor = owners.as_rows(grad.dim(), self.num_samples, grad.device)
         return rows
 
+    def owner_of_entries(self) -> Tensor:
+        """Return the owners of the first output, before it has a gradient."""
+        shape = output_shape(self.use.node, 0)
+        return self.owner_tensor(0, torch.empty((), device="cpu").expand(shape))
+
     @property
     def axis(self) -> int:
         """The axis of the output that the examples are on, counted from the front."""
@@ -177,7 +186,8 @@ class RuleContext:
         T, I = left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = right.shape[-1]  # noqa: E741 -- a shape suffix
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
-            # The norm of an outer product is the product of two norms: nothing to hold.
+            # The norm of an outer product is the product of two norms: no other way pays.
+            self._hold(left, right)
             return FactoredGrads(left, right)
         # Example: Linear(768, 768). With T = 16 positions the Gram matrices take 0.4
         # million multiplications an example, less than reading and writing 590 000
@@ -195,12 +205,13 @@ class RuleContext:
             num_bytes <= _tuning.UNCOUNTED_BYTES or self.budget.try_reserve(num_bytes)
         ):
             return MaterializedGrads(left.mT @ right)
+        self._hold(left, right)
+        return FactoredGrads(left, right)
+
+    def _hold(self, left: Tensor, right: Tensor) -> None:
         # Factors keep activations alive that would be freed. There is no alternative,
         # so they are held whether or not there is room.
-        self.budget.try_reserve(
-            left.numel() * left.itemsize + right.numel() * right.itemsize
-        )
-        return FactoredGrads(left, right)
+        self.budget.hold(left.numel() * left.itemsize + right.numel() * right.itemsize)
 
 
 @final

@@ -54,7 +54,7 @@ def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPa
         return MaterializedGrads(part.gradients(slice(None)))
     # Not held: what is kept instead is counted, whether there is room or not, since the
     # norms cannot be had without it.
-    context.budget.try_reserve(
+    context.budget.hold(
         (part.grads.numel() + part.inputs.numel()) * part.grads.itemsize
     )
     return part
