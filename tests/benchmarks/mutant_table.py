@@ -488,6 +488,9 @@ MUTANTS = (
     Mutant("sampling/_draws", "order = np.argsort(_distinct_words(num_examples)).astype(_WORD)", "order = np.arange(num_examples).astype(_WORD)", "every pass has the same batches", "test_disjoint.py"),
     Mutant("certificate/_sentences", "sentences += [says for name, says in _DISJOINT.items() if name in disjoint]", "pass", "what disjoint batches assume is not said", "test_disjoint.py"),
     Mutant("certificate/_verification", "allocated = passes <= {(plan.steps_per_pass, plan.disjoint, plan.bands)}", "allocated = {p for p, _ in passes} <= {plan.steps_per_pass}", "passes by position verify under a plan by coins", "test_disjoint.py"),
+    # Small probabilities
+    Mutant("accounting/_sampled_losses", "left = max(0.0, 1 - math.fsum(masses_L))", "left = 0.0", "masses that no bucket holds are lost", "test_accounting_exact.py"),
+    Mutant("accounting/_sampled_losses", "(remove._probs * np.exp(-losses_L))[::-1]", "remove._probs[::-1]", "adding an example has the losses of removing it", "test_accounting_exact.py test_accounting.py"),
     # Correlated noise
     Mutant("noise/_banded", "if sum(Fraction(c) ** 2 for c in units) > 1:", "if False:", "columns are longer than 1 by a rounding", "test_correlated.py"),
     Mutant("noise/_banded", "norm = math.hypot(*self.coefficients)", "norm = max(self.coefficients)", "columns have the norm of another vector", "test_correlated.py test_audit_correlated.py"),
