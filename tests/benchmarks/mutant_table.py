@@ -498,7 +498,6 @@ MUTANTS = (
     Mutant("_mechanism/correlated", "if self._released != (place.position - 1, about):", "if self._released is None:", "a skipped step advances eligibility alone", "test_correlated.py"),
     Mutant("_mechanism/correlated", "about = (place.chain, segment, num_ranks, *map(id, parameters))", "about = (segment, num_ranks, *map(id, parameters))", "examples have new groups in the middle of a block", "test_correlated.py"),
     Mutant("_mechanism/correlated", "about = (place.chain, segment, num_ranks, *map(id, parameters))", "about = (place.chain, segment, num_ranks)", "sums of one parameter are added to those of another", "test_correlated.py"),
-    Mutant("_mechanism/correlated", "self._released, self._share, self._max_grad_norm = None, 0, max_grad_norm", "self._share, self._max_grad_norm = 0, max_grad_norm", "a release that failed half-way is gone on from", "test_correlated.py"),
     Mutant("_mechanism/correlated", "factor = sign * unit * (self._max_grad_norm / step.max_grad_norm)", "factor = sign * unit", "sums of a larger norm are added in absolute units", "test_correlated.py"),
     Mutant("_mechanism/correlated", "total.mul_(self._units[0])", "total.mul_(1.0)", "a column is longer than its noise is for", "test_correlated.py"),
     Mutant("_mechanism/correlated", "if recursion is None or batch.in_pass is None:", "if True:", "noise is not correlated as planned", "test_correlated.py"),
