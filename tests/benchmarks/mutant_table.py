@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
     Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
     Mutant("_mechanism/mechanism", "            gradient.div_(scale)", "            pass", "scaled gradients are released as gradients", SCALED),
-    Mutant("_mechanism/mechanism", "scales = self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
+    Mutant("_mechanism/mechanism", "scales = () if self.scaling is None else self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
     Mutant("per_sample/_gradients", "            return norms_GB / self._loss_scale**2", "            return norms_GB", "scaled norms have the loss scale in them", SCALED),
     Mutant("per_sample/_gradients", "return (stack.part,), row * self.num_samples", "return (stack.part,), 0", "layers that are stacked have the first one's norms", SCALED),
     Mutant("per_sample/_scaled_norms", "        for part in parts[1:]:", "        for part in ():", "only the first use of a weight is scaled", SCALED),
