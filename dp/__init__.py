@@ -33,6 +33,9 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from dp import _extra
+from forwarding import __version__ as __version__
+
 
 if TYPE_CHECKING:
     from dp import audit
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
         PoissonRuns,
         Query,
         Release,
+        Risk,
     )
+    from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -66,13 +71,18 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         WrongGradientError,
     )
+    from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
-    from dp.noise import GaussianNoise
+    from dp.noise import BandedNoise, GaussianNoise
     from dp.optimizer import AdamBiasCorrection, DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
         AllocationLoader,
+        CyclicPoisson,
+        CyclicPoissonLoader,
+        DisjointBatches,
+        DisjointLoader,
         PoissonLoader,
         PoissonSampling,
         RandomAllocation,
@@ -88,10 +98,15 @@ __all__ = (
     "AdamBiasCorrection",
     "AllocationLoader",
     "AutomaticClipping",
+    "BandedNoise",
     "BudgetExhaustedError",
     "Certificate",
     "CheckReport",
+    "CyclicPoisson",
+    "CyclicPoissonLoader",
     "DPOptimizer",
+    "DisjointBatches",
+    "DisjointLoader",
     "Evidence",
     "EvidenceWarning",
     "FlatClipping",
@@ -114,6 +129,8 @@ __all__ = (
     "RankFailedError",
     "RanksDivergedError",
     "Release",
+    "Risk",
+    "RiskTarget",
     "SampleMixingError",
     "SamplingMismatchError",
     "ScaledClipping",
@@ -130,6 +147,7 @@ __all__ = (
     "compose",
     "looking",
     "plan_for",
+    "private",
     "split_batch",
     "tune",
     "verify",
@@ -139,7 +157,8 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release",
+        "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release Risk",
+        "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
@@ -148,12 +167,14 @@ _HOME: Final = {
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
+        "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
-        "noise": "GaussianNoise",
+        "noise": "BandedNoise GaussianNoise",
         "optimizer": "AdamBiasCorrection DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
+        "sampling": "AllocationLoader CyclicPoisson CyclicPoissonLoader DisjointBatches"
+        " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "selection": "TuningCertificate tune",
@@ -161,10 +182,7 @@ _HOME: Final = {
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {
-    *("audit", "calibration", "distributed", "ledger", "query"),
-    *_HOME.values(),
-}
+_MODULES: Final = {"audit", "distributed", "ledger", "query", *_HOME.values()}
 
 if (
     not TYPE_CHECKING
@@ -173,12 +191,22 @@ if (
     def __getattr__(name: str) -> object:
         """Load a public name, once (PEP 562)."""
         if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
+            return _load(name)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        value = getattr(_load(_HOME[name]), name)
         globals()[name] = value
         return value
+
+    def _load(module: str) -> object:
+        """Import a module of this package, or say which extra brings what it needs."""
+        try:
+            return import_module(f"{__name__}.{module}")
+        except ModuleNotFoundError as error:
+            told = _extra.missing(f"dp.{module}", error)
+            if told is None:
+                raise
+            raise ModuleNotFoundError(told, name=error.name) from error
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_MODULES, *__all__})

@@ -1,15 +1,14 @@
-"""What a plan leaves to be found: one of its numbers, or how batches are drawn.
+"""What a plan leaves to be found: one of its numbers, or the mechanism.
 
-Of two ways of drawing batches, every candidate is calibrated to the same epsilon, number of steps and sampling
-probability, and so to batches of the same expected size. Nothing is taken for granted
-of which is better: both numbers are computed, and both are told.
+How several mechanisms compare is in :mod:`dp.calibration._mechanisms`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from dp import _checks
+from dp._typing import NeighboringRelation
 from dp.accounting import Query, Release, Truncation
 from dp.accounting._renyi import best_order
 from dp.calibration import (
@@ -17,7 +16,12 @@ from dp.calibration import (
     calibrate_sampling_probability,
     calibrate_steps,
 )
+from dp.calibration._bands import Bands
+from dp.calibration._mechanisms import Choice, best_choice, correlated_choice
 from dp.sampling import (
+    CyclicPoisson,
+    DisjointBatches,
+    Passes,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -27,6 +31,7 @@ from dp.schedule import Schedule, runs_of
 
 
 __all__ = (
+    "Bands",
     "Mechanism",
     "check_noise_is_left_out",
     "check_queries",
@@ -37,7 +42,7 @@ __all__ = (
     "truncation_of",
 )
 
-Mechanism = Literal["poisson", "allocation", "best"]
+Mechanism = Literal["poisson", "allocation", "disjoint", "correlated", "best"]
 
 
 def choose(
@@ -48,64 +53,66 @@ def choose(
     steps: int | None,
     noise_multiplier: float | Schedule | None,
     max_grad_norm: float | Schedule,
-) -> tuple[int | None, tuple[str, ...]]:
-    """Return the steps of a pass by random allocation, or None for another scheme.
+    bands: Bands = "auto",
+) -> Choice:
+    """Return how batches are drawn, and how noise is correlated.
 
     Args:
-        mechanism: ``"poisson"``, ``"allocation"``, or ``"best"`` for the one that needs
-            less noise.
+        mechanism: ``"poisson"``, ``"allocation"``, ``"disjoint"``, ``"correlated"``, or
+            ``"best"`` for that of the others, but for ``"disjoint"``, which leaves the
+            least error in prefix sums.
         target: The epsilon and delta that all steps may cost, the relation, and, if
             there are any, a truncation and the order of a Renyi filter.
         sampling_probability: Probability that an example is in a batch.
         steps: How many steps the run takes.
         noise_multiplier: The noise, if it is given.
         max_grad_norm: The clipping norm.
-
-    Returns:
-        With the steps, what was compared, one sentence each.
+        bands: How many bands correlated noise has; ``"auto"`` compares several, and
+            independent noise.
 
     Raises:
-        ValueError: If *mechanism* is unknown, if it is ``"allocation"`` and no bound is
-            proven for that, or if it is ``"best"`` and noise is not what is left out.
+        ValueError: If *mechanism* is unknown, if no bound is proven for the one that is
+            asked for, or if it is ``"correlated"`` or ``"best"`` and noise is not what
+            is left out.
     """
-    if mechanism not in get_args(Mechanism):
-        raise ValueError(
-            f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
-            f" {mechanism!r}"
-        )
+    _check_mechanism(mechanism, bands)
     if mechanism == "poisson":
-        return None, ()
-    if mechanism == "best":
-        _check_comparable(sampling_probability, steps, noise_multiplier)
-    obstacle = _obstacle(
+        return Choice()
+    about = {**target, "sampling_probability": sampling_probability, "steps": steps}
+    if mechanism in {"correlated", "best"}:
+        _check_comparable(mechanism, sampling_probability, steps, noise_multiplier)
+    if mechanism == "correlated":
+        return correlated_choice(about, max_grad_norm, bands)
+    make = _disjoint if mechanism == "disjoint" else _allocation
+    scheme, obstacle = _passes(
+        make,
         sampling_probability,
         steps,
         target,
         values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
     )
-    if mechanism == "allocation":
-        if obstacle is not None:
-            raise ValueError(f"mechanism='allocation' is not possible: {obstacle}")
-        return _steps_per_pass(sampling_probability), ()
-    if obstacle is not None:
-        return None, (f"Poisson sampling; random allocation was not: {obstacle}.",)
-    about = {**target, "sampling_probability": sampling_probability, "steps": steps}
-    return _with_less_noise(about, _steps_per_pass(sampling_probability))
+    if mechanism == "best":
+        return best_choice(about, max_grad_norm, bands, scheme, obstacle)
+    if scheme is None:
+        raise ValueError(f"mechanism={mechanism!r} is not possible: {obstacle}")
+    return Choice(scheme=scheme)
 
 
-def _with_less_noise(
-    about: Mapping[str, Any], steps_per_pass: int
-) -> tuple[int | None, tuple[str, ...]]:
-    poisson = calibrate_noise_multiplier(**about)
-    allocation = calibrate_noise_multiplier(**about, steps_per_pass=steps_per_pass)
-    compared = (
-        f"Poisson sampling, which needs noise_multiplier={poisson:g}.",
-        f"Random allocation, which needs noise_multiplier={allocation:g}.",
-    )
-    return (steps_per_pass if allocation < poisson else None), compared
+def _check_mechanism(mechanism: str, bands: Bands) -> None:
+    if mechanism not in get_args(Mechanism):
+        raise ValueError(
+            f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
+            f" {mechanism!r}"
+        )
+    if bands != "auto" and mechanism not in {"correlated", "best"}:
+        raise ValueError(
+            f"bands={bands!r} is for correlated noise: pass mechanism='correlated' or"
+            f" 'best' with it, got {mechanism!r}"
+        )
 
 
 def _check_comparable(
+    mechanism: str,
     sampling_probability: float | str | None,
     steps: int | None,
     noise_multiplier: float | Schedule | None,
@@ -113,39 +120,51 @@ def _check_comparable(
     is_given = isinstance(sampling_probability, int | float) and steps is not None
     if not is_given or noise_multiplier is not None:
         raise ValueError(
-            "mechanism='best' takes the least noise for a sampling_probability and a"
+            f"mechanism={mechanism!r} finds the noise for a sampling_probability and a"
             " number of steps: give these two, and no noise_multiplier; got"
             f" sampling_probability={sampling_probability!r}, steps={steps!r},"
             f" noise_multiplier={noise_multiplier!r}"
         )
 
 
-def _obstacle(
+def _allocation(steps_per_pass: int, _: NeighboringRelation) -> Passes:
+    return RandomAllocation(steps_per_pass=steps_per_pass)
+
+
+def _disjoint(steps_per_pass: int, relation: NeighboringRelation) -> Passes:
+    return DisjointBatches(
+        steps_per_pass=steps_per_pass,
+        assigned_by="coin" if relation == "add_or_remove_one" else "position",
+    )
+
+
+def _passes(
+    make: Callable[[int, NeighboringRelation], Passes],
     sampling_probability: float | str | None,
     steps: int | None,
     target: Mapping[str, Any],
     *,
     values: Mapping[str, float | Schedule | None],
-) -> str | None:
-    """Return what random allocation is not possible for; None if it is."""
+) -> tuple[Passes | None, str]:
+    """Return the scheme of passes, or None and why it is not possible."""
     if not isinstance(sampling_probability, int | float):
-        return f"it needs a sampling_probability, got {sampling_probability!r}"
+        return None, f"it needs a sampling_probability, got {sampling_probability!r}"
     if target["truncation"] is not None:
-        return "no bound is proven where batches are truncated (max_batch_size)"
+        return None, "no bound is proven where batches are truncated (max_batch_size)"
     steps_per_pass = _steps_per_pass(sampling_probability)
     if not math.isclose(steps_per_pass * sampling_probability, 1, rel_tol=1e-9):
-        return (
+        return None, (
             "sampling_probability must be one over a whole number of steps a pass, got"
             f" {sampling_probability!r}"
         )
     given = {name: value for name, value in values.items() if value is not None}
+    scheme = make(steps_per_pass, target["neighboring_relation"])
     try:
         _checks.relation(
             neighboring_relation=target["neighboring_relation"],
             truncated=False,
-            allocated=True,
+            allocated=isinstance(scheme, RandomAllocation),
         )
-        scheme = RandomAllocation(steps_per_pass=steps_per_pass)
         scheme.check_plan(
             steps=steps_per_pass if steps is None else steps,
             group_size=target["group_size"],
@@ -153,8 +172,8 @@ def _obstacle(
             **given,
         )
     except ValueError as error:
-        return str(error)
-    return None
+        return None, str(error)
+    return scheme, ""
 
 
 def _steps_per_pass(sampling_probability: float | str | None) -> int:
@@ -168,7 +187,8 @@ def complete(
     target: Mapping[str, Any],
     sigma: float | Schedule | None,
     steps: int | None,
-    q: float | Literal["largest"],
+    probability: float | Literal["largest"] | None,
+    choice: Choice,
 ) -> tuple[float | Schedule, int, float]:
     """Return noise multiplier, steps and sampling probability, one of which is found.
 
@@ -176,11 +196,22 @@ def complete(
         target: The arguments that every search takes.
         sigma: The noise multiplier, or the shape of its schedule; None to find it.
         steps: The number of steps; None to find it.
-        q: The sampling probability; ``"largest"`` to find it.
+        probability: The sampling probability; ``"largest"`` to find it, None for 1.
+        choice: How batches are drawn, which fixes the probability for passes; and the
+            noise, where it was found already.
 
     Raises:
         ValueError: If not exactly one is to be found.
     """
+    q: float | Literal["largest"] = 1.0 if probability is None else probability
+    if choice.noise_multiplier is not None and steps is not None and q != "largest":
+        return choice.noise_multiplier, steps, q
+    scheme = choice.scheme
+    if scheme is not None and not isinstance(scheme, CyclicPoisson):
+        disjoint = scheme.assigned_by if isinstance(scheme, DisjointBatches) else None
+        passes = {"steps_per_pass": scheme.steps_per_pass, "disjoint": disjoint}
+        target = {**target, **passes}
+        q = scheme.sampling_probability if disjoint is None else 1.0
     if isinstance(sigma, int | float):
         if q == "largest" and steps is not None:
             largest = calibrate_sampling_probability(
@@ -255,13 +286,11 @@ def order_for(
 
 
 def scheme_of(
-    probability: float | None, truncation: Truncation | None, steps_per_pass: int | None
-) -> PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified:
-    """Return the scheme of a plan with these numbers."""
+    probability: float | None, truncation: Truncation | None
+) -> PoissonSampling | TruncatedPoissonSampling | Unamplified:
+    """Return the scheme of a plan with these numbers, without passes."""
     if probability is None:
         return Unamplified()
-    if steps_per_pass is not None:
-        return RandomAllocation(steps_per_pass=steps_per_pass)
     if truncation is None:
         return PoissonSampling(sampling_probability=probability)
     return TruncatedPoissonSampling(

@@ -19,12 +19,11 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
-    PoissonSampling,
-    RandomAllocation,
+    PassStep,
     RowsRead,
+    Scheme,
     Ticket,
     TicketedLoader,
-    TruncatedPoissonSampling as Truncated,
     Unamplified,
 )
 
@@ -82,6 +81,11 @@ class PendingBatch:
     all_scaled: bool = True
 
     @property
+    def in_pass(self) -> PassStep | None:
+        """Which step of a pass or round its draw is; None for Poisson samples."""
+        return None if self.ticket is None else self.ticket.draw.in_pass
+
+    @property
     def num_drawn(self) -> int:
         """How many units the loader drew for this batch; a private number."""
         return 0 if self.ticket is None else self.ticket.num_samples
@@ -89,7 +93,7 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
+        sampling: Scheme,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.
@@ -102,6 +106,9 @@ class PendingBatch:
         Raises:
             SamplingMismatchError: If a unit could count twice.
         """
+        # Example: 8 units were drawn. Calls with the losses of units {0, 1, 2} and {3,
+        # ..., 7} join; {0, 1} and {1, 2} would clip unit 1 twice. Without units only
+        # numbers are known: 5 and 3 losses join, 5 and 4 are more than 8.
         is_grouped = bool(units)
         if num_samples and self.num_samples and is_grouped != bool(self.units):
             raise SamplingMismatchError(
@@ -129,7 +136,9 @@ class PendingBatch:
         elif self.num_samples + num_samples > self.num_drawn:
             raise SamplingMismatchError(
                 "more losses than the loader drew examples for this batch; pass one"
-                " loss per example, and each example to backward once"
+                " loss per example, and each example to backward once. Add several losses"
+                " of an example, such as a discriminator's on real and fake images:"
+                " backward(real + fake)"
             )
 
     def may_hold_views(self, num_samples: int, plan: PrivacyPlan) -> bool:
@@ -172,10 +181,10 @@ class PendingBatch:
         # A draw may be empty, and a step of noise alone is right then: skipping it would
         # show that the draw was empty (opacus#522, #530). Without tickets an empty draw
         # cannot be told from a step by mistake.
-        if self.ticket is None and self.num_backwards == 0:
+        if self.num_backwards == 0 and (self.ticket is None or self.num_drawn):
             raise SamplingMismatchError(
                 "step was called without gradients; call optimizer.backward(loss_fn,"
-                " batch) first" + explain_deepspeed()
+                " batch) first, in place of loss.backward()" + explain_deepspeed()
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.
@@ -207,6 +216,7 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     """Return what the engine holds a graph of losses against: the ticket's batch."""
     if loader is None:
         return {}
+    # What the loader yielded is compared with what the graph kept, by storage.
     yielded = loader.yielded
     # A part that was moved is a copy of that part alone.
     rows = slice(None) if loader.part is None else loader.part
@@ -249,6 +259,8 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             "no batch has been drawn from the loader; iterate over the loader that"
             " was given to DPOptimizer" + explain_deepspeed()
         )
+    # A fork copies the ticket and the memory of what was spent, so that neither process
+    # sees what the other releases.
     if ticket.process != os.getpid():
         raise SamplingMismatchError(
             "this batch was drawn before the process forked, so two processes would"

@@ -41,8 +41,12 @@ class Consensus:
         noise: GaussianNoise,
         loader: TicketedLoader | None,
         parameters: Sequence[Tensor],
-    ) -> None:
+        asks: bool = False,
+    ) -> bool:
         """Return once all ranks are ready for the same release.
+
+        Returns:
+            Whether any of several ranks *asks* the others to look at their losses.
 
         Raises:
             RankFailedError: If another rank raised, died, or did not come in time.
@@ -55,12 +59,14 @@ class Consensus:
             if self._settled is not None:  # It shared its id with others until now.
                 ledger.use_segment(None)
                 self._settled = None
-            return
+            return False
 
+        # What was compared is recognised by the objects: a loaded ledger, another
+        # loader or new parameters are compared again.
         def identity() -> Hashable:
             return world, ledger.segment, id(loader), tuple(map(id, parameters))
 
-        settled = world.agree_or_raise(
+        agreement = world.agree_or_raise(
             {
                 "the batch": None if ticket is None else _place(ticket),
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
@@ -68,11 +74,14 @@ class Consensus:
                 "the noise": values.noise_multiplier,
             },
             agreed=self._settled == identity(),
+            asks=asks,
         )
         # Parameters' values, the dataset and the plan take long to compare, and do not
         # change by themselves: once is enough until one of the objects is replaced.
-        if not settled:
+        if not agreement.settled:
             facts = _slow_facts(values, clipping, noise, loader, parameters)
+            # Shards differ in content by design. They are compared to be different
+            # ones.
             part = None
             if loader is not None and loader.sharded:
                 part = fingerprint_of_dataset(loader.dataset)
@@ -80,15 +89,21 @@ class Consensus:
                 world.compare_once(facts, proposal=ledger.segment, part=part)
             )
             self._settled = identity()
+        return agreement.asked
 
 
 def _place(ticket: Ticket) -> tuple[int, ...]:
     """Return which batch of its loader a ticket is for, and which step of its pass.
 
-    Passes have other numbers on other ranks. They begin together if their steps do.
+    Passes and rounds have other numbers on other ranks. They begin together if their
+    steps do; so do chains of rounds, whose steps are counted through.
     """
+    # Example: pass 0 of one rank may be pass 3 of another. At step 5 of each they are
+    # together, at steps 5 and 6 they are not.
     in_pass = ticket.draw.in_pass
-    return (ticket.ordinal,) if in_pass is None else (ticket.ordinal, in_pass.step)
+    if in_pass is None:
+        return (ticket.ordinal,)
+    return (ticket.ordinal, in_pass.step, in_pass.position)
 
 
 def _slow_facts(

@@ -24,7 +24,9 @@ from dp._mechanism.batch import (
     warn_of_many_rows,
 )
 from dp._mechanism.beside import Beside
+from dp._mechanism.changed_options import ChangedOptions
 from dp._mechanism.consensus import Consensus
+from dp._mechanism.correlated import Recursion, correlated_step, recursion_of
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.norm_count import NormCount
@@ -82,7 +84,9 @@ class Mechanism:
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
     account: Account = field(init=False)
+    recursion: Recursion | None = field(init=False)
     beside: Beside = field(default_factory=Beside, init=False)
+    options: ChangedOptions = field(default_factory=ChangedOptions, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
@@ -102,6 +106,7 @@ class Mechanism:
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.count = NormCount(self.clipping)
         self.engine = Engine(public=self.public)
+        self.recursion = recursion_of(self.plan)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)
         self._note_debugging()
@@ -291,19 +296,27 @@ class Mechanism:
         noises = self._noises()
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
+        summed = [*sums, *count]
         totals = Exchange(
             world,
-            [*sums, *count],
+            summed,
             [*map(sharding_of, parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
         stddev = self._charge(batch, noises)
         for total, scale in zip(sums, batch.scales, strict=False):
             total.mul_(scale)  # As it was clipped; none is there without scales.
-        for share in totals:
-            self._add_noise(share, stddev)  # Private from here on.
-            self._divide(share)
-            totals.start_all_gather()
+        with correlated_step(
+            self.recursion, batch, summed, self.ledger.segment, world.size
+        ) as recursion:
+            for share in totals:
+                if recursion is not None:
+                    recursion.combine(share)
+                self._add_noise(share, stddev)  # Private from here on.
+                if recursion is not None:
+                    recursion.separate(share)
+                self._divide(share)
+                totals.start_all_gather()
         released = totals.results()
         self.count.adapt(self.values, released[len(parameters) :], noises)
         for gradient, scale in zip(released, batch.scales, strict=False):
@@ -333,7 +346,7 @@ class Mechanism:
             # Charged is only what can be released: noise may not fit into the sums.
             stddev = self._stddev(batch, self._noises())
             self.noise.check(batch.sums.buffers, stddev=stddev)
-        self.consensus.check(
+        asked = self.consensus.check(
             world,
             ticket=batch.ticket,
             max_grad_norm=batch.max_grad_norm,
@@ -342,7 +355,9 @@ class Mechanism:
             noise=self.noise,
             loader=self.loader,
             parameters=parameters,
+            asks=self.watch.together.asks,
         )
+        self.watch.together.answer(asked=asked)
         return world, batch
 
     def _noises(self) -> NoiseBesideCount | None:
@@ -365,7 +380,7 @@ class Mechanism:
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
-            in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
+            in_pass=batch.in_pass,
             public=self.values.reason,
             noise_beside_count=noises,
         )

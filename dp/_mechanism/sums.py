@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp import _tuning
-from dp.per_sample import PerSampleGradients
+from dp.per_sample import JointSums, PerSampleGradients
 
 
 __all__ = ("Sums",)
@@ -17,27 +17,24 @@ __all__ = ("Sums",)
 class Sums:
     """Sums of clipped gradients over one batch, in float32 at least.
 
-    Sums of small parameters lie behind one another in one buffer, so that whatever
+    Sums of small parameters lie behind one another in few buffers, so that whatever
     treats every element alike, such as noise, finds a few long vectors where a model may
-    have thousands of short ones.
+    have thousands of short ones. What the first gradients find together becomes such a
+    buffer as it is.
 
     Memory is not filled with zeros first, which the gradients that arrive would
-    overwrite: one pass over the parameters less. Until some arrive, what it holds is
-    arbitrary and not read.
+    overwrite: one pass over the parameters less. There is none until they arrive.
 
     Args:
         parameters: What the sums are of.
-
-    Attributes:
-        buffers: All the memory, once, as few tensors.
     """
 
-    __slots__ = ("_is_written", "_views", "buffers")
+    __slots__ = ("_buffers", "_parameters", "_views")
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.buffers: list[Tensor]
-        self.buffers, self._views = _allocated(parameters)
-        self._is_written = False
+        self._parameters = parameters
+        self._buffers: list[Tensor] = []
+        self._views: Sequence[Tensor] | None = None
 
     def add(
         self, gradients: PerSampleGradients, factors_GB: Tensor, groups: Sequence[int]
@@ -49,47 +46,57 @@ class Sums:
             factors_GB: The factors, by group and example.
             groups: The group of each parameter.
         """
-        gradients.add_weighted_sum(
-            factors_GB, groups, self._views, beta=int(self._is_written)
-        )
-        self._is_written = True
+        if self._views is None:
+            self._views = gradients.weighted_sums(factors_GB, groups, self._allocated)
+        else:
+            gradients.add_weighted_sum(factors_GB, groups, self._views)
 
     def of_parameters(self) -> list[Tensor]:
         """Return the sum of each parameter: zeros if nothing was added.
 
         They share the memory of :attr:`buffers`.
         """
-        if not self._is_written:  # The draw was empty, or brought no example.
-            for buffer in self.buffers:
+        if self._views is None:  # The draw was empty, or brought no example.
+            self._views = self._allocated(())
+            for buffer in self._buffers:
                 buffer.zero_()
-            self._is_written = True
         return list(self._views)
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """All the memory of the sums, each element once, as few tensors."""
+        self.of_parameters()
+        return self._buffers
 
-def _allocated(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return memory for all sums, and a view of it for each parameter."""
-    buffers: list[Tensor] = []
-    views: dict[int, Tensor] = {}
-    small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        if parameter.numel() <= _tuning.SMALL_SUM:
-            kind = parameter.dtype, parameter.device
-            small.setdefault(kind, []).append(index)
-        else:
-            views[index] = _empty(parameter.shape, parameter)
-            buffers.append(views[index])
-    for indices in small.values():
-        sizes = [parameters[index].numel() for index in indices]
-        buffer = _empty([sum(sizes)], parameters[indices[0]])
-        buffers.append(buffer)
-        parts = torch.split_with_sizes(buffer, sizes)
-        for index, part in zip(indices, parts, strict=True):
-            shape = parameters[index].shape
-            views[index] = part if len(shape) == 1 else part.view(shape)
-    return buffers, [views[index] for index in range(len(parameters))]
+    def _allocated(self, finished: Sequence[JointSums]) -> Sequence[Tensor]:
+        """Return finished sums of small parameters, and memory for all others."""
+        kept = [joint for joint in finished if self._may_be_kept(joint)]
+        views = {i: s for joint in kept for i, s in zip(joint.indices, joint.sums)}  # noqa: B905 -- fast
+        self._buffers = [joint.memory for joint in kept]
+        together: dict[object, list[int]] = {}
+        for index, parameter in enumerate(self._parameters):
+            is_small = parameter.numel() <= _tuning.SMALL_SUM
+            kind = (parameter.dtype, parameter.device) if is_small else index
+            if index not in views:
+                together.setdefault(kind, []).append(index)
+        for indices in together.values():
+            one = self._parameters[indices[0]]
+            shapes = [self._parameters[index].shape for index in indices]
+            sizes = [shape.numel() for shape in shapes]
+            memory = torch.empty(sum(sizes), dtype=_wide(one.dtype), device=one.device)
+            self._buffers.append(memory)
+            parts = map(Tensor.view, memory.split_with_sizes(sizes), shapes)
+            views.update(zip(indices, parts, strict=True))
+        return [views[index] for index in range(len(self._parameters))]
+
+    def _may_be_kept(self, joint: JointSums) -> bool:
+        """Whether sums are wide enough, and where their parameters are."""
+        parameters = [self._parameters[index] for index in joint.indices]
+        dtype, device = joint.memory.dtype, joint.memory.device
+        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}
+        return is_wide and {p.device for p in parameters} == {device}
 
 
-def _empty(shape: Sequence[int], parameter: Tensor) -> Tensor:
+def _wide(dtype: torch.dtype) -> torch.dtype:
     # The precision of sums and noise is never below float32.
-    wide = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.empty(shape, dtype=wide, device=parameter.device)
+    return torch.promote_types(dtype, torch.float32)

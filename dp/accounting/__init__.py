@@ -12,6 +12,7 @@ from dp.accounting._groups import group_epsilon
 from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
+from dp.accounting._risk import Risk, risk, risk_curve
 from dp.accounting._selection import NegativeBinomialRuns, PoissonRuns
 
 
@@ -22,11 +23,14 @@ __all__ = (
     "Query",
     "ReferenceAccountant",
     "Release",
+    "Risk",
     "Truncation",
     "epsilon",
     "epsilon_curve",
     "group_epsilon",
     "merge_equal_releases",
+    "risk",
+    "risk_curve",
     "to_dp_event",
 )
 
@@ -37,6 +41,7 @@ for _public in (
     Query,
     ReferenceAccountant,
     Release,
+    Risk,
     Truncation,
 ):
     _public.__module__ = __name__  # What pickles and tracebacks show.

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from dp_accounting.pld.pld_pmf import DensePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.pld.privacy_loss_mechanism import (
     AdjacencyType,
@@ -43,7 +44,30 @@ def sampled_losses(
     remove = _pmf(q, sigma, AdjacencyType.REMOVE, interval)
     if q == 1:  # Symmetric.
         return PrivacyLossDistribution(remove)
-    return PrivacyLossDistribution(remove, _pmf(q, sigma, AdjacencyType.ADD, interval))
+    return PrivacyLossDistribution(remove, _turned(remove, q))
+
+
+def _turned(remove: DensePLDPmf, q: float) -> DensePLDPmf:
+    """Return the losses of adding an example: those of removing it, turned round.
+
+    Masses p at losses l are a pair of laws, of which the other has masses p exp(-l).
+    That pair dominates removing for every epsilon of either sign, so turned round it
+    dominates adding. Where deltas are computed anew for adding, masses in its tail are
+    differences of numbers next to 1: rounding makes some of them up, and at q = 1e-5
+    they were a part in a million of all.
+
+    No loss of adding is above ``-log(1 - q)``. Where the grid reaches that, what is not
+    among the masses counts as its largest loss, and else as infinite.
+    """
+    interval, first = remove._discretization, remove._lower_loss  # noqa: SLF001 -- there are no public ones
+    losses_L = (first + np.arange(remove.size)) * interval
+    masses_L = (remove._probs * np.exp(-losses_L))[::-1]  # noqa: SLF001
+    left = max(0.0, 1 - math.fsum(masses_L))
+    is_reached = losses_L[0] <= math.log1p(-q)
+    masses_L[-1] += left if is_reached else 0.0
+    last = first + remove.size - 1
+    infinite = 0.0 if is_reached else left
+    return DensePLDPmf(interval, -last, masses_L, infinite, True)  # noqa: FBT003 -- pessimistic
 
 
 @lru_cache(maxsize=16)
@@ -65,9 +89,12 @@ def truncated_losses(
     """
     plain = sampled_losses(q, sigma, relation, interval)
     size, largest = truncation.dataset_size, truncation.max_batch_size
+    # The chance that the others fill the batch: at least `largest` of size - 1 were
+    # drawn.
     full = float(binom.sf(largest - 1, size - 1, q))
     if full == 0:
         return plain
+    # More were drawn than fit, and of all examples each is as likely in what is taken.
     taken = float(binom.sf(largest, size, q)) * largest / size
     displacing = sampled_losses(
         min(1.0, taken / full), sigma / 2, "replace_one", interval
@@ -106,6 +133,8 @@ class _Losses(GaussianPrivacyLoss):
         """Return the largest ``x`` at which each loss is reached."""
         q, variance = self.sampling_prob, self.standard_deviation**2
         if self.adjacency_type == AdjacencyType.REMOVE:
+            # Densities N(-1, v) and N(0, v) have the log ratio (-x - 1/2) / v at x,
+            # solved for x.
             return -0.5 - variance * _unsampled(eps_L, q)
         if self.adjacency_type == AdjacencyType.ADD:
             return 0.5 + variance * _unsampled(-eps_L, q)
@@ -125,6 +154,7 @@ def _unsampled(eps_L: Floats, q: float) -> Floats:
     small_eps_L, large_eps_L = np.where(large_L, 0, eps_L), np.where(large_L, eps_L, 1)
     with np.errstate(divide="ignore"):  # At the least loss that is possible.
         small_L = np.log1p(np.maximum(np.expm1(small_eps_L) / q, -1))
+    # The same as log((exp(eps) + q - 1) / q), without an exponential that overflows.
     beyond_L = large_eps_L - math.log(q) + np.log1p((q - 1) * np.exp(-large_eps_L))
     return np.where(large_L, beyond_L, small_L)
 

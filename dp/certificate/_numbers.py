@@ -16,12 +16,16 @@ from dp.accounting import (
     Guarantee,
     ReferenceAccountant,
     Release,
+    Risk,
     epsilon,
     merge_equal_releases,
+    risk,
 )
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
+from dp.accounting._risk import NO_BOUND, risk_of_order
+from dp.accounting._rounds import is_cyclic
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
@@ -44,6 +48,7 @@ class Numbers:
     epsilon_unamplified: float
     epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
+    risk: Risk
     delta_error: float
     steps: int
     key_epochs: int
@@ -86,6 +91,8 @@ class Numbers:
             return cls._under_filter(runs, delta, relation)
         of_claim = {**about, "group_size": group_size}
         spent = epsilon(claimed, interval=given.get("epsilon"), **of_claim)
+        # Here, where the losses that it is read from are still known.
+        at_risk = risk(claimed, interval=spent.interval, **of_claim)
         taken = (
             spent
             if charged == claimed
@@ -107,6 +114,7 @@ class Numbers:
             epsilon_unamplified=unamplified.epsilon,
             epsilon_of_steps_taken=taken.epsilon,
             epsilon_of_groups={size: cost for size, (cost, _) in of_groups.items()},
+            risk=at_risk,
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
@@ -137,6 +145,7 @@ class Numbers:
             epsilon_unamplified=math.inf,
             epsilon_of_steps_taken=epsilon_of_order(charged, order, delta),
             epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            risk=risk_of_order(cost, order),
             delta_error=sum(_delta_error(run, spent) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
@@ -160,6 +169,7 @@ class Numbers:
             epsilon_unamplified=math.inf,
             epsilon_of_steps_taken=math.inf,
             epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            risk=NO_BOUND,
             delta_error=math.inf,
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
@@ -194,9 +204,10 @@ def _of_groups(
 ) -> dict[int, tuple[float, float | None]]:
     """Return the epsilon of groups by their size, and in buckets of what width.
 
-    There are none where batches were drawn by random allocation: no bound is proven.
+    There are none where batches were drawn by random allocation, or by cyclic Poisson
+    sampling: no bound is proven.
     """
-    if is_allocated(releases):
+    if is_allocated(releases) or is_cyclic(releases):
         return {}
     return {
         size: bound_of_group(
@@ -235,10 +246,17 @@ def _delta_error(run: CertifiedRun, spent: float) -> float:
 
 
 def _unamplified(releases: tuple[Release, ...]) -> list[Release]:
+    """Return what the releases cost if each is on all of the data.
+
+    With correlated noise of b bands an example is then in every step, and changes the
+    noised sums by no more than C sqrt(b T) in T of them: the convolution of T vectors
+    with b coefficients is longer than the vectors by their sum at most, which is at most
+    sqrt(b) where their norm is 1.
+    """
     return [
         Release(
             sampling_probability=1.0,
-            noise_multiplier=release.noise_multiplier,
+            noise_multiplier=release.noise_multiplier / math.sqrt(release.bands or 1),
             count=release.count,
         )
         for release in releases

@@ -2,59 +2,70 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from dp.accounting import epsilon_curve
+from dp.accounting import epsilon_curve, risk_curve
+from dp.certificate._numbers import together
 from dp.certificate._statement import Statement
-from dp.certificate._text import why_not
+from dp.certificate._text import RELATIONS, why_not
 
 
-__all__ = ("draw",)
+__all__ = ("attack_curve", "draw", "epsilon_over_steps")
+
+_NUM_POINTS: Final = 20
 
 
 def draw(c: Statement, path: Path) -> None:
     """Draw epsilon over the planned number of steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    over_steps, of_groups = figure.subplots(1, 2, width_ratios=[2, 1])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    over_steps, of_groups, of_attacks = figure.subplots(1, 3, width_ratios=[2, 1, 1.3])
     if not c.is_private:
         figure.suptitle(f"NOT PRIVATE: {why_not(c)}", color="tab:red")
     else:
         figure.suptitle(
             f"epsilon = {c.epsilon:.3f} at delta = {c.delta:g}"
-            f" ({c.neighboring_relation}, {c.unit_of_privacy})"
+            f" ({c.unit_of_privacy}; {RELATIONS[c.neighboring_relation]})"
         )
         _draw_over_steps(c, over_steps)
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
         finite[c.group_size] = c.epsilon
         sizes = sorted(finite)
         of_groups.bar([*map(str, sizes)], [finite[size] for size in sizes])
+        of_attacks.plot(*zip(*attack_curve(c), strict=True), color="tab:red")
+    of_attacks.plot([0, 1], [0, 1], ":", label="guessing")
     over_steps.set(
+        title="Epsilon over the steps",
         xlabel="step",
         ylabel="epsilon if planned to stop here",
+        xlim=(0, None),
         ylim=(0, None),
     )
-    of_groups.set(xlabel="units that differ", ylabel="epsilon", ylim=(0, None))
+    of_groups.set(
+        title="Of several units at once",
+        xlabel="units that differ",
+        ylabel="epsilon",
+        ylim=(0, None),
+    )
+    of_attacks.set(
+        title="What an attack can find",
+        xlabel="false alarms, a share",
+        ylabel="found at most, a share",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    of_attacks.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
 
 def _draw_over_steps(c: Statement, axes: Any) -> None:
-    """Draw what a run of each length would have cost, and where this one ended.
-
-    Under a Renyi filter there is no such curve: its epsilon holds at any end.
-    """
-    if any(run.plan.renyi_order is not None for run in c.runs):
-        axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
+    """Draw what a run of each length would have cost, and where this one ended."""
+    curve = epsilon_over_steps(c)
+    if curve:
+        axes.plot(*zip(*curve, strict=True), color="tab:red")
     else:
-        charged = [charge.to_release() for charge in c.charges]
-        curve = epsilon_curve(
-            [*charged, *(release for run in c.runs for release in run.remaining)],
-            delta=c.delta,
-            neighboring_relation=c.neighboring_relation,
-            group_size=c.group_size,
-        )
-        axes.plot(range(len(curve)), curve, color="tab:red")
+        axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
     if any(run.remaining for run in c.runs):
         axes.axvline(c.steps, color="tab:gray", ls="--", label="ended here")
     for run in c.runs if len(c.runs) == 1 else ():
@@ -62,3 +73,50 @@ def _draw_over_steps(c: Statement, axes: Any) -> None:
             axes.axhline(run.plan.target_epsilon, ls=":", label="target")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
+
+
+def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
+    """Return what runs of some numbers of steps would have cost, planned so.
+
+    Under a Renyi filter there is no such curve: its epsilon holds at any end. Nor is
+    there one of a run without steps.
+    """
+    if _is_filtered(c):
+        return []
+    queries = [release for run in c.runs for release in run.plan.query_releases]
+    charged = [charge.to_release() for charge in c.charges]
+    curve = epsilon_curve(
+        [*queries, *charged, *(release for run in c.runs for release in run.remaining)],
+        delta=c.delta,
+        neighboring_relation=c.neighboring_relation,
+        group_size=c.group_size,
+    )
+    # Queries are counted from the start, and are no steps.
+    curve = curve[sum(release.count for release in queries) :]
+    last = len(curve) - 1
+    # About where epsilon_curve computes; between, it repeats the next value.
+    points = sorted({math.ceil(last * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
+    return [(step, curve[step]) for step in points if step]
+
+
+def attack_curve(c: Statement) -> list[tuple[float, float]]:
+    """Return the most that an attack finds, by its share of false alarms.
+
+    None is drawn under a Renyi filter, nor where nothing was released.
+    """
+    claimed = together(c.runs, claimed=True)
+    if _is_filtered(c) or not claimed:
+        return []
+    return list(
+        risk_curve(
+            claimed,
+            neighboring_relation=c.neighboring_relation,
+            group_size=c.group_size,
+            delta=c.delta,
+            interval=c.intervals.get("epsilon"),
+        )
+    )
+
+
+def _is_filtered(c: Statement) -> bool:
+    return any(run.plan.renyi_order is not None for run in c.runs)

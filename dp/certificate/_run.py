@@ -6,6 +6,7 @@ from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
 from dp.accounting._release import is_allocated
+from dp.accounting._rounds import is_cyclic
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
@@ -89,6 +90,16 @@ class CertifiedRun:
         return is_allocated(self.claimed)
 
     @property
+    def is_cyclic(self) -> bool:
+        """Whether rounds by cyclic Poisson sampling are claimed."""
+        return is_cyclic(self.claimed)
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether passes or rounds were charged, each for all of its steps."""
+        return any(charge.to_release().steps_per_charge > 1 for charge in self.charges)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together.
 
@@ -121,6 +132,8 @@ class CertifiedRun:
                 sigma,
                 self.plan.truncation,
                 self.plan.steps_per_pass,
+                self.plan.disjoint,
+                self.plan.bands,
             )
             for sigma in values_of(self.plan.noise_multiplier)
         }
@@ -131,6 +144,8 @@ class CertifiedRun:
                 r.noise_multiplier,
                 r.truncation,
                 r.steps_per_pass,
+                r.disjoint,
+                r.bands,
             )
             not in kinds
             for r in charged

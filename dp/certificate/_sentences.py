@@ -34,6 +34,21 @@ _ALLOCATED: Final = (
     "Every example was in exactly one batch of each pass, chosen by a coin of its own and"
     " anew in every pass, and each batch was trained on whole and once."
 )
+_CYCLIC: Final = (
+    "Every example was in one group of an iteration, chosen by a coin of its own; every"
+    " batch was drawn from one group, in turn, by independent coin flips at the stated"
+    " probability times the number of groups, and trained on whole and once."
+)
+_DISJOINT: Final = {
+    "coin": (
+        "Every example was in exactly one batch of each pass, by a coin of its own, and"
+        " each batch was trained on whole and once."
+    ),
+    "position": (
+        "Every example was in exactly one batch of each pass, by its place in an order"
+        " that no data decided, and each batch was trained on whole and once."
+    ),
+}
 _ADAPTIVE_NOISE: Final = (
     "Noise multipliers were chosen from what was released and public facts alone; the"
     " order of the Renyi filter was fixed before the first release."
@@ -63,11 +78,17 @@ _ALWAYS: Final = (
 def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     """Return what has to be assumed of runs with such plans and charges."""
     charges = [charge for run in runs for charge in run.charges]
-    charges_of_poisson = [c for c in charges if c.steps_per_pass is None]
+    charges_of_poisson = [
+        c for c in charges if c.steps_per_pass is None and c.bands is None
+    ]
     amplified = [c.sampling_probability < 1 for c in charges_of_poisson]
     sentences = []
     if any(run.is_allocated for run in runs):
         sentences.append(_ALLOCATED)
+    if any(run.is_cyclic for run in runs):
+        sentences.append(_CYCLIC)
+    disjoint = {charge.disjoint for charge in charges}
+    sentences += [says for name, says in _DISJOINT.items() if name in disjoint]
     if any(amplified):
         sentences.append(_SAMPLED)
     if any(charge.truncation for charge in charges):

@@ -40,6 +40,7 @@ there was one example, and nobody to exchange.
 _FEWEST: Final = 2
 _ASKED_AGAIN: Final = 3
 _ALONE: Final = 4  # Examples that are evaluated alone.
+_CARRIED: Final = 3  # Evaluations to ask whether state carries data on.
 
 
 @final
@@ -71,6 +72,9 @@ class Company:
         Each half of the units gives its places away once.
         """
         # From the operating system: never from generators that a look puts back.
+        # Example: 5 units are shuffled to 3, 0, 4 and 1, 2. First 3, 0 and 4 stay, and
+        # the rows of 1 and 2 become copies of unit 3's first row; then the other way
+        # round.
         keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
         units, middle = keys.argsort(), (self.num_units + 1) // 2
         for stays in (units[:middle], units[middle:]):
@@ -132,16 +136,37 @@ class Look:
                 depends on one single example.
         """
         if self._in_step:
-            self._unchanged = self._again(self._whole)
+            return self._verdict_in_step(1 + both_halves)
         if self._company.num_units < _FEWEST:
-            for _ in range(self._in_step * (1 + both_halves)):
-                self._again(self._whole)
             return "too few"
         verdicts: list[Verdict] = [
             self._of_exchange(order, stays.to(self._losses.device))
             for order, stays in islice(self._company.halves(), 1 + both_halves)
         ]
         return max(verdicts, key=_SEVERITY.index)
+
+    def _verdict_in_step(self, num_halves: int) -> Verdict:
+        """Return the verdict, after as many evaluations as every other rank makes.
+
+        What is carried from batch to batch is asked for where both halves are exchanged:
+        whether the state differs may do so from rank to rank.
+        """
+        self._unchanged = self._again(self._whole)
+        asks_if_carried = num_halves > 1
+        if self._company.num_units < _FEWEST:
+            self._idle(num_halves + _CARRIED * asks_if_carried)
+            return "too few"
+        verdicts: list[Verdict] = []
+        for order, stays in islice(self._company.halves(), num_halves):
+            verdicts.append(self._of_exchange(order, stays.to(self._losses.device)))
+        if asks_if_carried:
+            verdicts.append(self._if_carried(self._left))
+        return max(verdicts, key=_SEVERITY.index)
+
+    def _idle(self, number: int) -> None:
+        """Evaluate the batch so often as other ranks do that have more examples."""
+        for _ in range(number):
+            self._again(self._whole)
 
     def _of_exchange(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
         exchanged_B, left = self._again(order), self._left
@@ -157,6 +182,8 @@ class Look:
         self, order: Sequence[int], exchanged_B: Tensor, stays_B: Tensor
     ) -> Verdict:
         """Return why losses that should stay did not; other causes are likelier."""
+        # Other data that draw another number of random numbers shift all that come
+        # after them, and change honest losses.
         same_draws = self._state.random.now().equals(self._draws)
         if self._unchanged is None:
             self._unchanged = self._again(self._whole)
@@ -213,11 +240,16 @@ class Look:
 
     def _if_carried(self, left: Picture) -> Verdict:
         """Compare the losses of the batch after itself with those after another."""
+        # Example: a running mean of the data. From what the real batch left, its losses
+        # are one thing; from what an exchanged batch left, another.
         own_B = self._again(self._whole, picture=self._after)
         other_B = self._again(self._whole, picture=left)
-        if same_losses(own_B, other_B):
+        is_same = same_losses(own_B, other_B)
+        if is_same and not self._in_step:
             return "alone"
         again_B = self._again(self._whole, picture=self._after)
+        if is_same:
+            return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
     def depends_on_size(self) -> bool | None:
@@ -229,9 +261,11 @@ class Look:
         company, reach = self._company, self._state.reach
         rows_are_losses = np.array_equal(company.unit_of_row, company.unit_of_loss)
         is_certain = rows_are_losses and len(company.ways) == 1
-        if not is_certain or reach.is_compiled or self._in_step:
+        if reach.is_compiled or not (is_certain or self._in_step):
             return None
         try:
+            if self._in_step:
+                return self._depends_in_step(is_certain=is_certain)
             for evaluate in (False, True):
                 self._again(self._whole, evaluate=evaluate)
                 # Another size would draw other numbers.
@@ -244,11 +278,27 @@ class Look:
             return None
         return None
 
+    def _depends_in_step(self, *, is_certain: bool) -> bool | None:
+        """Return the same after as many evaluations as every other rank makes.
+
+        In training mode, and without autograd: what a rank's draws permit is its own.
+        """
+        self._again(self._whole)
+        as_many_draws = self._state.random.now().equals(self._state.random)
+        if len(self._whole) < _FEWEST:
+            self._idle(2 + _ALONE)
+            return None
+        differs = self._differs_in_size(evaluate=False, autograd=False)
+        return differs if is_certain and as_many_draws else None
+
     def _differs_in_size(self, *, evaluate: bool, autograd: bool) -> bool:
         again = partial(self._again, evaluate=evaluate, autograd=autograd)
         whole_B = again(self._whole)
+        # A few examples alone, and half of the batch: a loss that is divided by the
+        # number of examples changes in both.
         few = self._whole[:: max(1, len(self._whole) // _ALONE)][:_ALONE]
         alone_B = torch.cat([again([row]) for row in few])
+        self._idle(self._in_step * (_ALONE - len(few)))
         half = self._whole[: (len(self._whole) + 1) // 2]
         half_B = again(half)
         return differ_throughout(whole_B[few], alone_B) or (

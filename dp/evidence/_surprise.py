@@ -38,12 +38,19 @@ class Surprises:
 
         Training is no reason for many looks: they are at most one in 100 steps.
         """
-        if not self.breaks_record(spread):
+        if not self.asks(spread, step):
             return False
-        if self._looks >= _AT_MOST_AT_FIRST + step // _STEPS_A_LOOK:
-            return False
-        self._looks += 1
+        self.count_look()
         return True
+
+    def asks(self, spread: float, step: int) -> bool:
+        """Whether :meth:`admits` would; the look is not counted yet."""
+        is_left = self._looks < _AT_MOST_AT_FIRST + step // _STEPS_A_LOOK
+        return self.breaks_record(spread) and is_left
+
+    def count_look(self) -> None:
+        """Count a look, on every rank that takes part in it."""
+        self._looks += 1
 
 
 def spread_of(losses_B: Tensor) -> float:
@@ -57,7 +64,9 @@ def spread_of(losses_B: Tensor) -> float:
     if (
         num_losses <= _SHORT and losses_B.dim() == 1
     ):  # A few calls of torch take longer.
-        sizes = list(map(abs, losses_B.tolist()))
+        sizes = losses_B.tolist()
+        if min(sizes) < 0:
+            sizes = list(map(abs, sizes))
         largest, total = max(sizes), sum(sizes)
     else:
         sizes_B = losses_B.detach().abs().double()

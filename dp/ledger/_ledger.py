@@ -212,8 +212,9 @@ class Ledger:
     ) -> None:
         """Charge one release, before anything of it exists.
 
-        A pass by random allocation is charged as a whole, at the first of its steps
-        that is released; the others are paid for by then.
+        A pass, by random allocation or of disjoint batches, or a round by cyclic Poisson
+        sampling, is charged as a whole, at the first of its steps that is released; the
+        others are paid for by then.
 
         Args:
             sampling_probability: Probability of an example to be in the batch.
@@ -222,7 +223,7 @@ class Ledger:
             truncation: How the batch was made smaller, if it was.
             public: Why the numbers are public, where they are not the plan's: they were
                 fixed beforehand, or follow from public facts alone.
-            in_pass: Which step of which pass it is, by random allocation.
+            in_pass: Which step of which pass or round it is; None for Poisson samples.
             noise_beside_count: The noise on the sum and on a count beside it, where
                 there is one: *noise_multiplier* is of the two together.
 
@@ -471,6 +472,8 @@ class Ledger:
             and release.sampling_probability == plan.sampling_probability
             and release.truncation == plan.truncation
             and release.steps_per_pass == plan.steps_per_pass
+            and release.disjoint == plan.disjoint
+            and release.bands == plan.bands
         )
 
 

@@ -26,6 +26,7 @@ from dp.optimizer._registry import OptimizerRegistry, parameters_of
 __all__ = (
     "check_subclass",
     "check_wrappable",
+    "owners_around",
     "private_owner_of",
     "protect",
     "refresh",
@@ -79,6 +80,18 @@ def refresh(optimizer: Optimizer) -> None:
 def private_owner_of(parameter: Tensor) -> Optimizer | None:
     """Return the private optimizer that steps *parameter*, if there is one."""
     return next(iter(_protected.owners_of([parameter])), None)
+
+
+def owners_around(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the private optimizers that a step of *optimizer* led to, or was one of.
+
+    None within a private step, where the wrapped optimizer is stepped.
+    """
+    if not _protected or _permitted.get():
+        return []
+    if isinstance(optimizer, _protected.kinds()):
+        return [optimizer]
+    return _protected.owners_of(parameters_of(optimizer))
 
 
 def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -9,8 +9,9 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 ``F`` elements of many small parameters together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, final
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
 from dp.per_sample._parts.embedding import EmbeddingGrads, join_tables
-from dp.per_sample._parts.factored import FactoredGrads, concatenated
+from dp.per_sample._parts.factored import FactoredGrads, concatenated, share_grams
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -32,7 +33,7 @@ from dp.per_sample._parts.reparametrized import transposed_back
 from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
-__all__ = ("BatchedGrads", "PerSampleGradients")
+__all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
 
 # Units in the last place by which a sum of three terms that cancel may be too small.
 _MARGIN: Final = 8.0
@@ -50,6 +51,22 @@ class BatchedGrads:
 
     indices: Sequence[int]
     part: MaterializedGrads | FactoredGrads
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JointSums:
+    """Weighted sums of small parameters, which were found in one computation.
+
+    Attributes:
+        indices: The indices of the parameters.
+        memory: All the sums, each element once, behind one another.
+        sums: The sum of each parameter, in *memory*.
+    """
+
+    indices: Sequence[int]
+    memory: Tensor
+    sums: Sequence[Tensor]
 
 
 @final
@@ -73,10 +90,12 @@ class PerSampleGradients:
     ) -> None:
         self._stacks = stacks
         self._parts = {index: _merge(uses) for index, uses in parts.items()}
+        share_grams(chain.from_iterable(self._parts.values()))
         self._parameters = parameters
         self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))
-        self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
+        devices = {p.device for p in (nonfinite_B, *parameters)}
+        self._device_types = {device.type for device in devices}
         self._loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self._norms: tuple[Sequence[int], Tensor] | None = None
@@ -130,18 +149,60 @@ class PerSampleGradients:
             sums: One tensor for each parameter, in float32 or float64.
             beta: 1, or 0 to overwrite *sums*, which may then hold anything.
         """
+        self._weigh(factors_GB, group_of, lambda _: sums, beta=beta, consumes=False)
+
+    def weighted_sums(
+        self,
+        factors_GB: Float[Tensor, "G B"],
+        group_of: Sequence[int],
+        allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+    ) -> Sequence[Tensor]:
+        """Return each example's gradient, times its factor, added up.
+
+        As :meth:`add_weighted_sum` into new memory, without the copy of small sums.
+        The gradients are used up: each is freed once its sum is there.
+
+        Args:
+            factors_GB: The factors, by group and example.
+            group_of: The group of each parameter.
+            allocated: Given sums that are finished, returns one tensor for each
+                parameter, in float32 or float64: such a sum itself, or memory that may
+                hold anything.
+        """
+        return self._weigh(factors_GB, group_of, allocated, beta=0, consumes=True)
+
+    def _weigh(
+        self,
+        factors_GB: Tensor,
+        group_of: Sequence[int],
+        allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+        *,
+        beta: int,
+        consumes: bool,
+    ) -> Sequence[Tensor]:
+        # Zero times infinity is NaN, for everybody's sum: in Opacus 1.6.0 one such
+        # example made the whole noised gradient NaN. So what is dropped is filled with
+        # zeros, not multiplied; copies are made only where a group has such an example.
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
         if self._loss_scale != 1:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
-            added = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
-            _add_all([sums[index] for index in added], [*added.values()], beta)
+            joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            if consumes:
+                self._stacks, self._flats = (), None
+            sums = allocated(joint)
+            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
+            waiting = [i for i, total in added.items() if sums[i] is not total]
+            _add_all([sums[i] for i in waiting], [added[i] for i in waiting], beta)
             for index, total in enumerate(sums):
                 if index not in added:
                     group = group_of[index]
                     mask_B = dropped_GB[group] if any_dropped[group] else None
                     self._add_large(index, factors_GB[group], mask_B, total, beta)
+                if consumes:
+                    self._parts.pop(index, None)
+        return sums
 
     def _scaled_norms(self, group_of: Sequence[int]) -> list[Tensor]:
         """Return the squared norms by group, of the losses times the loss scale."""
@@ -185,30 +246,30 @@ class PerSampleGradients:
         if not beta:
             total.zero_()
 
-    def _small_sums(
+    def _joint_sums(
         self,
         factors_GB: Tensor,
         dropped_GB: Tensor,
         any_dropped: Sequence[bool],
         group_of: Sequence[int],
-    ) -> dict[int, Tensor]:
+    ) -> list[JointSums]:
         """Return the weighted sums of the parameters that are handled with others."""
-        added: dict[int, Tensor] = {}
+        joint: list[JointSums] = []
         for flat in self._flat_parts(group_of):
             part = flat.part
             if any_dropped[flat.group]:
                 part = part.mask_examples(dropped_GB[flat.group])
+            total_F = _flat_sum(part, factors_GB[flat.group])
             shapes = [self._parameters[index].shape for index in flat.indices]
-            totals = _split(part, factors_GB[flat.group], shapes)
-            added.update(zip(flat.indices, totals, strict=True))
+            joint.append(JointSums(flat.indices, total_F, _split(total_F, shapes)))
         for stack in self._stacks:
             groups = [group_of[index] for index in stack.indices]
             layers = stack.part
             if any(any_dropped[group] for group in groups):
                 layers = layers.mask_examples(_by_layer(dropped_GB, groups).flatten())
             by_layer = layers.stacked_sums(_by_layer(factors_GB, groups))
-            added.update(zip(stack.indices, by_layer.unbind(), strict=True))
-        return added
+            joint.append(JointSums(stack.indices, by_layer, by_layer.unbind()))
+        return joint
 
     def _is_small(self, index: int) -> bool:
         parts = self._parts.get(index, ())
@@ -271,14 +332,19 @@ def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
     return values_GB[groups]
 
 
-def _split(
-    part: MaterializedGrads, factors_B: Tensor, shapes: Sequence[torch.Size]
-) -> list[Tensor]:
-    """Return the weighted sums of gradients that lie side by side."""
+def _flat_sum(part: MaterializedGrads, factors_B: Tensor) -> Tensor:
+    """Return the weighted sum of gradients that lie side by side."""
     grads_BF = wide(part.grads_BP)
-    total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
+    return factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
+
+
+def _split(total_F: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return the sums of parameters that lie behind one another."""
     parts = total_F.split([shape.numel() for shape in shapes])
-    return [part_F.view(shape) for part_F, shape in zip(parts, shapes, strict=True)]
+    return [
+        part_F if len(shape) == 1 else part_F.view(shape)
+        for part_F, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def _add_all(sums: list[Tensor], added: list[Tensor], beta: int) -> None:
@@ -348,6 +414,8 @@ def _joint_squared_norms(
             FactoredGrads() | MaterializedGrads() as head,
             EmbeddingGrads() as table,
         ] if _is_one_product(head):
+            # Example: a = (3, 0) of the head and b = (-3, 1) of the lookups: 9 + 10 - 2
+            # * 9 = 1, which is |(0, 1)|^2.
             cross_B = table.products_with(head)
             whole_B = parts[0].squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.

@@ -73,6 +73,8 @@ class _OfSizes:
 
     def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
         """Whether all that may move rows moves them as it did."""
+        # Example: h[index], where the next batch has an index of the same length that
+        # names rows of other examples: equal sizes, and other owners behind the node.
         return all(
             moved.is_as_before(nodes[place], num_units) for place, moved in self.moved
         )
@@ -87,6 +89,7 @@ class _Known:
     fingerprints: Fingerprints
     constants: frozenset[Signature]
     by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
+    by_units: dict[Hashable, _OfSizes] = field(default_factory=dict)
 
     def found(
         self,
@@ -103,9 +106,11 @@ class _Known:
         graph = None if nodes is None else self.template.bound(nodes, parameters)
         if nodes is None or graph is None:
             return None
-        # Given units may own other rows in every batch, so owners are followed each time.
-        sizes = None if units.are_given else self.template.sizes(nodes)
-        known = None if sizes is None else self.by_sizes.get(sizes)
+        # Given units may own other rows in every batch: owners are those of before only if
+        # every loss is of the same unit as it was.
+        sizes = self.template.sizes(nodes, parameters), units.key
+        by_sizes = self.by_units if units.are_given else self.by_sizes
+        known = by_sizes.get(sizes)
         # Equal sizes have equal owners but for what moves rows by an index or a mask: each
         # such node is asked again, and only one that answers otherwise costs a new analysis.
         if known is None or not known.is_as_before(nodes, units.num_units):
@@ -115,17 +120,11 @@ class _Known:
                 return None
             _check_order(graph, analysis.plan, units)
             known = _of_sizes(graph, analysis, nodes, parameters)
-            self._keep(sizes, known)
+            most = _tuning.KNOWN_UNITS if units.are_given else _tuning.KNOWN_SIZES
+            _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
         return Found(graph, known.plan, known.layers, self.constants)
-
-    def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
-        if sizes is not None:
-            self.by_sizes.pop(sizes, None)
-            self.by_sizes[sizes] = known
-            if len(self.by_sizes) > _tuning.KNOWN_SIZES:
-                del self.by_sizes[next(iter(self.by_sizes))]
 
 
 @final
@@ -153,6 +152,7 @@ class KnownGraphs:
         if known is None:
             known = self._walked(root, parameters, units)
         if units.num_units > 1:
+            # Never remembered: every batch has other data.
             check_data(known.graph.uses, known.plan.owners, num_units=units.num_units)
         return known
 
@@ -164,6 +164,7 @@ class KnownGraphs:
         Raises:
             WrongGradientError: If it is another graph.
         """
+        # Walked at this very step: there is nothing to compare.
         if known.constants is None:
             return
         walked = find_uses(
@@ -182,6 +183,8 @@ class KnownGraphs:
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
     ) -> Found | None:
+        # Newest first, and lazily: a training has one form of graph, or two that take
+        # turns.
         matches = (known.found(root, parameters, units) for known in self._known)
         return next((match for match in matches if match is not None), None)
 
@@ -225,6 +228,17 @@ class KnownGraphs:
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
             self._known = [_Known(template, fingerprints, constants), *kept]
         return Found(graph, analysis.plan)
+
+
+def _keep(
+    by_sizes: dict[Hashable, _OfSizes], sizes: Hashable, known: _OfSizes, most: int
+) -> None:
+    # Put in again at the end: the first key is then the one that was found longest ago.
+    # Poisson batches of 256 on average come in about 100 sizes.
+    by_sizes.pop(sizes, None)
+    by_sizes[sizes] = known
+    if len(by_sizes) > most:
+        del by_sizes[next(iter(by_sizes))]
 
 
 def _of_sizes(

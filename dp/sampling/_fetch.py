@@ -5,7 +5,7 @@ a dataset that consists of tensors is read by column instead of by row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 
 
 __all__ = ("fetch", "iter_batches")
+
+
+_UNEQUAL: Final = "stack expects each tensor to be equal size"  # So torch says it.
 
 
 def iter_batches(
@@ -31,7 +34,25 @@ def iter_batches(
             yield _columns(dataset, _vector(indices))
     else:
         for indices in draws:
-            yield collate_fn(fetch(dataset, indices))
+            yield _collated(fetch(dataset, indices), collate_fn)
+
+
+def _collated(examples: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
+    """Collate examples; say what helps where they have several shapes.
+
+    Raises:
+        ValueError: If torch's own function cannot stack them.
+    """
+    try:
+        return collate_fn(examples)
+    except RuntimeError as error:
+        if collate_fn is not default_collate or _UNEQUAL not in str(error):
+            raise
+        # Torch's message has the sizes of private examples.
+        raise ValueError(
+            "the examples of a batch have several shapes, so that they cannot be stacked;"
+            " pass collate_fn=, which pads them to one shape"
+        ) from None
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Any:

@@ -20,14 +20,15 @@ from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._collation import check_collation
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
+from dp.sampling._passes import Passes
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
     PoissonSampling,
-    RandomAllocation,
     TruncatedPoissonSampling,
 )
 from dp.sampling._ticketed import Draws, TicketedLoader
@@ -147,10 +148,13 @@ class PoissonLoader(TicketedLoader):
             },
         )
 
+    def __repr__(self) -> str:  # Public numbers, so not how many examples there are.
+        return f"{type(self).__name__}(sampling={self.sampling}, steps={len(self)})"
+
     @property
     def sampling(
         self,
-    ) -> PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
+    ) -> CyclicPoisson | PoissonSampling | TruncatedPoissonSampling | Passes:
         """How batches are drawn."""
         return self._sampling
 

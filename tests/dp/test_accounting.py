@@ -197,6 +197,7 @@ def check_monotonicity(bound, q, sigma, count, delta):
     assert bound((q, sigma, count), delta / 2) >= base - slack
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     st.floats(0.01, 0.9),
@@ -252,6 +253,7 @@ def test_equal_releases_are_merged():
     )
 
 
+@pytest.mark.slow
 def test_the_curve_bounds_every_point():
     """Between computed points it is the next one's; the end is the claim itself."""
     release = Release(sampling_probability=0.25, noise_multiplier=4.5, count=50)

@@ -440,6 +440,7 @@ def test_poisson_samples_beside_passes_are_still_compared():
     check_agreement((poisson, passes(1.0, 20, 3)), 1e-6, "zero_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "num_steps", "count", "anchor", "poisson"),
     [

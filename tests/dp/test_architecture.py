@@ -4,10 +4,12 @@ import itertools
 import re
 
 import architecture
+import pytest
 from layered_picture import draw
 from source_tree import ROOT
 
 
+@pytest.mark.slow
 def test_the_table_of_rooms_is_as_the_code_is():
     """``python docs/architecture.py`` was run after the last change."""
     page = architecture.PAGE.read_text("utf-8")

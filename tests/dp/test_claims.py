@@ -133,6 +133,7 @@ def test_less_sampling_of_truncated_batches_is_refused():
     assert ledger.steps == 1
 
 
+@pytest.mark.slow
 def test_a_number_declared_public_is_composed_as_it_is():
     """To the end of the plan, which was fixed with it."""
     public = {**PLANNED, "noise_multiplier": 1.5, "public": "halved at noon"}
@@ -480,6 +481,7 @@ def refuted(certificate):
     return {finding.claim for finding in findings if not finding.holds}
 
 
+@pytest.mark.slow
 def test_a_certificate_claims_the_plan_and_states_the_steps(tmp_path):
     """An early end is a fact; the epsilon of the steps is not the claim."""
     document = certified(charged(5))
@@ -539,6 +541,7 @@ def test_only_steps_beyond_the_target_may_be_missing(tmp_path):
     assert "run 1: remaining steps" in refuted(replace(document, runs=(shorter,)))
 
 
+@pytest.mark.slow
 def test_a_certificate_tells_which_numbers_were_off_the_plan(tmp_path):
     """On which side, and by whose word."""
     ledger = charged(1, target_epsilon=20.0)
@@ -555,6 +558,7 @@ def test_a_certificate_tells_which_numbers_were_off_the_plan(tmp_path):
     assert dp.verify(tmp_path / "certificate.json", quick=True).ok
 
 
+@pytest.mark.slow
 def test_charges_of_another_plan_are_told():
     """Their numbers were fixed elsewhere, which the certificate says."""
     ledger = Ledger(plan(noise_multiplier=4.0))

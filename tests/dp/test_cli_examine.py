@@ -155,6 +155,7 @@ def test_an_import_that_fails_inside_a_users_module_is_not_hidden(script, monkey
 FEW = ("--records", "1000")
 
 
+@pytest.mark.slow
 def test_audit_tests_a_users_function_and_leaves_files(call, script, tmp_path):
     """Exit code 0, the two epsilons, and a report with a picture."""
     report = tmp_path / "report"
@@ -166,6 +167,7 @@ def test_audit_tests_a_users_function_and_leaves_files(call, script, tmp_path):
     assert {p.name for p in report.iterdir()} == {"audit.json", "audit.txt", "roc.png"}
 
 
+@pytest.mark.slow
 def test_audit_refutes_a_broken_build_of_dps_own_loop(call, tmp_path):
     """Exit code 1. The replay of a huge record sees it for certain, whatever is drawn."""
     right = FlatClipping.factors

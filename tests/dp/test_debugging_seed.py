@@ -76,6 +76,7 @@ def test_threads_do_not_change_the_noise():
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 def test_it_says_everywhere_that_nothing_is_private(make_plan, tmp_path):
     """In ledger, certificate, its picture, states and every repr; steps go on."""
     _, _, optimizer = run_of(make_plan, debugging())

@@ -57,6 +57,7 @@ def fails(statement):
     return {finding.claim for finding in findings if not finding.holds}
 
 
+@pytest.mark.slow
 def test_a_certificate_cannot_take_one_groups_epsilon_for_anothers():
     """Neither the size nor the epsilon of another size holds."""
     statement = certificate(charged(12, steps=12))

@@ -1,8 +1,10 @@
 """The page of mechanisms says what plans accept, and what noise they need."""
 
 import mechanisms
+import pytest
 
 
+@pytest.mark.slow
 def test_the_table_of_what_can_be_planned_is_current():
     """``python docs/mechanisms.py`` was run after the last change."""
     page = mechanisms.PAGE.read_text("utf-8")

@@ -261,6 +261,7 @@ def test_one_kernel_takes_the_words_that_many_operations_take(monkeypatch, dtype
         assert torch.equal(noisy, expected)
 
 
+@pytest.mark.slow
 def test_decision_kernels_that_do_what_torch_does_are_used(decision_kernel):
     """They are asked once for each device."""
     assert float64_stage.last_stage_on(CPU) is decision_kernel
@@ -269,6 +270,7 @@ def test_decision_kernels_that_do_what_torch_does_are_used(decision_kernel):
     assert float64_stage.last_stage_on(CPU) is decision_kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["tail", "result", "unsure"])
 def test_decision_kernels_that_err_anywhere_are_not_used(decision_kernel, change):
     """A tail that is a millionth off, a result, or more trust than is due."""
@@ -332,6 +334,7 @@ def test_temporaries_of_a_long_vector_stay_small(stage):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rounding_kernel", "decision_kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_is_drawn_with_the_kernels(monkeypatch, dtype):

@@ -157,6 +157,7 @@ def test_floating_point_noise_lies_on_no_lattice():
     assert not torch.equal(steps, steps.round())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @given(values, stddevs, dtypes, st.integers(0, 2**32))
 def test_results_are_the_real_numbers_rounded(way, numbers, stddev, dtype, seed):
@@ -291,6 +292,7 @@ def test_the_last_resort_agrees_with_all_stages(monkeypatch, dtype):
     assert torch.equal(by_stages, rounded_in_all_cells(dtype, 9.0, 600))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 1])
 @pytest.mark.parametrize("way", WAYS)
 def test_sums_at_the_ends_of_intervals_are_left_to_more_digits(way, end):
@@ -387,6 +389,7 @@ def test_float32_errs_less_than_its_bound(magnitude, stddev):
     assert bound / 8 < error.max() < bound
 
 
+@pytest.mark.slow
 def test_float64_errs_less_than_its_bound():
     """From the middle to the smallest tail it trusts, it stays below ``2**-38.5``."""
     bits_E = words_of(500, np.int64, seed=1) % (1 << 24)

@@ -273,6 +273,7 @@ def test_other_rows_are_other_peoples(make_optimizer, datasets):
     on_both(make_optimizer, datasets)
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_forgotten(make_optimizer, monkeypatch):
     """An address that is used again is not taken for what was there."""
     monkeypatch.setattr(paid_for, "_FEW", 4)

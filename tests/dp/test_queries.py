@@ -78,6 +78,19 @@ def test_queries_are_part_of_every_epsilon(make_plan):
     assert ledger.spent().condition is not None
 
 
+def test_queries_are_part_of_the_risk_of_a_plan(make_plan):
+    """An attacker sees the answers, too."""
+    plan, alone = make_plan(queries=ASKED), make_plan()
+    both = (*alone.releases(alone.steps), *(query.release for query in ASKED))
+
+    whole = dp.accounting.risk(
+        both, delta=plan.target_delta, neighboring_relation=plan.neighboring_relation
+    )
+
+    assert plan.risk().advantage == pytest.approx(whole.advantage, rel=1e-3)
+    assert plan.risk().advantage > alone.risk().advantage * 1.001
+
+
 def test_a_plan_leaves_room_for_its_queries():
     """The least noise that keeps the target, beside them; less than a percent wasted."""
     about = {

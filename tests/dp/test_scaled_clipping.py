@@ -286,6 +286,15 @@ def test_optimizers_without_known_second_moments_are_refused(make_plan, inner):
         make_run(make_plan, inner=inner)
 
 
+def test_noise_that_is_correlated_between_other_scales_is_refused(make_plan):
+    """Sums of several steps are combined there, each of which was scaled anew."""
+    sampling = dp.CyclicPoisson(sampling_probability=0.25, bands=4)
+    noise = dp.BandedNoise.square_root(4)
+
+    with pytest.raises(ValueError, match="correlates the noise of 4 steps"):
+        make_run(make_plan, sampling=sampling, correlation=noise)
+
+
 def test_subclasses_are_refused_as_their_state_may_mean_something_else(make_plan):
     """Whatever they call it."""
 

@@ -208,6 +208,7 @@ def calls_of_a_step(num_tensors):
     return counts
 
 
+@pytest.mark.slow
 def test_work_grows_with_the_number_of_tensors_and_not_its_square():
     """Twice the tensors, twice the calls: for the first step and those after it."""
     few, more, most = (calls_of_a_step(n) for n in (50, 100, 200))

@@ -30,6 +30,7 @@ def clipped_by_loop(losses_of, model, users_lines):
     return total
 
 
+@pytest.mark.slow
 def test_sums_are_those_of_a_loop_over_users(example):
     """Every user's gradient is of all their lines, and clipped once: to 1e-7."""
     corpus = example["make_corpus"](20)
@@ -68,6 +69,7 @@ def test_sums_are_those_of_a_loop_over_users(example):
     assert num_users > 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_the_example_runs_and_its_certificate_names_the_unit(example, capsys):
     """The unit of privacy is a value of the user's id, and epsilon is on target."""

@@ -232,6 +232,7 @@ def files_kept(make, count=100):
     return files_in_linecache() - before
 
 
+@pytest.mark.slow
 def test_dropped_classes_leave_no_source_behind():
     """A server that makes classes does not grow."""
 

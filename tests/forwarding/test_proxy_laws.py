@@ -42,6 +42,7 @@ NAMES = ("rpm", "note", "start")
 BROKEN = {"survives cloudpickle"} if os.environ.get("WRAPT_DISABLE_EXTENSIONS") else ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Declared, Advised])
 def test_a_proxy_keeps_every_law_on_what_it_declares_or_advises(kind):
     """As a wrapper does; so nothing must be waived, with wrapt's extension."""

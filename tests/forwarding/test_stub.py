@@ -284,6 +284,7 @@ def checked(command, path):
     return run.returncode, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_type_checker_knows_each_name(cars, checker):
     """Overloads, inferred attributes and coroutines; and it rejects what is wrong."""

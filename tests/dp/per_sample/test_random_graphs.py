@@ -52,6 +52,7 @@ INDICES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(sorted(STEPS)), INDICES, st.sampled_from([0, 1])),

@@ -315,6 +315,7 @@ def test_a_tensor_of_another_size_is_no_copy_of_the_batch():
     assert gradients.num_samples == B
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_units_along_no_axis_are_as_by_a_loop(name):
     """Packed, ragged and routed batches, graphs, users: owners are found, not given."""
@@ -329,6 +330,7 @@ def test_units_along_no_axis_are_as_by_a_loop(name):
         assert_as_by_loop(gradients, losses, parameters, units)
 
 
+@pytest.mark.slow
 def test_every_pattern_of_lengths_of_four_examples(assert_exact):
     """Of 152 patterns whose rows divide by the examples, 40 were served wrongly."""
     model, count = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), 0

@@ -48,6 +48,7 @@ def certificate_of(report):
     return dp.Certificate.from_json((report / "certificate.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_on_without_being_told_its_ranges(train, csv):
     """Scales differ a million times; epsilon covers finding them, too."""
     lines = []
@@ -120,6 +121,7 @@ def test_what_is_not_asked_for_is_not_trained(train, csv, monkeypatch):
     assert scores_of(report)["not_private"] is None
 
 
+@pytest.mark.slow
 def test_a_number_is_predicted(train, csv, call, tmp_path):
     """In its own unit, beside the mean; where it is missing, a row has no part."""
     rng = np.random.default_rng(0)
@@ -168,6 +170,7 @@ def test_a_model_loads_in_plain_torch(train, csv):
     assert body["classes"] == ["no", "yes"]
 
 
+@pytest.mark.slow
 def test_predictions_are_those_that_were_scored(train, csv, call, tmp_path):
     """The saved model is the private one, with its features made the same way."""
     path = csv(HEADER, *two_classes(400))
@@ -240,6 +243,7 @@ def test_all_rows_of_a_user_are_protected_together(train, csv, monkeypatch):
     assert steps.sampling_probability == 1
 
 
+@pytest.mark.slow
 def test_users_are_drawn_whole(train, csv):
     """With smaller batches, by the loader; the twin draws the same way."""
     rows = [f"{row},user {i % 45}" for i, row in enumerate(two_classes(450))]
@@ -307,6 +311,7 @@ def test_a_group_of_rows_is_protected_together(train, csv):
     assert 0.999 * 3 <= certificate.epsilon <= 3
 
 
+@pytest.mark.slow
 def test_a_run_that_can_be_repeated_is_not_private(train, csv):
     """The same weights twice, and no guarantee."""
     path = csv(HEADER, *two_classes(100))
@@ -338,6 +343,7 @@ def test_columns_without_a_frequent_value_are_named(train, csv):
     assert "Person" not in out + left
 
 
+@pytest.mark.slow
 def test_delta_follows_from_the_public_number_of_rows(train, csv):
     """A power of ten, at most a tenth of one over the rows, and at most 1e-5."""
     rows = [f"{i % 9},{'ab'[i % 2]}" for i in range(30_000)]

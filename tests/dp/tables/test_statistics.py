@@ -165,6 +165,7 @@ def test_noise_of_another_scale_than_was_charged_is_not_released():
         statistics.release(histogram([values([1.0])], [1]), noise_multiplier=3.0)
 
 
+@pytest.mark.slow
 def test_statistics_are_certified_with_what_they_are():
     """Composed with each other they verify, and cost what dp_accounting says."""
     statistics = Statistics(**ABOUT)

@@ -1,4 +1,4 @@
-"""The public numbers of a private run, decided before it starts.
+"""A plan: public numbers, and what follows from them.
 
 A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, no
 realised batch size, no random state. Whatever is derived from it is public too.
@@ -6,46 +6,45 @@ realised batch size, no random state. Whatever is derived from it is public too.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final, get_args
 
 from torch.utils.data import Dataset
 
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Query, Release, Truncation, epsilon
+from dp._described import Described
+from dp._typing import Assignment, NeighboringRelation
+from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
-from dp.calibration._search import RenyiOrder
+from dp.accounting._risk import risk_of_guarantee
 from dp.comparison import (
-    Mechanism,
-    check_noise_is_left_out,
     check_queries,
-    choose,
-    complete,
-    order_for,
-    scheme_of,
-    truncation_of,
 )
+from dp.noise import BandedNoise
 from dp.sampling import (
+    CyclicPoisson,
+    DisjointBatches,
+    Passes,
     PoissonLoader,
-    PoissonSampling,
     RandomAllocation,
+    Scheme,
     TruncatedPoissonSampling,
     Unamplified,
 )
 from dp.sampling._loader_of import loader_of
+from dp.sampling._refused_arguments import reject_plan_arguments
 from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule, runs_of, value_at, values_of
 
 
-__all__ = ("PrivacyPlan", "plan_for")
+__all__ = ("PrivacyPlan",)
 
 _VERSION: Final = 2  # Of plans in plain types.
-_KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
+_KINDS: Final = get_args(Scheme)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
+class PrivacyPlan(Described):
     """The plan of a private run, in public numbers only.
 
     Args:
@@ -70,6 +69,9 @@ class PrivacyPlan:
             chosen from what was released, until the target epsilon is spent. Epsilon
             is then some 5 to 20 % larger for the same noise. None for noise that is
             the plan's, or more.
+        correlation: How the noise of a step is correlated with that of steps before it,
+            so that sums of steps have less of it; None for independent noise. Needs
+            :class:`~dp.CyclicPoisson` sampling of at least as many bands.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
         queries: What :class:`dp.query.Queries` may ask about the same data, each once.
@@ -77,13 +79,11 @@ class PrivacyPlan:
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
-            keeps the number of examples private where batches are truncated, or if
-            random allocation is combined with what no bound is proven for.
+            keeps the number of examples private where batches are truncated or cut by
+            position, or if passes are combined with what no bound is proven for.
     """
 
-    sampling: (
-        PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified
-    )
+    sampling: Scheme
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
     expected_batch_size: float
@@ -94,6 +94,7 @@ class PrivacyPlan:
     unit_of_privacy: str = ONE_EXAMPLE
     group_size: int = 1
     renyi_order: float | None = None
+    correlation: BandedNoise | None = None
     compared: tuple[str, ...] = ()
     queries: tuple[Query, ...] = ()
 
@@ -101,8 +102,8 @@ class PrivacyPlan:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
                 "sampling must be PoissonSampling(...), RandomAllocation(...),"
-                " TruncatedPoissonSampling(...) or Unamplified(), got"
-                f" {self.sampling!r}"
+                " DisjointBatches(...), TruncatedPoissonSampling(...) or Unamplified(),"
+                f" got {self.sampling!r}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -117,16 +118,10 @@ class PrivacyPlan:
         _checks.relation(
             neighboring_relation=self.neighboring_relation,
             truncated=self.truncation is not None,
-            allocated=self.steps_per_pass is not None,
+            allocated=isinstance(self.sampling, RandomAllocation),
+            by_position=self.disjoint == "position",
         )
-        if isinstance(self.sampling, RandomAllocation):
-            self.sampling.check_plan(
-                steps=self.steps,
-                group_size=group_size,
-                renyi_order=self.renyi_order,
-                noise_multiplier=self.noise_multiplier,
-                max_grad_norm=self.max_grad_norm,
-            )
+        _check_whole_charges(self, group_size)
         if self.renyi_order is not None:
             check_filter(
                 self.renyi_order,
@@ -142,7 +137,7 @@ class PrivacyPlan:
     @property
     def sampling_probability(self) -> float:
         """Probability that an example is in a batch; 1 claims no amplification."""
-        if isinstance(self.sampling, Unamplified):
+        if isinstance(self.sampling, Unamplified | DisjointBatches):
             return 1.0
         return self.sampling.sampling_probability
 
@@ -158,10 +153,22 @@ class PrivacyPlan:
 
     @property
     def steps_per_pass(self) -> int | None:
-        """Steps of a pass by random allocation; None with other sampling."""
-        if not isinstance(self.sampling, RandomAllocation):
+        """Steps of a pass, where each example is in one of them; None with samples."""
+        if not isinstance(self.sampling, Passes):
             return None
         return self.sampling.steps_per_pass
+
+    @property
+    def bands(self) -> int | None:
+        """Steps of a round by cyclic Poisson sampling; None with other sampling."""
+        return self.sampling.bands if isinstance(self.sampling, CyclicPoisson) else None
+
+    @property
+    def disjoint(self) -> Assignment | None:
+        """How disjoint batches are assigned; None with other sampling."""
+        if not isinstance(self.sampling, DisjointBatches):
+            return None
+        return self.sampling.assigned_by
 
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
@@ -174,7 +181,8 @@ class PrivacyPlan:
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release.
 
-        By random allocation, a part of a pass costs as much as all of it.
+        A part of a pass, or of a round by cyclic Poisson sampling, costs as much as all
+        of it.
         """
         return tuple(
             Release(
@@ -183,6 +191,8 @@ class PrivacyPlan:
                 count=count,
                 truncation=self.truncation,
                 steps_per_pass=self.steps_per_pass,
+                disjoint=self.disjoint,
+                bands=self.bands,
             )
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
@@ -197,12 +207,14 @@ class PrivacyPlan:
         numbers: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in {"sampling", "compared", "queries"}
+            if f.name not in {"sampling", "compared", "correlation", "queries"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
+        if self.correlation is not None:
+            numbers["correlation"] = list(self.correlation.coefficients)
         compared = {"compared": list(self.compared)} if self.compared else {}
         queries = {"queries": [asdict(q) for q in self.queries]} if self.queries else {}
         about = {**numbers, **compared, **queries}
@@ -230,8 +242,10 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version", "compared", "queries"}
+            if name not in {"sampling", "version", "compared", "correlation", "queries"}
         }
+        if "correlation" in plan:
+            numbers["correlation"] = BandedNoise(tuple(plan["correlation"]))
         return cls(
             sampling=kinds[scheme.pop("kind")](**scheme),
             compared=tuple(plan.get("compared", ())),
@@ -260,6 +274,17 @@ class PrivacyPlan:
             group_size=self.group_size,
         )
 
+    def risk(self) -> Risk:
+        """Return what all steps of the plan let anyone find out about one unit.
+
+        Under a Renyi filter, what the filter allows.
+        """
+        return risk_of_guarantee(
+            self.guarantee(),
+            [*self.releases(self.steps), *self.query_releases],
+            order=self.renyi_order,
+        )
+
     def loader(
         self,
         dataset: Dataset[Any] | Sequence[Any],
@@ -271,6 +296,7 @@ class PrivacyPlan:
         sharded: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
+        **refused: Any,
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one iteration is the whole run.
 
@@ -279,11 +305,13 @@ class PrivacyPlan:
         to say what a unit is: ``unit_of_privacy="one value of user_id"``.
 
         Of several processes, each gets its share of every batch.
-        Build a :class:`dp.sampling.PoissonLoader`, or a :class:`dp.sampling.AllocationLoader`, for torch's rarer options,
-        or for shorter iterations.
+        Build a :class:`dp.sampling.PoissonLoader`, a
+        :class:`dp.sampling.AllocationLoader` or a :class:`dp.sampling.DisjointLoader`
+        for torch's rarer options, or for shorter iterations.
 
         Raises:
-            TypeError: If the plan claims no amplification, so that any loader serves.
+            TypeError: If the plan claims no amplification, so that any loader serves, or
+                if an argument would take the choice of batches away from it.
             ValueError: If the plan is for another number of examples, or if it says
                 that a unit is one example where *units* groups them.
         """
@@ -292,6 +320,7 @@ class PrivacyPlan:
                 "the plan is Unamplified, so its batches are the caller's: use"
                 " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
+        reject_plan_arguments(refused)
         check_units(self.unit_of_privacy, has_units=units is not None)
         loader = loader_of(
             self.sampling,
@@ -313,6 +342,20 @@ class PrivacyPlan:
         return loader
 
 
+def _check_whole_charges(plan: PrivacyPlan, group_size: int) -> None:
+    """Raise if a plan asks for what is not proven where several steps have one charge."""
+    if isinstance(plan.sampling, CyclicPoisson | Passes):
+        plan.sampling.check_plan(
+            steps=plan.steps,
+            group_size=group_size,
+            renyi_order=plan.renyi_order,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+        )
+    if plan.correlation is not None:
+        plan.correlation.check_distance(plan.bands)
+
+
 def _num_examples(plan: PrivacyPlan) -> float:
     """Return how many examples a plan is about, as its public numbers say.
 
@@ -321,122 +364,5 @@ def _num_examples(plan: PrivacyPlan) -> float:
     """
     if isinstance(plan.sampling, TruncatedPoissonSampling):
         return plan.sampling.dataset_size
-    return plan.expected_batch_size / plan.sampling_probability
-
-
-def plan_for(
-    *,
-    target_epsilon: float,
-    target_delta: float,
-    max_grad_norm: float | Schedule,
-    expected_batch_size: float,
-    steps: int | None = None,
-    sampling_probability: float | Literal["largest"] | None = None,
-    noise_multiplier: float | Schedule | None = None,
-    max_batch_size: int | None = None,
-    dataset_size: int | None = None,
-    neighboring_relation: NeighboringRelation = "add_or_remove_one",
-    unit_of_privacy: str = ONE_EXAMPLE,
-    group_size: int = 1,
-    renyi_order: RenyiOrder = None,
-    mechanism: Mechanism = "poisson",
-    queries: Sequence[Query] = (),
-) -> PrivacyPlan:
-    """Return the plan that makes the most of a target epsilon.
-
-    One number is left out and found: ``noise_multiplier`` (the least noise), ``steps``
-    (the most), or ``sampling_probability="largest"``.
-
-    Args:
-        target_epsilon: The epsilon that all steps may cost at most.
-        target_delta: The delta it is for; well below one over the number of examples.
-        max_grad_norm: L2 norm to which each example's gradient is clipped.
-        expected_batch_size: What noisy sums are divided by.
-        steps: How many steps the run takes; None finds how many it may take.
-        sampling_probability: Probability that an example is in a batch. None plans
-            for one's own loader, which claims no amplification.
-        noise_multiplier: Standard deviation of the noise over the clipping norm; None
-            finds the least. A schedule, where *steps* is given too, is a shape: it is
-            multiplied by the least factor.
-        max_batch_size: The most examples of a batch; see
-            :class:`~dp.sampling.TruncatedPoissonSampling`. None for no such limit.
-        dataset_size: The number of examples, which is public then; with
-            *max_batch_size* only.
-        neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds, in words.
-        group_size: How many units the target protects at once, such as the most
-            examples that a person has.
-        renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
-            plan costs least, as most runs under a filter want it.
-        mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
-            ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
-            ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
-            needs less noise for the target, which is then left out. What was compared
-            is in the plan, and so in its certificates.
-        queries: What is asked about the same data, which the target pays for, too. With
-            them, the noise multiplier is what is left out.
-
-    Raises:
-        ValueError: If a number is out of range, if not exactly one is left out, if
-            nothing keeps the target, or if random allocation is asked for where no
-            bound is proven for it.
-
-    Guarantees:
-        * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
-    """
-    queries = check_queries(queries, renyi_order=renyi_order)
-    if queries:
-        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
-    truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
-    if renyi_order is not None:
-        check_filter(
-            2.0 if renyi_order == "best" else renyi_order,
-            neighboring_relation,
-            truncated=truncation is not None,
-            group_size=group_size,
-        )
-    target: dict[str, Any] = {
-        "target_epsilon": target_epsilon,
-        "target_delta": target_delta,
-        "neighboring_relation": neighboring_relation,
-        "truncation": truncation,
-        "group_size": group_size,
-        "renyi_order": renyi_order,
-    }
-    if queries:
-        target["other_releases"] = tuple(query.release for query in queries)
-    steps_per_pass, compared = choose(
-        mechanism,
-        target,
-        sampling_probability=sampling_probability,
-        steps=steps,
-        noise_multiplier=noise_multiplier,
-        max_grad_norm=max_grad_norm,
-    )
-    if steps_per_pass is not None:
-        sampling_probability = 1 / steps_per_pass
-    sigma, steps, q = complete(
-        {**target, "steps_per_pass": steps_per_pass},
-        noise_multiplier,
-        steps,
-        1.0 if sampling_probability is None else sampling_probability,
-    )
-    if renyi_order == "best":
-        renyi_order = order_for(target, q, sigma, steps)
-    return PrivacyPlan(
-        sampling=scheme_of(
-            None if sampling_probability is None else q, truncation, steps_per_pass
-        ),
-        noise_multiplier=sigma,
-        max_grad_norm=max_grad_norm,
-        expected_batch_size=expected_batch_size,
-        steps=steps,
-        target_delta=target_delta,
-        target_epsilon=target_epsilon,
-        neighboring_relation=neighboring_relation,
-        unit_of_privacy=unit_of_privacy,
-        group_size=group_size,
-        renyi_order=renyi_order,
-        compared=compared,
-        queries=queries,
-    )
+    batches = plan.steps_per_pass if plan.disjoint else 1
+    return plan.expected_batch_size * (batches or 1) / plan.sampling_probability
