@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
     Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
     Mutant("_mechanism/mechanism", "            gradient.div_(scale)", "            pass", "scaled gradients are released as gradients", SCALED),
-    Mutant("_mechanism/mechanism", "scales = self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
+    Mutant("_mechanism/mechanism", "scales = () if self.scaling is None else self.scaling(parameters)", "scales = ()", "nothing is scaled", SCALED),
     Mutant("per_sample/_gradients", "            return norms_GB / self._loss_scale**2", "            return norms_GB", "scaled norms have the loss scale in them", SCALED),
     Mutant("per_sample/_gradients", "return (stack.part,), row * self.num_samples", "return (stack.part,), 0", "layers that are stacked have the first one's norms", SCALED),
     Mutant("per_sample/_scaled_norms", "        for part in parts[1:]:", "        for part in ():", "only the first use of a weight is scaled", SCALED),
@@ -525,7 +525,7 @@ MUTANTS = (
     Mutant("_mechanism/beside", 'if self._since == "updated":', "if True:", "a layer's step before any update hides what was written", "test_beside_gradients.py"),
     Mutant("optimizer/_layers_around", "private.mechanism.beside.accept(trainable)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
     Mutant("_mechanism/changed_options", "return (CHANGED,)", "return ()", "options that changed are not named", "test_changed_options.py"),
-    Mutant("_mechanism/changed_options", "and id(getattr(found, \"optimizer\", None)) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
+    Mutant("_mechanism/changed_options", 'and id(getattr(found, "optimizer", None)) in ids', "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
     # Ranks that look together
     Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
     Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
