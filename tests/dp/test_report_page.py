@@ -269,7 +269,7 @@ def test_of_many_releases_the_first_are_listed():
         dataclasses.replace(charge, count=1, noise_multiplier=8 + 0.01 * i)
         for i in range(30)
     )
-    many = dataclasses.replace(run, segments={"one": charges}, evidence={})
+    many = dataclasses.replace(run, segments=dict.fromkeys(run.segments, charges))
     text = Page(dataclasses.replace(stated, runs=(many,)).to_html()).text
 
     assert "sigma = 8.19" in text
