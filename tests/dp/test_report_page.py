@@ -21,7 +21,7 @@ from dp import (
     Schedule,
     compose,
 )
-from dp.certificate import Certificate, Scores
+from dp.certificate import Certificate, Scores, _page
 from dp.certificate._chart import Bar, Chart, Line, Mark, ticks
 from dp.certificate._picture import epsilon_over_steps
 from dp.ledger import Ledger
@@ -197,6 +197,9 @@ def test_numbers_on_the_page_are_not_rounded_down():
     guess = float(re.search(r"([\d.]+) % of guesses", text).group(1))
     assert stated.epsilon <= shown < 1.001 * stated.epsilon
     assert stated.risk.best_guess <= guess / 100 < stated.risk.best_guess + 0.001
+    assert _page._upwards(2.001) == "2.01"
+    assert _page._upwards(2.0001, 4) == "2.001"
+    assert _page._percent(0.58001) == "58.1 %"
 
 
 def test_words_of_users_are_escaped():
@@ -260,6 +263,13 @@ def test_declared_tensors_and_looks_are_told():
     assert "By nothing." in text
 
 
+def test_where_nothing_was_checked_the_page_says_so():
+    """As of statistics alone, whose losses are none, without noise."""
+    stated = certificate(noise_multiplier=0.0, about={"released": "two counts"})
+
+    assert "Nothing beyond the assumptions above." in Page(stated.to_html()).text
+
+
 def test_of_many_releases_the_first_are_listed():
     """A page stays a page; the JSON has them all."""
     stated = certificate(noise_multiplier=0.0)  # No chart is drawn, which takes long.
@@ -287,6 +297,7 @@ def test_scores_are_shown_beside_the_certificate():
         )
     ).text
     bad = Page(stated.to_html(scores=scores(verdict="Bad", is_good=False))).text
+    diverged = stated.to_html(scores=scores(values=(0.1, float("nan"), float("inf"))))
     short = Page(stated.to_html(scores=scores(steps=(1,), values=(0.5,)))).text
 
     for words in (
@@ -299,6 +310,7 @@ def test_scores_are_shown_beside_the_certificate():
     assert "no part of the certificate" in good
     assert "no better than one that knows nothing: Bad." in bad
     assert "Accuracy over the steps" not in short
+    assert not re.search(r'points="[^"]*(nan|inf)', diverged)
     with pytest.raises(ValueError, match="values must be one for each of the 2 steps"):
         scores(steps=(1, 2))
 
