@@ -13,10 +13,13 @@ from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
 from dp.accounting._risk import Risk, risk, risk_curve
+from dp.accounting._selection import NegativeBinomialRuns, PoissonRuns
 
 
 __all__ = (
     "Guarantee",
+    "NegativeBinomialRuns",
+    "PoissonRuns",
     "Query",
     "ReferenceAccountant",
     "Release",
@@ -31,5 +34,14 @@ __all__ = (
     "to_dp_event",
 )
 
-for _public in (Guarantee, Query, ReferenceAccountant, Release, Risk, Truncation):
+for _public in (
+    Guarantee,
+    NegativeBinomialRuns,
+    PoissonRuns,
+    Query,
+    ReferenceAccountant,
+    Release,
+    Risk,
+    Truncation,
+):
     _public.__module__ = __name__  # What pickles and tracebacks show.
