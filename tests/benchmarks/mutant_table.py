@@ -440,6 +440,8 @@ MUTANTS = (
     Mutant("certificate/_numbers", "at_risk = risk(claimed,", "at_risk = risk(charged,", "a run that ends early is certified at the risk of its steps", "test_risk.py"),
     Mutant("certificate/_numbers", "risk=risk_of_order(cost, order),", "risk=risk_of_order(cost / 2, order),", "a filtered run is at more risk than certified", "test_risk.py"),
     Mutant("certificate/_verification", "getattr(numbers.risk, field.name),", "getattr(c.risk, field.name),", "a false risk verifies", "test_risk.py"),
+    Mutant("accounting/_risk", "by_position=is_by_position(releases),", "by_position=False,", "adding one example has a risk where it moves others", "test_risk.py"),
+    Mutant("certificate/_picture", "[*queries, *charged, ", "[*charged, ", "the curve of a run forgets its queries", "test_report_page.py"),
     Mutant("certificate/_page", "value = rounded_up(value, digits=digits)", "pass", "a page rounds what it claims down", "test_report_page.py"),
     Mutant("certificate/_page", "math.ceil(share * 1000 - 1e-9)", "math.floor(share * 1000)", "a share on a page is rounded down", "test_report_page.py"),
     Mutant("certificate/_page", "autoescape=True", "autoescape=False", "a unit's words are code on a page", "test_report_page.py"),
