@@ -50,6 +50,11 @@ def _check(trainer: Any) -> None:
             " batches, and the plan draws them of all the data; leave it and"
             " overfit_batches out, and say by max_steps how long to train"
         )
+    if trainer.global_step:
+        raise UnsupportedOperationError(
+            f"the trainer took {trainer.global_step} steps without privacy, which no later"
+            " step takes back; make a new one, and weights that these data did not train"
+        )
     if trainer.gradient_clip_algorithm == "value":
         raise UnsupportedOperationError(
             "gradient_clip_algorithm='value' clips each number, and a private step clips"
