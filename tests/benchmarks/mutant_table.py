@@ -37,6 +37,8 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+SELECTION = "test_selection_accounting.py"
+TUNE = "test_tune.py"
 QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
@@ -93,11 +95,13 @@ MUTANTS = (
     Mutant("query/_queries", "half = (high - low) / 2", "half = (high - low) / 4", "a value outside the range is inside", QUERIES),
     Mutant("query/_queries", "(cells_N >= 0) & (cells_N < num_cells)", "cells_N >= 0", "values above the last edge have a cell", QUERIES),
     Mutant("query/_queries", "if num_ranks > 1:", "if False:", "every rank draws noise of its own", QUERIES),
-    Mutant("ledger/_asked", "if name in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
-    Mutant("ledger/_asked", "if self.segments[name] != other.segments[name]", "if False", "forks ask one query each", QUERIES),
+    Mutant("ledger/_asked", "if query in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
+    Mutant("ledger/_asked", "if self.segments[query] != other.segments[query]", "if False", "forks ask one query each", QUERIES),
     Mutant("ledger/_asked", "if query.num_values != num_values:", "if False:", "an answer may have more numbers than are counted", QUERIES),
+    Mutant("ledger/_asked", "        if unpaid:", "        if False:", "what another plan's queries cost is forgotten", QUERIES),
+    Mutant("certificate/_document", "or run.has_failed or run.plan.queries", "or run.has_failed", "a run of queries alone is left out of a composition", QUERIES),
     Mutant("ledger/_budget", "(*releases, *plan.query_releases)", "releases", "queries cost nothing", QUERIES),
-    Mutant("ledger/_ledger", "self._asked = self._asked.once(name, self._writer.key())", "pass", "a query is not recorded", QUERIES),
+    Mutant("ledger/_ledger", "self._asked = self._asked.once(query, self._writer.key())", "pass", "a query is not recorded", QUERIES),
     Mutant("ledger/_ledger", "if target is not None and spent > target:", "if False:", "queries are asked beyond the target", QUERIES),
     Mutant("ledger/_claim", "is_untouched = not charges and not plan.queries", "is_untouched = not charges", "answers that end a run before its first step cost only themselves", QUERIES),
     Mutant("ledger/_ledger", "        fork._asked = self._asked", "        pass", "a copy of a ledger forgets what was asked", QUERIES),
@@ -105,6 +109,29 @@ MUTANTS = (
     Mutant("plan", 'target["other_releases"] = tuple(query.release for query in queries)', "pass", "the noise of steps leaves no room for queries", QUERIES),
     Mutant("certificate/_run", "[*charged, *self.plan.query_releases]", "charged", "a certificate forgets queries", QUERIES),
     Mutant("certificate/_numbers", "run.num_parameters * run.claimed_steps + asked", "run.num_parameters * run.claimed_steps", "answers are not among the numbers that were noised", QUERIES),
+    # The best of several runs
+    Mutant("accounting/_selection", "of_mean = [max(0.0, math.log(runs.mean)) / (order - 1) for order in ORDERS]", "of_mean = [0.0 for order in ORDERS]", "more runs cost no more", SELECTION),
+    Mutant("accounting/_selection", "(1 + runs.shape) * once + more", "once + more", "the shape of the law costs nothing", SELECTION),
+    Mutant("accounting/_selection", "(1 - 1 / order) * cost - math.log(g) / order", "-math.log(g) / order", "choosing costs one run only", SELECTION),
+    Mutant("accounting/_selection", "runs.mean * d + more", "d + more", "a Poisson number of runs costs as one", SELECTION),
+    Mutant("accounting/_selection", "math.log1p(1 / (order - 1))", "math.log1p(2 / (order - 1))", "delta is taken at too large an epsilon", SELECTION),
+    Mutant("accounting/_selection", "[max(at_order) for at_order in zip(*by_kind, strict=True)]", "[min(at_order) for at_order in zip(*by_kind, strict=True)]", "the delta of the best candidate is taken", SELECTION),
+    Mutant("accounting/_selection", "return math.exp(low)  #", "return 2 * math.exp(low)  #", "fewer runs are drawn than are meant", SELECTION),
+    Mutant("selection/_draw", "if coin < total:", "if coin < 2 * total:", "the number of runs has another law", TUNE),
+    Mutant("selection/_progress_file", "if not path.exists():", "if True:", "an interruption draws another number of runs", TUNE),
+    Mutant("selection/_progress_file", "path.touch(mode=0o600)", "path.touch()", "anyone may read how many runs there are", TUNE),
+    Mutant("selection/_progress_file", "if begun.about != about:", "if False:", "a procedure goes on from another one", TUNE),
+    Mutant("selection/_progress_file", "                other.unlink()", "                pass", "results that are not published stay", TUNE),
+    Mutant("selection/_watched", "if len(ledgers) > 1:", "if False:", "a run charges as many ledgers as it likes", TUNE),
+    Mutant("selection/_watched", "if ledger.plan != plan:", "if False:", "a run follows another plan", TUNE),
+    Mutant("selection/_watched", "if ledger.releases() != planned:", "if False:", "a run has less noise than is counted", TUNE),
+    Mutant("selection/_watched", "if ledger.failure is not None:", "if False:", "a run that failed is chosen", TUNE),
+    Mutant("selection/_watched", "if not has_public_scores and not ledger.asked:", "if False:", "scores have no noise", TUNE),
+    Mutant("selection/_watched", 'if noise.rng != "os":', "if False:", "runs draw noise that no bound is known of", TUNE),
+    Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
+    Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
+    Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
+    Mutant("selection/_certificate", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
@@ -153,7 +180,7 @@ MUTANTS = (
     Mutant("per_sample", "if values.count(values[0]) != len(values):", "if not values:", "all layers have the first one's scale", ENGINE),
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
-    Mutant("per_sample", "return tensor if is_wide else tensor.float()", "return tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "    return tensor.float()", "    return tensor", "norms in the gradients' own precision", ENGINE),
     Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
     Mutant("per_sample", "slot_r = place_r * length_E[bucket_r] + position_r", "slot_r = place_r * length_E[bucket_r]", "the rows of a unit take each other's place", BY_OWNER),
     Mutant("per_sample", "place_r = rank_r - _starts(num_units_E)[bucket_r]", "place_r = rank_r * 0", "the units of a bucket take each other's place", BY_OWNER),
@@ -173,6 +200,7 @@ MUTANTS = (
     Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
+    Mutant("per_sample/_isolation/units", "        return self.num_units, self.of_loss.cpu().numpy().tobytes()", "        return self.num_units", "other units own the rows that those before owned", "per_sample/test_gradients.py"),
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
     Mutant("_mechanism/sums", "        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "        is_wide = True", "sums of a double are in single precision", "test_sums.py"),
     Mutant("_mechanism/sums", "        self._buffers = [joint.memory for joint in kept]", "        self._buffers = []", "sums that were found together get no noise", "test_sums.py"),
@@ -243,7 +271,7 @@ MUTANTS = (
     Mutant("ledger", "self._key = secrets.token_hex(16) if key is None else key", "self._key = key or 'mine'", "all processes charge under one id", LEDGER),
     Mutant("ledger", "fork._segments = self._segments", "fork._segments = {}", "a copy starts from nothing spent", LEDGER),
     Mutant("ledger", "if self._process != os.getpid():", "if False:", "a forked process charges under its parent's id", LEDGER),
-    Mutant("optimizer", "        if not ledgers:", "        if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_checkpoint", "    if not ledgers:", "    if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
     Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
     # Accounting
     Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + whole", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
@@ -285,7 +313,7 @@ MUTANTS = (
     Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
     Mutant("noise", "return steps_C + 0.0  # -0 + 0 is 0.", "return steps_C", "zeros show the sign of an inexact sum", NOISE),
     # What the suite once left unnoticed
-    Mutant("optimizer/_dp_optimizer", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_private_step", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
     Mutant("optimizer/_dp_optimizer", "        super().__setstate__(state)", "        return super().__setstate__(state)", "the wrapped optimizer of a copy steps by itself", "test_guard.py"),
     Mutant("_mechanism/mechanism", "self.step.drop()  # A failure half-way must not leave half a sum.", "pass", "an error in a second micro-batch leaves half a sum", "test_optimizer_many.py"),
     Mutant("ledger/_ledger", "                or last.count > end.count", "", "a segment that made fewer of the same charges takes charges back", "test_ledger.py"),
@@ -367,6 +395,7 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
     Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
@@ -495,4 +524,17 @@ MUTANTS = (
     Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
     Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
     Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
+    # Ranks that look together
+    Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_watch", "return self._number == 0 and self._num_calls == 1", "return False", "ranks do not compare other sizes of batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_together", "self.asks = self._surprises.asks(spread_of(read.losses.cpu()), step)", "pass", "a rank that is surprised asks nobody", "evidence/test_evidence_of_runs.py"),
+    Mutant("distributed/_world", "asked=any(row[0] & _ASKS for row in rows),", "asked=bool(asks),", "a rank that is surprised looks alone", "distributed/test_evidence.py"),
+    Mutant("integrations/lightning", "report.raise_if_failed()", "pass", "Lightning trains what dp.check refuses", "integrations/test_lightning.py"),
+    # Guesses against a trade-off
+    Mutant("audit/_guessing", "right += more * k / (r - k)", "right += more * (k + 1) / (r - k)", "right guesses are counted once too often", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "mass += more * m / (r - k)", "mass += more / (r - k)", "too little mass is needed", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "- self.mu)", "- 2 * self.mu)", "a Gaussian permits twice its mean", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "1 - delta - math.exp(epsilon) * (1 - y)", "0.0", "what complements of events permit is left out", "test_audit_one_run.py"),
+    Mutant("audit/_one_run", "    _check_claim(optimizer)", "    pass", "a claim for a public number of records is attacked by drawing them", "test_audit_one_run.py"),
 )  # fmt: skip
