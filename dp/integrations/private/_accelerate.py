@@ -162,7 +162,7 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
             TypeError: If nothing private was prepared.
         """
         private = require_private_optimizer(self.private_optimizer)
-        return private.certificate(assumptions=(self.request.assumption,))
+        return private.certificate(assumptions=self.request.assumptions)
 
     def end_training(self) -> None:
         """End training as accelerate does, and write the report, if there is a folder."""

@@ -114,7 +114,7 @@ class _PrivateTrainer(Trainer):
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost."""
         private = require_private_optimizer(self.private_optimizer)
-        return private.certificate(assumptions=(self.request.assumption,))
+        return private.certificate(assumptions=self.request.assumptions)
 
     def _check_fit(self, model: LightningModule, loader: Any, datamodule: Any) -> None:
         before = self.private_optimizer

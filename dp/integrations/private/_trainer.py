@@ -50,7 +50,7 @@ def make_private(trainer: Any, request: Request) -> None:
         plan,
         units_of=None if request.units is None else request.units_of,
         max_per_unit=request.max_per_unit,
-        assumptions=(request.assumption,),
+        assumptions=(*request.assumptions, *getattr(adapter, "assumptions", ())),
     )
     trainer.add_callback(ReportCallback(trainer))
 
