@@ -72,8 +72,10 @@ class Request:
         """What the certificate has to say of what a trainer was built from."""
         what = "examples" if self.units is None else "units"
         return (
-            f"That the training data hold about {self.dataset_size} {what} is public:"
-            " the sampling probability and the number of steps follow from it.",
+            (
+                f"That the training data hold about {self.dataset_size} {what} is"
+                " public: the sampling probability and the number of steps follow from it."
+            ),
             "The weights that the run began with were not computed from these data.",
         )
 
