@@ -65,6 +65,17 @@ WAYS = (
         on_ranks=True,
     ),
     Way(
+        dp.DisjointBatches(steps_per_pass=10, assigned_by="coin"),
+        "parallel composition ([PINQ](https://doi.org/10.1145/1559845.1559850), theorem 4),"
+        " for adaptive releases in `dp/accounting/_disjoint.py`",
+        on_ranks=True,
+    ),
+    Way(
+        dp.DisjointBatches(steps_per_pass=10, assigned_by="position"),
+        "the same; one example more would move others to other batches",
+        on_ranks=True,
+    ),
+    Way(
         dp.TruncatedPoissonSampling(
             sampling_probability=0.1, max_batch_size=200, dataset_size=1000
         ),
@@ -122,7 +133,8 @@ def support() -> str:
     for way in WAYS:
         answers = [is_accepted(way, changes) for changes in QUESTIONS.values()]
         cells = ["yes" if yes else "refused" for yes in (*answers, True, way.on_ranks)]
-        name = f"`{type(way.scheme).__name__}`"
+        by = getattr(way.scheme, "assigned_by", None)
+        name = f"`{type(way.scheme).__name__}`" + (f" by {by}" if by else "")
         rows.append("| " + " | ".join([name, *cells, way.proven]) + " |")
     return "\n".join(rows)
 

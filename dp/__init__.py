@@ -33,10 +33,13 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from forwarding import __version__ as __version__
+
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Release
+    from dp.accounting import Guarantee, Release, Risk
+    from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
         FlatClipping,
         PerGroupClipping,
         PerLayerClipping,
+        QuantileClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         WrongGradientError,
     )
+    from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
     from dp.noise import GaussianNoise
     from dp.optimizer import DPOptimizer, JointOptimizer
@@ -65,6 +70,8 @@ if TYPE_CHECKING:
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
         AllocationLoader,
+        DisjointBatches,
+        DisjointLoader,
         PoissonLoader,
         PoissonSampling,
         RandomAllocation,
@@ -82,6 +89,8 @@ __all__ = (
     "Certificate",
     "CheckReport",
     "DPOptimizer",
+    "DisjointBatches",
+    "DisjointLoader",
     "Evidence",
     "EvidenceWarning",
     "FlatClipping",
@@ -96,10 +105,13 @@ __all__ = (
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
+    "QuantileClipping",
     "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
     "Release",
+    "Risk",
+    "RiskTarget",
     "SampleMixingError",
     "SamplingMismatchError",
     "Schedule",
@@ -114,6 +126,7 @@ __all__ = (
     "compose",
     "looking",
     "plan_for",
+    "private",
     "split_batch",
     "verify",
     "wrap_class",
@@ -122,27 +135,31 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Release",
+        "accounting": "Guarantee Release Risk",
+        "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
-        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping",
+        "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
+        " QuantileClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
+        "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
         "noise": "GaussianNoise",
         "optimizer": "DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "AllocationLoader PoissonLoader PoissonSampling RandomAllocation"
+        "sampling": "AllocationLoader DisjointBatches DisjointLoader PoissonLoader"
+        " PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {"audit", "calibration", "distributed", "ledger", *_HOME.values()}
+_MODULES: Final = {"audit", "distributed", "ledger", *_HOME.values()}
 
 if (
     not TYPE_CHECKING

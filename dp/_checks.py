@@ -89,7 +89,11 @@ def count(**named: SupportsIndex) -> int:
 
 
 def relation(
-    *, neighboring_relation: str, truncated: bool, allocated: bool = False
+    *,
+    neighboring_relation: str,
+    truncated: bool,
+    allocated: bool = False,
+    by_position: bool = False,
 ) -> None:
     """Check that a relation is known, and fits how batches are drawn.
 
@@ -97,6 +101,7 @@ def relation(
         neighboring_relation: The relation.
         truncated: Whether batches may be truncated.
         allocated: Whether they are drawn by random allocation.
+        by_position: Whether an example's place in the dataset decides its batch.
     """
     known = get_args(NeighboringRelation)
     if neighboring_relation not in known:
@@ -115,6 +120,13 @@ def relation(
             "neighboring_relation must be 'add_or_remove_one' or 'zero_out' with random"
             f" allocation (RandomAllocation), got {neighboring_relation!r}: no bound is"
             " proven for an example that is replaced; use PoissonSampling"
+        )
+    if by_position and neighboring_relation == "add_or_remove_one":
+        raise ValueError(
+            "neighboring_relation must be 'zero_out' or 'replace_one' where batches are"
+            " cut by position (DisjointBatches(assigned_by='position')), got"
+            f" {neighboring_relation!r}: one example more or less moves others to other"
+            " batches; use assigned_by='coin'"
         )
 
 

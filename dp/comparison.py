@@ -6,10 +6,11 @@ of which is better: both numbers are computed, and both are told.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from dp import _checks
+from dp._typing import NeighboringRelation
 from dp.accounting import Release, Truncation
 from dp.accounting._renyi import best_order
 from dp.calibration import (
@@ -18,6 +19,8 @@ from dp.calibration import (
     calibrate_steps,
 )
 from dp.sampling import (
+    DisjointBatches,
+    Passes,
     PoissonSampling,
     RandomAllocation,
     TruncatedPoissonSampling,
@@ -35,7 +38,7 @@ __all__ = (
     "truncation_of",
 )
 
-Mechanism = Literal["poisson", "allocation", "best"]
+Mechanism = Literal["poisson", "allocation", "disjoint", "best"]
 
 
 def choose(
@@ -46,12 +49,12 @@ def choose(
     steps: int | None,
     noise_multiplier: float | Schedule | None,
     max_grad_norm: float | Schedule,
-) -> tuple[int | None, tuple[str, ...]]:
-    """Return the steps of a pass by random allocation, or None for another scheme.
+) -> tuple[Passes | None, tuple[str, ...]]:
+    """Return the scheme of passes, or None for one without.
 
     Args:
-        mechanism: ``"poisson"``, ``"allocation"``, or ``"best"`` for the one that needs
-            less noise.
+        mechanism: ``"poisson"``, ``"allocation"``, ``"disjoint"``, or ``"best"`` for
+            that of the first two that needs less noise.
         target: The epsilon and delta that all steps may cost, the relation, and, if
             there are any, a truncation and the order of a Renyi filter.
         sampling_probability: Probability that an example is in a batch.
@@ -60,10 +63,10 @@ def choose(
         max_grad_norm: The clipping norm.
 
     Returns:
-        With the steps, what was compared, one sentence each.
+        With the scheme, what was compared, one sentence each.
 
     Raises:
-        ValueError: If *mechanism* is unknown, if it is ``"allocation"`` and no bound is
+        ValueError: If *mechanism* is unknown, if it is a scheme of passes and no bound is
             proven for that, or if it is ``"best"`` and noise is not what is left out.
     """
     if mechanism not in get_args(Mechanism):
@@ -75,32 +78,36 @@ def choose(
         return None, ()
     if mechanism == "best":
         _check_comparable(sampling_probability, steps, noise_multiplier)
-    obstacle = _obstacle(
+    make = _disjoint if mechanism == "disjoint" else _allocation
+    scheme, obstacle = _passes(
+        make,
         sampling_probability,
         steps,
         target,
         values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
     )
-    if mechanism == "allocation":
-        if obstacle is not None:
-            raise ValueError(f"mechanism='allocation' is not possible: {obstacle}")
-        return _steps_per_pass(sampling_probability), ()
-    if obstacle is not None:
+    if mechanism != "best":
+        if scheme is None:
+            raise ValueError(f"mechanism={mechanism!r} is not possible: {obstacle}")
+        return scheme, ()
+    if scheme is None:
         return None, (f"Poisson sampling; random allocation was not: {obstacle}.",)
     about = {**target, "sampling_probability": sampling_probability, "steps": steps}
-    return _with_less_noise(about, _steps_per_pass(sampling_probability))
+    return _with_less_noise(about, scheme)
 
 
 def _with_less_noise(
-    about: Mapping[str, Any], steps_per_pass: int
-) -> tuple[int | None, tuple[str, ...]]:
+    about: Mapping[str, Any], scheme: Passes
+) -> tuple[Passes | None, tuple[str, ...]]:
     poisson = calibrate_noise_multiplier(**about)
-    allocation = calibrate_noise_multiplier(**about, steps_per_pass=steps_per_pass)
+    allocation = calibrate_noise_multiplier(
+        **about, steps_per_pass=scheme.steps_per_pass
+    )
     compared = (
         f"Poisson sampling, which needs noise_multiplier={poisson:g}.",
         f"Random allocation, which needs noise_multiplier={allocation:g}.",
     )
-    return (steps_per_pass if allocation < poisson else None), compared
+    return (scheme if allocation < poisson else None), compared
 
 
 def _check_comparable(
@@ -118,32 +125,44 @@ def _check_comparable(
         )
 
 
-def _obstacle(
+def _allocation(steps_per_pass: int, _: NeighboringRelation) -> Passes:
+    return RandomAllocation(steps_per_pass=steps_per_pass)
+
+
+def _disjoint(steps_per_pass: int, relation: NeighboringRelation) -> Passes:
+    return DisjointBatches(
+        steps_per_pass=steps_per_pass,
+        assigned_by="coin" if relation == "add_or_remove_one" else "position",
+    )
+
+
+def _passes(
+    make: Callable[[int, NeighboringRelation], Passes],
     sampling_probability: float | str | None,
     steps: int | None,
     target: Mapping[str, Any],
     *,
     values: Mapping[str, float | Schedule | None],
-) -> str | None:
-    """Return what random allocation is not possible for; None if it is."""
+) -> tuple[Passes | None, str]:
+    """Return the scheme of passes, or None and why it is not possible."""
     if not isinstance(sampling_probability, int | float):
-        return f"it needs a sampling_probability, got {sampling_probability!r}"
+        return None, f"it needs a sampling_probability, got {sampling_probability!r}"
     if target["truncation"] is not None:
-        return "no bound is proven where batches are truncated (max_batch_size)"
+        return None, "no bound is proven where batches are truncated (max_batch_size)"
     steps_per_pass = _steps_per_pass(sampling_probability)
     if not math.isclose(steps_per_pass * sampling_probability, 1, rel_tol=1e-9):
-        return (
+        return None, (
             "sampling_probability must be one over a whole number of steps a pass, got"
             f" {sampling_probability!r}"
         )
     given = {name: value for name, value in values.items() if value is not None}
+    scheme = make(steps_per_pass, target["neighboring_relation"])
     try:
         _checks.relation(
             neighboring_relation=target["neighboring_relation"],
             truncated=False,
-            allocated=True,
+            allocated=isinstance(scheme, RandomAllocation),
         )
-        scheme = RandomAllocation(steps_per_pass=steps_per_pass)
         scheme.check_plan(
             steps=steps_per_pass if steps is None else steps,
             group_size=target["group_size"],
@@ -151,8 +170,8 @@ def _obstacle(
             **given,
         )
     except ValueError as error:
-        return str(error)
-    return None
+        return None, str(error)
+    return scheme, ""
 
 
 def _steps_per_pass(sampling_probability: float | str | None) -> int:
@@ -166,7 +185,8 @@ def complete(
     target: Mapping[str, Any],
     sigma: float | Schedule | None,
     steps: int | None,
-    q: float | Literal["largest"],
+    probability: float | Literal["largest"] | None,
+    scheme: Passes | None,
 ) -> tuple[float | Schedule, int, float]:
     """Return noise multiplier, steps and sampling probability, one of which is found.
 
@@ -174,11 +194,18 @@ def complete(
         target: The arguments that every search takes.
         sigma: The noise multiplier, or the shape of its schedule; None to find it.
         steps: The number of steps; None to find it.
-        q: The sampling probability; ``"largest"`` to find it.
+        probability: The sampling probability; ``"largest"`` to find it, None for 1.
+        scheme: The scheme of passes, which fixes the probability; None for one without.
 
     Raises:
         ValueError: If not exactly one is to be found.
     """
+    q: float | Literal["largest"] = 1.0 if probability is None else probability
+    if scheme is not None:
+        disjoint = scheme.assigned_by if isinstance(scheme, DisjointBatches) else None
+        passes = {"steps_per_pass": scheme.steps_per_pass, "disjoint": disjoint}
+        target = {**target, **passes}
+        q = scheme.sampling_probability if disjoint is None else 1.0
     if isinstance(sigma, int | float):
         if q == "largest" and steps is not None:
             largest = calibrate_sampling_probability(
@@ -217,13 +244,11 @@ def order_for(
 
 
 def scheme_of(
-    probability: float | None, truncation: Truncation | None, steps_per_pass: int | None
-) -> PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified:
-    """Return the scheme of a plan with these numbers."""
+    probability: float | None, truncation: Truncation | None
+) -> PoissonSampling | TruncatedPoissonSampling | Unamplified:
+    """Return the scheme of a plan with these numbers, without passes."""
     if probability is None:
         return Unamplified()
-    if steps_per_pass is not None:
-        return RandomAllocation(steps_per_pass=steps_per_pass)
     if truncation is None:
         return PoissonSampling(sampling_probability=probability)
     return TruncatedPoissonSampling(

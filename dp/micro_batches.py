@@ -7,6 +7,7 @@ split never changes the step.
 Not done here: drawing (:mod:`dp.sampling`) and adding up (:mod:`dp.optimizer`).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, final
 
@@ -18,7 +19,7 @@ from dp._containers import is_sequence, parts_of, rebuilt
 from dp.sampling import TicketedLoader
 
 
-__all__ = ("MicroBatches", "split_batch")
+__all__ = ("MicroBatches", "split_batch", "split_by_unit")
 
 
 @final
@@ -105,6 +106,43 @@ def split_batch(batch: Any, *, max_examples: int) -> list[Any]:
         _sliced(batch, size, slice(start, start + step))
         for start in range(0, size, step)
     ]
+
+
+def split_by_unit(
+    loader: TicketedLoader, batch: Any, *, max_examples: int
+) -> Iterator[Any]:
+    """Yield the batch of a loader that groups rows by unit, in parts of whole units.
+
+    Each part is clipped before the next is asked for: ``loader.part`` says which rows
+    it has.
+
+    >>> from dp import PoissonLoader
+    >>> loader = PoissonLoader(
+    ...     range(5), sampling_probability=1.0, steps=1, units=["a", "a", "a", "b", "c"]
+    ... )
+    >>> (batch,) = loader
+    >>> [part.tolist() for part in split_by_unit(loader, batch, max_examples=2)]
+    [[0, 1, 2], [3, 4]]
+
+    Args:
+        loader: The loader that yielded *batch* last.
+        batch: The batch, or a copy of it on another device.
+        max_examples: The most rows of a part; a unit with more is a part of its own.
+    """
+    at_most = _checks.count(max_examples=max_examples)
+    unit_of_row = loader.unit_of_row
+    size, start = _batch_size(batch), 0
+    units = range(size) if unit_of_row is None else unit_of_row.tolist()
+    while start < size:
+        # The first row of the unit that would be cut, or the row after a long unit.
+        stop = min(start + at_most, size)
+        if stop < size:
+            stop = units.index(units[stop])
+        if stop <= start:
+            stop = bisect_right(units, units[start])
+        loader.part = slice(start, stop)
+        yield _sliced(batch, size, slice(start, stop))
+        start = stop
 
 
 def _batch_size(batch: Any) -> int:

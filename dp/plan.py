@@ -6,14 +6,16 @@ realised batch size, no random state. Whatever is derived from it is public too.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, final, get_args
 
 from torch.utils.data import Dataset
 
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.accounting import Guarantee, Release, Truncation, epsilon
+from dp._typing import Assignment, NeighboringRelation
+from dp.accounting import Guarantee, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
+from dp.accounting._risk import risk_of_guarantee
+from dp.calibration import RiskTarget
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Mechanism,
@@ -24,9 +26,11 @@ from dp.comparison import (
     truncation_of,
 )
 from dp.sampling import (
+    DisjointBatches,
+    Passes,
     PoissonLoader,
-    PoissonSampling,
     RandomAllocation,
+    Scheme,
     TruncatedPoissonSampling,
     Unamplified,
 )
@@ -38,7 +42,7 @@ from dp.schedule import Schedule, runs_of, value_at, values_of
 __all__ = ("PrivacyPlan", "plan_for")
 
 _VERSION: Final = 2  # Of plans in plain types.
-_KINDS = (PoissonSampling, RandomAllocation, TruncatedPoissonSampling, Unamplified)
+_KINDS: Final = get_args(Scheme)
 
 
 @final
@@ -73,13 +77,11 @@ class PrivacyPlan:
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
-            keeps the number of examples private where batches are truncated, or if
-            random allocation is combined with what no bound is proven for.
+            keeps the number of examples private where batches are truncated or cut by
+            position, or if passes are combined with what no bound is proven for.
     """
 
-    sampling: (
-        PoissonSampling | RandomAllocation | TruncatedPoissonSampling | Unamplified
-    )
+    sampling: Scheme
     noise_multiplier: float | Schedule
     max_grad_norm: float | Schedule
     expected_batch_size: float
@@ -96,8 +98,8 @@ class PrivacyPlan:
         if not isinstance(self.sampling, _KINDS):
             raise TypeError(
                 "sampling must be PoissonSampling(...), RandomAllocation(...),"
-                " TruncatedPoissonSampling(...) or Unamplified(), got"
-                f" {self.sampling!r}"
+                " DisjointBatches(...), TruncatedPoissonSampling(...) or Unamplified(),"
+                f" got {self.sampling!r}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)
@@ -112,9 +114,10 @@ class PrivacyPlan:
         _checks.relation(
             neighboring_relation=self.neighboring_relation,
             truncated=self.truncation is not None,
-            allocated=self.steps_per_pass is not None,
+            allocated=isinstance(self.sampling, RandomAllocation),
+            by_position=self.disjoint == "position",
         )
-        if isinstance(self.sampling, RandomAllocation):
+        if isinstance(self.sampling, Passes):
             self.sampling.check_plan(
                 steps=self.steps,
                 group_size=group_size,
@@ -136,7 +139,7 @@ class PrivacyPlan:
     @property
     def sampling_probability(self) -> float:
         """Probability that an example is in a batch; 1 claims no amplification."""
-        if isinstance(self.sampling, Unamplified):
+        if isinstance(self.sampling, Unamplified | DisjointBatches):
             return 1.0
         return self.sampling.sampling_probability
 
@@ -152,10 +155,17 @@ class PrivacyPlan:
 
     @property
     def steps_per_pass(self) -> int | None:
-        """Steps of a pass by random allocation; None with other sampling."""
-        if not isinstance(self.sampling, RandomAllocation):
+        """Steps of a pass, where each example is in one of them; None with samples."""
+        if not isinstance(self.sampling, Passes):
             return None
         return self.sampling.steps_per_pass
+
+    @property
+    def disjoint(self) -> Assignment | None:
+        """How disjoint batches are assigned; None with other sampling."""
+        if not isinstance(self.sampling, DisjointBatches):
+            return None
+        return self.sampling.assigned_by
 
     def noise_multiplier_at(self, step: int) -> float:
         """Return the noise multiplier of a step, which counts from 0."""
@@ -168,7 +178,7 @@ class PrivacyPlan:
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release.
 
-        By random allocation, a part of a pass costs as much as all of it.
+        A part of a pass costs as much as all of it.
         """
         return tuple(
             Release(
@@ -177,6 +187,7 @@ class PrivacyPlan:
                 count=count,
                 truncation=self.truncation,
                 steps_per_pass=self.steps_per_pass,
+                disjoint=self.disjoint,
             )
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
@@ -246,6 +257,15 @@ class PrivacyPlan:
             group_size=self.group_size,
         )
 
+    def risk(self) -> Risk:
+        """Return what all steps of the plan let anyone find out about one unit.
+
+        Under a Renyi filter, what the filter allows.
+        """
+        return risk_of_guarantee(
+            self.guarantee(), self.releases(self.steps), order=self.renyi_order
+        )
+
     def loader(
         self,
         dataset: Dataset[Any] | Sequence[Any],
@@ -265,8 +285,9 @@ class PrivacyPlan:
         to say what a unit is: ``unit_of_privacy="one value of user_id"``.
 
         Of several processes, each gets its share of every batch.
-        Build a :class:`dp.sampling.PoissonLoader`, or a :class:`dp.sampling.AllocationLoader`, for torch's rarer options,
-        or for shorter iterations.
+        Build a :class:`dp.sampling.PoissonLoader`, a
+        :class:`dp.sampling.AllocationLoader` or a :class:`dp.sampling.DisjointLoader`
+        for torch's rarer options, or for shorter iterations.
 
         Raises:
             TypeError: If the plan claims no amplification, so that any loader serves.
@@ -307,12 +328,13 @@ def _num_examples(plan: PrivacyPlan) -> float:
     """
     if isinstance(plan.sampling, TruncatedPoissonSampling):
         return plan.sampling.dataset_size
-    return plan.expected_batch_size / plan.sampling_probability
+    batches = plan.steps_per_pass if plan.disjoint else 1
+    return plan.expected_batch_size * (batches or 1) / plan.sampling_probability
 
 
 def plan_for(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     max_grad_norm: float | Schedule,
     expected_batch_size: float,
@@ -326,14 +348,16 @@ def plan_for(
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
+    target_risk: RiskTarget | None = None,
 ) -> PrivacyPlan:
-    """Return the plan that makes the most of a target epsilon.
+    """Return the plan that makes the most of a target epsilon, or of a target risk.
 
     One number is left out and found: ``noise_multiplier`` (the least noise), ``steps``
     (the most), or ``sampling_probability="largest"``.
 
     Args:
-        target_epsilon: The epsilon that all steps may cost at most.
+        target_epsilon: The epsilon that all steps may cost at most; None with
+            *target_risk*.
         target_delta: The delta it is for; well below one over the number of examples.
         max_grad_norm: L2 norm to which each example's gradient is clipped.
         expected_batch_size: What noisy sums are divided by.
@@ -355,17 +379,22 @@ def plan_for(
             plan costs least, as most runs under a filter want it.
         mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
             ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
-            ``1 / sampling_probability`` steps; or ``"best"``, whichever of the two
-            needs less noise for the target, which is then left out. What was compared
-            is in the plan, and so in its certificates.
+            ``1 / sampling_probability`` steps; ``"best"``, whichever of the two
+            needs less noise for the target, which is then left out; or ``"disjoint"``,
+            by :class:`~dp.sampling.DisjointBatches` in passes of as many steps: by
+            position, in batches of equal size, where the relation permits that. What
+            was compared is in the plan, and so in its certificates.
+        target_risk: What an attacker may find out at most, in place of an epsilon, such
+            as ``RiskTarget(advantage=0.1)``. The plan's steps alone bound the run then.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
-            nothing keeps the target, or if random allocation is asked for where no
-            bound is proven for it.
+            nothing keeps the target, or if passes are asked for where no bound is
+            proven for them.
 
     Guarantees:
-        * ``plan_for(...).guarantee().epsilon <= target_epsilon``.
+        * ``plan_for(...).guarantee().epsilon <= target_epsilon``, or
+          ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
@@ -377,13 +406,14 @@ def plan_for(
         )
     target = {
         "target_epsilon": target_epsilon,
+        "target_risk": target_risk,
         "target_delta": target_delta,
         "neighboring_relation": neighboring_relation,
         "truncation": truncation,
         "group_size": group_size,
         "renyi_order": renyi_order,
     }
-    steps_per_pass, compared = choose(
+    scheme, compared = choose(
         mechanism,
         target,
         sampling_probability=sampling_probability,
@@ -391,20 +421,14 @@ def plan_for(
         noise_multiplier=noise_multiplier,
         max_grad_norm=max_grad_norm,
     )
-    if steps_per_pass is not None:
-        sampling_probability = 1 / steps_per_pass
     sigma, steps, q = complete(
-        {**target, "steps_per_pass": steps_per_pass},
-        noise_multiplier,
-        steps,
-        1.0 if sampling_probability is None else sampling_probability,
+        target, noise_multiplier, steps, sampling_probability, scheme
     )
     if renyi_order == "best":
         renyi_order = order_for(target, q, sigma, steps)
     return PrivacyPlan(
-        sampling=scheme_of(
-            None if sampling_probability is None else q, truncation, steps_per_pass
-        ),
+        sampling=scheme
+        or scheme_of(None if sampling_probability is None else q, truncation),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,

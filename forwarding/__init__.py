@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from forwarding._preserved import preserved
     from forwarding._verify import verify
 
+__version__ = "0.1.0"
+"""The version of the distribution, which holds ``dp`` as well."""
+
 __all__ = (
     "Coverage",
     "Forwarded",

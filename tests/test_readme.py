@@ -8,6 +8,9 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
+import dp
+import forwarding
+
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -36,7 +39,15 @@ def test_every_link_to_a_file_leads_to_one(name):
 
 def test_the_citation_is_of_this_version():
     """It is raised together with the version of the distribution."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
 
-    assert f"\nversion: {project['version']}\n" in citation
+    assert f"\nversion: {forwarding.__version__}\n" in citation
+
+
+def test_the_packages_and_the_distribution_have_one_version():
+    """``forwarding`` states it; everything else reads it there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["hatch"]["version"]["path"] == "forwarding/__init__.py"
+    assert dp.__version__ == forwarding.__version__

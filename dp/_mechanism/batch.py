@@ -19,12 +19,10 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
-    PoissonSampling,
-    RandomAllocation,
     RowsRead,
+    Scheme,
     Ticket,
     TicketedLoader,
-    TruncatedPoissonSampling as Truncated,
     Unamplified,
 )
 
@@ -55,6 +53,8 @@ class PendingBatch:
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
         num_samples: How many units were added. Private.
+        num_within: How many of them had norms within ``max_grad_norm``, less half of
+            all, where the clipping rule counts that. Private.
         units: Which of the drawn units were added, where calls said so. Private.
         rows_read: Which rows of the batch were read for them, as far as can be seen.
             Private.
@@ -69,6 +69,7 @@ class PendingBatch:
     ticket: Ticket | None
     max_grad_norm: float
     num_samples: int = 0
+    num_within: float | Tensor = 0.0
     units: set[int] = field(default_factory=set)
     rows_read: RowsRead = field(default_factory=RowsRead)
     may_lack_units: bool = False
@@ -83,7 +84,7 @@ class PendingBatch:
     def admit(
         self,
         num_samples: int,
-        sampling: PoissonSampling | RandomAllocation | Truncated | Unamplified,
+        sampling: Scheme,
         units: Sequence[int] = (),
     ) -> None:
         """Raise unless another *num_samples* units may join this batch.

@@ -1,17 +1,51 @@
 """What was seen of weights beside the private gradients."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Literal, final
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 
 __all__ = ("Beside",)
 
 
-# What the last update of any private optimizer left, or its making found.
-_versions: Final[MutableMapping[Tensor, int]] = WeakIdKeyDictionary()
+@final
+class _Versions:
+    """What the last update of any private optimizer left, or its making found.
+
+    By identity, for as long as a parameter lives: a look-up in one of torch's own
+    dictionaries of tensors takes ten times as long.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, int] = {}
+        self._alive: dict[int, weakref.ref[Tensor]] = {}
+
+    def note(self, parameters: Sequence[Tensor]) -> None:
+        keys = [*map(id, parameters)]
+        if not self._alive.keys() >= {*keys}:
+            for key, parameter in zip(keys, parameters, strict=True):
+                self._alive[key] = weakref.ref(parameter, partial(self._forget, key))
+        self._of.update(zip(keys, map(_version, parameters), strict=True))
+
+    def num_written(self, parameters: Sequence[Tensor]) -> int:
+        """Return how many are known, and have another version by now."""
+        now = [*map(_version, parameters)]
+        noted = map(self._of.get, map(id, parameters), now)
+        return sum(map(int.__ne__, noted, now))
+
+    def _forget(self, key: int, _reference: object) -> None:
+        self._alive.pop(key, None)
+        self._of.pop(key, None)
+
+
+def _version(parameter: Tensor) -> int:
+    return parameter._version  # noqa: SLF001 -- torch has no other name for it
+
+
+_versions: Final = _Versions()
 
 
 @final
@@ -28,13 +62,27 @@ class Beside:
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = 0
 
+    @property
+    def has_updated(self) -> bool:
+        """Whether an update was noted since the optimizer was made or loaded."""
+        return self._since == "updated"
+
     def note(
         self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
     ) -> None:
         """Remember the versions of the parameters of a new optimizer, or of an update."""
-        for parameter in parameters:
-            _versions[parameter] = parameter._version  # noqa: SLF001 -- torch has no other name for it
+        _versions.note(parameters)
         self._since = since
+
+    def accept(self, parameters: Sequence[Tensor]) -> None:
+        """Take what was written since an update for a part of that update.
+
+        Called where the step of a layer around the optimizer ends, or its own step's
+        hooks do: they average or clamp what was released. Losses that were computed
+        before had their own check.
+        """
+        if self._since == "updated":
+            self.note(parameters, since="updated")
 
     def forget(self) -> None:
         """Take what is written before the next note for what is loaded, or an update."""
@@ -48,10 +96,7 @@ class Beside:
         """
         if self.has_writes or self._since is None:
             return False
-        num_written = sum(
-            _versions.get(p, p._version) != p._version  # noqa: SLF001 -- as above
-            for p in parameters
-        )
+        num_written = _versions.num_written(parameters)
         is_all = num_written == len(parameters) and self._since == "made"
         self.has_writes = num_written > 0 and not is_all
         return self.has_writes

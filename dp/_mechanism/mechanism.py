@@ -27,9 +27,11 @@ from dp._mechanism.beside import Beside
 from dp._mechanism.consensus import Consensus
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
+from dp._mechanism.norm_count import NormCount
 from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
 from dp._mechanism.sums import Sums
+from dp.accounting._counted import NoiseBesideCount
 from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
 from dp.evidence import LossFunction, Watch
@@ -81,6 +83,7 @@ class Mechanism:
     beside: Beside = field(default_factory=Beside, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
+    count: NormCount = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
@@ -91,6 +94,7 @@ class Mechanism:
         )
         self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
+        self.count = NormCount(self.clipping)
         self.engine = Engine(public=self.public)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)
@@ -260,6 +264,7 @@ class Mechanism:
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
+        batch.num_within += self.count.of(norms_GB, batch.max_grad_norm)
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the private gradient of the batch.
@@ -277,18 +282,22 @@ class Mechanism:
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch = self._ready_to_release(parameters)
+        noises = self._noises()
+        count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         totals = Exchange(
             world,
-            batch.sums.of_parameters(),
-            [sharding_of(p) for p in parameters],
-            buffers=batch.sums.buffers,
+            [*batch.sums.of_parameters(), *count],
+            [*map(sharding_of, parameters), *[None] * len(count)],
+            buffers=[*batch.sums.buffers, *count],
         )
-        stddev = self._charge(batch)
+        stddev = self._charge(batch, noises)
         for share in totals:
             self._add_noise(share, stddev)  # Private from here on.
             self._divide(share)
             totals.start_all_gather()
-        return totals.results()
+        released = totals.results()
+        self.count.adapt(self.values, released[len(parameters) :], noises)
+        return released[: len(parameters)]
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -310,7 +319,7 @@ class Mechanism:
             dataset = None if self.loader is None else self.loader.dataset
             self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
-            stddev = self.noise_multiplier * batch.max_grad_norm
+            stddev = self._stddev(batch, self._noises())
             self.noise.check(batch.sums.buffers, stddev=stddev)
         self.consensus.check(
             world,
@@ -324,26 +333,34 @@ class Mechanism:
         )
         return world, batch
 
-    def _charge(self, batch: PendingBatch) -> float:
+    def _noises(self) -> NoiseBesideCount | None:
+        return self.count.noises(self.noise_multiplier, self.plan.expected_batch_size)
+
+    def _stddev(self, batch: PendingBatch, noises: NoiseBesideCount | None) -> float:
+        sigma = self.noise_multiplier if noises is None else noises.gradients
+        return sigma * batch.max_grad_norm
+
+    def _charge(self, batch: PendingBatch, noises: NoiseBesideCount | None) -> float:
         """Charge the ledger; return the standard deviation that it was charged for.
 
         The ticket is spent and the batch let go only afterwards: a refused charge
         changes nothing. An interrupt in between loses a release, never a charge.
         """
-        noise_multiplier = self.noise_multiplier
+        stddev = self._stddev(batch, noises)
         self._note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=self.noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
             in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
             public=self.values.reason,
+            noise_beside_count=noises,
         )
         self.watch.released(self.ledger.segment)
         self.step.release()
         batch.spend_ticket(self.loader)
-        return noise_multiplier * batch.max_grad_norm
+        return stddev
 
     def _note_debugging(self) -> None:
         """Tell the ledger of noise or batches that anyone can repeat."""

@@ -11,19 +11,22 @@ from dp.accounting._dp_events import to_dp_event
 from dp.accounting._groups import group_epsilon
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
+from dp.accounting._risk import Risk, risk
 
 
 __all__ = (
     "Guarantee",
     "ReferenceAccountant",
     "Release",
+    "Risk",
     "Truncation",
     "epsilon",
     "epsilon_curve",
     "group_epsilon",
     "merge_equal_releases",
+    "risk",
     "to_dp_event",
 )
 
-for _public in (Guarantee, ReferenceAccountant, Release, Truncation):
+for _public in (Guarantee, ReferenceAccountant, Release, Risk, Truncation):
     _public.__module__ = __name__  # What pickles and tracebacks show.

@@ -25,6 +25,7 @@ from dp.accounting._release import (
     Release,
     first_releases,
     is_allocated,
+    is_by_position,
     merge_equal_releases,
 )
 
@@ -102,7 +103,8 @@ def epsilon(
     Raises:
         ValueError: If *delta* or the relation is not one, if batches were truncated
             and the relation keeps the number of examples private, or if they were drawn
-            by random allocation and an example is replaced.
+            by random allocation and an example is replaced, or cut by position and
+            one is added or removed.
         ArithmeticError: If the accountant contradicts itself; no bound is returned.
 
     References:
@@ -110,7 +112,8 @@ def epsilon(
         Mironov, Talwar, Zhang, "Renyi Differential Privacy of the Sampled Gaussian
         Mechanism", 2019, https://arxiv.org/abs/1908.10530;
         of truncated batches: https://arxiv.org/abs/2508.15089; of random allocation:
-        :mod:`dp.accounting._allocation_losses`.
+        :mod:`dp.accounting._allocation_losses`; of disjoint batches:
+        :mod:`dp.accounting._disjoint`.
     """
     _checks.open_unit(delta=delta)
     _checks.positive(tolerance=tolerance)
@@ -119,6 +122,7 @@ def epsilon(
         neighboring_relation=neighboring_relation,
         truncated=any(release.truncation for release in releases),
         allocated=is_allocated(releases),
+        by_position=is_by_position(releases),
     )
     _checks.count(group_size=group_size)
     nothing = partial(

@@ -55,7 +55,7 @@ def check_agreement(
         return
     if is_allocated(releases):
         _compare_with_lower_bound(releases, delta, relation)
-        releases = tuple(r for r in releases if r.steps_per_pass is None)
+        releases = tuple(r for r in releases if not is_allocated([r]))
         if not releases:
             return
     _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)

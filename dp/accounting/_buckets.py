@@ -21,7 +21,7 @@ from scipy.signal import lfilter
 from dp.accounting._resolution import DigitsLostError
 
 
-__all__ = ("Floats", "bucket", "read_epsilon")
+__all__ = ("Floats", "bucket", "read_deltas", "read_epsilon")
 
 Floats = NDArray[np.float64]
 
@@ -113,3 +113,21 @@ def read_epsilon(masses: PLDPmf, delta: float) -> float:
         return 0.0
     at = int(np.argmax(too_much_L))
     return max(0.0, float(losses_L[at]) + math.log((upper_L[at] - delta) / lower_L[at]))
+
+
+def read_deltas(masses: PLDPmf, epsilons_E: Floats) -> Floats:
+    """Return the delta that losses keep at every epsilon, which are 0 at least.
+
+    It is the sum of ``mass * (1 - exp(epsilon - loss))`` over all larger losses.
+    """
+    dense = masses.to_dense_pmf()
+    first, interval = dense._lower_loss, dense._discretization  # noqa: SLF001 -- there are no public ones
+    losses_L = (first + np.arange(dense.size)) * interval
+    # From the largest loss on, so that small masses are summed first.
+    upper_L = np.cumsum(dense._probs[::-1])[::-1]  # noqa: SLF001
+    shrunk_L = dense._probs * np.exp(-np.maximum(losses_L, 0.0))  # noqa: SLF001
+    lower_L = np.cumsum(shrunk_L[::-1])[::-1]
+    larger_E = np.searchsorted(losses_L, epsilons_E, side="right")
+    upper_E = np.append(upper_L, 0.0)[larger_E]
+    lower_E = np.append(lower_L, 0.0)[larger_E]
+    return np.asarray(dense._infinity_mass + upper_E - np.exp(epsilons_E) * lower_E)  # noqa: SLF001

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release
 
@@ -72,11 +73,13 @@ def affordable(
 ) -> tuple[Release, ...]:
     """Return releases that cost no less and are composed in a moment.
 
-    They are the given ones, unless epsilon is so large that it says nothing. Then they
+    They are the given ones, passes of disjoint batches as one release each, unless
+    epsilon is so large that it says nothing. Then they
     are releases on all data, which are one Gaussian: by joint convexity a release on a
     sample costs at most what it costs on all of the data, and a pass by random
     allocation what the one release costs that an example is in.
     """
+    releases = one_a_pass(releases)
     distance = _distance(releases, relation, group_size)
     for counted in (_resolution.summarized(releases), releases):
         if _resolution.rough_epsilon(counted, delta, distance) <= _resolution.LARGEST:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dp._typing import NeighboringRelation
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._release import Release
 from dp.exceptions import UnsupportedOperationError
 
@@ -18,13 +19,15 @@ __all__ = ("group_event", "neighbors", "to_dp_event")
 def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
     """Return the releases as an event of ``dp_accounting``, for any accountant.
 
+    A pass of disjoint batches is one release on all of the data.
+
     Raises:
         UnsupportedOperationError: If batches were drawn by random allocation, for which
             it has no event.
     """
     from dp_accounting.dp_event import ComposedDpEvent
 
-    return ComposedDpEvent([_event(release) for release in releases])
+    return ComposedDpEvent([_event(release) for release in one_a_pass(releases)])
 
 
 def group_event(release: Release, group_size: int) -> "DpEvent":

@@ -14,11 +14,16 @@ from dp.accounting._composition import (
     interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_by_position,
+    merge_equal_releases,
+)
 from dp.exceptions import UnsupportedOperationError
 
 
-__all__ = ("GROUP_TOLERANCE", "bound_of_group", "group_epsilon")
+__all__ = ("GROUP_TOLERANCE", "bound_of_group", "check_group", "group_epsilon")
 
 # Of epsilons that are stated: dp_accounting takes a minute to confirm what is ten times
 # as tight.
@@ -96,14 +101,13 @@ def bound_of_group(
     _checks.open_unit(delta=delta)
     size = _checks.count(group_size=group_size)
     releases = merge_equal_releases(releases)
-    if is_allocated(releases):
-        raise UnsupportedOperationError(
-            f"group_size={size}: no bound is proven for groups of examples where batches"
-            " are drawn by random allocation (RandomAllocation); plan with"
-            " PoissonSampling, or make a group one unit (units=)"
-        )
+    check_group(releases, size)
     truncated = any(release.truncation for release in releases)
-    _checks.relation(neighboring_relation=neighboring_relation, truncated=truncated)
+    _checks.relation(
+        neighboring_relation=neighboring_relation,
+        truncated=truncated,
+        by_position=is_by_position(releases),
+    )
     if not releases:
         return 0.0, None
     if any(release.noise_multiplier == 0 for release in releases):
@@ -127,6 +131,20 @@ def bound_of_group(
         # Removing the group leads to a dataset that adding the other group leads to.
         return _chained(2, delta, epsilon_at), interval
     return epsilon_at(delta), interval
+
+
+def check_group(releases: Iterable[Release], group_size: int) -> None:
+    """Refuse a group for whose releases no bound is proven.
+
+    Raises:
+        UnsupportedOperationError: If batches were drawn by random allocation.
+    """
+    if is_allocated(releases):
+        raise UnsupportedOperationError(
+            f"group_size={group_size}: no bound is proven for groups of examples where"
+            " batches are drawn by random allocation (RandomAllocation); plan with"
+            " PoissonSampling, or make a group one unit (units=)"
+        )
 
 
 def _chained(size: int, delta: float, epsilon_at: EpsilonAt) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._release import Release
 
 
@@ -49,7 +50,7 @@ def lower_bound(
         points: How finely laws are kept; more points give a larger bound.
     """
     law: _Law | None = None
-    for release in releases:
+    for release in one_a_pass(releases):
         if release.truncation is not None:
             continue
         one, count = _one(release, points)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final, get_args
 
 from dp import _checks
+from dp._typing import Assignment
 
 
 __all__ = (
@@ -12,6 +13,7 @@ __all__ = (
     "Truncation",
     "first_releases",
     "is_allocated",
+    "is_by_position",
     "merge_equal_releases",
 )
 
@@ -39,6 +41,16 @@ class Truncation:
         _checks.count(dataset_size=self.dataset_size)
 
 
+# All of a release but its count, in an order.
+_Kind = tuple[
+    float,
+    float,
+    tuple[Truncation, ...],
+    tuple[int, ...],
+    Literal["", "coin", "position"],
+]
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
@@ -52,11 +64,14 @@ class Release:
         truncation: How the sample was made smaller, if it was.
         steps_per_pass: None for Poisson samples. By random allocation, how many
             releases make up a pass, in one of which each example is; a part of a pass
-            costs as much as all of it.
+            costs as much as all of it. Of disjoint batches, the same.
+        disjoint: What decides in which release of a pass an example is, where that is
+            not secret: a coin of its own, or its position. The probability is 1 then:
+            no amplification is claimed. None for what is drawn at random.
 
     Raises:
         ValueError: If a number is out of range, or if the probability is not that of
-            the allocation.
+            the passes.
     """
 
     sampling_probability: float
@@ -64,25 +79,37 @@ class Release:
     count: int
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
+    disjoint: Assignment | None = None
 
     def __post_init__(self) -> None:
         _checks.probability(sampling_probability=self.sampling_probability)
         _checks.non_negative(noise_multiplier=self.noise_multiplier)
         _checks.count(count=self.count)
+        if self.disjoint not in {None, *get_args(Assignment)}:
+            raise ValueError(
+                f"disjoint must be 'coin', 'position' or None, got {self.disjoint!r}"
+            )
         if self.steps_per_pass is not None:
-            self._check_allocation(_checks.count(steps_per_pass=self.steps_per_pass))
+            self._check_passes(_checks.count(steps_per_pass=self.steps_per_pass))
+        elif self.disjoint is not None:
+            raise ValueError(
+                f"disjoint={self.disjoint!r} needs steps_per_pass: in one of how many"
+                " releases an example is"
+            )
 
-    def _check_allocation(self, steps_per_pass: int) -> None:
+    def _check_passes(self, steps_per_pass: int) -> None:
         if self.truncation is not None:
             raise ValueError(
                 f"truncation must be None with steps_per_pass={steps_per_pass}, got"
-                f" {self.truncation!r}: no bound is proven for random allocation whose"
-                " batches are truncated"
+                f" {self.truncation!r}: no bound is proven for passes whose batches are"
+                " truncated"
             )
-        if self.sampling_probability != 1 / steps_per_pass:
+        share = 1 if self.disjoint else steps_per_pass
+        if self.sampling_probability != 1 / share:
             raise ValueError(
-                f"sampling_probability must be 1 / {steps_per_pass} with"
-                f" steps_per_pass={steps_per_pass}, got {self.sampling_probability!r}"
+                f"sampling_probability must be 1 / {share} with"
+                f" steps_per_pass={steps_per_pass} and disjoint={self.disjoint!r}, got"
+                f" {self.sampling_probability!r}"
             )
 
     @property
@@ -95,7 +122,15 @@ class Release:
 
 def is_allocated(releases: Iterable[Release]) -> bool:
     """Whether any of the releases is on a step of a random allocation."""
-    return any(release.steps_per_pass is not None for release in releases)
+    return any(
+        release.steps_per_pass is not None and release.disjoint is None
+        for release in releases
+    )
+
+
+def is_by_position(releases: Iterable[Release]) -> bool:
+    """Whether an example's position decides in which of the releases it is."""
+    return any(release.disjoint == "position" for release in releases)
 
 
 def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
@@ -104,7 +139,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     Composition does not depend on order, so neither does any epsilon. A part of a pass
     counts as a whole one: parts of two passes are not one pass.
     """
-    counts: dict[tuple[float, float, tuple[Truncation, ...], tuple[int, ...]], int] = {}
+    counts: dict[_Kind, int] = {}
     for r in releases:
         steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
         kind = (
@@ -112,6 +147,7 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             r.noise_multiplier,
             () if r.truncation is None else (r.truncation,),
             steps,
+            r.disjoint or "",
         )
         whole = r.num_participations * steps[0] if steps else r.count
         counts[kind] = counts.get(kind, 0) + whole
@@ -122,8 +158,9 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             count=count,
             truncation=truncations[0] if truncations else None,
             steps_per_pass=steps[0] if steps else None,
+            disjoint=disjoint or None,
         )
-        for (q, sigma, truncations, steps), count in sorted(counts.items())
+        for (q, sigma, truncations, steps, disjoint), count in sorted(counts.items())
     )
 
 

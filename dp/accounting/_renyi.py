@@ -19,9 +19,10 @@ from typing import Final
 from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting._accountant import Guarantee
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import Release, is_allocated
 
 
 __all__ = (
@@ -78,7 +79,7 @@ def renyi_cost(
     Raises:
         ValueError: If none is known, as for truncated batches or random allocation.
     """
-    releases = merge_equal_releases(releases)
+    releases = one_a_pass(releases)
     check_filter(order, relation, truncated=any(r.truncation for r in releases))
     if is_allocated(releases):
         raise ValueError(
@@ -132,7 +133,7 @@ def best_order(
     releases: Iterable[Release], *, delta: float, relation: NeighboringRelation
 ) -> float:
     """Return the order at which *releases* have the smallest epsilon."""
-    releases = merge_equal_releases(releases)
+    releases = one_a_pass(releases)
     epsilons = {
         order: epsilon_of_order(renyi_cost(releases, order, relation), order, delta)
         for order in ORDERS

@@ -35,6 +35,7 @@ from dp.audit._subject import (
     observe_training,
     sample_membership,
 )
+from dp.clipping import QuantileClipping
 
 
 __all__ = ("conformance",)
@@ -86,6 +87,7 @@ def conformance(
     findings = [
         *_about_noise(first, second),
         *_about_clipping(first),
+        *_about_counts(first),
         *_about_sampling(first, second, included_M),
         *_about_ledger(first, second),
     ]
@@ -148,6 +150,28 @@ def _about_clipping(observation: Observation) -> Iterator[Finding]:
     rest = along_TM[~drawn_TM] / stddev[~drawn_TM]
     yield finding(
         "clipping: no contribution of records not drawn", mean_p(rest), variance_p(rest)
+    )
+
+
+def _about_counts(observation: Observation) -> Iterator[Finding]:
+    """Test the noise on counts of norms within C, which the norms that follow show."""
+    rule = observation.optimizer.mechanism.clipping
+    if not isinstance(rule, QuantileClipping) or observation.num_releases == 1:
+        return
+    norms_T = np.array([charge.max_grad_norm for charge in observation.charges])
+    # C became C exp(-learning_rate (share - quantile)), and every record is beyond C.
+    moves = np.log(norms_T[1:] / norms_T[:-1]) / rule.learning_rate
+    size = observation.optimizer.plan.expected_batch_size
+    centred = -observation.drawn().sum(axis=1)[:-1] / 2
+    noise = (rule.quantile - moves - 1 / 2) * size - centred
+    noises = [charge.noise_beside_count for charge in observation.charges[:-1]]
+    stddev = np.array([split.count_stddev for split in noises if split is not None])
+    scale = math.sqrt(float(np.square(noise / stddev).mean()))
+    yield finding(
+        "count: noise",
+        variance_p(noise / stddev),
+        mean_p(noise / stddev),
+        f"{scale:.4f} of the standard deviation that was charged",
     )
 
 

@@ -162,6 +162,7 @@ class _Tape:
     sums: list[list[Tensor]] = field(default_factory=list)
     released: list[list[Tensor]] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    sensitivities: list[float] = field(default_factory=list)
     output: str = ""
     error: str | None = None
 
@@ -200,6 +201,7 @@ def _run(
         if isinstance(optimizer, DPOptimizer) and owns:
             tape.optimizers.append(optimizer)
             tape.states.append(_state(model, optimizer))
+            tape.sensitivities.append(_sensitivity(optimizer, len(tape.states) - 1))
             bar.show(len(tape.states), optimizer.plan.steps)
 
     printed = io.StringIO()
@@ -224,6 +226,15 @@ def _run(
             " the training function"
         )
     return tape
+
+
+def _sensitivity(optimizer: DPOptimizer, step: int) -> float:
+    """Return what the last release was charged for, or as planned where none was."""
+    charged = optimizer.ledger.charges()
+    if not charged:
+        return optimizer.plan.max_grad_norm_at(step)
+    norm, noises = charged[-1].max_grad_norm, charged[-1].noise_beside_count
+    return norm if noises is None else norm * noises.sensitivity
 
 
 def _state(model: nn.Module, optimizer: DPOptimizer) -> State:
@@ -335,11 +346,11 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
     """Return whether neighbouring sums are as close as was declared."""
     plan = first.plan
     twice = two_changes or plan.neighboring_relation == "replace_one"
-    pairs = list(zip(first.sums, second.sums, strict=False))
-    distances = [_distance(a, b) for a, b in pairs]
-    allowed = [
-        plan.max_grad_norm_at(t) * (2 if twice else 1) for t in range(len(pairs))
-    ]
+    # What followed the last step, and was charged for no update, is compared by number.
+    charged = first.sensitivities
+    pairs = list(zip(first.sums, second.sums, charged, strict=False))
+    distances = [_distance(a, b) for a, b, _ in pairs]
+    allowed = [sensitivity * (2 if twice else 1) for *_, sensitivity in pairs]
     worst = max(range(len(pairs)), key=lambda t: distances[t] / allowed[t], default=0)
     changed = sum(distance > 0 for distance in distances)
     return Finding(

@@ -172,11 +172,11 @@ class Observation:
 
     @property
     def steps_per_pass(self) -> int | None:
-        """Steps of a pass by random allocation; None with other sampling."""
+        """Steps of a pass; None with samples."""
         return self.optimizer.plan.steps_per_pass
 
     def passes(self) -> list[list[int]]:
-        """Return the releases of each pass by random allocation, in their order."""
+        """Return the releases of each pass, in their order."""
         passes: dict[int, list[int]] = {}
         for release, place in enumerate(self._places):
             if place is not None:  # pragma: no branch -- of a plan that allocates
@@ -184,8 +184,8 @@ class Observation:
         return list(passes.values())
 
     def noise_multipliers(self) -> Floats:
-        """Return [T, 1]: what each release was charged as."""
-        return np.array([[charge.noise_multiplier] for charge in self.charges])
+        """Return [T, 1]: the noise on gradients that each release was charged for."""
+        return np.array([[_noise_on_gradients(charge)] for charge in self.charges])
 
     def sampling_probabilities(self) -> Floats:
         """Return [T, 1]: what each release was charged as."""
@@ -236,7 +236,7 @@ def observe_training(
 
     Raises:
         PrivacyError: If the canaries were not trained by a ``DPOptimizer``.
-        UnsupportedOperationError: If batches are truncated.
+        UnsupportedOperationError: If batches are truncated, or cut by position.
         ValueError: If the plan's numbers leave nothing to observe.
     """
     watch = _Watch(_Canaries(len(included_M)), bar, resumed)
@@ -287,6 +287,12 @@ def _check(charge: Charge) -> None:
             " audit draws who is in the data; audit the plan with PoissonSampling, and"
             " truncated batches by dp.audit.replay"
         )
+    if charge.disjoint == "position":
+        raise UnsupportedOperationError(
+            "batches are cut by position, which needs a public number of records, and"
+            " this audit draws who is in the data; audit the plan with"
+            " assigned_by='coin', and batches by position by dp.audit.replay"
+        )
     if charge.noise_multiplier == 0:
         raise ValueError(
             "noise_multiplier is 0, so that nothing is private: there is nothing to"
@@ -298,6 +304,11 @@ def _check(charge: Charge) -> None:
             f" gradients have norm {_GRADIENT_NORM:g}, got {charge.max_grad_norm!r};"
             " audit a plan with a smaller one, which has the same epsilon"
         )
+
+
+def _noise_on_gradients(charge: Charge) -> float:
+    noises = charge.noise_beside_count
+    return charge.noise_multiplier if noises is None else noises.gradients
 
 
 def _saved(optimizer: DPOptimizer) -> bytes:
@@ -314,6 +325,7 @@ def _planned(plan: PrivacyPlan, step: int) -> Charge:
         max_grad_norm=plan.max_grad_norm_at(step),
         count=1,
         steps_per_pass=plan.steps_per_pass,
+        disjoint=plan.disjoint,
     )
 
 

@@ -11,9 +11,11 @@ from dp.calibration._calibrate import (
     calibrate_steps,
     rough_noise_multiplier,
 )
+from dp.calibration._risk import RiskTarget
 
 
 __all__ = (
+    "RiskTarget",
     "calibrate_noise_multiplier",
     "calibrate_sampling_probability",
     "calibrate_steps",

@@ -7,11 +7,13 @@ it costs. A search that fails can waste some of the budget, never exceed it.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.accounting import Release, Truncation, epsilon
+from dp._typing import Assignment, NeighboringRelation
+from dp.accounting import Release, Truncation
+from dp.calibration._risk import RiskTarget
 from dp.calibration._search import WASTE, RenyiOrder, Search
 from dp.schedule import Schedule, rounded_up
 
@@ -29,7 +31,7 @@ _MOST_STEPS: Final = 10**9
 
 def calibrate_noise_multiplier(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     sampling_probability: float,
     steps: int,
@@ -38,8 +40,10 @@ def calibrate_noise_multiplier(
     truncation: Truncation | None = None,
     other_releases: Sequence[Release] = (),
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
+    target_risk: RiskTarget | None = None,
 ) -> float:
     """Return the smallest noise multiplier found that keeps the target.
 
@@ -48,7 +52,7 @@ def calibrate_noise_multiplier(
           :func:`dp.accounting.epsilon` computes it, is at most *target_epsilon*, and 0.05 % below it at most.
 
     Args:
-        target_epsilon: What all steps may cost.
+        target_epsilon: What all steps may cost; None with *target_risk*.
         target_delta: The delta it is for.
         sampling_probability: Probability that an example is in a batch.
         steps: How many releases.
@@ -57,10 +61,13 @@ def calibrate_noise_multiplier(
         truncation: How batches are made smaller, if they are.
         other_releases: What is released about the same data beside the steps, such as
             private statistics.
-        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches;
+            None for Poisson samples.
+        disjoint: How disjoint batches are assigned; None for random allocation.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
+        target_risk: What to keep in place of *target_epsilon*.
 
     Raises:
         ValueError: If a number is out of range, or if the other releases alone leave
@@ -83,27 +90,22 @@ def calibrate_noise_multiplier(
                     count=count,
                     truncation=truncation,
                     steps_per_pass=steps_per_pass,
+                    disjoint=disjoint,
                 )
                 for count, relative in phases
             ),
         ]
 
-    _check_left(
-        other_releases,
-        target_epsilon,
-        delta=target_delta,
-        neighboring_relation=neighboring_relation,
-        group_size=group_size,
-    )
     search = Search(
-        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        **_goal(target_epsilon, target_risk, renyi_order),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
-        renyi_order=renyi_order,
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
+    if other_releases:
+        _check_left(replace(search, releases=lambda _: other_releases))
     return search.smallest()
 
 
@@ -140,28 +142,55 @@ def rough_noise_multiplier(
     ).roughly_smallest()
 
 
-def _check_left(others: Sequence[Release], target_epsilon: float, **about: Any) -> None:
-    if not others:
-        return
-    spent = epsilon(others, **about).epsilon
-    if spent >= target_epsilon * (1 - WASTE):
+def _goal(
+    target_epsilon: float | None,
+    target_risk: RiskTarget | None,
+    renyi_order: RenyiOrder,
+) -> dict[str, Any]:
+    """Return what a search has to keep, as its arguments say it.
+
+    Raises:
+        ValueError: If not exactly one target is given, or a risk with a Renyi order.
+    """
+    if (target_epsilon is None) == (target_risk is None):
         raise ValueError(
-            f"other_releases cost epsilon {spent:.4g} of target_epsilon="
-            f"{target_epsilon!r}, which leaves nothing for the steps; add noise to them"
+            "give exactly one of target_epsilon and target_risk, got"
+            f" target_epsilon={target_epsilon!r} and target_risk={target_risk!r}"
+        )
+    if target_epsilon is not None:
+        kept = _checks.positive(target_epsilon=target_epsilon)
+        return {"target_epsilon": kept, "renyi_order": renyi_order}
+    if renyi_order is not None:
+        raise ValueError(
+            "a Renyi filter keeps an epsilon: give target_epsilon instead of"
+            f" target_risk, or leave out renyi_order={renyi_order!r}"
+        )
+    return {"target_epsilon": math.inf, "renyi_order": None, "target_risk": target_risk}
+
+
+def _check_left(others: Search) -> None:
+    """Refuse releases beside the steps that leave nothing of the target."""
+    if others.excess(1.0) >= math.log1p(-WASTE):
+        target = others.target_risk or f"target_epsilon={others.target_epsilon!r}"
+        raise ValueError(
+            f"other_releases cost all of {target}, or nearly, which leaves nothing for"
+            " the steps; add noise to them"
         )
 
 
 def calibrate_sampling_probability(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     noise_multiplier: float,
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
+    target_risk: RiskTarget | None = None,
 ) -> float:
     """Return the largest sampling probability found that keeps the target.
 
@@ -169,32 +198,33 @@ def calibrate_sampling_probability(
         * As of :func:`calibrate_noise_multiplier`; it is 1 where that keeps the target.
 
     Args:
-        target_epsilon: What all steps may cost.
+        target_epsilon: What all steps may cost; None with *target_risk*.
         target_delta: The delta it is for.
         noise_multiplier: Standard deviation of the noise over the clipping norm.
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
-        steps_per_pass: None; random allocation leaves no probability to find.
+        steps_per_pass: None; passes leave no probability to find.
+        disjoint: None; the same.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
+        target_risk: What to keep in place of *target_epsilon*.
 
     Raises:
         ValueError: If a number is out of range.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
-    if steps_per_pass is not None:
+    if steps_per_pass is not None or disjoint is not None:
         raise ValueError(
             f"steps_per_pass={steps_per_pass!r} fixes the sampling probability, so none"
             " is left to find; leave out the noise multiplier or the steps"
         )
     search = Search(
-        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        **_goal(target_epsilon, target_risk, renyi_order),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
-        renyi_order=renyi_order,
         releases=lambda one_over_q: [
             Release(
                 sampling_probability=1 / one_over_q,
@@ -210,15 +240,17 @@ def calibrate_sampling_probability(
 
 def calibrate_steps(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     noise_multiplier: float,
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
     steps_per_pass: int | None = None,
+    disjoint: Assignment | None = None,
     group_size: int = 1,
     renyi_order: RenyiOrder = None,
+    target_risk: RiskTarget | None = None,
 ) -> int:
     """Return the largest number of steps found that keeps the target, up to 10**9.
 
@@ -227,16 +259,19 @@ def calibrate_steps(
           the target.
 
     Args:
-        target_epsilon: What all steps may cost.
+        target_epsilon: What all steps may cost; None with *target_risk*.
         target_delta: The delta it is for.
         noise_multiplier: Standard deviation of the noise over the clipping norm.
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
-        steps_per_pass: Steps of a pass by random allocation; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches;
+            None for Poisson samples.
+        disjoint: How disjoint batches are assigned; None for random allocation.
         group_size: How many examples may differ at once.
         renyi_order: The order of a Renyi filter at which epsilon is computed, or
             ``"best"``; None computes it as for noise that is fixed in advance.
+        target_risk: What to keep in place of *target_epsilon*.
 
     Raises:
         ValueError: If a number is out of range, or if one step costs more already.
@@ -254,15 +289,15 @@ def calibrate_steps(
                 count=round(1 / one_over_units) * unit,
                 truncation=truncation,
                 steps_per_pass=steps_per_pass,
+                disjoint=disjoint,
             )
         ]
 
     search = Search(
-        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        **_goal(target_epsilon, target_risk, renyi_order),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         group_size=group_size,
-        renyi_order=renyi_order,
         releases=releases,
         # Slightly more, so that a whole number is not rounded down to the next.
         allowed=lambda x: 1 / min(max(1, math.floor(1 / x * (1 + 1e-12))), most),
@@ -272,7 +307,7 @@ def calibrate_steps(
     one_over_steps = search.smallest()
     if search.excess(one_over_steps) > 0:
         raise ValueError(
-            f"target_epsilon={target_epsilon!r} does not allow"
+            f"{target_risk or f'target_epsilon={target_epsilon!r}'} does not allow"
             f" {'one step' if unit == 1 else f'a pass of {unit} steps'} at"
             f" noise_multiplier={noise_multiplier!r}; add noise"
         )

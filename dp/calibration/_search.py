@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, epsilon, merge_equal_releases
+from dp.accounting import Release, epsilon, merge_equal_releases, risk
 from dp.accounting._accountant import bound_by_pld
+from dp.accounting._release import is_allocated
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
+from dp.calibration._risk import RiskTarget
 
 
 __all__ = ("WASTE", "RenyiOrder", "Search")
@@ -42,6 +44,7 @@ class Search:
         allowed: Returns the next number that may be an answer, on the private side.
         most: The largest number there is.
         smaller: Returns the next smaller number, where there are not many.
+        target_risk: What they may risk, in place of what they may cost.
     """
 
     target_epsilon: float
@@ -53,9 +56,18 @@ class Search:
     allowed: Callable[[float], float]
     most: float = math.inf
     smaller: Callable[[float], float] | None = None
+    target_risk: RiskTarget | None = None
 
     def excess(self, number: float) -> float:
         """Return by how much the logarithm of what will be claimed is too large."""
+        if self.target_risk is not None:
+            found = risk(
+                self.releases(number),
+                neighboring_relation=self.relation,
+                group_size=self.group_size,
+                delta=self.target_delta,
+            )
+            return self.target_risk.excess(found)
         if self.renyi_order is not None:
             return self._logarithm(self._filtered(number, self.renyi_order))
         spent = epsilon(
@@ -81,10 +93,13 @@ class Search:
 
         Random allocation costs about as much as Poisson samples.
         """
-        if self.renyi_order is not None:
+        if self.renyi_order is not None or self.target_risk is not None:
             return self.excess(number)
         releases = merge_equal_releases(
-            replace(release, steps_per_pass=None) for release in self.releases(number)
+            replace(release, steps_per_pass=None)
+            if is_allocated([release])
+            else release
+            for release in self.releases(number)
         )
         spent, _ = bound_by_pld(
             releases, self.target_delta, self.relation, _VAGUE, self.group_size

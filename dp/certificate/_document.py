@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from dp import _checks
-from dp.accounting import Release, Truncation
+from dp.accounting import Release, Risk, Truncation
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _picture, _text
 from dp.certificate._numbers import Numbers, together
@@ -48,6 +48,8 @@ class Certificate(Statement):
             guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
             batches were drawn by random allocation, for which no bound is proven.
+        risk: What an attacker can find out about one unit at most, or about the group
+            of ``group_size``, in plain units.
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
             noise: 1 plus the number of resumes and forks.
@@ -143,6 +145,7 @@ class Certificate(Statement):
         try:
             body = _json.loads(text, cls)
             body["runs"] = tuple(_run(row) for row in body["runs"])
+            body["risk"] = Risk(**{k: float(v) for k, v in body["risk"].items()})
             return cls(**body)
         except LedgerError:
             raise
@@ -238,6 +241,7 @@ def _certify(
         epsilon_unamplified=numbers.epsilon_unamplified,
         epsilon_of_steps_taken=numbers.epsilon_of_steps_taken,
         epsilon_of_groups=numbers.epsilon_of_groups,
+        risk=numbers.risk,
         delta_error=numbers.delta_error,
         steps=numbers.steps,
         key_epochs=numbers.key_epochs,

@@ -14,7 +14,7 @@ from dp.plan import PrivacyPlan
 
 __all__ = ("checksum_holds", "dumps", "loads", "sha256")
 
-_FORMAT: Final = "forwarding-dp-certificate/4"
+_FORMAT: Final = "forwarding-dp-certificate/5"
 # JSON has no tuples, infinities and whole numbers for keys; fields say what they were.
 _RESTORE: Final[Mapping[object, Callable[[Any], Any]]] = {
     float: float,

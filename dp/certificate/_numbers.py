@@ -16,12 +16,15 @@ from dp.accounting import (
     Guarantee,
     ReferenceAccountant,
     Release,
+    Risk,
     epsilon,
     merge_equal_releases,
+    risk,
 )
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
+from dp.accounting._risk import NO_BOUND, risk_of_order
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
@@ -44,6 +47,7 @@ class Numbers:
     epsilon_unamplified: float
     epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
+    risk: Risk
     delta_error: float
     steps: int
     key_epochs: int
@@ -86,6 +90,8 @@ class Numbers:
             return cls._under_filter(runs, delta, relation)
         of_claim = {**about, "group_size": group_size}
         spent = epsilon(claimed, interval=given.get("epsilon"), **of_claim)
+        # Here, where the losses that it is read from are still known.
+        at_risk = risk(claimed, interval=spent.interval, **of_claim)
         taken = (
             spent
             if charged == claimed
@@ -107,6 +113,7 @@ class Numbers:
             epsilon_unamplified=unamplified.epsilon,
             epsilon_of_steps_taken=taken.epsilon,
             epsilon_of_groups={size: cost for size, (cost, _) in of_groups.items()},
+            risk=at_risk,
             delta_error=sum(_delta_error(run, spent.epsilon) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
@@ -137,6 +144,7 @@ class Numbers:
             epsilon_unamplified=math.inf,
             epsilon_of_steps_taken=epsilon_of_order(charged, order, delta),
             epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            risk=risk_of_order(cost, order),
             delta_error=sum(_delta_error(run, spent) for run in runs),
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),
@@ -160,6 +168,7 @@ class Numbers:
             epsilon_unamplified=math.inf,
             epsilon_of_steps_taken=math.inf,
             epsilon_of_groups=dict.fromkeys(GROUP_SIZES, math.inf),
+            risk=NO_BOUND,
             delta_error=math.inf,
             steps=sum(run.steps for run in runs),
             key_epochs=sum(len(run.segments) for run in runs),

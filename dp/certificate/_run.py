@@ -89,6 +89,11 @@ class CertifiedRun:
         return is_allocated(self.claimed)
 
     @property
+    def has_passes(self) -> bool:
+        """Whether passes were charged, each for all of its steps."""
+        return any(charge.steps_per_pass is not None for charge in self.charges)
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """The charges as releases for the accountant, equal ones counted together."""
         return merge_equal_releases(charge.to_release() for charge in self.charges)
@@ -117,6 +122,7 @@ class CertifiedRun:
                 sigma,
                 self.plan.truncation,
                 self.plan.steps_per_pass,
+                self.plan.disjoint,
             )
             for sigma in values_of(self.plan.noise_multiplier)
         }
@@ -127,6 +133,7 @@ class CertifiedRun:
                 r.noise_multiplier,
                 r.truncation,
                 r.steps_per_pass,
+                r.disjoint,
             )
             not in kinds
             for r in charged

@@ -34,6 +34,16 @@ _ALLOCATED: Final = (
     "Every example was in exactly one batch of each pass, chosen by a coin of its own and"
     " anew in every pass, and each batch was trained on whole and once."
 )
+_DISJOINT: Final = {
+    "coin": (
+        "Every example was in exactly one batch of each pass, by a coin of its own, and"
+        " each batch was trained on whole and once."
+    ),
+    "position": (
+        "Every example was in exactly one batch of each pass, by its place in an order"
+        " that no data decided, and each batch was trained on whole and once."
+    ),
+}
 _ADAPTIVE_NOISE: Final = (
     "Noise multipliers were chosen from what was released and public facts alone; the"
     " order of the Renyi filter was fixed before the first release."
@@ -64,6 +74,8 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     sentences = []
     if any(run.is_allocated for run in runs):
         sentences.append(_ALLOCATED)
+    disjoint = {charge.disjoint for charge in charges}
+    sentences += [says for name, says in _DISJOINT.items() if name in disjoint]
     if any(amplified):
         sentences.append(_SAMPLED)
     if any(charge.truncation for charge in charges):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from forwarding import __version__
+
 
 __all__ = ("software", "version_of_accountants")
 
@@ -25,7 +27,7 @@ def _source_sha256() -> str:
 def software() -> dict[str, str]:
     """Return versions, and the hash of the source of ``dp`` as it is installed."""
     return {
-        "forwarding": version("forwarding"),
+        "forwarding": __version__,
         "dp source sha256": _source_sha256(),
         "dp-accounting": version_of_accountants(),
         "torch": torch.__version__,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dp._typing import NeighboringRelation
+from dp.accounting import Risk
 from dp.certificate._run import CertifiedRun
 from dp.ledger import Charge
 
@@ -35,6 +36,8 @@ class Statement:
             guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
             batches were drawn by random allocation, for which no bound is proven.
+        risk: What an attacker can find out about one unit at most, or about the group
+            of ``group_size``, in plain units.
         steps: How many releases were charged.
         key_epochs: How many processes charged, each with keys of its own for its
             noise: 1 plus the number of resumes and forks.
@@ -61,6 +64,7 @@ class Statement:
     epsilon_unamplified: float
     epsilon_of_steps_taken: float
     epsilon_of_groups: Mapping[int, float]
+    risk: Risk
     steps: int
     key_epochs: int
     intervals: Mapping[str, float]

@@ -1,6 +1,7 @@
 """Certificates for people to read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dp.accounting import Truncation
 from dp.certificate._evidence import evidence_lines
@@ -10,7 +11,7 @@ from dp.ledger import Charge
 from dp.schedule import Schedule
 
 
-__all__ = ("lines", "why_not")
+__all__ = ("in_plain_words", "lines", "why_not")
 
 
 def lines(c: Statement) -> list[str]:
@@ -46,6 +47,9 @@ def lines(c: Statement) -> list[str]:
         f"  key epochs              {c.key_epochs} (1, and 1 for each resume or fork)",
         f"  released                {c.released}",
         "",
+        "  in plain words",
+        *(f"    - {sentence}" for sentence in in_plain_words(c)),
+        "",
         *(line for i, run in enumerate(c.runs) for line in _run(i, run, len(c.runs))),
         *_touches(c.private_data_touches),
         "  holds if",
@@ -57,6 +61,11 @@ def lines(c: Statement) -> list[str]:
         "  computed with "
         + ", ".join(f"{name} {number}" for name, number in c.software.items()),
     ]
+
+
+def in_plain_words(c: Statement) -> tuple[str, ...]:
+    """Return what anyone can find out about one unit, or a group, at most."""
+    return c.risk.sentences(c.neighboring_relation, group_size=c.group_size)
 
 
 def _unclaimed(c: Statement) -> str:
@@ -102,24 +111,62 @@ def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
         *(evidence_lines(run) if run.released == RELEASED else []),
         *_declared(run.declared_public),
         "    releases (sampling, noise multiplier, clipping norm)"
-        if run.is_allocated
+        if run.has_passes
         else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
-        *(
-            f"      {_sampled(charge)},"
-            f" sigma = {charge.noise_multiplier:g}, C = {charge.max_grad_norm:g}"
-            + _truncation(charge.truncation)
-            + _off_plan(charge)
-            for charge in run.charges
-        ),
+        *(_releases(charges) for charges in _but_for_norms(run.charges)),
         "",
     ]
+
+
+def _but_for_norms(charges: Sequence[Charge]) -> list[list[Charge]]:
+    """Return charges in a row that differ in a norm that follows a quantile, together."""
+    together: list[list[Charge]] = []
+    for charge in charges:
+        before = together[-1][-1] if together else None
+        if (
+            before is not None
+            and before.noise_beside_count is not None
+            and replace(before, count=1, max_grad_norm=1.0)
+            == replace(charge, count=1, max_grad_norm=1.0)
+        ):
+            together[-1].append(charge)
+        else:
+            together.append([charge])
+    return together
+
+
+def _releases(charges: Sequence[Charge]) -> str:
+    first = charges[0]
+    whole = replace(first, count=sum(charge.count for charge in charges))
+    norms = [charge.max_grad_norm for charge in charges]
+    low, high = min(norms), max(norms)
+    norm = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return (
+        f"      {_sampled(whole)}, sigma = {first.noise_multiplier:g}, C = {norm}"
+        + _truncation(first.truncation)
+        + _counted(first)
+        + _off_plan(first)
+    )
+
+
+def _counted(charge: Charge) -> str:
+    noises = charge.noise_beside_count
+    if noises is None:
+        return ""
+    return (
+        f", together of gradients (sigma = {noises.gradients:g}) and of the"
+        f" count of those within C (noise {noises.count_stddev:g})"
+    )
 
 
 def _sampled(charge: Charge) -> str:
     if charge.steps_per_pass is None:
         return f"{charge.count} x q = {charge.sampling_probability:g}"
     num_passes = charge.to_release().num_participations
-    return f"{num_passes} x a pass of {charge.steps_per_pass} steps"
+    passes = f"{num_passes} x a pass of {charge.steps_per_pass}"
+    if charge.disjoint is None:
+        return f"{passes} steps"
+    return f"{passes} disjoint batches by {charge.disjoint}"
 
 
 def _compared(sentences: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ rests on a library that others review, and not on the code that made it.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final, final
 from dp import _checks
 from dp._advisories import advisories_since
 from dp._reports import Finding, Report, lines_of
-from dp.accounting import ReferenceAccountant, epsilon
+from dp.accounting import ReferenceAccountant, Risk, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
+from dp.accounting._counted import check_counted
 from dp.accounting._reference import compose
 from dp.accounting._release import first_releases, is_allocated
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
@@ -169,6 +170,14 @@ def _findings(
         yield _same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
         )
+    for field in fields(Risk):
+        yield _same_number(
+            f"risk: {field.name}",
+            getattr(c.risk, field.name),
+            getattr(numbers.risk, field.name),
+            computed,
+            allowed,
+        )
     yield from _lower_bound(c)
     for name in _COUNTS:
         yield _same_number(name, getattr(c, name), getattr(numbers, name))
@@ -219,8 +228,10 @@ def _findings_of_run(
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
     yield _advised(f"{prefix}advisories", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
-    if run.is_allocated:
+    if run.has_passes:
         yield _whole_passes(f"{prefix}passes", run)
+    if any(charge.noise_beside_count is not None for charge in run.charges):
+        yield _noise_of_counts(f"{prefix}noise beside counts", run)
     yield Finding(
         claim=f"{prefix}planned steps",
         holds=run.claimed_steps <= plan.steps,
@@ -256,7 +267,8 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     bound = [charge for charge in run.charges if charge.public is None]
     probabilities = {charge.to_release().sampling_probability for charge in bound}
     alike = {charge.truncation for charge in bound} <= {plan.truncation}
-    allocated = {charge.steps_per_pass for charge in bound} <= {plan.steps_per_pass}
+    passes = {(charge.steps_per_pass, charge.disjoint) for charge in bound}
+    allocated = passes <= {(plan.steps_per_pass, plan.disjoint)}
     return Finding(
         claim=claim,
         holds=probabilities <= {plan.sampling_probability} and alike and allocated,
@@ -268,7 +280,7 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
 
 
 def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether every pass by random allocation was charged whole."""
+    """Return whether every pass was charged whole."""
     partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]
     return Finding(
         claim=claim,
@@ -276,6 +288,23 @@ def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
         detail=f"charged for parts of passes: {partial}"
         if partial
         else "every pass was charged whole",
+    )
+
+
+def _noise_of_counts(claim: str, run: CertifiedRun) -> Finding:
+    """Return whether gradients and counts have together the noise they are charged as."""
+    wrong = []
+    for charge in run.charges:
+        try:
+            check_counted(charge.noise_multiplier, charge.noise_beside_count)
+        except ValueError as error:
+            wrong.append(str(error))
+    return Finding(
+        claim=claim,
+        holds=not wrong,
+        detail=wrong[0]
+        if wrong
+        else "gradients and counts have the noise they are charged as",
     )
 
 

@@ -8,7 +8,6 @@ that help, ``epsilon`` and ``calibrate`` answer at once.
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,6 +19,7 @@ from dp.cli._planning import calibrate_command, epsilon_command
 from dp.cli._published import compose_command, verify_command
 from dp.cli._train_command import predict_command, train_command
 from dp.exceptions import PrivacyError
+from forwarding import __version__
 
 
 __all__ = ("main",)
@@ -52,7 +52,7 @@ def _name() -> str:
 
 def _tell_version(value: bool) -> None:  # noqa: FBT001 -- typer's signature
     if value:
-        typer.echo(f"dp, of forwarding {version('forwarding')}")
+        typer.echo(f"dp, of forwarding {__version__}")
         raise typer.Exit
 
 

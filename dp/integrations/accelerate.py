@@ -20,7 +20,7 @@ loss is a function that returns a vector::
 the plan's ``max_grad_norm``, and there is none before ``step``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, cast, final, overload
 
 from accelerate.utils import send_to_device
@@ -37,7 +37,12 @@ from dp.optimizer import DPOptimizer
 from dp.sampling import TicketedLoader
 
 
-__all__ = ("AcceleratedLoader", "prepare", "private_loss", "private_optimizer")
+__all__ = (
+    "AcceleratedLoader",
+    "prepare",
+    "private_loss",
+    "private_optimizer",
+)
 
 
 def prepare(accelerator: Any, *objects: Any) -> Any:
@@ -54,6 +59,13 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
     Returns:
         The prepared objects, in the same order; one alone if there was one.
     """
+    return prepare_by(accelerator.prepare, accelerator, *objects)
+
+
+def prepare_by(
+    prepare: Callable[..., Any], accelerator: Any, *objects: Any, **kwargs: Any
+) -> Any:
+    """Return *objects* as :func:`prepare` does, the others by a function of accelerate's."""
     warn_about_plateau_schedulers(objects)
     loaders = {
         position: AcceleratedLoader(item, accelerator)
@@ -61,9 +73,8 @@ def prepare(accelerator: Any, *objects: Any) -> Any:
         if isinstance(item, TicketedLoader)
     }
     others = [item for item in objects if not isinstance(item, TicketedLoader)]
-    prepared = iter([accelerator.prepare(*others)] if len(others) == 1 else ())
-    if len(others) > 1:
-        prepared = iter(accelerator.prepare(*others))
+    made = prepare(*others, **kwargs) if others else ()
+    prepared = iter([made] if len(others) == 1 else made)
     results = tuple(
         loaders[position] if position in loaders else next(prepared)
         for position in range(len(objects))

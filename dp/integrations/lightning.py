@@ -34,7 +34,7 @@ from dp.optimizer import DPOptimizer
 from dp.sampling import Unamplified
 
 
-__all__ = ("PrivacyCallback",)
+__all__ = ("PrivacyCallback", "unlogged")
 
 _NAME: Final = "epsilon"
 _LOGS: Final = ("log", "log_dict")
@@ -53,10 +53,29 @@ class PrivacyCallback(Callback):
 
     Raises:
         UnsupportedOperationError: When training starts, if no optimizer is private,
-            or if the trainer is to clip gradients.
+            if the trainer is to clip gradients, or if on several devices it would
+            choose their examples (``use_distributed_sampler=False`` lets the loader).
         SamplingMismatchError: When training starts, if the trainer accumulates another
             number of batches than the loader makes of one draw.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a sampler that Lightning would put into the loader of several devices.
+
+        Before Lightning tries, and fails with a traceback that does not say why.
+        """
+        del pl_module
+        connector = trainer._accelerator_connector  # noqa: SLF001 -- nowhere else
+        if (
+            stage == "fit"
+            and trainer.world_size > 1
+            and connector.use_distributed_sampler
+        ):
+            raise UnsupportedOperationError(
+                "use_distributed_sampler=True would choose the examples of each device,"
+                " which the private loader draws for all of them; pass"
+                " use_distributed_sampler=False to the Trainer"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what the trainer was told against what a private step does."""
@@ -76,7 +95,7 @@ class PrivacyCallback(Callback):
         for optimizer in private:
             _check_accumulation(trainer, optimizer)
             # Losses that are evaluated again would be logged, and averaged, twice.
-            optimizer.mechanism.watch.silenced[:] = [partial(_unlogged, pl_module)]
+            optimizer.mechanism.watch.silenced[:] = [partial(unlogged, pl_module)]
         warn_about_plateau_schedulers(
             config.scheduler for config in trainer.lr_scheduler_configs
         )
@@ -117,7 +136,7 @@ def _log(private: list[DPOptimizer], pl_module: LightningModule) -> None:
 
 
 @contextmanager
-def _unlogged(module: LightningModule) -> Iterator[None]:
+def unlogged(module: LightningModule) -> Iterator[None]:
     """Let *module* log nothing."""
     attributes: dict[str, Any] = vars(module)
     before: dict[str, Any] = {

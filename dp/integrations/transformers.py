@@ -7,8 +7,9 @@ One class and one argument of a script change::
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -28,15 +29,18 @@ from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
 from dp.integrations._plateau import warn_about_plateau_schedulers
+from dp.integrations._report import card_section, with_section
+from dp.integrations._trainer_arguments import check_arguments, check_strategy
 from dp.integrations._unwrapping import (
     find_private_optimizer,
     require_private_optimizer,
 )
-from dp.micro_batches import MicroBatches, split_batch
+from dp.micro_batches import MicroBatches, split_batch, split_by_unit
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
-from dp.sampling import PoissonLoader, Unamplified
+from dp.sampling import PoissonLoader, TicketedLoader, Unamplified
 from dp.sampling._loader_of import loader_of
+from dp.sampling._units import Units
 
 
 __all__ = (
@@ -84,8 +88,15 @@ class PrivacyCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Stop training if the plan allows no other step."""
-        del args, state
+        """Stop training if the plan allows no other step.
+
+        The epoch is how often an example was drawn on average, resumed or not: the
+        Trainer counts from the draws of this process, of which there are fewer.
+        """
+        loader = kwargs.get("train_dataloader")
+        if isinstance(loader, TicketedLoader | MicroBatches):
+            parts = args.gradient_accumulation_steps
+            state.epoch = state.global_step * parts / len(loader)
         if require_private_optimizer(kwargs["optimizer"]).ledger.is_exhausted:
             control.should_training_stop = True
 
@@ -132,14 +143,32 @@ class PrivateTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._become_private(
+            plan, unsafe_log_loss=unsafe_log_loss, check_first=check_first
+        )
+
+    def _become_private(
+        self,
+        plan: PrivacyPlan,
+        *,
+        unsafe_log_loss: bool = False,
+        check_first: bool = True,
+        units: Units | None = None,
+        max_per_unit: int | None = None,
+        assumptions: Sequence[str] = (),
+    ) -> None:
+        """Take a plan; also of a Trainer that was built before its class became ours."""
+        check_strategy(self)
+        check_arguments(self.args, plan)
         self.plan = plan
         self._is_to_be_checked = check_first
+        self._units = {"units": units, "max_per_unit": max_per_unit}
+        self._assumptions = tuple(assumptions)
+        self._rows: Any = None
         self._collate: Callable[[list[Any]], Any] | None = None
         self.unsafe_log_loss = unsafe_log_loss
         self._loader: PoissonLoader | None = None
         self._known: DPOptimizer | None = None
-        _check_strategy(self)
-        _check_arguments(self.args, plan)
         if self.args.max_steps < 0:
             self.args.max_steps = plan.steps
         # A checkpoint is resumed with new draws: there are no old ones to skip.
@@ -153,7 +182,7 @@ class PrivateTrainer(Trainer):
 
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost."""
-        return self.private_optimizer.certificate()
+        return self.private_optimizer.certificate(assumptions=self._assumptions)
 
     def make_private(
         self, optimizer: Optimizer, loader: PoissonLoader | None
@@ -164,7 +193,7 @@ class PrivateTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Return the loader of the plan's batches, set up as the Trainer's own."""
         own = super().get_train_dataloader()
-        self._collate = own.collate_fn
+        self._collate, self._rows = self._collation(own.collate_fn), own.dataset
         if isinstance(self.plan.sampling, Unamplified):
             return own
         probability = self.plan.sampling.sampling_probability
@@ -172,7 +201,7 @@ class PrivateTrainer(Trainer):
             self.plan.sampling,
             own.dataset,
             steps=min(self.plan.steps, max(1, round(1 / probability))),
-            collate_fn=own.collate_fn,
+            collate_fn=self._collate,
             num_workers=own.num_workers,
             pin_memory=own.pin_memory,
             timeout=own.timeout,
@@ -180,11 +209,18 @@ class PrivateTrainer(Trainer):
             multiprocessing_context=own.multiprocessing_context,
             prefetch_factor=own.prefetch_factor,
             persistent_workers=own.persistent_workers,
+            **self._units,
         )
         parts = self.args.gradient_accumulation_steps
         return (
             self._loader if parts == 1 else MicroBatches(self._loader, per_step=parts)
         )
+
+    def _collation(
+        self, collate: Callable[[list[Any]], Any]
+    ) -> Callable[[list[Any]], Any]:
+        """Return how training examples are collated; the first axis is the examples'."""
+        return collate
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Create the Trainer's optimizer, and make it private.
@@ -275,15 +311,22 @@ class PrivateTrainer(Trainer):
             step: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return step
         total = torch.zeros((), device=self.args.device)
-        parts = split_batch(inputs, max_examples=self._train_batch_size)
-        for part in parts:
-            loss = super().training_step(model, part, num_items_in_batch)
-            total += loss / len(parts)
-        return total
+        num_parts = 0
+        for part in self._parts_of(inputs):
+            total += super().training_step(model, part, num_items_in_batch)
+            num_parts += 1
+        return total / max(1, num_parts)
+
+    def _parts_of(self, inputs: Any) -> Iterable[Any]:
+        """Return a draw in parts that the device shall hold, no unit in two of them."""
+        at_once = self._train_batch_size
+        if self._units["units"] is None or self._loader is None:
+            return split_batch(inputs, max_examples=at_once)
+        return split_by_unit(self._loader, inputs, max_examples=at_once)
 
     def _check(self, model: Any) -> None:
         """Run :func:`dp.check` on a few examples; it leaves no trace of itself."""
-        dataset: Any = self.train_dataset
+        dataset = self._rows
         num_at_once = max(2, min(_NUM_CHECKED, self._train_batch_size))
         places = range(min(num_at_once, len(dataset)))
         if len(places) < 2 or self._collate is None:  # noqa: PLR2004 -- a pair
@@ -296,6 +339,23 @@ class PrivateTrainer(Trainer):
 
         plain = self.accelerator.unwrap_model(model)
         check(plain, losses_of, batch, num_compared=2).raise_if_failed()
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Return 0: what a batch costs to compute tells how many examples it has.
+
+        The sum over the run would be saved in every checkpoint and logged at the end,
+        and no noise is added to it.
+        """
+        return 0
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Create the Trainer's model card, with a section on privacy."""
+        super().create_model_card(*args, **kwargs)
+        private = find_private_optimizer(self.optimizer)
+        if private is not None and self.is_world_process_zero():
+            path = Path(str(self.args.output_dir)) / "README.md"
+            card = with_section(path.read_text("utf-8"), card_section(private))
+            path.write_text(card, encoding="utf-8")
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log what the guarantee covers, and epsilon with it."""
@@ -322,45 +382,3 @@ class PrivateTrainer(Trainer):
             " by the result, which no ledger of one run covers; search on public data,"
             " or plan for every trial and add their costs up"
         )
-
-
-def _check_strategy(trainer: Any) -> None:
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
-        raise UnsupportedOperationError(
-            f"the Trainer's {name} sums gradients over examples while it computes them,"
-            " so none could be clipped alone; train without it, or with FSDP2 in a"
-            " loop of your own"
-        )
-    if trainer.args.n_gpu > 1:
-        raise UnsupportedOperationError(
-            f"Trainer would use DataParallel on {trainer.args.n_gpu} devices; show it"
-            " one by CUDA_VISIBLE_DEVICES"
-        )
-
-
-def _check_arguments(args: TrainingArguments, plan: PrivacyPlan) -> None:
-    default = 1.0  # Trainer's own, so it cannot be told from one that was meant.
-    if args.max_grad_norm not in (0, default, plan.max_grad_norm):
-        raise ValueError(
-            f"max_grad_norm={args.max_grad_norm!r}, but the plan clips each example at"
-            f" {plan.max_grad_norm!r}, and nothing else is clipped; make them equal"
-        )
-    if args.max_steps > plan.steps:
-        raise ValueError(
-            f"max_steps={args.max_steps}, but the plan has {plan.steps} steps; plan for"
-            " as many as will be taken, or leave max_steps out"
-        )
-    if args.dataloader_drop_last or args.train_sampling_strategy != "random":
-        raise ValueError(
-            f"train_sampling_strategy={args.train_sampling_strategy!r} and"
-            f" dataloader_drop_last={args.dataloader_drop_last!r} choose batches that"
-            " the plan must draw; leave them at 'random' and False"
-        )
-    if isinstance(plan.sampling, Unamplified):
-        parts = plan.sampling.backwards_per_step
-        if args.gradient_accumulation_steps != parts:
-            raise ValueError(
-                f"gradient_accumulation_steps={args.gradient_accumulation_steps}, but"
-                f" the plan is {plan.sampling!r}; make the two numbers equal"
-            )

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, final
 
 from dp import _checks
+from dp._typing import Assignment
+from dp.accounting._counted import NoiseBesideCount, check_counted
 from dp.accounting._release import Release, Truncation
 from dp.exceptions import LedgerError
 
@@ -45,13 +47,17 @@ class Charge:
         max_grad_norm: Sensitivity of the sums that were noised.
         count: How many.
         truncation: How a batch was made smaller, if it was.
-        steps_per_pass: Steps of a pass by random allocation, all of which are charged
-            at once; None for Poisson samples.
+        steps_per_pass: Steps of a pass by random allocation, or of disjoint batches,
+            all of which are charged at once; None for Poisson samples.
+        disjoint: How the disjoint batches of a pass are assigned; None for samples.
         planned_noise_multiplier: What they are accounted at where more noise was added
             than planned: the plan's, since the surplus may depend on earlier releases.
         planned_sampling_probability: The same where less was sampled than planned.
         public: Why the numbers are public, where they are not the plan's and were
             declared so.
+        noise_beside_count: The noise on the sum and on a count of the gradients within
+            ``max_grad_norm``, where one was released beside it: then
+            ``noise_multiplier`` is what the two are charged as.
     """
 
     sampling_probability: float
@@ -60,9 +66,11 @@ class Charge:
     count: int
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
+    disjoint: Assignment | None = None
     planned_noise_multiplier: float | None = None
     planned_sampling_probability: float | None = None
     public: str | None = None
+    noise_beside_count: NoiseBesideCount | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
@@ -73,7 +81,9 @@ class Charge:
         """
         truncation = row.get("truncation")
         smaller = None if truncation is None else Truncation(**truncation)
-        return cls(**{**row, "truncation": smaller})
+        split = row.get("noise_beside_count")
+        noises = None if split is None else NoiseBesideCount(**split)
+        return cls(**{**row, "truncation": smaller, "noise_beside_count": noises})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the charge in plain types, without what it has not."""
@@ -83,8 +93,12 @@ class Charge:
                 row[name] = getattr(self, name)
         if self.truncation is not None:
             row["truncation"] = asdict(self.truncation)
+        if self.noise_beside_count is not None:
+            row["noise_beside_count"] = asdict(self.noise_beside_count)
         if self.steps_per_pass is not None:
             row["steps_per_pass"] = self.steps_per_pass
+        if self.disjoint is not None:
+            row["disjoint"] = self.disjoint
         return row
 
     def to_release(self) -> Release:
@@ -96,6 +110,7 @@ class Charge:
             count=self.count,
             truncation=self.truncation,
             steps_per_pass=self.steps_per_pass,
+            disjoint=self.disjoint,
         )
 
 
@@ -171,6 +186,7 @@ def _charge(row: Mapping[str, Any]) -> Charge:
         charge = Charge.from_dict(row)
         charge.to_release()
         _check_bounded(charge)
+        check_counted(charge.noise_multiplier, charge.noise_beside_count)
         _checks.positive(max_grad_norm=charge.max_grad_norm)
     except (AttributeError, TypeError, ValueError) as error:
         raise LedgerError(f"the ledger holds a damaged charge: {error}") from error

@@ -18,6 +18,7 @@ from typing import Any, Final, final
 
 from dp._advisories import ADVISORIES
 from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
+from dp.accounting._counted import NoiseBesideCount, check_counted
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import (
@@ -204,10 +205,11 @@ class Ledger:
         truncation: Truncation | None = None,
         public: str | None = None,
         in_pass: PassStep | None = None,
+        noise_beside_count: NoiseBesideCount | None = None,
     ) -> None:
         """Charge one release, before anything of it exists.
 
-        A pass by random allocation is charged as a whole, at the first of its steps
+        A pass, by random allocation or of disjoint batches, is charged as a whole, at the first of its steps
         that is released; the others are paid for by then.
 
         Args:
@@ -217,9 +219,12 @@ class Ledger:
             truncation: How the batch was made smaller, if it was.
             public: Why the numbers are public, where they are not the plan's: they were
                 fixed beforehand, or follow from public facts alone.
-            in_pass: Which step of which pass it is, by random allocation.
+            in_pass: Which step of which pass it is; None for samples.
+            noise_beside_count: The noise on the sum and on a count beside it, where
+                there is one: *noise_multiplier* is of the two together.
 
         Raises:
+            ValueError: If the two have less noise together; nothing is charged.
             BudgetExhaustedError: If the plan does not allow it; nothing is charged.
             PrivacyError: If it costs more than planned, and neither *public* nor a
                 Renyi filter covers that, or if the charge of a pass does not.
@@ -232,7 +237,9 @@ class Ledger:
             count=1,
             truncation=truncation,
             public=public,
+            noise_beside_count=noise_beside_count,
         )
+        check_counted(noise_multiplier, noise_beside_count)
         if place is not None:
             charge = charged_whole(charge, place, self._plan)
         with self._lock:
@@ -420,6 +427,7 @@ class Ledger:
             and release.sampling_probability == plan.sampling_probability
             and release.truncation == plan.truncation
             and release.steps_per_pass == plan.steps_per_pass
+            and release.disjoint == plan.disjoint
         )
 
 

@@ -1,4 +1,4 @@
-"""Passes by random allocation: one charge for all steps of a pass.
+"""Passes of random allocation or of disjoint batches: one charge for all their steps.
 
 What a pass costs is proven for whole passes with one noise multiplier. So a pass is
 charged before its first release, and a later one is covered by that charge only if it
@@ -14,7 +14,7 @@ from typing import final
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.ledger._charge import Charge
 from dp.plan import PrivacyPlan
-from dp.sampling import PassStep, RandomAllocation
+from dp.sampling import PassStep
 
 
 __all__ = ("PaidPass", "charged_whole", "check_place")
@@ -76,11 +76,9 @@ def check_place(
         SamplingMismatchError: If it is missing or another scheme's.
         PrivacyError: If there is less noise than planned.
     """
-    scheme = plan.sampling
-    steps = scheme.steps_per_pass if isinstance(scheme, RandomAllocation) else None
-    if (None if in_pass is None else in_pass.num_steps) != steps:
+    if (None if in_pass is None else in_pass.num_steps) != plan.steps_per_pass:
         raise SamplingMismatchError(
-            f"the release is {_named(in_pass)}, but the plan draws by {scheme!r};"
+            f"the release is {_named(in_pass)}, but the plan draws by {plan.sampling!r};"
             " release batches of plan.loader(dataset)"
         )
     check_noise_of_passes(plan, noise_multiplier)
@@ -88,7 +86,7 @@ def check_place(
 
 
 def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
-    """Raise if passes by random allocation would have less noise than planned.
+    """Raise if a step of a pass would have less noise than planned.
 
     Raises:
         PrivacyError: Whether the number is public or not.
@@ -97,8 +95,8 @@ def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
     if plan.steps_per_pass is not None and noise_multiplier < planned:
         raise PrivacyError(
             f"noise_multiplier={noise_multiplier!r} is below the plan's {planned!r}: no"
-            " bound is proven for random allocation with less noise in some step of a"
-            " pass. Plan with PoissonSampling to lower it during a run"
+            " bound is proven for less noise in some step of a pass, which has one"
+            " charge. Plan with PoissonSampling to lower it during a run"
         )
 
 
@@ -113,6 +111,7 @@ def charged_whole(charge: Charge, place: PassStep, plan: PrivacyPlan) -> Charge:
         noise_multiplier=plan.noise_multiplier_at(0),
         count=place.num_steps,
         steps_per_pass=place.num_steps,
+        disjoint=plan.disjoint,
         public=None,
     )
 

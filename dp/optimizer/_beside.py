@@ -64,8 +64,10 @@ def look_beside(
             " from released ones, as by a clamp after step, are fine",
             stacklevel=5,
         )
-    ours = {id(parameter) for parameter in owned}
     leaves = beside.leaves(losses)
+    if not leaves:
+        return
+    ours = {*map(id, owned)}
     others = [
         leaf
         for leaf in leaves

@@ -20,7 +20,7 @@ from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping
+from dp.clipping import Clipping, QuantileClipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
@@ -32,6 +32,7 @@ from dp.optimizer._beside import look_beside, sentences
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
+    hook_layers_around,
     private_owner_of,
     protect,
     refresh,
@@ -176,7 +177,7 @@ class DPOptimizer(TransparentOptimizer):
         )
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
-        protect(self)
+        protect(self, accept=_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -366,7 +367,7 @@ class DPOptimizer(TransparentOptimizer):
             self.mechanism.beside,
             losses,
             parameters,
-            owned=tuple(self._all_parameters()),
+            owned=self._all_parameters(),
             ledger_of=_ledger_of,
             ledger=self.ledger,
         )
@@ -407,6 +408,8 @@ class DPOptimizer(TransparentOptimizer):
             RanksDivergedError: If processes that train together do not agree.
         """
         loss = _evaluated(closure)
+        if not self.mechanism.beside.has_updated:
+            hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             self._set_private_gradients()
@@ -428,7 +431,7 @@ class DPOptimizer(TransparentOptimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
-        self.mechanism.step.show([p.grad for p in parameters if p.grad is not None])
+        self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make sure that the batch at hand is all that a release would be about.
@@ -597,7 +600,9 @@ class DPOptimizer(TransparentOptimizer):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            num_parameters=sum(p.numel() for p in self._all_parameters()),
+            # A count beside the gradients is one more number that was noised.
+            num_parameters=sum(p.numel() for p in self._all_parameters())
+            + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(*sentences(self.mechanism.beside), *assumptions),
@@ -611,10 +616,14 @@ class DPOptimizer(TransparentOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        protect(self)
+        protect(self, accept=_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]
+
+
+def _accept_writes(optimizer: DPOptimizer) -> None:
+    optimizer.mechanism.beside.accept(optimizer._trainable())  # noqa: SLF001 -- its own module
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:

@@ -10,7 +10,7 @@ stays on the layer it was set on: forwarded, it would call itself for ever.
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
 from torch import Tensor
@@ -168,6 +168,6 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
         for name in _HOOKS:
             vars(self).setdefault(name, OrderedDict())
 
-    def _all_parameters(self) -> Iterator[Tensor]:
-        for group in self.param_groups:
-            yield from cast("list[Tensor]", group["params"])
+    def _all_parameters(self) -> list[Tensor]:
+        groups = [cast("list[Tensor]", group["params"]) for group in self.param_groups]
+        return groups[0].copy() if len(groups) == 1 else [*chain.from_iterable(groups)]

@@ -8,6 +8,7 @@ from torch import Tensor
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
+from dp.optimizer._adapts import check_adapts
 from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, TicketedLoader, Unamplified, UnamplifiedLoader
@@ -129,6 +130,7 @@ def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
     """Return *clipping*, or flat clipping; raise if it is not what *plan* noises."""
     if clipping is None:
         return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
+    check_adapts(plan, clipping)
     sensitivity = clipping.sensitivity("add_or_remove_one")
     if sensitivity != plan.max_grad_norm_at(0):
         raise ValueError(

@@ -3,7 +3,7 @@
 from dp.per_sample._compile_backend import compile_backend
 from dp.per_sample._engine import Engine
 from dp.per_sample._grad_sample import clear_grad_samples, from_grad_samples
-from dp.per_sample._gradients import PerSampleGradients
+from dp.per_sample._gradients import JointSums, PerSampleGradients
 from dp.per_sample._graph.public import Declared
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.custom import rule_for
@@ -13,6 +13,7 @@ from dp.per_sample._rules.table import check_torch
 __all__ = (
     "Declared",
     "Engine",
+    "JointSums",
     "PerSampleGradients",
     "Verification",
     "clear_grad_samples",

@@ -59,6 +59,9 @@ class BackwardPass:
         self._num_samples = num_samples
         self._sites: list[_Item] = []
         self._stacks: list[BatchedLayers] = []
+        # Example: activations of 100, 50 and 20 MB are 170 MB together, so gradients
+        # may take 8.5 MB at the start, and 20 MB more once the pass has freed the last
+        # layer's.
         budget = MemoryBudget(
             max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
         )
@@ -75,6 +78,9 @@ class BackwardPass:
                 if layouts is None
                 else RuleContext(use, layouts, num_samples, budget)
             )
+            # Of rfft(x) * w with a real w, a rule's products are complex; the node's
+            # own backward takes the conjugate and the real part, as it must be for a
+            # real parameter.
             rule = None if _is_complex(site) else fitting_rule(site)
             if rule is None:
                 check_norm(site.use)
@@ -112,7 +118,11 @@ class BackwardPass:
             keep_graph: Whether another pass will follow.
         """
         roots = take_over(self._graph, [(site, rule) for site, rule, _ in self._sites])
+        # Of two layers, the first is the last use: the pass ends at the gradient of its
+        # output, and no gradient of a weight, nor of the data, is ever computed. The
+        # second layer is served by a hook, when the gradient of its output passes.
         edges = self._edges()
+        # No loss depends on one of the parameters: the graph is of others' alone.
         if not edges:
             return
         postponed: list[tuple[_Item, Grads]] = []
@@ -122,12 +132,17 @@ class BackwardPass:
                 cast("list[Tensor]", [losses, *(root.edge for root in roots)]),
                 edges,
                 [seeds, *(root.buffer for root in roots)],
+                # Nodes that are run again need what they saved, which autograd would
+                # free.
                 retain_graph=keep_graph or self._waits_for_nodes(),
+                # Where a node before it sent None, an edge has no gradient.
                 allow_unused=True,
             )
         finally:
             for handle in handles:
                 handle.remove()
+        # In the order of the edges, so that pop() gives the first and lets go of it:
+        # what has been served is freed before the next is held.
         remaining: list[Tensor | None] = [*reversed(gradients)]
         del gradients
         with torch.no_grad():
@@ -160,6 +175,8 @@ class BackwardPass:
         handles = []
         for item in self._sites:
             site, rule, _ = item
+            # The last uses are the ends of the pass, which needs no hook to find their
+            # gradients.
             if not site.use.is_last:
                 hook = (
                     partial(_postpone, postponed, item)
@@ -185,6 +202,8 @@ class BackwardPass:
                 from its end, so that nothing holds it any longer.
         """
         for site, rule, bytes_freed in self._last():
+            # Example: of an LSTM's outputs (y, h, c) the losses may depend on 0 and 2:
+            # the rule is given [gy, None, gc].
             grads: dict[int, Tensor | None] = {
                 output: remaining.pop() for output in site.use.outputs
             }
@@ -207,6 +226,7 @@ class BackwardPass:
     def _add(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads
     ) -> None:
+        # Activations were freed whether a gradient flows or not.
         site.budget.credit(bytes_freed)
         if all(grad is None for grad in grads):
             return

@@ -97,8 +97,12 @@ class Engine:
                 pass, where it is verified.
             ValueError: If *units* are no whole numbers of the shape of the losses.
         """
+        # Example: losses [0.5, 2.0, 1.0] with units [7, 7, 9] are two units, 0 and 1:
+        # with "sum" the losses 2.5 and 1.0, with "mean" 1.25 and 1.0.
         whose = Units.of(losses, units)
         nonfinite_U = whose.nonfinite(losses)
+        # Nothing to differentiate: every gradient is zero, or dropped, as the norms
+        # say. An empty batch comes here too, since all() of nothing is true.
         is_detached = losses.grad_fn is None
         if is_detached or bool(nonfinite_U.all()):
             return PerSampleGradients(
@@ -106,8 +110,10 @@ class Engine:
             )
         root = (losses.grad_fn, losses.output_nr)
         known = self._graphs.find(root, parameters, whose)
+        # Before any gradient exists, so that a refused batch has released nothing.
         if admit_data is not None:
             admit_data(kept_data(known.graph.uses, root))
+        # One unit alone mixes with nobody.
         if batch and whose.num_units > 1:
             uses, owners = known.graph.uses, known.plan.owners
             check_batch(uses, owners, batch, num_units=whose.num_units)
@@ -124,6 +130,8 @@ class Engine:
         if not passes.parameters or not self._verifier.is_due():
             return passes.last()
         root = passes.root
+        # What was remembered is verified with the rest: by a walk over the graph as it
+        # is.
         self._graphs.check_recognised(passes.known, root, passes.parameters)
         return self._verifier.verified(passes)
 

@@ -38,6 +38,8 @@ def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None
     }
     if not rows_of:
         return None
+    # As of a parameter that one of several backward passes did not reach: which of its
+    # rows are missing is not known.
     sizes = {len(rows) for rows in rows_of.values()}
     if len(sizes) > 1:
         raise ValueError(
@@ -51,10 +53,13 @@ def from_grad_samples(parameters: Sequence[Tensor]) -> PerSampleGradients | None
                 f"the rows of grad_sample have shape {tuple(rows.shape[1:])}, but the"
                 f" parameter has {shape}; give each example the parameter's shape"
             )
+    # [B, *shape], held already.
     parts: dict[int, Sequence[GradPart]] = {
         i: [MaterializedGrads(rows)] for i, rows in rows_of.items()
     }
     first = next(iter(rows_of.values()))
+    # The losses are not known. A gradient that is not finite has a norm that is not,
+    # and is dropped by that.
     nonfinite_B = wide(first.new_zeros(len(first)))
     return PerSampleGradients(parts, parameters, nonfinite_B)
 
@@ -69,5 +74,6 @@ def clear_grad_samples(parameters: Iterable[Tensor]) -> None:
 def _rows(parameter: Tensor) -> Tensor | None:
     rows: Tensor | list[Tensor] | None = getattr(parameter, "grad_sample", None)
     if isinstance(rows, list):
+        # One tensor for each micro-batch: two of [4, P] are 8 examples.
         return torch.cat(rows).detach() if rows else None
     return None if rows is None else rows.detach()

@@ -9,7 +9,7 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 ``F`` elements of many small parameters together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -31,7 +31,7 @@ from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
 
 
-__all__ = ("BatchedGrads", "PerSampleGradients")
+__all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
 
 # Units in the last place by which a sum of three terms that cancel may be too small.
 _MARGIN: Final = 8.0
@@ -49,6 +49,22 @@ class BatchedGrads:
 
     indices: Sequence[int]
     part: MaterializedGrads | FactoredGrads
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JointSums:
+    """Weighted sums of small parameters, which were found in one computation.
+
+    Attributes:
+        indices: The indices of the parameters.
+        memory: All the sums, each element once, behind one another.
+        sums: The sum of each parameter, in *memory*.
+    """
+
+    indices: Sequence[int]
+    memory: Tensor
+    sums: Sequence[Tensor]
 
 
 @final
@@ -75,7 +91,8 @@ class PerSampleGradients:
         self._parameters = parameters
         self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))
-        self._device_types = {p.device.type for p in (nonfinite_B, *parameters)}
+        devices = {p.device for p in (nonfinite_B, *parameters)}
+        self._device_types = {device.type for device in devices}
         self._loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self._norms: tuple[Sequence[int], Tensor] | None = None
@@ -94,8 +111,12 @@ class PerSampleGradients:
         if self._norms is not None and self._norms[0] == [*group_of]:
             return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
+            # Example: two groups and three examples, of which the last has a loss of
+            # NaN: [[9, 0, inf], [16, 4, inf]]. Clipping to one norm adds the rows: 25,
+            # 4, inf.
             norms_GB = torch.stack(self._scaled_norms(group_of))
         if self._loss_scale != 1:
+            # Gradients of 128 times the losses have 16384 times the squared norms.
             norms_GB = norms_GB / self._loss_scale**2
         self._norms = [*group_of], norms_GB
         return norms_GB.clone()
@@ -120,26 +141,64 @@ class PerSampleGradients:
             sums: One tensor for each parameter, in float32 or float64.
             beta: 1, or 0 to overwrite *sums*, which may then hold anything.
         """
+        self._weigh(factors_GB, group_of, lambda _: sums, beta)
+
+    def weighted_sums(
+        self,
+        factors_GB: Float[Tensor, "G B"],
+        group_of: Sequence[int],
+        allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+    ) -> Sequence[Tensor]:
+        """Return each example's gradient, times its factor, added up.
+
+        As :meth:`add_weighted_sum` into new memory, without the copy of small sums.
+
+        Args:
+            factors_GB: The factors, by group and example.
+            group_of: The group of each parameter.
+            allocated: Given sums that are finished, returns one tensor for each
+                parameter, in float32 or float64: such a sum itself, or memory that may
+                hold anything.
+        """
+        return self._weigh(factors_GB, group_of, allocated, beta=0)
+
+    def _weigh(
+        self,
+        factors_GB: Tensor,
+        group_of: Sequence[int],
+        allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+        beta: int,
+    ) -> Sequence[Tensor]:
+        # Zero times infinity is NaN, for everybody's sum: in Opacus 1.6.0 one such
+        # example made the whole noised gradient NaN. So what is dropped is filled with
+        # zeros, not multiplied; copies are made only where a group has such an example.
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
         if self._loss_scale != 1:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
-            added = self._small_sums(factors_GB, dropped_GB, any_dropped, group_of)
-            _add_all([sums[index] for index in added], [*added.values()], beta)
+            joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            sums = allocated(joint)
+            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
+            waiting = [i for i, total in added.items() if sums[i] is not total]
+            _add_all([sums[i] for i in waiting], [added[i] for i in waiting], beta)
             for index, total in enumerate(sums):
                 if index not in added:
                     group = group_of[index]
                     mask_B = dropped_GB[group] if any_dropped[group] else None
                     self._add_large(index, factors_GB[group], mask_B, total, beta)
+        return sums
 
     def _scaled_norms(self, group_of: Sequence[int]) -> list[Tensor]:
         """Return the squared norms by group, of the losses times the loss scale."""
         device = self._nonfinite_B.device
+        # Infinite from the start where the loss is not finite, whatever its gradients
+        # are.
         norms = [self._nonfinite_B.clone() for _ in range(max(group_of, default=0) + 1)]
         for flat in self._flat_parts(group_of):
             norms[flat.group] += flat.part.squared_norms().to(device)
         for stack in self._stacks:
+            # Of 3 layers and 2 examples [6], layer by layer: [3, 2].
             norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
             groups = [group_of[index] for index in stack.indices]
             for group, rows_LB in _by_group(norms_LB, groups):
@@ -165,36 +224,42 @@ class PerSampleGradients:
             usable.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
             beta = 1  # The next use is added to the first.
         if not beta:
+            # No use in this batch: the sum is zero, and gets its noise as any other.
             total.zero_()
 
-    def _small_sums(
+    def _joint_sums(
         self,
         factors_GB: Tensor,
         dropped_GB: Tensor,
         any_dropped: Sequence[bool],
         group_of: Sequence[int],
-    ) -> dict[int, Tensor]:
+    ) -> list[JointSums]:
         """Return the weighted sums of the parameters that are handled with others."""
-        added: dict[int, Tensor] = {}
+        joint: list[JointSums] = []
         for flat in self._flat_parts(group_of):
+            # [B, F]: parameters of 3 and 4 elements, side by side, have F = 7.
             part = flat.part
             if any_dropped[flat.group]:
                 part = part.mask_examples(dropped_GB[flat.group])
+            total_F = _flat_sum(part, factors_GB[flat.group])
             shapes = [self._parameters[index].shape for index in flat.indices]
-            totals = _split(part, factors_GB[flat.group], shapes)
-            added.update(zip(flat.indices, totals, strict=True))
+            joint.append(JointSums(flat.indices, total_F, _split(total_F, shapes)))
         for stack in self._stacks:
             groups = [group_of[index] for index in stack.indices]
             layers = stack.part
+            # [L, B] flattened is in the order of the rows of all layers, one layer
+            # after another.
             if any(any_dropped[group] for group in groups):
                 layers = layers.mask_examples(_by_layer(dropped_GB, groups).flatten())
             by_layer = layers.stacked_sums(_by_layer(factors_GB, groups))
-            added.update(zip(stack.indices, by_layer.unbind(), strict=True))
-        return added
+            joint.append(JointSums(stack.indices, by_layer, by_layer.unbind()))
+        return joint
 
     def _is_small(self, index: int) -> bool:
         parts = self._parts.get(index, ())
         return (
+            # Of one use, and held: tied weights and factors go their own way, and a
+            # tensor that another part holds as well would only be copied.
             len(parts) == 1
             and isinstance(parts[0], MaterializedGrads)
             and not parts[0].is_held_anyway
@@ -208,6 +273,7 @@ class PerSampleGradients:
         members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for index in sorted(self._small):
             grads = self._materialized(index)
+            # Side by side only what has one clip factor, one dtype and one device.
             members.setdefault((group_of[index], grads.dtype, grads.device), []).append(
                 index
             )
@@ -253,19 +319,26 @@ def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
     return values_GB[groups]
 
 
-def _split(
-    part: MaterializedGrads, factors_B: Tensor, shapes: Sequence[torch.Size]
-) -> list[Tensor]:
-    """Return the weighted sums of gradients that lie side by side."""
+def _flat_sum(part: MaterializedGrads, factors_B: Tensor) -> Tensor:
+    """Return the weighted sum of gradients that lie side by side."""
     grads_BF = wide(part.grads_BP)
-    total_F = factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
+    # [B] @ [B, F]: one product for all of these parameters, which is then cut.
+    return factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
+
+
+def _split(total_F: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return the sums of parameters that lie behind one another."""
     parts = total_F.split([shape.numel() for shape in shapes])
-    return [part_F.view(shape) for part_F, shape in zip(parts, shapes, strict=True)]
+    return [
+        part_F if len(shape) == 1 else part_F.view(shape)
+        for part_F, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def _add_all(sums: list[Tensor], added: list[Tensor], beta: int) -> None:
     if not sums:
         return
+    # One call for all sums, where each alone would take longer to launch than to add.
     if beta:
         torch.ops.aten._foreach_add_.List(sums, added)
     else:
@@ -281,6 +354,9 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     uses = join_ragged(uses)
     if len(uses) == 1:
         return uses
+    # Example: a matrix that is used at 100 steps, a bias that is used as often, and a
+    # tied embedding: 100 factored uses of T positions become one of 100 * T, 100 held
+    # ones are added, and lookups are joined as lookups.
     materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
     products = _concatenated([u for u in uses if isinstance(u, FactoredGrads)])
     tables = [use for use in uses if isinstance(use, EmbeddingGrads)]
@@ -330,6 +406,8 @@ def _joint_squared_norms(
             FactoredGrads() | MaterializedGrads() as head,
             EmbeddingGrads() as table,
         ] if _is_one_product(head):
+            # Example: a = (3, 0) of the head and b = (-3, 1) of the lookups: 9 + 10 - 2
+            # * 9 = 1, which is |(0, 1)|^2.
             cross_B = table.products_with(head)
             whole_B = parts[0].squared_norms() + table.squared_norms()
             # The two may cancel, and leave a small difference of large numbers.

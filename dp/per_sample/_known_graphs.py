@@ -73,6 +73,8 @@ class _OfSizes:
 
     def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
         """Whether all that may move rows moves them as it did."""
+        # Example: h[index], where the next batch has an index of the same length that
+        # names rows of other examples: equal sizes, and other owners behind the node.
         return all(
             moved.is_as_before(nodes[place], num_units) for place, moved in self.moved
         )
@@ -104,7 +106,7 @@ class _Known:
         if nodes is None or graph is None:
             return None
         # Given units may own other rows in every batch, so owners are followed each time.
-        sizes = None if units.are_given else self.template.sizes(nodes)
+        sizes = None if units.are_given else self.template.sizes(nodes, parameters)
         known = None if sizes is None else self.by_sizes.get(sizes)
         # Equal sizes have equal owners but for what moves rows by an index or a mask: each
         # such node is asked again, and only one that answers otherwise costs a new analysis.
@@ -122,6 +124,8 @@ class _Known:
 
     def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
         if sizes is not None:
+            # Put in again at the end: the first key is then the one that was found
+            # longest ago. Poisson batches of 256 on average come in about 100 sizes.
             self.by_sizes.pop(sizes, None)
             self.by_sizes[sizes] = known
             if len(self.by_sizes) > _tuning.KNOWN_SIZES:
@@ -153,6 +157,7 @@ class KnownGraphs:
         if known is None:
             known = self._walked(root, parameters, units)
         if units.num_units > 1:
+            # Never remembered: every batch has other data.
             check_data(known.graph.uses, known.plan.owners, num_units=units.num_units)
         return known
 
@@ -164,6 +169,7 @@ class KnownGraphs:
         Raises:
             WrongGradientError: If it is another graph.
         """
+        # Walked at this very step: there is nothing to compare.
         if known.constants is None:
             return
         walked = find_uses(
@@ -182,6 +188,8 @@ class KnownGraphs:
     def _recognised(
         self, root: Edge, parameters: Sequence[Tensor], units: Units
     ) -> Found | None:
+        # Newest first, and lazily: a training has one form of graph, or two that take
+        # turns.
         matches = (known.found(root, parameters, units) for known in self._known)
         return next((match for match in matches if match is not None), None)
 

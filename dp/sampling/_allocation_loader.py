@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, final
 from torch.utils.data import Dataset
 
 from dp import _checks
-from dp.sampling._draws import allocate_at_random
+from dp.sampling._draws import allocate_at_random, deal_at_random
 from dp.sampling._loader import PoissonLoader
+from dp.sampling._passes import DisjointBatches, Passes, RandomAllocation
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import reject_allocation_arguments
-from dp.sampling._schemes import RandomAllocation
 from dp.sampling._ticket import PassStep, new_pass
 from dp.sampling._ticketed import Draws
 from dp.sampling._units import Units
@@ -68,7 +68,7 @@ class AllocationLoader(PoissonLoader):
         **arguments: Any,
     ) -> None:
         reject_allocation_arguments(arguments)
-        self._allocation = RandomAllocation(steps_per_pass=steps_per_pass)
+        self._allocation = self._scheme(steps_per_pass)
         super().__init__(
             dataset,
             sampling_probability=self._allocation.sampling_probability,
@@ -82,9 +82,12 @@ class AllocationLoader(PoissonLoader):
         )
 
     @property
-    def sampling(self) -> RandomAllocation:
+    def sampling(self) -> Passes:
         """How batches are drawn."""
         return self._allocation
+
+    def _scheme(self, steps_per_pass: int) -> Passes:
+        return RandomAllocation(steps_per_pass=steps_per_pass)
 
     def _begin_pass(self) -> Draws:
         share = self._share()
@@ -92,7 +95,7 @@ class AllocationLoader(PoissonLoader):
             self.dataset,
             self._units,
             share,
-            _Passes(self._allocation.steps_per_pass),
+            _Passes(self._allocation),
             num_draws=len(self),
             keys=self._keys_of(share[0]),
         )
@@ -102,8 +105,12 @@ class AllocationLoader(PoissonLoader):
 class _Passes:
     """Of several passes, each with every unit in one step."""
 
-    def __init__(self, steps_per_pass: int) -> None:
-        self._steps_per_pass = steps_per_pass
+    def __init__(self, scheme: Passes) -> None:
+        is_dealt = (
+            isinstance(scheme, DisjointBatches) and scheme.assigned_by == "position"
+        )
+        self._assign = deal_at_random if is_dealt else allocate_at_random
+        self._steps_per_pass = scheme.steps_per_pass
         self._pass = 0
         self._steps: deque[NDArray[np.uint64]] = deque()
 
@@ -113,7 +120,7 @@ class _Passes:
         # Coins are drawn for a pass as a whole, under a key that is used for it alone.
         if not self._steps:
             self._pass = new_pass()
-            self._steps = deque(allocate_at_random(num_units, num_steps=num_steps))
+            self._steps = deque(self._assign(num_units, num_steps=num_steps))
         step = num_steps - len(self._steps)
         in_pass = PassStep(number=self._pass, step=step, num_steps=num_steps)
         return self._steps.popleft().tolist(), in_pass

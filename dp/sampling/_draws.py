@@ -21,7 +21,7 @@ from dp import _checks
 from dp._keystream import Keystream
 
 
-__all__ = ("allocate_at_random", "poisson_sample", "random_subset")
+__all__ = ("allocate_at_random", "deal_at_random", "poisson_sample", "random_subset")
 
 # Above it, coins one by one are as fast, and a subset would be drawn with many ties.
 _MOST_BY_COUNT: Final = 1 / 16
@@ -77,6 +77,21 @@ def allocate_at_random(
     order = np.argsort(steps, kind="stable").astype(_WORD)
     ends = np.cumsum(np.bincount(steps.astype(np.int64), minlength=num_steps))
     return np.split(order, ends[:-1])
+
+
+def deal_at_random(num_examples: int, *, num_steps: int) -> list[NDArray[np.uint64]]:
+    """Return the indices that each step gets, equally many but for one, ascending.
+
+    >>> [len(step) for step in deal_at_random(5, num_steps=2)]
+    [3, 2]
+
+    Guarantees:
+        * Each index is in exactly one step. The order that is cut is uniform among all
+          of as many examples, whatever they are, and under a fresh 256-bit key of the
+          OS. With another example, others are in other steps.
+    """
+    order = np.argsort(_distinct_words(num_examples)).astype(_WORD)
+    return [np.sort(step) for step in np.array_split(order, num_steps)]
 
 
 def random_subset(indices: Sequence[int], *, size: int) -> list[int]:

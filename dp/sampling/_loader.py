@@ -23,11 +23,11 @@ from dp.sampling._collation import check_collation
 from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
+from dp.sampling._passes import Passes
 from dp.sampling._random_draws import RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
     PoissonSampling,
-    RandomAllocation,
     TruncatedPoissonSampling,
 )
 from dp.sampling._ticketed import Draws, TicketedLoader
@@ -150,7 +150,7 @@ class PoissonLoader(TicketedLoader):
     @property
     def sampling(
         self,
-    ) -> PoissonSampling | TruncatedPoissonSampling | RandomAllocation:
+    ) -> PoissonSampling | TruncatedPoissonSampling | Passes:
         """How batches are drawn."""
         return self._sampling
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._disjoint_loader import DisjointLoader
 from dp.sampling._loader import PoissonLoader
+from dp.sampling._passes import DisjointBatches, Passes, RandomAllocation
 from dp.sampling._schemes import (
     PoissonSampling,
-    RandomAllocation,
     TruncatedPoissonSampling,
 )
 
@@ -15,7 +16,7 @@ __all__ = ("loader_of",)
 
 
 def loader_of(
-    scheme: PoissonSampling | RandomAllocation | TruncatedPoissonSampling,
+    scheme: PoissonSampling | TruncatedPoissonSampling | Passes,
     dataset: Any,
     *,
     steps: int,
@@ -26,10 +27,18 @@ def loader_of(
     Args:
         scheme: How batches are drawn.
         dataset: What they are drawn from.
-        steps: Batches of one iteration; by random allocation, as many whole passes, and
+        steps: Batches of one iteration; of a scheme of passes, as many whole ones, and
             one at least.
         arguments: What else the loader takes.
     """
+    if isinstance(scheme, DisjointBatches):
+        return DisjointLoader(
+            dataset,
+            steps_per_pass=scheme.steps_per_pass,
+            assigned_by=scheme.assigned_by,
+            passes=max(1, steps // scheme.steps_per_pass),
+            **arguments,
+        )
     if isinstance(scheme, RandomAllocation):
         return AllocationLoader(
             dataset,

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import final
 
 from dp import _checks
-from dp.schedule import Schedule
 
 
 __all__ = (
     "PoissonSampling",
-    "RandomAllocation",
     "TruncatedPoissonSampling",
     "Unamplified",
 )
@@ -65,82 +63,6 @@ class TruncatedPoissonSampling:
         _checks.probability(sampling_probability=self.sampling_probability)
         _checks.count(max_batch_size=self.max_batch_size)
         _checks.count(dataset_size=self.dataset_size)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomAllocation:
-    """Every example joins exactly one step of each pass, chosen by its own coin.
-
-    It is what one expects of an epoch: each example is seen once in *steps_per_pass*
-    steps. Sizes of batches vary, as with Poisson sampling. For the same epsilon it
-    often needs two to three per cent less noise; ``plan_for(mechanism="best")``
-    compares the two.
-
-    A pass is charged as a whole, before its first step, and has one noise multiplier.
-    One that is interrupted costs as much, and whatever resumes begins another.
-
-    Args:
-        steps_per_pass: How many steps a pass has: a public number.
-
-    Raises:
-        ValueError: If it is not a whole number of at least 1.
-
-    References:
-        Chua et al., "Balls-and-Bins Sampling for DP-SGD", 2024:
-        https://arxiv.org/abs/2412.16802. Feldman and Shenfeld, "Privacy amplification
-        by random allocation", 2025: https://arxiv.org/abs/2502.08202.
-    """
-
-    steps_per_pass: int
-
-    def __post_init__(self) -> None:
-        _checks.count(steps_per_pass=self.steps_per_pass)
-
-    @property
-    def sampling_probability(self) -> float:
-        """The probability of each example to be in a given step."""
-        return 1 / self.steps_per_pass
-
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole passes, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        if group_size > 1:
-            raise ValueError(
-                f"group_size must be 1 with random allocation (RandomAllocation), got"
-                f" {group_size!r}: no bound is proven for groups; plan with"
-                " PoissonSampling, or make a group one unit"
-            )
-        if renyi_order is not None:
-            raise ValueError(
-                f"renyi_order must be None with random allocation (RandomAllocation),"
-                f" got {renyi_order!r}: no bound is proven for less noise in some step"
-                " of a pass; plan with PoissonSampling"
-            )
-        for name, value in values.items():
-            if isinstance(value, Schedule):
-                raise ValueError(  # noqa: TRY004 -- a schedule is right elsewhere
-                    f"{name} must be a number with random allocation"
-                    f" (RandomAllocation), whose passes have one charge each, got"
-                    f" {value!r}; plan with PoissonSampling for a schedule"
-                )
-        if steps % self.steps_per_pass:
-            whole = -(-steps // self.steps_per_pass) * self.steps_per_pass
-            raise ValueError(
-                f"steps must be a multiple of steps_per_pass={self.steps_per_pass},"
-                " since a part of a pass costs as much as all of it, got"
-                f" {steps}; plan for {whole}"
-            )
 
 
 @final

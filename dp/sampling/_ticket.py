@@ -50,7 +50,7 @@ class Draw:
         rows: The rows of the dataset, in the order in which the batch has them.
         unit_of_row: For each row the position of its unit among the units drawn;
             None if every row is a unit of its own.
-        in_pass: Which step of a random allocation it is; None for Poisson draws.
+        in_pass: Which step of which pass it is; None for Poisson draws.
     """
 
     rows: Sequence[int]

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -75,6 +76,93 @@ def test_writes_of_the_optimizer_and_of_loading_are_its_own(make_optimizer):
     optimizer.load_state_dict(state[1])
     model.load_state_dict(state[0])
     step(optimizer, model(x).squeeze(1))
+
+    assert "written to" not in assumptions(optimizer)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A layer around an optimizer that writes to weights after every step."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, base.defaults)
+        self.param_groups = base.param_groups
+        self.base = base
+
+    def step(self, closure=None):
+        loss = self.base.step(closure)
+        shrink(self)
+        return loss
+
+
+def shrink(optimizer, *_):
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            torch._foreach_mul_(group["params"], 0.9)
+
+
+@pytest.mark.parametrize("where", ["step", "hook of the layer", "own hook"])
+def test_what_a_layer_writes_in_its_own_step_is_an_update(make_optimizer, where):
+    """Averages and clamps of released weights are no writes of the forward pass."""
+    table, head = nn.Embedding(100, 8, max_norm=1e-3), nn.Linear(8, 1, bias=False)
+    optimizer = make_optimizer(table, head)
+    around = optimizer
+    if where == "own hook":
+        optimizer.register_step_post_hook(shrink)
+    else:
+        around = Lookahead(optimizer)
+    if where == "hook of the layer":
+        around.register_step_post_hook(shrink)
+
+    def losses(tokens):
+        return head(tokens.mean(1)).squeeze(1)
+
+    for _ in range(3):
+        optimizer.backward(losses(table.weight[torch.randint(0, 50, (10, 5))]))
+        around.step()
+    assert "written to" not in assumptions(optimizer)
+
+    # What is written after that step is told as before.
+    with pytest.warns(UserWarning, match="written to before backward"):
+        optimizer.backward(losses(table(torch.randint(0, 50, (10, 5)))))
+
+
+def test_before_the_first_update_nothing_belongs_to_one(make_optimizer):
+    """A layer whose step leads to no private step hides no write."""
+    table, head = nn.Embedding(100, 8), nn.Linear(8, 1, bias=False)
+    optimizer = make_optimizer(table, head)
+    with torch.no_grad():
+        table.weight.mul_(2.0)
+    optimizer.mechanism.beside.accept([table.weight])
+
+    with pytest.warns(UserWarning, match="written to before backward"):
+        optimizer.backward(head(table(torch.randint(0, 50, (10, 5))).mean(1)).squeeze(1))
+
+
+class Bare(Lookahead):
+    """A layer that leaves ``Optimizer.__init__`` out, as timm's does."""
+
+    def __init__(self, base):
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
+        self.param_groups, self.base = base.param_groups, base
+        self.num_steps = 0
+
+    def step(self, closure=None):
+        loss = self.base.step(closure)
+        self.num_steps += 1
+        if self.num_steps % 2 == 0:
+            shrink(self)
+        return loss
+
+
+def test_a_layer_that_torch_has_not_hooked_is_hooked(make_optimizer):
+    """From its first step on, which is when it is seen."""
+    model = nn.Linear(4, 1)
+    optimizer = make_optimizer(model)
+    around = Bare(optimizer)
+    for _ in range(5):
+        optimizer.backward(model(torch.randn(8, 4)).squeeze(1))
+        around.step()
 
     assert "written to" not in assumptions(optimizer)
 

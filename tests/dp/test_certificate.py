@@ -474,8 +474,8 @@ def test_both_ways_cost_a_group_the_same(relation):
         "[]",
         "{}",
         '{"format": "forwarding-dp-certificate/1"}',
-        '{"format": "forwarding-dp-certificate/4"}',
-        '{"format": "forwarding-dp-certificate/4", "checksum": 1, "assumptions": 3}',
+        '{"format": "forwarding-dp-certificate/5"}',
+        '{"format": "forwarding-dp-certificate/5", "checksum": 1, "assumptions": 3}',
     ],
 )
 def test_a_document_that_is_not_a_certificate_is_refused(tmp_path, text):

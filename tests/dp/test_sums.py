@@ -1,5 +1,9 @@
 """The memory that clipped gradients are added up in."""
 
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import nn
@@ -16,18 +20,27 @@ lists_of_parameters = st.lists(
 )
 
 
-def used_before(parameters):
-    """Return sums in memory that holds numbers of someone else's."""
-    sums = Sums(parameters)
-    for buffer in sums.buffers:
-        buffer.fill_(torch.nan)
-    return sums
+@contextmanager
+def used_before():
+    """Let new memory hold numbers of someone else's."""
+    empty = torch.empty
+
+    def of_someone_else(*args, **kwargs):
+        return empty(*args, **kwargs).fill_(torch.nan)
+
+    with mock.patch("dp._mechanism.sums.torch.empty", of_someone_else):
+        yield
+
+
+def losses_of(model, x):
+    return model(x).sum(1)
 
 
 @given(lists_of_parameters)
 def test_every_parameter_has_zeros_of_its_own(parameters):
     """Each sum has its parameter's shape, is wide enough, and shares no element."""
-    sums = used_before(parameters).of_parameters()
+    with used_before():
+        sums = Sums(parameters).of_parameters()
     assert not any(total.any() for total in sums)
     for number, total in enumerate(sums):
         total.add_(number)
@@ -65,13 +78,60 @@ def test_gradients_overwrite_what_memory_held_before_and_later_ones_are_added():
     """Also a parameter that no loss reached, whose sum is zero."""
     model = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 2), nn.Linear(3, 3))
     parameters = [*model.parameters()]
-    sums = used_before(parameters)
+    sums = Sums(parameters)
     x = torch.randn(4, 80)
-    for _ in range(2):
-        losses = model[1](model[0](x)).sum(1)
-        sums.add(Engine().gradients(losses, parameters), torch.ones(1, 4), [0] * 6)
+    with used_before():
+        for _ in range(2):
+            losses = losses_of(model[:2], x)
+            sums.add(Engine().gradients(losses, parameters), torch.ones(1, 4), [0] * 6)
 
-    model[1](model[0](x)).sum().backward()
+    losses_of(model[:2], x).sum().backward()
     for total, parameter in zip(sums.of_parameters(), parameters, strict=True):
         expected = torch.zeros(()) if parameter.grad is None else 2 * parameter.grad
         torch.testing.assert_close(total, expected.expand_as(total))
+
+
+def deep_model(dtype=torch.float32):
+    """Layers that are alike, whose sums are found together, and one that is not."""
+    layers = [
+        m for _ in range(4) for m in (nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh())
+    ]
+    return nn.Sequential(*layers, nn.Linear(6, 3)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_are_found_together_are_kept_as_they_are(dtype):
+    """They become buffers, hold every element once, and are torch's own sums."""
+    model = deep_model(dtype)
+    parameters = [*model.parameters()]
+    x, engine = torch.randn(5, 6, dtype=dtype), Engine()
+    for _ in range(2):  # A graph that is known has layers that are served together.
+        gradients = engine.gradients(losses_of(model, x), parameters)
+    sums = Sums(parameters)
+    sums.add(gradients, torch.ones(1, 5, dtype=dtype), [0] * len(parameters))
+
+    totals = sums.of_parameters()
+    losses_of(model, x).sum().backward()
+    for total, parameter in zip(totals, parameters, strict=True):
+        torch.testing.assert_close(total, parameter.grad)
+    assert len(sums.buffers) < len(parameters) // 2
+    assert sum(b.numel() for b in sums.buffers) == sum(t.numel() for t in totals)
+    before = [total.clone() for total in totals]
+    for buffer in sums.buffers:
+        buffer.add_(1)
+    assert all(torch.equal(t, b + 1) for t, b in zip(totals, before, strict=True))
+
+
+def test_sums_that_are_too_narrow_are_copied_into_wider_memory():
+    """A parameter in float64 keeps its precision if its gradients came in less."""
+    model = deep_model()
+    parameters = [*model.parameters()]
+    x, engine = torch.randn(5, 6), Engine()
+    for _ in range(2):
+        gradients = engine.gradients(losses_of(model, x), parameters)
+    sums = Sums([parameter.double() for parameter in parameters])
+    sums.add(gradients, torch.ones(1, 5), [0] * len(parameters))
+
+    losses_of(model, x).sum().backward()
+    for total, parameter in zip(sums.of_parameters(), parameters, strict=True):
+        torch.testing.assert_close(total, parameter.grad.double())

@@ -80,6 +80,8 @@ def by_input(node: Node, returned: Any) -> list[Any]:
 
     Numbers and other arguments without a graph are no inputs of the node.
     """
+    # Example: apply(x, 3, w), all of whose tensors have a graph, returns (gx, None, gw)
+    # for the two inputs x and w; here (gx, gw). If x has no graph, (None, gw).
     answers = returned if isinstance(returned, tuple) else (returned,)
     needed = [i for i, is_needed in enumerate(node.needs_input_grad) if is_needed]
     inputs = [
@@ -94,6 +96,8 @@ def by_input(node: Node, returned: Any) -> list[Any]:
 
 def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Run a node's own backward, without the rest of the graph and without hooks."""
+    # The node of a custom function cannot be called. Its ``apply`` runs the user's
+    # backward, which wants a gradient for every output and answers for every argument.
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return by_input(node, node.apply(*materialized(node, grads)))
     result: Any = node(*grads)
@@ -102,6 +106,8 @@ def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
 
 def signed(number: int) -> int:
     """Return a saved axis or index as it was given."""
+    # x[:, -1] keeps the index 2**64 - 1, and the padding index of an embedding that has
+    # none comes back as that, too.
     return number - _WRAPPED if number >= _WRAPPED // 2 else number
 
 
@@ -112,6 +118,8 @@ def saved(node: Node, name: str) -> Any:
         return value
     if is_checkpointed(node, name):
         _give_back(getattr(node, f"_raw_saved_{name}"), value)
+    # A saved parameter comes with its graph, which what is computed here must not
+    # extend.
     return value.detach()
 
 
@@ -127,6 +135,9 @@ def is_number(constant: Tensor) -> bool:
     other = _YIELDS_TO.get(constant.dtype)
     if constant.dim() or other is None:
         return False
+    # Example: x * 3 keeps an int64 tensor that yields to int8, since torch promotes a
+    # number by its kind alone; torch.tensor(3), which may be a count over the batch,
+    # does not.
     yields = torch.zeros((), dtype=other, device=constant.device)
     return torch.result_type(constant, yields) == other
 
@@ -140,6 +151,9 @@ def _give_back(raw: Any, value: Tensor) -> None:
     """Let the node read a checkpointed tensor, which may be read once, again."""
     holder = raw.data
     task = torch._C._current_graph_task_id()  # noqa: SLF001 -- as torch.utils.checkpoint
+    # Outside of a backward pass a checkpoint computes its part again at every look.
+    # During one it gives each tensor once, and raises CheckpointError the second time:
+    # the node itself would find its own tensor gone.
     if task == -1 or holder.handles.get(task, 0) is not None:
         return
     (frame,) = (

@@ -70,6 +70,9 @@ def signature(
     if name in SUMS or name in WITH_FACTOR:
         edges = node.next_functions
         shapes = [_shape_of(child, index) for child, index in edges if child]
+        # A result larger than the operand has an axis that the parameter does not: bias
+        # [D] plus x [B, D] meets data. A table [T, D] plus something of [T, D] may be
+        # the sum with a constant, and is named so that the analysis can try that.
         if shape not in shapes:
             return ()
     elif name not in LOOKUPS:
@@ -94,6 +97,8 @@ def facts(node: Node, behind: Sequence[int] | None, public: PublicTensors) -> Ha
 def _kind_of_factor(node: Node) -> Hashable:
     constant = constant_factor(node)
     if constant is None or is_number(constant):
+        # True stands for what a checkpoint would have to compute again, False for a
+        # number of the program: the value of 0.5 does not matter, that it is one does.
         return constant is None
     return "one" if constant.numel() == 1 else "several"
 
@@ -107,9 +112,14 @@ def _shape_of(node: Node, index: int) -> Sequence[int]:
 def _meets_data(node: Node, name: str) -> bool:
     """Whether a node may hold data of examples that the graph does not show."""
     if isinstance(node, BackwardCFunction):
+        # Function.apply(w, x) and Function.apply(w) look the same on the graph, where x
+        # has none.
         return not _takes_nothing_else(node)
+    # Autograd lists no index and no condition among the inputs, and what an unknown
+    # function kept may be anything.
     if not name[-1].isdigit() or any(word in name for word in _INDEXING):
         return True
+    # weight * gain, where both are parameters: nothing is beside them.
     if all(child is not None for child, _ in node.next_functions):
         return False
     if name not in WITH_FACTOR:
@@ -122,6 +132,8 @@ def _takes_nothing_else(node: Node) -> bool:
     """Whether a custom function took and kept nothing but what has a graph."""
     inputs = [child for child, _ in node.next_functions if child is not None]
     return (
+        # Flags are of all arguments, numbers too, and inputs of tensors with a graph
+        # alone: apply(w, 3) has two flags and one input, and is not trusted.
         len(node.needs_input_grad) == len(inputs)
         and all(kept.requires_grad for kept in node.saved_tensors)
         and not any(isinstance(one, Tensor) for one in tree_leaves(vars(node)))
@@ -132,6 +144,8 @@ def _keeps_only_public(node: Node, public: PublicTensors) -> bool:
     """Whether all that a node keeps and that has no graph was declared public."""
     if not public:
         return False
+    # A sum keeps neither side, so that one with a declared tensor cannot be told from
+    # one with data: what keeps nothing is not excused.
     kept = kept_without_graph(node)
     return bool(kept) and all(public.has(one) for one in kept)
 
@@ -151,6 +165,8 @@ def constant_factor(node: Node) -> Tensor | None:
 
     None is what a checkpoint would have to compute again.
     """
+    # Each side needs the other for its gradient: w * c keeps c as "other", c * w keeps
+    # it as "self".
     with_graph = node.next_functions[0][0] is not None
     name = "other" if with_graph else "self"
     factor: Tensor | None = None if is_checkpointed(node, name) else saved(node, name)

@@ -37,6 +37,8 @@ class Operand:
             operand first; None if something else lies between them.
     """
 
+    # Example: in addmm(b, x, w.t()[:2]) with w [O, I] the operand at input 2 has the edge
+    # (SliceBackward0, 0), the parameters [w] and the chain [slice, T].
     edge: Edge
     parameters: Sequence[Tensor]
     chain: Sequence[Edge] | None
@@ -51,6 +53,8 @@ class Operand:
 
     def seen_in(self, tensor: Tensor) -> Tensor:
         """Return the operand's view of a tensor of the parameter's shape."""
+        # From the parameter to the operand, so the chain's end comes first: T, then the
+        # slice.
         for node, index in reversed(self.chain or ()):
             tensor = VIEWS[name_of(node)][2](node, index, tensor)
         return tensor
@@ -96,6 +100,8 @@ class Use:
     @property
     def operands(self) -> Mapping[int, Operand]:
         """What the node takes of parameters, by input position."""
+        # Found when it is asked for: of layers that are served as one, only the first
+        # is.
         if self._operands is None:
             self._operands = self._bound()
         return self._operands
@@ -135,6 +141,7 @@ class Graph:
         above: The nodes that no use lies above.
     """
 
+    # Inputs before outputs, both: the last use is the one nearest to the losses.
     uses: Sequence[Use]
     nodes: Sequence[Node]
     followed: Sequence[Node]

@@ -29,6 +29,7 @@ def _sliced(node: Node, _index: int, tensor: Tensor) -> Tensor:
     dim, start, end, step = (
         signed(saved(node, name)) for name in ("dim", "start", "end", "step")
     )
+    # x[1:] keeps the end 2**63 - 1, which aten cuts to the length as it did forward.
     result: Tensor = torch.ops.aten.slice(tensor, dim, start, end, step)
     return result
 
@@ -40,6 +41,10 @@ def _transposed(node: Node, _index: int, tensor: Tensor) -> Tensor:
 # Operations whose output is a part of their input in another order, and how to take
 # the same part of another tensor. No element may come twice.
 VIEWS: Final[Mapping[str, tuple[Example, Sequence[str], _View]]] = {
+    # Of [3, 2] a use may take weight.t()[0], of shape [3]: found in a sum of shape [3,
+    # 2] by t, then [0], so that what is added to the view is added to the sum. Expand
+    # and as_strided are left out, since their elements come twice, and a norm of the
+    # operand's gradient is not that of the parameter's then.
     "AliasBackward0": (lambda: torch.ops.aten.alias(leaf(2)), (), _same),
     "CloneBackward0": (lambda: leaf(2).clone(), (), _same),
     "PermuteBackward0": (
@@ -76,6 +81,7 @@ VIEWS: Final[Mapping[str, tuple[Example, Sequence[str], _View]]] = {
     "SqueezeBackward0": (lambda: leaf(1, 2).squeeze(), (), _reshaped),
     "SqueezeBackward1": (lambda: leaf(1, 2).squeeze(0), (), _reshaped),
     "TBackward0": (lambda: leaf(2, 3).t(), (), lambda _, __, tensor: tensor.t()),
+    # A cast moves nothing; sums and norms have a dtype of their own anyway.
     "ToCopyBackward0": (lambda: leaf(2).to(torch.bfloat16), (), _same),
     "TransposeBackward0": (
         lambda: leaf(2, 3).transpose(0, 1),

@@ -81,6 +81,9 @@ class _Walk:
 
     def run(self, root: Node) -> None:
         edges, behind = self._edges, self._parameters_below
+        # Inputs before outputs, by a stack of its own: a recurrent graph of 1000 steps
+        # is deeper than Python recurses. A node with two consumers may be on the stack
+        # twice; the second time it is known already.
         pending = [root]
         while pending:
             node = pending[-1]
@@ -102,6 +105,10 @@ class _Walk:
         if not children:
             self._add_leaf(node)
             return
+        # Example: losses = (relu(addmm(b, x, w)) @ v).sum(1), where x has no graph.
+        # Addmm has inputs of parameters alone, b and w, but kept x: a use. Relu has no
+        # parameters of its own: data. The second product takes data and v: a use. The
+        # sum is data again.
         inputs = [child for child, _ in children if child is not None]
         below = [self._parameters_below[child] for child in inputs]
         name, sign = name_of(node), None
@@ -115,6 +122,8 @@ class _Walk:
             if sign is None or sign in self._constants:
                 self._add_of_parameters(node, children, parameters, sign)
                 return
+        # Data times 0.5, or data / count: of which kind the factor is, a number of the program or
+        # a tensor, is compared again when a graph is recognised.
         elif name in WITH_FACTOR and len(inputs) < len(children):
             self._hiding.append((node, None))
         self._add_of_data(node, name, inputs)
@@ -123,6 +132,8 @@ class _Walk:
             self._reaches_use[node] = True
 
     def _add_leaf(self, node: Node) -> None:
+        # A leaf that is none of ours (a weight of another optimizer, an input that
+        # requires a gradient) counts as data: nothing is asked of it.
         known = self._parameters.get(id(getattr(node, "variable", None)))
         self._parameters_below[node] = _NONE if known is None else (known,)
         self._reaches_use[node] = False
@@ -143,6 +154,9 @@ class _Walk:
         self, node: Node, name: str, behind: Sequence[Tensor]
     ) -> Signature | None:
         ids = tuple(map(id, behind))
+        # What has to be looked at again in a graph that is taken for this one: whether
+        # these nodes are of parameters alone depends on what they kept, not on the
+        # graph's form.
         is_known_by_name = name in SUMS or name in LOOKUPS or name in WITH_FACTOR
         if is_known_by_name or self._public or not name[-1].isdigit():
             self._hiding.append((node, ids))
@@ -162,15 +176,21 @@ class _Walk:
     ) -> None:
         """Add a node of parameters alone, or of what all units are taken to share."""
         self._parameters_below[node], self._reaches_use[node] = behind, False
+        # A mask that prunes a weight, the positions of a table: constants as far as
+        # anybody can tell. They are compared from batch to batch (checks.check_shared).
         shared = unexplained(node, name_of(node), self._public)
         self._constant += [(node, one) for one in shared]
         if assumed:
             self._assumed.append((node, assumed))
+        # What is computed of such a constant has to be followed too: if one unit alone
+        # sends a gradient there, it was that unit's data, and the guess is withdrawn.
         if assumed or any(child in self._with_constants for child, _ in children):
             self._with_constants.add(node)
             self._followed.append(node)
 
     def graph(self, root: Edge) -> Graph:
+        # As of a penalty on weights that is every example's loss,
+        # (w**2).sum().expand(B): it is served as a use, unless data may be in it.
         if self._parameters_below[root[0]]:  # The losses are of parameters alone.
             if root[0] in self._with_constants:
                 raise SampleMixingError(
@@ -207,6 +227,8 @@ class _Walk:
                 continue
             behind = self._parameters_below[child]
             if behind:
+                # Of two parameters, as weight norm's g and v, no part of the operand is
+                # a part of one of them: gradients go back through autograd.
                 chain = self._chain(child, index) if len(behind) == 1 else None
                 operands[position] = Operand((child, index), behind, chain)
             else:
@@ -218,6 +240,8 @@ class _Walk:
         """Return the views between a parameter and an operand, if that is all."""
         chain: list[Edge] = []
         while self._edges[node]:
+            # A cast to complex numbers drops the imaginary part on the way back, so the
+            # operand's gradient is not a part of the parameter's.
             is_complex = node._input_metadata[index].dtype.is_complex  # noqa: SLF001 -- see nodes
             if name_of(node) not in VIEWS or is_complex:
                 return None
@@ -226,6 +250,8 @@ class _Walk:
         return chain
 
     def _outputs(self, root: Edge) -> Mapping[Node, set[int]]:
+        # Nearly every node has one output. Of the three of an LSTM (outputs, h, c) only
+        # those matter that something takes: no gradient arrives at the others.
         outputs = {node: {0} for node in self._uses}
         several = {node for node in self._uses if len(node._input_metadata) > 1}  # noqa: SLF001
         if several:
@@ -238,6 +264,8 @@ class _Walk:
         return outputs
 
     def _above(self, root: Node) -> frozenset[Node]:
+        # Up to the uses and not beyond: a factor of one element above all of them
+        # scales every loss, as 1 / count does; one behind a use is data like any other.
         seen, pending = {root}, [root]
         while pending:
             node = pending.pop()

@@ -53,6 +53,7 @@ def check_opaque(graph: Graph) -> None:
             raise UnsupportedOperationError(_COMPILED.format(holding=holding))
     for node in graph.nodes:
         name = name_of(node)
+        # Torch's own operations end in a number, as MulBackward0, and hide nothing.
         if name[-1].isdigit():
             continue
         for part, reason in _HIDING.items():
@@ -67,6 +68,7 @@ def check_dense(uses: Iterable[Use]) -> None:
     operands = [(use, operand) for use in uses for operand in use.operands.values()]
     for use, operand in operands:
         name = name_of(operand.edge[0])
+        # Either the weight itself is sparse, or it was made so on the way to its use.
         is_sparse = any(part in name for part in _MAKING_SPARSE) or any(
             parameter.layout != torch.strided for parameter in operand.parameters
         )
@@ -91,6 +93,8 @@ def check_norm(use: Use) -> None:
 def check_above(graph: Graph) -> None:
     """Refuse a tensor of one element that scales the losses."""
     for node, constant in graph.constants:
+        # losses / mask.sum(): the count is over the whole batch, so that a new example
+        # makes all other gradients smaller, although no gradient says so.
         if node in graph.above and constant.numel() == 1:
             raise SampleMixingError(
                 f"{name_of(node)} scales the losses by a tensor of one element, which"
@@ -109,6 +113,8 @@ def check_shared(known: Fingerprints, graph: Graph) -> None:
             may have been of mixed examples.
     """
     for position, (node, constant) in enumerate(graph.constants):
+        # By shape too: positions of sequences of 7 tokens are other ones than those of
+        # 9.
         key = (position, tuple(constant.shape))
         fingerprint = _fingerprint(constant)
         if known.setdefault(key, fingerprint) != fingerprint:
@@ -125,5 +131,7 @@ def check_shared(known: Fingerprints, graph: Graph) -> None:
 
 def _fingerprint(constant: Tensor) -> Sequence[float]:
     numbers = constant.detach().double().flatten()
+    # A sum sees any other number, and the weighted one sees that they changed places.
+    # This finds what changes by itself, not what somebody made to have equal sums.
     weights = torch.linspace(1, 2, len(numbers), dtype=numbers.dtype).to(numbers)
     return [float(numbers.sum()), float(numbers @ weights)]

@@ -55,6 +55,7 @@ _DATA: Final[Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] = {
     "AddmmBackward0": ("mat1", _rows_of_output),
     "BmmBackward0": ("self", _rows_of_output),
     "ConvolutionBackward0": ("input", _leading_axis),
+    # An embedding returns [..., D] for indices [...].
     "EmbeddingBackward0": ("indices", lambda rows: meet(rows, -1)[..., 0]),
     "MmBackward0": ("self", _rows_of_output),
     "MvBackward0": ("self", lambda rows: rows[:, None]),
@@ -96,6 +97,8 @@ def kept_data(uses: Sequence[Use], root: Edge) -> list[Tensor]:
         for use in uses
         if use.is_last and use.operation in _DATA
     ]
+    # From the losses down, the nearest first: the labels are in one of the first nodes,
+    # behind a view, a factor or a mean over tokens.
     pending: list[Node] = [root[0]]
     for _ in range(_NODES_OF_A_LOSS):
         if not pending:
@@ -157,6 +160,8 @@ def check_data(uses: Sequence[Use], owners: _UseOwners, *, num_units: int) -> No
     Raises:
         SampleMixingError: If a row goes to the losses of several units.
     """
+    # Example: m(x) + m(x)[perm]. Each of the two uses has one owner a row, but row 0 of
+    # x goes to loss 0 by one and to loss 2 by the other.
     first = [(u, o[0]) for u, o in zip(uses, owners, strict=True) if _has_data(u, o)]
     # A tensor that is read once has one owner a row already, by the rules.
     if len(first) < 2:  # noqa: PLR2004 -- one alone cannot contradict itself
@@ -207,6 +212,8 @@ def _data_rows(use: Use, owners: Owners, num_units: int) -> Tensor:
 
 
 def _may_differ(reads: Sequence[tuple[Use, Tensor, Owners]]) -> bool:
+    # The usual case, as of the queries, keys and values of one layer: the same view of
+    # the same rows by all of them, and nothing to compare element by element.
     (_, data, owners), *others = reads
     return not all(
         other.data_ptr() == data.data_ptr()
@@ -247,6 +254,8 @@ def _owner_by_element(reads: Sequence[_Kept]) -> Tensor:
 
 def _span(data: Tensor) -> int:
     """Return how far a tensor reaches into its storage."""
+    # [2, 3] with strides (8, 1), a slice of rows of 8, reaches 1 + 8 + 2 = 11 elements
+    # far.
     steps = zip(data.shape, data.stride(), strict=True)
     return 1 + sum((int(length) - 1) * int(step) for length, step in steps if length)
 
@@ -314,6 +323,9 @@ def _has_same_values(copy: Tensor, original: Tensor) -> bool:
 def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
     """Whether a row of the data is, as is usual, one row of the batch, and one unit's."""
     return (
+        # As of a batch [8, 16, 32] that is read as [128, 32]: 16 rows of a unit follow
+        # one another, of 32 elements each, as far apart as the rows of the batch are:
+        # 512.
         owners.is_regular
         and owners.outer == 1
         and data.data_ptr() == batch.data_ptr()

@@ -110,6 +110,8 @@ def follow(
     """
     followed = Followed(num_units, {root: units})
     owners, wanted = followed.owners, {*nodes}
+    # Outputs before inputs: when it is a node's turn, all of its consumers have said
+    # whose its outputs are.
     for node in reversed(nodes):
         edges = node.next_functions
         shapes = [edge_shape(c, i) if c in wanted else None for c, i in edges]
@@ -119,6 +121,9 @@ def follow(
             owners.get((node, i))
             for i in range(len(node._input_metadata))  # noqa: SLF001 -- see _graph.nodes
         ]
+        # Example: h[:, :2] is used in order, and the rows of h[:, 2:] are exchanged. In
+        # integers the first use says of all of h that row 0 is unit 0's, and the second
+        # denies it. Written out, each speaks of its own columns.
         if not by_integers:
             given = _written_out(node, given, num_units)
         answers, is_static = _answers(node, given, shapes, num_units)
@@ -128,6 +133,8 @@ def follow(
         for edge, shape, of_input in zip(edges, shapes, answers, strict=True):
             if shape is not None:
                 answer = _on_device(of_input, edge)
+                # Gradients of several consumers are added, so owners are joined, not
+                # replaced.
                 is_assumed = edge[0] in assumed
                 owners[edge] = (
                     _one_at(owners, edge, answer, num_units)
@@ -139,6 +146,9 @@ def follow(
 
 def meeting_of(followed: Followed, nodes: Sequence[Node]) -> str:
     """Return the name of the operation at which units meet first, from the losses."""
+    # Where outputs are each one unit's and an input is mixed, units meet. In the
+    # example of this module that is SubBackward0: its output has an owner for each row,
+    # and its second input, which was spread over the rows, is everybody's.
     mixed = {edge for edge, owners in followed.owners.items() if owners.has_mixed()}
     outputs_mixed = {node for node, _ in mixed}
     return next(
@@ -256,6 +266,8 @@ def _by_integers(
     for output, owners in enumerate(given):
         if owners is None or owners.axis == NOBODY:
             continue
+        # A rule speaks of the first output, unless it is told which one it is asked
+        # about.
         if not owners.is_regular or (output and rule.of_output is None):
             return None
         answers = rule.integers(node, owners, shapes)
@@ -280,6 +292,8 @@ def _fits(owners: Owners, shape: Sequence[int], num_units: int) -> bool:
     if owners.axis < 0:
         return True
     length = owners.outer * num_units * owners.inner
+    # 4 units, twice each, fill an axis of 8. An answer that fills none is a rule's
+    # error, and the question goes to the rows.
     return owners.axis < len(shape) and shape[owners.axis] == length
 
 
@@ -289,6 +303,7 @@ def _by_rows(
     """Return the answers for owners that are written out, if there is a rule."""
     if rule.of_output is not None:
         return _of_outputs(rule.of_output, node, rows, shapes)
+    # For another output than the first, a rule of the first has no answer.
     if rule.rows is None or rows[0] is None or any(o is not None for o in rows[1:]):
         return None
     return rule.rows(node, rows[0], shapes)
@@ -313,6 +328,7 @@ def _all_of(answers: Sequence[Tensor | None]) -> Tensor | None:
         return None
     owners = Owners.irregular(known[0])
     for one in known[1:]:
+        # No number of units is needed: what is written out names them itself.
         other = Owners.irregular(one)
         owners = joined(owners, other, rank=one.dim(), num_units=0, device=one.device)
     return owners.rows
@@ -324,9 +340,11 @@ def _checked(rows: Tensor | None, shape: Sequence[int] | None) -> Owners:
         return NOBODYS
     if rows is None or rows.dim() != len(shape):
         return EVERYBODYS
+    # Owners of 3 rows cannot be those of 4. Everybody's is what is refused.
     if any(n not in (1, length) for n, length in zip(rows.shape, shape, strict=True)):
         return EVERYBODYS
     if rows.numel() == 1:
+        # One number for all elements: the short forms need no tensor from here on.
         whole = {NOBODY: NOBODYS, MIXED: EVERYBODYS}
         return whole.get(int(rows), Owners.irregular(rows))
     return Owners.irregular(rows)

@@ -59,6 +59,10 @@ class Template:
         place_of = _places(root[0])
         self._output = root[1]
         self._steps, self._leaves = _steps_and_leaves(place_of, self._parameters)
+        own = {place for place, _, owner in self._leaves if owner is not None}
+        self._sized = [
+            place for place in place_of.values() if place and place not in own
+        ]
         self._nodes = [place_of[node] for node in graph.nodes]
         self._followed = [place_of[node] for node in graph.followed]
         self._assumed = [(place_of[node], sign) for node, sign in graph.assumed]
@@ -84,16 +88,19 @@ class Template:
         nodes = self._connected(root)
         return nodes if nodes is not None and self._is_alike(nodes) else None
 
-    def sizes(self, nodes: Sequence[Node]) -> Hashable:
+    def sizes(self, nodes: Sequence[Node], parameters: Sequence[Tensor]) -> Hashable:
         """Return what owners follow from, in a graph of this form.
 
         Args:
             nodes: By their places.
+            parameters: As for :meth:`matched`.
         """
-        shapes = [
+        # A leaf has its parameter's shape, which is read in a third of the time.
+        shapes: list[tuple[int, ...]] = [parameter.shape for parameter in parameters]
+        shapes += [
             tuple(output.shape)
-            for node in nodes[1:]
-            for output in node._input_metadata  # noqa: SLF001 -- see _graph.nodes
+            for place in self._sized
+            for output in nodes[place]._input_metadata  # noqa: SLF001 -- see _graph.nodes
         ]
         # Shapes alone are not enough: owners behind x.sum(0) and x.sum(1) of a square differ.
         arguments = [read(nodes[place]) for place, read in self._arguments]

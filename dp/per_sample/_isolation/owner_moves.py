@@ -53,6 +53,8 @@ def _joined_rows(left: Tensor, right: Tensor) -> Tensor:
 def broadcast_from(rows: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the owners of an input of *shape* that was spread over the output."""
     while rows.dim() > len(shape):
+        # A bias [3] under an output [5, 3] of 5 units has lost the first axis: their
+        # gradients are added, and meet.
         rows = meet(rows, 0)[0]
     if rows.dim() < len(shape):  # The output has fewer axes: it is a sum.
         rows = rows.view([1] * (len(shape) - rows.dim()) + list(rows.shape))
@@ -70,6 +72,8 @@ def reshaped(rows: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     written: list[int] = []
     sizes: list[int] = []
     changed: list[int] = []
+    # Example: [2, 3, 4] as [6, 4], with owners [2, 1, 1]. The first block is [2, 3] and
+    # [6]: written out, 0 0 0 1 1 1. The second is [4] and [4], and stays of length 1.
     for before, after in _blocks(old, new):
         if all(rows.shape[k] == 1 for k in before):
             written += [1] * len(before)
@@ -88,6 +92,8 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
     i = j = 0
     while i < len(old) or j < len(new):
         before, after = range(i, min(i + 1, len(old))), range(j, min(j + 1, len(new)))
+        # The shorter side takes one more axis until both products are equal; [2, 3] and
+        # [6] are one block, [2, 3] and [2, 3] are two.
         size, other = (
             math.prod(old[k] for k in before),
             math.prod(new[k] for k in after),
@@ -115,6 +121,8 @@ def moved_along(
         axis: Along which entries were taken.
         index_N: Which, by number.
     """
+    # Example: rows 2 and 0 of 4 were taken for units 0 and 1: the owners of the input
+    # are 1, nobody, 0, nobody.
     length = index_N.numel()
     lengths = [length if k == axis else n for k, n in enumerate(rows.shape)]
     full = [shape[axis] if k == axis else n for k, n in enumerate(rows.shape)]

@@ -90,6 +90,7 @@ class Owners(NamedTuple):
             return rows.view([1] * (rank - rows.dim()) + list(rows.shape))
         if self.axis < 0:
             return torch.full([1] * rank, self.axis, device=device)
+        # Example: 3 units with outer 2 and inner 2 are 0 0 1 1 2 2 0 0 1 1 2 2.
         unit_N = torch.arange(num_units, device=device)
         unit_N = unit_N.repeat_interleave(self.inner).repeat(self.outer)
         return unit_N.view([-1 if k == self.axis else 1 for k in range(rank)])
@@ -102,6 +103,8 @@ class Owners(NamedTuple):
 
     def is_same(self, other: "Owners") -> bool:
         """Whether two tensors of one shape have the same owners, as far as written."""
+        # Regular owners and the same ones written out count as different here: that
+        # costs a comparison row by row, and no correctness.
         if self.rows is None or other.rows is None:
             return self[:3] == other[:3]
         return self.rows is other.rows or (
@@ -121,6 +124,8 @@ def merged(low: Tensor, high: Tensor, mixed: Tensor) -> Tensor:
         high: The largest unit, or NOBODY.
         mixed: Whether one of them is MIXED already.
     """
+    # Example: owners 2, nobody, 2 have low 2 and high 2: unit 2's. Owners 0, 2 have low
+    # 0 and high 2: mixed, as is everything that a mixed element is added to.
     one = torch.where(high < 0, NOBODY, torch.where(low == high, high, MIXED))
     return torch.where(mixed, MIXED, one)
 
@@ -190,6 +195,7 @@ def regularized(owners: Owners, shape: Sequence[int], num_units: int) -> Owners:
     if bool((rows == NOBODY).all()):
         return NOBODYS
     for axis, length in enumerate(rows.shape):
+        # An axis of 7 cannot hold 3 units equally often, as three integers say it.
         if length > 1 and length % num_units == 0:
             for candidate in _candidates(rows, axis, num_units):
                 expected = candidate.as_rows(len(shape), num_units, rows.device)

@@ -123,6 +123,8 @@ class Reference:
         self._generator = private_generator(device)
         self._is_linear = lengths_U is not None
         self._ones_U = torch.ones(num_units, device=device, dtype=torch.float64)
+        # Only a unit with a finite gradient can be compared; if there is none, nothing
+        # is comparable, and any unit will do.
         units = self._ones_U if lengths_U is None else lengths_U.isfinite()
         self._unit: int | None = secrets.choice(
             units.nonzero().flatten().tolist() or [0]
@@ -153,6 +155,9 @@ class Reference:
         sign_U = torch.where(self._uniform() < 0.5, -1.0, 1.0)  # noqa: PLR2004 -- a half
         is_finite_U = lengths_U.isfinite()
         if narrowest != torch.float16:  # It has no room to bring all to one length.
+            # Example: a length of 12 is 0.75 * 2**4; with a weight of 2**(k - 4) it
+            # becomes 0.75 * 2**k, for k = 0, 1, 2 or 3. All lengths are from 1/2 up to
+            # 8 then, so that an error in the shortest gradient is not lost in the sum.
             exponent_U = torch.frexp(lengths_U.masked_fill(~is_finite_U, 0)).exponent
             power_U -= exponent_U.clamp(-_LARGEST_SHIFT, _LARGEST_SHIFT)
         return torch.where(is_finite_U, sign_U * power_U.exp2(), 0.0)
@@ -186,6 +191,7 @@ class Reference:
 
     def _by_group(self, lengths: Sequence[float]) -> Tensor:
         """Return [G] the length over the parameters of each group."""
+        # Two parameters of one group, with lengths 3 and 4: 5.
         squares = [0.0] * (max(self._groups, default=0) + 1)
         for group, length in zip(self._groups, lengths, strict=True):
             squares[group] += length**2
@@ -203,6 +209,8 @@ class Reference:
             sums = coded.sums(*self._parts(weight_U))
             if weight_U is self.weight_U and not self._in_parts:
                 self.sums = sums
+            # Torch runs four more times only where rounding does not explain a
+            # difference.
             far = self._far_apart(coded, weight_U, sums, totals)
             if far:
                 own = self._own_differences(weight_U)
@@ -235,6 +243,7 @@ class Reference:
         totals: Sequence[Tensor],
     ) -> dict[int, float]:
         """Return by how much sums differ, of those that rounding does not explain."""
+        # [G, U]: what each unit's term in the sum may have been rounded by.
         lengths_GU = coded.norms() * weight_U.abs()
         most_G = self._tolerance(coded.dtype).of_sums(
             torch.where(weight_U == 0, 0.0, lengths_GU).cpu(),
@@ -256,6 +265,9 @@ class Reference:
             return [torch.inf if unknown else 0.0] * len(self._parameters)
         totals = [total.double() for total in self._ordinary(weight_U)]
         off = [0.0] * len(totals)
+        # A sum that rounds well gives 5 S for 5 times the weights. If bfloat16 made it
+        # 4.9 S, torch itself is 0.02 S off, and a difference of up to 8 times that says
+        # nothing.
         for scale in _SCALES:
             scaled = self._ordinary(scale * weight_U)
             off = [
@@ -272,6 +284,7 @@ class Reference:
         """
         if self._norms_G is None:
             return Differences()
+        # The one unit's norm in each group of parameters: [G] of [G, U].
         norms_G = coded.norms()[:, self._unit].cpu()
         elements = sum(parameter.numel() for parameter in self._parameters)
         most_G = self._tolerance(coded.dtype).of_norms(self._norms_G, elements)

@@ -39,9 +39,13 @@ def index(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     """Serve ``x[i]``, ``x[i, j]``, ``x[mask]``, ``x[:, i]``: one run of indices."""
     (shape,) = shapes
     assert shape is not None  # noqa: S101 -- the node's only input
+    # Example: x[i] of [4, D] with i = 2, 0, 2 and owners 0, 1, 1 of the result. Row 0
+    # of x is unit 1's, row 2 was taken for both, so it is mixed, and the rest is
+    # nobody's.
     given = saved(node, "indices")
     first = next(k for k, one in enumerate(given) if one is not None)
     run = [one is not None for one in given[first:]]
+    # x[i, :, j] brings the indexed axes to the front: its own backward is asked.
     if not all(run[: sum(run)]):
         return None
     numbers = torch.broadcast_tensors(*_numbers(given))
@@ -87,6 +91,7 @@ def embedding(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     (shape,) = shapes
     assert shape is not None  # noqa: S101 -- the node's only input
     indices = saved(node, "indices")
+    # [B, T, D] as [B * T, D], one row for each lookup.
     flat = rows.expand([*indices.shape, rows.shape[-1]]).reshape(-1, rows.shape[-1])
     return [moved_along(flat, shape, 0, indices.reshape(-1))]
 
@@ -99,6 +104,7 @@ def gather(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     if rows.dim() == 0:
         return [rows.reshape([1] * len(shape))]
     axis = axis_of(node._saved_dim, len(shape))  # noqa: SLF001 -- as above
+    # An index that is shorter on another axis leaves the rest of it nobody's.
     same = all(
         where.shape[k] == shape[k]
         for k in range(len(shape))
@@ -115,8 +121,12 @@ def with_source(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
     if rows.dim() == 0:
         return [None if s is None else rows.reshape([1] * len(s)) for s in shapes]
     axis = axis_of(node._saved_dim, rows.dim())  # noqa: SLF001 -- as above
+    # Row k of the source went to row index[k]. Example: messages along three edges to
+    # the nodes 1, 1, 0 of units 0, 1 (one graph each) are of the units 1, 1, 0.
     sent = rows if rows.shape[axis] == 1 else rows.index_select(axis, _index(node))
     return [
+        # What was overwritten of the target gets no gradient; to call it its row's is
+        # harmless.
         None if into is None else rows,
         None if source is None else broadcast_from(sent, source),
     ]
@@ -137,6 +147,7 @@ def scatter(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
         return None  # Only a part of the source is used.
     if rows.numel() > 1:
         axis = axis_of(node._saved_dim, rows.dim())  # noqa: SLF001 -- as above
+        # Entry k of the source went to place where[k] of the axis, all else unchanged.
         full = rows.expand(output_shape(node, 0))
         rows = full.gather(axis, where)
     return [*answers, rows]
@@ -150,6 +161,7 @@ def index_put(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
         return [*answers, None]
     full = rows.expand(output_shape(node, 0))
     given = saved(node, "indices")
+    # The owners are read as the values were written: by the same indices.
     written = full[tuple(slice(None) if i is None else i for i in given)]
     return [*answers, broadcast_from(written, values)]
 
@@ -173,6 +185,8 @@ def masked_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     (shape,) = shapes
     assert shape is not None  # noqa: S101 -- the node's only input
     mask = saved(node, "mask")
+    # A mask that spreads the input makes copies of its entries: its own backward is
+    # asked.
     if torch.broadcast_shapes(shape, mask.shape) != torch.Size(shape):
         return None
     # What was not selected sends no gradient, and is nobody's.
@@ -186,6 +200,7 @@ def mm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     """Serve ``a @ h``, where a may be sparse: a message along every entry."""
     if shapes[-1] is None or not hasattr(node, "_saved_self"):
         return _dense(node, rows, shapes)
+    # A graph convolution: row j of h goes to every row i with an entry a[i, j].
     matrix = saved(node, "self")
     if matrix is None or matrix.layout == torch.strided:
         return _dense(node, rows, shapes)
@@ -209,5 +224,7 @@ def _sent(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return whose row j is that a sparse matrix sends to its rows i."""
     pairs = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()
     i, j = pairs.coalesce().indices()
+    # Example: entries (0, 1) and (1, 1) of a 2 x 2 matrix send row 1 to both rows.
+    # Their owners 0 and 1 meet in it: mixed. Row 0 is sent nowhere, and is nobody's.
     sent = meet(rows, -1).expand(matrix.shape[0], 1)[i]
     return scattered(sent, [matrix.shape[1], 1], 0, j[:, None])

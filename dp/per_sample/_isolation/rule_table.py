@@ -115,6 +115,8 @@ def _one_axis(node: Node, rank: int) -> Sequence[int]:
     return [axis_of(node._saved_dim, rank)]  # noqa: SLF001 -- see _graph.nodes
 
 
+# Each element of the output is of one element of every input, so owners stay where they
+# are. Gates are among them (Clamp, MaskedFill, Relu, Where), and count as open.
 _POINTWISE: Final = """
     Abs Acos Acosh Add Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh
     BinaryCrossEntropy BinaryCrossEntropyWithLogits Ceil Celu Clamp ClampMax ClampMin
@@ -134,13 +136,18 @@ _POINTWISE: Final = """
     SoftplusBackward SoftshrinkBackward TanhBackward ThresholdBackward
     BinaryCrossEntropyBackward
 """
+# Whoever owns the result owns all that was reduced. Max, Median and the like choose an
+# entry by its value, another one in every batch: any may be it.
 _REDUCTIONS: Final = """
     Amax Amin Kthvalue LinalgVectorNorm Logsumexp Max Mean Median Min Mode Nanmedian
     Nansum Norm Prod Std Sum Var
 """
+# Every entry along the axis depends on the others, so units along it meet, as in a
+# softmax over the batch. Of Glu one half of the axis gates the other.
 _COUPLING: Final = """
     Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort Topk
 """
+# [N, C, H, W]: only images are apart; windows and samples overlap along the rest.
 _IMAGES: Final = """
     AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D AvgPool2D
     AvgPool3D GridSampler2D GridSampler3D MaxPool2DWithIndices MaxPool3DWithIndices
@@ -150,6 +157,8 @@ _IMAGES: Final = """
     UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D
     UpsampleTrilinear3D
 """
+# [B, heads, T, D]: a softmax runs over all positions. Packed sequences under a mask are
+# coupled by it with factors of exactly zero, which no shape tells, and are refused.
 _ATTENTION: Final = """
     ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention
     ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu
@@ -201,6 +210,7 @@ _PIECES = FollowingRule(
 def _routing(
     rows: RowsRule, integer_rule: IntegerRule | None = integers.elsewhere
 ) -> FollowingRule:
+    # In integers, units along another axis than the index's are not moved by it.
     return FollowingRule(rows=rows, integers=integer_rule, kind=Kind.ROUTING)
 
 
@@ -245,6 +255,7 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
     "ConstantPadNd": FollowingRule(
         rows=static.pad, integers=integers.pad, reads=("pad",)
     ),
+    # No integers: rows of the table belong to whoever looked them up in this batch.
     "Embedding": _routing(routing.embedding, None),
     "Flip": FollowingRule(
         rows=static.flip, integers=integers.unless_moved("dims"), reads=("dims",)
@@ -288,6 +299,7 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
         for name in ("Aminmax", "StdMean", "VarMean")
     },
 }
+# A copy between devices, torch's own although its name has no number.
 _BY_NAME: Final[Mapping[str, FollowingRule]] = {"CopyBackwards": _POINT}
 
 
@@ -299,6 +311,8 @@ def arguments_reader(node: Node) -> Callable[[Node], Any] | None:
     kind = type(node)
     if kind not in _READERS:
         rule = rule_for_owners(node)
+        # A flag such as an embedding's scale_grad_by_freq divides by counts over the
+        # batch, so it has to be compared like an axis.
         reads = (*rule.reads, *flags_of(kind.__name__))
         names = [f"_saved_{name}" for name in reads if hasattr(kind, f"_saved_{name}")]
         _READERS[kind] = attrgetter(*names) if names else None

@@ -59,12 +59,15 @@ class Trial:
         self.groups = groups
         self.num_elements = sum(parameter.numel() for parameter in parameters)
         generator = private_generator(device)
+        # Example: 4 units may get the exponents 3, 0, 15, 3. Units 0 and 3 could not be
+        # told apart in this trial, which happens to one pair in 16.
         self._exponent_U = torch.randint(
             powers(narrowest), (num_units,), device=device, generator=generator
         ).double()
         self._none_U = torch.zeros_like(self._exponent_U)
         self._everyone_U = torch.ones_like(self._exponent_U, dtype=torch.bool)
         self._generator = generator
+        # Below the smallest number digits are lost, which no multiplication gives back.
         self.slack = slack(narrowest) / loss_scale
         # An accelerator adds in no fixed order, and half precision underflows.
         self.is_exact = device.type == "cpu" and narrowest != torch.float16
@@ -85,6 +88,9 @@ class Trial:
 
     def by_halves(self, run: Pass) -> Iterator["Coded"]:
         """Run two passes, in each of which one half of the units is left as it is."""
+        # Example: units 0 and 2 as they are, with 1 and 3 multiplied by random powers;
+        # then the other way round. Whatever changes in the half that was left came from
+        # the other.
         number_U = torch.rand(
             len(self._none_U), device=self._none_U.device, generator=self._generator
         )
@@ -128,6 +134,8 @@ class Coded:
 
     def norms(self) -> Tensor:
         """Return [G, U] the norms of every unit's gradient."""
+        # Divided out exactly: a power of two changes no digit of a number that is
+        # normal.
         return self._norms_GU.double().sqrt() * (-self._exponent_U).exp2()
 
     def sums(self, *weights_U: Tensor) -> list[Tensor]:
@@ -150,6 +158,7 @@ class Coded:
             weight_U: The weights.
             sums: The sums, if they are known already.
         """
+        # What is not compared, as an overflow, gets no weight, and is in no sum.
         self._weight_U = torch.where(self._compared_U, weight_U, 0.0)
         self._sums = self.sums(self._weight_U) if sums is None else sums
         self._gradients = None
@@ -158,6 +167,8 @@ class Coded:
         """Return where another pass, without powers, has other results; None if nowhere."""
         norms_GU = plain.squared_norms(self._trial.groups)
         lengths_U = norms_GU.double().sum(0).sqrt()
+        # No sum can be longer than this: it is what an error is measured against. The
+        # sum itself may be short, where gradients cancel.
         size = (self._weight_U.abs() * lengths_U)[self._compared_U].sum()
         sums = _sums(self._trial, plain, self._weight_U) if self._sums else []
         shapes = [
@@ -180,10 +191,14 @@ class Coded:
     def _roughness(self, dtype: torch.dtype) -> float:
         """Return the relative error that is let pass."""
         eps = float(torch.finfo(dtype).eps)
+        # In float32 1e-6, or 3.5e-4 where atomics add in another order each time: half
+        # of the digits.
         return _ROUNDINGS * eps if self._trial.is_exact else eps**0.5
 
     def _have_norms(self, norms_GU: Tensor) -> bool:
         """Whether squared norms are multiplied by the squares of the powers."""
+        # Three ways to be right: equal bits; close but for roundings and squares that
+        # underflowed; or close in the norms themselves, where gradients did.
         expected_GU = norms_GU * (2 * self._exponent_U).exp2()
         actual_GU = self._norms_GU
         smallest = torch.finfo(norms_GU.dtype).tiny * torch.finfo(norms_GU.dtype).eps
@@ -208,6 +223,7 @@ def _sums(
         for p in trial.parameters
     ]
     for number, weight_U in enumerate(weights_U):
+        # One weight for a unit in all groups: [U] as [G, U].
         factors_GU = weight_U.expand_as(like_GU).to(like_GU.dtype)
         gradients.add_weighted_sum(factors_GU, trial.groups, sums, beta=int(number > 0))
     return sums

@@ -53,6 +53,8 @@ __all__ = ("Verification", "Verifier")
 
 # Of halves, when a backward pass that is not linear is met: a pair that is mixed is
 # missed with probability 1e-3.
+# One round misses a pair if both are in one half, or else have equal powers: 1/2 + 1/2
+# * 1/16 = 0.53, and 0.53**11 is 1e-3.
 _FIRST_ROUNDS: Final = 11
 _OTHER_SUM: Final = (
     "the sum of gradients of parameters of shape {} is not the one that torch's own"
@@ -111,6 +113,8 @@ class Verifier:
     def is_due(self) -> bool:
         """Whether the next backward pass is to be verified; counts it."""
         self._num_passes += 1
+        # Drawn by the operating system, at every pass anew: no count that a hook could
+        # follow tells which pass is verified.
         is_first = self._num_verified < self._settings.first
         return is_first or secrets.randbelow(self._settings.every) == 0
 
@@ -125,6 +129,8 @@ class Verifier:
             SampleMixingError: If units do not stay apart.
             WrongGradientError: If norms or sums are not those of torch's own pass.
         """
+        # All of these passes keep the graph; dropout and the like are not drawn again,
+        # since only the backward pass is repeated.
         trial = _trial(passes)
         coded = self._coded(trial, passes)
         # What torch's own pass is compared with: every unit's gradient, by powers of two
@@ -139,6 +145,7 @@ class Verifier:
             whole.keep_sums(reference.weight_U, reference.sums)
         del whole
         gradients = passes.last()  # Frees the graph, so everything else comes before.
+        # Mixing comes first: it is the cause where sums or norms differ as well.
         for one in coded:
             where = one.differs(gradients)
             if where:
@@ -160,6 +167,8 @@ class Verifier:
         rounds = 1
         ones_U = torch.ones_like(passes.factors)
         if self._is_linear is None:
+            # A hook that clamps gradients to [-1, 1] makes 8 * g another gradient than
+            # 8 times that of g, for every unit alone: not linear, and not mixed either.
             one_power = trial.by_one_power(passes.scaled)
             one_power.keep_sums(ones_U)
             plain = passes.scaled(ones_U)

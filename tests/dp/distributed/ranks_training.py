@@ -163,6 +163,47 @@ def freeze(model, names):
         model.get_submodule(name).requires_grad_(requires_grad=False)
 
 
+def train_by_quantile(kind="plain", *, num_steps=4, noise_multiplier=0.0):
+    """Train with a norm that follows a quantile; return norms, weights and draws."""
+    model = model_of(kind)
+    plan = plan_of(noise_multiplier=noise_multiplier)
+    loader = plan.loader(dataset_of())
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        plan=plan,
+        loader=loader,
+        clipping=dp.QuantileClipping(max_grad_norm=0.7, count_stddev=3.0),
+    )
+    norms, drawn = [], []
+    for batch, _ in zip(loader, range(num_steps), strict=False):
+        drawn.append(batch[2].tolist())
+        optimizer.backward(losses_of(model, batch))
+        optimizer.step()
+        norms.append(optimizer.max_grad_norm)
+    return {"norms": norms, "weights": weights_of(model), "drawn": drawn}
+
+
+def train_alone_by_quantile(drawn):
+    """Train in one process on given batches; return norms and weights."""
+    columns = dataset_of().tensors
+    model = model_of()
+    plan = plan_of(sampling=dp.Unamplified())
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        plan=plan,
+        clipping=dp.QuantileClipping(max_grad_norm=0.7, count_stddev=3.0),
+    )
+    norms = []
+    with warnings.catch_warnings():  # A draw may be larger than its expected size.
+        warnings.filterwarnings("ignore", "backward was given more losses")
+        for indices in drawn:
+            batch = [column[indices] for column in columns]
+            optimizer.backward(losses_of(model, batch))
+            optimizer.step()
+            norms.append(optimizer.max_grad_norm)
+    return norms, weights_of(model)
+
+
 def train_alone(drawn, *, poison=None, frozen=(), **changes):
     """Train in one process on given batches; return the weights."""
     columns = dataset_of(poison=poison).tensors

@@ -55,6 +55,24 @@ def test_without_noise_ranks_train_as_one_process_on_the_union(ranks, alone, kin
     assert agree(results, alone.train_alone(union(results)))
 
 
+@pytest.mark.parametrize("kind", ["plain", "ddp", "fsdp"])
+def test_ranks_count_norms_as_one_process(ranks, alone, kind):
+    """Every rank finds the clipping norms that one process finds on the union."""
+    results = ranks("ranks_training:train_by_quantile", kind=kind)
+
+    norms, weights = alone.train_alone_by_quantile(union(results))
+    assert all(r["norms"] == pytest.approx(norms, rel=1e-12) for r in results)
+    assert agree(results, weights)
+
+
+def test_ranks_agree_on_a_norm_that_was_found_under_noise(ranks):
+    """The noisy count is one release, which all ranks see."""
+    results = ranks("ranks_training:train_by_quantile", noise_multiplier=1.0)
+
+    assert len({tuple(r["norms"]) for r in results}) == 1
+    assert len({*results[0]["norms"]}) == 4
+
+
 def test_norms_over_a_part_of_the_model_are_noticed(ranks, alone):
     """Were each rank to clip by what it holds, the test above would fail."""
     results = ranks("ranks_release:train", broken="local norm only")

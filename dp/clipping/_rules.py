@@ -1,8 +1,4 @@
-"""Bound how much one example can move the gradient.
-
-A rule turns the norms of the examples' gradients into factors; the sum of gradients
-times factors then has a known L2 sensitivity. Noise is not added here
-(:mod:`dp.noise`), and norms are computed elsewhere (:mod:`dp.per_sample`).
+"""Clipping rules whose norm is fixed, or follows a schedule.
 
 Shapes: ``B`` examples in a batch, ``G`` groups of parameters that are clipped
 together.

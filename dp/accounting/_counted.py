@@ -1,0 +1,105 @@
+"""The noise of a sum of gradients and of a count that are released together.
+
+The count adds 1/2 or -1/2 an example, so that its sensitivity is 1/2, and the sum of
+clipped gradients has sensitivity C. With noise of standard deviation ``g C`` on the sum
+and ``b`` on the count, the pair is, each part in units of its noise, one Gaussian vector
+of which an example moves at most ``sqrt(1/g^2 + 1/(2 b)^2) = 1/sigma``: one release with
+noise multiplier sigma, on one sample of the examples. That holds whatever C was chosen
+from earlier releases, as long as g and b are fixed.
+
+Example: sigma = 1 and b = 5 leave ``1/g^2 = 1 - 1/100``, so g = 1.005038: the count costs
+the gradients half a percent more noise, and no epsilon.
+
+References:
+    Andrew et al., "Differentially Private Learning with Adaptive Clipping", 2021,
+    Theorem 1. https://arxiv.org/abs/1905.03871
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Final, final
+
+from dp import _checks
+
+
+__all__ = ("NoiseBesideCount", "check_counted")
+
+# Taken off 1/sigma^2, so that rounding leaves the joint noise at sigma or a hair above.
+_MARGIN: Final = 8 * sys.float_info.epsilon
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseBesideCount:
+    """The noise on a sum of clipped gradients, and on a count that is released with it.
+
+    Attributes:
+        gradients: Standard deviation g of the noise on the sum, over the clipping norm.
+        count_stddev: Standard deviation b of the noise on the count, in examples.
+    """
+
+    gradients: float
+    count_stddev: float
+
+    @classmethod
+    def of(cls, noise_multiplier: float, count_stddev: float) -> "NoiseBesideCount":
+        """Return what leaves the two a noise multiplier sigma together.
+
+        >>> NoiseBesideCount.of(1.0, 5.0).gradients
+        1.0050378152592132
+
+        Raises:
+            ValueError: Unless ``2 b > sigma``: the count alone costs sigma otherwise.
+        """
+        if noise_multiplier == 0:  # Nothing is private, and nothing has to be shared.
+            return cls(gradients=0.0, count_stddev=count_stddev)
+        left = (1 - _MARGIN) / noise_multiplier**2 - 1 / (2 * count_stddev) ** 2
+        if left <= 0:
+            raise ValueError(
+                "count_stddev must be above half of"
+                f" noise_multiplier={noise_multiplier!r}, got {count_stddev!r}: the count"
+                " alone would cost more than the whole release; give the count more"
+                " noise, or plan for a larger expected_batch_size"
+            )
+        return cls(gradients=1 / math.sqrt(left), count_stddev=count_stddev)
+
+    @property
+    def joint(self) -> float:
+        """The noise multiplier sigma that the two have together."""
+        if self.gradients == 0:
+            return 0.0
+        of_count = 1 / (2 * self.count_stddev) ** 2
+        return 1 / math.sqrt(1 / self.gradients**2 + of_count)
+
+    @property
+    def weight(self) -> float:
+        """By what a count is multiplied, over C, to need the noise of the gradients.
+
+        As one more element of the sums it gets noise of ``g C``; divided by the weight,
+        that is b. Without noise any weight serves.
+        """
+        return self.gradients / self.count_stddev if self.gradients else 1.0
+
+    @property
+    def sensitivity(self) -> float:
+        """What an example moves the sums by, the weighted count included, over C."""
+        return math.hypot(1, self.weight / 2)
+
+
+def check_counted(noise_multiplier: float, noises: NoiseBesideCount | None) -> None:
+    """Raise if a sum and a count have less noise together than they are charged as.
+
+    Raises:
+        ValueError: If they have, or if one of the two is no number.
+    """
+    if noises is None:
+        return
+    _checks.non_negative(gradients=noises.gradients)
+    _checks.positive(count_stddev=noises.count_stddev)
+    if noises.joint < noise_multiplier:
+        raise ValueError(
+            f"a sum of gradients with noise multiplier {noises.gradients!r} and a count"
+            f" with noise {noises.count_stddev!r} have {noises.joint!r} together, less"
+            f" than the {noise_multiplier!r} that they are charged as"
+        )

@@ -1,0 +1,317 @@
+"""What releases mean for one person, in plain units instead of epsilon.
+
+An epsilon bounds every attack at once, and says little to whom it is about. The same
+privacy losses also bound how often a named attack succeeds.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from dp import _checks
+from dp._typing import NeighboringRelation
+from dp.accounting import _resolution
+from dp.accounting._accountant import Guarantee
+from dp.accounting._composition import affordable, interval_for
+from dp.accounting._deltas import deltas_by_epsilon
+from dp.accounting._groups import GROUP_TOLERANCE, check_group
+from dp.accounting._reference import ReferenceAccountant
+from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._renyi import cost_within
+from dp.schedule import rounded_up
+
+
+if TYPE_CHECKING:
+    from dp.accounting._trade_off import DeltasAt, Floats
+
+__all__ = ("EXCEPTIONS", "Risk", "risk", "risk_of_order")
+
+EXCEPTIONS: Final = 1e-3
+"""In what share of runs odds may grow by more than is stated."""
+_ADD_OR_REMOVE: Final = "add_or_remove_one"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Risk:
+    """What anyone can find out about one unit, at most.
+
+    An attacker knows everything but whether this unit was in the data: all others, the
+    program, and everything that was released. They say of units whether they were in.
+    With the relation ``replace_one`` they say which of two was in, with ``zero_out``
+    whether its part was used.
+
+    Attributes:
+        advantage: How much more often they say so of a unit that was in than of one that
+            was not, at most: 0 is guessing, and 1 is certainty.
+        tpr_at_1_in_100: The share of the units that were in which they find, if they are
+            wrong about 1 in 100 that were not. Guessing finds 0.01.
+        tpr_at_1_in_1000: The same, if they are wrong about 1 in 1000. Guessing finds
+            0.001.
+        odds_factor: By what their odds grow, or shrink, at most, but for 1 in 1000 runs:
+            1 is nothing, infinity is no bound.
+    """
+
+    advantage: float
+    tpr_at_1_in_100: float
+    tpr_at_1_in_1000: float
+    odds_factor: float
+
+    @property
+    def best_guess(self) -> float:
+        """How often a guess is right at most, where both answers are as likely.
+
+        >>> risk = Risk(
+        ...     advantage=0.16,
+        ...     tpr_at_1_in_100=0.029,
+        ...     tpr_at_1_in_1000=0.0041,
+        ...     odds_factor=4.0,
+        ... )
+        >>> risk.best_guess
+        0.58
+        >>> risk.belief(0.5)
+        0.8
+        """
+        return (1 + self.advantage) / 2
+
+    def belief(self, prior: float) -> float:
+        """Return how likely they can hold it that a unit was in, but for 1 in 1000 runs.
+
+        Args:
+            prior: How likely they held it before they saw what was released, in (0, 1).
+
+        Raises:
+            ValueError: If *prior* is not strictly between 0 and 1.
+        """
+        _checks.open_unit(prior=prior)
+        if self.odds_factor == math.inf:
+            return 1.0
+        grown = prior * self.odds_factor
+        return grown / (grown + 1 - prior)
+
+    def sentences(
+        self,
+        neighboring_relation: NeighboringRelation = "add_or_remove_one",
+        *,
+        group_size: int = 1,
+    ) -> tuple[str, ...]:
+        """Return it in words for people who know no epsilon; numbers are rounded up.
+
+        Args:
+            neighboring_relation: What two neighbouring datasets are.
+            group_size: How many units differ at once.
+        """
+        question, noun = _question(neighboring_relation, group_size)
+        if self.advantage == 1:
+            return (f"Nothing bounds how surely anyone can tell {question}.",)
+        guess = (
+            f"A guess at even odds {question} is right at most"
+            f" {_percent(self.best_guess)} of the time (a coin: 50 %)."
+        )
+        found = [
+            f"An attack with 1 false alarm in {of} finds at most {_up(share * of)} in {of}"
+            f" of the {noun} that were in the data (guessing: 1)."
+            for of, share in (
+                (100, self.tpr_at_1_in_100),
+                (1000, self.tpr_at_1_in_1000),
+            )
+        ]
+        low, even = (_percent(self.belief(prior)) for prior in (0.1, 0.5))
+        belief = (
+            "A belief that held it 10 % likely, before anything was released, can rise to"
+            f" at most {low}, and one of 50 % to {even}, except in 1 run of 1000."
+        )
+        return (guess, *found, belief)
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences())
+
+
+def _question(relation: NeighboringRelation, group_size: int) -> tuple[str, str]:
+    """Return what an attacker asks, as the relation defines it, and of what."""
+    one, noun = (
+        ("one unit was", "units")
+        if group_size == 1
+        else (f"any {group_size} units were", f"groups of {group_size} units")
+    )
+    if relation == "replace_one":
+        return f"which of two {noun} was in the data", noun
+    return f"whether {one} in the data", noun
+
+
+def _percent(share: float) -> str:
+    return f"{_up(100 * share)} %"
+
+
+def _up(number: float) -> str:
+    """Return three digits of a number, rounded up, as a bound has to be.
+
+    >>> _up(58.0501), _up(4.0681), _up(100.0)
+    ('58.1', '4.07', '100')
+    """
+    return f"{rounded_up(number, digits=3):.3g}"
+
+
+NO_BOUND: Final = Risk(
+    advantage=1.0, tpr_at_1_in_100=1.0, tpr_at_1_in_1000=1.0, odds_factor=math.inf
+)
+NO_RISK: Final = Risk(
+    advantage=0.0, tpr_at_1_in_100=0.01, tpr_at_1_in_1000=0.001, odds_factor=1.0
+)
+
+
+def risk(
+    releases: Iterable[Release],
+    *,
+    neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
+    delta: float = 1e-5,
+    interval: float | None = None,
+    library: ReferenceAccountant | None = None,
+) -> Risk:
+    """Return what all the releases together let anyone find out about one unit.
+
+    >>> one = Release(sampling_probability=1.0, noise_multiplier=1.0, count=1)
+    >>> round(risk([one], neighboring_relation="zero_out").advantage, 4)
+    0.3829
+
+    Guarantees:
+        * Every number is an upper bound, whichever of both neighbouring datasets is the
+          real one: losses are rounded up.
+        * Of the ideal noise, as epsilon is; what a computer's noise adds to delta adds
+          to them.
+        * Guessing for no releases, and certainty if one had no noise.
+
+    Args:
+        releases: What was released, in any order.
+        neighboring_relation: What two neighbouring datasets are.
+        group_size: How many units differ at once: it is found out of all of them whether
+            they were in, and of none else.
+        delta: The delta of the epsilon that is stated beside it. It decides nothing but
+            which widths of buckets are tight.
+        interval: The width of the buckets of losses; by default that of epsilon.
+        library: Accountants of ``dp_accounting`` that are to compose the losses.
+
+    Raises:
+        ValueError: As of :func:`epsilon`.
+        UnsupportedOperationError: For a group of which batches were drawn by random
+            allocation.
+
+    References:
+        Kulynych et al., "Attack-Aware Noise Calibration for Differential Privacy",
+        2024: https://arxiv.org/abs/2407.02191; see also
+        :mod:`dp.accounting._trade_off`.
+    """
+    _checks.open_unit(delta=delta)
+    size = _checks.count(group_size=group_size)
+    releases = merge_equal_releases(releases)
+    truncated = any(release.truncation for release in releases)
+    _checks.relation(
+        neighboring_relation=neighboring_relation,
+        truncated=truncated,
+        allocated=is_allocated(releases),
+    )
+    if size > 1:
+        check_group(releases, size)
+    if not releases:
+        return NO_RISK
+    if any(release.noise_multiplier == 0 for release in releases):
+        return NO_BOUND
+    # As of bound_of_group: one after the other where a group is no pair of its own.
+    relation, together, chain = neighboring_relation, 1, 1
+    if size > 1 and truncated:
+        chain = size
+    elif size > 1:
+        relation, together = _ADD_OR_REMOVE, size
+        chain = 2 if neighboring_relation == "replace_one" else 1
+    counted = affordable(releases, delta, relation, together)
+    if interval is None:
+        tolerance = _resolution.TIGHT if size == 1 else GROUP_TOLERANCE
+        interval = interval_for(counted, delta, relation, together, tolerance)
+    deltas_at = deltas_by_epsilon(
+        counted,
+        relation=relation,
+        group_size=together,
+        interval=_resolution.checked(interval),
+        library=library,
+    )
+    return _of_deltas(_chained(deltas_at, chain))
+
+
+def risk_of_order(cost: float, order: float) -> Risk:
+    """Return the risk of a Renyi divergence *cost* of *order*, either way.
+
+    Its deltas are those of :func:`dp.accounting._renyi.epsilon_of_order`, solved for
+    delta, so they are further above than those of losses.
+
+    >>> round(risk_of_order(0.125, order=2.0).advantage, 3)
+    0.283
+    """
+    import numpy as np  # noqa: PLC0415 -- a tenth of a second
+
+    if cost == math.inf:
+        return NO_BOUND
+    spent = cost + math.log1p(-1 / order)
+
+    def deltas_at(epsilons_E: "Floats") -> "Floats":
+        exponents_E = (order - 1) * (spent - epsilons_E) - math.log(order)
+        return np.exp(np.minimum(exponents_E, 0.0))
+
+    return _of_deltas(deltas_at)
+
+
+def risk_of_guarantee(
+    guarantee: Guarantee, releases: Iterable[Release], *, order: float | None
+) -> Risk:
+    """Return the risk of what has a guarantee, in the buckets of its epsilon.
+
+    Args:
+        guarantee: What is guaranteed of the releases.
+        releases: The releases.
+        order: The order of the Renyi filter that guarantees it, whatever is released
+            in the end; None for a guarantee of these releases.
+    """
+    if order is not None:
+        return risk_of_order(
+            cost_within(guarantee.epsilon, order, guarantee.delta), order
+        )
+    return risk(
+        releases,
+        neighboring_relation=guarantee.neighboring_relation,
+        group_size=guarantee.group_size,
+        delta=guarantee.delta,
+        interval=guarantee.interval,
+    )
+
+
+def _chained(deltas_at: "DeltasAt", size: int) -> "DeltasAt":
+    """Return the deltas of *size* changes, one after the other.
+
+    Each costs a share of epsilon, and multiplies the delta of those before it by the
+    exponential of that.
+    """
+    import numpy as np  # noqa: PLC0415 -- a tenth of a second
+
+    if size == 1:
+        return deltas_at
+
+    def deltas_of_chain(epsilons_E: "Floats") -> "Floats":
+        shares_E = epsilons_E / size
+        growth_E = np.exp(np.outer(np.arange(size), shares_E)).sum(axis=0)
+        deltas_E: Floats = deltas_at(shares_E) * growth_E
+        return deltas_E
+
+    return deltas_of_chain
+
+
+def _of_deltas(deltas_at: "DeltasAt") -> Risk:
+    from dp.accounting._trade_off import Pairs  # noqa: PLC0415 -- numpy
+
+    pairs = Pairs(deltas_at)
+    return Risk(
+        advantage=pairs.advantage(),
+        tpr_at_1_in_100=pairs.true_positive_rate(1e-2),
+        tpr_at_1_in_1000=pairs.true_positive_rate(1e-3),
+        odds_factor=pairs.odds_factor(EXCEPTIONS),
+    )

@@ -1,0 +1,71 @@
+"""A Hugging Face Trainer, built as for training without privacy, becomes private."""
+
+import math
+from typing import Any
+
+from transformers import TrainingArguments
+
+from dp.integrations._trainer_arguments import check_arguments, check_strategy
+from dp.integrations._trainer_methods import check_methods
+from dp.integrations.private._request import Request
+from dp.integrations.private._trainer_report import ReportCallback
+from dp.integrations.private._trl import adapter_for
+from dp.plan import PrivacyPlan
+from dp.sampling._refused_arguments import check_map_style
+
+
+__all__ = ("make_private",)
+
+
+def make_private(trainer: Any, request: Request) -> None:
+    """Make *trainer* a :class:`~dp.integrations.transformers.PrivateTrainer`.
+
+    Its class becomes one that inherits from ours and from its own, as by ``class
+    MyPrivateTrainer(PrivateTrainer, MyTrainer)``, so nothing that it holds is lost.
+
+    Raises:
+        ValueError, TypeError, UnsupportedOperationError: As :func:`dp.private`.
+    """
+    kind = type(trainer)
+    adapter = adapter_for(trainer)
+    check_methods(kind, adapter)
+    check_strategy(trainer)
+    check_map_style(trainer.train_dataset)
+    plan = _plan_of(trainer.args, request)
+    check_arguments(trainer.args, plan)
+    units = request.units_of(trainer.train_dataset)
+
+    own_losses = (
+        {"per_example_losses": kind.per_example_losses}
+        if hasattr(kind, "per_example_losses")
+        else {}
+    )
+    trainer.__class__ = type(f"Private{kind.__name__}", (adapter, kind), own_losses)
+    # A draw goes through the model in parts of a device's batch anyway; the Trainer
+    # loads all parts of an accumulated batch ahead, so whose rows are in which is lost.
+    trainer.args.gradient_accumulation_steps = 1
+    trainer._become_private(  # noqa: SLF001 -- it has become one of ours
+        plan,
+        units=units,
+        max_per_unit=request.max_per_unit,
+        assumptions=(request.assumption,),
+    )
+    trainer.add_callback(ReportCallback(trainer))
+
+
+def _plan_of(args: TrainingArguments, request: Request) -> PrivacyPlan:
+    """Return the plan of a training with *args*: its batches, its length, its clipping."""
+    if not args.max_grad_norm and request.max_grad_norm is None:
+        raise ValueError(
+            f"max_grad_norm={args.max_grad_norm!r} turns clipping off, and a private"
+            " step must clip each example; pass max_grad_norm= to dp.private"
+        )
+    batch_size = (
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(args.num_train_epochs * request.steps_per_epoch(batch_size))
+    return request.plan(
+        batch_size=batch_size, steps=steps, max_grad_norm=float(args.max_grad_norm)
+    )
