@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 import dp
 
 
-LIBRARIES = ("matplotlib", "sympy", "torch")
+LIBRARIES = ("scipy", "sympy", "torch")
+NUM_EACH = 3000  # Names of a library, so that none is the likelier guess.
 LENGTH = 24  # Letters of a name that are read.
 _LETTERS = " _abcdefghijklmnopqrstuvwxyz0123456789"  # The blank is padding.
 
@@ -34,20 +35,24 @@ def make_names() -> tuple[Tensor, Tensor]:
             for name in re.findall(r"^ *def ([a-z_]\w+)\(", text, re.MULTILINE):
                 if not name.startswith(("_", "test")):
                     names.setdefault(name.lower(), set()).add(library)
-    # A name of two libraries would have two labels.
-    known = [(name, *of) for name, of in sorted(names.items()) if len(of) == 1]
-    random.Random(0).shuffle(known)  # noqa: S311 -- public names
+    rng = random.Random(0)  # noqa: S311 -- public names
+    known = []
+    for label, library in enumerate(LIBRARIES):
+        # A name of two libraries would have two labels.
+        only = sorted(name for name, of in names.items() if of == {library})
+        known += [(name, label) for name in rng.sample(only, NUM_EACH)]
+    rng.shuffle(known)
     letters = [
         [max(0, _LETTERS.find(c)) for c in name[:LENGTH].ljust(LENGTH)]
         for name, _ in known
     ]
-    return torch.tensor(letters), torch.tensor([LIBRARIES.index(of) for _, of in known])
+    return torch.tensor(letters), torch.tensor([label for _, label in known])
 
 
 class Reader(nn.Module):
     """Reads a name, and guesses its library from its last state."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.letters = nn.Embedding(len(_LETTERS), width)
         self.memory = nn.LSTM(width, width, batch_first=True)
@@ -61,20 +66,20 @@ class Reader(nn.Module):
         return logits
 
 
-def main(steps: int = 150) -> tuple[float, float]:
+def main(steps: int = 120) -> tuple[float, float]:
     """Train, and return the accuracy on other names and the epsilon spent."""
     names, labels = make_names()
     plan = dp.plan_for(  # Public numbers, decided in advance.
         target_epsilon=3.0,
         target_delta=1e-5,
-        sampling_probability=0.05,
+        sampling_probability=0.1,
         steps=steps,
-        expected_batch_size=400,
+        expected_batch_size=800,
         max_grad_norm=1.0,
     )
-    loader = plan.loader(TensorDataset(names[2000:], labels[2000:]))
+    loader = plan.loader(TensorDataset(names[1000:], labels[1000:]))
     model = Reader()
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    adam = torch.optim.Adam(model.parameters(), lr=0.02)
     optimizer = dp.DPOptimizer(adam, plan=plan, loader=loader)
 
     def loss_fn(batch: list[Tensor]) -> Tensor:
@@ -85,7 +90,7 @@ def main(steps: int = 150) -> tuple[float, float]:
         optimizer.backward(loss_fn, batch)
         optimizer.step()
     with torch.no_grad():
-        accuracy = (model(names[:2000]).argmax(1) == labels[:2000]).float().mean()
+        accuracy = (model(names[:1000]).argmax(1) == labels[:1000]).float().mean()
     return accuracy.item(), optimizer.guarantee().epsilon
 
 
