@@ -60,7 +60,7 @@ def _as_table(*rows: list[str]) -> str:
 
 def speed() -> str:
     """Return the time of a private step: ours, Opacus' fastest way, and vmap."""
-    measured = _with_columns(_reference("benchmarks"), "model", "dp", "Opacus hooks")
+    measured = _with_columns(_reference("benchmarks"), "model", "Opacus hooks", "vmap")
     ours = next(way for way in _OURS if way in measured[0])
     rows = [["model", _OURS[ours], "Opacus, its fastest mode", "torch's vmap"]]
     for start, name in _MODELS.items():
@@ -80,9 +80,13 @@ def access() -> str:
         for row in _with_columns(page, "written as", "8 layers")
         if row["written as"] == "`Forwarded`"
     }
-    rows.append(["forwarding `Forwarded`", *(ours[o].split(", ")[1] for o in _OPERATIONS)])
-    for row in _with_columns(page, *_OPERATIONS):
-        rows.append([row[""], *(row[o].split(" / ")[0] for o in _OPERATIONS)])
+    rows.append(
+        ["forwarding `Forwarded`", *(ours[o].split(", ")[1] for o in _OPERATIONS)]
+    )
+    rows += [
+        [row[""], *(row[operation].split(" / ")[0] for operation in _OPERATIONS)]
+        for row in _with_columns(page, *_OPERATIONS)
+    ]
     return _as_table(*rows)
 
 

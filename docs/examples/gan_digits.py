@@ -65,7 +65,9 @@ def main(steps: int = 400) -> tuple[float, float]:
         of_discriminator.step()
 
         of_generator.zero_grad()
-        softplus(-discriminator(drawn(89))).mean().backward()  # A public number of them.
+        softplus(
+            -discriminator(drawn(89))
+        ).mean().backward()  # A public number of them.
         of_generator.step()
         of_discriminator.zero_grad()  # Of what this loss left on the discriminator.
 
