@@ -38,7 +38,7 @@ from forwarding import __version__ as __version__
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Release, Risk
+    from dp.accounting import Guarantee, Query, Release, Risk
     from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         PerGroupClipping,
         PerLayerClipping,
         QuantileClipping,
+        ScaledClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -64,12 +65,14 @@ if TYPE_CHECKING:
     )
     from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
-    from dp.noise import GaussianNoise
-    from dp.optimizer import DPOptimizer, JointOptimizer
+    from dp.noise import BandedNoise, GaussianNoise
+    from dp.optimizer import AdamBiasCorrection, DPOptimizer, JointOptimizer
     from dp.per_sample import compile_backend
     from dp.plan import PrivacyPlan, plan_for
     from dp.sampling import (
         AllocationLoader,
+        CyclicPoisson,
+        CyclicPoissonLoader,
         DisjointBatches,
         DisjointLoader,
         PoissonLoader,
@@ -83,11 +86,15 @@ if TYPE_CHECKING:
     from dp.wrapping import wrap_class
 
 __all__ = (
+    "AdamBiasCorrection",
     "AllocationLoader",
     "AutomaticClipping",
+    "BandedNoise",
     "BudgetExhaustedError",
     "Certificate",
     "CheckReport",
+    "CyclicPoisson",
+    "CyclicPoissonLoader",
     "DPOptimizer",
     "DisjointBatches",
     "DisjointLoader",
@@ -106,6 +113,7 @@ __all__ = (
     "PrivacyError",
     "PrivacyPlan",
     "QuantileClipping",
+    "Query",
     "RandomAllocation",
     "RankFailedError",
     "RanksDivergedError",
@@ -114,6 +122,7 @@ __all__ = (
     "RiskTarget",
     "SampleMixingError",
     "SamplingMismatchError",
+    "ScaledClipping",
     "Schedule",
     "TruncatedPoissonSampling",
     "Unamplified",
@@ -135,31 +144,31 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Release Risk",
+        "accounting": "Guarantee Query Release Risk",
         "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
-        " QuantileClipping",
+        " QuantileClipping ScaledClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
         " UnsupportedOperationError WrongGradientError",
         "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
-        "noise": "GaussianNoise",
-        "optimizer": "DPOptimizer JointOptimizer",
+        "noise": "BandedNoise GaussianNoise",
+        "optimizer": "AdamBiasCorrection DPOptimizer JointOptimizer",
         "per_sample": "compile_backend",
         "plan": "PrivacyPlan plan_for",
-        "sampling": "AllocationLoader DisjointBatches DisjointLoader PoissonLoader"
-        " PoissonSampling RandomAllocation"
+        "sampling": "AllocationLoader CyclicPoisson CyclicPoissonLoader DisjointBatches"
+        " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()
 }
-_MODULES: Final = {"audit", "distributed", "ledger", *_HOME.values()}
+_MODULES: Final = {"audit", "distributed", "ledger", "query", *_HOME.values()}
 
 if (
     not TYPE_CHECKING

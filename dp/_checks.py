@@ -15,6 +15,7 @@ from dp._typing import NeighboringRelation
 __all__ = (
     "clipping_norm",
     "count",
+    "cyclic_coin",
     "non_negative",
     "open_unit",
     "positive",
@@ -27,6 +28,7 @@ __all__ = (
 _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
 _MOST_EXAMPLES: Final = 1e9
+_ROUNDING: Final = 1e-12  # Of a product that is 1 but for rounding.
 
 
 def positive(**named: float) -> float:
@@ -128,6 +130,28 @@ def relation(
             f" {neighboring_relation!r}: one example more or less moves others to other"
             " batches; use assigned_by='coin'"
         )
+
+
+def cyclic_coin(sampling_probability: float, bands: int) -> float:
+    """Return the probability of an example to be in a step that it is eligible in.
+
+    Samplers and accountants take it from here: it is one floating-point number.
+
+    Args:
+        sampling_probability: The probability to be in any one step.
+        bands: In one of how many steps an example is eligible.
+
+    Raises:
+        ValueError: If it would be above 1.
+    """
+    coin = sampling_probability * bands
+    if coin > 1 + _ROUNDING:
+        raise ValueError(
+            "sampling_probability must be at most 1 / bands with cyclic Poisson sampling"
+            f" (CyclicPoisson), got {sampling_probability!r} and bands={bands}; take"
+            " fewer bands, or smaller batches"
+        )
+    return min(1.0, coin)
 
 
 def small_delta(target_delta: float, *, num_examples: float) -> None:

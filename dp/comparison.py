@@ -1,24 +1,25 @@
-"""What a plan leaves to be found: one of its numbers, or how batches are drawn.
+"""What a plan leaves to be found: one of its numbers, or the mechanism.
 
-Of two ways of drawing batches, every candidate is calibrated to the same epsilon, number of steps and sampling
-probability, and so to batches of the same expected size. Nothing is taken for granted
-of which is better: both numbers are computed, and both are told.
+How several mechanisms compare is in :mod:`dp.calibration._mechanisms`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, Truncation
+from dp.accounting import Query, Release, Truncation
 from dp.accounting._renyi import best_order
 from dp.calibration import (
     calibrate_noise_multiplier,
     calibrate_sampling_probability,
     calibrate_steps,
 )
+from dp.calibration._bands import Bands
+from dp.calibration._mechanisms import Choice, best_choice, correlated_choice
 from dp.sampling import (
+    CyclicPoisson,
     DisjointBatches,
     Passes,
     PoissonSampling,
@@ -30,7 +31,10 @@ from dp.schedule import Schedule, runs_of
 
 
 __all__ = (
+    "Bands",
     "Mechanism",
+    "check_noise_is_left_out",
+    "check_queries",
     "choose",
     "complete",
     "order_for",
@@ -38,7 +42,7 @@ __all__ = (
     "truncation_of",
 )
 
-Mechanism = Literal["poisson", "allocation", "disjoint", "best"]
+Mechanism = Literal["poisson", "allocation", "disjoint", "correlated", "best"]
 
 
 def choose(
@@ -49,35 +53,36 @@ def choose(
     steps: int | None,
     noise_multiplier: float | Schedule | None,
     max_grad_norm: float | Schedule,
-) -> tuple[Passes | None, tuple[str, ...]]:
-    """Return the scheme of passes, or None for one without.
+    bands: Bands = "auto",
+) -> Choice:
+    """Return how batches are drawn, and how noise is correlated.
 
     Args:
-        mechanism: ``"poisson"``, ``"allocation"``, ``"disjoint"``, or ``"best"`` for
-            that of the first two that needs less noise.
+        mechanism: ``"poisson"``, ``"allocation"``, ``"disjoint"``, ``"correlated"``, or
+            ``"best"`` for that of the others, but for ``"disjoint"``, which leaves the
+            least error in prefix sums.
         target: The epsilon and delta that all steps may cost, the relation, and, if
             there are any, a truncation and the order of a Renyi filter.
         sampling_probability: Probability that an example is in a batch.
         steps: How many steps the run takes.
         noise_multiplier: The noise, if it is given.
         max_grad_norm: The clipping norm.
-
-    Returns:
-        With the scheme, what was compared, one sentence each.
+        bands: How many bands correlated noise has; ``"auto"`` compares several, and
+            independent noise.
 
     Raises:
-        ValueError: If *mechanism* is unknown, if it is a scheme of passes and no bound is
-            proven for that, or if it is ``"best"`` and noise is not what is left out.
+        ValueError: If *mechanism* is unknown, if no bound is proven for the one that is
+            asked for, or if it is ``"correlated"`` or ``"best"`` and noise is not what
+            is left out.
     """
-    if mechanism not in get_args(Mechanism):
-        raise ValueError(
-            f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
-            f" {mechanism!r}"
-        )
+    _check_mechanism(mechanism, bands)
     if mechanism == "poisson":
-        return None, ()
-    if mechanism == "best":
-        _check_comparable(sampling_probability, steps, noise_multiplier)
+        return Choice()
+    about = {**target, "sampling_probability": sampling_probability, "steps": steps}
+    if mechanism in {"correlated", "best"}:
+        _check_comparable(mechanism, sampling_probability, steps, noise_multiplier)
+    if mechanism == "correlated":
+        return correlated_choice(about, max_grad_norm, bands)
     make = _disjoint if mechanism == "disjoint" else _allocation
     scheme, obstacle = _passes(
         make,
@@ -86,31 +91,28 @@ def choose(
         target,
         values={"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm},
     )
-    if mechanism != "best":
-        if scheme is None:
-            raise ValueError(f"mechanism={mechanism!r} is not possible: {obstacle}")
-        return scheme, ()
+    if mechanism == "best":
+        return best_choice(about, max_grad_norm, bands, scheme, obstacle)
     if scheme is None:
-        return None, (f"Poisson sampling; random allocation was not: {obstacle}.",)
-    about = {**target, "sampling_probability": sampling_probability, "steps": steps}
-    return _with_less_noise(about, scheme)
+        raise ValueError(f"mechanism={mechanism!r} is not possible: {obstacle}")
+    return Choice(scheme=scheme)
 
 
-def _with_less_noise(
-    about: Mapping[str, Any], scheme: Passes
-) -> tuple[Passes | None, tuple[str, ...]]:
-    poisson = calibrate_noise_multiplier(**about)
-    allocation = calibrate_noise_multiplier(
-        **about, steps_per_pass=scheme.steps_per_pass
-    )
-    compared = (
-        f"Poisson sampling, which needs noise_multiplier={poisson:g}.",
-        f"Random allocation, which needs noise_multiplier={allocation:g}.",
-    )
-    return (scheme if allocation < poisson else None), compared
+def _check_mechanism(mechanism: str, bands: Bands) -> None:
+    if mechanism not in get_args(Mechanism):
+        raise ValueError(
+            f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
+            f" {mechanism!r}"
+        )
+    if bands != "auto" and mechanism not in {"correlated", "best"}:
+        raise ValueError(
+            f"bands={bands!r} is for correlated noise: pass mechanism='correlated' or"
+            f" 'best' with it, got {mechanism!r}"
+        )
 
 
 def _check_comparable(
+    mechanism: str,
     sampling_probability: float | str | None,
     steps: int | None,
     noise_multiplier: float | Schedule | None,
@@ -118,7 +120,7 @@ def _check_comparable(
     is_given = isinstance(sampling_probability, int | float) and steps is not None
     if not is_given or noise_multiplier is not None:
         raise ValueError(
-            "mechanism='best' takes the least noise for a sampling_probability and a"
+            f"mechanism={mechanism!r} finds the noise for a sampling_probability and a"
             " number of steps: give these two, and no noise_multiplier; got"
             f" sampling_probability={sampling_probability!r}, steps={steps!r},"
             f" noise_multiplier={noise_multiplier!r}"
@@ -186,7 +188,7 @@ def complete(
     sigma: float | Schedule | None,
     steps: int | None,
     probability: float | Literal["largest"] | None,
-    scheme: Passes | None,
+    choice: Choice,
 ) -> tuple[float | Schedule, int, float]:
     """Return noise multiplier, steps and sampling probability, one of which is found.
 
@@ -195,13 +197,17 @@ def complete(
         sigma: The noise multiplier, or the shape of its schedule; None to find it.
         steps: The number of steps; None to find it.
         probability: The sampling probability; ``"largest"`` to find it, None for 1.
-        scheme: The scheme of passes, which fixes the probability; None for one without.
+        choice: How batches are drawn, which fixes the probability for passes; and the
+            noise, where it was found already.
 
     Raises:
         ValueError: If not exactly one is to be found.
     """
     q: float | Literal["largest"] = 1.0 if probability is None else probability
-    if scheme is not None:
+    if choice.noise_multiplier is not None and steps is not None and q != "largest":
+        return choice.noise_multiplier, steps, q
+    scheme = choice.scheme
+    if scheme is not None and not isinstance(scheme, CyclicPoisson):
         disjoint = scheme.assigned_by if isinstance(scheme, DisjointBatches) else None
         passes = {"steps_per_pass": scheme.steps_per_pass, "disjoint": disjoint}
         target = {**target, **passes}
@@ -227,6 +233,42 @@ def complete(
         f" or pass sampling_probability='largest'; got noise_multiplier={sigma!r},"
         f" steps={steps!r}, sampling_probability={q!r}"
     )
+
+
+def check_queries(
+    queries: Sequence[Query], *, renyi_order: float | str | None
+) -> tuple[Query, ...]:
+    """Return *queries* if a plan can have them.
+
+    Raises:
+        ValueError: If two have one name, or if a Renyi filter would have to cover them.
+    """
+    names = [query.name for query in queries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"queries must have different names, got twice: {twice}")
+    if queries and renyi_order is not None:
+        raise ValueError(
+            f"queries must be empty with renyi_order={renyi_order!r}: a filter is kept for"
+            " steps alone; leave renyi_order None"
+        )
+    return tuple(queries)
+
+
+def check_noise_is_left_out(
+    sigma: float | Schedule | None, steps: int | None, q: float | str | None
+) -> None:
+    """Raise unless the noise of the steps is what queries leave to be found.
+
+    Raises:
+        ValueError: If another number is.
+    """
+    if isinstance(sigma, int | float) or steps is None or q == "largest":
+        raise ValueError(
+            "with queries, plan_for finds the noise_multiplier: give steps and"
+            f" sampling_probability, got noise_multiplier={sigma!r}, steps={steps!r},"
+            f" sampling_probability={q!r}; or make a PrivacyPlan of all numbers"
+        )
 
 
 def order_for(

@@ -11,21 +11,27 @@ from typing import Any, Final, Literal, final, get_args
 from torch.utils.data import Dataset
 
 from dp import _checks
+from dp._described import Described
 from dp._typing import Assignment, NeighboringRelation
-from dp.accounting import Guarantee, Release, Risk, Truncation, epsilon
+from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.accounting._risk import risk_of_guarantee
 from dp.calibration import RiskTarget
 from dp.calibration._search import RenyiOrder
 from dp.comparison import (
+    Bands,
     Mechanism,
+    check_noise_is_left_out,
+    check_queries,
     choose,
     complete,
     order_for,
     scheme_of,
     truncation_of,
 )
+from dp.noise import BandedNoise
 from dp.sampling import (
+    CyclicPoisson,
     DisjointBatches,
     Passes,
     PoissonLoader,
@@ -47,7 +53,7 @@ _KINDS: Final = get_args(Scheme)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyPlan:
+class PrivacyPlan(Described):
     """The plan of a private run, in public numbers only.
 
     Args:
@@ -72,8 +78,13 @@ class PrivacyPlan:
             chosen from what was released, until the target epsilon is spent. Epsilon
             is then some 5 to 20 % larger for the same noise. None for noise that is
             the plan's, or more.
+        correlation: How the noise of a step is correlated with that of steps before it,
+            so that sums of steps have less of it; None for independent noise. Needs
+            :class:`~dp.CyclicPoisson` sampling of at least as many bands.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
+        queries: What :class:`dp.query.Queries` may ask about the same data, each once.
+            They are part of every epsilon of the run, asked or not.
 
     Raises:
         ValueError: If a number is out of range, if the relation is unknown, if it
@@ -92,7 +103,9 @@ class PrivacyPlan:
     unit_of_privacy: str = ONE_EXAMPLE
     group_size: int = 1
     renyi_order: float | None = None
+    correlation: BandedNoise | None = None
     compared: tuple[str, ...] = ()
+    queries: tuple[Query, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, _KINDS):
@@ -117,14 +130,7 @@ class PrivacyPlan:
             allocated=isinstance(self.sampling, RandomAllocation),
             by_position=self.disjoint == "position",
         )
-        if isinstance(self.sampling, Passes):
-            self.sampling.check_plan(
-                steps=self.steps,
-                group_size=group_size,
-                renyi_order=self.renyi_order,
-                noise_multiplier=self.noise_multiplier,
-                max_grad_norm=self.max_grad_norm,
-            )
+        _check_whole_charges(self, group_size)
         if self.renyi_order is not None:
             check_filter(
                 self.renyi_order,
@@ -132,6 +138,7 @@ class PrivacyPlan:
                 truncated=self.truncation is not None,
                 group_size=group_size,
             )
+        check_queries(self.queries, renyi_order=self.renyi_order)
         if not self.unit_of_privacy.strip():
             raise ValueError("unit_of_privacy must say whose data one example holds")
         _checks.small_delta(self.target_delta, num_examples=_num_examples(self))
@@ -161,6 +168,11 @@ class PrivacyPlan:
         return self.sampling.steps_per_pass
 
     @property
+    def bands(self) -> int | None:
+        """Steps of a round by cyclic Poisson sampling; None with other sampling."""
+        return self.sampling.bands if isinstance(self.sampling, CyclicPoisson) else None
+
+    @property
     def disjoint(self) -> Assignment | None:
         """How disjoint batches are assigned; None with other sampling."""
         if not isinstance(self.sampling, DisjointBatches):
@@ -178,7 +190,8 @@ class PrivacyPlan:
     def releases(self, num_steps: int) -> tuple[Release, ...]:
         """Return what the first *num_steps* steps of the plan release.
 
-        A part of a pass costs as much as all of it.
+        A part of a pass, or of a round by cyclic Poisson sampling, costs as much as all
+        of it.
         """
         return tuple(
             Release(
@@ -188,23 +201,33 @@ class PrivacyPlan:
                 truncation=self.truncation,
                 steps_per_pass=self.steps_per_pass,
                 disjoint=self.disjoint,
+                bands=self.bands,
             )
             for count, noise_multiplier in runs_of(self.noise_multiplier, num_steps)
         )
+
+    @property
+    def query_releases(self) -> tuple[Release, ...]:
+        """What the planned queries release."""
+        return tuple(query.release for query in self.queries)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan in plain types, as JSON has them."""
         numbers: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in {"sampling", "compared"}
+            if f.name not in {"sampling", "compared", "correlation", "queries"}
         }
         for name, value in numbers.items():
             if isinstance(value, Schedule):
                 numbers[name] = [list(phase) for phase in value.phases]
         scheme = {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
+        if self.correlation is not None:
+            numbers["correlation"] = list(self.correlation.coefficients)
         compared = {"compared": list(self.compared)} if self.compared else {}
-        return {"version": _VERSION, "sampling": scheme, **numbers, **compared}
+        queries = {"queries": [asdict(q) for q in self.queries]} if self.queries else {}
+        about = {**numbers, **compared, **queries}
+        return {"version": _VERSION, "sampling": scheme, **about}
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> "PrivacyPlan":
@@ -228,11 +251,14 @@ class PrivacyPlan:
             if isinstance(value, Sequence) and not isinstance(value, str)
             else value
             for name, value in plan.items()
-            if name not in {"sampling", "version", "compared"}
+            if name not in {"sampling", "version", "compared", "correlation", "queries"}
         }
+        if "correlation" in plan:
+            numbers["correlation"] = BandedNoise(tuple(plan["correlation"]))
         return cls(
             sampling=kinds[scheme.pop("kind")](**scheme),
             compared=tuple(plan.get("compared", ())),
+            queries=tuple(Query(**query) for query in plan.get("queries", ())),
             **numbers,
         )
 
@@ -251,7 +277,7 @@ class PrivacyPlan:
                 relation=self.neighboring_relation,
             )
         return epsilon(
-            self.releases(self.steps),
+            (*self.releases(self.steps), *self.query_releases),
             delta=self.target_delta,
             neighboring_relation=self.neighboring_relation,
             group_size=self.group_size,
@@ -263,7 +289,9 @@ class PrivacyPlan:
         Under a Renyi filter, what the filter allows.
         """
         return risk_of_guarantee(
-            self.guarantee(), self.releases(self.steps), order=self.renyi_order
+            self.guarantee(),
+            [*self.releases(self.steps), *self.query_releases],
+            order=self.renyi_order,
         )
 
     def loader(
@@ -320,6 +348,20 @@ class PrivacyPlan:
         return loader
 
 
+def _check_whole_charges(plan: PrivacyPlan, group_size: int) -> None:
+    """Raise if a plan asks for what is not proven where several steps have one charge."""
+    if isinstance(plan.sampling, CyclicPoisson | Passes):
+        plan.sampling.check_plan(
+            steps=plan.steps,
+            group_size=group_size,
+            renyi_order=plan.renyi_order,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+        )
+    if plan.correlation is not None:
+        plan.correlation.check_distance(plan.bands)
+
+
 def _num_examples(plan: PrivacyPlan) -> float:
     """Return how many examples a plan is about, as its public numbers say.
 
@@ -349,6 +391,8 @@ def plan_for(
     renyi_order: RenyiOrder = None,
     mechanism: Mechanism = "poisson",
     target_risk: RiskTarget | None = None,
+    bands: Bands = "auto",
+    queries: Sequence[Query] = (),
 ) -> PrivacyPlan:
     """Return the plan that makes the most of a target epsilon, or of a target risk.
 
@@ -379,23 +423,34 @@ def plan_for(
             plan costs least, as most runs under a filter want it.
         mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
             ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
-            ``1 / sampling_probability`` steps; ``"best"``, whichever of the two
-            needs less noise for the target, which is then left out; or ``"disjoint"``,
+            ``1 / sampling_probability`` steps; ``"correlated"``, with
+            :class:`~dp.BandedNoise` and :class:`~dp.CyclicPoisson` sampling; ``"best"``,
+            whichever of the three leaves the least error in prefix sums at the target,
+            for which noise is left out; or ``"disjoint"``,
             by :class:`~dp.sampling.DisjointBatches` in passes of as many steps: by
             position, in batches of equal size, where the relation permits that. What
             was compared is in the plan, and so in its certificates.
         target_risk: What an attacker may find out at most, in place of an epsilon, such
             as ``RiskTarget(advantage=0.1)``. The plan's steps alone bound the run then.
+        bands: How many bands correlated noise has. ``"auto"`` takes the number with the
+            least error in prefix sums, or independent noise where that has less. Each
+            band beyond the first takes memory for two copies of the parameters; 1 keeps
+            ``"best"`` from comparing it.
+        queries: What is asked about the same data, which the target pays for, too. With
+            them, the noise multiplier is what is left out.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
-            nothing keeps the target, or if passes are asked for where no bound is
-            proven for them.
+            nothing keeps the target, or if passes or correlated noise are asked for
+            where no bound is proven for them.
 
     Guarantees:
         * ``plan_for(...).guarantee().epsilon <= target_epsilon``, or
           ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
+    queries = check_queries(queries, renyi_order=renyi_order)
+    if queries:
+        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
     if renyi_order is not None:
         check_filter(
@@ -404,7 +459,7 @@ def plan_for(
             truncated=truncation is not None,
             group_size=group_size,
         )
-    target = {
+    target: dict[str, Any] = {
         "target_epsilon": target_epsilon,
         "target_risk": target_risk,
         "target_delta": target_delta,
@@ -413,21 +468,24 @@ def plan_for(
         "group_size": group_size,
         "renyi_order": renyi_order,
     }
-    scheme, compared = choose(
+    if queries:
+        target["other_releases"] = tuple(query.release for query in queries)
+    choice = choose(
         mechanism,
         target,
         sampling_probability=sampling_probability,
         steps=steps,
         noise_multiplier=noise_multiplier,
         max_grad_norm=max_grad_norm,
+        bands=bands,
     )
     sigma, steps, q = complete(
-        target, noise_multiplier, steps, sampling_probability, scheme
+        target, noise_multiplier, steps, sampling_probability, choice
     )
     if renyi_order == "best":
         renyi_order = order_for(target, q, sigma, steps)
     return PrivacyPlan(
-        sampling=scheme
+        sampling=choice.scheme
         or scheme_of(None if sampling_probability is None else q, truncation),
         noise_multiplier=sigma,
         max_grad_norm=max_grad_norm,
@@ -439,5 +497,7 @@ def plan_for(
         unit_of_privacy=unit_of_privacy,
         group_size=group_size,
         renyi_order=renyi_order,
-        compared=compared,
+        correlation=choice.correlation,
+        compared=choice.compared,
+        queries=queries,
     )

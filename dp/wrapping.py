@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from dp.clipping import Clipping
 from dp.exceptions import UnsupportedOperationError
 from dp.noise import GaussianNoise
-from dp.optimizer import DPOptimizer
+from dp.optimizer import AdamBiasCorrection, DPOptimizer
 from dp.optimizer._validate import Public
 from dp.plan import PrivacyPlan
 from dp.sampling import TicketedLoader
@@ -27,6 +27,7 @@ def wrap_class(
     clipping: Clipping | None = None,
     noise: GaussianNoise | None = None,
     public: Public = (),
+    bias_correction: AdamBiasCorrection | None = None,
 ) -> type[DPOptimizer]:
     """Return a class that is built like *optimizer_class* and is a DPOptimizer.
 
@@ -58,6 +59,7 @@ def wrap_class(
         clipping: The clipping rule.
         noise: The source of noise.
         public: Tensors that are constants of the program.
+        bias_correction: Takes the noise out of Adam's second moments.
 
     Raises:
         TypeError: If *optimizer_class* is no optimizer class, or is private already.
@@ -85,6 +87,7 @@ def wrap_class(
                 clipping=clipping,
                 noise=noise,
                 public=public,
+                bias_correction=bias_correction,
             )
             is_built = True
 

@@ -19,6 +19,7 @@ from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import (
+    PassStep,
     RowsRead,
     Scheme,
     Ticket,
@@ -52,6 +53,8 @@ class PendingBatch:
         sums: The sums of their clipped gradients so far.
         ticket: What the batch was drawn with; None if the plan claims no amplification.
         max_grad_norm: The norm that the sums are clipped to.
+        scales: What gradients of each parameter are multiplied by before they are
+            clipped, and noisy sums divided by; none for gradients as they are.
         num_samples: How many units were added. Private.
         num_within: How many of them had norms within ``max_grad_norm``, less half of
             all, where the clipping rule counts that. Private.
@@ -68,6 +71,7 @@ class PendingBatch:
     sums: Sums
     ticket: Ticket | None
     max_grad_norm: float
+    scales: Sequence[Tensor] = ()
     num_samples: int = 0
     num_within: float | Tensor = 0.0
     units: set[int] = field(default_factory=set)
@@ -75,6 +79,11 @@ class PendingBatch:
     may_lack_units: bool = False
     num_backwards: int = 0
     all_scaled: bool = True
+
+    @property
+    def in_pass(self) -> PassStep | None:
+        """Which step of a pass or round its draw is; None for Poisson samples."""
+        return None if self.ticket is None else self.ticket.draw.in_pass
 
     @property
     def num_drawn(self) -> int:
@@ -97,6 +106,9 @@ class PendingBatch:
         Raises:
             SamplingMismatchError: If a unit could count twice.
         """
+        # Example: 8 units were drawn. Calls with the losses of units {0, 1, 2} and {3,
+        # ..., 7} join; {0, 1} and {1, 2} would clip unit 1 twice. Without units only
+        # numbers are known: 5 and 3 losses join, 5 and 4 are more than 8.
         is_grouped = bool(units)
         if num_samples and self.num_samples and is_grouped != bool(self.units):
             raise SamplingMismatchError(
@@ -202,6 +214,7 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     """Return what the engine holds a graph of losses against: the ticket's batch."""
     if loader is None:
         return {}
+    # What the loader yielded is compared with what the graph kept, by storage.
     yielded = loader.yielded
     # A part that was moved is a copy of that part alone.
     rows = slice(None) if loader.part is None else loader.part
@@ -244,6 +257,8 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             "no batch has been drawn from the loader; iterate over the loader that"
             " was given to DPOptimizer" + explain_deepspeed()
         )
+    # A fork copies the ticket and the memory of what was spent, so that neither process
+    # sees what the other releases.
     if ticket.process != os.getpid():
         raise SamplingMismatchError(
             "this batch was drawn before the process forked, so two processes would"

@@ -96,6 +96,10 @@ class Beside:
         """
         if self.has_writes or self._since is None:
             return False
+        # An in-place write raises a tensor's version, whoever made it:
+        # Embedding(max_norm=...) writes the batch's tokens into its weight during the
+        # forward pass, and a plain optimizer over the same weights steps on raw
+        # gradients.
         num_written = _versions.num_written(parameters)
         is_all = num_written == len(parameters) and self._since == "made"
         self.has_writes = num_written > 0 and not is_all
@@ -109,6 +113,7 @@ class Beside:
 
 
 def _leaves(root: Any) -> Iterator[Tensor]:
+    # A loss without a graph has the root None, and no leaves.
     pending, seen = [root], {root}
     while pending:
         node = pending.pop()

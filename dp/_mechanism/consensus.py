@@ -57,6 +57,8 @@ class Consensus:
                 self._settled = None
             return
 
+        # What was compared is recognised by the objects: a loaded ledger, another
+        # loader or new parameters are compared again.
         def identity() -> Hashable:
             return world, ledger.segment, id(loader), tuple(map(id, parameters))
 
@@ -73,6 +75,8 @@ class Consensus:
         # change by themselves: once is enough until one of the objects is replaced.
         if not settled:
             facts = _slow_facts(values, clipping, noise, loader, parameters)
+            # Shards differ in content by design. They are compared to be different
+            # ones.
             part = None
             if loader is not None and loader.sharded:
                 part = fingerprint_of_dataset(loader.dataset)
@@ -85,10 +89,15 @@ class Consensus:
 def _place(ticket: Ticket) -> tuple[int, ...]:
     """Return which batch of its loader a ticket is for, and which step of its pass.
 
-    Passes have other numbers on other ranks. They begin together if their steps do.
+    Passes and rounds have other numbers on other ranks. They begin together if their
+    steps do; so do chains of rounds, whose steps are counted through.
     """
+    # Example: pass 0 of one rank may be pass 3 of another. At step 5 of each they are
+    # together, at steps 5 and 6 they are not.
     in_pass = ticket.draw.in_pass
-    return (ticket.ordinal,) if in_pass is None else (ticket.ordinal, in_pass.step)
+    if in_pass is None:
+        return (ticket.ordinal,)
+    return (ticket.ordinal, in_pass.step, in_pass.position)
 
 
 def _slow_facts(

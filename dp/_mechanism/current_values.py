@@ -35,6 +35,7 @@ _DECISIVE: Final = (
     "neighboring_relation",
     "target_delta",
     "renyi_order",
+    "correlation",  # Only a plan that has one states it.
 )
 
 
@@ -54,6 +55,8 @@ class CurrentValues:
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the noise over ``max_grad_norm``."""
+        # By the number of charged steps, which a restored run goes on with: a schedule
+        # does not begin again where a counter of its own would.
         planned = self.plan.noise_multiplier_at(self.ledger.steps)
         return self.assigned.get("noise_multiplier", planned)
 
@@ -76,6 +79,9 @@ class CurrentValues:
             PrivacyError: If it is less noise than planned, without a Renyi filter.
         """
         value = self.checked(name, value)
+        # Less noise that is chosen after seeing releases is bounded by no composition
+        # of privacy losses (https://arxiv.org/abs/2602.06756), and so is refused here,
+        # before any step of it is taken; more is charged as planned.
         if name == "noise_multiplier":
             self.ledger.check_noise(value)
         self.assigned[name] = value
@@ -89,6 +95,8 @@ class CurrentValues:
                 f"reason must say why the noise multiplier is public, got {reason!r}:"
                 " the certificate prints it"
             )
+        # No check against the plan: that the number depends on nothing private is the
+        # caller's word, which the certificate prints.
         self.assigned["noise_multiplier"] = value
         self.public["noise_multiplier"] = reason.strip()
 
@@ -100,7 +108,7 @@ class CurrentValues:
     def state_dict(self) -> dict[str, Any]:
         """Return what was assigned, and the plan, in plain types."""
         plan = self.plan.to_dict()
-        decisive = {name: plan[name] for name in _DECISIVE}
+        decisive = {name: plan[name] for name in _DECISIVE if name in plan}
         state = {"assigned": dict(self.assigned), "plan": decisive}
         return {**state, "public": dict(self.public)} if self.public else state
 
@@ -120,6 +128,8 @@ class CurrentValues:
         overrides = [
             (dict(s.get("assigned", {})), dict(s.get("public", {}))) for s in states
         ]
+        # As torch's distributed checkpoints merge the states of all optimizers into
+        # one.
         if any(other != overrides[0] for other in overrides):
             raise LedgerError(
                 "several optimizers went into the state, with other numbers assigned:"
@@ -153,9 +163,9 @@ class CurrentValues:
         ours = self.state_dict()["plan"]
         for plan in plans:
             differing = [
-                f"{name}={plan[name]!r}, now {ours[name]!r}"
+                f"{name}={plan[name]!r}, now {ours.get(name)!r}"
                 for name in _DECISIVE
-                if plan.get(name, ours[name]) != ours[name]
+                if name in plan and plan[name] != ours.get(name)
             ]
             if differing:
                 warnings.warn(
@@ -191,6 +201,8 @@ class ScheduledClipping(Clipping):
 
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return the rule's factors, at the current clipping norm."""
+        # Example: a rule for C = 1 at a current norm of 0.25. A gradient of length 2 is
+        # 8 long to the rule, which answers 1 / 8: it is clipped to 0.25.
         ratio = self._ratio()
         return self.rule.factors(norms_GB if ratio == 1 else norms_GB / ratio)
 

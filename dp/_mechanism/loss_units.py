@@ -75,6 +75,8 @@ def loss_units(
     unit_of_row = None if ticket is None else ticket.draw.unit_of_row
     if unit_of_row is None:
         return LossUnits(len(losses))
+    # Example: users 0, 1 and 2 were drawn, with rows of the users 0, 0, 1, 2, 2. Five
+    # losses are three contributions, and the micro-batch slice(2, 5) has two: 1 and 2.
     rows = unit_of_row[slice(None) if part is None else part]
     if len(rows) != len(losses):
         raise SamplingMismatchError(
@@ -92,6 +94,7 @@ def check_grouped(plan: PrivacyPlan, whose: LossUnits) -> None:
     Raises:
         SamplingMismatchError: If every loss would be clipped on its own.
     """
+    # None unless the unit is one value of a column, as of a user's number.
     column = column_of_units(plan.unit_of_privacy)
     if whose.num_units and whose.of_loss is None and column is not None:
         raise SamplingMismatchError(
@@ -103,6 +106,8 @@ def check_grouped(plan: PrivacyPlan, whose: LossUnits) -> None:
 def _by_caller(
     losses: Tensor, units: Tensor, reduction: Reduction, ticket: Ticket | None
 ) -> LossUnits:
+    # A float user id above 2**24 is rounded in float32, and two users would be one;
+    # True and False are a mask, and nobody's number.
     is_integral = not (units.is_floating_point() or units.is_complex())
     if not is_integral or units.dtype == torch.bool or units.shape != losses.shape:
         raise ValueError(
@@ -111,6 +116,8 @@ def _by_caller(
         )
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    # The caller's units may be fewer than those drawn, and without a ticket any numbers
+    # do.
     present = units.unique().tolist()
     # A number that no draw has would be a unit that nobody drew, and paid for.
     if ticket is not None and any(not 0 <= u < ticket.num_samples for u in present):

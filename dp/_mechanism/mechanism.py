@@ -8,7 +8,7 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,7 +24,9 @@ from dp._mechanism.batch import (
     warn_of_many_rows,
 )
 from dp._mechanism.beside import Beside
+from dp._mechanism.changed_options import ChangedOptions
 from dp._mechanism.consensus import Consensus
+from dp._mechanism.correlated import Recursion, correlated_step, recursion_of
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.norm_count import NormCount
@@ -57,13 +59,19 @@ from dp.sampling import TicketedLoader
 __all__ = ("Mechanism",)
 
 
+def _without_scales(_: Sequence[Tensor]) -> Sequence[Tensor]:
+    return ()
+
+
 @final
 @dataclass(slots=True, kw_only=True)
 class Mechanism:
     """One Gaussian mechanism over a stream of batches (Abadi et al. 2016).
 
     ``noise_multiplier`` and ``max_grad_norm`` are those of the next release: the
-    plan's for its step, unless assigned. Deleting one returns to the plan.
+    plan's for its step, unless assigned. Deleting one returns to the plan. What finds the
+    scales of gradients, ``scaling``, is set by the optimizer before each use.
+    ``released_stddev`` is that of the noise on the last gradient that was released.
     """
 
     plan: PrivacyPlan
@@ -80,10 +88,16 @@ class Mechanism:
     has_warned: bool = field(default=False, init=False)
     public_reasons: dict[str, str] = field(default_factory=dict)
     account: Account = field(init=False)
+    recursion: Recursion | None = field(init=False)
     beside: Beside = field(default_factory=Beside, init=False)
+    options: ChangedOptions = field(default_factory=ChangedOptions, init=False)
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
+    scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] = field(
+        default=_without_scales, init=False
+    )
+    released_stddev: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.values = CurrentValues(
@@ -96,6 +110,7 @@ class Mechanism:
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.count = NormCount(self.clipping)
         self.engine = Engine(public=self.public)
+        self.recursion = recursion_of(self.plan)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)
         self._note_debugging()
@@ -259,7 +274,7 @@ class Mechanism:
     def _add_clipped(self, gradients: PerSampleGradients, batch: PendingBatch) -> None:
         """Clip every example's gradient and add it: sensitivity <= C from here on."""
         groups = self.effective_clipping.group_of(batch.parameters)
-        norms_GB = gradients.squared_norms(groups).sqrt()
+        norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
@@ -284,19 +299,33 @@ class Mechanism:
         world, batch = self._ready_to_release(parameters)
         noises = self._noises()
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
+        sums = batch.sums.of_parameters()
+        summed = [*sums, *count]
         totals = Exchange(
             world,
-            [*batch.sums.of_parameters(), *count],
+            summed,
             [*map(sharding_of, parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
         stddev = self._charge(batch, noises)
-        for share in totals:
-            self._add_noise(share, stddev)  # Private from here on.
-            self._divide(share)
-            totals.start_all_gather()
+        for total, scale in zip(sums, batch.scales, strict=False):
+            total.mul_(scale)  # As it was clipped; none is there without scales.
+        with correlated_step(
+            self.recursion, batch, summed, self.ledger.segment, world.size
+        ) as recursion:
+            for share in totals:
+                if recursion is not None:
+                    recursion.combine(share)
+                self._add_noise(share, stddev)  # Private from here on.
+                if recursion is not None:
+                    recursion.separate(share)
+                self._divide(share)
+                totals.start_all_gather()
         released = totals.results()
         self.count.adapt(self.values, released[len(parameters) :], noises)
+        for gradient, scale in zip(released, batch.scales, strict=False):
+            gradient.div_(scale)
+        self.released_stddev = stddev / self.plan.expected_batch_size
         return released[: len(parameters)]
 
     def _ready_to_release(
@@ -353,7 +382,7 @@ class Mechanism:
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=batch.max_grad_norm,
             truncation=self.plan.truncation,
-            in_pass=None if batch.ticket is None else batch.ticket.draw.in_pass,
+            in_pass=batch.in_pass,
             public=self.values.reason,
             noise_beside_count=noises,
         )
@@ -440,7 +469,8 @@ class Mechanism:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
-        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm)
+        scales = self.scaling(parameters)
+        return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm, scales)
 
 
 def _check_attached(

@@ -75,6 +75,8 @@ class _Memory:
 
     def check(self, ledger: Ledger, things: Sequence[_Thing]) -> None:
         for thing in things:
+            # An address may belong to a new object by now: only what is still there is
+            # the same.
             for payment in self.payments.get(thing.key, ()):
                 is_same = payment.thing.is_there() and payment.ledger is not ledger
                 if (
@@ -91,6 +93,7 @@ class _Memory:
             if not any(payment.is_for(thing, ledger) for payment in kept):
                 self.payments[thing.key] = [*kept, _Payment(thing, ledger)]
                 self.version += 1
+        # Twice as many as are left: cleaning up takes as long as what was added since.
         if len(self.payments) > self.most:
             self.payments = {
                 key: payments
@@ -139,6 +142,7 @@ class Account:
         """
         memory = _memory.get()
         identity = (id(memory), id(dataset), *map(id, parameters))
+        # The usual step: nothing has changed since the last one.
         if self._settled == (identity, memory.version):
             return
         self._things = [*_parameters(parameters), *_rows_of(dataset)]
@@ -156,6 +160,8 @@ def _rows_of(dataset: Any) -> Iterator[_Thing]:
     if dataset is None:
         return
     rows: _Rows = range(len(dataset))
+    # Subset(Subset(data, a), b) is rows a[b] of the data: whose wrapper it is in does
+    # not matter to who is in it.
     found: list[tuple[Any, _Rows]] = [(dataset, rows)]
     if isinstance(dataset, Subset | ConcatDataset):
         places = np.arange(len(dataset))
@@ -172,6 +178,9 @@ def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
         yield from _object(dataset, rows, name)
         return
     # Of the same tensors, whoever builds a dataset of them: where each row begins.
+    # Example: X of [100, 8]. TensorDataset(X) has rows that begin at 0, 8, ..., 792,
+    # and one of X[50:] has those from 400 on: both are found to have 50 rows in common,
+    # though neither knows of the other.
     storage = StorageWeakRef(column.untyped_storage())
     first, step = int(column.storage_offset()), column.stride(0)
     if isinstance(rows, range):
@@ -186,6 +195,7 @@ def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
 def _object(thing: object, rows: _Rows, name: str) -> Iterator[_Thing]:
     """Yield a thing, unless it is of a kind that cannot be referred to weakly."""
     try:
+        # Lists have no weak references, and a strong one would keep private data alive.
         reference = weakref.ref(thing)
     except TypeError:
         return
@@ -195,6 +205,8 @@ def _object(thing: object, rows: _Rows, name: str) -> Iterator[_Thing]:
 
 def _meet(one: _Rows, other: _Rows) -> bool:
     """Whether two sets of rows have one in common."""
+    # Example: 0, 8, ..., 392 and 400, 408, ... do not overlap; 0, 8, ... and 4, 12, ...
+    # do, and have no beginning in common.
     if isinstance(one, range) and isinstance(other, range) and one.step == other.step:
         overlap = max(one[0], other[0]) <= min(one[-1], other[-1])
         return overlap and (one[0] - other[0]) % one.step == 0

@@ -16,7 +16,8 @@ released      begins the next batch:  refused: the        idle
 What stands in ``p.grad`` follows from the phase. While a batch accumulates, its sums
 are secret, but trainers look there all the same: a gradient scaler refuses to step
 where it finds nothing, and a trainer that clears gradients on the model means this
-batch. So one parameter carries a gradient of zeros, the *stand-in*. After the release
+batch. So one parameter carries a gradient of zeros, the *stand-in*, which tells who
+takes it for a gradient. After the release
 the private gradient stands there; any other gradient was put there by other code.
 """
 
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch
+from dp._mechanism.stand_in import StandIn
 from dp.exceptions import PrivacyError
 
 
@@ -46,10 +48,12 @@ class StepState:
 
     Attributes:
         batch: The batch that accumulates; None in the other phases.
+        stand_in: What stands in ``p.grad`` meanwhile.
     """
 
     batch: PendingBatch | None = None
-    _stand_in: Tensor | None = None  # The parameter that carries one.
+    stand_in: StandIn = field(default_factory=StandIn)
+    _is_scaled: bool = False  # Whether a trainer scales the losses of the batch.
     _released: weakref.ref[Tensor] | None = None  # A gradient that a step wrote.
     _is_released: bool = False
     _first_scale: float | None = None  # Where the run's gradient scaler began.
@@ -91,12 +95,14 @@ class StepState:
 
     def drop(self) -> None:
         """Forget the batch at hand; its ticket stays valid until it is spent."""
-        self.batch = self._stand_in = None
+        self.batch = None
+        self.stand_in.take()
         self._is_released = False
 
     def release(self) -> None:
         """Forget the batch at hand, whose release was charged."""
-        self.batch = self._stand_in = None
+        self.batch = None
+        self.stand_in.take()
         self._is_released = True
 
     def show(self, gradients: Sequence[Tensor]) -> None:
@@ -110,8 +116,7 @@ class StepState:
 
         Args:
             parameters: The trainable parameters.
-            scale: What a trainer multiplied the loss with. It may look for a gradient,
-                so the smallest parameter gets the stand-in. None if it was given the
+            scale: What a trainer multiplied the loss with; None if it was given the
                 losses themselves.
 
         A scaler that grew its scale finds an infinite stand-in and goes back to where
@@ -123,30 +128,36 @@ class StepState:
         # released (opacus#313: Lightning trained without privacy).
         for parameter in parameters:
             parameter.grad = None
-        self._stand_in = None
-        if scale is None:
-            return
-        if self._first_scale is None:
+        self._is_scaled = scale is not None
+        if scale is not None and self._first_scale is None:
             self._first_scale = scale
+        has_grown = scale is not None and scale > max(self._first_scale or 0.0, 1.0)
         # The smallest: a scaler reads every gradient that it finds.
-        self._stand_in = min(parameters, key=Tensor.numel, default=None)
-        if self._stand_in is not None:
-            has_grown = scale > max(self._first_scale, 1.0)
-            value = torch.inf if has_grown else 0.0
-            self._stand_in.grad = torch.full_like(self._stand_in, value)
+        smallest = min(parameters, key=Tensor.numel, default=None)
+        if smallest is not None and (
+            scale is not None or self.stand_in.can_watch(smallest)
+        ):
+            self.stand_in.put(smallest, torch.inf if has_grown else 0.0)
 
     def was_cleared(self) -> bool:
-        """Whether someone set the gradients of the batch at hand to None."""
-        return self._stand_in is not None and self._stand_in.grad is None
+        """Whether a trainer set the gradients of the batch at hand to None."""
+        carrier = self.stand_in.parameter if self._is_scaled else None
+        return carrier is not None and carrier.grad is None
 
     def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of another loss joined the batch at hand."""
-        grads = [p.grad for p in parameters if p is not self._stand_in]
-        return any(grad is not None and bool(grad.any()) for grad in grads)
+        return any(map(self._has_foreign_grad, parameters))
+
+    def _has_foreign_grad(self, parameter: Tensor) -> bool:
+        grad = parameter.grad
+        # A scaler makes NaN of an infinite stand-in.
+        ours = self._is_scaled and parameter is self.stand_in.parameter
+        return grad is not None and not ours and bool(grad.any())
 
     def all_foreign(self, parameters: Sequence[Tensor]) -> bool:
         """Whether every parameter has a gradient that neither phase left there."""
-        ours = {id(self._stand_in.grad)} if self._stand_in is not None else set()
+        carrier = self.stand_in.parameter
+        ours = set() if carrier is None else {id(carrier.grad)}
         if self._released is not None:
             ours.add(id(self._released()))
         grads = [p.grad for p in parameters]

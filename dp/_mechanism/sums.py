@@ -70,50 +70,31 @@ class Sums:
 
     def _allocated(self, finished: Sequence[JointSums]) -> Sequence[Tensor]:
         """Return finished sums of small parameters, and memory for all others."""
-        kept = [one for one in finished if self._may_be_kept(one)]
-        views = {i: s for one in kept for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
-        rest = [i for i in range(len(self._parameters)) if i not in views]
-        buffers, others = _allocated([self._parameters[i] for i in rest])
-        views.update(zip(rest, others, strict=True))
-        self._buffers = [*(one.memory for one in kept), *buffers]
+        kept = [joint for joint in finished if self._may_be_kept(joint)]
+        views = {i: s for joint in kept for i, s in zip(joint.indices, joint.sums)}  # noqa: B905 -- fast
+        self._buffers = [joint.memory for joint in kept]
+        together: dict[object, list[int]] = {}
+        for index, parameter in enumerate(self._parameters):
+            is_small = parameter.numel() <= _tuning.SMALL_SUM
+            kind = (parameter.dtype, parameter.device) if is_small else index
+            if index not in views:
+                together.setdefault(kind, []).append(index)
+        for indices in together.values():
+            one = self._parameters[indices[0]]
+            shapes = [self._parameters[index].shape for index in indices]
+            sizes = [shape.numel() for shape in shapes]
+            memory = torch.empty(sum(sizes), dtype=_wide(one.dtype), device=one.device)
+            self._buffers.append(memory)
+            parts = map(Tensor.view, memory.split_with_sizes(sizes), shapes)
+            views.update(zip(indices, parts, strict=True))
         return [views[index] for index in range(len(self._parameters))]
 
     def _may_be_kept(self, joint: JointSums) -> bool:
-        """Whether sums are of small parameters, wide enough, and where these are."""
-        dtype, device = joint.memory.dtype, joint.memory.device
+        """Whether sums are wide enough, and where their parameters are."""
         parameters = [self._parameters[index] for index in joint.indices]
-        return (
-            {p.device for p in parameters} == {device}
-            and {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}
-            and max(map(Tensor.numel, parameters)) <= _tuning.SMALL_SUM
-        )
-
-
-def _allocated(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return memory for all sums, and a view of it for each parameter."""
-    buffers: list[Tensor] = []
-    views: dict[int, Tensor] = {}
-    small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        if parameter.numel() <= _tuning.SMALL_SUM:
-            kind = parameter.dtype, parameter.device
-            small.setdefault(kind, []).append(index)
-        else:
-            views[index] = _empty(parameter.shape, parameter)
-            buffers.append(views[index])
-    for indices in small.values():
-        sizes = [parameters[index].numel() for index in indices]
-        buffer = _empty([sum(sizes)], parameters[indices[0]])
-        buffers.append(buffer)
-        parts = torch.split_with_sizes(buffer, sizes)
-        for index, part in zip(indices, parts, strict=True):
-            shape = parameters[index].shape
-            views[index] = part if len(shape) == 1 else part.view(shape)
-    return buffers, [views[index] for index in range(len(parameters))]
-
-
-def _empty(shape: Sequence[int], parameter: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=_wide(parameter.dtype), device=parameter.device)
+        dtype, device = joint.memory.dtype, joint.memory.device
+        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}
+        return is_wide and {p.device for p in parameters} == {device}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -9,6 +9,7 @@ really released is :mod:`dp.ledger`'s business.
 from dp.accounting._accountant import Guarantee, epsilon, epsilon_curve
 from dp.accounting._dp_events import to_dp_event
 from dp.accounting._groups import group_epsilon
+from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
 from dp.accounting._risk import Risk, risk
@@ -16,6 +17,7 @@ from dp.accounting._risk import Risk, risk
 
 __all__ = (
     "Guarantee",
+    "Query",
     "ReferenceAccountant",
     "Release",
     "Risk",
@@ -28,5 +30,5 @@ __all__ = (
     "to_dp_event",
 )
 
-for _public in (Guarantee, ReferenceAccountant, Release, Risk, Truncation):
+for _public in (Guarantee, Query, ReferenceAccountant, Release, Risk, Truncation):
     _public.__module__ = __name__  # What pickles and tracebacks show.

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import final
 
 from dp import _checks
+from dp._described import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
@@ -35,7 +36,7 @@ __all__ = ("Guarantee", "epsilon", "epsilon_curve")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guarantee:
+class Guarantee(Described):
     """An (epsilon, delta) that holds, and how it was found.
 
     Attributes:
@@ -84,6 +85,8 @@ def epsilon(
         * It is at most 0.1 % above the smallest bound, for one or a few kinds of
           release, epsilons between 0.001 and 400, and passes by random allocation of up
           to 1000 steps.
+        * Rounds by cyclic Poisson sampling cost what their Poisson samples cost, also
+          with correlated noise: see :mod:`dp.accounting._rounds`.
         * It is 0 for no releases, and infinite if one had no noise.
         * Of a group it is what :func:`group_epsilon` finds, by PLD alone.
 
@@ -105,6 +108,7 @@ def epsilon(
             and the relation keeps the number of examples private, or if they were drawn
             by random allocation and an example is replaced, or cut by position and
             one is added or removed.
+        UnsupportedOperationError: If no bound is proven for a group of that size.
         ArithmeticError: If the accountant contradicts itself; no bound is returned.
 
     References:
@@ -113,10 +117,15 @@ def epsilon(
         Mechanism", 2019, https://arxiv.org/abs/1908.10530;
         of truncated batches: https://arxiv.org/abs/2508.15089; of random allocation:
         :mod:`dp.accounting._allocation_losses`; of disjoint batches:
-        :mod:`dp.accounting._disjoint`.
+        :mod:`dp.accounting._disjoint`; of cyclic Poisson sampling and correlated noise:
+        :mod:`dp.accounting._rounds`.
     """
+    # Example: 1000 releases on samples of 1 % with sigma 1 have epsilon 1.828 at delta
+    # 1e-5 by PLD and 2.101 by RDP. Four releases on all data with sigma 10 are one with
+    # sigma 5: 0.7255.
     _checks.open_unit(delta=delta)
     _checks.positive(tolerance=tolerance)
+    # In a fixed order, by which the caches below find them again.
     releases = merge_equal_releases(releases)
     _checks.relation(
         neighboring_relation=neighboring_relation,
@@ -133,8 +142,11 @@ def epsilon(
     )
     if not releases:
         return nothing(0.0, "none")
+    # One sum without noise gives its examples away, whatever else was released.
     if any(release.noise_multiplier == 0 for release in releases):
         return nothing(math.inf, "no noise")
+    # Only what is asked for again and again is remembered: not a width of the caller's,
+    # nor what the library composes.
     pld, interval = (
         bound_by_pld(releases, delta, neighboring_relation, tolerance, group_size)
         if interval is None and library is None
@@ -148,6 +160,7 @@ def epsilon(
             library,
         )
     )
+    # Divergences of groups would be looser, and are not computed.
     rdp = _by_rdp(releases, delta, neighboring_relation) if group_size == 1 else None
     return Guarantee(
         epsilon=pld if rdp is None else min(pld, rdp),
@@ -207,6 +220,8 @@ def epsilon_curve(
     )
     last = cost(releases).epsilon
     curve: list[float] = []
+    # Example: 1000 releases are computed at 0, 50, ..., 950. The curve has for 1 to 50
+    # what 50 of them cost, which is an upper bound for fewer.
     for point in sorted({math.ceil(num_steps * i / 20) for i in range(20)}):
         bound = cost(
             first_releases(point, releases), tolerance=_resolution.VAGUE
@@ -238,6 +253,7 @@ def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
 ) -> tuple[float, float | None]:
+    # Not so tight, since dp_accounting has to confirm it: see GROUP_TOLERANCE.
     if group_size > 1:
         return bound_of_group(
             releases,
@@ -250,6 +266,7 @@ def _by_pld(  # noqa: PLR0917 -- what decides the bound, in one place
         )
     counted = affordable(releases, delta, relation)
     if interval is None:
+        # A width for each run: 1.6e-4 for the 1000 releases of the example above.
         interval = interval_for(counted, delta, relation, 1, tolerance)
     epsilon_at = epsilon_by_delta(
         counted,
@@ -282,6 +299,7 @@ def _by_own_rdp(
 ) -> float:
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
+    # The library's own orders: any order bounds epsilon, and the least bound is taken.
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
     with without_advice():
         accountant.compose(to_dp_event(releases))

@@ -53,14 +53,18 @@ def check_agreement(
     """
     if not releases or any(release.noise_multiplier == 0 for release in releases):
         return
+    # What is left of releases that the library knows is compared as usual.
     if is_allocated(releases):
         _compare_with_lower_bound(releases, delta, relation)
         releases = tuple(r for r in releases if not is_allocated([r]))
         if not releases:
             return
+    # An example in the very buckets of the claim, so that equal means equal up to
+    # rounding.
     _compare(releases, delta, relation, group_size=1, tolerance=_resolution.TIGHT)
     if any(release.truncation for release in releases):
         return  # A group is a chain of examples then.
+    # A pair in wide buckets: a wrong formula shows in any, and narrow ones take long.
     groups = {_PAIR: 1.0}
     if claimed_size > 1:
         groups[claimed_size] = GROUP_TOLERANCE
@@ -77,6 +81,7 @@ def _compare_with_lower_bound(
 
     upper = epsilon(releases, delta=delta, neighboring_relation=relation).epsilon
     lower = lower_bound(releases, delta)
+    # NaN is no agreement.
     if not lower <= upper:
         raise PrivacyError(
             f"epsilon of {releases!r} is {upper!r} by the losses of this package, but at"
@@ -108,7 +113,10 @@ def _compare(
         )
         for accountant in (None, ReferenceAccountant())
     )
+    # Example: 100 000 releases round delta by 1e-11. At delta 1e-5 that is one part in
+    # a million, as much again as is allowed anyway.
     allowed = TOLERANCE + rounding(releases) / delta
+    # Infinity equals infinity, whose difference is NaN.
     if ours != theirs and not abs(ours - theirs) <= allowed * max(ours, theirs):
         raise PrivacyError(
             f"epsilon of {releases!r} is {ours!r} by the losses of this package, but"

@@ -58,6 +58,7 @@ def allocation_losses(
     law = _without_losses_beyond(law, losses_K)
     losses_K = losses_K[: len(law.masses)]
     q_K = law.masses
+    # A ratio is P / Q, so the mass under P is that under Q times the ratio.
     p_K = q_K * np.exp(losses_K)
     # Rounding loses some 1e-16 of the mass in each sum: it counts as revealed.
     p_only = max(law.beyond, 1 - float(p_K.sum()), 0.0)
@@ -65,6 +66,7 @@ def allocation_losses(
     last = law.first + len(q_K) - 1
     return PrivacyLossDistribution(
         _pmf(interval, law.first, p_K, p_only),
+        # Adding an example turns the roles of P and Q: losses change their sign.
         _pmf(interval, -last, q_K[::-1].copy(), q_only),
     )
 
@@ -113,6 +115,8 @@ def pass_law(num_steps: int, sigma: float, points: int = _POINTS) -> SpreadLaw:
     spacing = min(base, base * power_of_two(reach / points / base))
     power, total = lognormal(sigma, spacing), None
     count = num_steps
+    # Example: 10 steps are 2 + 8, so X2 = X1 + X1, X4 and X8 are summed up, and X2 + X8
+    # is the result: four sums and not nine.
     while True:
         if count & 1:
             total = power if total is None else summed(total, power, points=points)
@@ -121,6 +125,7 @@ def pass_law(num_steps: int, sigma: float, points: int = _POINTS) -> SpreadLaw:
             break
         power = summed(power, power, points=points)
     assert total is not None, "there is a step"  # noqa: S101 -- of type checkers
+    # A grid on which log(10) is no point is refined until it is.
     if total.spacing > base:
         total = total.nested(base)
     shift = round(math.log(num_steps) / total.spacing)

@@ -85,6 +85,8 @@ def _connected(deltas_L: Floats, interval: float) -> Floats:
     if len(deltas_L) == 1:
         return 1 - deltas_L
     steps_L = np.diff(deltas_L)
+    # Example: a loss of 0 for sure, in buckets of width 1, has deltas 1 - 1/e, 0, 0 at
+    # -1, 0, 1. The masses are 0, 1, 0: second differences of delta in exp(epsilon).
     growth = math.expm1(interval)
     masses_L = np.empty_like(deltas_L)
     masses_L[0] = 1 - deltas_L[0] + steps_L[0] / growth
@@ -108,6 +110,8 @@ def read_epsilon(masses: PLDPmf, delta: float) -> float:
     upper_L = infinite + np.cumsum(masses_L)
     # Of all larger losses, the mass times exp(this loss - that loss).
     lower_L = np.asarray(lfilter([1.0], [1.0, -math.exp(-interval)], masses_L))
+    # Delta at the lower end of each bucket, from the largest losses down: epsilon lies
+    # in the first bucket at whose end it is too much.
     too_much_L = upper_L - lower_L * math.exp(-interval) > delta
     if not too_much_L.any():
         return 0.0

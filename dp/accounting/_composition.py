@@ -14,6 +14,7 @@ from dp.accounting import _resolution
 from dp.accounting._disjoint import one_a_pass
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release
+from dp.accounting._rounds import without_rounds
 
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def epsilon_by_delta(
         at = library.epsilon_of_example(releases, relation, interval)
     else:
         at = library.epsilon_of_group(releases, group_size, interval)
+    # Rounding may have made delta too small by this much, so that less is left of it.
     lost = rounding(releases)
     return lambda delta: max(0.0, float(at(delta - lost))) if delta > lost else math.inf
 
@@ -60,6 +62,7 @@ def rounding(releases: tuple[Release, ...]) -> float:
     A power of a Fourier transform errs by about a unit of rounding for each factor, of
     masses that sum to one. It was seen to be 2e-17 a release.
     """
+    # 10 000 releases: 1e-12, which matters at delta 1e-11 and not at 1e-5.
     return _UNIT * sum(
         r.num_participations for r in releases if r.sampling_probability < 1
     )
@@ -79,12 +82,16 @@ def affordable(
     sample costs at most what it costs on all of the data, and a pass by random
     allocation what the one release costs that an example is in.
     """
-    releases = one_a_pass(releases)
+    releases = one_a_pass(without_rounds(releases))
     distance = _distance(releases, relation, group_size)
+    # Summarized first: it is fast, and costs no less. If even that is small, all is
+    # well.
     for counted in (_resolution.summarized(releases), releases):
         if _resolution.rough_epsilon(counted, delta, distance) <= _resolution.LARGEST:
             return releases
     # Composed below, they are as far apart as the relation says, and not displaced.
+    # Example: truncated batches have a distance of 4, as releases on all data one of 1,
+    # so a noise multiplier of 2 becomes 0.5.
     apart = group_size * (2 if relation == "replace_one" else 1)
     return tuple(
         Release(
@@ -142,6 +149,7 @@ def _composed(
     interval: float,
 ) -> tuple["PrivacyLossDistribution", int]:
     """Return what ``PLDAccountant`` would compose, and the most buckets of a part."""
+    # All in buckets of one width, or they could not be composed.
     parts = [_losses_of(r, relation, group_size, interval) for r in releases]
     composed: PrivacyLossDistribution | None = None
     for release, part in zip(releases, parts, strict=True):
@@ -172,6 +180,8 @@ def _losses_of(
     q, sigma = release.sampling_probability, release.noise_multiplier
     if release.truncation is not None:
         return truncated_losses(q, sigma, release.truncation, relation, interval)
+    # n Gaussians are one with sigma / sqrt(n), and a group of k is k times as far
+    # apart.
     if q == 1:
         sigma /= group_size * math.sqrt(release.count)
     if q < 1 and release.steps_per_pass is not None:
@@ -192,6 +202,8 @@ def _epsilon(losses: "PrivacyLossDistribution", delta: float) -> float:
 
     from dp.accounting._buckets import read_epsilon  # noqa: PLC0415 -- a second
 
+    # Removing and adding an example cost differently where batches are samples: the
+    # larger.
     directions = (losses._pmf_remove, losses._pmf_add)  # noqa: SLF001 -- there is no public one
     spent = max(read_epsilon(masses, delta) for masses in directions)
     if spent <= _resolution.LARGEST:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from dp._typing import NeighboringRelation
 from dp.accounting._disjoint import one_a_pass
 from dp.accounting._release import Release
+from dp.accounting._rounds import as_poisson
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -27,7 +28,8 @@ def to_dp_event(releases: Iterable[Release]) -> "DpEvent":
     """
     from dp_accounting.dp_event import ComposedDpEvent
 
-    return ComposedDpEvent([_event(release) for release in one_a_pass(releases)])
+    counted = one_a_pass(map(as_poisson, releases))
+    return ComposedDpEvent([_event(release) for release in counted])
 
 
 def group_event(release: Release, group_size: int) -> "DpEvent":
@@ -42,6 +44,8 @@ def group_event(release: Release, group_size: int) -> "DpEvent":
     if release.sampling_probability == 1:
         distance = dp_event.GaussianDpEvent(release.noise_multiplier / group_size)
         return dp_event.SelfComposedDpEvent(distance, release.count)
+    # Example: of a pair with q = 0.1 none is in the batch with probability 0.81, one
+    # with 0.18 and both with 0.01: a mixture of Gaussians at 0, 1 and 2.
     sizes = range(group_size + 1)
     in_batch = binom.pmf(sizes, group_size, release.sampling_probability)
     pairs = [(float(k), float(p)) for k, p in zip(sizes, in_batch, strict=True) if p]
@@ -55,6 +59,7 @@ def neighbors(relation: NeighboringRelation) -> "Neighbors":
     """Return what ``dp_accounting`` calls a relation."""
     from dp_accounting.privacy_accountant import NeighboringRelation as Neighbors
 
+    # Zeroing an example out is the library's replacement by a special one.
     return {
         "add_or_remove_one": Neighbors.ADD_OR_REMOVE_ONE,
         "replace_one": Neighbors.REPLACE_ONE,
@@ -67,6 +72,7 @@ def _event(release: Release) -> "DpEvent":
 
     gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
     event: DpEvent = gaussian
+    # Before truncation and sampling, either of which would be a wrong event for it.
     if release.steps_per_pass is not None:
         raise UnsupportedOperationError(
             "dp_accounting has no event for random allocation (RandomAllocation) with"

@@ -62,10 +62,13 @@ class _Losses(MixtureGaussianPrivacyLoss):
         if none > 0 and self.adjacency_type == AdjacencyType.ADD:
             reached_L = eps_L < -math.log(none)
         elif none > 0:
+            # With the group, the density is nowhere below `none` times that without it,
+            # so no loss is less than log(none), and delta is 1 - exp(epsilon) there.
             reached_L = eps_L > math.log(none)
             deltas_L[~reached_L] = -np.expm1(eps_L[~reached_L])
         eps_L = eps_L[reached_L]
         if self.adjacency_type == AdjacencyType.REMOVE:
+            # The library has the group's sums on the negative side.
             x_L = -self._outcome_at(eps_L)
         else:
             x_L = self._outcome_at(-eps_L[::-1])[::-1]
@@ -84,6 +87,7 @@ class _Losses(MixtureGaussianPrivacyLoss):
         """
         if not len(log_ratios_L):
             return log_ratios_L
+        # Sixty halvings of 4000 values; the others, many more, begin next to these.
         few = np.linspace(log_ratios_L[0], log_ratios_L[-1], _FEW)
         low, high = self._bracket(few)
         after_L = np.searchsorted(few, log_ratios_L).clip(1, _FEW - 1)
@@ -95,6 +99,7 @@ class _Losses(MixtureGaussianPrivacyLoss):
             x_L[open_L] = np.maximum(x_L[open_L] - step_L, left_L[open_L])
             open_L = open_L[step_L > _PRECISION * math.sqrt(self._variance)]
             num_steps += 1
+        # Outcomes increase with the ratio, whatever the last digits say.
         return np.maximum.accumulate(x_L)
 
     def _bracket(self, values: Floats) -> tuple[Floats, Floats]:
@@ -109,6 +114,7 @@ class _Losses(MixtureGaussianPrivacyLoss):
     def _log_ratio(self, x_L: Floats) -> tuple[Floats, Floats]:
         """Return the logarithm of the ratio of both densities, and its slope."""
         shifts = [float(size) for size in self.sensitivities]
+        # Taken out of all exponents and added at the end, so that none overflows.
         largest_L = np.maximum(x_L, 0) * max(shifts) / self._variance
         total_L, moment_L = np.zeros_like(x_L), np.zeros_like(x_L)
         for shift, weight in zip(shifts, self.sampling_probs, strict=True):

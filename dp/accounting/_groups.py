@@ -1,7 +1,7 @@
 """Epsilon of a group of examples that differ at once."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from dp import _checks
@@ -20,6 +20,7 @@ from dp.accounting._release import (
     is_by_position,
     merge_equal_releases,
 )
+from dp.accounting._rounds import is_cyclic
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -65,8 +66,8 @@ def group_epsilon(
 
     Raises:
         ValueError: If a number or the relation is not one.
-        UnsupportedOperationError: If batches were drawn by random allocation, for which
-            no bound of groups is proven.
+        UnsupportedOperationError: If batches were drawn by random allocation, or by
+            cyclic Poisson sampling, for which no bound of groups is proven.
 
     References:
         Ganesh, "Tight Group-Level DP Guarantees for DP-SGD with Sampling via Mixture
@@ -112,6 +113,8 @@ def bound_of_group(
         return 0.0, None
     if any(release.noise_multiplier == 0 for release in releases):
         return math.inf, None
+    # Truncated batches are changed one example at a time; whole ones by the group at
+    # once.
     relation, together = (
         (neighboring_relation, 1) if truncated else (_ADD_OR_REMOVE, size)
     )
@@ -133,12 +136,19 @@ def bound_of_group(
     return epsilon_at(delta), interval
 
 
-def check_group(releases: Iterable[Release], group_size: int) -> None:
+def check_group(releases: Sequence[Release], group_size: int) -> None:
     """Refuse a group for whose releases no bound is proven.
 
     Raises:
-        UnsupportedOperationError: If batches were drawn by random allocation.
+        UnsupportedOperationError: If batches were drawn by random allocation, or by
+            cyclic Poisson sampling.
     """
+    if is_cyclic(releases):
+        raise UnsupportedOperationError(
+            f"group_size={group_size}: no bound is proven for groups of examples where"
+            " batches are drawn by cyclic Poisson sampling (CyclicPoisson); plan with"
+            " PoissonSampling, or make a group one unit (units=)"
+        )
     if is_allocated(releases):
         raise UnsupportedOperationError(
             f"group_size={group_size}: no bound is proven for groups of examples where"
@@ -157,6 +167,10 @@ def _chained(size: int, delta: float, epsilon_at: EpsilonAt) -> float:
     spent, needed = -1.0, 0.0
     while spent < needed < largest:
         spent = needed * (1 + 1e-6)
+        # Example: a pair at epsilon 1 for each change has delta_1 (1 + e) together, so
+        # each may have 0.27 of the delta. The smaller part asks for a larger epsilon,
+        # and so on, until the epsilon that was assumed is enough for the part that it
+        # leaves.
         part = delta / sum(math.exp(spent * i) for i in range(size))
         needed = max(0.0, float(epsilon_at(part)))
     return size * spent if needed < largest else math.inf

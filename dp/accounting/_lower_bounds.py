@@ -21,6 +21,7 @@ from scipy.special import ndtr
 
 from dp.accounting._disjoint import one_a_pass
 from dp.accounting._release import Release
+from dp.accounting._rounds import without_rounds
 
 
 __all__ = ("lower_bound",)
@@ -50,7 +51,7 @@ def lower_bound(
         points: How finely laws are kept; more points give a larger bound.
     """
     law: _Law | None = None
-    for release in one_a_pass(releases):
+    for release in one_a_pass(without_rounds(releases)):
         if release.truncation is not None:
             continue
         one, count = _one(release, points)
@@ -62,6 +63,8 @@ def lower_bound(
     def excess(epsilon: float) -> float:
         return max(deltas(law, epsilon)) - delta
 
+    # Delta is kept at epsilon 0 already, or is not at any that is tried: nothing is
+    # said.
     if excess(0.0) <= 0 or excess(_LARGEST) > 0:
         return 0.0
     found: Any = brentq(excess, 0.0, _LARGEST, xtol=1e-10)
@@ -83,7 +86,10 @@ def _one(release: Release, points: int) -> tuple[_Law, int]:
     steps = release.steps_per_pass
     if steps is None:
         q = release.sampling_probability
+        # The example is in the sample with probability q: a mixture of the ratio 1 and
+        # r.
         return (1 - q + q * ratios_K, masses_K), release.count
+    # Example: 10 steps as 2 + 8, in four sums of two laws.
     sums_K, masses_K = _power((ratios_K, masses_K), steps, points, np.add)
     return (sums_K / steps, masses_K), release.num_participations
 
@@ -95,6 +101,8 @@ def _lognormal(sigma: float, points: int) -> _Law:
     ends_K = sigma * np.concatenate(
         [[-np.inf], np.linspace(low, high, points), [np.inf]]
     )
+    # Cells of outcomes: their probabilities without the example and with it, whose
+    # quotient is the mean ratio in the cell.
     without_K, with_K = (_cells(ends_K + s) for s in (0.5 / sigma, -0.5 / sigma))
     kept_K = without_K > 0
     return with_K[kept_K] / without_K[kept_K], without_K[kept_K]
@@ -123,6 +131,7 @@ def _power(law: _Law, count: int, points: int, operation: np.ufunc) -> _Law:
 
 
 def _both(operation: np.ufunc, left: _Law, right: _Law, points: int) -> _Law:
+    # 600 points by 600, which are then merged to 600 again.
     ratios = operation.outer(left[0], right[0]).ravel()
     masses = np.multiply.outer(left[1], right[1]).ravel()
     return _collapsed(ratios, masses, points)
@@ -136,6 +145,9 @@ def _collapsed(ratios: _Floats, masses: _Floats, points: int) -> _Law:
     width = max((high - low) / points, 1e-300)
     cells = np.clip((logs - low) / width, 0, points).astype(np.int64)
     masses_K = _totals(cells, masses)
+    # Example: ratios 1.0 and 1.2 with masses 0.3 and 0.1 in one cell become 1.05 with
+    # 0.4. A convex function of the ratio has a smaller expectation then, and so has
+    # delta.
     means_K = _totals(cells, masses * ratios)
     masses_K, means_K = masses_K[masses_K > 0], means_K[masses_K > 0]
     inner_K = (np.cumsum(masses_K) > _TAIL) & (

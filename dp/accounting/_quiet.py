@@ -14,6 +14,7 @@ def without_advice() -> Iterator[None]:
 
     Leaving orders out only makes a bound larger.
     """
+    # Through which the library logs; the caller's own level is put back.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

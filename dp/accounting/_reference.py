@@ -99,9 +99,12 @@ class ReferenceAccountant:
     ) -> "PLDAccountant":
         from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
+        # A certificate asks for several deltas of the same releases, which take seconds
+        # to compose and a moment to read.
         accountant = self._known.get((*key, interval))
         if accountant is None:
             accountant = PLDAccountant(neighbors(relation), interval)
+            # One kind of release at a time, so that a progress bar moves.
             for event in events:
                 self._compose(accountant, event)
             self._known[*key, interval] = accountant

@@ -46,8 +46,9 @@ _Kind = tuple[
     float,
     float,
     tuple[Truncation, ...],
-    tuple[int, ...],
+    int,
     Literal["", "coin", "position"],
+    int,
 ]
 
 
@@ -68,10 +69,13 @@ class Release:
         disjoint: What decides in which release of a pass an example is, where that is
             not secret: a coin of its own, or its position. The probability is 1 then:
             no amplification is claimed. None for what is drawn at random.
+        bands: None for Poisson samples. By cyclic Poisson sampling, how many releases
+            make up a round, in one of which each example is eligible; a part of a round
+            costs as much as all of it.
 
     Raises:
         ValueError: If a number is out of range, or if the probability is not that of
-            the passes.
+            the passes, or above one over *bands*.
     """
 
     sampling_probability: float
@@ -80,6 +84,7 @@ class Release:
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
     disjoint: Assignment | None = None
+    bands: int | None = None
 
     def __post_init__(self) -> None:
         _checks.probability(sampling_probability=self.sampling_probability)
@@ -96,6 +101,8 @@ class Release:
                 f"disjoint={self.disjoint!r} needs steps_per_pass: in one of how many"
                 " releases an example is"
             )
+        if self.bands is not None:
+            self._check_rounds(_checks.count(bands=self.bands))
 
     def _check_passes(self, steps_per_pass: int) -> None:
         if self.truncation is not None:
@@ -104,6 +111,8 @@ class Release:
                 f" {self.truncation!r}: no bound is proven for passes whose batches are"
                 " truncated"
             )
+        # Exactly as the scheme computes it: two numbers that say one thing must not
+        # differ.
         share = 1 if self.disjoint else steps_per_pass
         if self.sampling_probability != 1 / share:
             raise ValueError(
@@ -112,12 +121,25 @@ class Release:
                 f" {self.sampling_probability!r}"
             )
 
+    def _check_rounds(self, bands: int) -> None:
+        if self.truncation is not None or self.steps_per_pass is not None:
+            raise ValueError(
+                f"truncation and steps_per_pass must be None with bands={bands}, got"
+                f" {self.truncation!r} and {self.steps_per_pass!r}: no bound is proven"
+                " for both together"
+            )
+        _checks.cyclic_coin(self.sampling_probability, bands)
+
+    @property
+    def steps_per_charge(self) -> int:
+        """How many releases are charged at once: of a pass, of a round, or one."""
+        return self.steps_per_pass or self.bands or 1
+
     @property
     def num_participations(self) -> int:
         """In how many of the releases an example can be at most."""
-        if self.steps_per_pass is None:
-            return self.count
-        return -(-self.count // self.steps_per_pass)
+        # Rounded up: 25 releases in passes of 10 begin three passes, and cost three.
+        return -(-self.count // self.steps_per_charge)
 
 
 def is_allocated(releases: Iterable[Release]) -> bool:
@@ -137,19 +159,22 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the same releases with equal ones counted together, in a fixed order.
 
     Composition does not depend on order, so neither does any epsilon. A part of a pass
-    counts as a whole one: parts of two passes are not one pass.
+    or round counts as a whole one: parts of two passes are not one pass.
     """
     counts: dict[_Kind, int] = {}
     for r in releases:
-        steps = () if r.steps_per_pass is None else (r.steps_per_pass,)
+        # Zero and not None, so that kinds can be sorted.
         kind = (
             r.sampling_probability,
             r.noise_multiplier,
             () if r.truncation is None else (r.truncation,),
-            steps,
+            r.steps_per_pass or 0,
             r.disjoint or "",
+            r.bands or 0,
         )
-        whole = r.num_participations * steps[0] if steps else r.count
+        # 25 of passes of 10 count as 30; 5 and 5 of two passes count as 20, and not as
+        # one pass.
+        whole = r.num_participations * r.steps_per_charge
         counts[kind] = counts.get(kind, 0) + whole
     return tuple(
         Release(
@@ -157,15 +182,18 @@ def merge_equal_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
             noise_multiplier=sigma,
             count=count,
             truncation=truncations[0] if truncations else None,
-            steps_per_pass=steps[0] if steps else None,
+            steps_per_pass=steps_per_pass or None,
             disjoint=disjoint or None,
+            bands=bands or None,
         )
-        for (q, sigma, truncations, steps, disjoint), count in sorted(counts.items())
+        for kind, count in sorted(counts.items())
+        for q, sigma, truncations, steps_per_pass, disjoint, bands in [kind]
     )
 
 
 def first_releases(num_steps: int, releases: Iterable[Release]) -> tuple[Release, ...]:
     """Return the first *num_steps* of *releases*, in their order."""
+    # Example: the first 4 of (3 at sigma 1, 5 at sigma 2) are 3 and 1.
     begun = []
     for release in releases:
         if num_steps > 0:

@@ -23,6 +23,7 @@ from dp.accounting._disjoint import one_a_pass
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
 from dp.accounting._release import Release, is_allocated
+from dp.accounting._rounds import is_cyclic
 
 
 __all__ = (
@@ -36,6 +37,8 @@ __all__ = (
 )
 
 ORDERS: Final[tuple[float, ...]] = (
+    # 1.1 to 1.9, 2 to 19.5 by halves, 20 to 62 by twos, 64 to 4096 by doubling: small
+    # orders are best for large epsilons, and large ones for small.
     *(1 + tenths / 10 for tenths in range(1, 10)),
     *(halves / 2 for halves in range(4, 40)),
     *range(20, 64, 2),
@@ -58,6 +61,8 @@ def check_filter(
     """
     if _checks.positive(renyi_order=order) <= 1:
         raise ValueError(f"renyi_order must be > 1, got {order!r}")
+    # The library has no divergence for a truncated sample, nor for replacing in a
+    # sample.
     if truncated or relation == "replace_one":
         raise ValueError(
             "renyi_order is for whole Poisson batches, or none, under"
@@ -87,6 +92,14 @@ def renyi_cost(
             " (RandomAllocation), which were charged; keep the plan's noise, and leave"
             " it None"
         )
+    if is_cyclic(releases):
+        raise ValueError(
+            f"renyi_order={order!r} has no bound for rounds by cyclic Poisson sampling"
+            " (CyclicPoisson), which were charged; keep the plan's noise, and leave it"
+            " None"
+        )
+    # Divergences of one order add up, whatever the noise of each was and what it was
+    # chosen by: that is the filter of Feldman and Zrnic, for an order that is fixed.
     costs = (
         r.count
         * _cost_of_one(r.sampling_probability, r.noise_multiplier, order, relation)
@@ -116,6 +129,8 @@ def epsilon_of_order(cost: float, order: float, delta: float) -> float:
     >>> round(epsilon_of_order(0.5, order=8.0, delta=1e-5), 4)
     1.7141
     """
+    # Proposition 12 of Canonne et al. The usual conversion adds log(1 / delta) / (order
+    # - 1); the order beside delta and the logarithm of 1 - 1 / order make it smaller.
     spent = cost + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
     return max(0.0, spent)
 
@@ -134,6 +149,8 @@ def best_order(
 ) -> float:
     """Return the order at which *releases* have the smallest epsilon."""
     releases = one_a_pass(releases)
+    # Of what is planned, not of what was released: an order that is chosen afterwards
+    # would be no fixed one. For 1000 steps with q 0.01 and sigma 1 it is 8.
     epsilons = {
         order: epsilon_of_order(renyi_cost(releases, order, relation), order, delta)
         for order in ORDERS
@@ -161,6 +178,7 @@ def filter_guarantee(
     kept = target_epsilon
     if kept is None:
         kept = epsilon_of_order(renyi_cost(releases, order, relation), order, delta)
+    # No PLD: losses of noise that was chosen from releases compose to no such bound.
     return Guarantee(
         epsilon=kept,
         delta=delta,

@@ -124,6 +124,8 @@ def _next_ratio(change: float, ratio: float, tolerance: float) -> float:
     """
     if change == math.inf:
         return _LARGEST_RATIO
+    # Example: buckets add 4e-5 to epsilon, and 1e-5 at half the width. The change is
+    # 3e-5, of which a third is left: 1e-5.
     left = change / (ratio**2 - 1)
     if left <= tolerance and change / (ratio - 1) <= max(_SURE, tolerance):
         return 1.0
@@ -191,6 +193,8 @@ def rough_epsilon(
     random allocation for Poisson samples.
     """
     of_one = group_size**2 * _sum_of_squares(releases)
+    # Of zero-concentrated privacy: rho + 2 sqrt(rho log(1 / delta)) with rho = of_one /
+    # 2.
     unsampled = of_one / 2 + math.sqrt(2 * of_one * math.log(1 / delta))
     least = min(release.noise_multiplier for release in releases) / group_size
     highest = min(1e5, max(64.0, 100 * least**2))
@@ -212,6 +216,8 @@ def summarized(releases: tuple[Release, ...]) -> tuple[Release, ...]:
     """
     if len(releases) <= _MOST_KINDS:
         return releases
+    # Example: 100 noise multipliers of a schedule are 8 kinds of up to 13, each counted
+    # with the least noise and the largest sample of its kind.
     size = math.ceil(len(releases) / _MOST_KINDS)
     parts = [releases[i : i + size] for i in range(0, len(releases), size)]
     return tuple(

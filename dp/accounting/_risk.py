@@ -17,7 +17,12 @@ from dp.accounting._composition import affordable, interval_for
 from dp.accounting._deltas import deltas_by_epsilon
 from dp.accounting._groups import GROUP_TOLERANCE, check_group
 from dp.accounting._reference import ReferenceAccountant
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import (
+    Release,
+    is_allocated,
+    is_by_position,
+    merge_equal_releases,
+)
 from dp.accounting._renyi import cost_within
 from dp.schedule import rounded_up
 
@@ -25,7 +30,16 @@ from dp.schedule import rounded_up
 if TYPE_CHECKING:
     from dp.accounting._trade_off import DeltasAt, Floats
 
-__all__ = ("EXCEPTIONS", "Risk", "risk", "risk_of_order")
+__all__ = (
+    "EXCEPTIONS",
+    "NO_BOUND",
+    "NO_RISK",
+    "Risk",
+    "question",
+    "risk",
+    "risk_of_guarantee",
+    "risk_of_order",
+)
 
 EXCEPTIONS: Final = 1e-3
 """In what share of runs odds may grow by more than is stated."""
@@ -102,16 +116,16 @@ class Risk:
             neighboring_relation: What two neighbouring datasets are.
             group_size: How many units differ at once.
         """
-        question, noun = _question(neighboring_relation, group_size)
+        asked = question(neighboring_relation, group_size)
         if self.advantage == 1:
-            return (f"Nothing bounds how surely anyone can tell {question}.",)
+            return (f"Nothing bounds how surely anyone can tell {asked}.",)
         guess = (
-            f"A guess at even odds {question} is right at most"
+            f"A guess at even odds {asked} is right at most"
             f" {_percent(self.best_guess)} of the time (a coin: 50 %)."
         )
         found = [
             f"An attack with 1 false alarm in {of} finds at most {_up(share * of)} in {of}"
-            f" of the {noun} that were in the data (guessing: 1)."
+            f" of the {_noun(group_size)} that were in the data (guessing: 1)."
             for of, share in (
                 (100, self.tpr_at_1_in_100),
                 (1000, self.tpr_at_1_in_1000),
@@ -119,8 +133,8 @@ class Risk:
         ]
         low, even = (_percent(self.belief(prior)) for prior in (0.1, 0.5))
         belief = (
-            "A belief that held it 10 % likely, before anything was released, can rise to"
-            f" at most {low}, and one of 50 % to {even}, except in 1 run of 1000."
+            f"A prior belief of 10 % can rise to at most {low}, and one of 50 % to {even},"
+            " except in 1 run of 1000."
         )
         return (guess, *found, belief)
 
@@ -128,16 +142,16 @@ class Risk:
         return " ".join(self.sentences())
 
 
-def _question(relation: NeighboringRelation, group_size: int) -> tuple[str, str]:
-    """Return what an attacker asks, as the relation defines it, and of what."""
-    one, noun = (
-        ("one unit was", "units")
-        if group_size == 1
-        else (f"any {group_size} units were", f"groups of {group_size} units")
-    )
+def question(relation: NeighboringRelation, group_size: int) -> str:
+    """Return what an attacker asks about a unit, as the relation defines it."""
     if relation == "replace_one":
-        return f"which of two {noun} was in the data", noun
-    return f"whether {one} in the data", noun
+        return f"which of two {_noun(group_size)} was in the data"
+    which = "one unit was" if group_size == 1 else f"any {group_size} units were"
+    return f"whether {which} in the data"
+
+
+def _noun(group_size: int) -> str:
+    return "units" if group_size == 1 else f"groups of {group_size} units"
 
 
 def _percent(share: float) -> str:
@@ -167,6 +181,7 @@ def risk(
     neighboring_relation: NeighboringRelation,
     group_size: int = 1,
     delta: float = 1e-5,
+    tolerance: float = _resolution.TIGHT,
     interval: float | None = None,
     library: ReferenceAccountant | None = None,
 ) -> Risk:
@@ -190,6 +205,8 @@ def risk(
             they were in, and of none else.
         delta: The delta of the epsilon that is stated beside it. It decides nothing but
             which widths of buckets are tight.
+        tolerance: About how much of itself that epsilon may be above the smallest bound.
+            A larger one gives a valid risk sooner.
         interval: The width of the buckets of losses; by default that of epsilon.
         library: Accountants of ``dp_accounting`` that are to compose the losses.
 
@@ -211,6 +228,7 @@ def risk(
         neighboring_relation=neighboring_relation,
         truncated=truncated,
         allocated=is_allocated(releases),
+        by_position=is_by_position(releases),
     )
     if size > 1:
         check_group(releases, size)
@@ -227,7 +245,8 @@ def risk(
         chain = 2 if neighboring_relation == "replace_one" else 1
     counted = affordable(releases, delta, relation, together)
     if interval is None:
-        tolerance = _resolution.TIGHT if size == 1 else GROUP_TOLERANCE
+        if size > 1:
+            tolerance = max(tolerance, GROUP_TOLERANCE)
         interval = interval_for(counted, delta, relation, together, tolerance)
     deltas_at = deltas_by_epsilon(
         counted,

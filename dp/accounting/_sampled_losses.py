@@ -65,9 +65,12 @@ def truncated_losses(
     """
     plain = sampled_losses(q, sigma, relation, interval)
     size, largest = truncation.dataset_size, truncation.max_batch_size
+    # The chance that the others fill the batch: at least `largest` of size - 1 were
+    # drawn.
     full = float(binom.sf(largest - 1, size - 1, q))
     if full == 0:
         return plain
+    # More were drawn than fit, and of all examples each is as likely in what is taken.
     taken = float(binom.sf(largest, size, q)) * largest / size
     displacing = sampled_losses(
         min(1.0, taken / full), sigma / 2, "replace_one", interval
@@ -106,6 +109,8 @@ class _Losses(GaussianPrivacyLoss):
         """Return the largest ``x`` at which each loss is reached."""
         q, variance = self.sampling_prob, self.standard_deviation**2
         if self.adjacency_type == AdjacencyType.REMOVE:
+            # Densities N(-1, v) and N(0, v) have the log ratio (-x - 1/2) / v at x,
+            # solved for x.
             return -0.5 - variance * _unsampled(eps_L, q)
         if self.adjacency_type == AdjacencyType.ADD:
             return 0.5 + variance * _unsampled(-eps_L, q)
@@ -125,6 +130,7 @@ def _unsampled(eps_L: Floats, q: float) -> Floats:
     small_eps_L, large_eps_L = np.where(large_L, 0, eps_L), np.where(large_L, eps_L, 1)
     with np.errstate(divide="ignore"):  # At the least loss that is possible.
         small_L = np.log1p(np.maximum(np.expm1(small_eps_L) / q, -1))
+    # The same as log((exp(eps) + q - 1) / q), without an exponential that overflows.
     beyond_L = large_eps_L - math.log(q) + np.log1p((q - 1) * np.exp(-large_eps_L))
     return np.where(large_L, beyond_L, small_L)
 

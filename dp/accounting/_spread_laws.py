@@ -67,12 +67,15 @@ class SpreadLaw:
         means_K = masses_K * ratios_K
         below_K = np.cumsum(masses_K)
         above_K = np.cumsum(means_K[::-1])  # From the last point on.
+        # Small masses below matter as masses, small ones above as parts of the mean.
         largest = _TAIL * max(1.0, float(above_K[-1]) + self.beyond)
         first = int(np.searchsorted(below_K, _TAIL))
         last = len(masses_K) - 1 - int(np.searchsorted(above_K, largest))
         if first > last:  # Almost all of the mean is beyond.
             return self
         kept_K = masses_K[first : last + 1].copy()
+        # Example: masses 1e-19 at ratio 0.5 and 1 at ratio 1. Half of the 1e-19 goes to
+        # ratio 1, which has the mean of all of it there, and half goes to 0.
         to_first = float(means_K[:first].sum()) / ratios_K[first]
         to_last = float(masses_K[last + 1 :].sum())
         kept_K[0] += to_first
@@ -93,6 +96,8 @@ class SpreadLaw:
         exponents_K = self._exponents()
         below_K = np.floor(exponents_K / spacing).astype(np.int64)
         rest_K = np.clip(exponents_K - below_K * spacing, 0, spacing)
+        # Example: a mass at ratio 1.5 between the points 1 and 2: half goes to each,
+        # and the mean stays 1.5.
         up_K = self.masses * np.expm1(rest_K) / math.expm1(spacing)
         first = int(below_K[0])
         size = int(below_K[-1]) - first + 2
@@ -111,6 +116,7 @@ class SpreadLaw:
         if times < 1:
             return self.on_grid(spacing)
         masses_K = np.zeros((len(self.masses) - 1) * times + 1)
+        # A grid of half the spacing has every old point, and a new one between two.
         masses_K[::times] = self.masses
         return SpreadLaw(spacing, self.first * times, masses_K, self.zero, self.beyond)
 
@@ -130,6 +136,7 @@ def lognormal(sigma: float, spacing: float) -> SpreadLaw:
     under_q_K, under_p_K = _cells(at_K + shift), _cells(at_K - shift)
     ratios_K = np.exp(exponents_K)
     up_K = (under_p_K - ratios_K[:-1] * under_q_K) / np.diff(ratios_K)
+    # Rounding apart, the mean ratio in a cell lies between those of its ends.
     up_K = np.clip(up_K, 0, under_q_K)
     masses_K = np.zeros_like(at_K)
     masses_K[:-1] += under_q_K - up_K
@@ -179,6 +186,7 @@ def summed(left: SpreadLaw, right: SpreadLaw, *, points: int) -> SpreadLaw:
     offsets = np.floor(log_factors / spacing).astype(np.int64)
     shares = np.expm1(log_factors - spacing * offsets) / math.expm1(spacing)
     sums_K = np.zeros(size + math.ceil(math.log(2) / spacing) + 2)
+    # Both orders of a pair, but a point with itself only once.
     for apart in range(size):
         pairs_K = left_K[apart:] * right_K[: size - apart]
         if apart:

@@ -138,7 +138,8 @@ def canaries(
     .. math:: \sum_t \log\bigl(1 - q_t + q_t e^{(x_t - 1/2) / \sigma_t^2}\bigr),
 
     with :math:`x_t` the release in units of the clipping norm; by random allocation, of
-    the mean over the steps of a pass. The coordinates are
+    the mean over the steps of a pass, and by cyclic Poisson sampling, over the groups.
+    The coordinates are
     independent experiments, so the rates at which the attack errs are binomial. One
     half of the canaries chooses a threshold, the other half is counted.
 
@@ -223,6 +224,8 @@ def _claimed(run: Observation) -> _Claim:
 def _scores(run: Observation) -> Floats:
     """Return every canary's log-likelihood ratio of being present, under the claim."""
     q_T1, sigma_T1 = run.sampling_probabilities(), run.noise_multipliers()
+    if run.bands is not None:
+        return _scores_of_rounds(run, run.bands)
     exponent_TM = (run.signal() - 1 / 2) / sigma_T1**2
     if run.steps_per_pass is not None:
         return _scores_of_passes(run, exponent_TM, run.steps_per_pass)
@@ -246,6 +249,33 @@ def _scores_of_passes(
         if unseen:
             total_M = np.logaddexp(total_M, math.log(unseen))
         scores_M += total_M - math.log(steps_per_pass)
+    return scores_M
+
+
+def _scores_of_rounds(run: Observation, bands: int) -> Floats:
+    """Return the same where a canary is in one of several groups, which take turns.
+
+    What it adds to the noisy sum of a step, and of those after it that the noise is
+    correlated with, are multiples of one vector, whose likelihood ratio is that of all
+    of them together. The attacker averages over the group.
+    """
+    signal_TM, sigma_T1, before_T = (
+        run.signal(),
+        run.noise_multipliers(),
+        run.steps_before(),
+    )
+    exponent_TM = np.zeros_like(signal_TM)
+    for later, unit in enumerate(run.unit_coefficients()):
+        rows = np.flatnonzero(before_T >= later)
+        gain = (unit * signal_TM[rows] - unit**2 / 2) / sigma_T1[rows] ** 2
+        exponent_TM[rows - later] += gain
+    coin = _checks.cyclic_coin(float(run.sampling_probabilities()[0, 0]), bands)
+    with np.errstate(divide="ignore"):
+        ratios_TM = np.logaddexp(np.log1p(-coin), np.log(coin) + exponent_TM)
+    scores_M = np.zeros(run.num_records)
+    for turns in run.turns():
+        of_groups = [ratios_TM[rows].sum(axis=0) for rows in turns]
+        scores_M += np.logaddexp.reduce(of_groups, axis=0) - math.log(bands)
     return scores_M
 
 

@@ -142,6 +142,7 @@ def one_run(
     optimizer = _train(train, trained, Subset(dataset, sorted(kept)), progress=progress)
     before_M, after_M = (_losses(m, dataset, positions) for m in (model, trained))
     claim = optimizer.guarantee()
+    # A low loss, or one that fell by much, speaks for membership.
     guesses = _Guesses.of([-after_M, before_M - after_M], included_M)
     claims = _claims(optimizer, claim)
     surprise = min(1.0, len(claims) * min(guesses.p_value(*pair) for pair in claims))
@@ -242,6 +243,9 @@ class _Guesses:
             keys_M = -np.nan_to_num(scores_M, nan=0.0)
             order = np.lexsort((np.random.default_rng().random(M), keys_M))
             for share in _SHARES_GUESSED:
+                # Example: of 1000 canaries a share of 0.1 guesses the 50 highest scores
+                # to be in and the 50 lowest to be out: 100 guesses, of which 50 are
+                # right by chance.
                 half = max(1, int(share * M / 2))
                 right = int(included_M[order[:half]].sum())
                 right += int((~included_M[order[M - half :]]).sum())
@@ -262,6 +266,8 @@ class _Guesses:
     def _p_value(self, r: int, v: int, claimed: float, delta: float) -> float:
         from scipy.stats import binom
 
+        # At epsilon 1 a guess is right with probability 0.73 at most: 90 of 100 are too
+        # many.
         right = 1 / (1 + math.exp(-claimed))
         masses = binom.pmf(np.arange(v - 1, -1, -1), r, right)  # Of v - 1, v - 2, ...
         averages = np.cumsum(masses) / np.arange(1, v + 1)

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
@@ -349,7 +350,7 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
     # What followed the last step, and was charged for no update, is compared by number.
     charged = first.sensitivities
     pairs = list(zip(first.sums, second.sums, charged, strict=False))
-    distances = [_distance(a, b) for a, b, _ in pairs]
+    distances = _over_bands([_distance(a, b) for a, b, _ in pairs], plan.bands or 1)
     allowed = [sensitivity * (2 if twice else 1) for *_, sensitivity in pairs]
     worst = max(range(len(pairs)), key=lambda t: distances[t] / allowed[t], default=0)
     changed = sum(distance > 0 for distance in distances)
@@ -364,6 +365,18 @@ def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
         if pairs
         else "there are none to compare",
     )
+
+
+def _over_bands(distances: Sequence[float], bands: int) -> list[float]:
+    """Return the distance of as many sums in a row as there are bands, at each step.
+
+    One record adds multiples of one vector to as many of them, before it may be in
+    another step; so it changes all of these together by the sensitivity at most.
+    """
+    return [
+        math.hypot(*distances[max(0, t - bands + 1) : t + 1])
+        for t in range(len(distances))
+    ]
 
 
 def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

@@ -68,6 +68,8 @@ def variance_p(z_N: Floats) -> float:
     0.69 % at ``N = 10**6``.
     """
     mean = float(np.square(z_N).sum()) / z_N.size
+    # What rounding explains is no evidence: 1.0003 counts as 1, and 0.9997 as what it
+    # is.
     too_large = max(1.0, mean / (1 + _ROUNDING))
     rates = [x - 1 - math.log(x) for x in (too_large, min(1.0, max(mean, 1e-300)))]
     return min(1.0, 2 * math.exp(-z_N.size / 2 * max(rates)))
@@ -150,6 +152,7 @@ def joint_p(together: int, *, probability: float, length: int, count: int) -> fl
 
     def cumulant(x: float) -> float:
         # Of a row so far, by whether its last coin lost or won; scaled to stay small.
+        # A Markov chain of two states, whose last step weighs a common win by exp(x).
         lost, won, scale = 1 - q, q, 0.0
         for _ in range(length - 1):
             lost, won = (1 - q) * (lost + won), q * (lost + won * math.exp(x))
@@ -192,6 +195,8 @@ def sizes_p(sizes_PL: NDArray[np.int_]) -> float:
 
     logs_far, logs_close = 0.0, 0.0
     for sizes in sizes_PL:
+        # Example: sizes 4, 3, 5 of 12: 4 of 12 at 1/3, then 3 of 8 at 1/2; the last has
+        # no choice.
         left = int(sizes.sum())
         for index, size in enumerate(sizes[:-1]):
             far, close = _how_far(int(size), left, 1 / (len(sizes) - index))
@@ -223,6 +228,7 @@ def finding(claim: str, *evidence: float | str) -> Finding:
     """Build a finding from p-values (the smallest decides) and the figures to display."""
     values = [e for e in evidence if not isinstance(e, str)]
     figures = [e for e in evidence if isinstance(e, str)]
+    # Bonferroni: the smallest of three p-values counts three times.
     p = min(1.0, len(values) * min(values))
     return Finding(
         claim=claim,
@@ -242,6 +248,8 @@ def _chernoff_p(
 
     exponents = [0.0]
     for sign in (1, -1):
+        # P(S >= t) <= E[exp(x S)] exp(-x t) for every x >= 0, and the same below the
+        # mean.
         found: Any = optimize.minimize_scalar(
             lambda x, sign=sign: cumulant(sign * x) - sign * x * total,
             bounds=(0.0, reach),

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from dp._progress import Bar
 from dp.audit._statistics import Floats
+from dp.clipping import ScaledClipping
 from dp.exceptions import (
     BudgetExhaustedError,
     PrivacyError,
@@ -133,6 +134,7 @@ class Observation:
     _gradients: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _drawn: list[Bools] = field(default_factory=list)
     _places: list[PassStep | None] = field(default_factory=list)
+    _segments: list[str] = field(default_factory=list)
 
     @property
     def num_releases(self) -> int:
@@ -152,7 +154,11 @@ class Observation:
         return b * first - a * second
 
     def parts(self) -> tuple[Floats, Floats]:
-        """Return what was released for either parameter, [T, M], in units of C."""
+        """Return the noisy sums of either parameter, [T, M], in units of C.
+
+        With correlated noise they are those that noise was added to, which releases and
+        their coefficients determine.
+        """
         scale = self.optimizer.plan.expected_batch_size
         units = [scale / charge.max_grad_norm for charge in self.charges]
         first, second = (
@@ -164,7 +170,46 @@ class Observation:
             )
             for i in (0, 1)
         )
-        return first, second
+        return self._combined(first), self._combined(second)
+
+    def contributions(self) -> Floats:
+        """Return [T, M]: what each record adds to noisy sums, in units of C."""
+        return self._combined(self.drawn().astype(float))
+
+    def _combined(self, of_steps_TM: Floats) -> Floats:
+        """Return the sums over steps that noise is added to, of numbers of each step."""
+        if self.optimizer.plan.correlation is None:
+            return of_steps_TM
+        combined_TM = np.zeros_like(of_steps_TM)
+        before_T = self.steps_before()
+        for back, unit in enumerate(self.unit_coefficients()):
+            rows = np.flatnonzero(before_T >= back)
+            combined_TM[rows] += unit * of_steps_TM[rows - back]
+        return combined_TM
+
+    def unit_coefficients(self) -> Floats:
+        """Return what is planned for the correlation of noise, with norm 1."""
+        noise = self.optimizer.plan.correlation
+        planned = np.array((1.0,) if noise is None else noise.coefficients)
+        units: Floats = planned / np.linalg.norm(planned)
+        return units
+
+    def steps_before(self) -> NDArray[np.int_]:
+        """Return [T]: how many steps before each one its noise is correlated with.
+
+        They are of the same chain of rounds, without a gap, since a state was loaded.
+        """
+        before: list[int] = []
+        for release, place in enumerate(self._places):
+            last = self._places[release - 1] if release else None
+            goes_on = (
+                place is not None
+                and last is not None
+                and (place.chain, place.position) == (last.chain, last.position + 1)
+                and self._segments[release] == self._segments[release - 1]
+            )
+            before.append(before[-1] + 1 if goes_on else 0)
+        return np.array(before, np.int_)
 
     def drawn(self) -> Bools:
         """Return [T, M]: who was in each batch."""
@@ -175,13 +220,29 @@ class Observation:
         """Steps of a pass; None with samples."""
         return self.optimizer.plan.steps_per_pass
 
+    @property
+    def bands(self) -> int | None:
+        """Steps of a round by cyclic Poisson sampling; None with other sampling."""
+        return self.optimizer.plan.bands
+
     def passes(self) -> list[list[int]]:
-        """Return the releases of each pass, in their order."""
+        """Return the releases of each pass, or round of bands, in their order."""
         passes: dict[int, list[int]] = {}
         for release, place in enumerate(self._places):
-            if place is not None:  # pragma: no branch -- of a plan that allocates
+            if place is not None:  # pragma: no branch -- of a plan that has passes
                 passes.setdefault(place.number, []).append(release)
         return list(passes.values())
+
+    def turns(self) -> list[list[list[int]]]:
+        """Return the releases of each chain of rounds, by whose turn it was."""
+        chains: dict[int | None, list[list[int]]] = {}
+        for release, place in enumerate(self._places):
+            if place is not None:  # pragma: no branch -- of a plan that has rounds
+                turns = chains.setdefault(
+                    place.chain, [[] for _ in range(place.num_steps)]
+                )
+                turns[place.step].append(release)
+        return list(chains.values())
 
     def noise_multipliers(self) -> Floats:
         """Return [T, 1]: the noise on gradients that each release was charged for."""
@@ -199,6 +260,12 @@ class Observation:
                 "a step left no gradient on the canaries: the training function must"
                 " step every parameter of the model"
             )
+        if isinstance(self.optimizer.mechanism.clipping, ScaledClipping):
+            raise UnsupportedOperationError(
+                "clipping=ScaledClipping noises each coordinate on a scale of its own,"
+                " and this audit knows none; audit the plan with FlatClipping, and scaled"
+                " gradients by dp.audit.replay"
+            )
         charged = self.optimizer.ledger.charges()
         plan, step = self.optimizer.plan, len(self.charges)
         charge = charged[-1] if charged else _planned(plan, step)
@@ -214,6 +281,7 @@ class Observation:
         loader = self.optimizer.mechanism.loader
         ticket = None if loader is None else loader.ticket
         self._places.append(None if ticket is None else ticket.draw.in_pass)
+        self._segments.append(self.optimizer.ledger.segment)
 
 
 def observe_training(
@@ -326,6 +394,7 @@ def _planned(plan: PrivacyPlan, step: int) -> Charge:
         count=1,
         steps_per_pass=plan.steps_per_pass,
         disjoint=plan.disjoint,
+        bands=plan.bands,
     )
 
 

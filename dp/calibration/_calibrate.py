@@ -111,12 +111,13 @@ def calibrate_noise_multiplier(
 
 def rough_noise_multiplier(
     *,
-    target_epsilon: float,
+    target_epsilon: float | None = None,
     target_delta: float,
     sampling_probability: float,
     steps: int,
     neighboring_relation: NeighboringRelation,
     group_size: int = 1,
+    target_risk: RiskTarget | None = None,
 ) -> float:
     """Return about the least noise multiplier, within a few percent, in less time.
 
@@ -126,7 +127,7 @@ def rough_noise_multiplier(
         ValueError: If a number is out of range.
     """
     return Search(
-        target_epsilon=_checks.positive(target_epsilon=target_epsilon),
+        **_goal(target_epsilon, target_risk, None),
         target_delta=_checks.open_unit(target_delta=target_delta),
         relation=neighboring_relation,
         releases=lambda sigma: [
@@ -138,7 +139,6 @@ def rough_noise_multiplier(
         ],
         allowed=lambda sigma: sigma,
         group_size=group_size,
-        renyi_order=None,
     ).roughly_smallest()
 
 

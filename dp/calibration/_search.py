@@ -3,10 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 from dp._typing import NeighboringRelation
-from dp.accounting import Release, epsilon, merge_equal_releases, risk
+from dp.accounting import (
+    Release,
+    _resolution,
+    epsilon,
+    merge_equal_releases,
+    risk,
+)
 from dp.accounting._accountant import bound_by_pld
 from dp.accounting._release import is_allocated
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
@@ -61,22 +67,30 @@ class Search:
     def excess(self, number: float) -> float:
         """Return by how much the logarithm of what will be claimed is too large."""
         if self.target_risk is not None:
-            found = risk(
-                self.releases(number),
-                neighboring_relation=self.relation,
-                group_size=self.group_size,
-                delta=self.target_delta,
-            )
-            return self.target_risk.excess(found)
+            return self._excess_of_risk(number, _resolution.TIGHT)
         if self.renyi_order is not None:
             return self._logarithm(self._filtered(number, self.renyi_order))
         spent = epsilon(
             self.releases(number),
             delta=self.target_delta,
-            neighboring_relation=self.relation,
-            group_size=self.group_size,
+            **self._neighbours,
         ).epsilon
         return self._logarithm(spent)
+
+    @property
+    def _neighbours(self) -> dict[str, Any]:
+        """What two datasets differ in, as the accountant is told."""
+        return {"neighboring_relation": self.relation, "group_size": self.group_size}
+
+    def _excess_of_risk(self, number: float, tolerance: float) -> float:
+        assert self.target_risk is not None, "asked by its callers"  # noqa: S101 -- of type checkers
+        found = risk(
+            self.releases(number),
+            delta=self.target_delta,
+            tolerance=tolerance,
+            **self._neighbours,
+        )
+        return self.target_risk.excess(found)
 
     def _filtered(self, number: float, order: float | Literal["best"]) -> float:
         """Return the epsilon of the releases at the order of a Renyi filter."""
@@ -93,7 +107,9 @@ class Search:
 
         Random allocation costs about as much as Poisson samples.
         """
-        if self.renyi_order is not None or self.target_risk is not None:
+        if self.target_risk is not None:
+            return self._excess_of_risk(number, _VAGUE)
+        if self.renyi_order is not None:
             return self.excess(number)
         releases = merge_equal_releases(
             replace(release, steps_per_pass=None)
@@ -118,6 +134,8 @@ class Search:
         """
         number, slope = self._start()
         number = min(self.allowed(number), self.most)
+        # Example: a number of 1.0 costs twice the target, so an excess of log 2 = 0.69.
+        # With a slope of -1 the next is exp(0.69), about 2.0.
         line = _Line(slope)
         while number not in line.asked and len(line.asked) < _MOST_BOUNDS:
             excess = self.excess(number)
@@ -179,6 +197,7 @@ class _Line:
         at, excess = self._last or (0.0, 0.0)
         step = -(excess + _AIM) / self.slope
         following = at + min(max(step, -_LARGEST_STEP), _LARGEST_STEP)
+        # Between the largest number that cost too much and the smallest that did not.
         if self._too_small < following < self._kept:
             return following
         if math.isinf(self._too_small) or math.isinf(self._kept):

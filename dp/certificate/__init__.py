@@ -7,6 +7,7 @@ epsilon again. :func:`verify` does that from the JSON alone, line by line.
 from dp._reports import Finding
 from dp.certificate._document import Certificate, compose
 from dp.certificate._run import CertifiedRun
+from dp.certificate._scores import Scores
 from dp.certificate._verification import Verification, verify
 
 
@@ -14,6 +15,7 @@ __all__ = (
     "Certificate",
     "CertifiedRun",
     "Finding",
+    "Scores",
     "Verification",
     "compose",
     "verify",

@@ -8,9 +8,10 @@ from typing import Any, final
 from dp import _checks
 from dp.accounting import Release, Risk, Truncation
 from dp.accounting._agreement import check_agreement
-from dp.certificate import _json, _picture, _text
+from dp.certificate import _json, _page, _picture, _text
 from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import RELEASED, CertifiedRun
+from dp.certificate._scores import Scores
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
@@ -47,7 +48,8 @@ class Certificate(Statement):
         epsilon_of_steps_taken: What the releases that were charged compose to: a
             guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
-            batches were drawn by random allocation, for which no bound is proven.
+            batches were drawn by random allocation or cyclic Poisson sampling, for which
+            no bound is proven.
         risk: What an attacker can find out about one unit at most, or about the group
             of ``group_size``, in plain units.
         steps: How many releases were charged.
@@ -164,12 +166,26 @@ class Certificate(Statement):
         """
         _picture.draw(self, Path(path))
 
-    def write(self, folder: Path | str) -> None:
-        """Write ``certificate.json``, ``.txt`` and ``.png`` into *folder*."""
+    def to_html(self, *, scores: Scores | None = None) -> str:
+        """Return the certificate as a page for a browser, which loads nothing.
+
+        Args:
+            scores: How good the model was along the run, to show beside epsilon.
+        """
+        return _page.html(self, scores)
+
+    def write(self, folder: Path | str, *, scores: Scores | None = None) -> None:
+        """Write ``certificate.json``, ``.txt``, ``.png`` and ``index.html``.
+
+        Args:
+            folder: Where to write them; it is made if it is not there.
+            scores: As of :meth:`to_html`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "certificate.json").write_text(self.to_json(), encoding="utf-8")
         (folder / "certificate.txt").write_text(self.to_text(), encoding="utf-8")
+        (folder / "index.html").write_text(self.to_html(scores=scores), "utf-8")
         self.draw(folder / "certificate.png")
 
 

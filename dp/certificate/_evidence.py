@@ -9,10 +9,18 @@ from dp.evidence import num_due
 from dp.evidence._schedule import EVERY, FIRST
 
 
-__all__ = ("evidence_finding", "evidence_lines")
+__all__ = ("evidence_finding", "evidence_lines", "evidence_sentences")
 
 
 def evidence_lines(run: CertifiedRun) -> list[str]:
+    """Return what was seen of the losses of a run, as lines of a certificate."""
+    first, *others = evidence_sentences(run)
+    return [f"    losses                {first}"] + [
+        f"                          {sentence}" for sentence in others
+    ]
+
+
+def evidence_sentences(run: CertifiedRun) -> list[str]:
     """Return what was seen of the losses of a run, for people to read."""
     seen = run.evidence.values()
     evaluated, looks = (sum(e.evaluated for e in seen), sum(e.looks for e in seen))
@@ -37,10 +45,7 @@ def evidence_lines(run: CertifiedRun) -> list[str]:
         sentences.append(
             f"dp.check found nothing in this model on {min(map(str, days))}"
         )
-    first, *others = sentences or ["of no step"]
-    return [f"    losses                {first}"] + [
-        f"                          {sentence}" for sentence in others
-    ]
+    return sentences or ["of no step"]
 
 
 def evidence_finding(claim: str, run: CertifiedRun) -> Finding:

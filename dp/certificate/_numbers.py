@@ -25,6 +25,7 @@ from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._release import is_allocated
 from dp.accounting._renyi import cost_within, epsilon_of_order, renyi_cost
 from dp.accounting._risk import NO_BOUND, risk_of_order
+from dp.accounting._rounds import is_cyclic
 from dp.certificate._run import CertifiedRun
 from dp.ledger import void
 from dp.noise import GaussianNoise
@@ -203,9 +204,10 @@ def _of_groups(
 ) -> dict[int, tuple[float, float | None]]:
     """Return the epsilon of groups by their size, and in buckets of what width.
 
-    There are none where batches were drawn by random allocation: no bound is proven.
+    There are none where batches were drawn by random allocation, or by cyclic Poisson
+    sampling: no bound is proven.
     """
-    if is_allocated(releases):
+    if is_allocated(releases) or is_cyclic(releases):
         return {}
     return {
         size: bound_of_group(
@@ -236,17 +238,25 @@ def _intervals(
 
 
 def _delta_error(run: CertifiedRun, spent: float) -> float:
-    if not run.steps:
+    asked = sum(query.num_values for query in run.plan.queries)
+    if not run.steps and not asked:
         return 0.0
-    num_elements = run.num_parameters * run.claimed_steps
+    num_elements = run.num_parameters * run.claimed_steps + asked
     return GaussianNoise(rng=run.rng).delta_error(num_elements, epsilon=spent)
 
 
 def _unamplified(releases: tuple[Release, ...]) -> list[Release]:
+    """Return what the releases cost if each is on all of the data.
+
+    With correlated noise of b bands an example is then in every step, and changes the
+    noised sums by no more than C sqrt(b T) in T of them: the convolution of T vectors
+    with b coefficients is longer than the vectors by their sum at most, which is at most
+    sqrt(b) where their norm is 1.
+    """
     return [
         Release(
             sampling_probability=1.0,
-            noise_multiplier=release.noise_multiplier,
+            noise_multiplier=release.noise_multiplier / math.sqrt(release.bands or 1),
             count=release.count,
         )
         for release in releases

@@ -6,6 +6,7 @@ from typing import Final, Literal, final
 
 from dp.accounting import Release, merge_equal_releases
 from dp.accounting._release import is_allocated
+from dp.accounting._rounds import is_cyclic
 from dp.evidence import Evidence
 from dp.ledger import Charge
 from dp.plan import PrivacyPlan
@@ -89,14 +90,23 @@ class CertifiedRun:
         return is_allocated(self.claimed)
 
     @property
+    def is_cyclic(self) -> bool:
+        """Whether rounds by cyclic Poisson sampling are claimed."""
+        return is_cyclic(self.claimed)
+
+    @property
     def has_passes(self) -> bool:
-        """Whether passes were charged, each for all of its steps."""
-        return any(charge.steps_per_pass is not None for charge in self.charges)
+        """Whether passes or rounds were charged, each for all of its steps."""
+        return any(charge.to_release().steps_per_charge > 1 for charge in self.charges)
 
     @property
     def releases(self) -> tuple[Release, ...]:
-        """The charges as releases for the accountant, equal ones counted together."""
-        return merge_equal_releases(charge.to_release() for charge in self.charges)
+        """The charges as releases for the accountant, equal ones counted together.
+
+        Planned queries are among them, whether they were asked or not.
+        """
+        charged = [charge.to_release() for charge in self.charges]
+        return merge_equal_releases([*charged, *self.plan.query_releases])
 
     @property
     def claimed(self) -> tuple[Release, ...]:
@@ -123,6 +133,7 @@ class CertifiedRun:
                 self.plan.truncation,
                 self.plan.steps_per_pass,
                 self.plan.disjoint,
+                self.plan.bands,
             )
             for sigma in values_of(self.plan.noise_multiplier)
         }
@@ -134,6 +145,7 @@ class CertifiedRun:
                 r.truncation,
                 r.steps_per_pass,
                 r.disjoint,
+                r.bands,
             )
             not in kinds
             for r in charged

@@ -34,6 +34,11 @@ _ALLOCATED: Final = (
     "Every example was in exactly one batch of each pass, chosen by a coin of its own and"
     " anew in every pass, and each batch was trained on whole and once."
 )
+_CYCLIC: Final = (
+    "Every example was in one group of an iteration, chosen by a coin of its own; every"
+    " batch was drawn from one group, in turn, by independent coin flips at the stated"
+    " probability times the number of groups, and trained on whole and once."
+)
 _DISJOINT: Final = {
     "coin": (
         "Every example was in exactly one batch of each pass, by a coin of its own, and"
@@ -60,6 +65,10 @@ _PUBLIC: Final = (
     "The tensors that are listed as declared public are constants of the program: nothing"
     " in them was computed from private data."
 )
+_QUERIES: Final = (
+    "Planned queries were asked once each, of one value a unit of privacy that was"
+    " computed without other units, with ranges and edges that are no data."
+)
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
     "The generator of the noise cannot be predicted.",
@@ -69,11 +78,15 @@ _ALWAYS: Final = (
 def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     """Return what has to be assumed of runs with such plans and charges."""
     charges = [charge for run in runs for charge in run.charges]
-    charges_of_poisson = [c for c in charges if c.steps_per_pass is None]
+    charges_of_poisson = [
+        c for c in charges if c.steps_per_pass is None and c.bands is None
+    ]
     amplified = [c.sampling_probability < 1 for c in charges_of_poisson]
     sentences = []
     if any(run.is_allocated for run in runs):
         sentences.append(_ALLOCATED)
+    if any(run.is_cyclic for run in runs):
+        sentences.append(_CYCLIC)
     disjoint = {charge.disjoint for charge in charges}
     sentences += [says for name, says in _DISJOINT.items() if name in disjoint]
     if any(amplified):
@@ -82,6 +95,8 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
+    if any(run.plan.queries for run in runs):
+        sentences.append(_QUERIES)
     if any(run.declared_public for run in runs):
         sentences.append(_PUBLIC)
     units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)

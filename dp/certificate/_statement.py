@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dp._described import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import Risk
 from dp.certificate._run import CertifiedRun
@@ -14,7 +15,7 @@ __all__ = ("Statement",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+class Statement(Described):
     """The facts of a certificate: what was released and what it cost.
 
     Attributes:
@@ -35,7 +36,8 @@ class Statement:
         epsilon_of_steps_taken: What the releases that were charged compose to: a
             guarantee only if their number was fixed beforehand.
         epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
-            batches were drawn by random allocation, for which no bound is proven.
+            batches were drawn by random allocation or cyclic Poisson sampling, for which
+            no bound is proven.
         risk: What an attacker can find out about one unit at most, or about the group
             of ``group_size``, in plain units.
         steps: How many releases were charged.
@@ -84,3 +86,23 @@ class Statement:
     def charges(self) -> tuple[Charge, ...]:
         """Every charge of every run, with its probability, noise, norm and number."""
         return tuple(charge for run in self.runs for charge in run.charges)
+
+    def in_plain_words(self) -> tuple[str, ...]:
+        """Return what anyone can find out about one unit, or a group, at most."""
+        return self.risk.sentences(
+            self.neighboring_relation, group_size=self.group_size
+        )
+
+    def _title(self) -> str:
+        claim = f"epsilon = {self.epsilon:.4f} at delta = {self.delta:g}"
+        return f"Certificate: {claim if self.is_private else 'NOT PRIVATE'}"
+
+    def _facts(self) -> dict[str, str]:
+        several = "" if self.group_size == 1 else f", any {self.group_size} at once"
+        return {
+            "for": f"{self.unit_of_privacy}{several} ({self.neighboring_relation})",
+            "by": self.accountant,
+            "steps": str(self.steps),
+            "released": self.released,
+            "that is": " ".join(self.in_plain_words()),
+        }

@@ -2,16 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
-from dp.accounting import Truncation
+from dp.accounting import Query, Truncation
 from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._statement import Statement
 from dp.ledger import Charge
+from dp.noise import BandedNoise
 from dp.schedule import Schedule
 
 
-__all__ = ("in_plain_words", "lines", "why_not")
+__all__ = (
+    "RELATIONS",
+    "lines",
+    "release_words",
+    "run_facts",
+    "why_not",
+)
+
+RELATIONS: Final = {
+    "add_or_remove_one": "one unit more or less",
+    "replace_one": "one unit replaced by another",
+    "zero_out": "one unit's part set to zero",
+}
+"""What two neighbouring datasets differ by, in words."""
+
+_FEW: Final = 8  # Coefficients that are printed; the JSON has all.
 
 
 def lines(c: Statement) -> list[str]:
@@ -28,7 +45,7 @@ def lines(c: Statement) -> list[str]:
     rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = (
         ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
-        or "none is proven for random allocation"
+        or f"none is proven for {_unproven(allocated=allocated)}"
     )
     return [
         "Differential privacy certificate",
@@ -48,7 +65,7 @@ def lines(c: Statement) -> list[str]:
         f"  released                {c.released}",
         "",
         "  in plain words",
-        *(f"    - {sentence}" for sentence in in_plain_words(c)),
+        *(f"    - {sentence}" for sentence in c.in_plain_words()),
         "",
         *(line for i, run in enumerate(c.runs) for line in _run(i, run, len(c.runs))),
         *_touches(c.private_data_touches),
@@ -61,11 +78,6 @@ def lines(c: Statement) -> list[str]:
         "  computed with "
         + ", ".join(f"{name} {number}" for name, number in c.software.items()),
     ]
-
-
-def in_plain_words(c: Statement) -> tuple[str, ...]:
-    """Return what anyone can find out about one unit, or a group, at most."""
-    return c.risk.sentences(c.neighboring_relation, group_size=c.group_size)
 
 
 def _unclaimed(c: Statement) -> str:
@@ -88,34 +100,48 @@ def _error(delta_error: float) -> str:
 
 
 def _run(index: int, run: CertifiedRun, num_runs: int) -> list[str]:
-    plan = run.plan
     title = "  run" if num_runs == 1 else f"  run {index + 1}"
+    return [
+        title,
+        *([] if num_runs == 1 else [f"    released              {run.released}"]),
+        *(f"    {name:21} {words}" for name, words in run_facts(run).items()),
+        *_compared(run.plan.compared),
+        *_correlation(run.plan.correlation),
+        *_queries(run.plan.queries),
+        *(evidence_lines(run) if run.released == RELEASED else []),
+        *_declared(run.declared_public),
+        "    releases (sampling, noise multiplier, clipping norm)"
+        if run.has_passes
+        else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
+        *(f"      {words}" for words in release_words(run)),
+        "",
+    ]
+
+
+def run_facts(run: CertifiedRun) -> dict[str, str]:
+    """Return what was planned, and where the noise came from, by what it is called."""
+    plan = run.plan
     target = "none" if plan.target_epsilon is None else f"{plan.target_epsilon:g}"
     order = (
         ""
         if plan.renyi_order is None
         else f", Renyi filter of order {plan.renyi_order:g}"
     )
-    return [
-        title,
-        *([] if num_runs == 1 else [f"    released              {run.released}"]),
-        f"    planned               {plan.steps} steps, target epsilon {target}{order}",
-        f"    ended                 {_end(run)}",
-        f"    plan                  sha256 {plan_id(run.plan_sha256)}",
-        f"    planned noise         {_number(plan.noise_multiplier)}",
-        f"    planned norm          {_number(plan.max_grad_norm)}",
-        *_compared(plan.compared),
-        f"    noisy sums divided by {plan.expected_batch_size:g}",
-        f"    parameters            {run.num_parameters}",
-        f"    noise                 {run.noise}",
-        *(evidence_lines(run) if run.released == RELEASED else []),
-        *_declared(run.declared_public),
-        "    releases (sampling, noise multiplier, clipping norm)"
-        if run.has_passes
-        else "    releases (Poisson sampling probability, noise multiplier, clipping norm)",
-        *(_releases(charges) for charges in _but_for_norms(run.charges)),
-        "",
-    ]
+    return {
+        "planned": f"{plan.steps} steps, target epsilon {target}{order}",
+        "ended": _end(run),
+        "plan": f"sha256 {plan_id(run.plan_sha256)}",
+        "planned noise": _number(plan.noise_multiplier),
+        "planned norm": _number(plan.max_grad_norm),
+        "noisy sums divided by": f"{plan.expected_batch_size:g}",
+        "parameters": str(run.num_parameters),
+        "noise": run.noise,
+    }
+
+
+def release_words(run: CertifiedRun) -> list[str]:
+    """Return every kind of release of a run: sampling, noise multiplier and norm."""
+    return [_releases(charges) for charges in _but_for_norms(run.charges)]
 
 
 def _but_for_norms(charges: Sequence[Charge]) -> list[list[Charge]]:
@@ -142,7 +168,7 @@ def _releases(charges: Sequence[Charge]) -> str:
     low, high = min(norms), max(norms)
     norm = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     return (
-        f"      {_sampled(whole)}, sigma = {first.noise_multiplier:g}, C = {norm}"
+        f"{_sampled(whole)}, sigma = {first.noise_multiplier:g}, C = {norm}"
         + _truncation(first.truncation)
         + _counted(first)
         + _off_plan(first)
@@ -160,9 +186,13 @@ def _counted(charge: Charge) -> str:
 
 
 def _sampled(charge: Charge) -> str:
-    if charge.steps_per_pass is None:
-        return f"{charge.count} x q = {charge.sampling_probability:g}"
     num_passes = charge.to_release().num_participations
+    q = charge.sampling_probability
+    if charge.bands is not None:
+        coin = charge.bands * q
+        return f"{num_passes} x a round of {charge.bands} steps, q = {coin:g} in one"
+    if charge.steps_per_pass is None:
+        return f"{charge.count} x q = {q:g}"
     passes = f"{num_passes} x a pass of {charge.steps_per_pass}"
     if charge.disjoint is None:
         return f"{passes} steps"
@@ -173,6 +203,40 @@ def _compared(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     return ["    the plan compared", *(f"      - {sentence}" for sentence in sentences)]
+
+
+def _correlation(noise: BandedNoise | None) -> list[str]:
+    """Return how noise is correlated, and why that costs no more.
+
+    Which coefficients they are changes no epsilon: their norm is 1, whatever is given.
+    """
+    if noise is None:
+        return []
+    few = [f"{c:g}" for c in noise.coefficients[:_FEW]]
+    rest = noise.bands - len(few)
+    more = f" and {rest} more" if rest > 0 else ""
+    return [
+        f"    correlation           {noise.bands} bands: {', '.join(few)}{more}",
+        "                          noise is added to sums of as many steps, and what is",
+        "                          released is computed from noisy sums alone",
+    ]
+
+
+def _unproven(*, allocated: bool) -> str:
+    return "random allocation" if allocated else "cyclic Poisson sampling"
+
+
+def _queries(queries: Sequence[Query]) -> list[str]:
+    if not queries:
+        return []
+    return [
+        "    queries, counted whether they were asked or not",
+        *(
+            f"      {query.name}: {query.num_values} number"
+            f"{'s' if query.num_values > 1 else ''}, sigma = {query.noise_multiplier:g}"
+            for query in queries
+        ),
+    ]
 
 
 def _declared(public: Sequence[str]) -> list[str]:

@@ -123,6 +123,8 @@ def verify(
         )
         checked.append(checksum)
     library, computed = None, _QUICK
+    # The library has no event for these, so no epsilon of the certificate can be its
+    # own.
     if any(run.is_allocated for run in certificate.runs):
         computed = _ALLOCATED
     elif not quick:
@@ -136,6 +138,8 @@ def _library(c: Certificate, progress: Progress | None) -> ReferenceAccountant:
     """Return accountants that tell how far they have come."""
     if progress is None:
         return ReferenceAccountant()
+    # A first round notes what is to be composed and composes nothing, so that progress
+    # knows how much there is. Accountants of nothing answer in a moment.
     events: list[object] = []
     planned = ReferenceAccountant(lambda _, event: events.append(event))
     for _ in _findings(c, planned, ""):
@@ -166,6 +170,8 @@ def _findings(
         yield Finding(claim="charges", holds=False, detail=str(error))
         return
     allowed = TOLERANCE + _rounding(c)
+    # Example: epsilon 2.99950 is stated and 2.99951 computed: 3 parts in a million
+    # apart, and so not equal, unless delta is so small that composing rounds as much.
     for name in _EPSILONS:
         yield _same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
@@ -264,11 +270,12 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
     Those declared public need not be; the certificate says so of each.
     """
     plan = run.plan
+    # As accounted, not as used: a batch of fewer examples is accounted at the plan's.
     bound = [charge for charge in run.charges if charge.public is None]
     probabilities = {charge.to_release().sampling_probability for charge in bound}
     alike = {charge.truncation for charge in bound} <= {plan.truncation}
-    passes = {(charge.steps_per_pass, charge.disjoint) for charge in bound}
-    allocated = passes <= {(plan.steps_per_pass, plan.disjoint)}
+    passes = {(c.steps_per_pass, c.disjoint, c.bands) for c in bound}
+    allocated = passes <= {(plan.steps_per_pass, plan.disjoint, plan.bands)}
     return Finding(
         claim=claim,
         holds=probabilities <= {plan.sampling_probability} and alike and allocated,
@@ -280,14 +287,17 @@ def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
 
 
 def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether every pass was charged whole."""
-    partial = [c.count for c in run.charges if c.count % (c.steps_per_pass or 1)]
+    """Return whether every pass, or round of bands, was charged whole."""
+    # A count of 25 with passes of 10 is no number of whole passes.
+    partial = [
+        c.count for c in run.charges if c.count % c.to_release().steps_per_charge
+    ]
     return Finding(
         claim=claim,
         holds=not partial,
-        detail=f"charged for parts of passes: {partial}"
+        detail=f"charged for parts of them: {partial}"
         if partial
-        else "every pass was charged whole",
+        else "every one was charged whole",
     )
 
 
@@ -316,6 +326,8 @@ def _remaining(
     Of the rest, only steps that the target does not allow may be missing.
     """
     rest = () if run.public_end is not None else rest_of_plan(run.plan, run.charges)
+    # Example: 400 of 1000 steps were taken, of which the target allows 900. 500 have to
+    # be claimed: with 300 the next one would be within the target, and is missing.
     stated = run.claimed_steps - run.steps
     holds = run.remaining == first_releases(stated, rest)
     if holds and stated < sum(release.count for release in rest):
@@ -358,6 +370,7 @@ def _target(
         ).epsilon
     return Finding(
         claim=claim,
+        # Nothing was released, so no target can be missed.
         holds=not run.steps or spent <= target * (1 + TOLERANCE),
         detail=f"claims {spent:.6g} of {target:.6g}",
     )
@@ -375,6 +388,7 @@ def _same_number(
     by: str = "",
     tolerance: float = TOLERANCE,
 ) -> Finding:
+    # Infinity equals itself, NaN nothing, and None only None.
     both = stated is not None and computed is not None
     holds = stated == computed or (
         both
@@ -393,6 +407,7 @@ def _shown(number: float | None) -> str:
 
 def _says(claim: str, stated: Sequence[str], standard: Sequence[str]) -> Finding:
     """Return whether every standard sentence is stated, whatever else is."""
+    # Whoever publishes may say more, and may not leave one of these out.
     missing = [sentence for sentence in standard if sentence not in stated]
     return Finding(
         claim=claim,

@@ -63,6 +63,9 @@ class Comparison:
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong, one thing at most, and what could not be compared."""
         in_batch = _Evaluation(self.trial, self.batch)
+        # Example: 4 examples are compared in the batch 0 1 2 3, then example 2 in 2 2 2
+        # 2, then as the one that stays in 0 a 2 b with a and b multiplied by 10 000,
+        # then alone.
         norms = [_norm(in_batch.gradient(i)) for i in self.positions]
         if math.inf in norms:
             sound = [
@@ -73,6 +76,8 @@ class Comparison:
             if 1 < len(sound) < self.num_examples:
                 yield from self._without_others(sound)
                 return
+        # An example that is learnt has a gradient of rounding errors alone, which
+        # differ by as much as they are long.
         floor = _NEGLIGIBLE * max((n for n in norms if math.isfinite(n)), default=0.0)
         farthest = max(
             self._apart(in_batch, self._copies(i), i, i, floor) for i in self.positions
@@ -125,6 +130,8 @@ class Comparison:
         finite = [math.isfinite(_norm(grads)) for grads in (left, right)]
         if all(finite):
             return _distance(left, right, floor)
+        # Finite in the batch and not among copies, or with another loss: not by
+        # rounding.
         if finite[0] or not _alike(one.losses[here], other.losses[there]):
             return math.inf
         self._uncompared.add(here)

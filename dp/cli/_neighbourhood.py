@@ -56,16 +56,16 @@ def code_of_plan(
 
 
 def code_of_calibrated_plan(
+    goal: Mapping[str, str],
     *,
     q: float,
     steps: int,
-    target_epsilon: float,
     delta: float,
     others: Mapping[str, str],
 ) -> str:
-    """Return code that calibrates a plan."""
+    """Return code that calibrates a plan to *goal*, an argument as code."""
     numbers = {
-        "target_epsilon": repr(target_epsilon),
+        **goal,
         "target_delta": repr(delta),
         "sampling_probability": repr(q),
         "steps": repr(steps),

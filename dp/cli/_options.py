@@ -12,6 +12,7 @@ from dp.cli._errors import InputError
 
 __all__ = (
     "BUILT_IN",
+    "Advantage",
     "BatchSize",
     "Categorical",
     "CertificatePath",
@@ -39,6 +40,7 @@ __all__ = (
     "ModelPath",
     "NoHeader",
     "NoiseMultiplier",
+    "OddsFactor",
     "OptimizerName",
     "Plot",
     "Predictions",
@@ -50,7 +52,10 @@ __all__ = (
     "Sep",
     "Steps",
     "Target",
+    "TargetEpsilon",
     "TaskName",
+    "TprAt100",
+    "TprAt1000",
     "TrainingDelta",
     "TrainingSteps",
     "UnitColumn",
@@ -188,6 +193,44 @@ Epsilon = Annotated[
         "--epsilon", help="Privacy loss that must not be exceeded.", metavar="> 0"
     ),
 ]
+TargetEpsilon = Annotated[
+    float | None,
+    typer.Option(
+        "--epsilon",
+        help="Privacy loss that must not be exceeded; or give a risk instead.",
+        metavar="> 0",
+    ),
+]
+Advantage = Annotated[
+    float | None,
+    typer.Option(
+        help="The most that an attacker may name members more often than others.",
+        metavar="0..1",
+    ),
+]
+TprAt100 = Annotated[
+    float | None,
+    typer.Option(
+        "--tpr-at-1-in-100",
+        help="The share of members that an attack with 1 false alarm in 100 may find.",
+        metavar="0.01..1",
+    ),
+]
+TprAt1000 = Annotated[
+    float | None,
+    typer.Option(
+        "--tpr-at-1-in-1000",
+        help="The share of members that an attack with 1 false alarm in 1000 may find.",
+        metavar="0.001..1",
+    ),
+]
+OddsFactor = Annotated[
+    float | None,
+    typer.Option(
+        help="By what anyone's odds about a row may grow, except in 1 run of 1000.",
+        metavar="> 1",
+    ),
+]
 Delta = Annotated[
     float,
     typer.Option(
@@ -243,8 +286,8 @@ GroupSize = Annotated[
 Report = Annotated[
     Path,
     typer.Option(
-        help="Folder for certificate.json, .txt and .png, training.png and model.pt;"
-        " earlier ones are replaced.",
+        help="Folder for index.html, which a browser shows, certificate.json, .txt and"
+        " .png, training.png and model.pt; earlier ones are replaced.",
         metavar="FOLDER",
     ),
 ]
@@ -328,7 +371,7 @@ Into = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        help="Also write certificate.json, .txt and .png into this folder.",
+        help="Also write index.html and certificate.json, .txt and .png into this folder.",
         metavar="FOLDER",
     ),
 ]

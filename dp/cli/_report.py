@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as Grid
 
-from dp.certificate import Certificate
+from dp.certificate import Certificate, Scores
 from dp.cli._errors import InputError
 from dp.cli._input import Table
 from dp.cli._problem import Classification, Verdict
@@ -45,7 +45,7 @@ def write(
     plain: Run | None,
 ) -> None:
     """Write the certificate, the scores and the picture, over earlier ones."""
-    certificate.write(folder)
+    certificate.write(folder, scores=_along(table, private, plain))
     scores = {
         "score": table.problem.score_name,
         "held_out_rows": _held_out(table),
@@ -55,6 +55,24 @@ def write(
     text = json.dumps(scores, indent=2)
     (folder / SCORES).write_text(text + "\n", encoding="utf-8")
     _draw(folder / PICTURE, table, private, plain)
+
+
+def _along(table: Table, private: Run, plain: Run | None) -> Scores | None:
+    """Return the scores of the run, for the page; None if no rows were held out."""
+    if table.test is None:
+        return None
+    verdict = _verdict(table, private)
+    others = () if plain is None else plain.points
+    return Scores(
+        name=table.problem.score_name,
+        data=table.name,
+        steps=tuple(point.step for point in private.points),
+        values=tuple(point.score for point in private.points),
+        without_privacy=tuple((point.step, point.score) for point in others),
+        verdict=f"On {_held_out(table)} held-out rows: {verdict.sentence}",
+        is_good=verdict.is_better,
+        highest=1.0 if isinstance(table.problem, Classification) else None,
+    )
 
 
 def _as_dict(table: Table, run: Run) -> dict[str, Any]:

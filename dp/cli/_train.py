@@ -292,8 +292,8 @@ def _train(
     _report.write(request.report, table, certificate, private, plain)
     _saved.write(request.report, private.model, saved)
     console.print(
-        "The certificate (JSON, text and picture),"
-        f" {_report.PICTURE} and {_saved.FILE} are in {request.report}"
+        f"The report is {request.report / 'index.html'}; the certificate (JSON, text and"
+        f" picture), {_report.PICTURE} and {_saved.FILE} are beside it"
     )
 
 

@@ -13,6 +13,7 @@ from dp.clipping._rules import (
     PerGroupClipping,
     PerLayerClipping,
 )
+from dp.clipping._scaled import ScaledClipping
 
 
 __all__ = (
@@ -22,6 +23,7 @@ __all__ = (
     "PerGroupClipping",
     "PerLayerClipping",
     "QuantileClipping",
+    "ScaledClipping",
 )
 
 for _public in (
@@ -31,5 +33,6 @@ for _public in (
     PerGroupClipping,
     PerLayerClipping,
     QuantileClipping,
+    ScaledClipping,
 ):
     _public.__module__ = __name__  # What pickles and tracebacks show.

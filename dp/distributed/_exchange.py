@@ -168,6 +168,8 @@ class _Bucket:
         if self._is_sharded:
             totals = self._shards()
         else:
+            # The padding at the end is cut off again: it had noise, and is nobody's
+            # element.
             sizes = [shape.numel() for shape in self._shapes]
             flat = self._rows_WR.view(-1)[: sum(sizes)]
             totals = [
@@ -195,6 +197,8 @@ class _Bucket:
                 if cut is not None
             ]
             return torch.cat(rows, dim=1)
+        # Example: sums of 6 and 4 elements on 4 ranks are 10 and two zeros, as rows of
+        # 3: rank 1 adds up, and adds noise to, elements 3 to 5 of all ranks' sums.
         flat = torch.cat([tensor.reshape(-1) for tensor in local_sums])
         return pad(flat, (0, -len(flat) % W)).view(W, -1)
 

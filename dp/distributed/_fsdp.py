@@ -37,6 +37,8 @@ class Sharding:
 
     def rows(self, whole: Tensor, num_ranks: int) -> Tensor:
         """Return the shards of *whole*, padded to equal size: one row per rank."""
+        # Example: [10, 3] on 4 ranks is cut into 3, 3, 3 and 1 rows, each padded to 3:
+        # [4, 9].
         cut = whole.movedim(self._cut_axis, 0)
         size = -(-len(cut) // num_ranks)  # As torch.chunk cuts: the last may be short.
         missing = num_ranks * size - len(cut)
@@ -64,6 +66,8 @@ class Sharding:
             mesh.shape, self.parameter.placements, coordinates, strict=True
         ):
             if place.is_shard():
+                # In hybrid sharding a mesh of 2 x 4 replicates along the first axis,
+                # which cuts nothing, and shards along the second.
                 step = -(-whole.shape[place.dim] // size)
                 end = min((at + 1) * step, whole.shape[place.dim])
                 start = min(at * step, end)
@@ -115,6 +119,8 @@ def sharding_of(parameter: Tensor) -> Sharding | None:
             " sequence and pipeline parallelism are not supported, as ranks would"
             " hold parts of one example. Use fully_shard over all ranks"
         )
+    # Row r of a bucket goes to rank r, so that shards have to lie in the order of
+    # ranks.
     in_order = mesh.mesh.tolist() == list(range(num_ranks))
     (place, *others) = shard.placements
     simple = in_order and not others and place.is_shard()

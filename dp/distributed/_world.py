@@ -76,6 +76,7 @@ class World:
         digests = {name: _digest(fact) for name, fact in facts.items()}
         flags = _READY + (_AGREED if agreed else 0)
         rows = self._exchanged([flags, *digests.values()])
+        # A rank that raised sent nothing, which arrives as zeros: it is not ready.
         failed = [r for r, row in enumerate(rows) if not row[0] & _READY]
         if failed:
             raise RankFailedError(
@@ -127,6 +128,8 @@ class World:
     def _exchanged(self, row: Sequence[int]) -> list[list[int]]:
         """Return the rows of all ranks, padded with zeros."""
         device = distributed.distributed_c10d._get_object_coll_device()  # noqa: SLF001 -- the device that the group exchanges objects on has no public name
+        # One tensor of 8 integers each, whatever is compared: a collective of fixed
+        # size.
         padded = torch.zeros(_ROW, dtype=torch.int64, device=device)
         padded[: len(row)] = torch.tensor(row, dtype=torch.int64)
         rows = padded.new_empty(self.size * _ROW)
@@ -174,4 +177,5 @@ def translate_errors() -> Iterator[None]:
 def _digest(fact: object) -> int:
     """Return 62 bits of a hash of *fact*, which an int64 tensor can hold."""
     hashed = hashlib.sha256(repr(fact).encode()).digest()
+    # Two facts that differ have equal digests with probability 2**-62.
     return int.from_bytes(hashed[:8]) >> 2

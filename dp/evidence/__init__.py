@@ -10,6 +10,7 @@ Not done here: gradients (:mod:`dp.per_sample`) and ending a run
 (:mod:`dp._mechanism.mechanism`).
 """
 
+from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on, remember_check
 from dp.evidence._looking import looking
 from dp.evidence._record import Evidence, longest, of_segments
@@ -21,6 +22,7 @@ __all__ = (
     "Evidence",
     "LossFunction",
     "Watch",
+    "callers_level",
     "checked_on",
     "longest",
     "looking",

@@ -49,6 +49,7 @@ class Drawn:
         if loader is None or loader.ticket is None:
             return None
         draw = loader.ticket.draw
+        # A micro-batch is a slice of the rows that were drawn.
         part = slice(None) if loader.part is None else loader.part
         units = draw.unit_of_row
         return cls(draw.rows[part], None if units is None else units[part])
@@ -81,6 +82,9 @@ class Companies:
             loader: The loader that drew the batch, if there is one.
             drawn: What it drew.
         """
+        # Example: a batch (x [6, 3], y [6]) with six losses. Its rows are exchanged in
+        # both, so that order [0, 0, 2, 3, 4, 5] gives row 1 the data and the label of
+        # row 0.
         for num_units, unit_of_row, unit_of_loss in _possible_units(
             num_losses, units, drawn
         ):
@@ -102,13 +106,18 @@ class Companies:
         drawn: Drawn | None,
     ) -> list[Callable[[Sequence[int]], Any]]:
         self._learn(loader)
+        # What collating some rows of the dataset showed, if this batch is like that.
         if self._axes is not None and fits(batch, num_rows, self._axes):
             return [partial(exchanged, batch, axes=self._axes)]
+        # Without a loader, or for a batch of the caller's own: every axis that is long
+        # enough.
         if not self._is_ragged:
             return [
                 partial(exchanged, batch, axes=axes)
                 for axes in possible_axes(batch, num_rows)
             ]
+        # Packed sequences, graphs: no axis can be indexed, but the rows can be collated
+        # anew.
         if loader is None or drawn is None or num_rows != len(drawn.rows):
             return []
         return [partial(_collated, loader, drawn.rows, devices_of(batch))]
@@ -139,10 +148,13 @@ def _possible_units(
     """
     unit_of_row = None if drawn is None else drawn.units
     if units is not None:
+        # Units 7, 7, 9 of three losses are counted as 0, 0, 1.
         present, unit_of_loss = np.unique(units.cpu().numpy(), return_inverse=True)
         unit_of_loss = unit_of_loss.ravel()
         if unit_of_row is not None and np.array_equal(np.unique(unit_of_row), present):
             yield len(present), np.searchsorted(present, unit_of_row), unit_of_loss
+        # Or each unit has one row and several losses, as a document that has one for
+        # each token.
         yield len(present), np.arange(len(present)), unit_of_loss
     elif unit_of_row is None:
         each = np.arange(num_losses)
@@ -154,6 +166,7 @@ def _possible_units(
 
 def _some_of(num_rows: int) -> list[int]:
     """Return a few rows from the first to the last."""
+    # Of 100 rows these are 0, 33, 66 and 99; of two, 0 and 1.
     return sorted({(num_rows - 1) * i // (_NUM_ASKED - 1) for i in range(_NUM_ASKED)})
 
 

@@ -69,6 +69,8 @@ def possible_axes(batch: Any, size: int) -> Iterator[Axes]:
     many features.
     """
     found = dict(_candidates(batch, size, ()))
+    # Example: a batch (x [8, 3], y [8]) of 8 examples has one way: axis 0 in both. With
+    # x of [8, 8, 3] there are two, of which the first axes come first.
     if found and all(found.values()):
         for choice in islice(product(*found.values()), _MOST_GUESSES):
             yield dict(zip(found, choice, strict=True))
@@ -107,6 +109,8 @@ def axes_of_loader(
     found: list[dict[Path, int | None]] = []
     for item in items:  # Of a single node, a graph would grow as an example does.
         found.append({})
+        # Collated of 2 and of 3 copies, x is [2, 5] and [3, 5]: examples are along axis
+        # 0. A graph's edges [2, 14] and [2, 21] grow by 7 for one more: along no axis.
         two, three = (collate_fn(deepcopy([item] * number)) for number in (2, 3))
         if not _compare(two, three, (), found[-1]) or found[-1] != found[0]:
             return None
@@ -128,6 +132,8 @@ def _taken(part: Any, order: Sequence[int], axis: int) -> Any:
     if isinstance(part, np.ndarray):
         return np.take(part, list(order), axis)
     if isinstance(part, PackedSequence):
+        # A packed sequence has no axis of examples: unpacked, exchanged, and packed
+        # again.
         padded, lengths = pad_packed_sequence(part, batch_first=True)
         return pack_padded_sequence(
             padded[list(order)],

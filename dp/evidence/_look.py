@@ -71,6 +71,9 @@ class Company:
         Each half of the units gives its places away once.
         """
         # From the operating system: never from generators that a look puts back.
+        # Example: 5 units are shuffled to 3, 0, 4 and 1, 2. First 3, 0 and 4 stay, and
+        # the rows of 1 and 2 become copies of unit 3's first row; then the other way
+        # round.
         keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
         units, middle = keys.argsort(), (self.num_units + 1) // 2
         for stays in (units[:middle], units[middle:]):
@@ -133,6 +136,7 @@ class Look:
         """
         if self._in_step:
             self._unchanged = self._again(self._whole)
+        # As many evaluations as the other ranks make, or a collective would wait.
         if self._company.num_units < _FEWEST:
             for _ in range(self._in_step * (1 + both_halves)):
                 self._again(self._whole)
@@ -157,6 +161,8 @@ class Look:
         self, order: Sequence[int], exchanged_B: Tensor, stays_B: Tensor
     ) -> Verdict:
         """Return why losses that should stay did not; other causes are likelier."""
+        # Other data that draw another number of random numbers shift all that come
+        # after them, and change honest losses.
         same_draws = self._state.random.now().equals(self._draws)
         if self._unchanged is None:
             self._unchanged = self._again(self._whole)
@@ -213,6 +219,8 @@ class Look:
 
     def _if_carried(self, left: Picture) -> Verdict:
         """Compare the losses of the batch after itself with those after another."""
+        # Example: a running mean of the data. From what the real batch left, its losses
+        # are one thing; from what an exchanged batch left, another.
         own_B = self._again(self._whole, picture=self._after)
         other_B = self._again(self._whole, picture=left)
         if same_losses(own_B, other_B):
@@ -247,6 +255,8 @@ class Look:
     def _differs_in_size(self, *, evaluate: bool, autograd: bool) -> bool:
         again = partial(self._again, evaluate=evaluate, autograd=autograd)
         whole_B = again(self._whole)
+        # A few examples alone, and half of the batch: a loss that is divided by the
+        # number of examples changes in both.
         few = self._whole[:: max(1, len(self._whole) // _ALONE)][:_ALONE]
         alone_B = torch.cat([again([row]) for row in few])
         half = self._whole[: (len(self._whole) + 1) // 2]

@@ -47,8 +47,12 @@ class _Kept:
     @classmethod
     def of(cls, value: Any, *, most: float, in_full: bool) -> "_Kept":
         if isinstance(value, Tensor):
+            # Weights are not copied: a loss function that writes to them is seen by
+            # their versions.
             is_state = _is_state(value, most)
             return cls(value, value.clone() if is_state and in_full else None, is_state)
+        # Shallow: a list that grows by a loss at every call is put back to what was in
+        # it, the same objects.
         if type(value) in _CONTAINERS and len(value) <= _LONGEST:
             return cls(value, value.copy())
         return cls(value)
@@ -143,6 +147,8 @@ class ProgramState:
         self.random.restore()
 
     def _install(self, picture: Picture, *, stand_ins: bool) -> None:
+        # Example: state.steps was 7, and the second evaluation makes it 8, and
+        # state.cache. Put back, it is 7, and the cache is gone.
         *rows, cells = picture
         for place, row in zip(self.reach.places, rows, strict=True):
             for name in place.current_names():
@@ -215,6 +221,7 @@ def _unlike(left: Any, right: Any) -> bool:
         )
     if isinstance(left, list | tuple | deque):
         return len(left) != len(right) or any(map(_unlike, left, right))
+    # Only plain values: comparing others may raise, or return an array.
     return isinstance(left, _COMPARED) and bool(left != right)
 
 

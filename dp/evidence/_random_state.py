@@ -41,6 +41,7 @@ class RandomState:
         *,
         numpys: bool = True,
     ) -> None:
+        # Whatever a loss may draw dropout, augmentation or labels from.
         ways: list[_Way] = [
             (torch.get_rng_state, torch.set_rng_state),
             (random.getstate, random.setstate),
@@ -104,6 +105,7 @@ def _equal(left: Any, right: Any) -> bool:
         return bool(np.array_equal(left, right))
     if isinstance(left, dict):
         return all(_equal(value, right[key]) for key, value in left.items())
+    # numpy's state is a tuple that holds an array, which == would compare by element.
     if isinstance(left, list) or (
         isinstance(left, tuple) and any(isinstance(x, np.ndarray) for x in left)
     ):

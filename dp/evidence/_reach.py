@@ -103,6 +103,9 @@ class Reach:
 
 def reach_of(function: Any) -> Reach:
     """Return what *function* names, directly or by functions and objects that it names."""
+    # Example: loss_fn(batch) names model, F and step, and closes over weights. The
+    # model's attributes and buffers are places, as are the globals by these three
+    # names, the variable weights is a cell, and F, a Python module, is not looked into.
     reach = Reach()
     seen: set[int] = set()
     queue: deque[tuple[Any, int]] = deque([(function, 0)])
@@ -141,12 +144,14 @@ def _of_module(root: nn.Module, reach: Reach) -> Iterator[Any]:
             if tensor is not None and tensor.device.type not in ("cpu", "meta"):
                 reach.devices.add(tensor.device)
         yield from (v for k, v in vars(module).items() if k not in _TORCHS_OWN)
+        # A hook may keep the activations of the batch before.
         yield from module._forward_pre_hooks.values()  # noqa: SLF001
         yield from module._forward_hooks.values()  # noqa: SLF001
 
 
 def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
     compiled = getattr(function, "_torchdynamo_orig_callable", None)
+    # torch.compile puts a wrapper around a function, which names nothing of it.
     if compiled is not None:
         yield compiled
         return
@@ -161,6 +166,7 @@ def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     known = function.__globals__
+    # The code names attributes and methods as well, which are no globals.
     names = frozenset(name for name in _names(function.__code__) if name in known)
     if names:
         reach.places.append(Place(str(known.get("__name__")), known, names))
@@ -174,6 +180,8 @@ def _of_generator(generator: Any, reach: Reach) -> Iterable[Any]:
 
 
 def _of_container(container: Any, _reach: Reach) -> Iterable[Any]:
+    # A long list is data; where the loss keeps its own past, that is found while it is
+    # short.
     if len(container) > _LONGEST:
         return ()
     return list(container.values() if isinstance(container, dict) else container)

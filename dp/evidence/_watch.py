@@ -5,7 +5,6 @@ those whose losses surprise. What happens at every other step is a call of the f
 a few comparisons and one pass over the losses.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal, final
 from torch import Tensor
 
 from dp._ranks import rank_and_size
+from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
 from dp.evidence._company import Companies, Drawn
 from dp.evidence._exchange import copied, devices_of
@@ -84,10 +84,13 @@ class Watch:
     Attributes:
         silenced: Called at every second evaluation for a context to run it in, such as
             one in which a framework logs nothing.
+        checks: Called with a function, its batch and the units of its losses before it
+            is evaluated, each until it returns True.
     """
 
     def __init__(self, records: Mapping[str, Evidence] | None = None) -> None:
         self.silenced: list[Callable[[], AbstractContextManager[None]]] = []
+        self.checks: list[Callable[[LossFunction, Any, Tensor | None], bool]] = []
         self._records = dict(records or {})
         self._companies = Companies()
         self._surprises = Surprises()
@@ -133,6 +136,8 @@ class Watch:
             SampleMixingError: If one example's loss depends on another example.
             TypeError: If *function* does not return a tensor.
         """
+        if self.checks:
+            self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
         if self._unread is not None:
             self._read_late(self._unread)
@@ -170,6 +175,9 @@ class Watch:
         evaluated, looks = known.evaluated, known.looks
         # That a draw was empty, and so had no losses, is private: such a step counts
         # as the others do.
+        # Example: steps 0 and 1 had empty draws, and step 2 had losses of a function.
+        # All three count as evaluated, and the looks that were due are those of the
+        # steps 0 to 2.
         if self._form == "function":
             first = step + 1 - self._num_undecided
             evaluated += self._num_undecided
@@ -285,8 +293,12 @@ class Watch:
                     in_step=num_ranks > 1,
                     silenced=self.silenced,
                 )
+                # What depends on one example alone shows when its place is given away:
+                # both halves are exchanged in the first look, one of them later.
                 both_halves = segment is None or self._number == 0
                 verdict = look.verdict(both_halves=both_halves)
+                # Once a run: whether losses change with the number of examples. Where
+                # it cannot be told, as for a batch of one, two more looks may try.
                 if verdict == "alone" and self._tries_left and segment is not None:
                     depends = look.depends_on_size()
                     self._tries_left = self._tries_left - 1 if depends is None else 0
@@ -328,7 +340,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(text, EvidenceWarning, stacklevel=_callers_level())
+            warnings.warn(text, EvidenceWarning, stacklevel=callers_level())
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
@@ -379,14 +391,3 @@ def _mixing(text: str) -> SampleMixingError:
     error = SampleMixingError(text)
     error.began_earlier = True  # It was not looked for at every step.
     return error
-
-
-def _callers_level() -> int:
-    """Return the level of the line that called this package, for the one who warns."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None:
-        root, _, _ = str(frame.f_globals.get("__name__")).partition(".")
-        if root not in ("dp", "torch"):
-            break
-        frame, level = frame.f_back, level + 1
-    return level

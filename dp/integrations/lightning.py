@@ -25,11 +25,18 @@ from functools import partial
 from typing import Any, Final, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp.checking import check
+from dp.checking._batches import common_size
+from dp.evidence import LossFunction
+from dp.evidence._exchange import devices_of
+from dp.evidence._looking import look
+from dp.evidence._program_state import ProgramState
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
-from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._unwrapping import find_private_optimizer
-from dp.micro_batches import MicroBatches
+from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer
 from dp.sampling import Unamplified
 
@@ -37,6 +44,7 @@ from dp.sampling import Unamplified
 __all__ = ("PrivacyCallback", "unlogged")
 
 _NAME: Final = "epsilon"
+_NUM_CHECKED: Final = 4
 _LOGS: Final = ("log", "log_dict")
 _NAME_SO_FAR: Final = "epsilon_if_planned_to_stop_here"
 
@@ -51,13 +59,25 @@ class PrivacyCallback(Callback):
     Training stops after the step that the plan has no other after. A learning rate that
     follows a metric causes a warning: epsilon does not cover what it reveals.
 
+    A loss function that is given to ``private_loss`` or ``backward`` is checked by
+    :func:`dp.check` before its first step, on a few examples of the first batch that has
+    two.
+
+    Args:
+        check_first: Whether to do that. It takes as long as a few steps.
+
     Raises:
+        PrivacyError: Before the first step, if :func:`dp.check` finds an error.
         UnsupportedOperationError: When training starts, if no optimizer is private,
             if the trainer is to clip gradients, or if on several devices it would
             choose their examples (``use_distributed_sampler=False`` lets the loader).
         SamplingMismatchError: When training starts, if the trainer accumulates another
             number of batches than the loader makes of one draw.
     """
+
+    def __init__(self, *, check_first: bool = True) -> None:
+        super().__init__()
+        self._is_to_be_checked = check_first
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler that Lightning would put into the loader of several devices.
@@ -95,8 +115,12 @@ class PrivacyCallback(Callback):
         for optimizer in private:
             _check_accumulation(trainer, optimizer)
             # Losses that are evaluated again would be logged, and averaged, twice.
-            optimizer.mechanism.watch.silenced[:] = [partial(unlogged, pl_module)]
-        warn_about_plateau_schedulers(
+            watch = optimizer.mechanism.watch
+            watch.silenced[:] = [partial(unlogged, pl_module)]
+            checks = [partial(_checked, pl_module)] if self._is_to_be_checked else []
+            watch.checks[:] = checks
+        self._is_to_be_checked = False  # A second fit goes on with the same module.
+        warn_of_plateau_schedulers(
             config.scheduler for config in trainer.lr_scheduler_configs
         )
 
@@ -150,6 +174,32 @@ def unlogged(module: LightningModule) -> Iterator[None]:
         for name in _LOGS:
             del attributes[name]
         attributes.update(before)
+
+
+def _checked(
+    module: LightningModule, function: LossFunction, batch: Any, units: Tensor | None
+) -> bool:
+    """Run :func:`dp.check` on a few examples, unless there are none to compare.
+
+    It leaves no trace, also not on metrics that the function keeps.
+
+    Returns:
+        Whether it is done with.
+    """
+    if units is not None or any(hasattr(p, "placements") for p in module.parameters()):
+        return True  # It knows no units of several losses, and no shards.
+    try:
+        parts = split_batch(batch, max_examples=_NUM_CHECKED)
+    except TypeError:
+        return True  # Of graphs and their like no few can be taken here.
+    if not parts or common_size(parts[0]) == 1:
+        return False  # The next batch may have more.
+    few = parts[0]
+    state = ProgramState(function, devices_of(few))
+    with state.excursion(), unlogged(module), look():
+        report = check(module, lambda _, part: function(part), few, num_compared=2)
+    report.raise_if_failed()
+    return True
 
 
 def _log_nothing(*_args: Any, **_kwargs: Any) -> None:

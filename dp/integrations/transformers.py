@@ -24,11 +24,11 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from dp._mechanism.changed_options import warn_of_plateau_schedulers
 from dp.certificate import Certificate
 from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.integrations._losses import per_example_losses
-from dp.integrations._plateau import warn_about_plateau_schedulers
 from dp.integrations._report import card_section, with_section
 from dp.integrations._trainer_arguments import check_arguments, check_strategy
 from dp.integrations._unwrapping import (
@@ -72,7 +72,7 @@ class PrivacyCallback(TrainerCallback):
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
-        warn_about_plateau_schedulers([kwargs.get("lr_scheduler")])
+        warn_of_plateau_schedulers([kwargs.get("lr_scheduler")])
         ledger = require_private_optimizer(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(
@@ -153,7 +153,7 @@ class PrivateTrainer(Trainer):
         *,
         unsafe_log_loss: bool = False,
         check_first: bool = True,
-        units: Units | None = None,
+        units_of: Callable[[Any], Units | None] | None = None,
         max_per_unit: int | None = None,
         assumptions: Sequence[str] = (),
     ) -> None:
@@ -162,7 +162,8 @@ class PrivateTrainer(Trainer):
         check_arguments(self.args, plan)
         self.plan = plan
         self._is_to_be_checked = check_first
-        self._units = {"units": units, "max_per_unit": max_per_unit}
+        self._units_of = units_of
+        self._max_per_unit = max_per_unit
         self._assumptions = tuple(assumptions)
         self._rows: Any = None
         self._collate: Callable[[list[Any]], Any] | None = None
@@ -209,7 +210,10 @@ class PrivateTrainer(Trainer):
             multiprocessing_context=own.multiprocessing_context,
             prefetch_factor=own.prefetch_factor,
             persistent_workers=own.persistent_workers,
-            **self._units,
+            units=None
+            if self._units_of is None
+            else self._units_of(self.train_dataset),
+            max_per_unit=self._max_per_unit,
         )
         parts = self.args.gradient_accumulation_steps
         return (
@@ -241,6 +245,8 @@ class PrivateTrainer(Trainer):
         if self._known is not None and self._known is not private:
             # A model that is trained anew on the same data adds to what was spent.
             private.ledger.load_state_dict(self._known.ledger.state_dict())
+        # The Trainer clips by default, at a norm that was compared with the plan's.
+        private.mechanism.step.stand_in.is_watched = False
         self.optimizer: Optimizer | None = optimizer
         self._known = private
         return optimizer
@@ -320,7 +326,7 @@ class PrivateTrainer(Trainer):
     def _parts_of(self, inputs: Any) -> Iterable[Any]:
         """Return a draw in parts that the device shall hold, no unit in two of them."""
         at_once = self._train_batch_size
-        if self._units["units"] is None or self._loader is None:
+        if self._units_of is None or self._loader is None:
             return split_batch(inputs, max_examples=at_once)
         return split_by_unit(self._loader, inputs, max_examples=at_once)
 

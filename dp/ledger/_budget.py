@@ -19,9 +19,9 @@ __all__ = ("Budget", "cost", "void")
 
 
 def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
-    """Return what *releases* compose to at the plan's delta.
+    """Return what *releases* compose to at the plan's delta, with its queries.
 
-    Under a Renyi filter, at its order.
+    Queries are paid for from the beginning. Under a Renyi filter, at its order.
     """
     if plan.renyi_order is not None and releases:
         return filter_guarantee(
@@ -32,7 +32,7 @@ def cost(plan: PrivacyPlan, releases: Sequence[Release]) -> Guarantee:
             relation=plan.neighboring_relation,
         )
     return epsilon(
-        releases,
+        (*releases, *plan.query_releases),
         delta=plan.target_delta,
         neighboring_relation=plan.neighboring_relation,
         group_size=plan.group_size,
@@ -76,10 +76,14 @@ class Budget:
         num_steps = sum(r.count for r in after)
         if num_steps > self._plan.steps:
             return False
+        # The usual step: everything was as planned so far, and so is this.
         if after == merge_equal_releases(self._plan.releases(num_steps)):
             return self.allows_as_planned(num_steps)
         kind = replace(release, count=1)
         others = tuple(r for r in after if replace(r, count=1) != kind)
+        # Example: of noise that was assigned once, 1 release is asked for and answered
+        # for 1, then 2 for up to 4, then 5 for up to 11, then 12 for up to 26: 1000
+        # such steps take about ten calls of the accountant.
         count = num_steps - sum(r.count for r in others)
         if self._affordable.covers(others, kind, count):
             return True
@@ -97,6 +101,7 @@ class Budget:
             return steps
         if self._within_target(self._plan.releases(steps)):
             return steps
+        # A longer run never costs less, so halving finds the last step that is within.
         low, high = 0, steps  # `low` is within, or no step is; `high` is not.
         while high - low > 1:
             middle = (low + high) // 2
@@ -107,6 +112,7 @@ class Budget:
     def _within_target(self, releases: Sequence[Release]) -> bool:
         limit = self._plan.target_epsilon
         if limit is None:
+            # Without a target, what was planned in noise and steps is the target.
             limit = cost(self._plan, self._plan.releases(self._plan.steps)).epsilon
         return cost(self._plan, releases).epsilon <= limit
 
@@ -128,4 +134,6 @@ class _Affordable:
         return (others, kind) == (self.others, self.kind) and count <= self.count
 
     def stride(self, others: tuple[Release, ...], kind: Release) -> int:
+        # Zero for another kind of release: what is known of one says nothing of the
+        # other.
         return 2 * self.reach if (others, kind) == (self.others, self.kind) else 0

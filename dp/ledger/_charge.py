@@ -50,6 +50,8 @@ class Charge:
         steps_per_pass: Steps of a pass by random allocation, or of disjoint batches,
             all of which are charged at once; None for Poisson samples.
         disjoint: How the disjoint batches of a pass are assigned; None for samples.
+        bands: Steps of a round by cyclic Poisson sampling, all of which are charged at
+            once; None for Poisson samples.
         planned_noise_multiplier: What they are accounted at where more noise was added
             than planned: the plan's, since the surplus may depend on earlier releases.
         planned_sampling_probability: The same where less was sampled than planned.
@@ -67,6 +69,7 @@ class Charge:
     truncation: Truncation | None = None
     steps_per_pass: int | None = None
     disjoint: Assignment | None = None
+    bands: int | None = None
     planned_noise_multiplier: float | None = None
     planned_sampling_probability: float | None = None
     public: str | None = None
@@ -87,6 +90,8 @@ class Charge:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the charge in plain types, without what it has not."""
+        # What a charge has not is left out, so that the row of an ordinary one reads
+        # the same as before these fields existed.
         row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         for name in _FIELDS_OFF_PLAN:
             if getattr(self, name) is not None:
@@ -99,10 +104,16 @@ class Charge:
             row["steps_per_pass"] = self.steps_per_pass
         if self.disjoint is not None:
             row["disjoint"] = self.disjoint
+        if self.bands is not None:
+            row["bands"] = self.bands
         return row
 
     def to_release(self) -> Release:
         """Return what the accountant composes: the plan's step where that costs more."""
+        # Example: planned with sigma 1.0, released with 1.2, charged as 1.0. Whether
+        # there was more noise may have been decided by earlier releases, which no sum
+        # of privacy losses allows for; at least the planned noise is a fact that does
+        # not depend on them.
         sigma, q = self.planned_noise_multiplier, self.planned_sampling_probability
         return Release(
             sampling_probability=self.sampling_probability if q is None else q,
@@ -111,11 +122,13 @@ class Charge:
             truncation=self.truncation,
             steps_per_pass=self.steps_per_pass,
             disjoint=self.disjoint,
+            bands=self.bands,
         )
 
 
 def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
     """Return *segment* with *charge*, counted together with an equal last one."""
+    # A run of 10 000 equal steps is one line that counts to 10 000.
     if segment and alike(segment[-1], charge):
         count = segment[-1].count + charge.count
         return (*segment[:-1], replace(charge, count=count))
@@ -133,6 +146,8 @@ def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
     Raises:
         LedgerError: If it is of an unknown version, or damaged.
     """
+    # A version that is not known might count what this one does not: refused, not
+    # guessed.
     version = state_dict.get("version") if isinstance(state_dict, Mapping) else None
     if version not in _KNOWN_VERSIONS:
         raise LedgerError(
@@ -184,6 +199,8 @@ def _segment(rows: object) -> tuple[Charge, ...]:
 def _charge(row: Mapping[str, Any]) -> Charge:
     try:
         charge = Charge.from_dict(row)
+        # A release checks its own numbers: q in (0, 1], sigma not negative, a count of
+        # 1 or more.
         charge.to_release()
         _check_bounded(charge)
         check_counted(charge.noise_multiplier, charge.noise_beside_count)
@@ -195,6 +212,8 @@ def _charge(row: Mapping[str, Any]) -> Charge:
 
 def _check_bounded(charge: Charge) -> None:
     """Raise if a charge is accounted at more noise, or less sampling, than was used."""
+    # An altered row could state sigma 1.0 as used and 2.0 as planned: a part of the
+    # cost.
     release = charge.to_release()
     if (
         release.noise_multiplier > charge.noise_multiplier

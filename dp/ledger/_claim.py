@@ -39,6 +39,7 @@ def accounted(plan: PrivacyPlan, charge: Charge, step: int) -> Charge:
         PrivacyError: If it cost more than planned, and neither was declared public nor
             is covered by a Renyi filter.
     """
+    # Public numbers depend on no release, and a Renyi filter bounds those that do.
     if charge.public is not None or plan.renyi_order is not None:
         return charge
     check_noise(plan, charge.noise_multiplier, step)
@@ -109,6 +110,9 @@ def remaining(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release, ..
     been decided by what was released. None is left before the first release, on which
     nothing can depend, and none under a Renyi filter, which bounds any end.
     """
+    # Example: 400 of 1000 steps were taken, and then the run was stopped since its
+    # weights did well. That depends on releases, so all 1000 are claimed; only what the
+    # target would not have allowed is left out.
     rest = rest_of_plan(plan, charges)
     releases = [charge.to_release() for charge in charges]
     target = plan.target_epsilon
@@ -133,11 +137,14 @@ def rest_of_plan(plan: PrivacyPlan, charges: Sequence[Charge]) -> tuple[Release,
     A noise multiplier that was declared public last holds until the end.
     """
     taken = sum(charge.count for charge in charges)
-    if not charges or taken >= plan.steps or plan.renyi_order is not None:
+    # Answers to queries may decide the end, too, also before the first step.
+    is_untouched = not charges and not plan.queries
+    if is_untouched or taken >= plan.steps or plan.renyi_order is not None:
         return ()
-    last = charges[-1]
-    if last.public is not None:
-        return (replace(last.to_release(), count=plan.steps - taken),)
+    if charges and charges[-1].public is not None:
+        return (replace(charges[-1].to_release(), count=plan.steps - taken),)
+    # Example: a plan of 3 steps at sigma 1 and 5 at sigma 2, of which 4 are taken: the
+    # first 3 are skipped, then 1 of the 5, and 4 are left.
     rest, skip = [], taken
     for release in plan.releases(plan.steps):
         if release.count > skip:
@@ -153,6 +160,8 @@ def claim(plan: PrivacyPlan, charges: Sequence[Charge]) -> Guarantee:
     spent = cost(plan, whole)
     if plan.renyi_order is None or not charges:
         return spent
+    # The filter stops before it is exceeded, whatever the noise is: its target is the
+    # claim.
     kept = plan.guarantee()
     # Forks that were loaded into one ledger may have spent more than one run is allowed.
     return kept if spent.epsilon <= kept.epsilon else spent

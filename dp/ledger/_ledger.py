@@ -17,9 +17,10 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 from dp._advisories import ADVISORIES
-from dp.accounting import Guarantee, Release, Truncation, merge_equal_releases
+from dp.accounting import Guarantee, Query, Release, Truncation, merge_equal_releases
 from dp.accounting._counted import NoiseBesideCount, check_counted
 from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import (
     VERSION,
@@ -64,6 +65,7 @@ class Ledger:
         self._failure: str | None = None
         self._paid: PaidPass | None = None
         self._declared_public: tuple[str, ...] = ()
+        self._asked = Asked()
         self._num_advisories = len(ADVISORIES)
         self._writer = Writer()
         self._budget = Budget(plan)
@@ -118,7 +120,8 @@ class Ledger:
         composed = cost(self._plan, self.releases())
         if self._failure is not None:
             return void(composed)
-        is_open = 0 < self.steps < self._plan.steps
+        has_begun = self.steps or self._plan.queries
+        is_open = has_begun and self.steps < self._plan.steps
         return replace(composed, condition=_IF_FIXED) if is_open else composed
 
     def guarantee(self) -> Guarantee:
@@ -209,8 +212,9 @@ class Ledger:
     ) -> None:
         """Charge one release, before anything of it exists.
 
-        A pass, by random allocation or of disjoint batches, is charged as a whole, at the first of its steps
-        that is released; the others are paid for by then.
+        A pass, by random allocation or of disjoint batches, or a round by cyclic Poisson
+        sampling, is charged as a whole, at the first of its steps that is released; the
+        others are paid for by then.
 
         Args:
             sampling_probability: Probability of an example to be in the batch.
@@ -219,7 +223,7 @@ class Ledger:
             truncation: How the batch was made smaller, if it was.
             public: Why the numbers are public, where they are not the plan's: they were
                 fixed beforehand, or follow from public facts alone.
-            in_pass: Which step of which pass it is; None for samples.
+            in_pass: Which step of which pass or round it is; None for Poisson samples.
             noise_beside_count: The noise on the sum and on a count beside it, where
                 there is one: *noise_multiplier* is of the two together.
 
@@ -257,6 +261,38 @@ class Ledger:
                 self._segments, totals.steps + charge.count, as_planned
             )
             self._paid = None if place is None else PaidPass(place, max_grad_norm)
+
+    def ask(self, name: str, *, num_values: int) -> Query:
+        """Record that a planned query is asked, before its noise is drawn.
+
+        It is part of every epsilon of the run already.
+
+        Args:
+            name: The query.
+            num_values: How many numbers the answer has.
+
+        Raises:
+            BudgetExhaustedError: If it was asked before, or if what was charged leaves
+                no room in the target; nothing is recorded.
+            ValueError: If the plan has no such query, or one of other size.
+        """
+        with self._lock:
+            self._check_sound()
+            query = planned_query(self._plan, name, num_values)
+            target = self._plan.target_epsilon
+            spent = cost(self._plan, self.releases()).epsilon
+            if target is not None and spent > target:
+                raise BudgetExhaustedError(
+                    f"the plan's budget is spent, so query {name!r} was not asked:"
+                    f" target_epsilon={target!r}"
+                )
+            self._asked = self._asked.once(name, self._writer.key())
+            return query
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The queries that were asked, in their order."""
+        return tuple(self._asked.segments)
 
     def _is_paid(self, place: PassStep, max_grad_norm: float) -> bool:
         """Whether a step belongs to the pass that was charged last; it is taken then."""
@@ -304,6 +340,8 @@ class Ledger:
         }
         if self._failure is not None:
             state["failure"] = self._failure
+        if self._asked.segments:
+            state["queries"] = dict(self._asked.segments)
         if self._declared_public:
             state["declared_public"] = list(self._declared_public)
         return state
@@ -318,6 +356,7 @@ class Ledger:
         """
         loaded = parsed(state_dict)
         declared = parsed_declarations(state_dict)
+        asked = Asked.of_state(state_dict)
         self._check_unit(state_dict)
         num_advisories = known_advisories(state_dict)
         if state_dict["version"] == 1:
@@ -331,6 +370,9 @@ class Ledger:
                 known = self._segments.get(key, ())
                 merged[key] = self.merge_segment(known, segment, key)
             self._take_failure(state_dict.get("failure"))
+            self._asked, twice = self._asked.merged(asked)
+            if twice:
+                self.fail(f"two runs that met asked the same queries: {twice}")
             self._num_advisories = min(self._num_advisories, num_advisories)
             self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
@@ -359,6 +401,8 @@ class Ledger:
     def includes(self, other: "Ledger") -> bool:
         """Whether this ledger has every charge of *other*, and its failure."""
         if other.failure is not None and self._failure is None:
+            return False
+        if not self._asked.includes(other._asked):  # noqa: SLF001 -- of this class
             return False
         try:
             return all(
@@ -400,6 +444,7 @@ class Ledger:
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
         fork._declared_public = self._declared_public
+        fork._asked = self._asked
         fork._num_advisories = self._num_advisories
         return fork
 
@@ -428,6 +473,7 @@ class Ledger:
             and release.truncation == plan.truncation
             and release.steps_per_pass == plan.steps_per_pass
             and release.disjoint == plan.disjoint
+            and release.bands == plan.bands
         )
 
 

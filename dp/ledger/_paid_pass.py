@@ -1,6 +1,7 @@
-"""Passes of random allocation or of disjoint batches: one charge for all their steps.
+"""Passes and rounds: one charge for all of their steps.
 
-What a pass costs is proven for whole passes with one noise multiplier. So a pass is
+What a pass by random allocation, or a round by cyclic Poisson sampling, costs is proven
+for whole ones with one noise multiplier. So it is
 charged before its first release, and a later one is covered by that charge only if it
 is another step of the very same pass, has at least the noise that was charged, and the
 norm that the ledger states. A pass that is broken off stays charged; nothing of it is
@@ -23,7 +24,7 @@ __all__ = ("PaidPass", "charged_whole", "check_place")
 @final
 @dataclass(frozen=True, slots=True)
 class PaidPass:
-    """The pass that was charged last, as far as it was released.
+    """The pass or round that was charged last, as far as it was released.
 
     Attributes:
         last: The step that was released last.
@@ -48,21 +49,28 @@ class PaidPass:
             SamplingMismatchError: If the step was released already.
             PrivacyError: If the norm is not the one that was charged.
         """
+        # Example: a pass of 5 steps. After step 1 come step 2, or step 4 if batches
+        # between were skipped; step 1 again would be a second release of its examples
+        # under one charge, and step 0 of pass 8 is another pass, with a charge of its
+        # own.
         last = self.last
         same = (last.number, last.num_steps) == (place.number, place.num_steps)
         if not same or self.process != os.getpid():
             return None
         if place.step <= last.step:
             raise SamplingMismatchError(
-                f"step {place.step} of a pass comes after its step {last.step}, but a"
-                " pass is charged for one release of each step; draw the next batch from"
-                " the loader"
+                f"step {place.step} of a {_part(place)} comes after its step"
+                f" {last.step}, but a {_part(place)} is charged for one release of each"
+                " step; draw the next batch from the loader"
             )
+        # The noise is relative to the norm, so the cost would be the same; the ledger
+        # states one norm a charge, and would state a wrong one.
         if max_grad_norm != self.max_grad_norm:
             raise PrivacyError(
                 f"max_grad_norm changed from {self.max_grad_norm!r} to"
-                f" {max_grad_norm!r} within a pass, whose one charge states the former;"
-                f" assign it before a pass, which has {place.num_steps} steps"
+                f" {max_grad_norm!r} within a {_part(place)}, whose one charge states"
+                f" the former; assign it before a {_part(place)}, which has"
+                f" {place.num_steps} steps"
             )
         return PaidPass(place, max_grad_norm)
 
@@ -76,7 +84,12 @@ def check_place(
         SamplingMismatchError: If it is missing or another scheme's.
         PrivacyError: If there is less noise than planned.
     """
-    if (None if in_pass is None else in_pass.num_steps) != plan.steps_per_pass:
+    planned = (plan.steps_per_pass or plan.bands, plan.bands is not None)
+    if in_pass is None:
+        is_planned = planned == (None, False)
+    else:
+        is_planned = planned == (in_pass.num_steps, in_pass.chain is not None)
+    if not is_planned:
         raise SamplingMismatchError(
             f"the release is {_named(in_pass)}, but the plan draws by {plan.sampling!r};"
             " release batches of plan.loader(dataset)"
@@ -86,37 +99,47 @@ def check_place(
 
 
 def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:
-    """Raise if a step of a pass would have less noise than planned.
+    """Raise if passes or rounds would have less noise than planned.
 
     Raises:
         PrivacyError: Whether the number is public or not.
     """
+    # A plan of passes has one noise multiplier, so that of step 0 is that of all.
     planned = plan.noise_multiplier_at(0)
-    if plan.steps_per_pass is not None and noise_multiplier < planned:
+    is_whole = plan.steps_per_pass is not None or plan.bands is not None
+    if is_whole and noise_multiplier < planned:
+        part = "pass" if plan.bands is None else "round"
         raise PrivacyError(
             f"noise_multiplier={noise_multiplier!r} is below the plan's {planned!r}: no"
-            " bound is proven for less noise in some step of a pass, which has one"
+            f" bound is proven for less noise in some step of a {part}, which has one"
             " charge. Plan with PoissonSampling to lower it during a run"
         )
 
 
 def charged_whole(charge: Charge, place: PassStep, plan: PrivacyPlan) -> Charge:
-    """Return the charge of the pass of *place*, for a charge of one of its steps.
+    """Return the charge of the pass or round of *place*, for one of its steps.
 
     It has the planned noise: more of it in some step costs no more, and whether there
     is may depend on what was released.
     """
+    # The cost of a pass is not the sum of its steps' costs: it is one mechanism, in
+    # which each example is once, and is charged before its first release.
     return replace(
         charge,
         noise_multiplier=plan.noise_multiplier_at(0),
         count=place.num_steps,
-        steps_per_pass=place.num_steps,
+        steps_per_pass=plan.steps_per_pass,
         disjoint=plan.disjoint,
+        bands=plan.bands,
         public=None,
     )
 
 
 def _named(in_pass: PassStep | None) -> str:
-    return (
-        "of no pass" if in_pass is None else f"of a pass of {in_pass.num_steps} steps"
-    )
+    if in_pass is None:
+        return "of no pass"
+    return f"of a {_part(in_pass)} of {in_pass.num_steps} steps"
+
+
+def _part(place: PassStep) -> str:
+    return "pass" if place.chain is None else "round"

@@ -17,6 +17,8 @@ class Writer:
         self._process = os.getpid()
 
     def key(self) -> str:
+        # Parent and child both release from here on. Under one id, states that are
+        # merged would count the longer of the two and not their sum.
         if self._process != os.getpid():
             self._key, self._process = secrets.token_hex(16), os.getpid()
         return self._key

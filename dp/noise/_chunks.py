@@ -28,6 +28,8 @@ def in_chunks(
     """
     host_chunk = _tuning.HOST_CHUNK
     if num_threads > 1:
+        # Example: 4 million elements on 2 threads have chunks of a million, so four of
+        # them.
         share = sum(map(Tensor.numel, tensors)) // (2 * num_threads)
         host_chunk = min(host_chunk, max(_tuning.SHORT_HOST_CHUNK, share + 1))
     waiting: dict[object, _Waiting] = {}
@@ -67,6 +69,7 @@ class _Waiting:
 def as_vector(parts: list[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Yield *parts* as one contiguous vector on *device*; copy it back on exit."""
     first = parts[0].detach()
+    # Sums that lie behind one another in one buffer are that buffer: nothing is copied.
     if first.device == device and (size := _adjoining(parts)) is not None:
         yield first.as_strided((size,), (1,))
         return
@@ -105,6 +108,8 @@ def _split(tensor: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
     if size <= chunk:
         yield tensor, size
         return
+    # A transposed matrix is dense in another order of its axes: one vector without a
+    # copy.
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     dense = tensor.permute(order)  # Noise has the same law in every order of the axes.
     if dense.is_contiguous():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -29,17 +30,19 @@ from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
 from dp.optimizer._beside import look_beside, sentences
+from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
-    hook_layers_around,
     private_owner_of,
     protect,
     refresh,
     run_permitted,
 )
 from dp.optimizer._joint_optimizer import JointOptimizer
+from dp.optimizer._layers_around import accept_writes_around, hook_layers_around
 from dp.optimizer._private_loss import power_of_two_for, private_loss
+from dp.optimizer._second_moments import check_scalable, scaling_of
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 from dp.optimizer._validate import (
@@ -106,6 +109,8 @@ class DPOptimizer(TransparentOptimizer):
         continue_from: The optimizer, or its ledger, that trained these weights or on
             this data before. Its charges count in this one's budget and certificate, so
             *plan* has to allow for them: one that is equal shares the ledger.
+        bias_correction: Takes the variance of the noise out of Adam's second moments;
+            None leaves the wrapped optimizer's update as it is.
 
     Raises:
         TypeError: If *original_optimizer* is not an optimizer, or is private already.
@@ -125,6 +130,7 @@ class DPOptimizer(TransparentOptimizer):
     ledger: Ledger = forwarded(mechanism.ledger, set=False, delete=False)
     noise_multiplier: float = forwarded(mechanism.noise_multiplier)
     max_grad_norm: float = forwarded(mechanism.max_grad_norm)
+    bias_correction: AdamBiasCorrection | None = None
 
     # Own: GradScaler asks for it, so that it leaves gradients alone and calls `step`.
     _step_supports_amp_scaling = True
@@ -144,6 +150,7 @@ class DPOptimizer(TransparentOptimizer):
         noise: GaussianNoise | None = None,
         public: Public = (),
         continue_from: "DPOptimizer | Ledger | None" = None,
+        bias_correction: AdamBiasCorrection | None = None,
     ) -> None:
         check_wrappable(original_optimizer)
         parts = (
@@ -164,20 +171,25 @@ class DPOptimizer(TransparentOptimizer):
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
+        rule = clipping_for(plan, clipping)
+        check_scalable(rule, original_optimizer)
+        check_correctable(bias_correction, original_optimizer, rule)
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)
         self.mechanism = Mechanism(
             plan=plan,
-            clipping=clipping_for(plan, clipping),
+            clipping=rule,
             noise=GaussianNoise() if noise is None else noise,
             ledger=ledger,
             loader=loader,
             public=tuple(declared.values()),
         )
+        self.bias_correction = bias_correction
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -363,6 +375,7 @@ class DPOptimizer(TransparentOptimizer):
         self._drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
+        self._find_scales()
         look_beside(
             self.mechanism.beside,
             losses,
@@ -412,17 +425,24 @@ class DPOptimizer(TransparentOptimizer):
             hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
-            self._set_private_gradients()
+            stddev = self._set_private_gradients()
+        if self.mechanism.options.note(self.param_groups):
+            warn_of_plateau_on((self, self.original_optimizer))
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        if self.bias_correction is not None and stddev is not None:
+            inner = self.original_optimizer
+            self.bias_correction.apply_(inner, noise_stddev=stddev)
         self.mechanism.beside.note(self._trainable(), since="updated")
         return result if closure is None else loss
 
     @disable_dynamo
-    def _set_private_gradients(self) -> None:
+    def _set_private_gradients(self) -> float | None:
+        """Write the release to ``p.grad``; return its noise's standard deviation."""
         parameters = self._trainable()
         if self._only_initialises_state(parameters):
-            return
+            return None
+        self._find_scales()
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
         # Cleared only now: what is refused above leaves everything as it was.
@@ -432,6 +452,12 @@ class DPOptimizer(TransparentOptimizer):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
         self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
+        return self.mechanism.released_stddev
+
+    def _find_scales(self) -> None:
+        """Tell the mechanism of the wrapped optimizer, which others may replace."""
+        inner = self.original_optimizer
+        self.mechanism.scaling = scaling_of(self.mechanism.clipping, inner)
 
     def _take_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make sure that the batch at hand is all that a release would be about.
@@ -605,9 +631,17 @@ class DPOptimizer(TransparentOptimizer):
             + isinstance(self.mechanism.clipping, QuantileClipping),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
-            assumptions=(*sentences(self.mechanism.beside), *assumptions),
+            assumptions=(*self._assumed(), *assumptions),
             public_end=public_end,
         )
+
+    def _assumed(self) -> tuple[str, ...]:
+        """Return what a certificate has to assume of what was seen beside gradients."""
+        beside, options = self.mechanism.beside, self.mechanism.options
+        if not options.have_changed:
+            return sentences(beside)
+        warn_of_plateau_on((self, self.original_optimizer))
+        return *sentences(beside), CHANGED
 
     def __repr__(self) -> str:
         failure = self.ledger.failure
@@ -616,7 +650,8 @@ class DPOptimizer(TransparentOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        protect(self, accept=_accept_writes)
+        protect(self)
+        accept_writes_around(_accept_writes)
 
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._all_parameters() if p.requires_grad]

@@ -10,16 +10,13 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
-from functools import cache, partial
+from functools import cache
 from typing import Any, Final
 from weakref import WeakSet
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.optimizer._joint_optimizer import JointOptimizer
@@ -29,7 +26,7 @@ from dp.optimizer._registry import OptimizerRegistry, parameters_of
 __all__ = (
     "check_subclass",
     "check_wrappable",
-    "hook_layers_around",
+    "owners_around",
     "private_owner_of",
     "protect",
     "refresh",
@@ -56,58 +53,23 @@ _told: Final[WeakSet[type[Optimizer]]] = WeakSet()  # Of layers that read gradie
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
 
 
-def protect(optimizer: Optimizer, *, accept: Callable[[Any], None]) -> None:
+def protect(optimizer: Optimizer) -> None:
     """Let no optimizer but *optimizer* step the parameters in its groups.
 
     Parameters that join the groups later are protected from then on, also those that
     a framework puts there in place of others.
-
-    Args:
-        optimizer: The private optimizer.
-        accept: Called with a private optimizer when a step of a layer around it, or
-            its own step with hooks, has ended.
     """
-    _install_hooks(accept)
+    _install_hook()
     _protected.add(optimizer)
 
 
 @cache
-def _install_hooks(accept: Callable[[Any], None]) -> None:
+def _install_hook() -> None:
     """Watch the steps of all optimizers, from the first private one on.
 
-    The hooks are process-wide, so a program that only imports this package has none.
+    The hook is process-wide, so a program that only imports this package has none.
     """
     register_optimizer_step_pre_hook(_refuse_unprivate_step)
-    register_optimizer_step_post_hook(partial(_accept_writes, accept))
-
-
-def _accept_writes(
-    accept: Callable[[Any], None], optimizer: Optimizer, _args: Any, _kwargs: Any
-) -> None:
-    """Let private optimizers know that what a step around them wrote is a part of it."""
-    if not _protected or _permitted.get():
-        return
-    if not isinstance(optimizer, _protected.kinds()):
-        for owner in _protected.owners_of(parameters_of(optimizer)):
-            accept(owner)
-    elif optimizer._optimizer_step_post_hooks:  # noqa: SLF001 -- torch's; they ran before
-        accept(optimizer)
-
-
-def hook_layers_around(optimizer: Optimizer) -> None:
-    """Let torch's hooks see the steps of the layers that step *optimizer* now.
-
-    torch hooks the class of an optimizer when it makes one. timm's Lookahead leaves
-    ``Optimizer.__init__`` out, so no hook would tell when its step ends.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "step":
-            layer = frame.f_locals.get("self")
-            is_around = isinstance(layer, Optimizer) and layer is not optimizer
-            if is_around and hasattr(layer, "_optimizer_step_post_hooks"):
-                layer._patch_step_function()  # noqa: SLF001 -- does nothing a second time
-        frame = frame.f_back
 
 
 def refresh(optimizer: Optimizer) -> None:
@@ -118,6 +80,18 @@ def refresh(optimizer: Optimizer) -> None:
 def private_owner_of(parameter: Tensor) -> Optimizer | None:
     """Return the private optimizer that steps *parameter*, if there is one."""
     return next(iter(_protected.owners_of([parameter])), None)
+
+
+def owners_around(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the private optimizers that a step of *optimizer* led to, or was one of.
+
+    None within a private step, where the wrapped optimizer is stepped.
+    """
+    if not _protected or _permitted.get():
+        return []
+    if isinstance(optimizer, _protected.kinds()):
+        return [optimizer]
+    return _protected.owners_of(parameters_of(optimizer))
 
 
 def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

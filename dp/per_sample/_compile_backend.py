@@ -155,6 +155,9 @@ class _Stages:
 
     def of(self, graph: fx.GraphModule) -> dict[fx.Node, int]:
         """Return the stage of every node: even to run eagerly, odd to compile."""
+        # Example: linear - gelu - dropout - linear. The first linear meets a parameter:
+        # stage 0, eager. Gelu and dropout may be compiled: 1, odd. The second linear is
+        # 2, and all that follows until the next parameter is 3.
         latest = 0
         for node in graph.graph.nodes:
             self._kinds[node] = self._kind(node)
@@ -174,12 +177,16 @@ class _Stages:
         value = _value(node)
         if node.op == "placeholder" and isinstance(value, Tensor):
             return _kind_of_input(node, value)
+        # Of data and weights it is data; of weights and constants, as of a scaled
+        # weight, it is weights.
         kinds = {self._kinds[other] for other in node.all_input_nodes}
         if _Kind.DATA in kinds:
             return _Kind.DATA
         return _Kind.WEIGHTS if _Kind.WEIGHTS in kinds else _Kind.CONSTANT
 
     def _may_be_compiled(self, node: fx.Node) -> bool:
+        # Inside no_grad or autocast nothing is compiled: a part would not know of the
+        # context.
         entered = _enters(node)
         self._contexts += entered
         if entered or self._contexts or not any(True for _ in _tensors(_value(node))):

@@ -29,6 +29,7 @@ from dp.per_sample._parts.part import (
 )
 from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
+from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
 __all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
@@ -99,7 +100,9 @@ class PerSampleGradients:
         self.num_samples: int = len(nonfinite_B)
         self.is_detached = is_detached
 
-    def squared_norms(self, group_of: Sequence[int]) -> Float[Tensor, "G B"]:
+    def squared_norms(
+        self, group_of: Sequence[int], scales: Sequence[Tensor] = ()
+    ) -> Float[Tensor, "G B"]:
         """Return the squared norm of every example's gradient, by group.
 
         It is infinite for an example whose loss is not finite. Like the sums, it is
@@ -107,16 +110,19 @@ class PerSampleGradients:
 
         Args:
             group_of: The group of each parameter: 0, 1, ... without gaps.
+            scales: What the elements of each parameter's gradients are multiplied by
+                first; none for gradients as they are.
         """
+        if scales:
+            located = [self._located(index) for index in range(len(scales))]
+            with FullPrecision(self._device_types):
+                norms_GB = scaled_norms(located, scales, group_of, self._nonfinite_B)
+            return norms_GB / self._loss_scale**2
         if self._norms is not None and self._norms[0] == [*group_of]:
             return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
-            # Example: two groups and three examples, of which the last has a loss of
-            # NaN: [[9, 0, inf], [16, 4, inf]]. Clipping to one norm adds the rows: 25,
-            # 4, inf.
             norms_GB = torch.stack(self._scaled_norms(group_of))
         if self._loss_scale != 1:
-            # Gradients of 128 times the losses have 16384 times the squared norms.
             norms_GB = norms_GB / self._loss_scale**2
         self._norms = [*group_of], norms_GB
         return norms_GB.clone()
@@ -141,7 +147,7 @@ class PerSampleGradients:
             sums: One tensor for each parameter, in float32 or float64.
             beta: 1, or 0 to overwrite *sums*, which may then hold anything.
         """
-        self._weigh(factors_GB, group_of, lambda _: sums, beta)
+        self._weigh(factors_GB, group_of, lambda _: sums, beta=beta, consumes=False)
 
     def weighted_sums(
         self,
@@ -152,6 +158,7 @@ class PerSampleGradients:
         """Return each example's gradient, times its factor, added up.
 
         As :meth:`add_weighted_sum` into new memory, without the copy of small sums.
+        The gradients are used up: each is freed once its sum is there.
 
         Args:
             factors_GB: The factors, by group and example.
@@ -160,14 +167,16 @@ class PerSampleGradients:
                 parameter, in float32 or float64: such a sum itself, or memory that may
                 hold anything.
         """
-        return self._weigh(factors_GB, group_of, allocated, beta=0)
+        return self._weigh(factors_GB, group_of, allocated, beta=0, consumes=True)
 
     def _weigh(
         self,
         factors_GB: Tensor,
         group_of: Sequence[int],
         allocated: Callable[[Sequence[JointSums]], Sequence[Tensor]],
+        *,
         beta: int,
+        consumes: bool,
     ) -> Sequence[Tensor]:
         # Zero times infinity is NaN, for everybody's sum: in Opacus 1.6.0 one such
         # example made the whole noised gradient NaN. So what is dropped is filled with
@@ -178,6 +187,8 @@ class PerSampleGradients:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
             joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            if consumes:
+                self._stacks, self._flats = (), None
             sums = allocated(joint)
             added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             waiting = [i for i, total in added.items() if sums[i] is not total]
@@ -187,18 +198,17 @@ class PerSampleGradients:
                     group = group_of[index]
                     mask_B = dropped_GB[group] if any_dropped[group] else None
                     self._add_large(index, factors_GB[group], mask_B, total, beta)
+                if consumes:
+                    self._parts.pop(index, None)
         return sums
 
     def _scaled_norms(self, group_of: Sequence[int]) -> list[Tensor]:
         """Return the squared norms by group, of the losses times the loss scale."""
         device = self._nonfinite_B.device
-        # Infinite from the start where the loss is not finite, whatever its gradients
-        # are.
         norms = [self._nonfinite_B.clone() for _ in range(max(group_of, default=0) + 1)]
         for flat in self._flat_parts(group_of):
             norms[flat.group] += flat.part.squared_norms().to(device)
         for stack in self._stacks:
-            # Of 3 layers and 2 examples [6], layer by layer: [3, 2].
             norms_LB = stack.part.squared_norms().view(-1, self.num_samples).to(device)
             groups = [group_of[index] for index in stack.indices]
             for group, rows_LB in _by_group(norms_LB, groups):
@@ -209,6 +219,14 @@ class PerSampleGradients:
                 added_B = _joint_squared_norms(parts, self.num_samples, parameter)
                 norms[group_of[index]] += added_B.to(device)
         return norms
+
+    def _located(self, index: int) -> Located:
+        """Return the parts of a parameter, and where its examples begin in them."""
+        for stack in self._stacks:
+            if index in stack.indices:
+                row = list(stack.indices).index(index)
+                return (stack.part,), row * self.num_samples
+        return self._parts.get(index, ()), 0
 
     def _add_large(
         self,
@@ -224,7 +242,6 @@ class PerSampleGradients:
             usable.add_weighted_sum(factors_B.to(total.device), total, beta=beta)
             beta = 1  # The next use is added to the first.
         if not beta:
-            # No use in this batch: the sum is zero, and gets its noise as any other.
             total.zero_()
 
     def _joint_sums(
@@ -237,7 +254,6 @@ class PerSampleGradients:
         """Return the weighted sums of the parameters that are handled with others."""
         joint: list[JointSums] = []
         for flat in self._flat_parts(group_of):
-            # [B, F]: parameters of 3 and 4 elements, side by side, have F = 7.
             part = flat.part
             if any_dropped[flat.group]:
                 part = part.mask_examples(dropped_GB[flat.group])
@@ -247,8 +263,6 @@ class PerSampleGradients:
         for stack in self._stacks:
             groups = [group_of[index] for index in stack.indices]
             layers = stack.part
-            # [L, B] flattened is in the order of the rows of all layers, one layer
-            # after another.
             if any(any_dropped[group] for group in groups):
                 layers = layers.mask_examples(_by_layer(dropped_GB, groups).flatten())
             by_layer = layers.stacked_sums(_by_layer(factors_GB, groups))
@@ -258,8 +272,6 @@ class PerSampleGradients:
     def _is_small(self, index: int) -> bool:
         parts = self._parts.get(index, ())
         return (
-            # Of one use, and held: tied weights and factors go their own way, and a
-            # tensor that another part holds as well would only be copied.
             len(parts) == 1
             and isinstance(parts[0], MaterializedGrads)
             and not parts[0].is_held_anyway
@@ -273,7 +285,6 @@ class PerSampleGradients:
         members: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for index in sorted(self._small):
             grads = self._materialized(index)
-            # Side by side only what has one clip factor, one dtype and one device.
             members.setdefault((group_of[index], grads.dtype, grads.device), []).append(
                 index
             )
@@ -322,7 +333,6 @@ def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
 def _flat_sum(part: MaterializedGrads, factors_B: Tensor) -> Tensor:
     """Return the weighted sum of gradients that lie side by side."""
     grads_BF = wide(part.grads_BP)
-    # [B] @ [B, F]: one product for all of these parameters, which is then cut.
     return factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF
 
 
@@ -338,7 +348,6 @@ def _split(total_F: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
 def _add_all(sums: list[Tensor], added: list[Tensor], beta: int) -> None:
     if not sums:
         return
-    # One call for all sums, where each alone would take longer to launch than to add.
     if beta:
         torch.ops.aten._foreach_add_.List(sums, added)
     else:
@@ -354,9 +363,6 @@ def _merge(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     uses = join_ragged(uses)
     if len(uses) == 1:
         return uses
-    # Example: a matrix that is used at 100 steps, a bias that is used as often, and a
-    # tied embedding: 100 factored uses of T positions become one of 100 * T, 100 held
-    # ones are added, and lookups are joined as lookups.
     materialized = [u.grads_BP for u in uses if isinstance(u, MaterializedGrads)]
     products = _concatenated([u for u in uses if isinstance(u, FactoredGrads)])
     tables = [use for use in uses if isinstance(use, EmbeddingGrads)]

@@ -4,11 +4,14 @@
 :class:`Ticket` with each batch; a private step may claim amplification by sampling
 only for a batch that has one. :class:`AllocationLoader` does so for passes in each of
 which every example is in exactly one batch, as does :class:`DisjointLoader`, which claims
-less of them, and :class:`UnamplifiedLoader` for batches
+less of them, and :class:`CyclicPoissonLoader` for steps that draw from groups of the data
+in turn; :class:`UnamplifiedLoader` issues them for batches
 of any order, of which no plan claims more than that each example is in a step once.
 """
 
 from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._cyclic_loader import CyclicPoissonLoader
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._disjoint_loader import DisjointLoader
 from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
@@ -28,6 +31,8 @@ from dp.sampling._unamplified_loader import UnamplifiedLoader
 
 __all__ = (
     "AllocationLoader",
+    "CyclicPoisson",
+    "CyclicPoissonLoader",
     "DisjointBatches",
     "DisjointLoader",
     "PassStep",

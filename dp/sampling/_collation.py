@@ -60,6 +60,9 @@ def check_collation(dataset: Any, collate_fn: _Collate) -> None:
 
 def _mixes(examples: list[Any], collate_fn: _Collate) -> bool:
     """Whether a row changed with its company, at every seed where it can be told."""
+    # Example: sentences of 3, 5, 4 and 2 tokens are padded to 5. Copies of the second
+    # alone are, too, so the row of another beside three copies of it must stay as it
+    # was.
     copied = _keeping_shapes(examples, collate_fn)
     verdicts: list[bool] = []
     for seed in _SEEDS:
@@ -91,6 +94,7 @@ def _changes(
     """Whether a row changes with its company; None if that cannot be told."""
     batch, draws = _collated(examples, collate_fn, seed)
     # Sizes alone are ambiguous: the examples' axis is the one that grows with them.
+    # [4, 4] of four examples may have them on either axis; of five it is [5, 4].
     larger, _ = _collated([examples[copied]] * (_NUM + 1), collate_fn, seed)
     told = False
     for place in range(_NUM):

@@ -32,6 +32,8 @@ def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> No
     if not isinstance(dataset, Subset | ConcatDataset | list | tuple):
         return
     rows = np.arange(len(dataset))
+    # Example: ConcatDataset([data, Subset(data, [4, 4])]) reads row 4 of data three
+    # times: at its own place and twice behind the end.
     by_source: dict[int, list[tuple[_Numbers, _Numbers]]] = {}
     for source, places, read in origins(dataset, rows, rows):
         by_source.setdefault(id(source), []).append((places, read))
@@ -43,9 +45,11 @@ def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> No
 
 def _check(places: _Numbers, read: _Numbers, unit_of_row: _Numbers | None) -> None:
     """Raise if a number in *read* is there twice, in rows that differ in their unit."""
+    # Equal numbers are neighbours once they are sorted.
     order = np.argsort(read, kind="stable")
     again = np.flatnonzero(np.diff(read[order]) == 0)
     one, other = places[order[again]], places[order[again + 1]]
+    # Rows of one unit may repeat: the unit is clipped once, whatever its rows are.
     if unit_of_row is not None:
         differ = unit_of_row[one] != unit_of_row[other]
         one, other = one[differ], other[differ]
@@ -80,6 +84,8 @@ def origins(
             start = ends[number - 1] if number else 0
             yield from origins(part, places[here], rows[here] - start)
     elif isinstance(dataset, list | tuple):
+        # Of a list of tensors the same object in two places is one example; of a list
+        # of numbers, equal ones may be two people's.
         held = np.array([_holds_data(dataset[row]) for row in rows], dtype=bool)
         yield dataset, places[~held], rows[~held]
         objects = np.array([id(dataset[row]) for row in rows[held]], dtype=np.int64)

@@ -50,9 +50,12 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
     _checks.probability(sampling_probability=sampling_probability)
     if sampling_probability == 1:
         return list(range(num_examples))
+    # Example: of a million examples with q = 1e-4 first a number is drawn, say 97, and
+    # then 97 of them: 97 words and not a million.
     if sampling_probability < _MOST_BY_COUNT:
         count = _binomial(num_examples, sampling_probability)
         return _distinct_indices(count, num_examples)
+    # q = 0.25 is 2**62: a word below it wins.
     threshold = np.uint64(int(sampling_probability * 2.0**64))  # Exact, then floor.
     coins = Keystream().integers(num_examples, _WORD)
     selected: list[int] = np.flatnonzero(coins < threshold).tolist()
@@ -74,6 +77,7 @@ def allocate_at_random(
           each example in their order. So with another one at the end, the others stay.
     """
     steps = _uniform(num_examples, num_steps, Keystream())
+    # Steps 1, 0, 1 of three examples: step 0 has example 1, and step 1 has 0 and 2.
     order = np.argsort(steps, kind="stable").astype(_WORD)
     ends = np.cumsum(np.bincount(steps.astype(np.int64), minlength=num_steps))
     return np.split(order, ends[:-1])
@@ -117,6 +121,8 @@ def _binomial(num_trials: int, probability: float) -> int:
     """
     if num_trials == 0:
         return 0
+    # Example: probabilities 0.4 of the mode 2, then 0.25 of 3 and 0.2 of 1. A number of
+    # 0.5 is 0.1 behind the mode, and so in 3.
     left = int.from_bytes(Keystream().integers(_BITS // 64, _WORD).tobytes())
     mode, at_mode = _mode(num_trials, probability)
     for outcome, mass in _outwards(num_trials, probability, mode, at_mode):
@@ -178,6 +184,7 @@ def _distinct_indices(count: int, num_examples: int) -> list[int]:
     keystream = Keystream()
     chosen = np.empty(0, _WORD)
     while len(chosen) < count:
+        # Repetitions are left out and drawn again: below q = 1/16 they are few.
         more = _uniform(count - len(chosen), num_examples, keystream)
         chosen = np.sort(np.concatenate([chosen, more]))
         chosen = chosen[np.diff(chosen, prepend=chosen[:1] + 1) != 0]
@@ -191,6 +198,8 @@ def _uniform(count: int, below: int, keystream: Keystream) -> NDArray[np.uint64]
     Words of the last, partial round of remainders are drawn again: they would make
     small remainders likelier.
     """
+    # Below 3: words up to 2**64 - 2 in rounds of 3, and the one that is left is drawn
+    # again.
     largest = 2**64 - 2**64 % below - 1
     words = keystream.integers(count, _WORD)
     while len(surplus := np.flatnonzero(words > np.uint64(largest))):

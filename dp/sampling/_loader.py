@@ -20,6 +20,7 @@ from dp._keystream import RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
 from dp.sampling._collation import check_collation
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
@@ -147,10 +148,13 @@ class PoissonLoader(TicketedLoader):
             },
         )
 
+    def __repr__(self) -> str:  # Public numbers, so not how many examples there are.
+        return f"{type(self).__name__}(sampling={self.sampling}, steps={len(self)})"
+
     @property
     def sampling(
         self,
-    ) -> PoissonSampling | TruncatedPoissonSampling | Passes:
+    ) -> CyclicPoisson | PoissonSampling | TruncatedPoissonSampling | Passes:
         """How batches are drawn."""
         return self._sampling
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from dp.sampling._allocation_loader import AllocationLoader
+from dp.sampling._cyclic_loader import CyclicPoissonLoader
+from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._disjoint_loader import DisjointLoader
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._passes import DisjointBatches, Passes, RandomAllocation
@@ -16,7 +18,7 @@ __all__ = ("loader_of",)
 
 
 def loader_of(
-    scheme: PoissonSampling | TruncatedPoissonSampling | Passes,
+    scheme: CyclicPoisson | PoissonSampling | TruncatedPoissonSampling | Passes,
     dataset: Any,
     *,
     steps: int,
@@ -44,6 +46,14 @@ def loader_of(
             dataset,
             steps_per_pass=scheme.steps_per_pass,
             passes=max(1, steps // scheme.steps_per_pass),
+            **arguments,
+        )
+    if isinstance(scheme, CyclicPoisson):
+        return CyclicPoissonLoader(
+            dataset,
+            sampling_probability=scheme.sampling_probability,
+            bands=scheme.bands,
+            steps=steps,
             **arguments,
         )
     return PoissonLoader(

@@ -1,11 +1,12 @@
 """How batches of whole passes may be drawn: public values that a plan holds."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final, get_args
 
 from dp import _checks
 from dp._typing import Assignment
+from dp.sampling._cyclic_scheme import CyclicPoisson
+from dp.sampling._one_charge import check_one_charge
 from dp.sampling._schemes import (
     PoissonSampling,
     TruncatedPoissonSampling,
@@ -71,12 +72,13 @@ class RandomAllocation:
                 f" {group_size!r}: no bound is proven for groups; plan with"
                 " PoissonSampling, or make a group one unit"
             )
-        _check_passes(
+        check_one_charge(
             "random allocation (RandomAllocation)",
-            self.steps_per_pass,
+            "pass",
             steps=steps,
             renyi_order=renyi_order,
             values=values,
+            steps_per_pass=self.steps_per_pass,
         )
 
 
@@ -140,45 +142,20 @@ class DisjointBatches:
             ValueError: If it has not, with what it has.
         """
         del group_size  # Any: at worst all of a group are in one step.
-        _check_passes(
+        check_one_charge(
             "disjoint batches (DisjointBatches)",
-            self.steps_per_pass,
+            "pass",
             steps=steps,
             renyi_order=renyi_order,
             values=values,
+            steps_per_pass=self.steps_per_pass,
         )
 
 
 Passes = RandomAllocation | DisjointBatches
 """A scheme of passes, in each of which an example is in one batch."""
 
-Scheme = Passes | PoissonSampling | TruncatedPoissonSampling | Unamplified
+Scheme = (
+    Passes | CyclicPoisson | PoissonSampling | TruncatedPoissonSampling | Unamplified
+)
 """Any scheme that a plan may hold."""
-
-
-def _check_passes(
-    named: str,
-    steps_per_pass: int,
-    *,
-    steps: int,
-    renyi_order: float | str | None,
-    values: Mapping[str, float | Schedule],
-) -> None:
-    """Raise unless a plan has whole passes, each with one charge."""
-    if renyi_order is not None:
-        raise ValueError(
-            f"renyi_order must be None with {named}, got {renyi_order!r}: no bound is"
-            " proven for less noise in some step of a pass; plan with PoissonSampling"
-        )
-    for name, value in values.items():
-        if isinstance(value, Schedule):
-            raise ValueError(  # noqa: TRY004 -- a schedule is right elsewhere
-                f"{name} must be a number with {named}, whose passes have one charge"
-                f" each, got {value!r}; plan with PoissonSampling for a schedule"
-            )
-    if steps % steps_per_pass:
-        whole = -(-steps // steps_per_pass) * steps_per_pass
-        raise ValueError(
-            f"steps must be a multiple of steps_per_pass={steps_per_pass}, since a part"
-            f" of a pass costs as much as all of it, got {steps}; plan for {whole}"
-        )

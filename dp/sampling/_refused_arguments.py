@@ -53,6 +53,28 @@ def reject_allocation_arguments(arguments: Mapping[str, object]) -> None:
             )
 
 
+_REFUSED_OF_ROUNDS: Final = {
+    **{
+        name: "each example is eligible in one step of a round, by its own coin, and"
+        " joins it by another"
+        for name, why in _REFUSED.items()
+        if _CHOICE in why
+    },
+    "max_batch_size": "no bound is proven for cyclic Poisson sampling whose batches are"
+    " truncated; use PoissonLoader, or bound memory by dp.MicroBatches",
+}
+
+
+def reject_cyclic_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise for arguments that other loaders take and cyclic sampling cannot."""
+    for name, value in arguments.items():
+        if name in _REFUSED_OF_ROUNDS:
+            raise TypeError(
+                f"CyclicPoissonLoader takes no {name}, got {value!r}:"
+                f" {_REFUSED_OF_ROUNDS[name]}"
+            )
+
+
 def check_map_style(dataset: object) -> None:
     """Raise unless examples can be drawn by their index."""
     if isinstance(dataset, IterableDataset) or not (

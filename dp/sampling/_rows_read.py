@@ -65,6 +65,7 @@ class RowsRead:
 def _part(tensor: Tensor) -> _Part:
     address = tensor.untyped_storage()._cdata  # noqa: SLF001 -- see _yielded
     size, strides = tensor.element_size(), tensor.stride()
+    # An expanded axis reads one element many times: it counts with length 1.
     return (
         address,
         int(tensor.storage_offset()) * size,
@@ -84,6 +85,8 @@ def _share(one: _Part, other: _Part) -> bool:
     (first, last), (others_first, others_last) = spans
     if one[0] != other[0] or first > others_last or others_first > last:
         return False
+    # Example: columns 0 and 1 of one batch overlap as spans and share no byte; rows 0
+    # to 5 and 4 to 8 share two rows. Written out, byte by byte, it is seen.
     taken = torch.zeros(max(last, others_last) + 1, dtype=torch.bool)
     for _, offset, shape, strides in (one, other):
         view = taken.as_strided(shape, strides, offset)

@@ -23,21 +23,28 @@ _passes: Final = counter()
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassStep:
-    """One step of a pass in which every unit is in exactly one step.
+    """One step of a pass, or of a round, in which every unit is in one step at most.
+
+    A pass is by random allocation. A round is by cyclic Poisson sampling, and one of a
+    chain of rounds, in all of which a unit keeps its place.
 
     Attributes:
-        number: Of the pass; no other pass of the process has it.
+        number: Of the pass or round; no other one of the process has it.
         step: Which of its steps, from 0.
         num_steps: How many it has.
+        chain: The number of the chain of rounds; None for a pass.
+        position: Which step of the chain it is, from 0.
     """
 
     number: int
     step: int
     num_steps: int
+    chain: int | None = None
+    position: int = 0
 
 
 def new_pass() -> int:
-    """Return the number of a new pass."""
+    """Return the number of a new pass, round or chain."""
     return next(_passes)
 
 
@@ -50,7 +57,7 @@ class Draw:
         rows: The rows of the dataset, in the order in which the batch has them.
         unit_of_row: For each row the position of its unit among the units drawn;
             None if every row is a unit of its own.
-        in_pass: Which step of which pass it is; None for Poisson draws.
+        in_pass: Which step of a pass or round it is; None for Poisson draws.
     """
 
     rows: Sequence[int]

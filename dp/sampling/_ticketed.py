@@ -137,6 +137,7 @@ class TicketedLoader(DataLoader[Any]):
             )
         draws = self._begin_pass()
         number = self._issuer.open()
+        # Torch's own iterator only where workers or pinned memory ask for it.
         if self.num_workers or self.pin_memory:
             with self._draws.serving(draws):
                 batches: Iterator[Any] = super().__iter__()
@@ -221,6 +222,8 @@ class _EpochIterator(Iterator[Any]):
         return batch
 
     def _next_is_empty(self) -> bool:
+        # Example: draws of 3, 0 and 2 rows. Torch is asked for the first batch, the
+        # second is put back here, and torch's next is the third.
         return bool(self._draws) and not self._draws[0].rows
 
     def _load(self) -> None:

@@ -102,6 +102,9 @@ class UnamplifiedLoader(TicketedLoader):
             arguments=arguments,
         )
 
+    def __repr__(self) -> str:  # Not how many batches there are: that is private.
+        return f"{type(self).__name__}(sampling={self.sampling})"
+
     @property
     def sampling(self) -> Unamplified:
         """How batches are drawn, as far as a plan may count on it."""

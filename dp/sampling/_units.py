@@ -53,6 +53,8 @@ class UnitIndex:
                 f" {num_rows}, got {len(unit_of_row)}"
             )
         self.unit_of_row = unit_of_row
+        # Example: users a, b, a are numbered 0, 1, 0. Rows by user are 0, 2, 1, and
+        # begin at 0 and 2: user 0 has rows 0 and 2.
         self._rows = np.argsort(unit_of_row, kind="stable")
         num_of_unit = np.bincount(unit_of_row)
         self._first_row = np.concatenate([[0], np.cumsum(num_of_unit)])
@@ -75,6 +77,7 @@ class UnitIndex:
     def select(self, units: Sequence[int]) -> tuple[list[int], NDArray[np.int64]]:
         """Return the rows of *units*, and for each the position of its unit."""
         rows_of = [self.rows_of(unit) for unit in units]
+        # Units 5 and 9 with two rows and one: positions 0, 0, 1 in the batch.
         position_of_row = np.repeat(np.arange(len(rows_of)), [len(r) for r in rows_of])
         return [row for rows in rows_of for row in rows], position_of_row
 

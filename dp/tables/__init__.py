@@ -7,11 +7,12 @@ much one row changes it, is in :mod:`dp.tables._histogram` and
 released, or reads one row at a time.
 """
 
+from dp.query import Statistic
 from dp.tables._encoder import Encoder, Feature, ScaledTarget
 from dp.tables._fit import Declared, Fitted, fit_encoder
 from dp.tables._parsing import Parsing, no_value_marks
 from dp.tables._recipe import Recipe, Shape, Shares, Target
-from dp.tables._release import Statistic, Statistics
+from dp.tables._release import Statistics
 from dp.tables._values import Values
 
 

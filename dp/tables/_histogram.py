@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp.tables._release import Statistic
+from dp.query import Statistic
 from dp.tables._values import (
     CELL_EDGES,
     CELLS,
@@ -103,6 +103,7 @@ def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
     """Return what the noisy counts of one column say."""
     numbers = noisy_K[:NUMBERS]
     first, last, excess = _window(numbers, stddev)
+    # Noise makes counts negative, which are no weights.
     inside = np.maximum(numbers[first : last + 1], 0)
     total = inside.sum()
     weights = inside / total if total > 0 else np.full(len(inside), 1 / len(inside))
@@ -136,6 +137,8 @@ def _window(noisy: NDArray[np.float64], stddev: float) -> tuple[int, int, float]
     best, first, last = -math.inf, 0, 0
     total, start = 0.0, 0
     for cell, value in enumerate(noisy - stddev * _DEDUCTION):
+        # Example: 1, -3, 4, 5, -2 has the best run 4, 5: what came before is below
+        # zero, and what comes after takes away.
         total, start = (value, cell) if total <= 0 else (total + value, start)
         if total > best:
             best, first, last = total, start, cell

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from dp.tables._release import Statistic
+from dp.query import Statistic
 from dp.tables._values import Floats
 
 
@@ -65,6 +65,8 @@ def _rows(x_N: Floats, centre: float, scale: float) -> Floats:
     """Return what each row adds in one column, of shape (2, N)."""
     with np.errstate(over="ignore"):  # Infinite is clipped, too.
         u_N = np.clip((x_N - centre) / (_REACH * scale), -1, 1)
+    # Example: x at its centre adds (0, -1/2), of square norm 1/4; at three scales (1,
+    # 1/2), of square norm 5/4, as does everything beyond.
     u_N = np.round(np.where(np.isnan(u_N), 0.0, u_N) * _GRID) / _GRID
     return np.stack([u_N, np.round((u_N**2 - 0.5) * _GRID) / _GRID])
 

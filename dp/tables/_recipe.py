@@ -120,6 +120,9 @@ class Shares:
     @classmethod
     def of(cls, shape: Shape, target: Target) -> "Shares":
         """Return the shares for a table and a budget."""
+        # Example: a noise multiplier of 2 alone is mu = 0.5. With a share of 0.2 the
+        # histogram has 1 / (0.5 sqrt(0.2)) = 4.5, or with the moments 6.3 each, and
+        # 0.45 is left.
         mu = 1 / target.noise_multiplier(q=1.0, steps=1)
         if not shape.num_measured:
             return cls(histogram=math.inf, moments=None, training=mu, is_measured=False)
@@ -184,6 +187,8 @@ class Recipe:
             return shares.training * shape.num_units / math.sqrt(size)
 
         if model is None:
+            # A gradient of length 1 an example, summed, over the noise of all
+            # parameters together: too many parameters drown in it.
             model = "mlp" if signal("mlp") >= _SIGNAL_FOR_MLP else "linear"
         gain, least = (5.0, 40.0) if shape.is_regression else (12.0, 100.0)
         travel = min(_MOST_TRAVEL, max(least, gain * signal(model)))

@@ -1,7 +1,6 @@
 """Release a vector of sums: charge a ledger, then add the noise that was charged for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
@@ -9,32 +8,14 @@ from torch import Tensor
 from dp._typing import NeighboringRelation
 from dp.accounting import Release
 from dp.certificate import Certificate
-from dp.exceptions import PrivacyError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
+from dp.query import Statistic, noised
 from dp.sampling import Unamplified
 
 
-__all__ = ("Statistic", "Statistics")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Statistic:
-    """A vector of sums over rows that is still private.
-
-    Attributes:
-        name: What it is, for the certificate.
-        sums: The sums; noise is added in place.
-        sensitivity: The L2 norm of the vector that one unit adds, at most.
-        reason: Why that is its sensitivity, in words.
-    """
-
-    name: str
-    sums: Tensor
-    sensitivity: float
-    reason: str
+__all__ = ("Statistics",)
 
 
 @final
@@ -88,14 +69,7 @@ class Statistics:
             noise_multiplier=noise_multiplier,
             max_grad_norm=statistic.sensitivity,
         )
-        stddev = noise_multiplier * statistic.sensitivity
-        used = self._noise.add_([statistic.sums], stddev=stddev)
-        if used != stddev:
-            raise PrivacyError(
-                f"the noise stage used a standard deviation of {used!r} where {stddev!r}"
-                " was charged; nothing was released"
-            )
-        return statistic.sums
+        return noised(statistic, noise_multiplier=noise_multiplier, noise=self._noise)
 
     def _plan(self, statistic: Statistic, noise_multiplier: float) -> PrivacyPlan:
         return PrivacyPlan(

@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 
-__all__ = ("LARGE", "MODELS", "ON_GPU", "Subject")
+__all__ = ("LARGE", "MODELS", "ON_GPU", "Decoder", "Encoder", "Subject", "Tagger")
 
 
 class Subject:
-    """A model, a batch, and the loss of every example."""
+    """A model, a batch, and the loss of every example.
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    Units are given where the rows of a batch lie along no axis of examples.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, units: Tensor | None = None
+    ) -> None:
         self.model = model
         self.x = x
         self.y = y
+        self.units = units
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         if outputs.dim() == 3:
@@ -75,7 +81,7 @@ class _Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.second(x))))
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
     """A small language model."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int) -> None:
@@ -91,11 +97,11 @@ class _Decoder(nn.Module):
 
 def transformer(B: int = 32, T: int = 128) -> Subject:
     words = torch.randint(0, 5000, (2, B, T))
-    return Subject(_Decoder(5000, 256, 4, 4), *words)
+    return Subject(Decoder(5000, 256, 4, 4), *words)
 
 
 def tiny_layers(B: int = 2) -> Subject:
-    return Subject(_Decoder(50, 16, 24, 2), *torch.randint(0, 50, (2, B, 8)))
+    return Subject(Decoder(50, 16, 24, 2), *torch.randint(0, 50, (2, B, 8)))
 
 
 class _Wide(nn.Module):
@@ -196,7 +202,7 @@ def small_mlp(B: int = 64) -> Subject:
     return Subject(model, torch.randn(B, 256), torch.randint(0, 10, (B,)))
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """Torch's own encoder behind patches of an image: a small vision transformer."""
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
@@ -218,7 +224,7 @@ class _Encoder(nn.Module):
 
 def vit(B: int = 32) -> Subject:
     x = torch.randn(B, 3, 32, 32)
-    return Subject(_Encoder(192, 6, 3), x, torch.randint(0, 10, (B,)))
+    return Subject(Encoder(192, 6, 3), x, torch.randint(0, 10, (B,)))
 
 
 def bert(B: int = 8, T: int = 64) -> Subject:
@@ -246,7 +252,7 @@ class _Bert(nn.Module):
         return self.model(input_ids=x).logits
 
 
-class _Tagger(nn.Module):
+class Tagger(nn.Module):
     """Words to tags by a recurrent layer."""
 
     def __init__(self, kind: type[nn.RNNBase], width: int) -> None:
@@ -261,7 +267,7 @@ class _Tagger(nn.Module):
 
 def recurrent(B: int = 32, T: int = 48, *, kind: type[nn.RNNBase] = nn.LSTM) -> Subject:
     x, y = torch.randint(0, 1000, (B, T)), torch.randint(0, 20, (B, T))
-    return Subject(_Tagger(kind, 128), x, y)
+    return Subject(Tagger(kind, 128), x, y)
 
 
 LARGE: Mapping[str, Callable[..., Subject]] = {

@@ -59,7 +59,7 @@ def private(subject: Subject, noise: GaussianNoise | None) -> Callable[[], None]
     def step() -> None:
         optimizer.zero_grad()
         losses_B = subject.losses(subject.model(subject.x), subject.y)
-        gradients = engine.gradients(losses_B, parameters)
+        gradients = engine.gradients(losses_B, parameters, units=subject.units)
         del losses_B
         factors_GB = clipping.factors(gradients.squared_norms(group_of).sqrt())
         sums = [torch.empty_like(p) for p in parameters]
@@ -80,7 +80,7 @@ def in_hand(subject: Subject, noise_multiplier: float) -> Callable[[], None]:
         sampling=dp.Unamplified(),
         noise_multiplier=noise_multiplier,
         max_grad_norm=_BOUND,
-        expected_batch_size=float(len(subject.x)),
+        expected_batch_size=float(len(subject.y)),
         steps=1_000_000,
         target_delta=1e-6,
         neighboring_relation="zero_out",
@@ -89,7 +89,8 @@ def in_hand(subject: Subject, noise_multiplier: float) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        optimizer.backward(subject.losses(subject.model(subject.x), subject.y))
+        losses_B = subject.losses(subject.model(subject.x), subject.y)
+        optimizer.backward(losses_B, units=subject.units)
         optimizer.step()
 
     return step

@@ -8,6 +8,7 @@ import torch
 
 import dp.sampling
 from dp import DPOptimizer, FlatClipping, GaussianNoise, _tuning
+from dp._mechanism.sums import Sums
 from dp.ledger import Ledger
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._isolation.verification import Verifier
@@ -23,7 +24,9 @@ def _noise(change):
         return stddev
 
     with (
-        mock.patch.object(_tuning, "SMALL_SUM", 0),  # No two sums in one buffer.
+        # No two sums in one buffer.
+        mock.patch.object(_tuning, "SMALL_SUM", 0),
+        mock.patch.object(Sums, "_may_be_kept", return_value=False),
         mock.patch.object(GaussianNoise, "add_", add_),
     ):
         yield

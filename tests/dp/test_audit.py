@@ -536,8 +536,8 @@ def test_the_noise_of_one_step_has_no_step_before_it():
         def parts(self):
             return self.noise_TM, rng.standard_normal((1, 4000))
 
-        def drawn(self):
-            return np.arange(4000)[None] % 5 == 0
+        def contributions(self):
+            return (np.arange(4000)[None] % 5 == 0).astype(float)
 
     right, wrong = (list(_about_noise(OneStep(s), OneStep(1.0))) for s in (1.0, 1.2))
 

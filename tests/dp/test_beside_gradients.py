@@ -135,7 +135,9 @@ def test_before_the_first_update_nothing_belongs_to_one(make_optimizer):
     optimizer.mechanism.beside.accept([table.weight])
 
     with pytest.warns(UserWarning, match="written to before backward"):
-        optimizer.backward(head(table(torch.randint(0, 50, (10, 5))).mean(1)).squeeze(1))
+        optimizer.backward(
+            head(table(torch.randint(0, 50, (10, 5))).mean(1)).squeeze(1)
+        )
 
 
 class Bare(Lookahead):

@@ -1,7 +1,9 @@
 """The command line, as a user meets it."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -43,6 +45,7 @@ def test_training_leaves_a_certificate_that_verifies(call, report):
     assert (report / "certificate.txt").read_text() == certificate.to_text()
     assert (report / "certificate.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "over the steps" in (report / "index.html").read_text("utf-8")
     assert code == 0
     assert "The certificate holds, recomputed by dp_accounting" in out
 
@@ -278,6 +281,93 @@ def test_planning_shows_runs_nearby_and_the_plan(call):
             assert names["plan"].noise_multiplier == arguments[2]
         else:
             assert names["plan"].noise_multiplier == pytest.approx(number, rel=1e-4)
+
+
+def test_planning_tells_the_risk_in_words(call):
+    """Beside epsilon, of as many rows as it is about."""
+    run = ("--sampling-probability", 0.25, "--steps", 20, "--group-size", 2)
+    code, out, _err = call("epsilon", "--noise-multiplier", 9, *run)
+    plan = dp.PrivacyPlan(
+        sampling=dp.PoissonSampling(sampling_probability=0.25),
+        noise_multiplier=9.0,
+        expected_batch_size=25,
+        max_grad_norm=1.0,
+        steps=20,
+        target_delta=1e-5,
+        group_size=2,
+    )
+
+    assert code == 0
+    for sentence in plan.risk().sentences(group_size=2):
+        assert f"- {sentence}\n" in out
+
+
+def test_noise_is_found_for_a_risk(call, tmp_path):
+    """It is kept, its epsilon is told, and the plan's code asks for it."""
+    run = ("--sampling-probability", 1, "--steps", 4, "--plot", tmp_path / "noise.png")
+    code, out, _err = call(
+        "calibrate", "--advantage", 0.1, "--tpr-at-1-in-1000", 0.5, *run
+    )
+    names = {}
+    exec(out.split("\n\n", 3)[3], names)  # noqa: S102 -- the code that it tells users to run
+    sigma = float(out.split("=")[1].split()[0])
+
+    assert code == 0
+    assert "\nepsilon = 0." in out
+    assert 0.0999 < names["plan"].risk().advantage <= 0.1
+    assert names["plan"].noise_multiplier == pytest.approx(sigma, rel=1e-5)
+    assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "give either --epsilon or a risk (--advantage, --tpr-at-1-in-100,"),
+        (["--epsilon", 1, "--odds-factor", 2], "give either --epsilon or a risk"),
+        (["--epsilon", -1], "--epsilon must be > 0 and finite, got -1.0"),
+        (
+            ["--advantage", 1],
+            "--advantage must be strictly between 0, which is guessing",
+        ),
+        (
+            ["--tpr-at-1-in-100", 0.01],
+            "--tpr-at-1-in-100 must be strictly between 0.01",
+        ),
+        (["--odds-factor", 1], "--odds-factor must be strictly between 1, which is"),
+    ],
+)
+def test_a_goal_that_cannot_be_kept_is_one_line(call, options, told):
+    """It says which option, its value and what there may be."""
+    run = ("--sampling-probability", 1, "--steps", 4)
+    code, _out, err = call("calibrate", *run, *options)
+
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell):
+    """``dp --show-completion`` prints a script, and what it calls knows the names."""
+    words = {"COMP_WORDS": "dp calibrate --adv", "COMP_CWORD": "2"}
+    fish = {
+        "_TYPER_COMPLETE_ARGS": "dp calibrate --adv",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": "--adv",
+    }
+    code = "import sys; sys.argv = ['dp']; from dp.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **words, **fish, "_DP_COMPLETE": f"complete_{shell}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert "--advantage" in run.stdout
 
 
 def test_the_version_is_told(call, monkeypatch):

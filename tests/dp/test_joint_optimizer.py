@@ -325,7 +325,10 @@ def test_a_layer_around_that_edits_gradients_is_told_of(make_run):
     layer = Lars(run.optimizer)
     batches = iter(run.loader)
     run.optimizer.backward(run.losses(next(batches)))
-    with pytest.warns(UserWarning, match=r"DPOptimizer\(Lars\(inner\), plan="):
+    with (
+        pytest.warns(UserWarning, match="read or edited between backward and step"),
+        pytest.warns(UserWarning, match=r"DPOptimizer\(Lars\(inner\), plan="),
+    ):
         layer.step()
     run.optimizer.backward(run.losses(next(batches)))
     layer.step()  # Told once.

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from torch.utils.data import TensorDataset
 
 from dp import MicroBatches, PoissonLoader, split_batch
+from dp.micro_batches import split_by_unit
 
 
 class Pair(NamedTuple):
@@ -115,3 +116,32 @@ def test_a_batch_that_cannot_be_split_is_refused():
         split_batch(torch.zeros(3), max_examples=0)
     with pytest.raises(ValueError, match="per_step"):
         MicroBatches(loader_of(3), per_step=0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 7))
+def test_a_draw_is_split_between_units_and_never_within_one(rows_of_units, most):
+    """Each part is whole units: as many rows as allowed, or one unit that has more."""
+    units = [unit for unit, num in enumerate(rows_of_units) for _ in range(num)]
+    loader = PoissonLoader(
+        range(len(units)), sampling_probability=1.0, steps=1, units=units
+    )
+    (batch,) = loader
+    seen = []
+    for part in split_by_unit(loader, batch, max_examples=most):
+        seen.extend(part.tolist())
+        of_part = [units[row] for row in part.tolist()]
+
+        assert loader.part == slice(len(seen) - len(part), len(seen))
+        assert len(part) <= most or len(set(of_part)) == 1
+        assert all(of_part.count(unit) == rows_of_units[unit] for unit in of_part)
+    assert seen == list(range(len(units)))
+
+
+def test_rows_that_are_units_are_split_as_any_batch():
+    """And an empty draw has no part."""
+    loader = loader_of(5)
+    (batch,) = loader
+    sizes = [len(x) for (x,) in split_by_unit(loader, batch, max_examples=2)]
+
+    assert sizes == [2, 2, 1]
+    assert not list(split_by_unit(loader, [batch[0][:0]], max_examples=2))

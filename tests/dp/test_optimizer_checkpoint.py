@@ -145,19 +145,16 @@ def test_taking_a_checkpoint_adds_no_noise_and_charges_nothing(
         assert not any(b.any() for b in buffers if torch.is_tensor(b) and b.dim())
 
 
-def test_a_checkpoint_within_a_batch_drops_what_torch_drops(make_run):
-    """It ends by clearing gradients, and a step on cleared gradients is refused."""
+def test_a_checkpoint_within_a_batch_leaves_the_batch(make_run):
+    """The stand-in is a gradient to torch, so it makes no empty step."""
     run = make_run(torch.optim.Adam)
     batch = next(batch for batch in run.loader if len(batch[0]))
     run.optimizer.backward(run.losses(batch))
     get_optimizer_state_dict(run.model, run.optimizer)
-
-    with pytest.raises(SamplingMismatchError, match="has not seen every example"):
-        run.optimizer.step()
-
     assert run.optimizer.ledger.steps == 0
-    run.optimizer.backward(run.losses(batch))
+
     run.optimizer.step()
+
     assert run.optimizer.ledger.steps == 1
 
 

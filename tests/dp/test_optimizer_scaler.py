@@ -38,6 +38,7 @@ def scaled_step(run, batch, scaler, *, unscale=False, micro_batches=1):
     scaler.update()
 
 
+@pytest.mark.filterwarnings("ignore:a gradient was read or edited:UserWarning")
 @pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale and clip"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_the_table_has_every_scheduler_of_torch():
     assert classes - {"LRScheduler"} <= {name.split()[0] for name in SCHEDULERS}
 
 
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau:UserWarning")
 @pytest.mark.parametrize("meeting", MEETINGS)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_scheduled_rate_is_the_one_that_moves_the_weights(make_run, name, meeting):
@@ -184,6 +185,7 @@ def test_two_schedulers_on_one_optimizer_patch_it_once(make_run):
     assert run.inner.param_groups[0]["lr"] == 0.1 / 16
 
 
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau:UserWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_resumed_schedule_goes_on_where_it_stopped(make_run, name):
     """Optimizer and scheduler each restore their own state."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp.certificate import Certificate
-from dp.checking import check
 from dp.exceptions import UnsupportedOperationError
 from dp.integrations._report import FOLDER, write_report
 from dp.integrations._scheduler_moves import move_schedulers
@@ -26,7 +25,6 @@ from dp.sampling import PoissonLoader
 
 __all__ = ("make_private",)
 
-_NUM_CHECKED: Final = 4  # Examples of `dp.check` before the first step.
 _UNCLIPPED: Final = 1.0  # The clipping norm of a Trainer that has none.
 
 
@@ -43,17 +41,15 @@ def make_private(trainer: Any, request: Request) -> None:
     # Each example is clipped at what the whole batch would have been clipped at.
     trainer.own_norm = float(trainer.gradient_clip_val or _UNCLIPPED)
     trainer.gradient_clip_val = None
-    trainer.callbacks.append(PrivacyCallback())
 
 
 def _check(trainer: Any) -> None:
-    for name, harmless in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
-        if getattr(trainer, name) != harmless:
-            raise UnsupportedOperationError(
-                f"{name}={getattr(trainer, name)!r} takes a part of the batches, and the"
-                f" plan draws them of all the data; leave it at {harmless!r}, and say by"
-                " max_steps how long to train"
-            )
+    if trainer.limit_train_batches != 1.0:  # As overfit_batches sets it, too.
+        raise UnsupportedOperationError(
+            f"limit_train_batches={trainer.limit_train_batches!r} takes a part of the"
+            " batches, and the plan draws them of all the data; leave it and"
+            " overfit_batches out, and say by max_steps how long to train"
+        )
     if trainer.gradient_clip_algorithm == "value":
         raise UnsupportedOperationError(
             "gradient_clip_algorithm='value' clips each number, and a private step clips"
@@ -101,6 +97,9 @@ class _PrivateTrainer(Trainer):
         loader = private_loader(train_dataloaders, plan, self.request, steps=per_epoch)
         parts = self.accumulate_grad_batches
         batches = loader if parts == 1 else MicroBatches(loader, per_step=parts)
+        # A new one, that checks this module: an earlier fit may have ended before a step.
+        others = [c for c in self.callbacks if not isinstance(c, PrivacyCallback)]
+        self.callbacks = [*others, PrivacyCallback()]
         with self._private(model, plan, loader):
             super().fit(model, batches, val_dataloaders, **kwargs)
         if self.is_global_zero:
@@ -137,7 +136,6 @@ class _PrivateTrainer(Trainer):
     ) -> Iterator[None]:
         """Let *model* return private optimizers and losses, while it is trained."""
         configure, step = model.configure_optimizers, model.training_step
-        is_checked = False
 
         def losses_of(batch: Any, batch_idx: int) -> Tensor:
             with unlogged(model):
@@ -151,10 +149,6 @@ class _PrivateTrainer(Trainer):
             return _replaced(made, self.private_optimizer)
 
         def training_step(batch: Any, batch_idx: int) -> Tensor:
-            nonlocal is_checked
-            if not is_checked:
-                is_checked = True
-                self._check_losses(model, losses_of, loader)
             private = require_private_optimizer(self.private_optimizer)
             return private.private_loss(lambda part: losses_of(part, batch_idx), batch)
 
@@ -169,21 +163,6 @@ class _PrivateTrainer(Trainer):
         finally:
             for name in replaced:
                 delattr(model, name)
-
-    def _check_losses(
-        self, model: LightningModule, losses_of: Any, loader: PoissonLoader
-    ) -> None:
-        """Run :func:`dp.check` on a few examples; it leaves no trace of itself."""
-        rows: Any = loader.dataset
-        places = range(min(_NUM_CHECKED, len(rows)))
-        if len(places) < 2:  # noqa: PLR2004 -- a pair
-            return
-        batch = self.strategy.batch_to_device(
-            loader.collate_fn([rows[i] for i in places]), model.device
-        )
-        check(
-            model, lambda _, part: losses_of(part, 0), batch, num_compared=2
-        ).raise_if_failed()
 
 
 def _make_private(made: Any, plan: PrivacyPlan, loader: PoissonLoader) -> DPOptimizer:

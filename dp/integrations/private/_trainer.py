@@ -33,7 +33,7 @@ def make_private(trainer: Any, request: Request) -> None:
     check_map_style(trainer.train_dataset)
     plan = _plan_of(trainer.args, request)
     check_arguments(trainer.args, plan)
-    units = request.units_of(trainer.train_dataset)
+    request.units_of(trainer.train_dataset)  # Raises before anything is changed.
 
     own_losses = (
         {"per_example_losses": kind.per_example_losses}
@@ -46,7 +46,7 @@ def make_private(trainer: Any, request: Request) -> None:
     trainer.args.gradient_accumulation_steps = 1
     trainer._become_private(  # noqa: SLF001 -- it has become one of ours
         plan,
-        units=units,
+        units_of=None if request.units is None else request.units_of,
         max_per_unit=request.max_per_unit,
         assumptions=(request.assumption,),
     )

@@ -67,6 +67,7 @@ class ChaChaWords:
 
         No other call returns one of them, so no word of the stream is used twice.
         """
+        # Whole blocks: what a call leaves of its last one is thrown away.
         num_blocks = num_blocks_for(num_bytes)
         state = _state(self._device, self._key, self._num_blocks)
         self._num_blocks += num_blocks
@@ -99,6 +100,8 @@ def _check(write_blocks: WriteBlocks, device: torch.device) -> None:
     words = written(write_blocks, state, _CHECKED)
     in_order = words.cpu().view(_WORDS, _CHECKED).t().contiguous()
     for i, block in enumerate(in_order.numpy()):
+        # OpenSSL takes words 12 to 15 as one nonce of 16 bytes, of which the counter is
+        # the first half.
         nonce = (_CHECKED_FROM + i).to_bytes(8, "little") + bytes(8)
         openssl = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
         if block.tobytes() != openssl.update(bytes(4 * _WORDS)):

@@ -128,6 +128,8 @@ class Lattice:
             spacing=spacing,
             scale=stddev / spacing,
             centres=centres,
+            # One reach for all cells, the widest of those within 2.5 standard
+            # deviations: a number less to look up for each element.
             safe_distance=0.5 - reach - FLOAT32_ERROR,
         )
 
@@ -149,11 +151,13 @@ class TorchFloat32:
         words_N = self._words.draw(len(x_N), torch.int16)
         steps_N = x_N * (1 / self._lattice.spacing)
         where_C = self._round(steps_N, words_N)
+        # Read before the results are written over them.
         left = Undecided(where_C, x_N[where_C], words_N[where_C])
         torch.mul(steps_N, self._lattice.spacing, out=x_N).add_(0.0)  # -0 + 0 is 0.
         return left
 
     def _round(self, steps_N: Tensor, words_N: Tensor) -> Tensor:
+        # The 16 bits as 0 to 65535, not as -32768 to 32767.
         index_N = words_N.view(torch.uint16).to(torch.int32)
         sum_N = self._lattice.centres.index_select(0, index_N).to(steps_N.dtype)
         del index_N
@@ -187,6 +191,7 @@ class TritonFloat32:
         """See :class:`FirstStage`."""
         if x_N.dtype != torch.float32:
             return self._for_float64.round_(x_N)
+        # Two bytes for each element.
         state, num_blocks = self._words.blocks_for(2 * len(x_N))
         words_N = torch.empty(x_N.shape, dtype=torch.int16, device=x_N.device)
         is_left_N = torch.empty(x_N.shape, dtype=torch.bool, device=x_N.device)
@@ -224,7 +229,10 @@ def _check(
     """Compare the kernel with torch operations on the same words; raise if they differ."""
     lattice = Lattice.on(device, 1.7)
     x_N = torch.arange(_CHECKED, device=device).float().sub(3e4).square().mul(0.0123)
+    # What must stay undecided, or as it is, besides ordinary sums of many sizes.
     x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
+    # Both are given the same key and the same first block, so that every bit can be
+    # compared.
     state, _num_blocks = ChaChaWords(device, write_blocks).blocks_for(0)
     words = _Given(write_blocks, state)
     by_kernel_N, by_torch_N = x_N.clone(), x_N.clone()
@@ -263,5 +271,7 @@ def lattice_table(scale: float) -> tuple[NDArray[np.float32], float]:
     """Return centres in lattice units, NaN where float32 must not decide; the longest reach."""
     centres, halves = cells()
     inner = np.abs(centres) < _LARGEST_CENTRE
+    # NaN is not within any distance, so that outer cells are left to float64 without a
+    # test.
     table = np.where(inner, centres * scale, np.nan).astype(np.float32)
     return table, float(halves[inner].max()) * scale

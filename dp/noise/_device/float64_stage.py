@@ -83,9 +83,12 @@ def in_float64(
     units, with the rounding of the sum, that is still less than ``2**-33``.
     """
     half = 1 << (CELL_BITS - 1)
+    # As on the host: the tail is computed from its own end.
     upper_C = bits_C >= half
     bits_C = torch.where(upper_C, 2 * half - 1 - bits_C, bits_C)
     more_C = torch.where(upper_C, ~more_C, more_C)
+    # torch has no unsigned 64-bit arithmetic: a negative word is put together from
+    # halves.
     low_C, high_C = more_C & 0xFFFFFFFF, (more_C >> 32) & 0xFFFFFFFF
     more_C = high_C.double() * 2.0**32 + low_C.double()
     tail_C = (bits_C.double() + more_C * 2.0**-MORE_BITS) * 2.0**-CELL_BITS
@@ -162,7 +165,9 @@ def last_resort(x: float, words: list[int], lattice: Lattice) -> float:
     fraction = x / lattice.spacing  # Exact, and so is subtracting the whole part.
     whole = round(fraction)
     fraction -= whole
+    # -1 stands for 65535.
     bits = words[0] % (1 << CELL_BITS)
+    # A start for the search, from the first 16 bits alone.
     about = (bits + 0.5) / (1 << CELL_BITS)
     guess = round(NormalDist(fraction, lattice.scale).inv_cdf(about))
     steps = round_exact(
@@ -204,6 +209,7 @@ def _check(kernels: Kernels, device: torch.device) -> None:
         x_N = words_C.to(dtype).square().mul(0.0123)
         x_N[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e30])
         left = Undecided(indices_C, x_N[indices_C], words_C.to(torch.int16))
+        # 7 marks elements that the kernels must not write, since they stay unsure.
         by_kernels_N, by_torch_N = torch.full_like(x_N, 7.0), x_N.clone()
         unsure_C = TritonFloat64(checked_lattice, kernels).round_(
             by_kernels_N, left, more_C

@@ -119,6 +119,7 @@ class CompiledFloat32:
             x_C,
             bits_C,
         )
+        # Copies: the workspace is used again for the next block.
         return Undecided(
             where[:count].copy(), x_C[:count].copy(), bits_C[:count].copy()
         )
@@ -134,6 +135,7 @@ def kernel_for(sums: Iterable[Tensor]) -> Kernel | None:
     If there is a kernel that cannot be used, a warning says why.
     """
     is_loaded = verified_kernel.cache_info().currsize > 0
+    # Not for a small model: loading and compiling may take longer than all its noise.
     if not is_loaded and sum(map(Tensor.numel, sums)) < _tuning.FEWEST_FOR_NUMBA:
         return None
     return verified_kernel()
@@ -157,6 +159,7 @@ def _check(kernel: Kernel) -> None:
     i = np.arange(_CHECKED)
     words_N = (i * 40503).astype(np.uint16)  # Odd, so that it runs through all cells.
     points_N = (i * 167).astype(np.uint8)
+    # Numbers without a generator: what is checked is the same in every process.
     signed = (i * 7919) % 20011 / 10006 - 1
     for dtype in (np.float32, np.float64):
         x_N: _Array = (signed * 10.0 ** (i % 9 - 3)).astype(dtype)  # Of several sizes.
@@ -177,6 +180,7 @@ def _noise_by_kernel(
     kernel: Kernel, x_N: _Array, words_N: _Array, points_N: _Array
 ) -> None:
     """Do the same in two blocks and over vectors of several sizes."""
+    # One vector is empty and one has a single element, as parameters may.
     starts = np.cumsum((0, *_CHECKED_SIZES[:-1]))
     x = Vectors(
         x_N.ctypes.data + x_N.itemsize * starts, np.array(_CHECKED_SIZES), x_N.dtype

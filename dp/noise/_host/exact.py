@@ -55,6 +55,7 @@ def round_refined(
         scale: Standard deviation of the noise, in lattice units: below 32.
         keystream: The source of further bits.
     """
+    # 64 bits for all of the few at once; 192 more for single ones, about 1 in 2**30.
     more_E = np.empty(len(bits_E), _UINT64)
     keystream.fill(more_E)
     steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
@@ -92,6 +93,8 @@ def _in_float64(
     of the sum: less than ``2**-33``.
     """
     half = 1 << (FIRST_BITS - 1)
+    # Example: U = 0.9 is computed as 1 - 0.9 with the sign turned, since 0.1 has more
+    # digits left of the tail than 0.9 has.
     upper_E = bits_E >= half
     bits_E = np.where(upper_E, 2 * half - 1 - bits_E.astype(np.int64), bits_E)
     more_E = np.where(upper_E, ~more_E, more_E)
@@ -100,6 +103,7 @@ def _in_float64(
     normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + MORE_BITS)))
     sum_E = fraction_E + scale * np.where(upper_E, -normal_E, normal_E)
     steps_E = np.rint(sum_E)
+    # A sum within 2**-31 of a midpoint, where errors of 2**-33 could decide.
     unsure_E |= np.abs(sum_E - steps_E) > SAFE_DISTANCE
     return steps_E, unsure_E
 
@@ -125,10 +129,14 @@ def round_exact(
     u = exact.ldexp(2 * _joined(*words) + 1, -num_bits - 1)
 
     def is_below(midpoint: float) -> bool:
+        # round(fraction + scale * Z) is at most k if Z is below (k + 1/2 - fraction) /
+        # scale, and so U below that number's normal probability.
         z = (exact.mpf(midpoint) - fraction) / scale
         return bool(u < exact.ncdf(z))
 
     steps = guess
+    # The guess is seldom off by more than one, and float64 has no say in where this
+    # ends.
     while is_below(steps - 0.5):
         steps -= 1
     while not is_below(steps + 0.5):

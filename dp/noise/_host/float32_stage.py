@@ -62,6 +62,8 @@ class Constants(NamedTuple):
         return cls(
             inverse=dtype.type(1 / spacing),
             spacing=dtype.type(spacing),
+            # 12582912 in float32, where neighbours are 1 apart: 5.3 + 12582912 is
+            # 12582917, less 12582912 is 5.
             integers=dtype.type(1.5 / np.finfo(dtype).eps),
             safe_distance=dtype.type(0.5 - FLOAT32_ERROR),
             error_of_sum=dtype.type(FLOAT32_ERROR_OF_SUM),
@@ -98,6 +100,9 @@ class NumpyFloat32:
         steps_N = np.add(sum_N, constants.integers, out=array("steps", size, dtype))
         steps_N -= constants.integers
         distance_N = np.abs(np.subtract(sum_N, steps_N, out=sum_N), out=sum_N)
+        # Example: a sum of 5.3 with a reach of 0.01 is rounded to 5 whatever the bits
+        # that were not drawn are, being 0.3 away. One of 5.495 may be 5 or 6:
+        # undecided.
         distance_N += reach_N
         error_N = np.abs(steps_N, out=array("error", size, dtype))
         error_N *= constants.error_of_sum
@@ -105,9 +110,11 @@ class NumpyFloat32:
         is_safe_N = array("is safe", size, np.bool_)
         np.less_equal(distance_N, constants.safe_distance, out=is_safe_N)  # NaN is not.
         where_C = np.flatnonzero(np.logical_not(is_safe_N, out=is_safe_N))
+        # What is undecided is left as it was, without noise, for the next stage.
         x_C = x_N.take(where_C)
         np.multiply(steps_N, constants.spacing, out=x_N)
         x_N[where_C] = x_C
+        # 16 and 8 bits as one number of 24, which the next stage continues.
         bits_C = words_N.take(where_C).astype(np.int64) << POINT_BITS
         bits_C |= points_N.take(where_C)
         return Undecided(where_C, x_C.astype(np.float64), bits_C)

@@ -95,6 +95,8 @@ class RoundedGaussian:
             count = min(_tuning.HOST_BLOCK, size - start)
             words_N = self._workspace.array("words", count, np.uint16)
             points_N = self._workspace.array("points", count, np.uint8)
+            # 3 bytes an element; what stays undecided takes 8 more, and once in 2**30
+            # another 24.
             self._keystream.fill(words_N)
             self._keystream.fill(points_N)
             yield start, words_N, points_N
@@ -103,6 +105,8 @@ class RoundedGaussian:
         """Return the results of undecided elements, with as many bits as they need."""
         if not len(left.x):
             return left.x
+        # Example: a sum of 0.3 on a lattice of 1/16 is 4.8 steps: 5 whole ones, and
+        # -0.2 to which noise is added.
         units_C = left.x * (1 / self._lattice.spacing)
         whole_C = np.rint(units_C)
         steps_C = round_refined(

@@ -10,10 +10,10 @@ from typing import Final, final
 import torch
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import Node, name_of, output_shape, size
+from dp.per_sample._graph.kept_memory import freed_before
+from dp.per_sample._graph.nodes import Node, output_shape
 from dp.per_sample._graph.untracked_inputs import kept_without_graph
 from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
-from dp.per_sample._graph.views import VIEWS
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.following import Followed, follow, meeting_of
 from dp.per_sample._isolation.owners import Owners, regularized
@@ -217,19 +217,10 @@ def _hint_of_constants(use: Use) -> str:
 
 
 def _freed(graph: Graph) -> list[float]:
-    """Return what lies between the uses in the order of the backward pass."""
-    bytes_freed: dict[Node, float] = {}
-    total = 0.0
+    """Return what the backward pass frees between the uses."""
     uses = {use.node for use in graph.uses}
-    # The backward pass goes from the losses down, and frees what it has passed: how much
-    # is free at a use decides in which way its gradients are held.
-    for node in reversed(graph.nodes):
-        # A view holds no memory of its own.
-        if name_of(node) not in VIEWS:
-            for output in node._input_metadata:  # noqa: SLF001 -- see _graph.nodes
-                total += size(output.shape) * output.dtype.itemsize
-        if node in uses:
-            bytes_freed[node], total = total, 0.0
+    parameters = [parameter for use in graph.uses for parameter in use.parameters]
+    bytes_freed = freed_before(graph.nodes, uses, parameters)
     return [bytes_freed[use.node] for use in graph.uses]
 
 

@@ -69,6 +69,8 @@ class _Asked:
     def by_powers(self) -> Answers | None:
         """Read every element's owner digit by digit; None if it is not confirmed."""
         unit_U = torch.arange(self._num_units, device=self._device)
+        # 256 units in base 16 have two digits, so two passes beside the plain one. One
+        # unit has a pass as well, or nothing would be confirmed.
         passes, place = [], 1
         while place == 1 or place < self._num_units:
             passes.append(self._scaled(unit_U // place % self._base))
@@ -94,6 +96,8 @@ class _Asked:
         ):
             if one is None or owner is None or scaled is None:
                 continue
+            # Example: unit 37 was found to own an element, and gets the power 2**9 in
+            # this pass: its gradient has to be 512 times as large, to the last bit.
             power = torch.exp2(exponent_U[owner.clamp(min=0)].to(one.dtype))
             off = (one * power - scaled).abs()
             is_close = off <= slack(one.dtype) * 2.0**self._base
@@ -108,6 +112,8 @@ class _Asked:
         Any two units differ in a bit of their numbers. What is reached from units that
         have the bit, and from units that have not, depends on two.
         """
+        # Example: 5 units have 3 bits. Unit 4 is reached by NaN from the units with the
+        # highest bit alone, and from those without each of the others: 1 0 0.
         unit_U = torch.arange(self._num_units, device=self._device)
         halves = [
             (self._spoiled(bit_U == 1), self._spoiled(bit_U == 0))
@@ -142,6 +148,7 @@ class _Asked:
         return self._answers(grads)
 
     def _answers(self, grads: _Grads) -> Answers:
+        # A complex gradient by its length, which is scaled as its parts are.
         with torch.no_grad():
             gradients = run_backward(self._node, grads)
         return [
@@ -235,6 +242,9 @@ def _said(owner: Tensor, given: Tensor | None) -> Tensor:
     is_silent = owner == _NOTHING_SAID
     if not bool(is_silent.any()):
         return owner
+    # Example: a division by zero makes element 3 NaN whoever's gradients are sent. If
+    # all others stay where they were in the output, so does this one; if not, it may be
+    # anyone's.
     if given is None or not _spreads_over(given, owner):
         return owner.masked_fill(is_silent, MIXED)
     stays = (owner == given) | (owner == NOBODY) | is_silent

@@ -67,6 +67,8 @@ class ConvolutionGrads(GradPart):
         norms = []
         for examples in self._chunks(len(self.inputs)):
             product = self._product(examples)
+            # A Gram matrix is [positions, positions]: good for many channels and small
+            # images.
             norms.append(
                 product.squared_norms()
                 if self.is_gram_cheaper
@@ -77,16 +79,23 @@ class ConvolutionGrads(GradPart):
     def gradients(self, examples: slice) -> Tensor:
         if not self._is_product:
             return self._convolved(examples)
+        # Chunks count from 0, and the slice from its own start: chunk 0:4 of examples
+        # 10:17 is 10:14, and 4:8 is 14:17.
         start, stop, _ = examples.indices(len(self.inputs))
-        products = [
-            self._product(slice(start + chunk.start, min(start + chunk.stop, stop)))
+        # One chunk's windows at a time: those of all take as often as much as the input
+        # as the kernel has elements.
+        grads = [
+            self._product(
+                slice(start + chunk.start, min(start + chunk.stop, stop))
+            ).gradients(slice(None))
             for chunk in self._chunks(stop - start)
         ]
-        grads = torch.cat([product.gradients(slice(None)) for product in products])
-        return grads.view(-1, *self.kernel.shape)
+        return torch.cat(grads).view(-1, *self.kernel.shape)
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads, inputs = self.grads.to(total.dtype), self.inputs.to(total.dtype)
+        # [B] as [B, 1, 1, ...]: linear in the gradients of the outputs, so those are
+        # scaled.
         factors = factors_B.to(total.dtype).view(-1, *[1] * (grads.dim() - 1))
         # An ordinary backward of the whole batch, on gradients that were scaled.
         weighted = self._backward(
@@ -110,6 +119,9 @@ class ConvolutionGrads(GradPart):
     @property
     def is_gram_cheaper(self) -> bool:
         """Whether norms take less time than the gradients themselves."""
+        # T positions, C * K of a window and O / groups outputs: 4 * 4 positions of a
+        # kernel [512, 512, 3, 3] take 16 * (4608 + 512) < 4608 * 512, so Gram matrices
+        # it is.
         return self._is_product and gram_is_cheaper(
             self._num_positions,
             self.kernel[0].numel(),
@@ -128,10 +140,14 @@ class ConvolutionGrads(GradPart):
         fewest = _tuning.MANY_CHANNEL_PAIRS.get(self.inputs.device.type, 0)
         pairs = self.kernel.shape[0] * self.kernel.shape[1]
         is_pointwise = self.kernel.numel() == pairs
+        # An accelerator has no fewest, and always takes products. On the host a kernel
+        # of one position needs no windows at all: its input is one already.
         return not fewest or (self.groups == 1 and (is_pointwise or pairs >= fewest))
 
     def _chunks(self, num_samples: int) -> list[slice]:
         """Return slices of examples whose windows fit in a cache, or a chunk of memory."""
+        # Example: 32 x 32 positions of a kernel [64, 16, 3, 3] have windows of 144
+        # elements each, 0.6 MB an example in float32, where the image itself has 66 KB.
         windowed = self._num_positions * self.kernel[0].numel() * self.groups
         size = 4 * max(windowed, self.kernel.numel())
         at_most = (
@@ -148,9 +164,11 @@ class ConvolutionGrads(GradPart):
         transposed convolution slides over its outputs, not its inputs.
         """
         moving, fixed = wide(self.inputs[examples]), wide(self.grads[examples])
+        # The roles are exchanged: each input is spread over a window of the outputs.
         if self.transposed:
             moving, fixed = fixed, moving
         windows = self._windows(moving.flatten(0, 1), fixed.shape[3:])
+        # [b * T, C, *kernel, *positions] becomes [b, T, C * K, P].
         by_kernel = windows.reshape(
             *fixed.shape[:2], self.kernel[0].numel() * self.groups, -1
         )
@@ -168,6 +186,9 @@ class ConvolutionGrads(GradPart):
             pad for padding in reversed(self.padding) for pad in (padding, padding)
         ]
         padded = F.pad(images, sides).contiguous()
+        # A kernel's neighbours are dilation apart, and its positions are stride apart:
+        # of a row of 7 padded elements, kernel 3 at stride 2 reads 0 1 2, 2 3 4 and 4 5
+        # 6.
         per_image, per_channel, *strides = padded.stride()
         moves = [s * by for s, by in zip(strides, self.stride, strict=True)]
         spreads = [s * by for s, by in zip(strides, self.dilation, strict=True)]
@@ -179,6 +200,9 @@ class ConvolutionGrads(GradPart):
     def _convolved(self, examples: slice) -> Tensor:
         # Examples become groups of one convolution, an example's images its batch.
         inputs, grads = wide(self.inputs[examples]), wide(self.grads[examples])
+        # Inputs [T, b * C, ...] and gradients [T, b * O, ...], with one group for each
+        # example if the layer has one: group k sees the channels of example k alone, so
+        # the kernel's gradient is [b * O, C, ...].
         b = len(grads)
         by_example = self._backward(
             _side_by_side(inputs),
@@ -193,6 +217,7 @@ class ConvolutionGrads(GradPart):
     def _backward(
         self, inputs: Tensor, grads: Tensor, kernel: Tensor, *, groups: int
     ) -> Tensor:
+        # The kernel is asked for its shape alone; only its own gradient is computed.
         result: tuple[Tensor | None, Tensor, Tensor | None]
         result = torch.ops.aten.convolution_backward(
             grads,

@@ -48,6 +48,9 @@ class EmbeddingGrads(GradPart):
         num_rows: int,
         num_samples: int,
     ) -> None:
+        # Example: indices 7, 2, 7, 7 of the examples 0, 0, 0, 1. Example 0 has in row 7
+        # the sum of two gradients, so its norm is not that of the three lookups; row 7
+        # of example 1 is another pair.
         self.indices_L = indices_L
         self.owners_L = owners_L
         self.grads_LD = grads_LD
@@ -62,6 +65,7 @@ class EmbeddingGrads(GradPart):
         rows_KD = grads_LD.new_zeros(len(touched_K), grads_LD.shape[1])
         rows_KD.index_add_(0, where_L, grads_LD)
         owners_K = touched_K.div_(self.num_rows, rounding_mode="floor")
+        # [K] added up to [B].
         norms_B = grads_LD.new_zeros(self.num_samples)
         return norms_B.index_add_(0, owners_K, squared_norms(rows_KD))
 
@@ -75,6 +79,7 @@ class EmbeddingGrads(GradPart):
             head: The other use of the same table: its left factor is [B, T, V].
         """
         if isinstance(head, MaterializedGrads):
+            # [B, V, D] at (example, row): [L, D].
             rows_LD = wide(head.grads_BP[self.owners_L, self.indices_L])
             products_L = (rows_LD * self.grads_LD).sum(1)
             products_B = products_L.new_zeros(self.num_samples)
@@ -85,6 +90,7 @@ class EmbeddingGrads(GradPart):
         at_row_LT = left_BTV[self.owners_L, :, self.indices_L]
         products = []
         for lookups in torch.arange(len(self.indices_L)).split(_tuning.LOOKUPS_AT_ONCE):
+            # A few lookups at a time: every one takes a whole [T, D] of its example.
             inputs_LTD = right_BTD[self.owners_L[lookups]]
             grads_LD1 = wide(self.grads_LD[lookups])[..., None]
             products.append(
@@ -98,6 +104,7 @@ class EmbeddingGrads(GradPart):
         mine_L = (self.owners_L >= start) & (self.owners_L < stop)
         grads_LD = wide(self.grads_LD[mine_L])
         result = grads_LD.new_zeros(stop - start, self.num_rows, grads_LD.shape[1])
+        # Row v of example b is row b * V + v of all of them, one behind another.
         rows_L = (self.owners_L[mine_L] - start) * self.num_rows
         flat = result.view(-1, grads_LD.shape[1])
         flat.index_add_(0, rows_L + self.indices_L[mine_L], grads_LD)

@@ -83,9 +83,11 @@ class FactoredGrads(GradPart):
             left, right = self.left_rows, self.right_rows
             left_B = left.squared_norms() if left else squared_norms(self.left)
             right_B = right.squared_norms() if right else squared_norms(self.right)
+            # |x g^T|^2 = |x|^2 |g|^2.
             return left_B * right_B
         if gram_is_cheaper(T, I, O):
             return self._gram_norms()
+        # The elements of N matrices.
         size = self.left[0, ..., 0, 0].numel() * I * O
         return chunked_norms([self], B, size, self.left.device)
 
@@ -96,6 +98,7 @@ class FactoredGrads(GradPart):
         at_most = chunk_bytes(self.left.device)
         for examples in chunks(B, 8 * T * T * num_products, at_most):
             left, right = wide(self.left[examples]), wide(self.right[examples])
+            # [b, T, T] or [b, N, T, T], as the other.
             product = left @ left.mT
             eps = torch.finfo(product.dtype).eps
             other = right @ right.mT
@@ -103,6 +106,9 @@ class FactoredGrads(GradPart):
             lengths = (_diagonal(product) * _diagonal(other)).sqrt_()
             margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
             squares = torch.linalg.vecdot(product.flatten(-2), other.flatten(-2))
+            # Example: two positions with x = (1, 0) both, and g and -g: 1 * |g|^2
+            # twice, -|g|^2 twice. Rounding may leave -1e-7 of what is 0, or 0 of what
+            # is 1e-8.
             squares = squares.clamp_(min=0).add_(margin)
             norms.append(squares.view(len(squares), -1).sum(1))
         return torch.cat(norms)
@@ -123,6 +129,8 @@ class FactoredGrads(GradPart):
             left_RI, right_RO = left.flatten(0, 1), right.flatten(0, 1)
             total.addmm_(left_RI.T, right_RO, beta=beta)
             return
+        # [B, N, T, I] to [N, B * T, I]: one product over all rows of all examples, for
+        # each of the N matrices.
         left_NRI = left.transpose(0, 1).flatten(1, 2)
         right_NRO = right.transpose(0, 1).flatten(1, 2)
         total.baddbmm_(left_NRI.mT, right_NRO, beta=beta)
@@ -132,6 +140,8 @@ class FactoredGrads(GradPart):
         L = len(factors_LB)
         left, right = wide(self.left), wide(self.right)
         factors = factors_LB.to(right.device, right.dtype)
+        # [L, B] factors as [L * B, 1, 1], in the order in which layers were put
+        # together.
         right = right * factors.reshape(-1, 1, 1)
         left_LRI = left.reshape(L, -1, left.shape[-1])
         return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
@@ -148,6 +158,7 @@ def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:
 
 def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes
     """Whether T by T Gram matrices take fewer operations than I by O gradients."""
+    # T * T * (I + O) multiplications against T * I * O: for 768 by 768, up to T = 383.
     return T * (I + O) < I * O
 
 

@@ -46,6 +46,7 @@ class GroupedGrads(GradPart):
 
     def squared_norms(self) -> Tensor:
         norms = self._by_unit_and_expert().squared_norms()
+        # [U * E] to [U]: a stack's squared norm is the sum of its matrices'.
         return norms.view(self.num_units, self.num_experts).sum(1)
 
     def gradients(self, examples: slice) -> Tensor:
@@ -62,6 +63,7 @@ class GroupedGrads(GradPart):
         factors = factors_B.to(total.device, total.dtype)[units, None]
         left = self.left[used].to(total.dtype)
         right = self.right[used].to(total.dtype) * factors
+        # An expert without rows is not looked at: its sum stays as it was.
         for expert in experts.unique().tolist():
             rows = (experts == expert).nonzero()[:, 0]
             total[expert].addmm_(left[rows].T, right[rows])
@@ -78,6 +80,8 @@ class GroupedGrads(GradPart):
 
     def _by_unit_and_expert(self) -> RaggedGrads:
         """Return the gradients of single matrices, of U * E virtual units."""
+        # Example: 3 experts, and rows of unit 1 at the experts 2, 0, 2: virtual units
+        # 5, 3, 5.
         virtual = self.units * self.num_experts + self.experts
         is_used = (self.units >= 0) & (self.experts >= 0)
         virtual = torch.where(is_used, virtual, -1)

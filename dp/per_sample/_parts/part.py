@@ -88,6 +88,7 @@ class MaterializedGrads(GradPart):
     def __init__(self, grads_BP: Tensor, *, is_held_anyway: bool = False) -> None:
         self.grads_BP = grads_BP
         self.is_held_anyway = is_held_anyway
+        # A bias may give its norms to a weight as well: see FactoredGrads.
         self._norms_B: Tensor | None = None
 
     def squared_norms(self) -> Tensor:
@@ -101,9 +102,12 @@ class MaterializedGrads(GradPart):
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         grads_BP = self.grads_BP.reshape(len(self.grads_BP), -1).to(total.dtype)
         factors_B = factors_B.to(total.dtype)
+        # addmv_ writes into the sum; with a beta of 0 it reads nothing, not even NaN.
         if total.is_contiguous():
             total.view(-1).addmv_(grads_BP.T, factors_B, beta=beta)
         else:
+            # A sum that is seen through a transposed view, as a parameter's operand may
+            # be.
             weighted = (factors_B @ grads_BP).view(total.shape)
             total.copy_(total + weighted if beta else weighted)
 
@@ -118,6 +122,7 @@ class MaterializedGrads(GradPart):
         """Return the weighted sums of L layers whose examples are concatenated."""
         L, B = factors_LB.shape
         grads_LBP = wide(self.grads_BP).reshape(L, B, -1)
+        # [L, 1, B] @ [L, B, P]: a sum over the examples of each layer.
         factors_L1B = factors_LB[:, None].to(grads_LBP.device, grads_LBP.dtype)
         sums_LP = factors_L1B @ grads_LBP
         return sums_LP.view(L, *self.grads_BP.shape[1:])
@@ -139,6 +144,8 @@ def squared_norms(grads_BP: Tensor) -> Tensor:
     length = rows_BP.shape[1]
     if length <= _ROW:
         return _squared_norms(rows_BP)
+    # Example: rows of 10000 elements are 2 blocks of 4096, of which each is reduced by
+    # itself, and 1808 that are left.
     in_blocks = length // _ROW * _ROW
     squares_BN = _squared_norms(rows_BP[:, :in_blocks].unflatten(1, (-1, _ROW)))
     total_B = squares_BN.sum(1)
@@ -170,6 +177,7 @@ def chunked_norms(
     norms = []
     for examples in chunks(num_samples, 4 * size, chunk_bytes(device)):
         gradients = parts[0].gradients(examples)
+        # Uses are added before they are squared: the norm is of the whole gradient.
         for part in parts[1:]:
             gradients = gradients + part.gradients(examples)
         norms.append(squared_norms(gradients))
@@ -183,6 +191,7 @@ def chunk_bytes(device: torch.device) -> int:
 
 def chunks(num_samples: int, bytes_each: int, at_most: int) -> list[slice]:
     """Return slices of the examples that take at most *at_most* bytes each."""
+    # One example at least, however large its gradient is.
     step = max(1, at_most // max(1, bytes_each))
     return [slice(i, i + step) for i in range(0, num_samples, step)]
 

@@ -48,12 +48,17 @@ class RaggedGrads(GradPart):
     """
 
     def __init__(self, rows: _Rows, groups: RowGroups) -> None:
+        # Example: rows of the units 2, 0, 2, 1, -, 2 of 3 units. The row that is
+        # nobody's was dropped, and what is left has the owners 2, 0, 2, 1, 2: r = 5.
+        # Units 0 and 1 are in a bucket [2, 1, ...], unit 2 is in one of [1, 3, ...].
         self.rows = rows
         self.groups = groups
 
     def squared_norms(self) -> Tensor:
         if isinstance(self.rows, MaterializedGrads):
+            # Rows of one unit are added before anything is squared.
             return self.materialized().squared_norms()
+        # A unit without a row keeps a norm of zero.
         norms_U = _zeros(self.rows, [self.groups.num_units])
         for bucket in self.groups.buckets:
             norms_U[bucket.units_u] = _of_bucket(self.rows, bucket).squared_norms()
@@ -71,6 +76,7 @@ class RaggedGrads(GradPart):
         return grads
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
+        # [U] to [r].
         factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]
         self.rows.add_weighted_sum(factors_r, total, beta=beta)
 
@@ -103,6 +109,7 @@ def by_unit(part: GradPart, groups: RowGroups) -> GradPart:
     if isinstance(part, SlicedGrads):
         return _put_in_place(part, groups)
     rows, repeats = _one_position_each(part)
+    # A row of several positions: all of them are of the row's unit.
     if repeats > 1:
         unit_R = groups.unit_R.repeat_interleave(repeats)
         groups = RowGroups(unit_R, groups.num_units)
@@ -123,6 +130,7 @@ def _put_in_place(part: SlicedGrads, groups: RowGroups) -> MaterializedGrads:
     row_r = groups.owned_r
     if row_r is None:
         row_r = torch.arange(len(slices), device=slices.device)
+    # [U, R, L, ...]: row r of unit u goes to its own place, and no two to one.
     whole[groups.owner_r, row_r] = slices[row_r]
     return MaterializedGrads(whole.flatten(1, 2).movedim(1, 1 + part.axis))
 
@@ -139,6 +147,7 @@ def _one_position_each(part: GradPart) -> tuple[_Rows, int]:
         )
         return FactoredGrads(left, right), part.left.shape[-2]
     assert isinstance(part, ConvolutionGrads)  # noqa: S101 -- there is no other kind
+    # [R, T, C, ...] becomes [R * T, 1, C, ...]: every image is a row.
     inputs, grads = (x.flatten(0, 1)[:, None] for x in (part.inputs, part.grads))
     return replace(part, inputs=inputs, grads=grads), part.inputs.shape[1]
 
@@ -165,6 +174,7 @@ def _of_bucket(rows: FactoredGrads | ConvolutionGrads, bucket: Bucket) -> GradPa
 
 def _zeros(rows: FactoredGrads | ConvolutionGrads, shape: Sequence[int]) -> Tensor:
     like = rows.grads if isinstance(rows, ConvolutionGrads) else rows.right
+    # In the dtype in which norms and sums are computed, whatever rows are held in.
     return wide(like[:0]).new_zeros(*shape)
 
 
@@ -204,6 +214,9 @@ def join_ragged(uses: Sequence[GradPart]) -> Sequence[GradPart]:
     if products:
         regular = [use for use in others if isinstance(use, FactoredGrads)]
         others = [use for use in others if not isinstance(use, FactoredGrads)]
+        # A weight that is used by packed rows and by a batch as well: |a + b|^2 has a
+        # cross term. As one product it comes with the rest; apart, both gradients would
+        # have to be written out for it.
         as_ragged = _as_ragged(regular, products[0].groups)
         joined += _join_products([*products, *as_ragged])
     return [*others, *joined]
@@ -221,12 +234,14 @@ def _by_kind(
 
 def _as_ragged(uses: Sequence[FactoredGrads], like: RowGroups) -> list[GradPart]:
     """Return uses whose units lie along an axis as ragged ones, which they are too."""
+    # Row u is unit u's.
     index_U = torch.arange(like.num_units, device=like.owner_r.device)
     groups = RowGroups(index_U, like.num_units)
     return [by_unit(use, groups) for use in uses]
 
 
 def _join_products(uses: Sequence[GradPart]) -> list[GradPart]:
+    # [r, 1, I] and [r, N, 1, I] cannot lie in one tensor.
     by_axes: dict[int, list[tuple[FactoredGrads, RowGroups]]] = {}
     for use in uses:
         assert isinstance(use, RaggedGrads)  # noqa: S101 -- as by_unit returns them

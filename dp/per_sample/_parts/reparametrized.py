@@ -42,8 +42,10 @@ def parts_of_parameters(
     part: GradPart, operand: Operand, num_samples: int
 ) -> list[tuple[Tensor, GradPart]]:
     """Return the parts of the parameters that an operand was computed from."""
+    # The usual use: of the parameter itself.
     if operand.chain == []:
         return [(operand.parameters[0], part)]
+    # A slice is of the operand as the use saw it, so it is taken back as a whole.
     if operand.chain is None or isinstance(part, SlicedGrads):
         return _through_autograd(part, operand, num_samples)
     (parameter,) = operand.parameters
@@ -61,6 +63,7 @@ def _is_transposed(operand: Operand) -> bool:
         return False
     if operand.chain and [name_of(node) for node, _ in operand.chain] == ["TBackward0"]:
         return True
+    # Other views may come to the same, as permute(1, 0): by shape and strides.
     view = operand.seen_in(parameter.detach())
     return view.shape == parameter.mT.shape and view.stride() == parameter.mT.stride()
 
@@ -149,6 +152,8 @@ class SlicedGrads(GradPart):
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
         inner = self.inner.gradients(slice(None)).to(total.dtype)
         factors = factors_B.to(total.dtype).view(-1, *[1] * (inner.dim() - 1))
+        # Slices [B, ..., L, ...] behind one another are the operand: [3] of each of 2
+        # images is [6] for an instance norm of 3 channels.
         weighted = (inner * factors).movedim(0, self.axis).reshape(self.shape)
         total.copy_(total + weighted if beta else weighted)
 
@@ -194,6 +199,8 @@ class ReparametrizedGrads(GradPart):
             self._add_one_by_one(factors_B, total, beta=beta)
             return
         shape = self.operand.shape
+        # The sum of the operand's gradients first, and then one pass back to the
+        # parameter.
         inner_total = torch.empty(shape, dtype=total.dtype, device=total.device)
         self.inner.add_weighted_sum(factors_B, inner_total, beta=0)
         (grad,) = _backward_once(self.operand, [self.parameter], inner_total)
@@ -244,6 +251,8 @@ def _through_autograd(
     """
     parameters = operand.parameters
     size = sum(parameter.numel() for parameter in parameters)
+    # LoRA with A [768, 8] and B [8, 768]: 12 288 elements an example are held, where
+    # the gradient of the product would have 589 824.
     is_complex = _dtype(*operand.edge).is_complex  # Of real parameters.
     if not is_complex and (len(parameters) == 1 or size > _size(operand)):
         return [
@@ -268,6 +277,7 @@ def _backward(
     try:
         return _backward_once(operand, parameters, grads_B, batched=True)
     except RuntimeError:  # An operation that torch.vmap cannot batch.
+        # One example after the other: slower, and the same.
         rows = [_backward_once(operand, parameters, grad) for grad in grads_B]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

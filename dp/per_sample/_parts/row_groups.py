@@ -91,6 +91,7 @@ class RowGroups:
         counts_U = self.owner_r.bincount(minlength=self.num_units)
         # The exponent e of a count in [2^(e - 1), 2^e), found without rounding, numbers
         # its bucket; units without rows are in bucket 0.
+        # Example: units with 1, 5, 6 and 20 rows are in the buckets 1, 3, 3 and 5.
         bucket_U = torch.frexp(counts_U.double()).exponent.long()
         num_units_E = bucket_U.bincount()
         length_E = torch.zeros_like(num_units_E)
@@ -99,6 +100,7 @@ class RowGroups:
         unit_U = bucket_U.argsort(stable=True)
         rank_U = torch.empty_like(unit_U)
         rank_U[unit_U] = torch.arange(len(unit_U), device=unit_U.device)
+        # Rows of a bucket's first unit come first, then those of its second: [r].
         rank_r, row_r = rank_U[self.owner_r].sort(stable=True)
         bucket_r = bucket_U[unit_U][rank_r]
         place_r = rank_r - _starts(num_units_E)[bucket_r]  # Of its unit in the bucket.

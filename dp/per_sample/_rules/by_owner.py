@@ -42,6 +42,7 @@ def fitting_rule(context: RuleContext) -> Rule | None:
         return None
     if not context.owners:
         return rule if rule.applies(context) else None
+    # As of a use whose every row is padding in this batch.
     if not any(_groups(context, output) for output in context.owners):
         return rule  # Which has nothing to do.
     by_row = _by_row(context)
@@ -73,6 +74,8 @@ def parts_of_use(rule: Rule | None, context: RuleContext, grads: Grads) -> Parts
     by_row = None if rule is None else _by_row(context)
     if rule is None or by_row is None:
         return by_node(context, grads)
+    # Example: tokens [4, 512, D] in documents of any length: 2048 rows, each served as
+    # an example of one position, and then grouped by the documents they are of.
     rows, groups = by_row
     parts = rule.apply(rows, grads)
     return {position: by_unit(part, groups) for position, part in parts.items()}
@@ -89,6 +92,8 @@ def _by_row(context: RuleContext) -> tuple[RuleContext, RowGroups] | None:
         groups = _groups(context, output)
         if groups is None:
             continue
+        # Row k of one output must be the same unit's as row k of the other, or no one
+        # grouping is right for the sum of both.
         if first is not None and not torch.equal(first.unit_R, groups.unit_R):
             return None
         first = groups
@@ -104,6 +109,7 @@ def _groups(context: RuleContext, output: int) -> RowGroups | None:
     owners = context.owners.get(output)
     if owners is None or (owners.rows is None and not owners.is_regular):
         return None
+    # The plan holds the tensor while the batch is served, so its id is no other's.
     key = (id(owners.rows), *owners[1:3])
     groups = context.groups.get(key)
     if groups is None:
@@ -125,6 +131,7 @@ def _known(unit_R: Tensor, context: RuleContext) -> RowGroups | None:
 def _layout(owners: Owners, context: RuleContext, rank: int) -> Layout | SpreadLayout:
     """Return how rows lie in an output of *rank* axes."""
     lengths = _unit_tensor(owners, context, rank).shape
+    # Owners [4, 512, 1] lie along the axes -3 and -2, [2048, 1] along -2 alone.
     axes = [axis - rank for axis, length in enumerate(lengths) if length > 1]
     if not axes:
         return Layout(-1)  # All of it is one row, so any axis will do.

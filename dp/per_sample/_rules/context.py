@@ -62,6 +62,10 @@ class MemoryBudget:
         self._left -= num_bytes
         return True
 
+    def hold(self, num_bytes: float) -> None:
+        """Count bytes that have to be held, whether or not there is room."""
+        self._left -= num_bytes
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -177,25 +181,32 @@ class RuleContext:
         T, I = left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = right.shape[-1]  # noqa: E741 -- a shape suffix
         if T == 1 and left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
-            # The norm of an outer product is the product of two norms: nothing to hold.
+            # The norm of an outer product is the product of two norms: no other way pays.
+            self._hold(left, right)
             return FactoredGrads(left, right)
+        # Example: Linear(768, 768). With T = 16 positions the Gram matrices take 0.4
+        # million multiplications an example, less than reading and writing 590 000
+        # gradients, so factors are kept. With T = 512 they take 403 million, and
+        # holding pays if there is room.
         matrix = I * O
         gram_time = T * T * (I + O)
         pays = (
             matrix <= _tuning.SMALL_PARAMETER
             or matrix * _tuning.FLOPS_PER_ELEMENT < gram_time
         )
+        # One matrix for each example, or for each of its N products.
         num_bytes = left.numel() // (T * I or 1) * matrix * max(4, left.itemsize)
         if pays and (
             num_bytes <= _tuning.UNCOUNTED_BYTES or self.budget.try_reserve(num_bytes)
         ):
             return MaterializedGrads(left.mT @ right)
+        self._hold(left, right)
+        return FactoredGrads(left, right)
+
+    def _hold(self, left: Tensor, right: Tensor) -> None:
         # Factors keep activations alive that would be freed. There is no alternative,
         # so they are held whether or not there is room.
-        self.budget.try_reserve(
-            left.numel() * left.itemsize + right.numel() * right.itemsize
-        )
-        return FactoredGrads(left, right)
+        self.budget.hold(left.numel() * left.itemsize + right.numel() * right.itemsize)
 
 
 @final
@@ -251,6 +262,9 @@ def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradP
         position: The operand's input position.
         grad: The gradient of the operand as it was broadcast to the output's shape.
     """
+    # Examples of a bias [D]: a gradient [B, T, D] has the examples first, and is summed
+    # over T; one of [B * T, D] is split into [B, T, D] first; in one of [T, B, D] the
+    # examples are moved to the front.
     shape = tuple(context.operands[position].shape)
     B, layout = context.num_samples, context.layout
     if shape == grad.shape[1:] and len(grad) == B and context.examples_lead:
@@ -258,6 +272,7 @@ def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradP
     if B == 1:
         return MaterializedGrads(grad.sum_to_size(shape)[None])
     if extends_along_examples(context, position):
+        # As of a table [B, D] that is added to [B, D]: row b is example b's alone.
         axis = len(shape) + layout.axis
         return _sliced(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
@@ -307,8 +322,12 @@ def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
     """Return the gradients of an operand of which each example has a slice."""
     B = context.num_samples
     if not context.layout.time_major:
+        # [2, 6, D] with 3 examples on axis 1 becomes [2, 3, 2, D], and then [3, 2, 2,
+        # D].
         apart = grad.unflatten(axis, (B, -1))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
+    # An example's entries are not consecutive here, so its gradient is written out
+    # whole.
     owners = context.owner_tensor(0, grad)
     index = torch.arange(B, device=grad.device).view(-1, *[1] * grad.dim())
     return MaterializedGrads(torch.where(owners == index, grad, 0))

@@ -102,6 +102,8 @@ class _Checked:
 
     def __call__(self, context: RuleContext, grads: Grads) -> Parts:
         node = context.use.node
+        # Outputs behind the last one that matters have no gradient: zeros, as in
+        # autograd.
         missing = len(node._input_metadata) - len(grads)  # noqa: SLF001 -- see _nodes
         of_inputs = by_input(
             node,
@@ -110,6 +112,8 @@ class _Checked:
         parts = {
             i: self._checked_shape(context, i, of_inputs[i]) for i in context.operands
         }
+        # Once the pass is over (Rule.waits), so that the function's own backward can be
+        # run.
         if not self._is_checked:
             self._is_checked = self._agrees(parts, by_node(context, grads))
         return dict(parts)
@@ -140,6 +144,7 @@ class _Checked:
                     " example; correct the rule or remove it: the function also works"
                     " without one"
                 )
+        # Gradients of zero agree with anything, so the next ones are compared again.
         return all(0 < size < math.inf for size in sizes)
 
 

@@ -26,6 +26,7 @@ def _convolution(context: RuleContext, grad: Tensor) -> Parts:
     weight, bias = 1, 2
     grads = _images(context, grad)  # [B, T, C, ...]
     if bias in context.operands:
+        # [B, T, C, H, W] to [B, T, C, P], summed over images and positions to [B, C].
         parts[bias] = MaterializedGrads(grads.flatten(3).sum((1, 3)))
     if weight in context.operands:
         inputs = _images(context, context.saved("input"))
@@ -46,11 +47,14 @@ def _convolution(context: RuleContext, grad: Tensor) -> Parts:
 
 def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPart:
     """Materialize gradients if there is room, and no faster way to their norms."""
+    # 64 examples of a kernel [512, 512, 3, 3] take 604 MB in float32.
     kernels = context.num_samples * part.kernel.numel()
     num_bytes = kernels * max(4, part.grads.itemsize)
     if not part.is_gram_cheaper and context.budget.try_reserve(num_bytes):
         return MaterializedGrads(part.gradients(slice(None)))
-    context.budget.try_reserve(
+    # Not held: what is kept instead is counted, whether there is room or not, since the
+    # norms cannot be had without it.
+    context.budget.hold(
         (part.grads.numel() + part.inputs.numel()) * part.grads.itemsize
     )
     return part
@@ -59,6 +63,7 @@ def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPa
 def _images(context: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, C, ...] of [B * T, C, ...]."""
     if context.layout.time_major and context.num_samples > 1:
+        # Time-major: the first axis is split into [T, B].
         apart = tensor.reshape(-1, context.num_samples, *tensor.shape[1:])
         return apart.transpose(0, 1)
     return tensor.reshape(context.num_samples, -1, *tensor.shape[1:])
@@ -69,6 +74,9 @@ def _group_norm(context: RuleContext, grad: Tensor) -> Parts:
     # channels in N * G groups, and the weight of that has an entry for every image.
     num_images, C = grad.shape[:2]
     rstd = context.saved("result2")
+    # Example: 4 images of 6 channels in 3 groups are one image of 24 channels in 12
+    # groups. The weight of ones enters the inputs' gradient alone, which is not asked
+    # for. The result is [24], or [4, 6].
     _, weight, bias = torch.ops.aten.native_group_norm_backward(
         grad.contiguous(),
         context.saved("input").contiguous(),
@@ -92,6 +100,8 @@ def _batch_norm(context: RuleContext, grad: Tensor, *, eps: str = "eps") -> Part
     """Serve a norm by running statistics, or an instance norm."""
     if context.saved("training"):
         return _instance_norm(context, grad)
+    # Statistics of other batches are constants here, and couple nobody: normed is x *
+    # scale + shift with shift = -mean * scale, channel by channel.
     scale = (context.saved("running_var") + context.saved(eps)).rsqrt()
     sums = _sums_by_image(context, grad, -context.saved("running_mean") * scale, scale)
     return {
@@ -123,6 +133,8 @@ def _sums_by_image(
     shape = (*grad.shape[:2], -1)
     bias = grad.reshape(shape).sum(2)
     weighted = (grad * context.saved("input")).reshape(shape).sum(2)
+    # The sum of g * (x * scale + shift) is scale * sum(g * x) + shift * sum(g): [N, C],
+    # and no normed image is written out.
     return {1: weighted * scale_C + bias * shift_C, 2: bias}
 
 
@@ -131,6 +143,8 @@ def _norms_each_example(context: RuleContext) -> bool:
         return context.axis == 0
     if context.num_samples == 1:
         return True
+    # While training, statistics run over the first axis, and mix what lies along it.
+    # Torch's instance norm puts the examples on the channels' axis, [1, B * C, ...].
     num_images = context.use.shape[0]
     return num_images == 1 and context.axis == 1 and not context.layout.time_major
 
@@ -168,6 +182,7 @@ IMAGE_RULES: Final[Mapping[str, Rule]] = {
         ),
     ),
     "CudnnBatchNormBackward0": Rule(
+        # cuDNN's node has another name for it.
         parts=partial(_batch_norm, eps="epsilon"),
         reads=(
             "input",

@@ -31,8 +31,13 @@ def _index_select(context: RuleContext, grad: Tensor) -> Parts:
 
 def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     """Return the parts of ``table[indices]``, [..., D] of [...]."""
+    # Example: table [5, D] and indices [[0, 3], [3, -1]] of two examples. The lookups
+    # are rows 0, 3, 3, 4 of examples 0, 0, 1, 1: a row may be looked up by both, and by
+    # one twice.
     g_BTD = context.rows(grad)
     num_rows = context.operands[0].shape[0]
+    # With a last axis of length 1, so that examples are found in them as in the
+    # gradient.
     indices_BT1 = context.rows(indices.long().remainder(num_rows)[..., None])
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
@@ -49,6 +54,7 @@ def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
 def _takes_rows(context: RuleContext) -> bool:
     """Whether whole rows of a matrix are picked, with the examples on an index's axis."""
     is_matrix = len(context.operands[0].shape) == _MATRIX
+    # Not on the last axis, where the entries of a row lie, which all examples share.
     return is_matrix and context.axis < len(context.use.shape) - 1
 
 
@@ -59,6 +65,7 @@ def _takes_rows_by_number(context: RuleContext) -> bool:
 
 
 def _selects_rows(context: RuleContext) -> bool:
+    # index_select(1, i) picks columns.
     return context.saved("dim") == 0 and _takes_rows(context)
 
 

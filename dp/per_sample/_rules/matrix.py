@@ -31,6 +31,8 @@ def _addmm(context: RuleContext, grad: Tensor) -> Parts:
     bias, weight = 0, 2
     if weight in context.operands:
         product = _scaled(grad, context.saved("alpha"))
+        # [B * T, I] and [B * T, O] as [B, T, I] and [B, T, O]: the weight's gradients,
+        # [I, O] for each example, are the first's transpose times the second.
         parts[weight] = context.product(
             context.rows(context.saved("mat1")), context.rows(product)
         )
@@ -47,6 +49,9 @@ def _share_norms(parts: Parts, bias: int, weight: int) -> Parts:
     With one position an example, the weight's gradient is the outer product of the
     input and the output gradient, and the bias's is that output gradient itself.
     """
+    # Example: 32 examples of Linear(100, 10). The bias has the gradients g [32, 10],
+    # the weight x [32, 1, 100] and g as [32, 1, 10], whose squared norms are |x|^2
+    # |g|^2: |g|^2 is computed once, and g is not copied beside the other biases.
     bias_part, weight_part = parts.get(bias), parts.get(weight)
     if (
         isinstance(bias_part, MaterializedGrads)
@@ -67,6 +72,9 @@ def _mm(context: RuleContext, grad: Tensor) -> Parts:
         return {
             1: context.product(context.rows(context.saved("self")), context.rows(grad))
         }
+    # weight @ x, with x of [I, B * T]: as y.T = x.T @ weight.T the examples are on the
+    # rows. The left factor is then the gradient, so that the result is [O, I], as
+    # weight is.
     transposed = _transposed_context(context)
     return {
         0: context.product(
@@ -107,11 +115,14 @@ def _product(
 ) -> GradPart:
     B = context.num_samples
     if B == 1:
+        # [1, N, T, I] and [1, N, T, O].
         return context.product(left[None], right[None])
     if layout.axis == _ROWS:
         return context.product(
             _by_example(left, layout, B), _by_example(right, layout, B)
         )
+    # On the axis of the matrices: bmm(x [B, T, I], w.expand(B, I, O)). Each example
+    # meets N / B matrices of its own: a slice of the operand, which is zero elsewhere.
     inner = context.product(left.unflatten(0, (B, -1)), right.unflatten(0, (B, -1)))
     return SlicedGrads(inner, (len(left), left.shape[-1], right.shape[-1]), 0)
 
@@ -120,6 +131,7 @@ def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
     """Return [B, N, T, ...] of [N, B * T, ...]."""
     N, D = len(tensor), tensor.shape[-1]
     if layout.time_major:
+        # [N, T, B, D] to [B, N, T, D].
         return tensor.reshape(N, -1, num_samples, D).movedim(2, 0)
     return tensor.reshape(N, num_samples, -1, D).transpose(0, 1)
 
@@ -138,6 +150,7 @@ def _layout(context: RuleContext) -> Layout:
 
 
 def _mv(context: RuleContext, grad: Tensor) -> Parts:
+    # [B * T, I]: a row's input, scaled by the gradient of its one output.
     products = context.saved("self") * grad[:, None]
     B = context.num_samples
     if context.layout.time_major:
@@ -151,6 +164,8 @@ def _grouped_mm(context: RuleContext, grad: Tensor) -> Parts:
     row_R = torch.arange(len(grad), device=grad.device)
     # Expert e has the rows up to offsets[e]; behind the last are none.
     offsets_E = context.saved("offs").long()
+    # Example: offsets 2, 2, 5 of three experts and 6 rows. Rows 0 and 1 meet expert 0,
+    # none meets expert 1, rows 2 to 4 meet expert 2, and row 5 meets none.
     expert_R = torch.searchsorted(offsets_E, row_R, right=True)
     part = GroupedGrads(
         left=context.saved("self"),
@@ -165,6 +180,7 @@ def _grouped_mm(context: RuleContext, grad: Tensor) -> Parts:
 
 def _is_routed(context: RuleContext) -> bool:
     """Whether rows go to experts whose matrices all examples share."""
+    # Without offsets it is a batch of products, one for each matrix.
     if [*context.operands] != [1] or context.saved("offs") is None:
         return False
     is_stack = len(context.operands[1].shape) == -_BATCH
@@ -186,7 +202,11 @@ def _right_is_shared(right: int, *more_axes: int) -> Callable[[RuleContext], boo
     """
 
     def applies(context: RuleContext) -> bool:
+        # The gradient of a factor sums over the axis of the output that the factor
+        # lacks: of x @ weight over rows, of weight @ x over columns. The examples must
+        # lie there, so that the sum can be split by example.
         left = right - 1
+        # Both from parameters, as in addmm(x, a, b): no factor is the data's.
         if left in context.operands and right in context.operands:
             return False
         if context.num_samples == 1:

@@ -24,6 +24,7 @@ __all__ = ("POINTWISE_RULES",)
 
 
 def _add(context: RuleContext, grad: Tensor) -> Parts:
+    # torch.add(a, b, alpha=2) is a + 2 * b.
     return _sum(context, grad, context.saved("alpha"))
 
 
@@ -41,6 +42,7 @@ def _sum(context: RuleContext, grad: Tensor, scale: float) -> Parts:
 
 
 def _mul(context: RuleContext, grad: Tensor) -> Parts:
+    # d(a * b) / da is b: each side's gradient takes what the other side was.
     factors = {0: "other", 1: "self"}
     return {
         i: reduce_broadcast(context, i, grad * context.saved(factors[i]))
@@ -54,12 +56,16 @@ def _div(context: RuleContext, grad: Tensor) -> Parts:
     if 0 in context.operands:
         parts[0] = reduce_broadcast(context, 0, grad / divisor)
     if 1 in context.operands:
+        # d(a / b) / db is -a / b / b. A division by b**2 would overflow in float32 at b
+        # = 1e20.
         quotient = context.saved("self") / divisor
         parts[1] = reduce_broadcast(context, 1, -grad * quotient / divisor)
     return parts
 
 
 def _where(context: RuleContext, grad: Tensor) -> Parts:
+    # Filled with zeros and not multiplied by them: the branch that was not taken may
+    # have a gradient of infinity, and 0 times it is NaN.
     condition = context.saved("condition")
     masked = {0: grad.where(condition, 0), 1: grad.masked_fill(condition, 0)}
     return {i: reduce_broadcast(context, i, masked[i]) for i in context.operands}
@@ -67,12 +73,16 @@ def _where(context: RuleContext, grad: Tensor) -> Parts:
 
 def _prelu(context: RuleContext, grad: Tensor) -> Parts:
     inputs = context.saved("self")
+    # max(x, 0) + a * min(x, 0): only where x is not positive does its slope a count.
     negative = (grad * inputs).masked_fill(inputs > 0, 0)
     return {1: reduce_broadcast(context, 1, negative)}
 
 
 def _cat(context: RuleContext, grad: Tensor) -> Parts:
     dim = signed(context.saved("dim"))
+    # Example: cat([cls.expand(B, 1, D), x], dim=1) with x of [B, 16, D]. The operand is
+    # the expanded token, whose gradient is [:, 0:1] of that of the result, and of which
+    # each example has a slice.
     parts, start = Parts(), 0
     for position, length in enumerate(_lengths(context, dim, grad.shape[dim])):
         if position in context.operands:
@@ -109,11 +119,15 @@ def _length(
 def _lengths_are_known(context: RuleContext) -> bool:
     children = [child for child, _ in context.use.node.next_functions]
     dim = signed(context.saved("dim"))
+    # Along the examples' own axis an input would be some examples' alone, and along any
+    # other each example has a part of every input.
     num_axes = len(context.use.shape)
     return children.count(None) <= 1 and dim % num_axes != context.axis
 
 
 POINTWISE_RULES: Final[Mapping[str, Rule]] = {
+    # These spread where operands are shared: a bias is the same for all rows, and a
+    # table of positions [T, D] is not for examples that are single tokens.
     "AddBackward0": Rule(
         parts=_add,
         spreads=is_shared,
@@ -143,6 +157,7 @@ POINTWISE_RULES: Final[Mapping[str, Rule]] = {
         spreads=lambda context: 0 not in context.operands and is_shared(context),
         reads=("self",),
         example=lambda: F.prelu(leaf(1, 1), leaf(1)),
+        # Input 0 is the data; if it is computed of parameters, the node itself is run.
         applies=lambda context: 0 not in context.operands,
     ),
     "SubBackward0": Rule(

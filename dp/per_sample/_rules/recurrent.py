@@ -51,10 +51,13 @@ def _lstm(context: RuleContext, grads: Grads) -> Parts:
     inputs_TNI, hidden_TNH = (
         _by_step(context, wide(context.saved(name))) for name in ("input", "result0")
     )
+    # Step t starts from the output of step t - 1, and step 0 from the given state.
     before_TNH = torch.cat([wide(context.saved("hx_"))[None], hidden_TNH[:-1]])
     w_ih, w_hh = (wide(context.saved(f"weight{i}")) for i in range(2))
     states = _States.kept(context, hidden_TNH)
     if states is None:
+        # [T, N, I] @ [I, G] and [T, N, H] @ [H, G]: all steps at once, since hidden
+        # states are known by now.
         inputs_TNG = inputs_TNI @ w_ih.mT
         inputs_TNG += before_TNH @ w_hh.mT
         gates_TNG = _activated(inputs_TNG + _bias(context))
@@ -67,6 +70,8 @@ def _lstm(context: RuleContext, grads: Grads) -> Parts:
     )
     if context.input_grad is not None:
         context.input_grad += _by_step(context, back_TNG @ w_ih)
+    # The gradients of the gates' inputs are what every weight and bias is multiplied
+    # by: those of w_ih, [G, I] for each example, are back.T @ inputs over its steps.
     parts = Parts()
     rows = context.rows(back_TNG)
     for position, other in ((_W_IH, inputs_TNI), (_W_HH, before_TNH)):
@@ -120,6 +125,8 @@ class _States(NamedTuple):
         line longer where that would be a multiple of 1024 bytes.
         """
         T, N, H = hidden_TNH.shape
+        # Example: H = 50 has 200 numbers, 208 in whole lines. H = 64 has 256, which is
+        # 1024 bytes, so a line more: 272.
         length = -(-4 * H // _LINE) * _LINE
         length += _LINE if length % (16 * _LINE) == 0 else 0
         workspace = context.saved("result3")
@@ -172,11 +179,14 @@ def _through_time(
     d_h, d_c = (zeros_NH if grad is None else grad for grad in last[:2])
     back_TN4H = torch.empty(T, N, 4, H).to(of_cell)
     for step in reversed(range(T)):
+        # What comes back through the next step, and what the losses take of this
+        # output.
         if outputs is not None:
             d_h = d_h + outputs[-1 - step if reverse else step]
         d_c = torch.addcmul(d_c, d_h, to_cell[step])
         torch.mul(d_c[:, None], of_cell[step], out=back_TN4H[step, :, :3])
         torch.mul(d_h, of_output[step], out=back_TN4H[step, :, 3])
+        # [N, G] @ [G, H]; the cell goes back through the forget gate alone.
         d_h, d_c = back_TN4H[step].flatten(1) @ w_hh, d_c * f[step]
     return back_TN4H.flatten(2), d_h, d_c
 

@@ -23,6 +23,7 @@ _SUM, _MEAN = 0, 1  # Modes of an embedding bag, as torch numbers them.
 
 def _embedding(context: RuleContext, grad: Tensor) -> Parts:
     g_BTD = context.rows(grad)
+    # [B, T, D] and [B, T]: L = B * T lookups, all of them an example's own.
     indices_BT = context.rows(context.saved("indices")[..., None])[..., 0]
     B, T, D = g_BTD.shape
     owners_B1 = torch.arange(B, device=grad.device)[:, None]
@@ -39,13 +40,17 @@ def _embedding(context: RuleContext, grad: Tensor) -> Parts:
 def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
     indices_L, offsets = context.saved("indices"), context.saved("offsets")
     position_L = torch.arange(len(indices_L), device=grad.device)
+    # Example: 7 indices with offsets 0, 2, 5 are in the bags 0 0 1 1 1 2 2; with
+    # offsets 0, 2, 2, 5 the second bag is empty, and they are in 0 0 2 2 2 3 3.
     bags_L = torch.searchsorted(offsets, position_L, right=True) - 1
     if context.saved("mode") == _MEAN:
         # Padding does not count, neither in the sum nor in the number.
         counted_L1 = grad.new_ones(len(indices_L), 1)
         counted_L1 = _without_padding(context, indices_L[:, None], counted_L1)
         sizes = grad.new_zeros(len(grad), 1).index_add_(0, bags_L, counted_L1)
+        # An empty bag has the mean 0, and sends nothing.
         grad = grad / sizes.clamp(min=1)
+    # [bags, D] to [L, D]: each lookup gets the gradient of its bag.
     grads_LD = grad[bags_L]
     weights_L = context.saved("per_sample_weights")
     if weights_L is not None:
@@ -62,6 +67,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
 
 
 def _without_padding(context: RuleContext, indices: Tensor, grads: Tensor) -> Tensor:
+    # -1 stands for none. Filled, not multiplied by zero: a gradient may be infinite.
     padding = signed(context.saved("padding_idx"))
     return grads.masked_fill(indices == padding, 0) if padding >= 0 else grads
 
@@ -78,6 +84,8 @@ def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
     weight, bias = 1, 2
     if weight in context.operands:
         rstd_BT1 = _blocks(context, context.saved("result2"))
+        # (x - mean) * rstd as x * rstd + shift: one pass over [B, T, D], and one new
+        # tensor.
         shift_BT1 = -_blocks(context, context.saved("result1")) * rstd_BT1
         inputs_BTD = _blocks(context, context.saved("input"))
         normed_BTD = torch.addcmul(shift_BT1, inputs_BTD, rstd_BT1)
@@ -101,6 +109,8 @@ def _rms_norm(context: RuleContext, grad: Tensor) -> Parts:
 def _blocks(context: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, D] for a tensor of [..., *shape], or [B, T, 1] for its statistics."""
     num_normed = len(context.saved("normalized_shape"))
+    # Example: a norm over [4, 8] of inputs [B, T, 4, 8] has blocks of 32 entries; its
+    # mean is [B, T, 1, 1], and has blocks of one.
     length = size(tensor.shape[tensor.dim() - num_normed :])
     if context.num_samples == 1 or context.examples_lead:
         return tensor.reshape(context.num_samples, -1, length)
@@ -109,6 +119,8 @@ def _blocks(context: RuleContext, tensor: Tensor) -> Tensor:
 
 
 def _norms_within_examples(context: RuleContext) -> bool:
+    # Along an axis that is normed, an example's values are computed of others', so that
+    # no gradient is one example's alone: nothing for a rule.
     lead = len(context.use.shape) - len(context.saved("normalized_shape"))
     return 0 not in context.operands and (
         context.num_samples == 1 or context.axis < lead

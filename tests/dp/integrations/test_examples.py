@@ -72,6 +72,17 @@ def test_a_shorter_run_of_an_example_learns_too(name, size, reached):
     assert 0.9 * planned < epsilon <= planned
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_adapters_learn_to_spell_by_one_line():
+    """The loss on other lines falls far below that of guessing, within the budget."""
+    before, after, epsilon = runpy.run_path(str(EXAMPLES / "lora_one_line.py"))["main"](
+        epochs=2
+    )
+
+    assert after < before - 0.3
+    assert 7.9 < epsilon <= 8.0
+
+
 def test_the_tensorboard_example_writes_its_curve(tmp_path):
     """There is an event file to look at, and the target was kept."""
     main = runpy.run_path(str(EXAMPLES / "tensorboard_digits.py"))["main"]

@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,17 +16,21 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, SequentialSampler
 
+import dp
 from dp import (
     BudgetExhaustedError,
     DPOptimizer,
     MicroBatches,
     PoissonSampling,
+    PrivacyError,
     RandomAllocation,
+    SampleMixingError,
     SamplingMismatchError,
     Unamplified,
     UnsupportedOperationError,
 )
-from dp.integrations.lightning import PrivacyCallback
+from dp.evidence import checked_on
+from dp.integrations.lightning import PrivacyCallback, _checked
 
 
 pytestmark = [
@@ -493,3 +498,79 @@ def test_losses_that_are_evaluated_again_are_logged_once(make_script, make_train
     assert "log" not in vars(module)
     (record,) = script.optimizer.mechanism.watch.records.values()
     assert record.looks >= 3
+
+
+class Checked(Classifier):
+    """Gives its losses as a function, which counts its examples."""
+
+    def __init__(self, script, *, mixes=False):
+        super().__init__(script)
+        self.mixes, self.sizes = mixes, []
+
+    def losses(self, batch):
+        x, y = batch
+        self.sizes.append(len(x))
+        losses = cross_entropy(self.model(x), y, reduction="none")
+        return losses / losses.mean().item() if self.mixes and len(x) else losses
+
+    def training_step(self, batch, _):
+        return self.optimizers().private_loss(self.losses, batch)
+
+
+def test_losses_are_checked_before_the_first_step(make_script, make_trainer):
+    """By dp.check, on four examples, which leaves nothing behind."""
+    script, trainer = make_script(), make_trainer(max_steps=2)
+    module = Checked(script)
+    seen = []
+    with mock.patch("dp.integrations.lightning.check", wraps=dp.check) as check:
+        check.side_effect = lambda *a, **_: seen.append(a[2]) or mock.DEFAULT
+        trainer.fit(module, script.loader)
+
+    assert [len(x) for x, _ in seen] == [4]
+    assert checked_on(script.model.parameters()) is not None
+    assert len(module.sizes) >= 2
+    assert 4 not in module.sizes[:1]
+    script.assert_private(steps=2, rates=[0.1] * 2)
+
+
+def test_losses_that_mix_are_refused_before_the_first_step(make_script, make_trainer):
+    """With what dp.check found; nothing was charged."""
+    script, trainer = make_script(), make_trainer()
+    with pytest.raises(PrivacyError, match="examples are mixed"):
+        trainer.fit(Checked(script, mixes=True), script.loader)
+
+    assert script.optimizer.ledger.steps == 0
+
+
+def test_checking_first_can_be_left_out(make_script, make_trainer):
+    """Looks find the same, if not before the first evaluation."""
+    script = make_script()
+    trainer = make_trainer()
+    trainer.callbacks[:] = [PrivacyCallback(check_first=False)]
+    with (
+        mock.patch("dp.integrations.lightning.check") as check,
+        pytest.raises(SampleMixingError),
+    ):
+        trainer.fit(Checked(script, mixes=True), script.loader)
+
+    check.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "is_done"),
+    [
+        ((torch.zeros(0, 3), torch.zeros(0)), None, False),
+        ((torch.zeros(1, 3), torch.zeros(1)), None, False),
+        ((torch.zeros(4, 3), torch.zeros(4)), torch.arange(4), True),
+        ("a graph", None, True),
+    ],
+    ids=["empty", "one", "units", "no tensors"],
+)
+def test_what_cannot_be_checked_waits_or_is_left_out(
+    make_script, batch, units, is_done
+):
+    """An empty batch says nothing of the next one; units are nothing that it knows."""
+    module = Checked(make_script())
+
+    assert _checked(module, module.losses, batch, units) is is_done
+    assert module.sizes == []

@@ -38,6 +38,7 @@ def _quarter_round(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tl
     """Apply a quarter round: RFC 8439, section 2.1."""
     a += b
     d ^= a
+    # A rotation by 16 of unsigned 32-bit words, then by 12, 8 and 7.
     d = (d << 16) | (d >> 16)
     c += d
     b ^= c
@@ -75,6 +76,7 @@ def _word(state: tl.tensor, index: tl.constexpr) -> tl.tensor:
 def _input(state: tl.tensor, index: tl.constexpr, block: tl.tensor) -> tl.tensor:
     """Return a word of each block's input; 12 and 13 together are the counter."""
     if index == 12 or index == 13:  # noqa: PLR1714, PLR2004 -- Triton has no "in".
+        # A counter of 64 bits, with its carry from word 12 to word 13.
         first = (_word(state, 13).to(tl.uint64) << 32) | _word(state, 12).to(tl.uint64)
         counter = first + block.to(tl.uint64)
         return (counter >> (32 * (index - 12))).to(tl.uint32)
@@ -107,6 +109,7 @@ def _inputs(state: tl.tensor, block: tl.tensor) -> tl.tensor:
 def mixed(state: tl.tensor, block: tl.tensor) -> tl.tensor:
     """Return the 16 words of each block after 20 rounds."""
     x = _inputs(state, block)
+    # 20 rounds: ten of columns and ten of diagonals.
     for _ in range(10):
         x = _double_round(x)
     return x
@@ -129,5 +132,7 @@ def _write_blocks(
     x = mixed(state, block)
     for i in tl.static_range(16):
         word = output(state, block, x, i).to(tl.int32, bitcast=True)
+        # Word i of all blocks lies together, so that neighbouring threads write
+        # neighbours.
         at = i * num_blocks.to(tl.int64) + block
         tl.store(words + at, word, block < num_blocks)

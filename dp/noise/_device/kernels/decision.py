@@ -84,6 +84,7 @@ def _write_tails(
     """Write tails. Products are by powers of two; each half of the 64 bits is exact."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     is_there = at < size
+    # int16 may be negative: -1 stands for 65535.
     bits = tl.load(words_C + at, is_there, 0).to(tl.int32) & 0xFFFF
     more = tl.load(more_C + at, is_there, 0)
     is_upper = bits >= 32768  # noqa: PLR2004
@@ -101,6 +102,7 @@ def _write_tails(
 def _rint(x: tl.tensor) -> tl.tensor:
     """Round any float64 to the nearest integer, and ties to the even one."""
     size = tl.abs(x)
+    # 5.3 + 2**52 has no place for a fraction: 2**52 + 5.
     rounded = (size + _INTEGERS) - _INTEGERS
     rounded = tl.where(x < 0, -rounded, rounded)
     return tl.where(size < _INTEGERS, rounded, x)

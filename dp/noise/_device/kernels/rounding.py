@@ -89,7 +89,10 @@ def _round(  # noqa: PLR0917 -- Triton's arguments are positional.
     x = mixed(state, block)
     for i in tl.static_range(16):
         word = output(state, block, x, i)
+        # Of a word of 32 bits the low half is for an even element and the high one for
+        # the next, as a view of the words as int16 has them.
         bits = tl.interleave(word & 0xFFFF, word >> 16).to(tl.int32)
+        # Word i of block b is for the elements 2 * (i * num_blocks + b) and one more.
         at = 2 * (i * num_blocks.to(tl.int64) + first) + pair
         is_there = (first + pair // 2 < num_blocks) & (at < num_elements)
         sum_ = tl.load(x_N + at, is_there, 0.0) * inverse + tl.load(centres + bits)

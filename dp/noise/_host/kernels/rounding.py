@@ -68,6 +68,8 @@ def _round_part(  # noqa: PLR0917 -- numba's arguments are positional.
         reach[i] = chords[cell, 1]
     num_left = np.int32(0)
     for i in range(len(x)):  # No branches and no calls, so that it is vectorised.
+        # Point k of 256 is k point distances behind the first; distances are in
+        # reaches.
         noise = first[i] + reach[i] * (np.float32(points[i]) * point_distance)
         sum_ = x[i] * inverse + noise
         steps = (sum_ + integers) - integers
@@ -116,6 +118,8 @@ def _round_vector(  # noqa: PLR0917 -- numba's arguments are positional.
             continue
         for i in range(stop - start):
             if is_left[i]:
+                # Addresses, since the elements of a block may be of a hundred small
+                # parameters.
                 where_C[count] = address + (start + i) * x.itemsize
                 x_C[count] = part[i]
                 bits_C[count] = (np.int64(words[i]) << 8) | np.int64(points[i])
@@ -157,9 +161,12 @@ def round_(  # noqa: PLR0917 -- numba's arguments are positional.
     Returns:
         How many elements are undecided.
     """
+    # Example: vectors of 10, 3 and 500 elements in blocks of 256: the first block ends
+    # at element 243 of the third, where the next one goes on.
     segment, offset = cursor
     done = count = 0
     while done < len(words_N) and segment < len(sizes_T):
+        # The type of the constants is that of the sums.
         vector = _carray(
             _pointer(addresses_T[segment], constants[0]), (sizes_T[segment],)
         )

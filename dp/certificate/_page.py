@@ -1,0 +1,173 @@
+"""Certificates as a page for a browser: one file, which loads nothing from elsewhere.
+
+Words and numbers are a certificate's own; the template (``templates/report.html.jinja``)
+puts them in order, and escapes them.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dp.accounting._risk import question
+from dp.certificate._chart import Bar, Chart, Line, Mark
+from dp.certificate._evidence import evidence_sentences
+from dp.certificate._picture import epsilon_over_steps
+from dp.certificate._run import RELEASED
+from dp.certificate._scores import Scores
+from dp.certificate._statement import Statement
+from dp.certificate._text import (
+    RELATIONS,
+    release_words,
+    run_facts,
+    why_not,
+)
+from dp.schedule import rounded_up
+
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ("html",)
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+_MOST_RELEASES: Final = 20  # That are listed; the JSON has all.
+_PRIORS: Final = (0.01, 0.1, 0.5)
+
+
+def html(c: Statement, scores: Scores | None = None) -> str:
+    """Return the page of a certificate, and of scores along its run."""
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            c=c,
+            why_not=None if c.is_private else why_not(c),
+            relation=RELATIONS[c.neighboring_relation],
+            sentences=c.in_plain_words(),
+            question=question(c.neighboring_relation, c.group_size),
+            who=c.unit_of_privacy if c.group_size == 1 else f"{c.group_size} units",
+            beliefs=[(prior, c.risk.belief(prior)) for prior in _PRIORS],
+            agreement=_agreement(c),
+            charts=list(_charts(c, scores)),
+            scores=scores,
+            runs=[
+                {
+                    "run": run,
+                    "facts": run_facts(run),
+                    "releases": release_words(run)[:_MOST_RELEASES],
+                    "num_left_out": max(0, len(run.charges) - _MOST_RELEASES),
+                    "seen": evidence_sentences(run) if run.released == RELEASED else [],
+                }
+                for run in c.runs
+            ],
+        )
+    )
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=_number, percent=_percent, upwards=_upwards)
+    return environment
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    """Return a number to read; what is missing or unbounded says so."""
+    if value is None:
+        return "none"
+    if not math.isfinite(value):
+        return "no bound"
+    return f"{value:,.{digits}g}".replace("e-0", "e-").replace("e+", "e")
+
+
+def _upwards(value: float, digits: int = 3) -> str:
+    """Return some digits of a bound, rounded up."""
+    if math.isfinite(value):
+        value = rounded_up(value, digits=digits)
+    return _number(value, digits)
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, rounded up to a tenth, as a bound has to be.
+
+    >>> _percent(0.58001), _percent(1.0)
+    ('58.1 %', '100 %')
+    """
+    return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"
+
+
+def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
+    if scores is not None and len(scores.steps) > 1:
+        yield _chart_of_scores(scores)
+    if not c.is_private:
+        return
+    curve = epsilon_over_steps(c)
+    target = _target(c)
+    if curve:
+        yield Chart(
+            title="Epsilon over the steps",
+            x_label="steps",
+            y_label="epsilon, if planned to stop here",
+            lines=[Line(points=curve, label="epsilon")],
+            target=None if target is None else Mark(value=target, label="target"),
+            end=Mark(value=c.steps, label="ended here")
+            if any(run.remaining for run in c.runs)
+            else None,
+        )
+    costs = {c.group_size: c.epsilon, **c.epsilon_of_groups}
+    finite = {size: cost for size, cost in costs.items() if math.isfinite(cost)}
+    if len(finite) > 1:
+        yield Chart(
+            title="Epsilon of several units at once",
+            x_label="units that differ",
+            y_label="epsilon",
+            bars=[Bar(label=str(k), value=cost) for k, cost in sorted(finite.items())],
+        )
+
+
+def _chart_of_scores(scores: Scores) -> Chart:
+    lines = [
+        Line(
+            points=list(zip(scores.steps, scores.values, strict=True)), label="private"
+        )
+    ]
+    if scores.without_privacy:
+        lines.append(
+            Line(points=scores.without_privacy, label="without privacy", style="rival")
+        )
+    return Chart(
+        title=f"{scores.name[:1].upper()}{scores.name[1:]} over the steps",
+        x_label="steps",
+        y_label=scores.name,
+        lines=lines,
+        lowest=None,
+        highest=scores.highest,
+    )
+
+
+def _agreement(c: Statement) -> str | None:
+    """Return how epsilon was computed a second time, before it was stated."""
+    if not c.is_private or not c.steps:
+        return None
+    if any(run.plan.renyi_order is not None for run in c.runs):
+        return None
+    if any(run.is_allocated for run in c.runs):
+        return "Epsilon is above a lower bound, which was computed in another way."
+    return (
+        "The releases were composed a second time, by dp_accounting alone, which found the"
+        " same epsilon."
+    )
+
+
+def _target(c: Statement) -> float | None:
+    return c.runs[0].plan.target_epsilon if len(c.runs) == 1 else None
