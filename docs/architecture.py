@@ -51,6 +51,7 @@ ROOMS = {
     "_ranks": "this process's rank, and the number of ranks",
     "_advisories": "faults of earlier releases that are known by now",
     "_checks": "refusal of numbers out of range",
+    "_extra": "what to say where the extra of the distribution is missing",
     "_tuning": "sizes and counts chosen for speed and memory",
     "_typing": "names of types",
     "exceptions": "the errors",
@@ -58,7 +59,7 @@ ROOMS = {
 ON_THE_WAY = {"optimizer", "_mechanism", "per_sample", "clipping", "ledger", "noise"}
 ON_THE_WAY |= {"distributed", "evidence", "sampling"}
 # Nearly every room imports these; arrows to them would hide the others.
-QUIET = {"_advisories", "_checks", "_tuning", "_typing", "exceptions"}
+QUIET = {"_advisories", "_checks", "_extra", "_tuning", "_typing", "exceptions"}
 
 
 def layers() -> list[list[str]]:

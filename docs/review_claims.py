@@ -143,7 +143,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/accounting/_dp_events.py": Claim("A release is passed to `dp_accounting` as the event that it is.", (_ACCOUNTING + "epsilon_is_that_of_dp_accountings_own_accountant",)),
     },
     "Plan": {
-        "dp/plan.py": Claim("The probability, relation and delta that are charged and stated are those of the plan, and nothing is amplified without sampling.", ("dp/test_plan.py::test_releases_are_what_the_steps_release", "dp/test_plan.py::test_the_loader_samples_as_planned")),
+        "dp/plan/_plan.py": Claim("The probability, relation and delta that are charged and stated are those of the plan, and nothing is amplified without sampling.", ("dp/test_plan.py::test_releases_are_what_the_steps_release", "dp/test_plan.py::test_the_loader_samples_as_planned")),
     },
     "Per-example gradients": {
         "dp/per_sample/_engine.py": Claim("There is one gradient for each loss; an example without a finite loss has none.", (_GRADIENTS + "gradients_are_those_of_the_loop", _GRADIENTS + "examples_without_a_finite_loss_have_no_part")),
@@ -301,6 +301,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
     "dp/calibration/": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),
     "dp/comparison.py": Checked("It chooses how a plan draws; the ledger computes what that plan costs anew, and the loader must draw as the plan says.", (_ALLOCATION + "the_best_mechanism_is_the_one_with_the_least_error",)),
+    "dp/plan/_plan_for.py": Checked("It finds the number that is left out; what the plan then costs is computed of all its numbers.", ("dp/test_plan.py::test_plan_for_keeps_the_target",)),
     "dp/noise/_prefix_sums.py": Checked("It chooses coefficients, of which any keep epsilon where their norm is 1.", (_CORRELATED + "errors_of_prefix_sums_are_the_published_ones",)),
     "dp/sampling/_loader_of.py": Checked("Whatever loader it builds, the optimizer refuses one that does not draw as the plan says.", (_ALLOCATION + "a_loader_of_another_scheme_is_refused",)),
     "dp/accounting/_lower_bounds.py": Checked("It is itself a check, of epsilons of random allocation.", (_OF_PASSES + "a_law_that_is_too_narrow_is_not_certified",)),

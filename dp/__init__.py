@@ -33,6 +33,7 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from dp import _extra
 from forwarding import __version__ as __version__
 
 
@@ -177,12 +178,22 @@ if (
     def __getattr__(name: str) -> object:
         """Load a public name, once (PEP 562)."""
         if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
+            return _load(name)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        value = getattr(_load(_HOME[name]), name)
         globals()[name] = value
         return value
+
+    def _load(module: str) -> object:
+        """Import a module of this package, or say which extra brings what it needs."""
+        try:
+            return import_module(f"{__name__}.{module}")
+        except ModuleNotFoundError as error:
+            told = _extra.missing(f"dp.{module}", error)
+            if told is None:
+                raise
+            raise ModuleNotFoundError(told, name=error.name) from error
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_MODULES, *__all__})

@@ -136,7 +136,9 @@ class PendingBatch:
         elif self.num_samples + num_samples > self.num_drawn:
             raise SamplingMismatchError(
                 "more losses than the loader drew examples for this batch; pass one"
-                " loss per example, and each example to backward once"
+                " loss per example, and each example to backward once. Add several losses"
+                " of an example, such as a discriminator's on real and fake images:"
+                " backward(real + fake)"
             )
 
     def may_hold_views(self, num_samples: int, plan: PrivacyPlan) -> bool:
@@ -182,10 +184,17 @@ class PendingBatch:
         if self.ticket is None and self.num_backwards == 0:
             raise SamplingMismatchError(
                 "step was called without gradients; call optimizer.backward(loss_fn,"
-                " batch) first" + explain_deepspeed()
+                " batch) first, in place of loss.backward()" + explain_deepspeed()
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.
+        if self.num_backwards == 0 and self.num_drawn:
+            raise SamplingMismatchError(
+                "step was called before any loss of this batch was given to it; call"
+                " optimizer.backward(loss_fn, batch) in place of loss.backward(), which"
+                " adds the gradients of all examples up, so that none can be clipped"
+                + explain_deepspeed()
+            )
         if self.num_samples < self.num_drawn and not self.may_lack_units:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"

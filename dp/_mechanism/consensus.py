@@ -41,8 +41,12 @@ class Consensus:
         noise: GaussianNoise,
         loader: TicketedLoader | None,
         parameters: Sequence[Tensor],
-    ) -> None:
+        asks: bool = False,
+    ) -> bool:
         """Return once all ranks are ready for the same release.
+
+        Returns:
+            Whether any of several ranks *asks* the others to look at their losses.
 
         Raises:
             RankFailedError: If another rank raised, died, or did not come in time.
@@ -55,14 +59,14 @@ class Consensus:
             if self._settled is not None:  # It shared its id with others until now.
                 ledger.use_segment(None)
                 self._settled = None
-            return
+            return False
 
         # What was compared is recognised by the objects: a loaded ledger, another
         # loader or new parameters are compared again.
         def identity() -> Hashable:
             return world, ledger.segment, id(loader), tuple(map(id, parameters))
 
-        settled = world.agree_or_raise(
+        agreement = world.agree_or_raise(
             {
                 "the batch": None if ticket is None else _place(ticket),
                 "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
@@ -70,10 +74,11 @@ class Consensus:
                 "the noise": values.noise_multiplier,
             },
             agreed=self._settled == identity(),
+            asks=asks,
         )
         # Parameters' values, the dataset and the plan take long to compare, and do not
         # change by themselves: once is enough until one of the objects is replaced.
-        if not settled:
+        if not agreement.settled:
             facts = _slow_facts(values, clipping, noise, loader, parameters)
             # Shards differ in content by design. They are compared to be different
             # ones.
@@ -84,6 +89,7 @@ class Consensus:
                 world.compare_once(facts, proposal=ledger.segment, part=part)
             )
             self._settled = identity()
+        return agreement.asked
 
 
 def _place(ticket: Ticket) -> tuple[int, ...]:

@@ -350,7 +350,7 @@ class Mechanism:
             # Charged is only what can be released: noise may not fit into the sums.
             stddev = self._stddev(batch, self._noises())
             self.noise.check(batch.sums.buffers, stddev=stddev)
-        self.consensus.check(
+        asked = self.consensus.check(
             world,
             ticket=batch.ticket,
             max_grad_norm=batch.max_grad_norm,
@@ -359,7 +359,9 @@ class Mechanism:
             noise=self.noise,
             loader=self.loader,
             parameters=parameters,
+            asks=self.watch.together.asks,
         )
+        self.watch.together.answer(asked=asked)
         return world, batch
 
     def _noises(self) -> NoiseBesideCount | None:

@@ -18,6 +18,7 @@ All state how sure they are. A run that is right is accused by :func:`conformanc
 :func:`canaries` or :func:`one_run` with a probability of 1e-9 a finding.
 """
 
+from dp.audit._attack_report import AttackReport
 from dp.audit._canaries import CanaryReport, canaries
 from dp.audit._conformance import conformance
 from dp.audit._one_run import OneRunReport, one_run
@@ -28,6 +29,7 @@ from dp.audit._suite import AuditSuiteReport, run_all
 
 
 __all__ = (
+    "AttackReport",
     "AuditReport",
     "AuditSuiteReport",
     "CanaryReport",

@@ -13,8 +13,9 @@ import numpy as np
 
 from dp import _checks
 from dp._progress import progress_bars
-from dp._reports import Finding, Report, lines_of
+from dp._reports import Finding
 from dp.accounting import epsilon
+from dp.audit._attack_report import AttackReport
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
 from dp.audit._subject import (
     Bools,
@@ -49,51 +50,16 @@ class _Claim:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryReport(Report):
-    """The success of an attack beside the proven bound of the run.
+class CanaryReport(AttackReport):
+    """The success of the best attacker, who sees every release."""
 
-    Guarantees:
-        * The true epsilon of a run at ``delta`` is at least ``epsilon_empirical``, but
-          with probability ``1 - confidence``.
-        * :attr:`ok` is false of a run that keeps its claim with probability 1e-9 at
-          most.
-
-    Attributes:
-        epsilon_empirical: A lower bound on the run's epsilon, from the attack.
-        epsilon_proven: The upper bound that the run's ledger states.
-        delta: The delta of both.
-        confidence: Of the lower bound.
-        num_canaries: How many records the attacker had to guess.
-        findings: Whether the attack exceeded the claim, and by what.
-    """
-
-    epsilon_empirical: float
-    epsilon_proven: float
-    delta: float
-    confidence: float
-    num_canaries: int
-    findings: tuple[Finding, ...]
     _roc: tuple[Sequence[float], Sequence[float]] = field(repr=False)
     _claim: _Claim = field(repr=False)
 
     @property
-    def ok(self) -> bool:
-        """Whether the attack stayed within the claim."""
-        return all(finding.holds for finding in self.findings)
-
-    def to_text(self) -> str:
-        """Return the report for people to read."""
-        headline, *lines = lines_of("canaries", self.findings)
-        return "\n".join([headline, f"  {self.summary}", *lines])
-
-    @property
-    def summary(self) -> str:
-        """The two epsilons, in a line."""
-        return (
-            f"empirical >= {self.epsilon_empirical:.2f} (at {self.confidence:.0%}"
-            f" confidence), proven <= {self.epsilon_proven:.2f}"
-            f" (delta = {self.delta:g}, {self.num_canaries} canaries)"
-        )
+    def name(self) -> str:
+        """What the attack is called."""
+        return "canaries"
 
     def draw(self, path: Path | str) -> None:
         """Draw the attack's ROC curve and what the claim allows, as a picture."""

@@ -10,7 +10,7 @@ Shapes: ``M`` canaries, ``B`` of them in a batch.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -23,11 +23,20 @@ from torch.utils.data import Dataset, Subset, default_collate
 from dp import _checks
 from dp._mechanism.paid_for import apart
 from dp._progress import progress_bars
-from dp._reports import Finding, Report, lines_of
-from dp.accounting import Guarantee, epsilon
+from dp._reports import Finding
+from dp.accounting import Guarantee, Release, epsilon
+from dp.audit._attack_report import AttackReport
+from dp.audit._guessing import (
+    ByPairs,
+    Gaussian,
+    Pairs,
+    TradeOff,
+    largest_permitted,
+    permits,
+)
 from dp.audit._statistics import FALSE_ALARM, Floats
 from dp.audit._subject import Bools, Train, hooked, sample_membership
-from dp.exceptions import PrivacyError
+from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.ledger import remaining
 from dp.optimizer import DPOptimizer
 from dp.optimizer._registry import parameters_of
@@ -37,7 +46,7 @@ __all__ = ("OneRunReport", "one_run")
 
 _FEWEST: Final = 100
 _SHARES_GUESSED: Final = (0.02, 0.1, 0.3, 1.0)  # Of the canaries; others are left open.
-_SMALL_DELTAS: Final = (1e-9, 1e-13)
+_OTHER_DELTAS: Final = (1e-13, 1e-9, 1e-3, 1e-2, 0.1)
 _BATCH: Final = 256
 _LARGEST_EPSILON: Final = 50.0
 _BISECTIONS: Final = 40
@@ -45,39 +54,27 @@ _BISECTIONS: Final = 40
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OneRunReport(Report):
+class OneRunReport(AttackReport):
     """What the losses of one trained model tell of its records.
 
     Attributes:
-        epsilon_empirical: A lower bound on the run's epsilon, from the attack.
-        epsilon_proven: The upper bound that the run's ledger states.
-        delta: The delta of both.
-        confidence: Of the lower bound.
-        num_canaries: How many records the attacker had to guess.
-        findings: Whether the attack exceeded the claim, and by what.
+        epsilon_if_gaussian: The same as ``epsilon_empirical``, if what the run permits
+            is a Gaussian trade-off, as of many steps it nearly is. It is no bound where
+            it is not.
     """
 
-    epsilon_empirical: float
-    epsilon_proven: float
-    delta: float
-    confidence: float
-    num_canaries: int
-    findings: tuple[Finding, ...]
+    epsilon_if_gaussian: float
 
     @property
-    def ok(self) -> bool:
-        """Whether the attack stayed within the claim."""
-        return all(finding.holds for finding in self.findings)
+    def name(self) -> str:
+        """What the attack is called."""
+        return "one run"
 
     def to_text(self) -> str:
         """Return the report for people to read."""
-        headline, *lines = lines_of("one run", self.findings)
-        bounds = (
-            f"  empirical >= {self.epsilon_empirical:.2f} (at {self.confidence:.0%}"
-            f" confidence), proven <= {self.epsilon_proven:.2f}"
-            f" (delta = {self.delta:g}, {self.num_canaries} canaries)"
-        )
-        return "\n".join([headline, bounds, *lines])
+        headline, *rest = AttackReport.to_text(self).split("\n")
+        gaussian = f"  empirical >= {self.epsilon_if_gaussian:.2f} if it is Gaussian"
+        return "\n".join([headline, rest[0], gaussian, *rest[1:]])
 
 
 def one_run(
@@ -94,14 +91,15 @@ def one_run(
     A fair coin of the operating system decides for each canary whether it is in the
     data; all other records are. After training, those whose loss is lowest, or fell
     most, are guessed to have been in it, those at the other end to have been out, and
-    the others are left open. If the run is (epsilon, delta)-private, the number of right guesses among
-    :math:`r` is at least :math:`v` with a probability of at most
+    the others are left open. If the run is (epsilon, delta)-private, the number of right
+    guesses among :math:`r` is at least :math:`v` with a probability of at most
 
     .. math:: P[W \ge v] + 2 M \delta \max_i \frac{1}{i} P[v > W \ge v - i],
-       \quad W \sim \mathrm{Bin}(r, e^\epsilon / (1 + e^\epsilon)).
+       \quad W \sim \mathrm{Bin}(r, e^\epsilon / (1 + e^\epsilon)),
 
-    Four shares of the canaries are guessed by either score, and each of these attacks
-    counts with an eighth of the error.
+    and also of what its whole trade-off permits (f-DP), of several such pairs together.
+    Both bounds hold, so the smaller one counts. Four shares of the canaries are guessed
+    by either score, and each of these attacks counts with an eighth of the error.
 
     What is trained is for the auditor alone: to publish it as well would cost as much
     again as it states, and no ledger of another run counts it.
@@ -121,11 +119,16 @@ def one_run(
 
     Raises:
         PrivacyError: If the training function makes no ``DPOptimizer``.
+        UnsupportedOperationError: If batches are cut by position, or truncated: their
+            claim is for a public number of records, and this audit draws who is in the
+            data.
         ValueError: If there are fewer than 100 canaries, or a number is out of range.
 
     References:
         Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023,
-        https://arxiv.org/abs/2305.08846: the bound, and the attack by losses.
+        https://arxiv.org/abs/2305.08846: the first bound, and the attack by losses.
+        Mahloujifar, Melis, Chaudhuri, "Auditing f-Differential Privacy in One Run", 2024,
+        https://arxiv.org/abs/2410.22235: the second one.
     """
     _checks.open_unit(confidence=confidence)
     num_records = len(dataset)  # type: ignore[arg-type]  # Map-style ones have it.
@@ -140,14 +143,17 @@ def one_run(
     kept.update(p for p, is_in in zip(positions, included_M, strict=True) if is_in)
     trained = copy.deepcopy(model)
     optimizer = _train(train, trained, Subset(dataset, sorted(kept)), progress=progress)
+    _check_claim(optimizer)
     before_M, after_M = (_losses(m, dataset, positions) for m in (model, trained))
     claim = optimizer.guarantee()
     # A low loss, or one that fell by much, speaks for membership.
     guesses = _Guesses.of([-after_M, before_M - after_M], included_M)
-    claims = _claims(optimizer, claim)
-    surprise = min(1.0, len(claims) * min(guesses.p_value(*pair) for pair in claims))
+    surprise = guesses.p_value(_claims(optimizer, claim))
     return OneRunReport(
         epsilon_empirical=guesses.largest_refuted(claim.delta, 1 - confidence),
+        epsilon_if_gaussian=guesses.largest_refuted_gaussian(
+            claim.delta, 1 - confidence
+        ),
         epsilon_proven=claim.epsilon,
         delta=claim.delta,
         confidence=confidence,
@@ -162,21 +168,31 @@ def one_run(
     )
 
 
-def _claims(optimizer: DPOptimizer, claim: Guarantee) -> list[tuple[float, float]]:
-    """Return pairs of epsilon and delta that the run claims.
+def _check_claim(optimizer: DPOptimizer) -> None:
+    plan = optimizer.plan
+    if plan.disjoint == "position" or plan.truncation is not None:
+        raise UnsupportedOperationError(
+            f"the claim of {plan.sampling!r} is for a public number of records, and this"
+            " audit draws who is in the data; audit it by dp.audit.replay"
+        )
+
+
+def _claims(optimizer: DPOptimizer, claim: Guarantee) -> Pairs:
+    """Return pairs of epsilon and delta that the run claims, all of which hold.
 
     Beside the stated one those of smaller deltas, which by themselves make no number of
-    right guesses likely. A Renyi filter claims the stated pair alone.
+    right guesses likely, and of larger ones, where its trade-off is less steep. A Renyi
+    filter claims the stated pair alone.
     """
     ledger = optimizer.ledger
     pairs = [(claim.epsilon, claim.delta)]
     if optimizer.plan.renyi_order is None and ledger.failure is None:
         releases = [*ledger.releases(), *remaining(ledger.plan, ledger.charges())]
         relation = claim.neighboring_relation
-        for delta in _SMALL_DELTAS:
+        for delta in _OTHER_DELTAS:
             bound = epsilon(releases, delta=delta, neighboring_relation=relation)
             pairs.append((bound.epsilon, delta))
-    return pairs
+    return tuple(pairs)
 
 
 def _train(
@@ -258,16 +274,26 @@ class _Guesses:
         listed = ", ".join(f"{right} of {guessed}" for guessed, right in self.counts)
         return f"right guesses: {listed}"
 
-    def p_value(self, claimed: float, delta: float) -> float:
-        """Return how likely so many right guesses are at most, under a claimed epsilon."""
-        least = min(self._p_value(r, v, claimed, delta) for r, v in self.counts)
+    def p_value(self, pairs: Pairs) -> float:
+        """Return how likely so many right guesses are at most, if all of *pairs* hold."""
+        least = min(
+            min(
+                largest_permitted(
+                    ByPairs(pairs),
+                    num_coins=self.num_canaries,
+                    num_guesses=r,
+                    num_right=v,
+                ),
+                *(self._by_one_pair(r, v, *pair) for pair in pairs),
+            )
+            for r, v in self.counts
+        )
         return min(1.0, least * len(self.counts))
 
-    def _p_value(self, r: int, v: int, claimed: float, delta: float) -> float:
+    def _by_one_pair(self, r: int, v: int, claimed: float, delta: float) -> float:
+        """Return it by randomised response, the worst of one pair (2305.08846)."""
         from scipy.stats import binom
 
-        # At epsilon 1 a guess is right with probability 0.73 at most: 90 of 100 are too
-        # many.
         right = 1 / (1 + math.exp(-claimed))
         masses = binom.pmf(np.arange(v - 1, -1, -1), r, right)  # Of v - 1, v - 2, ...
         averages = np.cumsum(masses) / np.arange(1, v + 1)
@@ -276,11 +302,46 @@ class _Guesses:
 
     def largest_refuted(self, delta: float, alpha: float) -> float:
         """Return the largest epsilon that is refuted with an error of *alpha*."""
-        low, high = 0.0, _LARGEST_EPSILON  # `low` is refuted, or none is.
-        if self.p_value(low, delta) > alpha:
+        each = alpha / len(self.counts)
+
+        def is_refuted(claimed: float) -> bool:
+            return not self._permits(ByPairs(((claimed, delta),)), each) or any(
+                self._by_one_pair(r, v, claimed, delta) <= each for r, v in self.counts
+            )
+
+        return _largest(is_refuted)
+
+    def largest_refuted_gaussian(self, delta: float, alpha: float) -> float:
+        """Return the epsilon at *delta* of the largest Gaussian that is refuted."""
+        each = alpha / len(self.counts)
+        mu = _largest(lambda mu: not self._permits(Gaussian(mu), each))
+        if mu == 0:
             return 0.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            refuted = self.p_value(middle, delta) <= alpha
-            low, high = (middle, high) if refuted else (low, middle)
-        return low
+        noise = Release(sampling_probability=1.0, noise_multiplier=1 / mu, count=1)
+        return epsilon(
+            [noise], delta=delta, neighboring_relation="add_or_remove_one"
+        ).epsilon
+
+    def _permits(self, trade_off: TradeOff, probability: float) -> bool:
+        """Whether each of the attacks may be so successful with a *probability*."""
+        return all(
+            permits(
+                trade_off,
+                probability,
+                num_coins=self.num_canaries,
+                num_guesses=r,
+                num_right=v,
+            )
+            for r, v in self.counts
+        )
+
+
+def _largest(is_refuted: Callable[[float], bool]) -> float:
+    """Return the largest number up to 50 that is refuted, as all smaller ones are."""
+    low, high = 0.0, _LARGEST_EPSILON  # `low` is refuted, or none is.
+    if not is_refuted(low):
+        return 0.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_refuted(middle) else (low, middle)
+    return low

@@ -201,12 +201,19 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         delta: The delta to state epsilon at; the one they share if None.
 
     Raises:
+        TypeError: If an argument is no certificate, as a list of them.
         ValueError: If there is none, or if they differ in their relation or units, or
             in their delta and none is given.
         LedgerError: If two contradict each other about the same charges.
     """
     if not certificates:
         raise ValueError("compose needs a certificate")
+    for item in certificates:
+        if not isinstance(item, Certificate):
+            raise TypeError(
+                f"compose takes certificates one by one, got {type(item).__name__}: call"
+                " compose(*certificates), or Certificate.from_json(text) for a document"
+            )
     _the_only("neighboring_relation", {c.neighboring_relation for c in certificates})
     _the_only("unit_of_privacy", {c.unit_of_privacy for c in certificates})
     _the_only("group_size", {c.group_size for c in certificates})

@@ -24,7 +24,22 @@ __all__ = ("World", "translate_errors")
 _T = TypeVar("_T")
 _READY: Final = 1
 _AGREED: Final = 2
+_ASKS: Final = 4
 _ROW: Final = 8  # Integers per rank in the exchange before a step.
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the ranks said in one exchange.
+
+    Attributes:
+        settled: Whether all of them have compared the slow facts before.
+        asked: Whether any of them asks the others for something.
+    """
+
+    settled: bool
+    asked: bool
 
 
 @final
@@ -58,23 +73,26 @@ class World:
                     self._exchanged([])
             raise
 
-    def agree_or_raise(self, facts: Mapping[str, object], *, agreed: bool) -> bool:
+    def agree_or_raise(
+        self, facts: Mapping[str, object], *, agreed: bool, asks: bool = False
+    ) -> "Agreement":
         """Check in one exchange that every rank is ready, and that their facts are equal.
 
         Args:
             facts: Values that must be equal on all ranks, by name.
             agreed: Whether this rank has compared the slow facts before, by
                 :meth:`compare_once`.
+            asks: Whether this rank asks all others for something.
 
         Returns:
-            Whether every rank passed *agreed*.
+            Whether every rank passed *agreed*, and whether any passed *asks*.
 
         Raises:
             RankFailedError: If another rank raised, died or timed out.
             RanksDivergedError: If a fact differs.
         """
         digests = {name: _digest(fact) for name, fact in facts.items()}
-        flags = _READY + (_AGREED if agreed else 0)
+        flags = _READY + _AGREED * agreed + _ASKS * asks
         rows = self._exchanged([flags, *digests.values()])
         # A rank that raised sent nothing, which arrives as zeros: it is not ready.
         failed = [r for r, row in enumerate(rows) if not row[0] & _READY]
@@ -85,7 +103,10 @@ class World:
             )
         for column, name in enumerate(digests, start=1):
             self._check_equal(name, [row[column] for row in rows])
-        return all(row[0] & _AGREED for row in rows)
+        return Agreement(
+            settled=all(row[0] & _AGREED for row in rows),
+            asked=any(row[0] & _ASKS for row in rows),
+        )
 
     def compare_once(
         self, facts: Mapping[str, object], proposal: _T, *, part: object = None

@@ -12,10 +12,11 @@ Not done here: gradients (:mod:`dp.per_sample`) and ending a run
 
 from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on, remember_check
+from dp.evidence._evaluated import LossFunction
 from dp.evidence._looking import looking
 from dp.evidence._record import Evidence, longest, of_segments
 from dp.evidence._schedule import num_due
-from dp.evidence._watch import LossFunction, Watch
+from dp.evidence._watch import Watch
 
 
 __all__ = (

@@ -40,6 +40,7 @@ there was one example, and nobody to exchange.
 _FEWEST: Final = 2
 _ASKED_AGAIN: Final = 3
 _ALONE: Final = 4  # Examples that are evaluated alone.
+_CARRIED: Final = 3  # Evaluations to ask whether state carries data on.
 
 
 @final
@@ -135,17 +136,37 @@ class Look:
                 depends on one single example.
         """
         if self._in_step:
-            self._unchanged = self._again(self._whole)
-        # As many evaluations as the other ranks make, or a collective would wait.
+            return self._verdict_in_step(1 + both_halves)
         if self._company.num_units < _FEWEST:
-            for _ in range(self._in_step * (1 + both_halves)):
-                self._again(self._whole)
             return "too few"
         verdicts: list[Verdict] = [
             self._of_exchange(order, stays.to(self._losses.device))
             for order, stays in islice(self._company.halves(), 1 + both_halves)
         ]
         return max(verdicts, key=_SEVERITY.index)
+
+    def _verdict_in_step(self, num_halves: int) -> Verdict:
+        """Return the verdict, after as many evaluations as every other rank makes.
+
+        What is carried from batch to batch is asked for where both halves are exchanged:
+        whether the state differs may do so from rank to rank.
+        """
+        self._unchanged = self._again(self._whole)
+        asks_if_carried = num_halves > 1
+        if self._company.num_units < _FEWEST:
+            self._idle(num_halves + _CARRIED * asks_if_carried)
+            return "too few"
+        verdicts: list[Verdict] = []
+        for order, stays in islice(self._company.halves(), num_halves):
+            verdicts.append(self._of_exchange(order, stays.to(self._losses.device)))
+        if asks_if_carried:
+            verdicts.append(self._if_carried(self._left))
+        return max(verdicts, key=_SEVERITY.index)
+
+    def _idle(self, number: int) -> None:
+        """Evaluate the batch so often as other ranks do that have more examples."""
+        for _ in range(number):
+            self._again(self._whole)
 
     def _of_exchange(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
         exchanged_B, left = self._again(order), self._left
@@ -223,9 +244,12 @@ class Look:
         # are one thing; from what an exchanged batch left, another.
         own_B = self._again(self._whole, picture=self._after)
         other_B = self._again(self._whole, picture=left)
-        if same_losses(own_B, other_B):
+        is_same = same_losses(own_B, other_B)
+        if is_same and not self._in_step:
             return "alone"
         again_B = self._again(self._whole, picture=self._after)
+        if is_same:
+            return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
     def depends_on_size(self) -> bool | None:
@@ -237,9 +261,11 @@ class Look:
         company, reach = self._company, self._state.reach
         rows_are_losses = np.array_equal(company.unit_of_row, company.unit_of_loss)
         is_certain = rows_are_losses and len(company.ways) == 1
-        if not is_certain or reach.is_compiled or self._in_step:
+        if reach.is_compiled or not (is_certain or self._in_step):
             return None
         try:
+            if self._in_step:
+                return self._depends_in_step(is_certain=is_certain)
             for evaluate in (False, True):
                 self._again(self._whole, evaluate=evaluate)
                 # Another size would draw other numbers.
@@ -252,6 +278,19 @@ class Look:
             return None
         return None
 
+    def _depends_in_step(self, *, is_certain: bool) -> bool | None:
+        """Return the same after as many evaluations as every other rank makes.
+
+        In training mode, and without autograd: what a rank's draws permit is its own.
+        """
+        self._again(self._whole)
+        as_many_draws = self._state.random.now().equals(self._state.random)
+        if len(self._whole) < _FEWEST:
+            self._idle(2 + _ALONE)
+            return None
+        differs = self._differs_in_size(evaluate=False, autograd=False)
+        return differs if is_certain and as_many_draws else None
+
     def _differs_in_size(self, *, evaluate: bool, autograd: bool) -> bool:
         again = partial(self._again, evaluate=evaluate, autograd=autograd)
         whole_B = again(self._whole)
@@ -259,6 +298,7 @@ class Look:
         # number of examples changes in both.
         few = self._whole[:: max(1, len(self._whole) // _ALONE)][:_ALONE]
         alone_B = torch.cat([again([row]) for row in few])
+        self._idle(self._in_step * (_ALONE - len(few)))
         half = self._whole[: (len(self._whole) + 1) // 2]
         half_B = again(half)
         return differ_throughout(whole_B[few], alone_B) or (

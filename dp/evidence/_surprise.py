@@ -38,12 +38,19 @@ class Surprises:
 
         Training is no reason for many looks: they are at most one in 100 steps.
         """
-        if not self.breaks_record(spread):
+        if not self.asks(spread, step):
             return False
-        if self._looks >= _AT_MOST_AT_FIRST + step // _STEPS_A_LOOK:
-            return False
-        self._looks += 1
+        self.count_look()
         return True
+
+    def asks(self, spread: float, step: int) -> bool:
+        """Whether :meth:`admits` would; the look is not counted yet."""
+        is_left = self._looks < _AT_MOST_AT_FIRST + step // _STEPS_A_LOOK
+        return self.breaks_record(spread) and is_left
+
+    def count_look(self) -> None:
+        """Count a look, on every rank that takes part in it."""
+        self._looks += 1
 
 
 def spread_of(losses_B: Tensor) -> float:

@@ -8,7 +8,8 @@ a few comparisons and one pass over the losses.
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal, final
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 from dp._ranks import rank_and_size
 from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
-from dp.evidence._company import Companies, Drawn
+from dp.evidence._company import Companies
+from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
 from dp.evidence._look import Look, Verdict
 from dp.evidence._program_state import ProgramState
@@ -24,6 +26,7 @@ from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
 from dp.evidence._schedule import is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
+from dp.evidence._together import Together
 from dp.exceptions import EvidenceWarning, SampleMixingError
 from dp.sampling import TicketedLoader
 
@@ -33,7 +36,6 @@ __all__ = ("NO_BATCH", "LossFunction", "Watch")
 NO_BATCH: Final = object()
 """Stands for the batch where losses were finished before."""
 
-LossFunction = Callable[[Any], Tensor]
 _Form = Literal["function", "losses"]
 _NOTHING: Final = Evidence()
 _MOST_TRIES: Final = 3  # Of comparing other sizes of batch.
@@ -84,6 +86,7 @@ class Watch:
     Attributes:
         silenced: Called at every second evaluation for a context to run it in, such as
             one in which a framework logs nothing.
+        together: What several ranks ask of each other.
         checks: Called with a function, its batch and the units of its losses before it
             is evaluated, each until it returns True.
     """
@@ -107,7 +110,8 @@ class Watch:
         # Of steps before it:
         self._last_form: _Form | None = None
         self._num_undecided = 0  # Steps without losses, before the first that had any.
-        self._unread: _Evaluated | None = None
+        self._unread: Evaluated | None = None
+        self.together = Together(self._surprises)
 
     @property
     def records(self) -> Mapping[str, Evidence]:
@@ -139,15 +143,21 @@ class Watch:
         if self.checks:
             self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
-        if self._unread is not None:
+        is_alone = rank_and_size()[1] == 1
+        if (kept := self.together.take()) is not None:
+            self._look_from_here(kept)
+        if self._unread is not None and is_alone:
             self._read_late(self._unread)
         self._num_calls += 1
         self._form = self._form or "function"
         is_due = self._is_due and picks_call(segment, step, self._num_calls)
         if not is_due and not self._owes_look:
             losses = _called(function, batch)
-            if rank_and_size()[1] == 1:  # Ranks look together; a surprise is one's own.
-                self._read(function, batch, losses, units, loader)
+            evaluated = partial(Evaluated.now, function, batch, losses, units, loader)
+            if is_alone:
+                self._read(losses, evaluated)
+            else:
+                self.together.keep(evaluated(), self._number)
             return losses
         return self._looked_at(function, batch, segment, units, loader)
 
@@ -207,21 +217,14 @@ class Watch:
             self._num_calls, self._form = 0, None
         return number
 
-    def _read(
-        self,
-        function: LossFunction,
-        batch: Any,
-        losses: Tensor,
-        units: Tensor | None,
-        loader: TicketedLoader | None,
-    ) -> None:
+    def _read(self, losses: Tensor, evaluated: Callable[[], Evaluated]) -> None:
         """Look at a batch that was not due if its losses surprise."""
-        if not _is_at_hand(losses):  # Read in the next step, when they are there.
-            self._unread = _Evaluated.now(function, batch, losses, units, loader)
+        if not is_at_hand(losses):  # Read in the next step, when they are there.
+            self._unread = evaluated()
         elif self._surprises.admits(spread_of(losses), self._number):
-            self._look_from_here(_Evaluated.now(function, batch, losses, units, loader))
+            self._look_from_here(evaluated())
 
-    def _read_late(self, evaluated: "_Evaluated") -> None:
+    def _read_late(self, evaluated: Evaluated) -> None:
         self._unread = None
         if self._surprises.admits(spread_of(evaluated.losses.cpu()), self._number):
             self._look_from_here(evaluated)
@@ -241,7 +244,7 @@ class Watch:
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)
         losses = _called(function, batch)
-        if _is_at_hand(losses):
+        if is_at_hand(losses):
             self._surprises.breaks_record(spread_of(losses))
         draws_from_numpy = numpys_position() != position
         # Its state was not put aside, since it never drew from it: the next call is
@@ -249,17 +252,17 @@ class Watch:
         self._owes_look = draws_from_numpy and not self._numpys
         self._numpys = draws_from_numpy
         if not self._owes_look:
-            evaluated = _Evaluated.now(function, before, losses, units, loader)
+            evaluated = Evaluated.now(function, before, losses, units, loader)
             self._look(evaluated, state, segment)
         return losses
 
-    def _look_from_here(self, evaluated: "_Evaluated") -> None:
+    def _look_from_here(self, evaluated: Evaluated) -> None:
         """Look at a batch of which nothing was put aside before: evaluate it twice."""
         state = ProgramState(evaluated.function, devices_of(evaluated.batch))
         self._look(evaluated, state, None)
 
     def _look(
-        self, evaluated: "_Evaluated", state: ProgramState, segment: str | None
+        self, evaluated: Evaluated, state: ProgramState, segment: str | None
     ) -> None:
         """Look at losses; *segment* is None if they surprised, and were not due."""
         losses, num_ranks = evaluated.losses, rank_and_size()[1]
@@ -299,7 +302,7 @@ class Watch:
                 verdict = look.verdict(both_halves=both_halves)
                 # Once a run: whether losses change with the number of examples. Where
                 # it cannot be told, as for a batch of one, two more looks may try.
-                if verdict == "alone" and self._tries_left and segment is not None:
+                if segment is not None and self._is_to_ask_size(verdict, num_ranks):
                     depends = look.depends_on_size()
                     self._tries_left = self._tries_left - 1 if depends is None else 0
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
@@ -309,10 +312,16 @@ class Watch:
         self._act(verdict, depends_on_size=depends)
         self._tell_of_buffers(written)
 
+    def _is_to_ask_size(self, verdict: Verdict, num_ranks: int) -> bool:
+        """Whether to evaluate other sizes of batch; several ranks do, or none does."""
+        if num_ranks > 1:
+            return self._number == 0 and self._num_calls == 1
+        return verdict == "alone" and self._tries_left > 0
+
     def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
-        if depends_on_size:
-            raise _mixing(_SIZES)
-        if depends_on_size is not None:
+        if depends_on_size is not None and verdict == "alone":
+            if depends_on_size:
+                raise _mixing(_SIZES)
             self._record(other_sizes=True)
         if verdict == "unclear":
             self._record(inconclusive=True)
@@ -345,36 +354,6 @@ class Watch:
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
         return Watch, (self._records,)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Evaluated:
-    """A function, its batch, and the losses that it returned."""
-
-    function: LossFunction
-    batch: Any
-    losses: Tensor
-    units: Tensor | None
-    loader: TicketedLoader | None
-    drawn: Drawn | None
-
-    @classmethod
-    def now(
-        cls,
-        function: LossFunction,
-        batch: Any,
-        losses: Tensor,
-        units: Tensor | None,
-        loader: TicketedLoader | None,
-    ) -> "_Evaluated":
-        """Return it with what the loader says now of the batch at hand."""
-        return cls(function, batch, losses.detach(), units, loader, Drawn.by(loader))
-
-
-def _is_at_hand(losses: Tensor) -> bool:
-    """Whether reading losses does not wait for an accelerator."""
-    return losses.device.type == "cpu"
 
 
 def _called(function: LossFunction, batch: Any) -> Tensor:

@@ -16,7 +16,7 @@ from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
 from dp.per_sample._graph.uses import Graph
 from dp.per_sample._isolation.analysis import Plan
-from dp.per_sample._isolation.checks import check_norm
+from dp.per_sample._isolation.checks import check_coupling
 from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
@@ -83,7 +83,7 @@ class BackwardPass:
             # real parameter.
             rule = None if _is_complex(site) else fitting_rule(site)
             if rule is None:
-                check_norm(site.use)
+                check_coupling(use, site.owner_of_entries())
                 self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
 

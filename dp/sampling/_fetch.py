@@ -31,7 +31,27 @@ def iter_batches(
             yield _columns(dataset, _vector(indices))
     else:
         for indices in draws:
-            yield collate_fn(fetch(dataset, indices))
+            yield _collated(fetch(dataset, indices), collate_fn)
+
+
+def _collated(examples: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
+    """Collate examples; say what helps where they have several shapes.
+
+    Raises:
+        ValueError: If torch's own function cannot stack them.
+    """
+    if collate_fn is not default_collate:
+        return collate_fn(examples)
+    try:
+        return collate_fn(examples)
+    except RuntimeError as error:
+        if "stack expects each tensor to be equal size" not in str(error):
+            raise
+        # Torch's message has the sizes of private examples.
+        raise ValueError(
+            "the examples of a batch have several shapes, so that they cannot be stacked;"
+            " pass collate_fn=, which pads them to one shape"
+        ) from None
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Any:

@@ -6,7 +6,12 @@ from typing import Final
 from torch.utils.data import IterableDataset
 
 
-__all__ = ("check_map_style", "reject_allocation_arguments", "reject_arguments")
+__all__ = (
+    "check_map_style",
+    "reject_allocation_arguments",
+    "reject_arguments",
+    "reject_plan_arguments",
+)
 
 _CHOICE: Final = "each batch is drawn by sampling_probability"
 _REFUSED: Final = {
@@ -18,6 +23,20 @@ _REFUSED: Final = {
     "sampler": _CHOICE,
     "shuffle": f"{_CHOICE}; a shuffled pass has another, larger epsilon",
 }
+
+
+def reject_plan_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise for arguments of torch's loader that ``plan.loader`` does not take."""
+    for name, value in arguments.items():
+        if name in _REFUSED:
+            raise TypeError(
+                f"plan.loader takes no {name}, got {value!r}: {_REFUSED[name]}"
+            )
+        raise TypeError(
+            f"plan.loader takes no {name}, got {value!r}; build the loader that takes"
+            f" it: dp.PoissonLoader(dataset, sampling_probability=plan."
+            f"sampling_probability, steps=plan.steps, {name}=...)"
+        )
 
 
 def reject_arguments(arguments: Mapping[str, object]) -> None:

@@ -360,6 +360,7 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
     Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
@@ -488,4 +489,17 @@ MUTANTS = (
     Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
     Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
     Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
+    # Ranks that look together
+    Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_watch", "return self._number == 0 and self._num_calls == 1", "return False", "ranks do not compare other sizes of batch", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_together", "self.asks = self._surprises.asks(spread_of(read.losses.cpu()), step)", "pass", "a rank that is surprised asks nobody", "evidence/test_evidence_of_runs.py"),
+    Mutant("distributed/_world", "asked=any(row[0] & _ASKS for row in rows),", "asked=bool(asks),", "a rank that is surprised looks alone", "distributed/test_evidence.py"),
+    Mutant("integrations/lightning", "report.raise_if_failed()", "pass", "Lightning trains what dp.check refuses", "integrations/test_lightning.py"),
+    # Guesses against a trade-off
+    Mutant("audit/_guessing", "right += more * k / (r - k)", "right += more * (k + 1) / (r - k)", "right guesses are counted once too often", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "mass += more * m / (r - k)", "mass += more / (r - k)", "too little mass is needed", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "- self.mu)", "- 2 * self.mu)", "a Gaussian permits twice its mean", "test_audit_one_run.py"),
+    Mutant("audit/_guessing", "1 - delta - math.exp(epsilon) * (1 - y)", "0.0", "what complements of events permit is left out", "test_audit_one_run.py"),
+    Mutant("audit/_one_run", "    _check_claim(optimizer)", "    pass", "a claim for a public number of records is attacked by drawing them", "test_audit_one_run.py"),
 )  # fmt: skip

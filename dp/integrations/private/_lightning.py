@@ -98,7 +98,8 @@ class _PrivateTrainer(Trainer):
         parts = self.accumulate_grad_batches
         batches = loader if parts == 1 else MicroBatches(loader, per_step=parts)
         # A new one, that checks this module: an earlier fit may have ended before a step.
-        others = [c for c in self.callbacks if not isinstance(c, PrivacyCallback)]
+        callbacks: list[Any] = self.callbacks  # type: ignore[has-type]  # Set late.
+        others = [c for c in callbacks if not isinstance(c, PrivacyCallback)]
         self.callbacks = [*others, PrivacyCallback()]
         with self._private(model, plan, loader):
             super().fit(model, batches, val_dataloaders, **kwargs)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from dp import _checks
+from dp.calibration._epochs import steps_of_epoch
 from dp.plan import PrivacyPlan, plan_for
 from dp.sampling._units import ONE_EXAMPLE, Units
 
@@ -77,7 +78,7 @@ class Request:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return how many batches of *batch_size* units hold each unit once on average."""
-        return max(1, math.ceil(self.dataset_size / batch_size))
+        return steps_of_epoch(self.dataset_size, batch_size)
 
     def plan(
         self, *, batch_size: int, max_grad_norm: float, steps: int | None = None

@@ -3,7 +3,14 @@
 Shapes: none are fixed.
 """
 
-from collections.abc import Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Final
 
 import torch
@@ -11,16 +18,18 @@ from torch import Tensor
 
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample._compile_backend import is_compiled, is_opaque
-from dp.per_sample._graph.nodes import name_of
+from dp.per_sample._graph.nodes import name_of, output_shape, saved
 from dp.per_sample._graph.uses import Graph, Use, shapes_of
 from dp.per_sample._isolation.analysis import REMEDY
+from dp.per_sample._isolation.owners import MIXED, meet_over
+from dp.per_sample._isolation.rule_table import ATTENTION
 
 
 __all__ = (
     "Fingerprints",
     "check_above",
+    "check_coupling",
     "check_dense",
-    "check_norm",
     "check_opaque",
     "check_shared",
 )
@@ -80,14 +89,60 @@ def check_dense(uses: Iterable[Use]) -> None:
             )
 
 
-def check_norm(use: Use) -> None:
-    """Refuse a batch norm over data, which has no use behind it that would show it."""
-    if "BatchNorm" in use.operation:
+def check_coupling(use: Use, owners: Tensor) -> None:
+    """Refuse a use that computes entries of several units of one another's data.
+
+    Where it meets the data itself, no use behind it would show that.
+
+    Args:
+        use: A use that no rule serves.
+        owners: The unit of each entry of its output, in a shape that broadcasts to it.
+
+    Raises:
+        SampleMixingError: If entries that it couples are of several units.
+    """
+    operation = use.operation.rstrip("0123456789").removesuffix("Backward")
+    axes_of = _COUPLED_AXES.get(operation)
+    if axes_of is None:
+        return
+    shape = output_shape(use.node, 0)
+    axes = axes_of(use, len(shape))
+    # layer_norm(x, [B, D]) divides each of B rows by a deviation of all of them; over
+    # [D] alone, all entries that meet are of one row.
+    if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):
         raise SampleMixingError(
             f"units meet in {use.operation}: examples are mixed on the way from the"
-            f" losses to {use.operation} with parameters of shape {shapes_of(use.parameters)}: one"
-            f" example's loss depends on another's data. {REMEDY}"
+            f" losses to {use.operation} with parameters of shape"
+            f" {shapes_of(use.parameters)}: one example's loss depends on another's"
+            f" data. {REMEDY}"
         )
+
+
+def _normalized_axes(use: Use, rank: int) -> Sequence[int]:
+    return range(rank - len(saved(use.node, "normalized_shape")), rank)
+
+
+def _all_but_channels(_use: Use, rank: int) -> Sequence[int]:
+    return [axis for axis in range(rank) if axis != 1]
+
+
+def _behind_the_first(_use: Use, rank: int) -> Sequence[int]:
+    return range(1, rank)
+
+
+def _behind_the_heads(_use: Use, rank: int) -> Sequence[int]:
+    return range(2, rank)
+
+
+# By operation, the axes of the output along which an entry is computed of all others.
+_COUPLED_AXES: Final[Mapping[str, Callable[[Use, int], Sequence[int]]]] = {
+    **dict.fromkeys(
+        ("CudnnBatchNorm", "MiopenBatchNorm", "NativeBatchNorm"), _all_but_channels
+    ),
+    **dict.fromkeys(("FusedRmsNorm", "NativeLayerNorm"), _normalized_axes),
+    "NativeGroupNorm": _behind_the_first,
+    **dict.fromkeys(ATTENTION, _behind_the_heads),
+}
 
 
 def check_above(graph: Graph) -> None:

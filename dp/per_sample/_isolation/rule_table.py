@@ -29,6 +29,7 @@ from dp.per_sample._isolation.static_rules import (
 
 
 __all__ = (
+    "ATTENTION",
     "UNKNOWN",
     "FollowingRule",
     "Kind",
@@ -159,11 +160,13 @@ _IMAGES: Final = """
 """
 # [B, heads, T, D]: a softmax runs over all positions. Packed sequences under a mask are
 # coupled by it with factors of exactly zero, which no shape tells, and are refused.
-_ATTENTION: Final = """
-    ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention
-    ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu
-    ScaledDotProductFusedAttentionOverrideable
-"""
+ATTENTION: Final = (
+    "ScaledDotProductCudnnAttention",
+    "ScaledDotProductEfficientAttention",
+    "ScaledDotProductFlashAttention",
+    "ScaledDotProductFlashAttentionForCpu",
+    "ScaledDotProductFusedAttentionOverrideable",
+)
 # Without a rule, but what their backward answers follows from arguments alone.
 _ASKED_ONCE: Final[Mapping[str, tuple[str, ...]]] = {
     "AsStrided": ("size", "storage_offset", "stride"),
@@ -222,7 +225,7 @@ def _groups() -> Iterator[tuple[str, FollowingRule]]:
     yield _COUPLING, _COUPLED
     yield "FftC2C FftC2R FftR2C", _TRANSFORMED
     yield _IMAGES, _IMAGE
-    yield _ATTENTION, _HEADS
+    yield " ".join(ATTENTION), _HEADS
     yield "Convolution ConvolutionOverrideable NativeGroupNorm", _CONVOLUTION
     yield "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm", _BATCH_NORM
     yield "NativeLayerNorm FusedRmsNorm", _LAYER_NORM

@@ -148,6 +148,11 @@ class RuleContext:
         rows: Tensor = owners.as_rows(grad.dim(), self.num_samples, grad.device)
         return rows
 
+    def owner_of_entries(self) -> Tensor:
+        """Return the owners of the first output, before it has a gradient."""
+        shape = output_shape(self.use.node, 0)
+        return self.owner_tensor(0, torch.empty((), device="cpu").expand(shape))
+
     @property
     def axis(self) -> int:
         """The axis of the output that the examples are on, counted from the front."""

@@ -1,5 +1,6 @@
 """Loss functions that several ranks evaluate again, together."""
 
+import torch
 from ranks_training import dataset_of, losses_of, run_of, weights_of
 from torch import distributed
 
@@ -34,6 +35,27 @@ def train(kind="plain", *, num_steps=6, mixes=False, num_parts=1, **plan):
         "looked_at": steps,
         "segment": optimizer.ledger.segment,
     }
+
+
+def surprised(kind="plain"):
+    """Train while one rank's losses surprise; return the steps of all looks."""
+    model, optimizer, loader = run_of(kind, dataset=dataset_of(), q=1.0)
+    steps, scale = [], 1.0
+
+    class Log:
+        looked_at = steps
+
+    def loss_fn(batch):
+        if looking():
+            Log.looked_at.append(optimizer.ledger.steps)
+        losses = losses_of(model, batch)
+        return losses * torch.tensor([scale] + [1.0] * (len(losses) - 1))
+
+    for number, batch in zip(range(6), loader, strict=False):
+        scale = 1e4 if number == 4 and distributed.get_rank() == 1 else 1.0
+        optimizer.backward(loss_fn, list(batch))
+        optimizer.step()
+    return steps
 
 
 def mixed(kind="plain"):

@@ -39,3 +39,12 @@ def test_a_loss_that_uses_its_batch_is_refused_on_every_rank(ranks):
     assert all(
         "of an example changed" in said for said in ranks("ranks_evidence:mixed")
     )
+
+
+@pytest.mark.parametrize("kind", ["plain", "fsdp"])
+def test_a_surprise_of_one_rank_is_looked_at_by_all(ranks, kind):
+    """In the step after it: a forward pass of a sharded model needs all of them."""
+    results = ranks("ranks_evidence:surprised", kind=kind)
+
+    assert results[0] == results[1]
+    assert results[0].count(5) >= 7

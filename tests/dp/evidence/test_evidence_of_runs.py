@@ -17,11 +17,10 @@ import dp
 from dp import EvidenceWarning, LedgerError, SampleMixingError, compose, verify
 from dp.certificate import _json
 from dp.certificate._evidence import evidence_lines
-from dp.evidence import Evidence, Watch, checked_on, looking, num_due
+from dp.evidence import Evidence, Watch, callers_level, checked_on, looking, num_due
 from dp.evidence._comparison import differ_throughout, same_losses
 from dp.evidence._schedule import EVERY, FIRST, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
-from dp.evidence._watch import _callers_level
 from dp.ledger import Ledger
 
 from .conftest import every_step_is_due, evidence_of
@@ -647,7 +646,7 @@ class Counted:
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("first", [True, False])
 def test_ranks_evaluate_as_often_whatever_they_drew(model, first):
-    """Once unchanged, and once for each half: collectives have to meet."""
+    """Collectives have to meet: once for each half, for what is carried, for sizes."""
     numbers = set()
     for size in (0, 1, 2, 9):
         watch = Watch({} if first else {"a": Evidence(steps=1)})
@@ -655,7 +654,7 @@ def test_ranks_evaluate_as_often_whatever_they_drew(model, first):
         watch.losses(Counted(losses_of(model)), batch_of(size), segment="a")
         numbers.add(Counted.calls)
 
-    assert numbers == ({4} if first else {3})
+    assert numbers == ({14} if first else {3})
 
 
 @pytest.mark.usefixtures("two_ranks")
@@ -674,13 +673,112 @@ def test_a_rank_that_sees_mixing_raises(model):
 
 
 @pytest.mark.usefixtures("two_ranks")
-def test_a_surprise_of_one_rank_is_not_looked_at(model):
-    """The others would not be there."""
-    watch = Watch({"a": Evidence(steps=FIRST)})
-    segment = next(k for k in map(str, range(99)) if not is_due(k, FIRST))
-    watch = Watch({segment: Evidence(steps=FIRST)})
+def test_ranks_see_what_is_carried_and_what_depends_on_sizes(model):
+    """At the first look, for which all of them make as many evaluations."""
+    before = [torch.zeros(())]
+
+    def carries(batch):
+        losses = losses_of(model)(batch) + before[0]
+        before[0] = losses.detach().mean()
+        return losses
+
+    for function, told in (
+        (carries, "the batch before it"),
+        (lambda b: losses_of(model)(b) / len(b[0]), "when there were fewer"),
+    ):
+        with pytest.raises(SampleMixingError, match=told):
+            Watch().losses(function, batch_of(), segment="a")
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_ranks_cannot_compare_sizes_where_random_numbers_are_drawn(model):
+    """Each may draw another number of them; the evidence does not claim it."""
+    watch = Watch()
+    watch.losses(
+        lambda b: losses_of(model)((b[0] + torch.randn_like(b[0]), b[1])),
+        batch_of(),
+        segment="a",
+    )
+    watch.released("a")
+
+    assert not watch.records["a"].other_sizes
+
+
+@pytest.fixture
+def not_due():
+    """Return a segment whose steps are not due for a while."""
+
+    def rest(segment):
+        return any(is_due(segment, FIRST + step) for step in range(6))
+
+    return next(key for key in map(str, range(999)) if not rest(key))
+
+
+def gated(model):
+    """Losses that are rescaled where one is an outlier."""
+
+    def losses(batch):
+        losses = model(batch[0]).square().sum(1)
+        is_open = len(losses) > 1 and losses.detach().max() > 100
+        return losses / losses.mean().item() if is_open else losses
+
+    return losses
+
+
+def step_of(watch, function, batch, segment, *, others_ask=False):
+    """Take one step of a rank, in whose exchange another rank may ask."""
+    watch.losses(function, batch, segment=segment)
+    watch.together.answer(asked=watch.together.asks or others_ask)
+    watch.released(segment)
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("late", [False, True], ids=["host", "accelerator"])
+def test_a_surprise_of_one_rank_is_looked_at_by_all(model, not_due, monkeypatch, late):
+    """In the next step, or one later where losses are read late."""
+    if late:
+        monkeypatch.setattr("dp.evidence._together.is_at_hand", lambda _: False)
+    watch = Watch({not_due: Evidence(steps=FIRST)})
+    function = Counted(gated(model))
+    x, y = batch_of()
+    outlier = (x.clone(), y)
+    outlier[0][0] *= 1e4
+    step_of(watch, function, (x, y), not_due)
+    step_of(watch, function, outlier, not_due)
+    for _ in range(late):
+        step_of(watch, function, (x, y), not_due)
+
+    with pytest.raises(SampleMixingError, match="of its batch were replaced"):
+        watch.losses(function, (x, y), segment=not_due)
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_ranks_look_as_often_whoever_was_surprised(model, not_due):
+    """At what each kept, also an empty batch, or one of a rank that is not surprised."""
+    numbers = set()
+    for size, others_ask in ((0, True), (1, True), (9, True), (9, False)):
+        watch = Watch({not_due: Evidence(steps=FIRST)})
+        function = Counted(lambda b: model(b[0]).square().sum(1))
+        batch = batch_of(size)
+        for _ in range(2):
+            step_of(watch, function, batch, not_due)
+        if not others_ask:
+            batch[0][0] *= 1e4
+        step_of(watch, function, batch, not_due, others_ask=others_ask)
+        Counted.calls = 0
+        step_of(watch, function, batch_of(size), not_due)
+        numbers.add(Counted.calls)
+
+    assert numbers == {1 + 7}
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_rank_that_kept_nothing_has_nothing_to_look_at(model, not_due):
+    """As one whose losses came finished."""
+    watch = Watch({not_due: Evidence(steps=FIRST)})
+    watch.together.answer(asked=True)
     Counted.calls = 0
-    watch.losses(Counted(losses_of(model)), batch_of(), segment=segment)
+    watch.losses(Counted(losses_of(model)), batch_of(), segment=not_due)
 
     assert Counted.calls == 1
 
@@ -711,7 +809,7 @@ def test_late_losses_that_are_no_surprise_are_let_go(
     make_optimizer, model, monkeypatch
 ):
     """Those of an accelerator, read one step later."""
-    monkeypatch.setattr("dp.evidence._watch._is_at_hand", lambda _: False)
+    monkeypatch.setattr("dp.evidence._watch.is_at_hand", lambda _: False)
     optimizer = make_optimizer(model, lr=0.0)
     batch = batch_of()
     for _ in range(FIRST + 4):
@@ -723,9 +821,9 @@ def test_late_losses_that_are_no_surprise_are_let_go(
 
 def test_where_nobody_called_a_warning_names_the_first_line(monkeypatch):
     """As in an interpreter that is embedded."""
-    monkeypatch.setattr("dp.evidence._watch.inspect.currentframe", lambda: None)
+    monkeypatch.setattr("dp.evidence._callers.inspect.currentframe", lambda: None)
 
-    assert _callers_level() == 0
+    assert callers_level() == 0
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_surprises_lead_to_few_looks(make_optimizer):
 @pytest.mark.usefixtures("never")
 def test_an_accelerators_losses_are_read_a_step_later(make_optimizer, monkeypatch):
     """There it would take as long as the step to wait for them."""
-    monkeypatch.setattr("dp.evidence._watch._is_at_hand", lambda _: False)
+    monkeypatch.setattr("dp.evidence._watch.is_at_hand", lambda _: False)
     model = Net()
     optimizer = make_optimizer(model.a, model.b, lr=0.0)
 

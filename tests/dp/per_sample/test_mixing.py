@@ -198,6 +198,52 @@ def test_batch_norm_of_data_is_refused(layer):
         Engine().gradients(losses_B, list(layer.parameters()))
 
 
+def of_rows(w):
+    """What a model of one parameter computes of data that couple all rows."""
+    return {
+        "layer norm": lambda x: F.layer_norm(x, [B, 3], w.expand(B, 3)),
+        "layer norm, transposed": lambda x: F.layer_norm(
+            x.t(), [B], w.repeat(B // 3)
+        ).t(),
+        "group norm": lambda x: F.group_norm(x.view(1, B, 3), 1, w.repeat(B // 3))[0],
+        "attention": lambda x: F.scaled_dot_product_attention(
+            w.expand(1, 1, B, 3), x[None, None], x[None, None]
+        )[0, 0],
+    }
+
+
+@pytest.mark.parametrize("name", of_rows(torch.ones(3)))
+def test_operations_that_couple_rows_of_data_are_refused(name):
+    """As of batch norm: nothing behind them has a gradient that would tell."""
+    w = nn.Parameter(torch.randn(3))
+    losses_B = of_rows(w)[name](torch.randn(B, 3)).square().sum(1)
+
+    with pytest.raises(SampleMixingError, match=r"units meet in .*Backward0"):
+        Engine().gradients(losses_B, [w])
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+@pytest.mark.parametrize(
+    "losses",
+    [
+        lambda w, x: F.layer_norm(x, [4, 3], w.expand(4, 3)),
+        lambda w, x: F.scaled_dot_product_attention(
+            w.expand(len(x), 1, 2, 3), x[:, None], x[:, None]
+        ),
+        lambda w, x: F.group_norm(x, 2, w[:1].repeat(4)),
+    ],
+    ids=["layer norm", "attention", "group norm"],
+)
+def test_the_same_operations_within_an_example_are_not(losses):
+    """Their gradients are those of a loop over the examples."""
+    w, x = nn.Parameter(torch.randn(3)), torch.randn(B, 4, 3)
+    gradients = Engine().gradients(losses(w, x).flatten(1).square().sum(1), [w])
+
+    for norm, one in zip(gradients.squared_norms([0])[0], x, strict=True):
+        alone = torch.autograd.grad(losses(w, one[None]).square().sum(), w)[0]
+        torch.testing.assert_close(norm, alone.square().sum(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "normalized",
     [

@@ -1,12 +1,11 @@
-"""The public numbers of a private run, decided before it starts.
-
+"""A plan: public numbers, and what follows from them.
 A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, no
 realised batch size, no random state. Whatever is derived from it is public too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, final, get_args
+from typing import Any, Final, final, get_args
 
 from torch.utils.data import Dataset
 
@@ -16,18 +15,8 @@ from dp._typing import Assignment, NeighboringRelation
 from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee
 from dp.accounting._risk import risk_of_guarantee
-from dp.calibration import RiskTarget
-from dp.calibration._search import RenyiOrder
 from dp.comparison import (
-    Bands,
-    Mechanism,
-    check_noise_is_left_out,
     check_queries,
-    choose,
-    complete,
-    order_for,
-    scheme_of,
-    truncation_of,
 )
 from dp.noise import BandedNoise
 from dp.sampling import (
@@ -41,11 +30,12 @@ from dp.sampling import (
     Unamplified,
 )
 from dp.sampling._loader_of import loader_of
+from dp.sampling._refused_arguments import reject_plan_arguments
 from dp.sampling._units import ONE_EXAMPLE, Units, check_units
 from dp.schedule import Schedule, runs_of, value_at, values_of
 
 
-__all__ = ("PrivacyPlan", "plan_for")
+__all__ = ("PrivacyPlan",)
 
 _VERSION: Final = 2  # Of plans in plain types.
 _KINDS: Final = get_args(Scheme)
@@ -305,6 +295,7 @@ class PrivacyPlan(Described):
         sharded: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
+        **refused: Any,
     ) -> PoissonLoader:
         """Return the loader of the plan's batches; one iteration is the whole run.
 
@@ -318,7 +309,8 @@ class PrivacyPlan(Described):
         for torch's rarer options, or for shorter iterations.
 
         Raises:
-            TypeError: If the plan claims no amplification, so that any loader serves.
+            TypeError: If the plan claims no amplification, so that any loader serves, or
+                if an argument would take the choice of batches away from it.
             ValueError: If the plan is for another number of examples, or if it says
                 that a unit is one example where *units* groups them.
         """
@@ -327,6 +319,7 @@ class PrivacyPlan(Described):
                 "the plan is Unamplified, so its batches are the caller's: use"
                 " dp.UnamplifiedLoader(dataset, batch_size=...), or any torch DataLoader"
             )
+        reject_plan_arguments(refused)
         check_units(self.unit_of_privacy, has_units=units is not None)
         loader = loader_of(
             self.sampling,
@@ -372,132 +365,3 @@ def _num_examples(plan: PrivacyPlan) -> float:
         return plan.sampling.dataset_size
     batches = plan.steps_per_pass if plan.disjoint else 1
     return plan.expected_batch_size * (batches or 1) / plan.sampling_probability
-
-
-def plan_for(
-    *,
-    target_epsilon: float | None = None,
-    target_delta: float,
-    max_grad_norm: float | Schedule,
-    expected_batch_size: float,
-    steps: int | None = None,
-    sampling_probability: float | Literal["largest"] | None = None,
-    noise_multiplier: float | Schedule | None = None,
-    max_batch_size: int | None = None,
-    dataset_size: int | None = None,
-    neighboring_relation: NeighboringRelation = "add_or_remove_one",
-    unit_of_privacy: str = ONE_EXAMPLE,
-    group_size: int = 1,
-    renyi_order: RenyiOrder = None,
-    mechanism: Mechanism = "poisson",
-    target_risk: RiskTarget | None = None,
-    bands: Bands = "auto",
-    queries: Sequence[Query] = (),
-) -> PrivacyPlan:
-    """Return the plan that makes the most of a target epsilon, or of a target risk.
-
-    One number is left out and found: ``noise_multiplier`` (the least noise), ``steps``
-    (the most), or ``sampling_probability="largest"``.
-
-    Args:
-        target_epsilon: The epsilon that all steps may cost at most; None with
-            *target_risk*.
-        target_delta: The delta it is for; well below one over the number of examples.
-        max_grad_norm: L2 norm to which each example's gradient is clipped.
-        expected_batch_size: What noisy sums are divided by.
-        steps: How many steps the run takes; None finds how many it may take.
-        sampling_probability: Probability that an example is in a batch. None plans
-            for one's own loader, which claims no amplification.
-        noise_multiplier: Standard deviation of the noise over the clipping norm; None
-            finds the least. A schedule, where *steps* is given too, is a shape: it is
-            multiplied by the least factor.
-        max_batch_size: The most examples of a batch; see
-            :class:`~dp.sampling.TruncatedPoissonSampling`. None for no such limit.
-        dataset_size: The number of examples, which is public then; with
-            *max_batch_size* only.
-        neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds, in words.
-        group_size: How many units the target protects at once, such as the most
-            examples that a person has.
-        renyi_order: See :class:`PrivacyPlan`. ``"best"`` fixes the order at which the
-            plan costs least, as most runs under a filter want it.
-        mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
-            ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
-            ``1 / sampling_probability`` steps; ``"correlated"``, with
-            :class:`~dp.BandedNoise` and :class:`~dp.CyclicPoisson` sampling; ``"best"``,
-            whichever of the three leaves the least error in prefix sums at the target,
-            for which noise is left out; or ``"disjoint"``,
-            by :class:`~dp.sampling.DisjointBatches` in passes of as many steps: by
-            position, in batches of equal size, where the relation permits that. What
-            was compared is in the plan, and so in its certificates.
-        target_risk: What an attacker may find out at most, in place of an epsilon, such
-            as ``RiskTarget(advantage=0.1)``. The plan's steps alone bound the run then.
-        bands: How many bands correlated noise has. ``"auto"`` takes the number with the
-            least error in prefix sums, or independent noise where that has less. Each
-            band beyond the first takes memory for two copies of the parameters; 1 keeps
-            ``"best"`` from comparing it.
-        queries: What is asked about the same data, which the target pays for, too. With
-            them, the noise multiplier is what is left out.
-
-    Raises:
-        ValueError: If a number is out of range, if not exactly one is left out, if
-            nothing keeps the target, or if passes or correlated noise are asked for
-            where no bound is proven for them.
-
-    Guarantees:
-        * ``plan_for(...).guarantee().epsilon <= target_epsilon``, or
-          ``target_risk.is_kept_by(plan_for(...).risk())``.
-    """
-    queries = check_queries(queries, renyi_order=renyi_order)
-    if queries:
-        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
-    truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
-    if renyi_order is not None:
-        check_filter(
-            2.0 if renyi_order == "best" else renyi_order,
-            neighboring_relation,
-            truncated=truncation is not None,
-            group_size=group_size,
-        )
-    target: dict[str, Any] = {
-        "target_epsilon": target_epsilon,
-        "target_risk": target_risk,
-        "target_delta": target_delta,
-        "neighboring_relation": neighboring_relation,
-        "truncation": truncation,
-        "group_size": group_size,
-        "renyi_order": renyi_order,
-    }
-    if queries:
-        target["other_releases"] = tuple(query.release for query in queries)
-    choice = choose(
-        mechanism,
-        target,
-        sampling_probability=sampling_probability,
-        steps=steps,
-        noise_multiplier=noise_multiplier,
-        max_grad_norm=max_grad_norm,
-        bands=bands,
-    )
-    sigma, steps, q = complete(
-        target, noise_multiplier, steps, sampling_probability, choice
-    )
-    if renyi_order == "best":
-        renyi_order = order_for(target, q, sigma, steps)
-    return PrivacyPlan(
-        sampling=choice.scheme
-        or scheme_of(None if sampling_probability is None else q, truncation),
-        noise_multiplier=sigma,
-        max_grad_norm=max_grad_norm,
-        expected_batch_size=expected_batch_size,
-        steps=steps,
-        target_delta=target_delta,
-        target_epsilon=target_epsilon,
-        neighboring_relation=neighboring_relation,
-        unit_of_privacy=unit_of_privacy,
-        group_size=group_size,
-        renyi_order=renyi_order,
-        correlation=choice.correlation,
-        compared=choice.compared,
-        queries=queries,
-    )
