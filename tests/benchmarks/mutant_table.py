@@ -37,6 +37,8 @@ REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
+SELECTION = "test_selection_accounting.py"
+TUNE = "test_tune.py"
 QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
@@ -93,11 +95,13 @@ MUTANTS = (
     Mutant("query/_queries", "half = (high - low) / 2", "half = (high - low) / 4", "a value outside the range is inside", QUERIES),
     Mutant("query/_queries", "(cells_N >= 0) & (cells_N < num_cells)", "cells_N >= 0", "values above the last edge have a cell", QUERIES),
     Mutant("query/_queries", "if num_ranks > 1:", "if False:", "every rank draws noise of its own", QUERIES),
-    Mutant("ledger/_asked", "if name in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
-    Mutant("ledger/_asked", "if self.segments[name] != other.segments[name]", "if False", "forks ask one query each", QUERIES),
+    Mutant("ledger/_asked", "if query in self.segments:", "if False:", "a query is asked as often as one likes", QUERIES),
+    Mutant("ledger/_asked", "if self.segments[query] != other.segments[query]", "if False", "forks ask one query each", QUERIES),
     Mutant("ledger/_asked", "if query.num_values != num_values:", "if False:", "an answer may have more numbers than are counted", QUERIES),
+    Mutant("ledger/_asked", "        if unpaid:", "        if False:", "what another plan's queries cost is forgotten", QUERIES),
+    Mutant("certificate/_document", "or run.has_failed or run.plan.queries", "or run.has_failed", "a run of queries alone is left out of a composition", QUERIES),
     Mutant("ledger/_budget", "(*releases, *plan.query_releases)", "releases", "queries cost nothing", QUERIES),
-    Mutant("ledger/_ledger", "self._asked = self._asked.once(name, self._writer.key())", "pass", "a query is not recorded", QUERIES),
+    Mutant("ledger/_ledger", "self._asked = self._asked.once(query, self._writer.key())", "pass", "a query is not recorded", QUERIES),
     Mutant("ledger/_ledger", "if target is not None and spent > target:", "if False:", "queries are asked beyond the target", QUERIES),
     Mutant("ledger/_claim", "is_untouched = not charges and not plan.queries", "is_untouched = not charges", "answers that end a run before its first step cost only themselves", QUERIES),
     Mutant("ledger/_ledger", "        fork._asked = self._asked", "        pass", "a copy of a ledger forgets what was asked", QUERIES),
@@ -105,6 +109,29 @@ MUTANTS = (
     Mutant("plan", 'target["other_releases"] = tuple(query.release for query in queries)', "pass", "the noise of steps leaves no room for queries", QUERIES),
     Mutant("certificate/_run", "[*charged, *self.plan.query_releases]", "charged", "a certificate forgets queries", QUERIES),
     Mutant("certificate/_numbers", "run.num_parameters * run.claimed_steps + asked", "run.num_parameters * run.claimed_steps", "answers are not among the numbers that were noised", QUERIES),
+    # The best of several runs
+    Mutant("accounting/_selection", "of_mean = [max(0.0, math.log(runs.mean)) / (order - 1) for order in ORDERS]", "of_mean = [0.0 for order in ORDERS]", "more runs cost no more", SELECTION),
+    Mutant("accounting/_selection", "(1 + runs.shape) * once + more", "once + more", "the shape of the law costs nothing", SELECTION),
+    Mutant("accounting/_selection", "(1 - 1 / order) * cost - math.log(g) / order", "-math.log(g) / order", "choosing costs one run only", SELECTION),
+    Mutant("accounting/_selection", "runs.mean * d + more", "d + more", "a Poisson number of runs costs as one", SELECTION),
+    Mutant("accounting/_selection", "math.log1p(1 / (order - 1))", "math.log1p(2 / (order - 1))", "delta is taken at too large an epsilon", SELECTION),
+    Mutant("accounting/_selection", "[max(at_order) for at_order in zip(*by_kind, strict=True)]", "[min(at_order) for at_order in zip(*by_kind, strict=True)]", "the delta of the best candidate is taken", SELECTION),
+    Mutant("accounting/_selection", "return math.exp(low)  #", "return 2 * math.exp(low)  #", "fewer runs are drawn than are meant", SELECTION),
+    Mutant("selection/_draw", "if coin < total:", "if coin < 2 * total:", "the number of runs has another law", TUNE),
+    Mutant("selection/_progress_file", "if not path.exists():", "if True:", "an interruption draws another number of runs", TUNE),
+    Mutant("selection/_progress_file", "path.touch(mode=0o600)", "path.touch()", "anyone may read how many runs there are", TUNE),
+    Mutant("selection/_progress_file", "if begun.about != about:", "if False:", "a procedure goes on from another one", TUNE),
+    Mutant("selection/_progress_file", "                other.unlink()", "                pass", "results that are not published stay", TUNE),
+    Mutant("selection/_watched", "if len(ledgers) > 1:", "if False:", "a run charges as many ledgers as it likes", TUNE),
+    Mutant("selection/_watched", "if ledger.plan != plan:", "if False:", "a run follows another plan", TUNE),
+    Mutant("selection/_watched", "if ledger.releases() != planned:", "if False:", "a run has less noise than is counted", TUNE),
+    Mutant("selection/_watched", "if ledger.failure is not None:", "if False:", "a run that failed is chosen", TUNE),
+    Mutant("selection/_watched", "if not has_public_scores and not ledger.asked:", "if False:", "scores have no noise", TUNE),
+    Mutant("selection/_watched", 'if noise.rng != "os":', "if False:", "runs draw noise that no bound is known of", TUNE),
+    Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
+    Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
+    Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
+    Mutant("selection/_certificate", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
@@ -153,7 +180,7 @@ MUTANTS = (
     Mutant("per_sample", "if values.count(values[0]) != len(values):", "if not values:", "all layers have the first one's scale", ENGINE),
     Mutant("per_sample", "_ROW: Final = 4096", "_ROW: Final = 1 << 40", "long rows are summed in one go", ENGINE),
     Mutant("per_sample", "_GRAM_MARGIN: Final = 4.0", "_GRAM_MARGIN: Final = 0.0", "no margin for gradients that cancel", ENGINE),
-    Mutant("per_sample", "return tensor if is_wide else tensor.float()", "return tensor", "norms in the gradients' own precision", ENGINE),
+    Mutant("per_sample", "    return tensor.float()", "    return tensor", "norms in the gradients' own precision", ENGINE),
     Mutant("per_sample", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device)]", "factors_r = factors_B[self.groups.owner_r.to(factors_B.device).roll(1)]", "a row is weighed by another unit's factor", BY_OWNER),
     Mutant("per_sample", "slot_r = place_r * length_E[bucket_r] + position_r", "slot_r = place_r * length_E[bucket_r]", "the rows of a unit take each other's place", BY_OWNER),
     Mutant("per_sample", "place_r = rank_r - _starts(num_units_E)[bucket_r]", "place_r = rank_r * 0", "the units of a bucket take each other's place", BY_OWNER),
@@ -173,6 +200,7 @@ MUTANTS = (
     Mutant("_mechanism", "any(not 0 <= u < ticket.num_samples for u in present)", "False", "units that were not drawn may have losses", "test_units.py"),
     Mutant("_mechanism", "if not self.units.isdisjoint(units):", "if False:", "a unit may be clipped twice", "test_units.py"),
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
+    Mutant("per_sample/_isolation/units", "        return self.num_units, self.of_loss.cpu().numpy().tobytes()", "        return self.num_units", "other units own the rows that those before owned", "per_sample/test_gradients.py"),
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
     Mutant("_mechanism/sums", "        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "        is_wide = True", "sums of a double are in single precision", "test_sums.py"),
     Mutant("_mechanism/sums", "        self._buffers = [joint.memory for joint in kept]", "        self._buffers = []", "sums that were found together get no noise", "test_sums.py"),
@@ -201,6 +229,13 @@ MUTANTS = (
     Mutant("checking", "factors[list(stay)] = 1.0", "factors[:] = 1.0", "outliers lie where the others do", "test_checking.py"),
     Mutant("checking", "is_by_example = losses.shape == (half,)", "is_by_example = True", "losses along another axis pass for the examples'", "test_checking.py"),
     Mutant("integrations/transformers", "check(plain, losses_of, batch, num_compared=2).raise_if_failed()", "check(plain, losses_of, batch, num_compared=2)", "the Trainer takes no notice of the check", "integrations/test_transformers.py"),
+    Mutant("integrations/transformers", "        return 0", "        return super().floating_point_ops(inputs)", "what batches cost, and so how many examples were drawn, is saved", "integrations/test_private.py"),
+    Mutant("integrations/_trainer_arguments", "if value not in harmless:", "if False:", "the Trainer counts tokens of batches in its logs", "integrations/test_private.py"),
+    Mutant("integrations/_trainer_methods", "if owner is not Trainer and not is_known:", "if False:", "a loss of one's own is replaced silently", "integrations/test_private.py"),
+    Mutant("micro_batches", "stop = units.index(units[stop])", "pass", "the rows of a user are clipped in two parts of a batch", "test_micro_batches.py"),
+    Mutant("integrations/private/_trl", "if args.packing or trainer.padding_free:", "if False:", "several texts count as one example", "integrations/test_private_trl.py"),
+    Mutant("integrations/private/_trl", 'self._metrics["train"].clear()', "pass", "metrics of training texts are logged", "integrations/test_private_trl.py"),
+    Mutant("integrations/private/_lightning", "with unlogged(model):", "if True:", "a module's own logs of training data are published", "integrations/test_private_lightning.py"),
     Mutant("_mechanism/mechanism", "            self.account.check(parameters, dataset)", "            pass", "a notebook cell that runs again makes a ledger of its own", "test_paid_for.py"),
     Mutant("_mechanism/paid_for", "(one[0] - other[0]) % one.step == 0", "False", "two datasets of one tensor are taken for two peoples'", "test_paid_for.py"),
     Mutant("_mechanism/paid_for", "        if self._settled == (identity, memory.version):", "        if self._settled is not None:", "an earlier optimizer goes on beside the one that took over", "test_paid_for.py"),
@@ -236,7 +271,7 @@ MUTANTS = (
     Mutant("ledger", "self._key = secrets.token_hex(16) if key is None else key", "self._key = key or 'mine'", "all processes charge under one id", LEDGER),
     Mutant("ledger", "fork._segments = self._segments", "fork._segments = {}", "a copy starts from nothing spent", LEDGER),
     Mutant("ledger", "if self._process != os.getpid():", "if False:", "a forked process charges under its parent's id", LEDGER),
-    Mutant("optimizer", "        if not ledgers:", "        if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_checkpoint", "    if not ledgers:", "    if False:", "a state without a ledger is loaded", "test_optimizer.py test_optimizer_checkpoint.py"),
     Mutant("optimizer", "for ledger in ledgers:", "for ledger in ledgers[1:]:", "the budget is lost on resume", "test_optimizer.py test_optimizer_checkpoint.py"),
     # Accounting
     Mutant("accounting/_release", "counts[kind] = counts.get(kind, 0) + whole", "counts[kind] = r.count", "equal releases count once", ACCOUNTING),
@@ -278,7 +313,7 @@ MUTANTS = (
     Mutant("noise", "if block.tobytes() != openssl", "if False and openssl", "a kernel of wrong words is used", DEVICE),
     Mutant("noise", "return steps_C + 0.0  # -0 + 0 is 0.", "return steps_C", "zeros show the sign of an inexact sum", NOISE),
     # What the suite once left unnoticed
-    Mutant("optimizer/_dp_optimizer", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
+    Mutant("optimizer/_private_step", "and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)", "", "at rate 0 a raw gradient goes into new state, and costs nothing", "test_optimizer_checkpoint.py"),
     Mutant("optimizer/_dp_optimizer", "        super().__setstate__(state)", "        return super().__setstate__(state)", "the wrapped optimizer of a copy steps by itself", "test_guard.py"),
     Mutant("_mechanism/mechanism", "self.step.drop()  # A failure half-way must not leave half a sum.", "pass", "an error in a second micro-batch leaves half a sum", "test_optimizer_many.py"),
     Mutant("ledger/_ledger", "                or last.count > end.count", "", "a segment that made fewer of the same charges takes charges back", "test_ledger.py"),
@@ -453,6 +488,9 @@ MUTANTS = (
     Mutant("sampling/_draws", "order = np.argsort(_distinct_words(num_examples)).astype(_WORD)", "order = np.arange(num_examples).astype(_WORD)", "every pass has the same batches", "test_disjoint.py"),
     Mutant("certificate/_sentences", "sentences += [says for name, says in _DISJOINT.items() if name in disjoint]", "pass", "what disjoint batches assume is not said", "test_disjoint.py"),
     Mutant("certificate/_verification", "allocated = passes <= {(plan.steps_per_pass, plan.disjoint, plan.bands)}", "allocated = {p for p, _ in passes} <= {plan.steps_per_pass}", "passes by position verify under a plan by coins", "test_disjoint.py"),
+    # Small probabilities
+    Mutant("accounting/_sampled_losses", "left = max(0.0, 1 - math.fsum(masses_L))", "left = 0.0", "masses that no bucket holds are lost", "test_accounting_exact.py"),
+    Mutant("accounting/_sampled_losses", "(remove._probs * np.exp(-losses_L))[::-1]", "remove._probs[::-1]", "adding an example has the losses of removing it", "test_accounting_exact.py test_accounting.py"),
     # Correlated noise
     Mutant("noise/_banded", "if sum(Fraction(c) ** 2 for c in units) > 1:", "if False:", "columns are longer than 1 by a rounding", "test_correlated.py"),
     Mutant("noise/_banded", "norm = math.hypot(*self.coefficients)", "norm = max(self.coefficients)", "columns have the norm of another vector", "test_correlated.py test_audit_correlated.py"),
@@ -486,9 +524,9 @@ MUTANTS = (
     Mutant("_mechanism/stand_in", "zeros._version == 0", "True", "what was written into a stand-in stays there", "test_stand_in.py"),
     Mutant("_mechanism/stand_in", 'if name.removeprefix("_foreach_").strip("_") in _EDITS:', "if False:", "clipping before a step does nothing, in silence", "test_stand_in.py"),
     Mutant("_mechanism/beside", 'if self._since == "updated":', "if True:", "a layer's step before any update hides what was written", "test_beside_gradients.py"),
-    Mutant("optimizer/_layers_around", "accept(owner)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
-    Mutant("_mechanism/changed_options", "self.have_changed = self.have_changed or is_first", "pass", "options that changed are not named", "test_changed_options.py"),
-    Mutant("_mechanism/changed_options", "and id(found.optimizer) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
+    Mutant("optimizer/_layers_around", "private.mechanism.beside.accept(trainable)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
+    Mutant("_mechanism/changed_options", "return (CHANGED,)", "return ()", "options that changed are not named", "test_changed_options.py"),
+    Mutant("_mechanism/changed_options", "and id(getattr(found, \"optimizer\", None)) in ids", "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
     # Ranks that look together
     Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
     Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
