@@ -87,8 +87,9 @@ def choose_interval(
             return width
         try:
             finer, num_buckets = bound_at(width / ratio)
-        except DigitsLostError:
-            return width
+        except DigitsLostError:  # Buckets that are less fine may still have them.
+            ratio = math.sqrt(ratio)
+            continue
         if finer > bound * (1 + _NOISE + noise):
             raise ArithmeticError(
                 f"finer buckets raised epsilon from {bound!r} to {finer!r}, so one of"

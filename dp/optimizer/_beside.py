@@ -12,15 +12,12 @@ from itertools import compress
 from typing import Final
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dp._mechanism.beside import Beside
-from dp._mechanism.changed_options import CHANGED, warn_of_plateau_on
-from dp._mechanism.mechanism import Mechanism
 from dp.ledger import Ledger
 
 
-__all__ = ("assumed", "look_beside")
+__all__ = ("look_beside", "sentences")
 
 _OTHERS: Final = (
     "Parameters that take part in the losses and are in no group of this optimizer were"
@@ -94,17 +91,7 @@ def look_beside(
         )
 
 
-def assumed(mechanism: Mechanism, optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
-    """Return what a certificate has to assume of what was seen beside gradients.
-
-    Args:
-        mechanism: Where it was seen.
-        optimizers: The private one, and the one that it wraps.
-    """
-    beside = mechanism.beside
+def sentences(beside: Beside) -> tuple[str, ...]:
+    """Return what a certificate has to assume of what was seen."""
     is_needed = beside.has_others, beside.has_writes, beside.is_blind
-    seen = tuple(compress((_OTHERS, _WRITTEN, _SHARDED), is_needed))
-    if not mechanism.options.have_changed:
-        return seen
-    warn_of_plateau_on(optimizers)
-    return *seen, CHANGED
+    return tuple(compress((_OTHERS, _WRITTEN, _SHARDED), is_needed))

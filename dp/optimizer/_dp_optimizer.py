@@ -26,7 +26,7 @@ from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
-from dp.optimizer._beside import assumed
+from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
     check_subclass,
@@ -145,7 +145,7 @@ class DPOptimizer(PrivateStep):
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         rule = clipping_for(plan, clipping)
         check_scalable(rule, original_optimizer)
-        check_correctable(bias_correction, original_optimizer, rule)
+        check_correctable(bias_correction, original_optimizer, rule, plan)
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)
@@ -161,7 +161,7 @@ class DPOptimizer(PrivateStep):
         self.mechanism.beside.note(self._trainable(), since="made")
         carried.reserve_key(self.param_groups)
         protect(self)
-        accept_writes_around(_accept_writes)
+        accept_writes_around()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -380,7 +380,8 @@ class DPOptimizer(PrivateStep):
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(
-                *assumed(self.mechanism, (self, self.original_optimizer)),
+                *sentences(self.mechanism.beside),
+                *self.mechanism.options.assumed(self, self.original_optimizer),
                 *assumptions,
             ),
             public_end=public_end,
@@ -394,8 +395,4 @@ class DPOptimizer(PrivateStep):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         protect(self)
-        accept_writes_around(_accept_writes)
-
-
-def _accept_writes(optimizer: DPOptimizer) -> None:
-    optimizer.mechanism.beside.accept(optimizer._trainable())  # noqa: SLF001 -- its own module
+        accept_writes_around()

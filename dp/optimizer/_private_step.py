@@ -14,7 +14,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dp._mechanism.changed_options import warn_of_plateau_on
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -97,8 +96,7 @@ class PrivateStep(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step.exclusive():
             stddev = self._set_private_gradients()
-        if self.mechanism.options.note(self.param_groups):
-            warn_of_plateau_on((self, self.original_optimizer))
+        self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         if self.bias_correction is not None and stddev is not None:

@@ -83,13 +83,13 @@ def _on_grid(places_X, masses_X, points):
     return grid + np.bincount((low + 1) % points, masses_X * part, points)
 
 
-def exact_delta(eps, q, sigma, steps, *, group_size=1):
+def exact_delta(eps, q, sigma, steps, *, group_size=1, points=1 << 20):
     """Return the delta of adding or removing a group: the larger of both directions."""
     deltas = []
     for remove in (True, False):
         pair = losses_of(q, sigma, group_size, remove=remove)
         coarse, fine = (
-            delta_at(eps, *pair, steps, points=points) for points in (1 << 19, 1 << 20)
+            delta_at(eps, *pair, steps, points=p) for p in (points // 2, points)
         )
         # What splitting adds falls with the square of the spacing.
         deltas.append((4 * fine - coarse) / 3)

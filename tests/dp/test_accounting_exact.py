@@ -5,7 +5,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType
 
 from dp.accounting import (
@@ -18,7 +21,7 @@ from dp.accounting import (
 )
 from dp.accounting._group_losses import _Losses, group_losses
 from dp.accounting._pmf import numbers_in_batch
-from dp.accounting._sampled_losses import sampled_losses
+from dp.accounting._sampled_losses import _turned, sampled_losses
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,6 +73,50 @@ def test_epsilon_is_true_and_tight(setting):
 
     assert exact(bound) <= delta * (1 + 1e-4)
     assert exact(bound / 1.001) >= delta * (1 - 1e-4)
+
+
+@pytest.mark.slow
+def test_epsilon_is_tight_at_small_probabilities():
+    """0.012729 before, where masses of adding an example lost their digits.
+
+    One loss in a hundred thousand is not near 0 then, so the reference needs a finer
+    grid; it is right to 1e-3 of delta.
+    """
+    setting = (1e-5, 1.0, 100_000)
+    bound = claimed(1, *setting, 1e-5)
+
+    assert bound == pytest.approx(0.010218, abs=2e-6)
+    assert exact_delta(bound, *setting, points=1 << 22) <= 1e-5
+    assert exact_delta(bound / 1.001, *setting, points=1 << 22) >= 1e-5 * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("q", [1e-6, 0.01, 0.3, 0.99])
+@pytest.mark.parametrize("interval", [1e-3, 0.02])
+def test_adding_is_removing_turned_round(q, interval):
+    """Its deltas are those of dp_accounting's losses of adding an example, or above."""
+    ours = sampled_losses(q, 1.0, "add_or_remove_one", interval)
+    theirs = from_gaussian_mechanism(
+        1.0, sampling_prob=q, value_discretization_interval=interval
+    )
+
+    for spent in (-2.0, -0.1, 0.0, 1e-7, 0.1, 0.3, 1.0):
+        mine, library = (
+            losses._pmf_add.get_delta_for_epsilon(spent) for losses in (ours, theirs)
+        )
+        assert mine == pytest.approx(library, rel=1e-8, abs=1e-13)
+
+
+def test_what_no_bucket_holds_is_not_lost():
+    """It has the largest loss of adding an example, or an infinite one beyond."""
+    reached, beyond = (
+        _turned(DensePLDPmf(0.5, first, np.array([0.3, 0.2]), 0.5, True), 0.4)  # noqa: FBT003
+        for first in (-2, 1)
+    )
+
+    assert reached._infinity_mass == 0
+    assert reached._probs.sum() == pytest.approx(1.0)
+    assert beyond._infinity_mass == pytest.approx(1 - float(beyond._probs.sum()))
+    assert beyond._infinity_mass > 0.5
 
 
 def test_the_reference_knows_the_gaussian_mechanism():

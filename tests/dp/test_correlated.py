@@ -142,6 +142,7 @@ def test_the_error_is_that_of_the_matrices():
         BandedNoise((3.0, 4.0)),
         BandedNoise((1.0, -1.0, 1e-30)),
         BandedNoise((0.5,)),
+        BandedNoise((1.0, 2.0**-30)),  # The norm of which is rounded down to 1.
         BandedNoise((1.0, 0.0, 2.0**-11.5)),
         BandedNoise((1.0, 1.0, 1.0, 1.0)),
     ],
@@ -751,6 +752,19 @@ def test_an_iteration_begins_the_recursion_anew(lone, monkeypatch):
     assert norms[2] == pytest.approx(norms[0], rel=1e-5)
     assert math.hypot(*norms[2:]) <= ONE_EXAMPLE
     assert run.optimizer.ledger.steps == 8
+
+
+def test_another_iteration_does_not_go_on_where_one_was_left(lone, monkeypatch):
+    """Its third step follows no second one, though that number was released last."""
+    run, witness = lone(monkeypatch), Witness()
+    with witnessed(witness):
+        run.train(2)
+        for position, batch in zip(range(3), run.loader, strict=False):
+            if position == 2:
+                run.optimizer.backward(run.losses(batch))
+                run.optimizer.step()
+
+    assert [norm > 0 for norm in witness.norms()] == [True, True, False]
 
 
 def test_other_parameters_begin_the_recursion_anew(lone, monkeypatch):
