@@ -108,13 +108,16 @@ class _PrivateTrainer(Trainer):
         self.callbacks = [*others, PrivacyCallback()]
         with self._private(model, plan, loader):
             super().fit(model, batches, val_dataloaders, **kwargs)
-        if self.is_global_zero:
-            write_report(Path(self.default_root_dir) / FOLDER, self.certificate())
+        self._leave_report()
 
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost."""
         private = require_private_optimizer(self.private_optimizer)
         return private.certificate(assumptions=self.request.assumptions)
+
+    def _leave_report(self) -> None:
+        if self.is_global_zero:
+            write_report(Path(self.default_root_dir) / FOLDER, self.certificate())
 
     def _check_fit(self, model: LightningModule, loader: Any, datamodule: Any) -> None:
         before = self.private_optimizer
