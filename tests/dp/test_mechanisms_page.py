@@ -47,4 +47,4 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     text = page.read_text("utf-8")
     assert "<!-- support -->\n\n| nothing |\n\n<!-- end of support -->" in text
     assert text.startswith("# Mechanisms\n")
-    assert '`plan_for(mechanism="best")` computes both' in text
+    assert '`plan_for(mechanism="best")` computes all three' in text
