@@ -326,3 +326,12 @@ def test_an_infinite_epsilon_permits_everything():
     """As that of a run with a debugging seed."""
     numbers = {"num_coins": 10, "num_guesses": 10, "num_right": 10}
     assert largest_permitted(ByPairs(((math.inf, 1e-5),)), **numbers) == 1.0
+
+
+def test_an_event_and_its_complement_are_bounded():
+    """Of the trade-off of one pair: below its middle by the event, above by the other."""
+    claim = ByPairs(((1.0, 0.01),))
+
+    assert claim.inverse(0.2) == pytest.approx(0.19 / math.e)
+    assert claim.inverse(0.9) == pytest.approx(0.99 - 0.1 * math.e)
+    assert claim.inverse(0.005) == 0.0
