@@ -109,9 +109,9 @@ class Recursion:
         about = (place.chain, segment, num_ranks, *map(id, parameters))
         if self._released != (place.position - 1, about):
             self._histories = []
-        # Until the step is done, nothing can follow: a release that failed half-way has
-        # left some shares a step ahead of others.
-        self._released, self._share, self._max_grad_norm = None, 0, max_grad_norm
+        # No step follows one that failed half-way, and has left some shares a step ahead
+        # of others: its position is not noted, and its ticket is spent.
+        self._share, self._max_grad_norm = 0, max_grad_norm
         self._totals = totals
         yield
         self._totals = None

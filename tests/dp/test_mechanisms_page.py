@@ -30,6 +30,7 @@ def test_what_is_refused_is_refused_by_the_plan():
         for way in mechanisms.WAYS
     }
 
+    assert answers["CyclicPoisson"] == [True, True, True, False, False, False]
     assert answers["RandomAllocation"] == [True, True, False, False, False, False]
     assert all(answers["PoissonSampling"])
 
@@ -40,6 +41,7 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     page.write_text(mechanisms.PAGE.read_text("utf-8"), "utf-8")
     monkeypatch.setattr(mechanisms, "PAGE", page)
     monkeypatch.setattr(mechanisms, "SETTINGS", ())
+    monkeypatch.setattr(mechanisms, "CORRELATED", ((8, 0.25, 8.0),))
     monkeypatch.setattr(mechanisms, "support", lambda: "| nothing |")
 
     mechanisms.main()
@@ -47,4 +49,5 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     text = page.read_text("utf-8")
     assert "<!-- support -->\n\n| nothing |\n\n<!-- end of support -->" in text
     assert text.startswith("# Mechanisms\n")
-    assert '`plan_for(mechanism="best")` computes both' in text
+    assert '`plan_for(mechanism="best")` computes all three' in text
+    assert "| 8 | 0.25 | 8 |" in text
