@@ -386,6 +386,8 @@ def test_the_certificate_states_its_conditions_and_verifies(plan):
     runs = dp.NegativeBinomialRuns(mean=5.0, shape=1.0)
     certificate = TuningCertificate.of([plan], runs, public_scores=None)
 
+    # Of the number of runs 53 bits are drawn, and their law is summed in 53 bits.
+    assert certificate.delta_error >= (1 + math.exp(certificate.epsilon)) * 2.0**-50
     text = certificate.to_text()
     assert "of shape 1 and mean 5; the number is secret" in text
     assert all(sentence in text for sentence in certificate.conditions)
