@@ -38,6 +38,7 @@ ROOMS = {
     "calibration": "the search for the noise, the steps or the probability that keep a target",
     "sampling": "which examples are in a batch, and the ticket that proves it",
     "per_sample": "every example's gradient, from one backward pass",
+    "selection": "the best of several private runs, at a price that is stated",
     "query": "private answers about the data, which a plan pays for",
     "clipping": "the bound on what one example contributes",
     "noise": "Gaussian noise, rounded to a lattice",

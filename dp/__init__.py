@@ -39,7 +39,14 @@ from forwarding import __version__ as __version__
 
 if TYPE_CHECKING:
     from dp import audit
-    from dp.accounting import Guarantee, Query, Release, Risk
+    from dp.accounting import (
+        Guarantee,
+        NegativeBinomialRuns,
+        PoissonRuns,
+        Query,
+        Release,
+        Risk,
+    )
     from dp.calibration import RiskTarget
     from dp.certificate import Certificate, compose, verify
     from dp.checking import CheckReport, check
@@ -84,6 +91,7 @@ if TYPE_CHECKING:
         UnamplifiedLoader,
     )
     from dp.schedule import Schedule
+    from dp.selection import TuningCertificate, tune
     from dp.wrapping import wrap_class
 
 __all__ = (
@@ -107,9 +115,11 @@ __all__ = (
     "JointOptimizer",
     "LedgerError",
     "MicroBatches",
+    "NegativeBinomialRuns",
     "PerGroupClipping",
     "PerLayerClipping",
     "PoissonLoader",
+    "PoissonRuns",
     "PoissonSampling",
     "PrivacyError",
     "PrivacyPlan",
@@ -126,6 +136,7 @@ __all__ = (
     "ScaledClipping",
     "Schedule",
     "TruncatedPoissonSampling",
+    "TuningCertificate",
     "Unamplified",
     "UnamplifiedLoader",
     "UnsupportedOperationError",
@@ -138,6 +149,7 @@ __all__ = (
     "plan_for",
     "private",
     "split_batch",
+    "tune",
     "verify",
     "wrap_class",
 )
@@ -145,7 +157,7 @@ __all__ = (
 _HOME: Final = {
     name: module
     for module, names in {
-        "accounting": "Guarantee Query Release Risk",
+        "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release Risk",
         "calibration": "RiskTarget",
         "certificate": "Certificate compose verify",
         "checking": "CheckReport check",
@@ -165,6 +177,7 @@ _HOME: Final = {
         " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
+        "selection": "TuningCertificate tune",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()

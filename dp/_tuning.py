@@ -44,6 +44,8 @@ LARGEST_LAYER_BYTES: Final = 1 << 16
 # Forms of graphs that are remembered, and sizes of each, such as those of batches.
 KNOWN_GRAPHS: Final = 4
 KNOWN_SIZES: Final = 256
+# The same where units are given, whose rows are listed one by one.
+KNOWN_UNITS: Final = 2
 # Operations from which a call of a compiled function pays.
 FEWEST_COMPILED_OPERATIONS: Final = 2
 

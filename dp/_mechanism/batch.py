@@ -181,20 +181,13 @@ class PendingBatch:
         # A draw may be empty, and a step of noise alone is right then: skipping it would
         # show that the draw was empty (opacus#522, #530). Without tickets an empty draw
         # cannot be told from a step by mistake.
-        if self.ticket is None and self.num_backwards == 0:
+        if self.num_backwards == 0 and (self.ticket is None or self.num_drawn):
             raise SamplingMismatchError(
                 "step was called without gradients; call optimizer.backward(loss_fn,"
                 " batch) first, in place of loss.backward()" + explain_deepspeed()
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.
-        if self.num_backwards == 0 and self.num_drawn:
-            raise SamplingMismatchError(
-                "step was called before any loss of this batch was given to it; call"
-                " optimizer.backward(loss_fn, batch) in place of loss.backward(), which"
-                " adds the gradients of all examples up, so that none can be clipped"
-                + explain_deepspeed()
-            )
         if self.num_samples < self.num_drawn and not self.may_lack_units:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"

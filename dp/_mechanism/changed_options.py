@@ -43,13 +43,24 @@ class ChangedOptions:
         self.have_changed = False
         self._last: Sequence[Sequence[object]] | None = None
 
-    def note(self, groups: Iterable[Mapping[str, Any]]) -> bool:
-        """Note the options of a step; return whether they changed, for the first time."""
+    def note(self, groups: Iterable[Mapping[str, Any]], *optimizers: Optimizer) -> None:
+        """Note the options of a step.
+
+        The first time that they changed, warns of a ``ReduceLROnPlateau`` on one of
+        *optimizers*.
+        """
         options = [_options(group) for group in groups]
-        is_first = not self.have_changed and self._last not in (None, options)
-        self.have_changed = self.have_changed or is_first
+        if not self.have_changed and self._last not in (None, options):
+            self.have_changed = True
+            warn_of_plateau_on(optimizers)
         self._last = options
-        return is_first
+
+    def assumed(self, *optimizers: Optimizer) -> tuple[str, ...]:
+        """Return what a certificate has to assume of them; warns once more."""
+        if not self.have_changed:
+            return ()
+        warn_of_plateau_on(optimizers)
+        return (CHANGED,)
 
 
 def _options(group: Mapping[str, Any]) -> list[object]:
@@ -73,7 +84,8 @@ def warn_of_plateau_on(optimizers: Sequence[Optimizer]) -> None:
     warn_of_plateau_schedulers(
         found
         for found in gc.get_objects()
-        if issubclass(type(found), ReduceLROnPlateau) and id(found.optimizer) in ids
+        if issubclass(type(found), ReduceLROnPlateau)
+        and id(getattr(found, "optimizer", None)) in ids
     )
 
 

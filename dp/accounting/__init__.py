@@ -12,11 +12,14 @@ from dp.accounting._groups import group_epsilon
 from dp.accounting._query import Query
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, Truncation, merge_equal_releases
-from dp.accounting._risk import Risk, risk
+from dp.accounting._risk import Risk, risk, risk_curve
+from dp.accounting._selection import NegativeBinomialRuns, PoissonRuns
 
 
 __all__ = (
     "Guarantee",
+    "NegativeBinomialRuns",
+    "PoissonRuns",
     "Query",
     "ReferenceAccountant",
     "Release",
@@ -27,8 +30,18 @@ __all__ = (
     "group_epsilon",
     "merge_equal_releases",
     "risk",
+    "risk_curve",
     "to_dp_event",
 )
 
-for _public in (Guarantee, Query, ReferenceAccountant, Release, Risk, Truncation):
+for _public in (
+    Guarantee,
+    NegativeBinomialRuns,
+    PoissonRuns,
+    Query,
+    ReferenceAccountant,
+    Release,
+    Risk,
+    Truncation,
+):
     _public.__module__ = __name__  # What pickles and tracebacks show.

@@ -42,7 +42,7 @@ class Query:
 
     @property
     def release(self) -> Release:
-        """What the answer costs: one release on all units."""
+        """The release that the answer is, on all units of privacy."""
         return Release(
             sampling_probability=1.0, noise_multiplier=self.noise_multiplier, count=1
         )

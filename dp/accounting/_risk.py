@@ -37,12 +37,14 @@ __all__ = (
     "Risk",
     "question",
     "risk",
+    "risk_curve",
     "risk_of_guarantee",
     "risk_of_order",
 )
 
 EXCEPTIONS: Final = 1e-3
 """In what share of runs odds may grow by more than is stated."""
+_NUM_POINTS: Final = 50
 _ADD_OR_REMOVE: Final = "add_or_remove_one"
 
 
@@ -194,8 +196,8 @@ def risk(
     Guarantees:
         * Every number is an upper bound, whichever of both neighbouring datasets is the
           real one: losses are rounded up.
-        * Of the ideal noise, as epsilon is; what a computer's noise adds to delta adds
-          to them.
+        * Of the ideal noise, as epsilon is: what drawing it on a computer adds to delta
+          is not counted.
         * Guessing for no releases, and certainty if one had no noise.
 
     Args:
@@ -220,6 +222,61 @@ def risk(
         2024: https://arxiv.org/abs/2407.02191; see also
         :mod:`dp.accounting._trade_off`.
     """
+    deltas_at = _deltas_of(
+        releases,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+        delta=delta,
+        tolerance=tolerance,
+        interval=interval,
+        library=library,
+    )
+    return _of_deltas(deltas_at)
+
+
+def risk_curve(
+    releases: Iterable[Release],
+    *,
+    neighboring_relation: NeighboringRelation,
+    group_size: int = 1,
+    delta: float = 1e-5,
+    interval: float | None = None,
+) -> tuple[tuple[float, float], ...]:
+    """Return what an attack finds at most, by its false alarms, to be drawn.
+
+    The arguments, guarantees and errors are those of :func:`risk`.
+
+    Returns:
+        Pairs of FPR and the largest TPR, from no false alarms to nothing else.
+    """
+    from dp.accounting._trade_off import Pairs  # noqa: PLC0415 -- numpy
+
+    deltas_at = _deltas_of(
+        releases,
+        neighboring_relation=neighboring_relation,
+        group_size=group_size,
+        delta=delta,
+        tolerance=_resolution.VAGUE,
+        interval=interval,
+        library=None,
+    )
+    pairs = Pairs(deltas_at)
+    # Closer together where the curve is steep.
+    rates = ((i / _NUM_POINTS) ** 2 for i in range(_NUM_POINTS + 1))
+    return tuple((rate, pairs.true_positive_rate(rate)) for rate in rates)
+
+
+def _deltas_of(
+    releases: Iterable[Release],
+    *,
+    neighboring_relation: NeighboringRelation,
+    group_size: int,
+    delta: float,
+    tolerance: float,
+    interval: float | None,
+    library: ReferenceAccountant | None,
+) -> "DeltasAt":
+    """Return the deltas of releases, or of a group, as :func:`risk` is asked for them."""
     _checks.open_unit(delta=delta)
     size = _checks.count(group_size=group_size)
     releases = merge_equal_releases(releases)
@@ -233,9 +290,9 @@ def risk(
     if size > 1:
         check_group(releases, size)
     if not releases:
-        return NO_RISK
+        return lambda epsilons_E: 0 * epsilons_E
     if any(release.noise_multiplier == 0 for release in releases):
-        return NO_BOUND
+        return lambda epsilons_E: 0 * epsilons_E + 1
     # As of bound_of_group: one after the other where a group is no pair of its own.
     relation, together, chain = neighboring_relation, 1, 1
     if size > 1 and truncated:
@@ -255,7 +312,7 @@ def risk(
         interval=_resolution.checked(interval),
         library=library,
     )
-    return _of_deltas(_chained(deltas_at, chain))
+    return _chained(deltas_at, chain)
 
 
 def risk_of_order(cost: float, order: float) -> Risk:

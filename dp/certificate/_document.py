@@ -301,8 +301,13 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
         )
         rest = () if goes_on else run.remaining
         kept.append(replace(run, segments=ours, evidence=seen, remaining=rest))
-    # A failed run counts even if an earlier certificate has all that it was charged.
-    counted = [run for run in kept if run.segments or run.remaining or run.has_failed]
+    # A failed run counts even if an earlier certificate has all that it was charged. So
+    # do queries: whether two runs asked the same ones, or each its own, is not known.
+    counted = [
+        run
+        for run in kept
+        if run.segments or run.remaining or run.has_failed or run.plan.queries
+    ]
     return tuple(counted) or tuple(kept[:1])
 
 

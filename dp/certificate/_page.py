@@ -8,19 +8,22 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dp.accounting._risk import question
 from dp.certificate._chart import Bar, Chart, Line, Mark
 from dp.certificate._evidence import evidence_sentences
-from dp.certificate._picture import epsilon_over_steps
-from dp.certificate._run import RELEASED
+from dp.certificate._picture import attack_curve, epsilon_over_steps
+from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
 from dp.certificate._statement import Statement
 from dp.certificate._text import (
     RELATIONS,
+    correlation_words,
+    query_words,
     release_words,
     run_facts,
+    unproven,
     why_not,
 )
 from dp.schedule import rounded_up
@@ -52,18 +55,26 @@ def html(c: Statement, scores: Scores | None = None) -> str:
             agreement=_agreement(c),
             charts=list(_charts(c, scores)),
             scores=scores,
-            runs=[
-                {
-                    "run": run,
-                    "facts": run_facts(run),
-                    "releases": release_words(run)[:_MOST_RELEASES],
-                    "num_left_out": max(0, len(run.charges) - _MOST_RELEASES),
-                    "seen": evidence_sentences(run) if run.released == RELEASED else [],
-                }
-                for run in c.runs
-            ],
+            unproven=unproven(allocated=any(run.is_allocated for run in c.runs)),
+            runs=[_told(run) for run in c.runs],
         )
     )
+
+
+def _told(run: CertifiedRun) -> dict[str, Any]:
+    """Return a run as the template asks for it."""
+    releases, plan = release_words(run), run.plan
+    return {
+        "run": run,
+        "facts": run_facts(run),
+        "correlation": " ".join(
+            correlation_words(plan.correlation) if plan.correlation else []
+        ),
+        "queries": [query_words(query) for query in plan.queries],
+        "releases": releases[:_MOST_RELEASES],
+        "num_left_out": max(0, len(releases) - _MOST_RELEASES),
+        "seen": evidence_sentences(run) if run.released == RELEASED else [],
+    }
 
 
 @cache
@@ -123,6 +134,18 @@ def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
             end=Mark(value=c.steps, label="ended here")
             if any(run.remaining for run in c.runs)
             else None,
+        )
+    attacks = attack_curve(c)
+    if attacks:
+        yield Chart(
+            title="What an attack can find",
+            x_label="false alarms, a share of those that were not in",
+            y_label="found at most, a share of those that were",
+            lines=[
+                Line(points=attacks, label="at most"),
+                Line(points=[(0, 0), (1, 1)], label="guessing", style="rival"),
+            ],
+            highest=1.0,
         )
     costs = {c.group_size: c.epsilon, **c.epsilon_of_groups}
     finite = {size: cost for size, cost in costs.items() if math.isfinite(cost)}

@@ -4,12 +4,13 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from dp.accounting import epsilon_curve
+from dp.accounting import epsilon_curve, risk_curve
+from dp.certificate._numbers import together
 from dp.certificate._statement import Statement
 from dp.certificate._text import RELATIONS, why_not
 
 
-__all__ = ("draw", "epsilon_over_steps")
+__all__ = ("attack_curve", "draw", "epsilon_over_steps")
 
 _NUM_POINTS: Final = 20
 
@@ -18,8 +19,8 @@ def draw(c: Statement, path: Path) -> None:
     """Draw epsilon over the planned number of steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    over_steps, of_groups = figure.subplots(1, 2, width_ratios=[2, 1])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    over_steps, of_groups, of_attacks = figure.subplots(1, 3, width_ratios=[2, 1, 1.3])
     if not c.is_private:
         figure.suptitle(f"NOT PRIVATE: {why_not(c)}", color="tab:red")
     else:
@@ -32,6 +33,8 @@ def draw(c: Statement, path: Path) -> None:
         finite[c.group_size] = c.epsilon
         sizes = sorted(finite)
         of_groups.bar([*map(str, sizes)], [finite[size] for size in sizes])
+        of_attacks.plot(*zip(*attack_curve(c), strict=True), color="tab:red")
+    of_attacks.plot([0, 1], [0, 1], ":", label="guessing")
     over_steps.set(
         title="Epsilon over the steps",
         xlabel="step",
@@ -45,6 +48,14 @@ def draw(c: Statement, path: Path) -> None:
         ylabel="epsilon",
         ylim=(0, None),
     )
+    of_attacks.set(
+        title="What an attack can find",
+        xlabel="false alarms, a share",
+        ylabel="found at most, a share",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    of_attacks.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
 
@@ -70,16 +81,42 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
     Under a Renyi filter there is no such curve: its epsilon holds at any end. Nor is
     there one of a run without steps.
     """
-    if any(run.plan.renyi_order is not None for run in c.runs):
+    if _is_filtered(c):
         return []
+    queries = [release for run in c.runs for release in run.plan.query_releases]
     charged = [charge.to_release() for charge in c.charges]
     curve = epsilon_curve(
-        [*charged, *(release for run in c.runs for release in run.remaining)],
+        [*queries, *charged, *(release for run in c.runs for release in run.remaining)],
         delta=c.delta,
         neighboring_relation=c.neighboring_relation,
         group_size=c.group_size,
     )
+    # Queries are counted from the start, and are no steps.
+    curve = curve[sum(release.count for release in queries) :]
     last = len(curve) - 1
-    # Where epsilon_curve computes; between, it repeats the next value.
+    # About where epsilon_curve computes; between, it repeats the next value.
     points = sorted({math.ceil(last * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
     return [(step, curve[step]) for step in points if step]
+
+
+def attack_curve(c: Statement) -> list[tuple[float, float]]:
+    """Return the most that an attack finds, by its share of false alarms.
+
+    None is drawn under a Renyi filter, nor where nothing was released.
+    """
+    claimed = together(c.runs, claimed=True)
+    if _is_filtered(c) or not claimed:
+        return []
+    return list(
+        risk_curve(
+            claimed,
+            neighboring_relation=c.neighboring_relation,
+            group_size=c.group_size,
+            delta=c.delta,
+            interval=c.intervals.get("epsilon"),
+        )
+    )
+
+
+def _is_filtered(c: Statement) -> bool:
+    return any(run.plan.renyi_order is not None for run in c.runs)

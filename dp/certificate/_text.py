@@ -15,9 +15,12 @@ from dp.schedule import Schedule
 
 __all__ = (
     "RELATIONS",
+    "correlation_words",
     "lines",
+    "query_words",
     "release_words",
     "run_facts",
+    "unproven",
     "why_not",
 )
 
@@ -45,7 +48,7 @@ def lines(c: Statement) -> list[str]:
     rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
     groups = (
         ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
-        or f"none is proven for {_unproven(allocated=allocated)}"
+        or f"none is proven for {unproven(allocated=allocated)}"
     )
     return [
         "Differential privacy certificate",
@@ -206,23 +209,31 @@ def _compared(sentences: Sequence[str]) -> list[str]:
 
 
 def _correlation(noise: BandedNoise | None) -> list[str]:
+    if noise is None:
+        return []
+    first, *others = correlation_words(noise)
+    return [f"    correlation           {first}"] + [
+        f"                          {words}" for words in others
+    ]
+
+
+def correlation_words(noise: BandedNoise) -> list[str]:
     """Return how noise is correlated, and why that costs no more.
 
     Which coefficients they are changes no epsilon: their norm is 1, whatever is given.
     """
-    if noise is None:
-        return []
     few = [f"{c:g}" for c in noise.coefficients[:_FEW]]
     rest = noise.bands - len(few)
     more = f" and {rest} more" if rest > 0 else ""
     return [
-        f"    correlation           {noise.bands} bands: {', '.join(few)}{more}",
-        "                          noise is added to sums of as many steps, and what is",
-        "                          released is computed from noisy sums alone",
+        f"{noise.bands} bands: {', '.join(few)}{more}",
+        "noise is added to sums of as many steps, and what is",
+        "released is computed from noisy sums alone",
     ]
 
 
-def _unproven(*, allocated: bool) -> str:
+def unproven(*, allocated: bool) -> str:
+    """Return how batches were drawn where no bound of groups is proven."""
     return "random allocation" if allocated else "cyclic Poisson sampling"
 
 
@@ -231,12 +242,17 @@ def _queries(queries: Sequence[Query]) -> list[str]:
         return []
     return [
         "    queries, counted whether they were asked or not",
-        *(
-            f"      {query.name}: {query.num_values} number"
-            f"{'s' if query.num_values > 1 else ''}, sigma = {query.noise_multiplier:g}"
-            for query in queries
-        ),
+        *(f"      {query_words(query)}" for query in queries),
     ]
+
+
+def query_words(query: Query) -> str:
+    """Return what a query asks for, and its noise."""
+    plural = "s" if query.num_values > 1 else ""
+    return (
+        f"{query.name}: {query.num_values} number{plural},"
+        f" sigma = {query.noise_multiplier:g}"
+    )
 
 
 def _declared(public: Sequence[str]) -> list[str]:

@@ -64,7 +64,9 @@ def spread_of(losses_B: Tensor) -> float:
     if (
         num_losses <= _SHORT and losses_B.dim() == 1
     ):  # A few calls of torch take longer.
-        sizes = list(map(abs, losses_B.tolist()))
+        sizes = losses_B.tolist()
+        if min(sizes) < 0:
+            sizes = list(map(abs, sizes))
         largest, total = max(sizes), sum(sizes)
     else:
         sizes_B = losses_B.detach().abs().double()

@@ -6,7 +6,6 @@ One class and one argument of a script change::
     trainer.train()
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,15 @@ __all__ = (
 _NUM_CHECKED: Final = 4  # Examples of `dp.check` before the first step.
 # What Trainer logs of the training data. It is not covered by the guarantee.
 _UNCOVERED: Final = frozenset({"loss", "grad_norm", "train_loss"})
+
+
+class _Withheld(float):
+    """NaN, which says why where it is printed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "nan (withheld: the guarantee does not cover it; see unsafe_log_loss)"
 
 
 class PrivacyCallback(TrainerCallback):
@@ -379,7 +387,7 @@ class PrivateTrainer(Trainer):
         if self.unsafe_log_loss:
             return output
         metrics = {k: v for k, v in output.metrics.items() if k not in _UNCOVERED}
-        return output._replace(training_loss=math.nan, metrics=metrics)
+        return output._replace(training_loss=_Withheld("nan"), metrics=metrics)
 
     def hyperparameter_search(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuse: every trial trains on the private data, and so does the choice."""

@@ -1,7 +1,7 @@
 """Which planned queries were asked: each once, in all processes of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from dp.accounting import Query
@@ -18,40 +18,54 @@ class Asked:
     """The queries that were asked, and by whom.
 
     Attributes:
-        segments: The id of the process that asked, by the name of the query.
+        segments: The id of the process that asked each query.
     """
 
-    segments: Mapping[str, str] = field(default_factory=dict)
+    segments: Mapping[Query, str] = field(default_factory=dict)
 
     @classmethod
-    def of_state(cls, state_dict: Mapping[str, Any]) -> "Asked":
+    def of_state(cls, state_dict: Mapping[str, Any], plan: PrivacyPlan) -> "Asked":
         """Return what a ledger's state says was asked.
 
         Raises:
-            LedgerError: If it is damaged.
+            LedgerError: If it is damaged, or if *plan* does not pay for it.
         """
-        segments = state_dict.get("queries", {})
-        if not isinstance(segments, Mapping) or not all(
-            isinstance(text, str) for pair in segments.items() for text in pair
-        ):
+        try:
+            segments = {
+                Query(**row["query"]): str(row["segment"])
+                for row in state_dict.get("queries", ())
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LedgerError(
-                "the ledger does not list the queries that were asked by their names: it"
-                " is damaged"
+                f"the ledger does not list the queries that were asked: {error}"
+            ) from error
+        unpaid = [query for query in segments if query not in plan.queries]
+        if unpaid:
+            raise LedgerError(
+                f"the state asked {unpaid}, which the plan of this optimizer does not pay"
+                " for; plan with them too (queries=[...]) to go on"
             )
-        return cls(dict(segments))
+        return cls(segments)
 
-    def once(self, name: str, segment: str) -> "Asked":
+    def rows(self) -> list[dict[str, Any]]:
+        """Return them in plain types."""
+        return [
+            {"query": asdict(query), "segment": segment}
+            for query, segment in self.segments.items()
+        ]
+
+    def once(self, query: Query, segment: str) -> "Asked":
         """Return the queries with one more.
 
         Raises:
             BudgetExhaustedError: If it was asked before.
         """
-        if name in self.segments:
+        if query in self.segments:
             raise BudgetExhaustedError(
-                f"query {name!r} was asked already, and was planned once; keep its"
+                f"query {query.name!r} was asked already, and was planned once; keep its"
                 " answer, or plan as many queries as are asked"
             )
-        return Asked({**self.segments, name: segment})
+        return Asked({**self.segments, query: segment})
 
     def includes(self, other: "Asked") -> bool:
         """Whether all that *other* says was asked is known here."""
@@ -64,9 +78,9 @@ class Asked:
         known from a common checkpoint has one process, and counts once.
         """
         twice = sorted(
-            name
-            for name in self.segments.keys() & other.segments.keys()
-            if self.segments[name] != other.segments[name]
+            query.name
+            for query in self.segments.keys() & other.segments.keys()
+            if self.segments[query] != other.segments[query]
         )
         return Asked({**other.segments, **self.segments}), twice
 

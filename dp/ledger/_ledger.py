@@ -286,13 +286,13 @@ class Ledger:
                     f"the plan's budget is spent, so query {name!r} was not asked:"
                     f" target_epsilon={target!r}"
                 )
-            self._asked = self._asked.once(name, self._writer.key())
+            self._asked = self._asked.once(query, self._writer.key())
             return query
 
     @property
     def asked(self) -> tuple[str, ...]:
         """The queries that were asked, in their order."""
-        return tuple(self._asked.segments)
+        return tuple(query.name for query in self._asked.segments)
 
     def _is_paid(self, place: PassStep, max_grad_norm: float) -> bool:
         """Whether a step belongs to the pass that was charged last; it is taken then."""
@@ -341,7 +341,7 @@ class Ledger:
         if self._failure is not None:
             state["failure"] = self._failure
         if self._asked.segments:
-            state["queries"] = dict(self._asked.segments)
+            state["queries"] = self._asked.rows()
         if self._declared_public:
             state["declared_public"] = list(self._declared_public)
         return state
@@ -356,7 +356,7 @@ class Ledger:
         """
         loaded = parsed(state_dict)
         declared = parsed_declarations(state_dict)
-        asked = Asked.of_state(state_dict)
+        asked = Asked.of_state(state_dict, self._plan)
         self._check_unit(state_dict)
         num_advisories = known_advisories(state_dict)
         if state_dict["version"] == 1:

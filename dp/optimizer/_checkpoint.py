@@ -20,7 +20,14 @@ from dp.evidence import Evidence
 from dp.exceptions import LedgerError
 
 
-__all__ = ("KEY", "embed_ledger", "evidence_in", "extract_ledgers", "reserve_key")
+__all__ = (
+    "KEY",
+    "embed_ledger",
+    "evidence_in",
+    "extract_ledgers",
+    "reserve_key",
+    "take_ledgers",
+)
 
 KEY: Final = "dp_ledger"
 _MARK: Final = "is in state_dict()"
@@ -84,3 +91,33 @@ def evidence_in(ledgers: Sequence[Mapping[str, Any]]) -> list[dict[str, Evidence
         }
         for ledger in ledgers
     ]
+
+
+def take_ledgers(state_dict: dict[str, Any], mechanism: Mechanism) -> dict[str, Any]:
+    """Add what a state says was spent to *mechanism*, and return the rest of it.
+
+    Raises:
+        LedgerError: If there is no ledger in it, or a damaged one; nothing has changed
+            then.
+    """
+    state_dict, ledgers = extract_ledgers(state_dict)
+    if not ledgers:
+        raise LedgerError(
+            "the state has no ledger, so what was spent to reach it is unknown;"
+            " save state_dict() of the DPOptimizer, or call"
+            " load_state_dict_without_ledger if no private data was used for it"
+        )
+    values = mechanism.values
+    overrides = values.overrides_from(
+        [x["settings"] for x in ledgers if "settings" in x]
+    )
+    evidence = evidence_in(ledgers)
+    mechanism.step.drop()
+    mechanism.beside.forget()
+    for ledger in ledgers:
+        mechanism.ledger.load_state_dict(ledger)
+    for records in evidence:
+        mechanism.watch.load(records)
+    if overrides is not None:
+        values.restore(*overrides)
+    return state_dict

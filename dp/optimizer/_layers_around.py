@@ -6,34 +6,34 @@ writes is (:mod:`dp.optimizer._beside`).
 """
 
 import inspect
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dp.optimizer._guard import owners_around
+from dp.optimizer._registry import parameters_of
 
 
 __all__ = ("accept_writes_around", "hook_layers_around")
 
 
 @cache
-def accept_writes_around(accept: Callable[[Any], None]) -> None:
-    """Call *accept* with a private optimizer when a step of a layer around it ends.
+def accept_writes_around() -> None:
+    """Take what a layer around a private optimizer writes in its step for an update.
 
-    Or when its own step does, if that has hooks. The hook is process-wide.
+    And what hooks of the optimizer's own step write. The hook is process-wide.
     """
-    register_optimizer_step_post_hook(partial(_end_of_step, accept))
+    register_optimizer_step_post_hook(_end_of_step)
 
 
-def _end_of_step(
-    accept: Callable[[Any], None], optimizer: Optimizer, _args: Any, _kwargs: Any
-) -> None:
+def _end_of_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for owner in owners_around(optimizer):
         if owner is not optimizer or owner._optimizer_step_post_hooks:  # noqa: SLF001 -- torch's; they ran before
-            accept(owner)
+            private: Any = owner  # Registered as such; its class imports this file.
+            trainable = [p for p in parameters_of(owner) if p.requires_grad]
+            private.mechanism.beside.accept(trainable)
 
 
 def hook_layers_around(optimizer: Optimizer) -> None:

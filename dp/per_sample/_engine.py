@@ -119,7 +119,16 @@ class Engine:
             check_batch(uses, owners, batch, num_units=whose.num_units)
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
-        passes = Passes(known, losses, parameters, groups, whose, factor_U, loss_scale)
+        passes = Passes(
+            known,
+            losses,
+            parameters,
+            groups,
+            whose,
+            factor_U,
+            loss_scale,
+            nonfinite_U,
+        )
         gradients = self._verified(passes)
         self._warn(passes.without_rule)
         return gradients

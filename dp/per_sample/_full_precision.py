@@ -8,7 +8,6 @@ model is not permitted here.
 
 import threading
 from collections.abc import Collection
-from contextlib import ExitStack
 from typing import Any, Final, final
 
 import torch
@@ -46,7 +45,7 @@ class FullPrecision:
     def __init__(self, device_types: Collection[str]) -> None:
         self._device_types = device_types
         self._backends = _ON_HOST if {*device_types} == {"cpu"} else _ANYWHERE
-        self._autocasts = ExitStack()
+        self._autocasts: list[torch.autocast] = []
 
     def __enter__(self) -> None:
         with _lock:
@@ -57,11 +56,12 @@ class FullPrecision:
                     backend.fp32_precision = "ieee"
         for device_type in self._device_types:
             if torch.is_autocast_enabled(device_type):
-                off = torch.autocast(device_type, enabled=False)
-                self._autocasts.enter_context(off)
+                self._autocasts.append(torch.autocast(device_type, enabled=False))
+                self._autocasts[-1].__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self._autocasts.close()
+    def __exit__(self, *error: object) -> None:
+        while self._autocasts:
+            self._autocasts.pop().__exit__(*error)
         with _lock:
             _inside.remove(self)
             while _allowed and not _inside:

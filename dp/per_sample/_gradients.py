@@ -11,6 +11,7 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, final
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
 from dp.per_sample._parts.embedding import EmbeddingGrads, join_tables
-from dp.per_sample._parts.factored import FactoredGrads, concatenated
+from dp.per_sample._parts.factored import FactoredGrads, concatenated, share_grams
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -89,6 +90,7 @@ class PerSampleGradients:
     ) -> None:
         self._stacks = stacks
         self._parts = {index: _merge(uses) for index, uses in parts.items()}
+        share_grams(chain.from_iterable(self._parts.values()))
         self._parameters = parameters
         self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))

@@ -89,6 +89,7 @@ class _Known:
     fingerprints: Fingerprints
     constants: frozenset[Signature]
     by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
+    by_units: dict[Hashable, _OfSizes] = field(default_factory=dict)
 
     def found(
         self,
@@ -105,9 +106,11 @@ class _Known:
         graph = None if nodes is None else self.template.bound(nodes, parameters)
         if nodes is None or graph is None:
             return None
-        # Given units may own other rows in every batch, so owners are followed each time.
-        sizes = None if units.are_given else self.template.sizes(nodes, parameters)
-        known = None if sizes is None else self.by_sizes.get(sizes)
+        # Given units may own other rows in every batch: owners are those of before only if
+        # every loss is of the same unit as it was.
+        sizes = self.template.sizes(nodes, parameters), units.key
+        by_sizes = self.by_units if units.are_given else self.by_sizes
+        known = by_sizes.get(sizes)
         # Equal sizes have equal owners but for what moves rows by an index or a mask: each
         # such node is asked again, and only one that answers otherwise costs a new analysis.
         if known is None or not known.is_as_before(nodes, units.num_units):
@@ -117,19 +120,11 @@ class _Known:
                 return None
             _check_order(graph, analysis.plan, units)
             known = _of_sizes(graph, analysis, nodes, parameters)
-            self._keep(sizes, known)
+            most = _tuning.KNOWN_UNITS if units.are_given else _tuning.KNOWN_SIZES
+            _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
         return Found(graph, known.plan, known.layers, self.constants)
-
-    def _keep(self, sizes: Hashable, known: _OfSizes) -> None:
-        if sizes is not None:
-            # Put in again at the end: the first key is then the one that was found
-            # longest ago. Poisson batches of 256 on average come in about 100 sizes.
-            self.by_sizes.pop(sizes, None)
-            self.by_sizes[sizes] = known
-            if len(self.by_sizes) > _tuning.KNOWN_SIZES:
-                del self.by_sizes[next(iter(self.by_sizes))]
 
 
 @final
@@ -233,6 +228,17 @@ class KnownGraphs:
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
             self._known = [_Known(template, fingerprints, constants), *kept]
         return Found(graph, analysis.plan)
+
+
+def _keep(
+    by_sizes: dict[Hashable, _OfSizes], sizes: Hashable, known: _OfSizes, most: int
+) -> None:
+    # Put in again at the end: the first key is then the one that was found longest ago.
+    # Poisson batches of 256 on average come in about 100 sizes.
+    by_sizes.pop(sizes, None)
+    by_sizes[sizes] = known
+    if len(by_sizes) > most:
+        del by_sizes[next(iter(by_sizes))]
 
 
 def _of_sizes(

@@ -33,6 +33,7 @@ class Passes:
         whose: The units of the losses.
         factors: [U] what the losses of each unit are multiplied with.
         loss_scale: What gradients are divided by.
+        nonfinite: [U] infinity for a unit of which a loss is not finite, else 0.
         without_rule: The operations that no rule served, and their parameters.
     """
 
@@ -43,6 +44,7 @@ class Passes:
     whose: Units
     factors: Tensor
     loss_scale: float
+    nonfinite: Tensor
     without_rule: dict[str, Sequence[Tensor]] = field(default_factory=dict)
 
     @property
@@ -75,7 +77,7 @@ class Passes:
         return PerSampleGradients(
             {index_of[key]: parts for key, parts in collected.parts.items()},
             self.parameters,
-            self.whose.nonfinite(self.losses),
+            self.nonfinite,
             loss_scale=self.loss_scale,
             stacks=collected.stacked,
             is_detached=not graph.uses,

@@ -1,4 +1,5 @@
 """A plan: public numbers, and what follows from them.
+
 A :class:`PrivacyPlan` holds nothing that depends on the data: no dataset size, no
 realised batch size, no random state. Whatever is derived from it is public too.
 """

@@ -5,7 +5,7 @@ a dataset that consists of tensors is read by column instead of by row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 
 
 __all__ = ("fetch", "iter_batches")
+
+
+_UNEQUAL: Final = "stack expects each tensor to be equal size"  # So torch says it.
 
 
 def iter_batches(
@@ -40,12 +43,10 @@ def _collated(examples: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
     Raises:
         ValueError: If torch's own function cannot stack them.
     """
-    if collate_fn is not default_collate:
-        return collate_fn(examples)
     try:
         return collate_fn(examples)
     except RuntimeError as error:
-        if "stack expects each tensor to be equal size" not in str(error):
+        if collate_fn is not default_collate or _UNEQUAL not in str(error):
             raise
         # Torch's message has the sizes of private examples.
         raise ValueError(

@@ -14,6 +14,7 @@ a figure is the median of the ratios of processor time on one thread.
 
 import argparse
 import copy
+import gc
 import random
 import re
 import statistics
@@ -231,16 +232,24 @@ def _peaks_of(name: str, way: str) -> tuple[float, float]:
 
 def peaks(name: str, way: str) -> tuple[float, float]:
     """Return megabytes above the idle model: of a later step, and of the first ones."""
-    step = WAYS[way](made(name))
-    idle = _status("VmRSS")
-    found = []
-    for count in (_FIRST, 2):
-        Path("/proc/self/clear_refs").write_text("5")
-        for _ in range(count):
-            step()
-        found.append(_status("VmHWM") - idle)
-    first, steady = found
-    return steady, first
+    subject = made(name)
+    step = WAYS[way](subject)
+    # After a step there are gradients, which the next one frees before it begins.
+    trained = [p for p in subject.model.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained) / 2**20
+    first = _peak(step, _FIRST)
+    step()
+    return _peak(step, 2) + gradients, first
+
+
+def _peak(step: _Step, count: int) -> float:
+    """Return the megabytes that some steps take at most, above what there was before."""
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(count):
+        step()
+    return _status("VmHWM") - before
 
 
 def _status(field: str) -> float:

@@ -24,16 +24,16 @@ TARGET = {"target_epsilon": 3.0, "target_delta": 1e-4, "max_grad_norm": 1.0}
 class Run:
     """A private run of a linear model."""
 
-    def __init__(self, *, steps=3, sampling=True, model=None):
+    def __init__(self, *, steps=3, model=None):
         self.data = TensorDataset(torch.randn(30, 4), torch.randint(3, (30,)))
         self.plan = dp.plan_for(
             **TARGET,
-            sampling_probability=0.5 if sampling else None,
+            sampling_probability=0.5,
             steps=steps,
             expected_batch_size=15,
         )
         self.model = nn.Linear(4, 3) if model is None else model
-        self.loader = self.plan.loader(self.data) if sampling else None
+        self.loader = self.plan.loader(self.data)
         self.optimizer = self.wrapped()
 
     def wrapped(self):
@@ -52,10 +52,9 @@ class Run:
             self.optimizer.step()
 
 
-def plain_backward(*, sampling):
-    run = Run(sampling=sampling)
-    batch = next(iter(run.loader)) if sampling else run.data[:]
-    run.loss_fn(batch).mean().backward()
+def plain_backward():
+    run = Run()
+    run.loss_fn(next(iter(run.loader))).mean().backward()
     run.optimizer.step()
 
 
@@ -202,8 +201,7 @@ def hide_numpy(patch, hidden=("numpy", "typer", "torch")):
 
 
 CAUSES = {
-    "step was called before any loss": lambda: plain_backward(sampling=True),
-    "step was called without gradients": lambda: plain_backward(sampling=False),
+    "step was called without gradients": plain_backward,
     "more losses than the loader drew": two_backwards,
     "backward has not seen every example": half_a_batch,
     "this batch was already used": a_second_step,

@@ -299,13 +299,58 @@ def test_what_both_know_from_one_checkpoint_counts_once(ledger):
     assert {*ledger.asked} == {"adults", "age"}
 
 
-@pytest.mark.parametrize("queries", [["adults"], {"adults": 1}, {1: "a"}])
-def test_a_damaged_record_is_refused(ledger, queries):
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["adults"],
+        [{"query": {"name": "adults"}, "segment": "a"}],
+        [{"query": {"name": "adults", "noise_multiplier": 2.0}}],
+        7,
+    ],
+    ids=["text", "half", "nobody", "number"],
+)
+def test_a_damaged_record_is_refused(ledger, rows):
     """Nothing is loaded."""
-    state = {**ledger.state_dict(), "queries": queries}
+    state = {**ledger.state_dict(), "queries": rows}
 
     with pytest.raises(dp.LedgerError, match="does not list the queries"):
         ledger.load_state_dict(state)
+
+
+def test_queries_of_another_plan_have_to_be_paid_for(make_plan, ledger):
+    """Or going on by a new plan would forget what they cost."""
+    Queries(ledger).count("adults", [True])
+    louder = (dp.Query(name="adults", noise_multiplier=20.0), *ASKED[1:])
+
+    for queries in ((), ASKED[1:], louder):
+        with pytest.raises(dp.LedgerError, match="does not pay for"):
+            Ledger(make_plan(queries=queries)).load_state_dict(ledger.state_dict())
+
+    paid = Ledger(make_plan(queries=ASKED[:1], steps=5))
+    paid.load_state_dict(ledger.state_dict())
+    assert paid.asked == ("adults",)
+
+
+def test_a_composition_keeps_runs_that_only_answered(make_plan):
+    """Also where each says that it is public that no step was taken."""
+    plan = make_plan(queries=ASKED, steps=4)
+
+    def answered():
+        ledger = Ledger(plan)
+        Queries(ledger).count("adults", [True])
+        return dp.Certificate.of(
+            ledger, noise=GaussianNoise(), num_parameters=4, public_end="a test"
+        )
+
+    one, other = answered(), answered()
+    both = dp.compose(one, other)
+
+    asked = [(1, query.noise_multiplier, 1) for query in ASKED]
+    assert one.epsilon == pytest.approx(reference_epsilon(*asked), rel=1e-3)
+    assert both.epsilon == pytest.approx(reference_epsilon(*asked, *asked), rel=1e-3)
+    trained_too = trained(plan).certificate()
+    whole = reference_epsilon((0.5, 1.0, 4), *asked, *asked)
+    assert dp.compose(one, trained_too).epsilon == pytest.approx(whole, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -423,8 +468,9 @@ def test_the_certificate_states_queries_and_verifies(make_plan):
         if not f.holds
     }
     assert {"epsilon", "run 1: plan"} <= failed
-    without = trained(make_plan(steps=4)).certificate(private_data_touches=())
-    assert certificate.delta_error > without.delta_error
+    # Four parameters in four steps, and five numbers of answers.
+    of_noise = GaussianNoise().delta_error(4 * 4 + 5, epsilon=certificate.epsilon)
+    assert certificate.delta_error == of_noise
 
 
 def test_a_run_that_answers_end_costs_what_its_plan_costs(make_plan):

@@ -11,15 +11,19 @@ from html.parser import HTMLParser
 import pytest
 
 from dp import (
+    BandedNoise,
+    CyclicPoisson,
     GaussianNoise,
     PoissonSampling,
     PrivacyPlan,
+    Query,
     RandomAllocation,
     Schedule,
     compose,
 )
 from dp.certificate import Certificate, Scores
 from dp.certificate._chart import Bar, Chart, Line, Mark, ticks
+from dp.certificate._picture import epsilon_over_steps
 from dp.ledger import Ledger
 from dp.sampling import PassStep
 
@@ -46,16 +50,21 @@ def certificate(count=10, *, about=None, **changes):
             sampling_probability=plan.sampling_probability,
             noise_multiplier=plan.noise_multiplier_at(step),
             max_grad_norm=1.0,
-            in_pass=PassStep(
-                number=step // plan.steps_per_pass,
-                num_steps=plan.steps_per_pass,
-                step=step % plan.steps_per_pass,
-            )
-            if plan.steps_per_pass
-            else None,
+            in_pass=place(plan, step),
         )
     return Certificate.of(
         ledger, noise=GaussianNoise(), num_parameters=1000, **(about or {})
+    )
+
+
+def place(plan, step):
+    """Where a step is in its pass or round, if batches are drawn by these."""
+    steps = plan.steps_per_pass or plan.bands
+    if steps is None:
+        return None
+    chain = 1 if plan.bands else None
+    return PassStep(
+        number=step // steps, step=step % steps, num_steps=steps, chain=chain
     )
 
 
@@ -115,6 +124,17 @@ RUNS = {
     "schedule": lambda: certificate(
         noise_multiplier=Schedule(((5, 8.0), (15, 9.0))), target_epsilon=3.0
     ),
+    "correlated": lambda: certificate(
+        20,
+        sampling=CyclicPoisson(sampling_probability=0.25, bands=4),
+        correlation=BandedNoise.square_root(4),
+    ),
+    "queries": lambda: certificate(
+        queries=(
+            Query(name="adults", noise_multiplier=5.0),
+            Query(name="ages", noise_multiplier=5.0, num_values=3),
+        )
+    ),
     "two": lambda: compose(certificate(), certificate(noise_multiplier=9.0)),
 }
 
@@ -159,6 +179,7 @@ def test_the_page_states_what_the_certificate_states():
     ):
         assert words in text, words
     assert "of guesses at even odds are right" in text
+    assert "What an attack can find at most guessing" in text
 
 
 def test_numbers_on_the_page_are_not_rounded_down():
@@ -200,10 +221,14 @@ def test_a_run_without_privacy_says_so_first():
     ("kind", "told", "untold"),
     [
         ("filter", "Renyi filter of order 8", "same epsilon"),
+        ("filter", "of guesses at even odds", "What an attack can find"),
         ("allocation", "above a lower bound", "same epsilon"),
         ("allocation", "none is proven for random allocation", "units)"),
         ("allocation", "the plan compared Two ways.", "Run 1"),
         ("none", "releases none", "same epsilon"),
+        ("correlated", "none is proven for cyclic Poisson sampling", "units)"),
+        ("correlated", "correlated noise 4 bands: ", "asked or not"),
+        ("queries", "adults: 1 number, sigma = 5; ages: 3 numbers", "bands"),
         ("two", "Run 2", "target 3"),
         ("group", "any 3 of them are protected at once", "Run 1"),
         ("replaced", "which of two units was in the data", "Run 1"),
@@ -272,6 +297,17 @@ def test_it_is_written_with_the_certificate(tmp_path):
 
     text = (tmp_path / "index.html").read_text("utf-8")
     assert text == stated.to_html(scores=scores())
+
+
+def test_the_curve_of_a_run_ends_at_its_epsilon():
+    """Also where queries are counted, which are no steps."""
+    for kind in ("early", "queries"):
+        stated = run_of(kind)
+        steps, costs = zip(*epsilon_over_steps(stated), strict=True)
+
+        assert steps == tuple(range(1, 21))
+        assert costs[-1] == pytest.approx(stated.epsilon, rel=1e-9)
+        assert sorted(costs) == list(costs)
 
 
 def test_points_are_drawn_where_their_values_are():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,16 @@ from scipy import stats
 
 import dp
 from dp import GaussianNoise, PoissonSampling, RiskTarget, UnsupportedOperationError
-from dp.accounting import ReferenceAccountant, Release, Risk, Truncation, risk
+from dp.accounting import (
+    ReferenceAccountant,
+    Release,
+    Risk,
+    Truncation,
+    risk,
+    risk_curve,
+)
 from dp.accounting._buckets import read_deltas
-from dp.accounting._deltas import deltas_by_epsilon
+from dp.accounting._deltas import _deltas, deltas_by_epsilon
 from dp.accounting._risk import NO_BOUND, NO_RISK, risk_of_order
 from dp.accounting._trade_off import Pairs
 from dp.calibration import (
@@ -145,6 +153,20 @@ def test_odds_exceed_the_factor_in_no_more_runs_than_stated():
     assert (log_odds(member) > 0.7 * math.log(factor)).sum() > 260
 
 
+def test_the_curve_of_attacks_is_the_exact_one_rounded_up():
+    """Of a Gaussian; from no false alarms to naming everyone."""
+    sigma, relation = 1.0, "add_or_remove_one"
+    curve = risk_curve([release(sigma=sigma)], neighboring_relation=relation)
+    exact = [stats.norm.sf(stats.norm.isf(rate) - 1 / sigma) for rate, _ in curve]
+
+    assert [curve[0][0], *curve[-1]] == [0.0, 1.0, 1.0]
+    for (_, found_at_most), least in zip(curve, exact, strict=True):
+        assert least * (1 - 1e-9) <= found_at_most <= least * (1 + 1e-3) + 1e-9
+    assert all(x == y for x, y in risk_curve([], neighboring_relation=relation))
+    silent = risk_curve([release(sigma=0.0)], neighboring_relation=relation)
+    assert all(y == 1 for _, y in silent)
+
+
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_nothing_released_is_guessing_and_no_noise_is_certainty(relation):
     """The two ends, under each relation and for groups."""
@@ -207,6 +229,25 @@ def test_random_allocation_has_a_risk_but_not_for_groups():
         found(one_pass, group_size=2)
 
 
+def test_batches_by_position_have_a_risk_where_they_have_an_epsilon():
+    """One example more would move others, so that adding one is refused."""
+    cut = release(1.0, 2.0, 10, steps_per_pass=5, disjoint="position")
+    twice = found(release(sigma=2.0, count=2), relation="zero_out")
+
+    assert found(cut, relation="zero_out") == twice
+    with pytest.raises(ValueError, match="are cut by position"):
+        found(cut)
+
+
+def test_a_round_is_at_the_risk_of_the_sample_that_it_holds():
+    """By cyclic Poisson sampling an example has a coin in one step of every round."""
+    rounds = release(0.05, 1.0, 40, bands=4)
+
+    assert found(rounds) == found(release(0.2, 1.0, 10))
+    with pytest.raises(UnsupportedOperationError, match="group_size=2: no bound"):
+        found(rounds, group_size=2)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_dp_accountings_accountants_find_the_same(size):
     """In the same buckets, to ten digits: ``verify`` asks them."""
@@ -226,6 +267,21 @@ def test_deltas_are_those_that_dp_accounting_reads():
 
     ours, theirs = read_deltas(losses, epsilons), losses.get_delta_for_epsilon(epsilons)
     assert ours == pytest.approx(theirs, abs=1e-14)
+
+
+def test_the_direction_that_reveals_more_counts():
+    """Whichever it is: of samples it is removing, of other losses it may be adding."""
+    calm, loud = (
+        DensePLDPmf(1.0, at, np.array([0.5, 0.5]), 0.0, pessimistic_estimate=True)
+        for at in (0, 3)
+    )
+    epsilons = np.array([0.0, 1.0, 2.0])
+    most = read_deltas(loud, epsilons)
+
+    for remove, add in ((calm, loud), (loud, calm)):
+        losses = SimpleNamespace(_pmf_remove=remove, _pmf_add=add)
+        assert (_deltas(losses, epsilons) == most).all()
+    assert (read_deltas(calm, epsilons) < most).all()
 
 
 @pytest.mark.parametrize("order", [2.0, 8.0, 32.0])

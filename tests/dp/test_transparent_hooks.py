@@ -166,11 +166,12 @@ def test_profiles_name_the_layer_and_what_it_wraps(make_run):
 
 
 def test_hooks_around_a_private_step_see_what_was_released(make_run, global_hooks):
-    """Before it there is no gradient to see; after it, the noisy one."""
+    """Before it there is no gradient to see, or zeros; after it, the noisy one."""
     run, seen = make_run(), []
 
     def grads(*_):
-        seen.append([p.grad is not None for p in run.model.parameters()])
+        gradients = [p.grad for p in run.model.parameters()]
+        seen.append([grad is not None and bool(grad.any()) for grad in gradients])
 
     run.optimizer.register_step_pre_hook(grads)
     run.optimizer.register_step_post_hook(grads)

@@ -3,6 +3,7 @@
 Shapes: ``N`` losses, ``U`` units.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import final
 
@@ -59,6 +60,13 @@ class Units:
     def are_given(self) -> bool:
         """Whether somebody said whose each loss is."""
         return self.of_loss is not None
+
+    @property
+    def key(self) -> Hashable:
+        """What tells these units from others of as many losses."""
+        if self.of_loss is None:
+            return None
+        return self.num_units, self.of_loss.cpu().numpy().tobytes()
 
     def nonfinite(self, losses: Tensor) -> Tensor:
         """Return [U] infinity for a unit of which a loss is not finite, else 0.

@@ -12,6 +12,7 @@ Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an exampl
 ``I`` by ``O`` the operand, ``R = B * T`` rows.
 """
 
+from collections.abc import Hashable, Iterable
 from typing import Final, final
 
 import torch
@@ -29,12 +30,29 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper")
+__all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper", "share_grams")
 
 # Where gradients cancel over positions, the sum above is a small difference of large
 # numbers, and may come out too small, which would break the clipping bound. Adding
 # this many units in the last place of the terms' size keeps it an upper bound.
 _GRAM_MARGIN: Final = 4.0
+
+
+@final
+class _Gram:
+    """Gram matrices of a factor that several parts hold, until the last has read them."""
+
+    def __init__(self) -> None:
+        self.num_parts = 0
+        self._num_reads = 0
+        self._product: Tensor | None = None
+
+    def of(self, factor: Tensor) -> Tensor:
+        product = factor @ factor.mT if self._product is None else self._product
+        self._num_reads += 1
+        is_last = self._num_reads % self.num_parts == 0
+        self._product = None if is_last else product
+        return product
 
 
 @final
@@ -62,6 +80,7 @@ class FactoredGrads(GradPart):
         self.right = right
         self.left_rows = left_rows
         self.right_rows = right_rows
+        self.grams: tuple[_Gram, _Gram] | None = None
 
     def transposed(self) -> "FactoredGrads":
         """Return the gradients of the transposed operand."""
@@ -75,6 +94,13 @@ class FactoredGrads(GradPart):
     def factors_of_transposed(self) -> GradPart:
         return self.transposed()
 
+    @property
+    def has_gram_norms(self) -> bool:
+        """Whether norms come from Gram matrices of several positions."""
+        T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
+        is_outer = T == 1 and self.left.dim() == 3  # noqa: PLR2004 -- [B, T, I]
+        return not is_outer and gram_is_cheaper(T, I, self.right.shape[-1])
+
     def squared_norms(self) -> Tensor:
         T, I = self.left.shape[-2:]  # noqa: E741 -- a shape suffix
         O = self.right.shape[-1]  # noqa: E741 -- a shape suffix
@@ -85,7 +111,7 @@ class FactoredGrads(GradPart):
             right_B = right.squared_norms() if right else squared_norms(self.right)
             # |x g^T|^2 = |x|^2 |g|^2.
             return left_B * right_B
-        if gram_is_cheaper(T, I, O):
+        if self.has_gram_norms:
             return self._gram_norms()
         # The elements of N matrices.
         size = self.left[0, ..., 0, 0].numel() * I * O
@@ -96,12 +122,15 @@ class FactoredGrads(GradPart):
         num_products = self.left[0, ..., 0, 0].numel()
         norms = []
         at_most = chunk_bytes(self.left.device)
-        for examples in chunks(B, 8 * T * T * num_products, at_most):
+        in_chunks = chunks(B, 8 * T * T * num_products, at_most)
+        for examples in in_chunks:
             left, right = wide(self.left[examples]), wide(self.right[examples])
             # [b, T, T] or [b, N, T, T], as the other.
-            product = left @ left.mT
+            if self.grams and len(in_chunks) == 1:
+                product, other = self.grams[0].of(left), self.grams[1].of(right)
+            else:
+                product, other = left @ left.mT, right @ right.mT
             eps = torch.finfo(product.dtype).eps
-            other = right @ right.mT
             # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.
             lengths = (_diagonal(product) * _diagonal(other)).sqrt_()
             margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
@@ -154,6 +183,30 @@ def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:
     """Return the sum of several uses of one operand, as one part of more positions."""
     left = torch.cat([part.left for part in parts], dim=-2)
     return FactoredGrads(left, torch.cat([part.right for part in parts], dim=-2))
+
+
+def share_grams(parts: Iterable[GradPart]) -> None:
+    """Let parts that hold the same factor compute its Gram matrices once.
+
+    The layers of queries, keys and values have one input, and the two weights of a
+    recurrent layer have one gradient of the gates.
+    """
+    known: dict[Hashable, _Gram] = {}
+    for part in parts:
+        if isinstance(part, FactoredGrads) and part.has_gram_norms:
+            left, right = (
+                known.setdefault(_memory(factor), _Gram())
+                for factor in (part.left, part.right)
+            )
+            left.num_parts += 1
+            right.num_parts += 1
+            part.grams = left, right
+
+
+def _memory(factor: Tensor) -> Hashable:
+    """Return what is the same for tensors that hold the same numbers in the same place."""
+    layout = factor.device, factor.dtype, factor.shape, factor.stride()
+    return factor.data_ptr(), *layout
 
 
 def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suffixes

@@ -100,7 +100,7 @@ class MaterializedGrads(GradPart):
         return wide(self.grads_BP[examples])
 
     def add_weighted_sum(self, factors_B: Tensor, total: Tensor, *, beta: int) -> None:
-        grads_BP = self.grads_BP.reshape(len(self.grads_BP), -1).to(total.dtype)
+        grads_BP = self.grads_BP.reshape(self.grads_BP.shape[0], -1).to(total.dtype)
         factors_B = factors_B.to(total.dtype)
         # addmv_ writes into the sum; with a beta of 0 it reads nothing, not even NaN.
         if total.is_contiguous():
@@ -130,8 +130,9 @@ class MaterializedGrads(GradPart):
 
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or unchanged if it is in float64 or complex."""
-    is_wide = tensor.dtype == torch.float64 or tensor.is_complex()
-    return tensor if is_wide else tensor.float()
+    if tensor.dtype in (torch.float32, torch.float64) or tensor.is_complex():
+        return tensor
+    return tensor.float()
 
 
 def squared_norms(grads_BP: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def squared_norms(grads_BP: Tensor) -> Tensor:
     Long rows are reduced in two stages: a single float32 reduction over 12.8 million
     elements was measured 5e-4 too small, which would break the clipping bound.
     """
-    rows_BP = grads_BP.reshape(len(grads_BP), -1)
+    rows_BP = grads_BP.reshape(grads_BP.shape[0], -1)  # len() is a call of Python's.
     length = rows_BP.shape[1]
     if length <= _ROW:
         return _squared_norms(rows_BP)

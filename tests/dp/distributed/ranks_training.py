@@ -183,6 +183,59 @@ def train_by_quantile(kind="plain", *, num_steps=4, noise_multiplier=0.0):
     return {"norms": norms, "weights": weights_of(model), "drawn": drawn}
 
 
+def adam_of(model, plan, loader, **options):
+    adam = torch.optim.Adam(model.parameters(), lr=0.05)
+    return DPOptimizer(adam, plan=plan, loader=loader, **options)
+
+
+def train_by_adam(kind="plain", *, scaled, noise_multiplier=0.0, num_steps=4):
+    """Train with scaled gradients or with corrected moments; return weights and draws."""
+    model = model_of(kind)
+    plan = plan_of(noise_multiplier=noise_multiplier)
+    loader = plan.loader(dataset_of())
+    optimizer = adam_of(model, plan, loader, **adaptive(scaled=scaled))
+    drawn = []
+    for batch, _ in zip(loader, range(num_steps), strict=False):
+        drawn.append(batch[2].tolist())
+        optimizer.backward(losses_of(model, batch))
+        optimizer.step()
+    return {"weights": weights_of(model), "drawn": drawn}
+
+
+def adaptive(*, scaled):
+    if scaled:
+        return {"clipping": dp.ScaledClipping(max_grad_norm=0.7, stability=0.1)}
+    return {"bias_correction": dp.AdamBiasCorrection(floor=1e-4)}
+
+
+def train_alone_by_adam(drawn, *, scaled):
+    """Train in one process on given batches; return the weights."""
+    columns = dataset_of().tensors
+    model = model_of()
+    plan = plan_of(sampling=dp.Unamplified())
+    optimizer = adam_of(model, plan, None, **adaptive(scaled=scaled))
+    with warnings.catch_warnings():  # A draw may be larger than its expected size.
+        warnings.filterwarnings("ignore", "backward was given more losses")
+        for indices in drawn:
+            batch = [column[indices] for column in columns]
+            optimizer.backward(losses_of(model, batch))
+            optimizer.step()
+    return weights_of(model)
+
+
+def scale_shards(kind="fsdp"):
+    """Return the error of scaled gradients of sharded parameters."""
+    model = model_of(kind)
+    plan = plan_of()
+    loader = plan.loader(dataset_of())
+    optimizer = adam_of(model, plan, loader, **adaptive(scaled=True))
+    try:
+        optimizer.backward(losses_of(model, next(iter(loader))))
+    except dp.UnsupportedOperationError as error:
+        return str(error)
+    return "none"
+
+
 def train_alone_by_quantile(drawn):
     """Train in one process on given batches; return norms and weights."""
     columns = dataset_of().tensors

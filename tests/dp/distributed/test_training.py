@@ -73,6 +73,32 @@ def test_ranks_agree_on_a_norm_that_was_found_under_noise(ranks):
     assert len({*results[0]["norms"]}) == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "scaled"), [("ddp", True), ("ddp", False), ("fsdp", False)]
+)
+def test_ranks_scale_and_correct_as_one_process(ranks, alone, kind, scaled):
+    """Scales and second moments are of what all ranks released."""
+    results = ranks("ranks_training:train_by_adam", kind=kind, scaled=scaled)
+
+    assert agree(results, alone.train_alone_by_adam(union(results), scaled=scaled))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_ranks_agree_on_corrected_moments_under_noise(ranks, kind):
+    """Every rank subtracts the same variance."""
+    results = ranks(
+        "ranks_training:train_by_adam", kind=kind, scaled=False, noise_multiplier=1.0
+    )
+
+    assert agree(results, results[0]["weights"])
+
+
+def test_scales_of_shards_are_refused(ranks):
+    """By name, on every rank."""
+    for error in ranks("ranks_training:scale_shards"):
+        assert "is sharded, and clipping=ScaledClipping needs whole" in error
+
+
 def test_norms_over_a_part_of_the_model_are_noticed(ranks, alone):
     """Were each rank to clip by what it holds, the test above would fail."""
     results = ranks("ranks_release:train", broken="local norm only")

@@ -342,6 +342,7 @@ def test_losses_of_training_data_are_logged_only_on_request(arguments, tmp_path)
         )
         assert ("train_loss" in result.metrics) == unsafe
         assert math.isnan(result.training_loss) != unsafe
+        assert ("withheld" in repr(result)) != unsafe
 
 
 @pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (1, 3), (3, 2), (4, 8)])

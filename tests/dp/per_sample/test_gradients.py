@@ -18,6 +18,8 @@ from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import Engine, _known_graphs
 from dp.per_sample._parts.part import squared_norms
 
+from .ragged_models import assert_as_by_loop
+
 
 B = 5
 
@@ -424,6 +426,35 @@ def test_owners_are_followed_once_for_all_sizes_of_a_graph(
         )
 
     assert followed == [5, 7, 5]  # The first when the graph was walked, too.
+
+
+def test_owners_are_followed_again_if_units_or_indices_are_others(followed):
+    """Losses of the same units, and rows that are added where they were, are known."""
+    model, engine = nn.Linear(4, 2), Engine()
+    parameters = list(model.parameters())
+    rows, others = torch.tensor([0, 1, 1, 2, 3, 3]), torch.tensor([0, 0, 1, 2, 3, 3])
+    units, fewer = torch.tensor([7, 9, 7, 9]), torch.tensor([7, 9, 9, 9])
+    numbers = []
+    for index, of_loss in (
+        (rows, units),
+        (rows, units),
+        (rows, units + 1),  # The same units by other names.
+        (rows, fewer),
+        (rows, units),
+        (others, units),
+        (others, units),
+    ):
+        x = torch.randn(6, 4)
+
+        def losses_of(x, index=index):
+            return torch.zeros(4, 2).index_add(0, index, model(x)).sin().sum(1)
+
+        gradients = engine.gradients(losses_of(x), parameters, units=of_loss)
+        numbers.append(len(followed))
+        assert_as_by_loop(gradients, losses_of(x), parameters, units=of_loss)
+
+    # Walked, followed, known twice, other units, known again, and other indices.
+    assert numbers == [1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("copied", [True, False])

@@ -4,6 +4,7 @@ import weakref
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from dp._mechanism.sums import Sums
@@ -154,3 +155,35 @@ def test_windows_of_a_convolution_are_there_a_chunk_at_a_time(monkeypatch):
 
     assert len(whole) == B == len(seen)
     assert max(at_once) == 1
+
+
+class Products(TorchDispatchMode):
+    """Counts batched matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.bmm.default
+        return function(*args, **kwargs or {})
+
+
+def test_gram_matrices_of_one_input_are_computed_once_and_let_go():
+    """Queries, keys and values have one input: its matrices serve three norms."""
+    layers = nn.ModuleList(nn.Linear(96, 80) for _ in range(3))
+    parameters = [*layers.parameters()]
+    x = torch.randn(B, 6, 96)
+    losses = sum(layer(x).sin().sum((1, 2)) for layer in layers)
+    gradients = Engine().gradients(losses, parameters)
+    groups = [number // 2 for number in range(6)]
+    with Products() as products:
+        norms_GB = gradients.squared_norms(groups)
+
+    assert products.count == 1 + 3
+    (part,) = gradients._parts[0]
+    assert part.grams[0]._product is None
+    for group, layer in enumerate(layers):
+        alone = layer(x).sin().sum((1, 2))
+        expected_B = Engine().gradients(alone, [*layer.parameters()])
+        assert torch.equal(norms_GB[group], expected_B.squared_norms([0, 0])[0])
