@@ -132,7 +132,7 @@ class Release:
 
     @property
     def steps_per_charge(self) -> int:
-        """How many releases are charged at once: of a pass, of a round, or one."""
+        """The number of releases that one charge covers, as of a pass or a round."""
         return self.steps_per_pass or self.bands or 1
 
     @property
