@@ -59,10 +59,6 @@ from dp.sampling import TicketedLoader
 __all__ = ("Mechanism",)
 
 
-def _without_scales(_: Sequence[Tensor]) -> Sequence[Tensor]:
-    return ()
-
-
 @final
 @dataclass(slots=True, kw_only=True)
 class Mechanism:
@@ -94,8 +90,8 @@ class Mechanism:
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
-    scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] = field(
-        default=_without_scales, init=False
+    scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = field(
+        default=None, init=False
     )
     released_stddev: float = field(default=0.0, init=False)
 
@@ -472,7 +468,7 @@ class Mechanism:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=6)
         sums = Sums(parameters)
-        scales = self.scaling(parameters)
+        scales = () if self.scaling is None else self.scaling(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm, scales)
 
 

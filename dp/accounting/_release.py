@@ -132,7 +132,7 @@ class Release:
 
     @property
     def steps_per_charge(self) -> int:
-        """The number of releases that one charge covers, as of a pass or a round."""
+        """Number of releases that are charged at once (a pass, a round, or one)."""
         return self.steps_per_pass or self.bands or 1
 
     @property

@@ -1,7 +1,7 @@
-"""What releases mean for one person, in plain units instead of epsilon.
+"""The risk of one unit in plain units: how often an attack succeeds, at most.
 
-An epsilon bounds every attack at once, and says little to whom it is about. The same
-privacy losses also bound how often a named attack succeeds.
+Epsilon bounds every attack at once, and tells most people little. The same privacy
+losses also bound the success of one attack.
 """
 
 import math
@@ -53,20 +53,20 @@ _ADD_OR_REMOVE: Final = "add_or_remove_one"
 class Risk:
     """What anyone can find out about one unit, at most.
 
-    An attacker knows everything but whether this unit was in the data: all others, the
-    program, and everything that was released. They say of units whether they were in.
-    With the relation ``replace_one`` they say which of two was in, with ``zero_out``
-    whether its part was used.
+    The attacker knows all other data, the program, and everything that was released,
+    and answers for a unit whether it was in the data. Under ``replace_one`` the question
+    is which of two units was in; under ``zero_out``, whether the unit's part was used.
 
     Attributes:
-        advantage: How much more often they say so of a unit that was in than of one that
-            was not, at most: 0 is guessing, and 1 is certainty.
-        tpr_at_1_in_100: The share of the units that were in which they find, if they are
-            wrong about 1 in 100 that were not. Guessing finds 0.01.
-        tpr_at_1_in_1000: The same, if they are wrong about 1 in 1000. Guessing finds
-            0.001.
-        odds_factor: By what their odds grow, or shrink, at most, but for 1 in 1000 runs:
-            1 is nothing, infinity is no bound.
+        advantage: The largest difference between the shares of "in" among the answers
+            for units that were in and for units that were not: 0 is guessing, 1 is
+            certainty.
+        tpr_at_1_in_100: The largest share of units that were in which an attack finds
+            with 1 false alarm in 100: it answers "in" for 1 in 100 units that were not.
+            Guessing finds 0.01.
+        tpr_at_1_in_1000: The same with 1 false alarm in 1000. Guessing finds 0.001.
+        odds_factor: The largest factor by which anyone's odds grow or shrink, except in
+            1 run of 1000: 1 is no change, infinity is no bound.
     """
 
     advantage: float
@@ -76,7 +76,7 @@ class Risk:
 
     @property
     def best_guess(self) -> float:
-        """How often a guess is right at most, where both answers are as likely.
+        """The largest share of right answers where both answers are equally likely.
 
         >>> risk = Risk(
         ...     advantage=0.16,
@@ -92,10 +92,12 @@ class Risk:
         return (1 + self.advantage) / 2
 
     def belief(self, prior: float) -> float:
-        """Return how likely they can hold it that a unit was in, but for 1 in 1000 runs.
+        """Return the largest probability of "in" that anyone can arrive at.
+
+        It holds except in 1 run of 1000.
 
         Args:
-            prior: How likely they held it before they saw what was released, in (0, 1).
+            prior: The probability that was assigned before the release, in (0, 1).
 
         Raises:
             ValueError: If *prior* is not strictly between 0 and 1.
@@ -112,7 +114,7 @@ class Risk:
         *,
         group_size: int = 1,
     ) -> tuple[str, ...]:
-        """Return it in words for people who know no epsilon; numbers are rounded up.
+        """Return the risk in sentences without technical terms, rounded up.
 
         Args:
             neighboring_relation: What two neighbouring datasets are.
@@ -139,9 +141,6 @@ class Risk:
             " except in 1 run of 1000."
         )
         return (guess, *found, belief)
-
-    def __str__(self) -> str:
-        return " ".join(self.sentences())
 
 
 def question(relation: NeighboringRelation, group_size: int) -> str:
@@ -203,8 +202,7 @@ def risk(
     Args:
         releases: What was released, in any order.
         neighboring_relation: What two neighbouring datasets are.
-        group_size: How many units differ at once: it is found out of all of them whether
-            they were in, and of none else.
+        group_size: How many units differ at once: all of them were in the data, or none.
         delta: The delta of the epsilon that is stated beside it. It decides nothing but
             which widths of buckets are tight.
         tolerance: About how much of itself that epsilon may be above the smallest bound.

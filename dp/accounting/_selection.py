@@ -28,7 +28,7 @@ from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._quiet import without_advice
-from dp.accounting._release import Release, is_allocated, merge_equal_releases
+from dp.accounting._release import Release, merge_equal_releases
 from dp.accounting._renyi import epsilon_of_order
 
 
@@ -179,8 +179,10 @@ def check_selectable(
         ValueError: With what is in the way.
     """
     obstacle = None
-    if is_allocated(releases):
-        obstacle = "random allocation; plan with PoissonSampling"
+    if any(release.steps_per_pass is not None for release in releases):
+        obstacle = "passes, as by random allocation; plan with PoissonSampling"
+    elif any(release.bands is not None for release in releases):
+        obstacle = "cyclic Poisson sampling; plan with PoissonSampling"
     elif any(release.truncation is not None for release in releases):
         obstacle = "truncated batches; plan with PoissonSampling"
     elif relation == "replace_one":

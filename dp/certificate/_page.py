@@ -5,7 +5,7 @@ puts them in order, and escapes them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -114,6 +114,7 @@ def _percent(share: float) -> str:
     >>> _percent(0.58001), _percent(1.0)
     ('58.1 %', '100 %')
     """
+    # Not up where only the product is: 1000 * 0.571 may be slightly above 571.
     return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"
 
 
@@ -159,15 +160,11 @@ def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
 
 
 def _chart_of_scores(scores: Scores) -> Chart:
-    lines = [
-        Line(
-            points=list(zip(scores.steps, scores.values, strict=True)), label="private"
-        )
-    ]
+    private = zip(scores.steps, scores.values, strict=True)
+    lines = [Line(points=_finite(private), label="private")]
     if scores.without_privacy:
-        lines.append(
-            Line(points=scores.without_privacy, label="without privacy", style="rival")
-        )
+        points = _finite(scores.without_privacy)
+        lines.append(Line(points=points, label="without privacy", style="rival"))
     return Chart(
         title=f"{scores.name[:1].upper()}{scores.name[1:]} over the steps",
         x_label="steps",
@@ -190,6 +187,11 @@ def _agreement(c: Statement) -> str | None:
         "The releases were composed a second time, by dp_accounting alone, which found the"
         " same epsilon."
     )
+
+
+def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Leave out scores of a model that diverged."""
+    return [(x, y) for x, y in points if math.isfinite(y)]
 
 
 def _target(c: Statement) -> float | None:

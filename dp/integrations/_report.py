@@ -17,8 +17,7 @@ _HEADING: Final = "## Privacy"
 def write_report(folder: Path, certificate: Certificate) -> None:
     """Write the certificate, the plan and a verification into *folder*.
 
-    Files: ``certificate.json``, ``.txt`` and ``.png``, ``plan.json`` and
-    ``verification.txt``.
+    Files: those of :meth:`~dp.Certificate.write`, ``plan.json`` and ``verification.txt``.
     """
     certificate.write(folder)
     plans = [run.plan.to_dict() for run in certificate.runs]

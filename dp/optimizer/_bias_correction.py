@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from dp import _checks
 from dp.clipping import Clipping, ScaledClipping
 from dp.exceptions import UnsupportedOperationError
+from dp.plan import PrivacyPlan
 
 
 __all__ = ("AdamBiasCorrection", "check_correctable")
@@ -49,7 +50,7 @@ class AdamBiasCorrection:
     Raises:
         ValueError: If *floor* is not positive and finite.
         UnsupportedOperationError: When it is used, if the optimizer is not one of the
-            two, if it has ``amsgrad``, or if gradients are scaled before they are noised.
+            two, if it has ``amsgrad``, or if noise is correlated or gradients are scaled.
 
     Guarantees:
         * It sees what was released and public numbers only: epsilon is the plan's.
@@ -103,7 +104,10 @@ class AdamBiasCorrection:
 
 
 def check_correctable(
-    correction: AdamBiasCorrection | None, optimizer: Optimizer, clipping: Clipping
+    correction: AdamBiasCorrection | None,
+    optimizer: Optimizer,
+    clipping: Clipping,
+    plan: PrivacyPlan,
 ) -> None:
     """Raise unless *correction* knows the update of *optimizer*.
 
@@ -121,6 +125,12 @@ def check_correctable(
         raise UnsupportedOperationError(
             "bias_correction has no meaning with amsgrad=True, which divides by the"
             " largest second moment; leave one of the two out"
+        )
+    if plan.correlation is not None:
+        raise UnsupportedOperationError(
+            "bias_correction needs noise of one variance that is independent from step to"
+            f" step, and the plan has correlation={plan.correlation!r}; leave one of the"
+            " two out"
         )
     if isinstance(clipping, ScaledClipping):
         raise UnsupportedOperationError(

@@ -145,7 +145,7 @@ class DPOptimizer(PrivateStep):
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         rule = clipping_for(plan, clipping)
         check_scalable(rule, original_optimizer)
-        check_correctable(bias_correction, original_optimizer, rule)
+        check_correctable(bias_correction, original_optimizer, rule, plan)
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)

@@ -47,10 +47,10 @@ def check_scalable(clipping: Clipping, optimizer: Optimizer) -> None:
         )
 
 
-def scaling_of(clipping: Clipping, optimizer: Optimizer) -> Scaling:
-    """Return what finds the scale of each parameter; no scales with other rules."""
+def scaling_of(clipping: Clipping, optimizer: Optimizer) -> Scaling | None:
+    """Return what finds the scale of each parameter; None with other rules."""
     if not isinstance(clipping, ScaledClipping):
-        return lambda _: ()
+        return None
     name = _NAMES[type(optimizer)]
     decays = {
         id(p): group["betas"][1]

@@ -122,9 +122,12 @@ def run(path: Path) -> None:
 
 
 def alarm_of(warning: warnings.WarningMessage) -> str | None:
-    """Return what a warning says of losses or of weights; None if it is of others."""
+    """Return what a warning says of losses or of weights; None if it is of others.
+
+    That losses came finished is so, where they did, and no false alarm.
+    """
     text = str(warning.message)
-    is_one = issubclass(warning.category, dp.EvidenceWarning)
+    is_one = issubclass(warning.category, dp.EvidenceWarning) and "finished" not in text
     return text if is_one or text.startswith("a private parameter") else None
 
 

@@ -161,6 +161,7 @@ def test_nothing_is_learnt_from_losses_that_say_nothing():
 
     assert 0.4 < np.mean(rates) < 0.6
     nothing = _Guesses(100, ((10, 0),))
+    assert nothing.p_value(((0.0, 1e-5),)) == 1.0
     assert nothing.largest_refuted(0.0, 0.05) == 0.0
     assert nothing.largest_refuted_gaussian(1e-5, 0.05) == 0.0
 

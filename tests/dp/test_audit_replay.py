@@ -118,6 +118,17 @@ def test_a_wider_clipping_norm_does_not_replay(plan, data):
     assert "of 0.5 allowed" in str(report)
 
 
+def test_without_a_charge_the_plan_says_how_far_sums_may_move(plan, data):
+    """A ledger that records nothing hides no clipping norm that is too wide."""
+    with builds.uncharged_releases():
+        report = replay(training(plan), Classifier(), data)
+        with builds.clip_scaled(1.5):
+            wider = replay(training(plan), Classifier(), data)
+
+    assert report.ok, report.to_text()
+    assert "sums differ by the sensitivity at most" in refuted(wider)
+
+
 def test_dividing_by_the_size_of_the_batch_does_not_replay(plan, data):
     """The update depends on how many were drawn, besides through the noisy sum."""
     with builds.divided_by_the_batch():

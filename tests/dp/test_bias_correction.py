@@ -11,6 +11,12 @@ from torch.utils.data import TensorDataset
 
 import dp
 from dp.exceptions import UnsupportedOperationError
+from dp.noise import BandedNoise
+from dp.sampling import CyclicPoisson
+
+
+CYCLIC = CyclicPoisson(sampling_probability=0.25, bands=4)
+FOUR = BandedNoise((1.0, 0.5, 0.375, 0.3125))
 
 
 def make_run(
@@ -188,6 +194,7 @@ def test_a_step_that_only_makes_state_is_not_corrected(make_plan):
         ({"inner": torch.optim.SGD}, "not of SGD"),
         ({"inner": lambda p: torch.optim.Adam(p, amsgrad=True)}, "amsgrad=True"),
         ({"clipping": dp.ScaledClipping(max_grad_norm=1.0)}, "ScaledClipping"),
+        ({"sampling": CYCLIC, "correlation": FOUR}, "correlation="),
     ],
 )
 def test_what_it_does_not_know_is_refused(make_plan, options, reason):

@@ -10,7 +10,10 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 import dp
 from dp import DPOptimizer
-from dp._mechanism.changed_options import ChangedOptions
+from dp._mechanism.changed_options import (
+    ChangedOptions,
+    warn_of_plateau_schedulers,
+)
 
 
 SAID = "options of the optimizer that changed between steps"
@@ -103,6 +106,13 @@ def test_options_that_stay_are_not(loop):
 
     assert SAID not in assumptions(loop(between, torch.optim.Adam))
     assert keep.optimizer is other
+
+
+def test_other_schedulers_are_passed_over():
+    """As a framework lists all of them."""
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    warn_of_plateau_schedulers([LambdaLR(sgd, lambda _: 1.0), object()])
 
 
 def test_a_change_is_told_once():

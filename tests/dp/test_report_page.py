@@ -21,7 +21,7 @@ from dp import (
     Schedule,
     compose,
 )
-from dp.certificate import Certificate, Scores
+from dp.certificate import Certificate, Scores, _page
 from dp.certificate._chart import Bar, Chart, Line, Mark, ticks
 from dp.certificate._picture import epsilon_over_steps
 from dp.ledger import Ledger
@@ -30,6 +30,12 @@ from dp.sampling import PassStep
 
 HOSTILE = "<script>alert('x')</script> & \"one\""
 VOID = {"meta", "link", "br"}
+
+
+@pytest.fixture(autouse=True)
+def _unconfirmed(monkeypatch):
+    """Write certificates without asking dp_accounting, which takes seconds for each."""
+    monkeypatch.setattr("dp.certificate._document.check_agreement", lambda *_: None)
 
 
 def certificate(count=10, *, about=None, **changes):
@@ -191,6 +197,9 @@ def test_numbers_on_the_page_are_not_rounded_down():
     guess = float(re.search(r"([\d.]+) % of guesses", text).group(1))
     assert stated.epsilon <= shown < 1.001 * stated.epsilon
     assert stated.risk.best_guess <= guess / 100 < stated.risk.best_guess + 0.001
+    assert _page._upwards(2.001) == "2.01"
+    assert _page._upwards(2.0001, 4) == "2.001"
+    assert _page._percent(0.58001) == "58.1 %"
 
 
 def test_words_of_users_are_escaped():
@@ -254,10 +263,24 @@ def test_declared_tensors_and_looks_are_told():
     assert "By nothing." in text
 
 
+def test_where_nothing_was_checked_the_page_says_so():
+    """As of statistics alone, whose losses are none, without noise."""
+    stated = certificate(noise_multiplier=0.0, about={"released": "two counts"})
+
+    assert "Nothing beyond the assumptions above." in Page(stated.to_html()).text
+
+
 def test_of_many_releases_the_first_are_listed():
     """A page stays a page; the JSON has them all."""
-    phases = Schedule(tuple((1, 8.0 + 0.01 * i) for i in range(30)))
-    text = Page(certificate(30, steps=30, noise_multiplier=phases).to_html()).text
+    stated = certificate(noise_multiplier=0.0)  # No chart is drawn, which takes long.
+    (run,) = stated.runs
+    (charge,) = run.charges
+    charges = tuple(
+        dataclasses.replace(charge, count=1, noise_multiplier=8 + 0.01 * i)
+        for i in range(30)
+    )
+    many = dataclasses.replace(run, segments=dict.fromkeys(run.segments, charges))
+    text = Page(dataclasses.replace(stated, runs=(many,)).to_html()).text
 
     assert "sigma = 8.19" in text
     assert "sigma = 8.2," not in text
@@ -274,6 +297,7 @@ def test_scores_are_shown_beside_the_certificate():
         )
     ).text
     bad = Page(stated.to_html(scores=scores(verdict="Bad", is_good=False))).text
+    diverged = stated.to_html(scores=scores(values=(0.1, float("nan"), float("inf"))))
     short = Page(stated.to_html(scores=scores(steps=(1,), values=(0.5,)))).text
 
     for words in (
@@ -286,6 +310,7 @@ def test_scores_are_shown_beside_the_certificate():
     assert "no part of the certificate" in good
     assert "no better than one that knows nothing: Bad." in bad
     assert "Accuracy over the steps" not in short
+    assert not re.search(r'points="[^"]*(nan|inf)', diverged)
     with pytest.raises(ValueError, match="values must be one for each of the 2 steps"):
         scores(steps=(1, 2))
 

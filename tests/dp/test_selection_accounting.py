@@ -173,6 +173,14 @@ def test_what_no_divergence_is_known_of_is_refused(changes, reason):
         check_selectable(*about.values())
 
 
+def test_cyclic_sampling_is_refused():
+    """Its rounds are not composed here."""
+    cyclic = Release(sampling_probability=0.1, noise_multiplier=1.0, count=8, bands=4)
+
+    with pytest.raises(ValueError, match="cyclic Poisson sampling"):
+        check_selectable([cyclic], "zero_out", 1)
+
+
 def test_truncated_batches_are_refused():
     """No Renyi divergence is known of them."""
     truncated = Release(

@@ -47,7 +47,11 @@ def test_every_file_that_a_step_reaches_is_believed_or_checked():
             (),
             "dp/clipping/_rules.py can be reached by a private step",
         ),
-        (set(), ("dp/plan/_plan.py",), "dp/plan/_plan.py is in docs/review_claims.py twice"),
+        (
+            set(),
+            ("dp/plan/_plan.py",),
+            "dp/plan/_plan.py is in docs/review_claims.py twice",
+        ),
         (set(), ("dp/gone.py",), "dp/gone.py is in NOT_BELIEVED"),
     ],
     ids=["left out", "in two tables", "gone"],

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Final, cast
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -123,6 +124,37 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
             model, lambda _, part: losses(part), parts[0], num_compared=2
         ).raise_if_failed()
 
+    def clip_grad_norm_(
+        self, parameters: Any, max_norm: float, norm_type: float = 2
+    ) -> Tensor:
+        """Return 0 where a loop clips at what each example is clipped at.
+
+        Raises:
+            UnsupportedOperationError: If it is to clip at another norm.
+        """
+        del parameters
+        private = require_private_optimizer(self.private_optimizer)
+        is_euclidean = norm_type == 2  # noqa: PLR2004 -- the norm that examples have
+        if not is_euclidean or max_norm != private.max_grad_norm:
+            raise UnsupportedOperationError(
+                f"clip_grad_norm_(..., {max_norm!r}) has nothing to clip: each example is"
+                f" clipped at {private.max_grad_norm!r} before it is added. Pass"
+                f" max_grad_norm={max_norm!r} to dp.private, or leave the call out"
+            )
+        return torch.zeros(())
+
+    def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
+        """Refuse to clip each number: the norm of each example's gradient is clipped.
+
+        Raises:
+            UnsupportedOperationError: Always.
+        """
+        del parameters
+        raise UnsupportedOperationError(
+            f"clip_grad_value_(..., {clip_value!r}) has nothing to clip: the norm of each"
+            " example's gradient is clipped instead, at max_grad_norm; leave the call out"
+        )
+
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost.
 
@@ -130,7 +162,7 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
             TypeError: If nothing private was prepared.
         """
         private = require_private_optimizer(self.private_optimizer)
-        return private.certificate(assumptions=(self.request.assumption,))
+        return private.certificate(assumptions=self.request.assumptions)
 
     def end_training(self) -> None:
         """End training as accelerate does, and write the report, if there is a folder."""

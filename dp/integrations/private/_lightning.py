@@ -50,6 +50,11 @@ def _check(trainer: Any) -> None:
             " batches, and the plan draws them of all the data; leave it and"
             " overfit_batches out, and say by max_steps how long to train"
         )
+    if trainer.global_step:
+        raise UnsupportedOperationError(
+            f"the trainer took {trainer.global_step} steps without privacy, which no later"
+            " step takes back; make a new one, and weights that these data did not train"
+        )
     if trainer.gradient_clip_algorithm == "value":
         raise UnsupportedOperationError(
             "gradient_clip_algorithm='value' clips each number, and a private step clips"
@@ -109,7 +114,7 @@ class _PrivateTrainer(Trainer):
     def certificate(self) -> Certificate:
         """Return the document that says what was released and what it cost."""
         private = require_private_optimizer(self.private_optimizer)
-        return private.certificate(assumptions=(self.request.assumption,))
+        return private.certificate(assumptions=self.request.assumptions)
 
     def _check_fit(self, model: LightningModule, loader: Any, datamodule: Any) -> None:
         before = self.private_optimizer

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from dp.exceptions import UnsupportedOperationError
 from dp.integrations.private._request import Request
@@ -20,7 +20,8 @@ def batch_size_of(loader: Any) -> int:
 
     Raises:
         TypeError: If it is no loader of torch, or of a dataset without random access.
-        UnsupportedOperationError: If its batches are private already, or of any size.
+        UnsupportedOperationError: If its batches are private already, or if a sampler
+            chooses them.
     """
     if isinstance(loader, TicketedLoader):
         raise UnsupportedOperationError(
@@ -34,14 +35,13 @@ def batch_size_of(loader: Any) -> int:
         )
     check_map_style(loader.dataset)
     size = loader.batch_size
-    if size is None:
-        size = getattr(loader.batch_sampler, "batch_size", None)
-    if size is None:
+    sampler = loader.batch_sampler if size is None else loader.sampler
+    if size is None or type(sampler) not in (RandomSampler, SequentialSampler):
         raise UnsupportedOperationError(
-            "the loader has a batch_sampler that does not say its batch_size, which the"
-            " plan follows from; pass DataLoader(dataset, batch_size=...)"
+            f"the loader's {type(sampler).__name__} chooses examples, and the plan draws"
+            " them; pass DataLoader(dataset, batch_size=..., shuffle=True)"
         )
-    return int(size)
+    return size
 
 
 def private_loader(

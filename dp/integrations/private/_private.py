@@ -59,8 +59,8 @@ def private(
     Guarantees:
         * What is trained keeps (*epsilon*, *delta*) under ``"add_or_remove_one"``,
           with the assumptions that the certificate states; the run ends at its budget.
-        * An argument or method of the trainer that a private run cannot honour is
-          refused by name, before anything is changed.
+        * Arguments and methods of the trainer that are known to break a private run, or
+          to have no effect on it, are refused by name, before anything is changed.
 
     Args:
         trainer: The trainer, built as for training without privacy.

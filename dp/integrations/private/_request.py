@@ -68,12 +68,15 @@ class Request:
         return f"one value of {name}"
 
     @property
-    def assumption(self) -> str:
-        """What the certificate has to say of the numbers that the plan follows from."""
+    def assumptions(self) -> tuple[str, str]:
+        """What the certificate has to say of what a trainer was built from."""
         what = "examples" if self.units is None else "units"
         return (
-            f"That the training data hold about {self.dataset_size} {what} is public:"
-            " the sampling probability and the number of steps follow from it."
+            (
+                f"That the training data hold about {self.dataset_size} {what} is"
+                " public: the sampling probability and the number of steps follow from it."
+            ),
+            "The weights that the run began with were not computed from these data.",
         )
 
     def steps_per_epoch(self, batch_size: int) -> int:

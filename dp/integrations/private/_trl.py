@@ -85,6 +85,9 @@ class PrivateDPO(_OfTRL):
     """
 
     knows_loss_of: ClassVar[tuple[str, ...]] = ("trl.trainer.dpo_trainer.DPOTrainer",)
+    assumptions: ClassVar[tuple[str, ...]] = (
+        "The reference model was not computed from these data.",
+    )
     # TRL's own, of its trainer.
     beta: float
     label_smoothing: float

@@ -133,6 +133,21 @@ def test_one_optimizer_and_one_loader_are_prepared_once():
         accelerator.prepare(model, sgd, loader)
 
 
+def test_clipping_of_the_sum_is_refused_unless_it_says_the_same():
+    """There is no sum to clip before the private step."""
+    accelerator = dp.private(Accelerator(cpu=True), **NUMBERS)
+    model, _, loader, _ = prepared(accelerator)
+    accelerator.backward(losses_of(model), next(iter(loader)))
+
+    assert accelerator.clip_grad_norm_(model.parameters(), 1.0) == 0
+    with pytest.raises(
+        UnsupportedOperationError, match=r"max_grad_norm=5 to dp\.private"
+    ):
+        accelerator.clip_grad_norm_(model.parameters(), 5)
+    with pytest.raises(UnsupportedOperationError, match=r"clip_grad_value_.*nothing"):
+        accelerator.clip_grad_value_(model.parameters(), 5)
+
+
 def test_epochs_are_asked_for():
     """An Accelerator does not know them."""
     with pytest.raises(ValueError, match="epochs=None: an Accelerator does not know"):

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, SequentialLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import dp
 from dp import DPOptimizer, SampleMixingError, UnsupportedOperationError
@@ -231,6 +231,20 @@ def test_arguments_that_cannot_be_honoured_are_refused(make_trainer, changes, to
     assert type(trainer) is Trainer
 
 
+class Plain(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).mean()
+
+
+def test_a_trainer_that_trained_without_privacy_stays_as_it_is(make_trainer):
+    """No later step takes back what the weights know."""
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(Plain(), DataLoader(rows(), batch_size=30))
+
+    with pytest.raises(UnsupportedOperationError, match="took 2 steps without privacy"):
+        dp.private(trainer, **NUMBERS)
+
+
 class Manual(Classifier):
     automatic_optimization = False
 
@@ -266,9 +280,15 @@ class NoOptimizer(Classifier):
         ),
         (
             Classifier,
+            DataLoader(rows(), sampler=WeightedRandomSampler([1.0] * 60, 60)),
+            UnsupportedOperationError,
+            "WeightedRandomSampler chooses examples",
+        ),
+        (
+            Classifier,
             DataLoader(rows(), batch_sampler=[[0, 1], [2]]),
             UnsupportedOperationError,
-            "does not say its batch_size",
+            "list chooses examples, and the plan draws",
         ),
     ],
 )

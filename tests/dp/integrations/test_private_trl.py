@@ -350,6 +350,7 @@ def test_preferences_train_privately(make_dpo, kind):
     assert changed(trainer, before) == trained
     assert isinstance(trainer.private_optimizer, DPOptimizer)
     assert trainer.certificate().epsilon <= 8.0
+    assert "reference model" in trainer.certificate().assumptions[-1]
     assert not any("rewards/chosen" in log for log in trainer.state.log_history)
 
 
