@@ -26,6 +26,7 @@ then, which costs nothing. So a state holds nothing of it, and nothing of it lea
 process.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,8 @@ class Recursion:
     _share: int = field(default=0, init=False)
     _totals: Sequence[Tensor] | None = field(default=None, init=False)
     _max_grad_norm: float = field(default=0.0, init=False)
+    _inverse: deque[float] = field(default_factory=deque, init=False)
+    _growth: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._units = self.correlation.unit_coefficients
@@ -108,7 +111,8 @@ class Recursion:
         """
         about = (place.chain, segment, num_ranks, *map(id, parameters))
         if self._released != (place.position - 1, about):
-            self._histories = []
+            self._histories, self._inverse, self._growth = [], deque(), 0.0
+        self._grow()
         # No step follows one that failed half-way, and has left some shares a step ahead
         # of others: its position is not noted, and its ticket is spent.
         self._share, self._max_grad_norm = 0, max_grad_norm
@@ -117,6 +121,25 @@ class Recursion:
         self._totals = None
         self._released = place.position, about
         self._parameters = parameters  # While they live, no other has their ids.
+
+    def _grow(self) -> None:
+        """Add the noise that is in one more release to the growth of it."""
+        known = zip(self._units[1:], self._inverse, strict=False)
+        first = 0.0 if self._growth else 1.0
+        coefficient = (first - sum(c * h for c, h in known)) / self._units[0]
+        self._inverse.appendleft(coefficient)
+        if len(self._inverse) == self.correlation.bands:
+            self._inverse.pop()
+        self._growth += coefficient**2
+
+    @property
+    def noise_growth(self) -> float:
+        """The noise in the last release, over the independent noise that was added.
+
+        It has that of all steps since the recursion began, in the shares by which
+        ``C^-1`` takes it back: the norm of a row of that matrix.
+        """
+        return math.sqrt(self._growth)
 
     def combine(self, share: Sequence[Tensor]) -> None:
         """Add the sums of earlier steps to a share of the totals, in place.

@@ -321,7 +321,8 @@ class Mechanism:
         self.count.adapt(self.values, released[len(parameters) :], noises)
         for gradient, scale in zip(released, batch.scales, strict=False):
             gradient.div_(scale)
-        self.released_stddev = stddev / self.plan.expected_batch_size
+        growth = 1.0 if self.recursion is None else self.recursion.noise_growth
+        self.released_stddev = growth * stddev / self.plan.expected_batch_size
         return released[: len(parameters)]
 
     def _ready_to_release(

@@ -71,7 +71,7 @@ class PrivacyPlan(Described):
             the plan's, or more.
         correlation: How the noise of a step is correlated with that of steps before it,
             so that sums of steps have less of it; None for independent noise. Needs
-            :class:`~dp.CyclicPoisson` sampling of at least as many bands.
+            :class:`~dp.sampling.CyclicPoisson` sampling of at least as many bands.
         compared: What :func:`plan_for` compared to choose how batches are drawn, one
             sentence each.
         queries: What :class:`dp.query.Queries` may ask about the same data, each once.

@@ -87,7 +87,7 @@ def plan_for(
         mechanism: How batches are drawn at *sampling_probability*: ``"poisson"``;
             ``"allocation"``, by :class:`~dp.sampling.RandomAllocation` in passes of
             ``1 / sampling_probability`` steps; ``"correlated"``, with
-            :class:`~dp.BandedNoise` and :class:`~dp.CyclicPoisson` sampling; ``"best"``,
+            :class:`~dp.BandedNoise` and :class:`~dp.sampling.CyclicPoisson` sampling; ``"best"``,
             whichever of the three leaves the least error in prefix sums at the target,
             for which noise is left out; or ``"disjoint"``,
             by :class:`~dp.sampling.DisjointBatches` in passes of as many steps: by

@@ -24,7 +24,7 @@ __all__ = ("CyclicPoissonLoader",)
 
 
 class CyclicPoissonLoader(PoissonLoader):
-    """Yield batches by :class:`~dp.CyclicPoisson` sampling, each with a ticket.
+    """Yield batches by :class:`~dp.sampling.CyclicPoisson` sampling, each with a ticket.
 
     One iteration is one chain of rounds: a coin of its own gives every example a group,
     once for all of the iteration, and step ``t`` draws from group ``t mod bands``. All

@@ -514,7 +514,6 @@ MUTANTS = (
     Mutant("accounting/_groups", "if is_cyclic(releases):", "if False:", "groups of rounds have an epsilon that is not proven", "test_correlated.py"),
     Mutant("accounting/_renyi", "if is_cyclic(releases):", "if False:", "a Renyi filter takes rounds for Poisson samples", "test_correlated.py"),
     Mutant("accounting/_composition", "releases = one_a_pass(without_rounds(releases))", "releases = one_a_pass(releases)", "rounds are accounted as Poisson samples of their own", "test_correlated.py"),
-    Mutant("ledger/_ledger", "and release.bands == plan.bands", "", "rounds that were not planned count as planned", "test_correlated.py"),
     Mutant("ledger/_charge", 'row["bands"] = self.bands', "pass", "a state forgets that charges are of rounds", "test_correlated.py"),
     Mutant("certificate/_numbers", "/ math.sqrt(release.bands or 1)", "* 1", "correlated noise without sampling costs what independent noise does", "test_correlated.py"),
     Mutant("certificate/_numbers", "is_allocated(releases) or is_cyclic(releases)", "is_allocated(releases)", "a certificate states groups of rounds", "test_correlated.py"),

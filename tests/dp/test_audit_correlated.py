@@ -198,7 +198,7 @@ def test_at_the_largest_probability_every_record_is_in_every_round():
         (one_group_too_few, {"every record in one group"}),
         (one_coin_for_all, {"sizes of batches"}),
         (longer_columns, {"scale"}),
-        (never_separated, {"scale", "independent over steps"}),
+        (never_separated, {"independent over steps"}),
         (never_combined, {"norm of a contribution"}),
         (lambda: builds.noise_scaled(0.5), {"scale"}),
         (lambda: builds.clip_scaled(1.5), {"norm of a contribution"}),

@@ -506,6 +506,21 @@ def test_prefix_sums_have_the_error_that_is_told(make_correlated, decisions):
     assert FOUR.prefix_error(20) < 0.7 * math.sqrt(21 / 2)
 
 
+def test_the_noise_of_a_release_is_known(make_correlated):
+    """To whatever corrects for it: it is the norm of a row of the inverse matrix."""
+    run = make_correlated()
+    units = FOUR.unit_coefficients
+    matrix = sum(np.eye(20, k=-k) * units[k] for k in range(4))
+    rows = np.linalg.norm(np.linalg.inv(matrix), axis=1)
+    found = []
+    for batch in run.loader:
+        run.optimizer.backward(run.losses(batch))
+        run.optimizer.step()
+        found.append(run.optimizer.mechanism.released_stddev * 10)
+
+    assert found == pytest.approx(list(rows), rel=1e-9)
+
+
 def test_noisy_sums_are_rounded_to_the_lattice(make_correlated):
     """Before anything is computed from them; so no rounding is of private numbers."""
     run, witness = make_correlated(), Witness()
