@@ -318,7 +318,7 @@ class OwnLossAndLosses(OwnLoss):
         return model(input_ids=inputs["input_ids"]).logits.square().mean((1, 2))
 
 
-class OwnLoader(Trainer):
+class CustomLoader(Trainer):
     """A trainer that chooses batches by itself."""
 
     def get_train_dataloader(self):
@@ -329,7 +329,7 @@ class OwnLoader(Trainer):
     ("kind", "told"),
     [
         (OwnLoss, "OwnLoss.compute_loss would not be called.*per_example_losses"),
-        (OwnLoader, "OwnLoader.get_train_dataloader would not be called"),
+        (CustomLoader, "CustomLoader.get_train_dataloader would not be called"),
     ],
 )
 def test_methods_that_would_be_left_without_effect_are_refused(
