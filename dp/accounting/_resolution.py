@@ -90,6 +90,9 @@ def choose_interval(
         except DigitsLostError:  # Buckets that are less fine may still have them.
             ratio = math.sqrt(ratio)
             continue
+        if finer == math.inf > bound:  # What digits are lost count as infinite losses.
+            ratio = math.sqrt(ratio)
+            continue
         if finer > bound * (1 + _NOISE + noise):
             raise ArithmeticError(
                 f"finer buckets raised epsilon from {bound!r} to {finer!r}, so one of"

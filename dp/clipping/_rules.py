@@ -56,6 +56,7 @@ class Clipping(ABC):
 class FlatClipping(Clipping):
     """Clip the gradient of all parameters together to one norm.
 
+    >>> import torch
     >>> norms = torch.tensor([[0.0, 0.5, 4.0, torch.inf]])
     >>> FlatClipping(max_grad_norm=2.0).factors(norms)
     tensor([[1.0000, 1.0000, 0.5000, 0.0000]])
@@ -102,6 +103,7 @@ class PerLayerClipping(Clipping):
     Each of G tensors is clipped to ``C / sqrt(G)``, so that all of them together are
     not longer than C.
 
+    >>> import torch
     >>> norms = torch.tensor([[4.0], [0.5]])
     >>> PerLayerClipping(max_grad_norm=2.0).factors(norms)
     tensor([[0.3536],
@@ -204,6 +206,7 @@ class PerGroupClipping(Clipping):
 class AutomaticClipping(Clipping):
     """Normalise every gradient, so that there is no norm to tune (AUTO-S).
 
+    >>> import torch
     >>> norms = torch.tensor([[0.0, 0.99, torch.inf]])
     >>> AutomaticClipping(max_grad_norm=1.0).factors(norms)
     tensor([[99.9998,  1.0000,  0.0000]])

@@ -41,6 +41,7 @@ class ScaledClipping(Clipping):
     take the gradients of single examples, a few at a time, in layers with several
     positions, and so about as long as clipping did before it was done without them.
 
+    >>> import torch
     >>> clipping = ScaledClipping(max_grad_norm=1.0, stability=1.0)
     >>> clipping.scale(torch.tensor([0.0, 9.0]))
     tensor([1.0000, 0.2500])

@@ -83,7 +83,7 @@ class BackwardPass:
             # real parameter.
             rule = None if _is_complex(site) else fitting_rule(site)
             if rule is None:
-                check_coupling(use, site.owner_of_entries())
+                check_coupling(use, site.owner_of_entries)
                 self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
 

@@ -40,6 +40,7 @@ class _HasLedger(Protocol):
 class Queries:
     """Ask the queries that were planned with a run.
 
+    >>> import torch
     >>> import dp
     >>> plan = dp.plan_for(
     ...     target_epsilon=3.0,
@@ -51,7 +52,8 @@ class Queries:
     ...     queries=[dp.Query(name="adults", noise_multiplier=8.0)],
     ... )
     >>> ledger = dp.ledger.Ledger(plan)  # Or the optimizer, once there is one.
-    >>> answer = Queries(ledger).count("adults", [17, 25, 40] * 100 > torch.tensor(18))
+    >>> ages = torch.tensor([17, 25, 40] * 100)
+    >>> answer = Queries(ledger).count("adults", ages > 18)
     >>> answer.stddev
     8.0
 

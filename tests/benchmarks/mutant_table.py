@@ -395,7 +395,7 @@ MUTANTS = (
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
-    Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
+    Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners().expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
     Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),

@@ -109,7 +109,7 @@ def test_adding_is_removing_turned_round(q, interval):
 def test_what_no_bucket_holds_is_not_lost():
     """It has the largest loss of adding an example, or an infinite one beyond."""
     reached, beyond = (
-        _turned(DensePLDPmf(0.5, first, np.array([0.3, 0.2]), 0.5, True), 0.4)  # noqa: FBT003
+        _turned(DensePLDPmf(0.5, first, np.array([0.2, 0.2]), 0.6, True), 0.4)  # noqa: FBT003
         for first in (-2, 1)
     )
 
@@ -231,6 +231,15 @@ def test_widths_without_digits_are_not_used():
 
     assert _resolution.choose_interval(bound_at, 1.0, 1e-9) >= 0.3
     assert _resolution.choose_interval(bound_at, 0.2, 1e-9) == 0.4
+
+
+def test_widths_at_which_lost_digits_count_as_infinite_are_not_used():
+    """The bound of a wider one is as true, and says something."""
+
+    def bound_at(width):
+        return (math.inf if width < 0.3 else 1 + width**2), 10
+
+    assert _resolution.choose_interval(bound_at, 1.0, 1e-9) >= 0.3
 
 
 def test_rounding_is_on_the_safe_side():

@@ -89,14 +89,15 @@ def check_dense(uses: Iterable[Use]) -> None:
             )
 
 
-def check_coupling(use: Use, owners: Tensor) -> None:
+def check_coupling(use: Use, owners: Callable[[], Tensor]) -> None:
     """Refuse a use that computes entries of several units of one another's data.
 
     Where it meets the data itself, no use behind it would show that.
 
     Args:
         use: A use that no rule serves.
-        owners: The unit of each entry of its output, in a shape that broadcasts to it.
+        owners: Returns the unit of each entry of its output, in a shape that broadcasts
+            to it.
 
     Raises:
         SampleMixingError: If entries that it couples are of several units.
@@ -109,7 +110,7 @@ def check_coupling(use: Use, owners: Tensor) -> None:
     axes = axes_of(use, len(shape))
     # layer_norm(x, [B, D]) divides each of B rows by a deviation of all of them; over
     # [D] alone, all entries that meet are of one row.
-    if bool((meet_over(owners.expand(shape), axes) == MIXED).any()):
+    if bool((meet_over(owners().expand(shape), axes) == MIXED).any()):
         raise SampleMixingError(
             f"units meet in {use.operation}: examples are mixed on the way from the"
             f" losses to {use.operation} with parameters of shape"
