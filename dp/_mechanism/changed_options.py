@@ -40,7 +40,7 @@ class ChangedOptions:
     """Whether options of the groups changed between the steps of one optimizer."""
 
     def __init__(self) -> None:
-        self.have_changed = False
+        self.have_changed: bool = False
         self._last: Sequence[Sequence[object]] | None = None
 
     def note(self, groups: Iterable[Mapping[str, Any]], *optimizers: Optimizer) -> None:

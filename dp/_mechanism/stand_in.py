@@ -80,7 +80,7 @@ class StandIn:
     __slots__ = ("_zeros", "is_watched", "parameter")
 
     def __init__(self) -> None:
-        self.is_watched = True
+        self.is_watched: bool = True
         self.parameter: Tensor | None = None
         self._zeros: WatchedZeros | None = None  # Kept, for it takes a while to make.
 

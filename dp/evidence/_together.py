@@ -26,7 +26,7 @@ class Together:
     """
 
     def __init__(self, surprises: Surprises) -> None:
-        self.asks = False
+        self.asks: bool = False
         self._surprises = surprises
         self._kept: Evaluated | None = None
         self._unread: Evaluated | None = None  # Its losses are on an accelerator.

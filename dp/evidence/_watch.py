@@ -111,7 +111,7 @@ class Watch:
         self._last_form: _Form | None = None
         self._num_undecided = 0  # Steps without losses, before the first that had any.
         self._unread: Evaluated | None = None
-        self.together = Together(self._surprises)
+        self.together: Together = Together(self._surprises)
 
     @property
     def records(self) -> Mapping[str, Evidence]:

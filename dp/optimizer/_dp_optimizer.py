@@ -149,7 +149,7 @@ class DPOptimizer(PrivateStep):
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)
         ledger.declare_public(declared)
-        self.mechanism = Mechanism(
+        self.mechanism: Mechanism = Mechanism(
             plan=plan,
             clipping=rule,
             noise=GaussianNoise() if noise is None else noise,

@@ -131,7 +131,7 @@ class CopiesToAFreshTarget(Car):
         (KeepsAShadow, "keep a rpm of their own"),
         (AnswersFromMemory, "AnswersFromMemory.rpm is "),
         (DeletesInVain, "has {.*}, not {.*}"),
-        (SharesItsTarget, "Engine.(rpm|note) is .*, not "),
+        (SharesItsTarget, r"Engine(\.(rpm|note) is| has) .*, not "),
         (CopiesToABareCar, "a copy is a Car"),
         (CopiesToAFreshTarget, "a copy holds .*, not "),
     ],
