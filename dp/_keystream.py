@@ -25,11 +25,23 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 
-__all__ = ("KEY_BITS", "Keystream", "RepeatedKeys", "new_key", "replayed_keys")
+__all__ = (
+    "KEY_BITS",
+    "Keystream",
+    "RepeatedKeys",
+    "are_replayed",
+    "new_key",
+    "replayed_keys",
+)
 
 KEY_BITS: Final = 256
 _replayed: ContextVar["RepeatedKeys | None"] = ContextVar("repeated keys", default=None)
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
+
+
+def are_replayed() -> bool:
+    """Whether keys of this context come again, as they did before."""
+    return _replayed.get() is not None
 
 
 def new_key(purpose: str = "noise") -> bytes:

@@ -101,6 +101,8 @@ def _compare(
 ) -> None:
     releases = affordable(releases, delta, relation, group_size)
     interval = interval_for(releases, delta, relation, group_size, tolerance)
+    if interval > _resolution.LARGEST:  # An epsilon of many such buckets says nothing,
+        return  # and its exponential is no number, whoever computes it.
     ours, theirs = (
         float(
             epsilon_by_delta(

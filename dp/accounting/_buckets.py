@@ -87,11 +87,12 @@ def _connected(deltas_L: Floats, interval: float) -> Floats:
     steps_L = np.diff(deltas_L)
     # Example: a loss of 0 for sure, in buckets of width 1, has deltas 1 - 1/e, 0, 0 at
     # -1, 0, 1. The masses are 0, 1, 0: second differences of delta in exp(epsilon).
-    growth = math.expm1(interval)
+    # Divided by exp(interval), which may be no number.
+    inverse, shrunk = math.exp(-interval), -math.expm1(-interval)
     masses_L = np.empty_like(deltas_L)
-    masses_L[0] = 1 - deltas_L[0] + steps_L[0] / growth
-    masses_L[1:-1] = (steps_L[1:] - steps_L[:-1] * math.exp(interval)) / growth
-    masses_L[-1] = steps_L[-1] / math.expm1(-interval)
+    masses_L[0] = 1 - deltas_L[0] + steps_L[0] * inverse / shrunk
+    masses_L[1:-1] = (steps_L[1:] * inverse - steps_L[:-1]) / shrunk
+    masses_L[-1] = -steps_L[-1] / shrunk
     return np.maximum(masses_L, 0)
 
 

@@ -283,7 +283,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 def _said(distance: float) -> str:
     if math.isfinite(distance):
-        return f"an example's gradient changes by {distance:.0%} of its norm"
+        return "an example's gradient changes by more than rounding"
     return (
         "an example's loss changes, or its gradient is finite in one batch and not in"
         " another,"

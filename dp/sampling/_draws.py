@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp import _checks
-from dp._keystream import Keystream
+from dp._keystream import Keystream, are_replayed
 
 
 __all__ = ("allocate_at_random", "deal_at_random", "poisson_sample", "random_subset")
@@ -52,7 +52,8 @@ def poisson_sample(num_examples: int, *, sampling_probability: float) -> list[in
         return list(range(num_examples))
     # Example: of a million examples with q = 1e-4 first a number is drawn, say 97, and
     # then 97 of them: 97 words and not a million.
-    if sampling_probability < _MOST_BY_COUNT:
+    # An audit replays a run on one example less, and needs everybody else's coins again.
+    if sampling_probability < _MOST_BY_COUNT and not are_replayed():
         count = _binomial(num_examples, sampling_probability)
         return _distinct_indices(count, num_examples)
     # q = 0.25 is 2**62: a word below it wins.

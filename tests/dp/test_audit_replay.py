@@ -83,6 +83,16 @@ def test_a_right_run_replays(plan, data):
     assert "; 0 of 20" not in report.findings[0].detail
 
 
+def test_small_samples_of_one_record_less_are_the_same_but_for_it(plan):
+    """Below 1/16, whose draws begin with their number, too."""
+    small = changed(plan, sampling=PoissonSampling(sampling_probability=0.02))
+    data = TensorDataset(torch.randn(400, 4), torch.randint(3, (400,)))
+
+    report = replay(training(small), Classifier(), data)
+
+    assert report.ok, str(report)
+
+
 @pytest.mark.parametrize("relation", ["zero_out", "replace_one"])
 def test_where_the_number_of_records_is_public_a_neighbour_keeps_it(
     plan, data, relation

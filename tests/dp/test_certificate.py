@@ -436,6 +436,28 @@ def test_losses_that_err_are_not_certified():
         certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
 
 
+def test_an_epsilon_that_says_nothing_is_certified_as_it_is():
+    """Ten millions: a run without privacy in all but name, as a baseline."""
+    plan = PrivacyPlan(
+        sampling=PoissonSampling(sampling_probability=0.1),
+        noise_multiplier=4e-4,
+        max_grad_norm=1.0,
+        expected_batch_size=5.0,
+        steps=3,
+        target_delta=1e-5,
+    )
+
+    ledger = Ledger(plan)
+    for _ in range(plan.steps):
+        ledger.reserve(
+            sampling_probability=0.1, noise_multiplier=4e-4, max_grad_norm=1.0
+        )
+    stated = certificate(ledger)
+
+    assert stated.epsilon == plan.guarantee().epsilon > 1e6
+    assert all(e > 1e6 for e in stated.epsilon_of_groups.values())
+
+
 @pytest.mark.slow
 def test_a_closed_form_that_errs_is_found(erring):
     """Were it certified all the same, verifying would find it."""
