@@ -45,14 +45,11 @@ ROOMS = {
     "accounting": "epsilon of a list of releases, by `dp_accounting`",
     "schedule": "a public number that changes with the step",
     "_keystream": "cryptographically secure random bytes",
-    "_described": "values as a sentence, and as a table in a notebook",
     "_containers": "batches in any container: their sizes and parts",
     "_progress": "progress bars of audits and the command line",
-    "_reports": "the one form of report of audits, checks and verifications",
+    "_reports": "the form of reports, and of values in words",
     "_ranks": "this process's rank, and the number of ranks",
-    "_advisories": "faults of earlier releases that are known by now",
     "_checks": "refusal of numbers out of range",
-    "_extra": "what to say where the extra of the distribution is missing",
     "_tuning": "sizes and counts chosen for speed and memory",
     "_typing": "names of types",
     "exceptions": "the errors",
@@ -60,7 +57,7 @@ ROOMS = {
 ON_THE_WAY = {"optimizer", "_mechanism", "per_sample", "clipping", "ledger", "noise"}
 ON_THE_WAY |= {"distributed", "evidence", "sampling"}
 # Nearly every room imports these; arrows to them would hide the others.
-QUIET = {"_advisories", "_checks", "_extra", "_tuning", "_typing", "exceptions"}
+QUIET = {"_checks", "_tuning", "_typing", "exceptions"}
 
 
 def layers() -> list[list[str]]:

@@ -33,7 +33,7 @@ need no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from dp import _extra
+from dp.exceptions import missing_extra
 from forwarding import __version__ as __version__
 
 
@@ -203,7 +203,7 @@ if (
         try:
             return import_module(f"{__name__}.{module}")
         except ModuleNotFoundError as error:
-            told = _extra.missing(f"dp.{module}", error)
+            told = missing_extra(f"dp.{module}", error)
             if told is None:
                 raise
             raise ModuleNotFoundError(told, name=error.name) from error

@@ -1,14 +1,15 @@
-"""The common form of reports: audits, checks and verifications."""
+"""What is read: reports of audits, checks and verifications, and values in words."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from html import escape
 from typing import final
 
 from dp.exceptions import PrivacyError
 
 
-__all__ = ("Finding", "Report", "lines_of")
+__all__ = ("Described", "Finding", "Report", "lines_of")
 
 
 @final
@@ -63,3 +64,53 @@ def lines_of(name: str, findings: Sequence[Finding]) -> list[str]:
         f"  {'yes' if f.holds else 'NO '}  {f.claim:{width}}  {f.detail}"
         for f in findings
     ]
+
+
+class Described:
+    """A dataclass whose ``str`` is a sentence, and which notebooks show as a table.
+
+    Every field is said under its name, unless it has its default. ``repr`` stays the
+    dataclass's own.
+    """
+
+    __slots__ = ()
+
+    def _title(self) -> str:
+        """Return what the value is, in a word or two."""
+        return type(self).__name__
+
+    def _facts(self) -> dict[str, str]:
+        """Return what is said of it, by name."""
+        return dict(_fields_of(self))
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {words}" for name, words in self._facts().items())
+        return f"{self._title()}: {told}"
+
+    def _repr_html_(self) -> str:
+        """Return a table, which Jupyter asks for."""
+        left = ' style="text-align: left"'
+        rows = "".join(
+            f"<tr><th{left}>{escape(name)}</th><td{left}>{escape(words)}</td></tr>"
+            for name, words in self._facts().items()
+        )
+        return f"<table><caption>{escape(self._title())}</caption>{rows}</table>"
+
+
+def _fields_of(value: object) -> Iterator[tuple[str, str]]:
+    assert is_dataclass(value), "Described is for dataclasses"  # noqa: S101
+    for field in fields(value):
+        told = getattr(value, field.name)
+        if field.default is MISSING or told != field.default:
+            yield field.name.replace("_", " "), _plain(told)
+
+
+def _plain(value: object) -> str:
+    """Return a value to read.
+
+    >>> _plain(2.91573123), _plain(1e-05), _plain(None)
+    ('2.9157', '1e-05', 'none')
+    """
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return "none" if value is None else str(value)

@@ -1,5 +1,8 @@
 """Errors raised by :mod:`dp`, each a :class:`PrivacyError`, and its warning."""
 
+from typing import Final
+
+
 __all__ = (
     "BudgetExhaustedError",
     "EvidenceWarning",
@@ -11,6 +14,23 @@ __all__ = (
     "SamplingMismatchError",
     "UnsupportedOperationError",
     "WrongGradientError",
+    "missing_extra",
+)
+
+# What the extra of the distribution brings, which installs forwarding alone.
+_BROUGHT: Final = frozenset(
+    {
+        "cryptography",
+        "dp_accounting",
+        "jaxtyping",
+        "matplotlib",
+        "mpmath",
+        "numpy",
+        "rich",
+        "scipy",
+        "torch",
+        "typer",
+    }
 )
 
 
@@ -70,3 +90,18 @@ class RankFailedError(PrivacyError, RuntimeError):
 
 class EvidenceWarning(UserWarning):
     """It could not be seen that one example's loss depends on that example alone."""
+
+
+def missing_extra(what: str, error: ModuleNotFoundError) -> str | None:
+    """Return what to do about an import that failed; None if no extra brings it.
+
+    Args:
+        what: What was imported.
+        error: Why that failed.
+    """
+    if error.name is None or error.name.partition(".")[0] not in _BROUGHT:
+        return None
+    return (
+        f"{what} needs {error.name}, which the extra of this package brings:"
+        " pip install 'forwarding[dp]'"
+    )

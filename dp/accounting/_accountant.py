@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import final
 
 from dp import _checks
-from dp._described import Described
+from dp._reports import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta, interval_for

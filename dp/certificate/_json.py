@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
-from dp._advisories import ADVISORIES
 from dp.exceptions import LedgerError
+from dp.ledger._advisories import ADVISORIES
 from dp.plan import PrivacyPlan
 
 

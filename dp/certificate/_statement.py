@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dp._described import Described
+from dp._reports import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import Risk
 from dp.certificate._run import CertifiedRun

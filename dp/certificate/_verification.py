@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
-from dp._advisories import advisories_since
 from dp._reports import Finding, Report, lines_of
 from dp.accounting import ReferenceAccountant, Risk, epsilon
 from dp.accounting._agreement import TOLERANCE
@@ -29,6 +28,7 @@ from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
 from dp.ledger import rest_of_plan
+from dp.ledger._advisories import advisories_since
 
 
 if TYPE_CHECKING:

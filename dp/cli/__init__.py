@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dp import _extra
+from dp.exceptions import missing_extra
 
 
 __all__ = ("main",)
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from dp.cli._app import main as run  # noqa: PLC0415 -- it may not be there
     except ModuleNotFoundError as error:
-        told = _extra.missing("dp", error)
+        told = missing_extra("dp", error)
         if told is None:
             raise
         raise SystemExit(told) from error

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, final
 
-from dp._advisories import ADVISORIES
 from dp.accounting import Guarantee, Query, Release, Truncation, merge_equal_releases
 from dp.accounting._counted import NoiseBesideCount, check_counted
 from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.ledger._advisories import ADVISORIES
 from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import (

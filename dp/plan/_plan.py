@@ -11,7 +11,7 @@ from typing import Any, Final, final, get_args
 from torch.utils.data import Dataset
 
 from dp import _checks
-from dp._described import Described
+from dp._reports import Described
 from dp._typing import Assignment, NeighboringRelation
 from dp.accounting import Guarantee, Query, Release, Risk, Truncation, epsilon
 from dp.accounting._renyi import check_filter, filter_guarantee

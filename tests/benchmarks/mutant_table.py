@@ -320,7 +320,7 @@ MUTANTS = (
     Mutant("ledger/_ledger", "as_planned = totals.as_planned and self._is_planned(charge, totals.steps)", "as_planned = self._is_planned(charge, totals.steps)", "a run that spent more than planned goes on past its target", "test_ledger.py"),
     Mutant("ledger/_ledger", "            and release.truncation == plan.truncation", "", "a truncated release counts as the planned one", "test_ledger.py"),
     Mutant("ledger/_ledger", "fork._num_advisories = self._num_advisories", "pass", "a copy of a ledger forgets what older release charged it", "test_claims.py"),
-    Mutant("_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
+    Mutant("ledger/_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
     Mutant("_mechanism/mechanism", "        if any(seed is not None for seed in seeds):", "        if False:", "a debugging seed is certified as private", "test_debugging_seed.py"),
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
     Mutant("optimizer/_joint_optimizer", "if owner.setdefault(id(parameter), number) != number:", "if False:", "two optimizers may update one parameter", "test_joint_optimizer.py"),

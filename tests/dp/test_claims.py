@@ -22,10 +22,10 @@ from dp import (
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp._advisories import ADVISORIES
 from dp.accounting import Release, epsilon
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.ledger import Ledger
+from dp.ledger._advisories import ADVISORIES
 
 
 PLANNED = {"sampling_probability": 0.25, "noise_multiplier": 2.0, "max_grad_norm": 1.0}
