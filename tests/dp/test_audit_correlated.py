@@ -93,11 +93,11 @@ def in_pairs():
 
 
 def a_larger_group():
-    """The first one gets half as much again as the others."""
+    """The first one gets nearly half of all."""
 
     def draw(num_examples, num_groups):
         groups = np.random.default_rng().integers(num_groups, size=num_examples)
-        groups[np.random.default_rng().random(num_examples) < 0.11] = 0
+        groups[np.random.default_rng().random(num_examples) < 0.3] = 0
         return split(groups, num_groups)
 
     return grouping(draw)

@@ -60,12 +60,12 @@ def local_norm_only():
     rank, size = distributed.get_rank(), distributed.get_world_size()
     norms = PerSampleGradients.squared_norms
 
-    def local(self, group_of):
+    def local(self, group_of, scales=()):
         parts = {i: p for i, p in self._parts.items() if i % size == rank}
         whole = self._parts, self._small
         self._parts, self._small = parts, self._small & parts.keys()
         try:
-            return norms(self, group_of)
+            return norms(self, group_of, scales)
         finally:
             self._parts, self._small = whole
 
