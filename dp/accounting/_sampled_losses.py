@@ -110,7 +110,7 @@ def _pmf(q: float, sigma: float, adjacency: AdjacencyType, interval: float) -> A
 
 
 class _Losses(GaussianPrivacyLoss):
-    """The same losses, all inverted together."""
+    """The same losses of removing or replacing an example, all inverted together."""
 
     def get_delta_for_epsilon(self, epsilon: Any) -> Any:
         """Return the delta at each epsilon, for an array of them."""
@@ -118,9 +118,7 @@ class _Losses(GaussianPrivacyLoss):
         q = self.sampling_prob
         deltas_L = np.zeros_like(eps_L)
         reached_L = np.ones_like(eps_L, dtype=np.bool_)
-        if q < 1 and self.adjacency_type == AdjacencyType.ADD:
-            reached_L = eps_L < -math.log1p(-q)
-        elif q < 1 and self.adjacency_type == AdjacencyType.REMOVE:
+        if q < 1 and self.adjacency_type == AdjacencyType.REMOVE:
             reached_L = eps_L > math.log1p(-q)
             deltas_L[~reached_L] = -np.expm1(eps_L[~reached_L])
         eps_L = eps_L[reached_L]
@@ -136,8 +134,6 @@ class _Losses(GaussianPrivacyLoss):
             # Densities N(-1, v) and N(0, v) have the log ratio (-x - 1/2) / v at x,
             # solved for x.
             return -0.5 - variance * _unsampled(eps_L, q)
-        if self.adjacency_type == AdjacencyType.ADD:
-            return 0.5 + variance * _unsampled(-eps_L, q)
         if q == 1:
             return -variance * eps_L / 2
         log_alpha = 0.5 / variance + math.log1p(-q) - math.log(q)
