@@ -136,8 +136,8 @@ class BandedNoise:
         """
         if self.bands > (bands or 1):
             raise ValueError(
-                f"correlation has {self.bands} bands, so an example may be in every"
-                f" {self.bands}th step at most; got"
+                f"correlation has {self.bands} bands, so an example may be in one"
+                f" of {self.bands} steps in a row at most; got"
                 + (
                     f" CyclicPoisson(bands={bands})"
                     if bands

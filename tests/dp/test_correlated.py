@@ -669,7 +669,9 @@ def test_a_norm_that_changes_between_rounds_scales_earlier_sums(monkeypatch, lon
 
 def test_more_coefficients_than_bands_are_refused(make_plan):
     """3: fewer are not; the norm is that of the very coefficients that are used."""
-    with pytest.raises(ValueError, match=r"every 5th step at most; got CyclicPoisson"):
+    with pytest.raises(
+        ValueError, match=r"one of 5 steps in a row at most; got CyclicPoisson"
+    ):
         make_plan(sampling=CYCLIC, correlation=BandedNoise.square_root(5))
 
     assert make_plan(sampling=CYCLIC, correlation=BandedNoise.square_root(3))
