@@ -136,7 +136,8 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Ledger": {
         "dp/ledger/_ledger.py": Claim("Charges are only ever added; what is spent is computed from all of them.", (_LEDGER + "what_is_spent_is_what_the_releases_cost", _LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing")),
         "dp/ledger/_claim.py": Claim("Nothing is claimed of numbers, or of an end, that releases may have decided, but what the plan or its Renyi filter bounds.", (_CLAIMS + "a_run_that_ends_early_costs_what_its_plan_costs", _CLAIMS + "noise_above_the_plans_costs_what_was_planned", _CLAIMS + "what_costs_more_than_planned_is_refused")),
-        "dp/ledger/_charge.py": Claim("A charge that is written and read again is the same charge.", (_LEDGER + "state_is_plain", _LEDGER + "a_damaged_state_is_refused")),
+        "dp/ledger/_segments.py": Claim("Equal charges in a row are counted, and of two states of one segment the one counts that goes on from the other.", (_LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing", _LEDGER + "a_state_that_contradicts_what_is_known_is_refused")),
+        "dp/ledger/_charge.py": Claim("A charge is accounted as what it was, or as planned where that costs more.", (_CLAIMS + "noise_above_the_plans_costs_what_was_planned",)),
     },
     "Accounting": {
         "dp/accounting/_accountant.py": Claim("Epsilon is at least the true privacy loss of the releases at this delta.", (_ACCOUNTING + "epsilon_lies_between_a_lower_bound_and_other_accountants", _ACCOUNTING + "gaussian_releases_cost_what_the_closed_form_says")),
@@ -314,6 +315,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/noise/_prefix_sums.py": Checked("It chooses coefficients, of which any keep epsilon where their norm is 1.", (_CORRELATED + "errors_of_prefix_sums_are_the_published_ones",)),
     "dp/sampling/_loader_of.py": Checked("Whatever loader it builds, the optimizer refuses one that does not draw as the plan says.", (_ALLOCATION + "a_loader_of_another_scheme_is_refused",)),
     "dp/accounting/_lower_bounds.py": Checked("It is itself a check, of epsilons of random allocation.", (_OF_PASSES + "a_law_that_is_too_narrow_is_not_certified",)),
+    "dp/ledger/_state.py": Checked("What is written is read again before it leaves, and what is read is written again before it counts: a charge that differs is an error.", (_LEDGER + "a_state_that_would_lose_a_charge_is_not_written", _LEDGER + "a_state_of_which_a_charge_would_be_lost_is_not_read")),
     "dp/ledger/_writer.py": Checked("It names who charges: two names for one run count its charges twice, and a fork has a name of its own.", (_LEDGER + "another_process_id_is_another_segment",)),
     "dp/schedule.py": Checked("A wrong value would be used and charged alike: both are read in `_mechanism/current_values.py`.", ("dp/test_schedule.py::test_noise_and_charges_follow_the_plans_schedules",)),
     "dp/_tuning.py": Checked("Sizes that decide speed and memory; margins stand where they are argued for.", (_GRADIENTS + "without_room_gradients_are_computed_twice",)),
@@ -342,6 +344,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/accounting/_resolution.py": Checked("It chooses the width of buckets, and every width gives an upper bound.", ("dp/test_accounting.py::test_a_larger_tolerance_is_a_larger_bound",)),
     "dp/accounting/_reference.py": Checked("It is itself a check: only `dp.verify` asks it, of numbers that were stated already.", (_CERTIFICATE + "verifying_rests_on_dp_accounting_alone",)),
     "dp/certificate/_verification.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
+    "dp/certificate/_run_findings.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
+    "dp/certificate/_comparison.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/certificate/_sentences.py": Checked("Words; `dp.verify` demands every standard sentence.", (_CERTIFICATE + "altered_words_are_found",)),
     "dp/certificate/_statement.py": Checked("Fields of the statement, whose numbers `dp.verify` computes again.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/_containers.py": Checked("It walks batches; how many rows each part has is counted against the ticket.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused",)),
