@@ -38,6 +38,7 @@ from dp.per_sample._isolation.known_graph import Template
 from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+from dp.per_sample._row_layers import RowLayer, find_row_layers
 
 
 __all__ = ("Found", "KnownGraphs")
@@ -52,6 +53,7 @@ class Found:
         graph: The uses of the parameters.
         plan: How they are served.
         layers: Which of them may be served as one, once the graph is known.
+        rows: Which of the others may take the short way of linear layers.
         constants: What was taken for shared by all units when a graph that this one was
             taken for was walked; None if this one was walked itself.
     """
@@ -59,6 +61,7 @@ class Found:
     graph: Graph
     plan: Plan
     layers: Sequence[LayerGroup] = ()
+    rows: Sequence[RowLayer] = ()
     constants: frozenset[Signature] | None = None
 
 
@@ -69,7 +72,8 @@ class _OfSizes:
 
     plan: Plan
     moved: Sequence[tuple[int, Moved]]
-    layers: Sequence[LayerGroup]
+    layers: Sequence[LayerGroup] = ()
+    rows: Sequence[RowLayer] = ()
 
     def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
         """Whether all that may move rows moves them as it did."""
@@ -124,7 +128,7 @@ class _Known:
             _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
-        return Found(graph, known.plan, known.layers, self.constants)
+        return Found(graph, known.plan, known.layers, known.rows, self.constants)
 
 
 @final
@@ -249,17 +253,20 @@ def _of_sizes(
 ) -> _OfSizes:
     assert analysis.plan is not None  # noqa: S101 -- by the caller
     if analysis.followed is None:  # One unit alone owns everything.
-        return _OfSizes(analysis.plan, (), ())
+        return _OfSizes(analysis.plan, ())
     moved = analysis.followed.moved
     place_of = {node: place for place, node in enumerate(nodes)} if moved else {}
-    layers = find_identical_layers(
+    layouts, num_units = analysis.plan.layouts, analysis.followed.num_units
+    layers = find_identical_layers(graph, layouts, parameters, num_samples=num_units)
+    rows = find_row_layers(
         graph,
-        analysis.plan.layouts,
+        layouts,
         parameters,
-        num_samples=analysis.followed.num_units,
+        num_samples=num_units,
+        batched={position for group in layers for position in group.members},
     )
     return _OfSizes(
-        analysis.plan, [(place_of[node], one) for node, one in moved], layers
+        analysis.plan, [(place_of[node], one) for node, one in moved], layers, rows
     )
 
 
