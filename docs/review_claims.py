@@ -308,6 +308,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " That what is not finite stays out of sums, powers of two show.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
     "dp/per_sample/_row_layers.py": Checked(_BY_TORCH, (_ROW_LAYERS + "wrong_sums_are_noticed", _ROW_LAYERS + "norms_that_are_too_small_are_noticed")),
+    "dp/per_sample/_shortcuts.py": Checked(_BY_TORCH, (_ROW_LAYERS + "wrong_sums_are_noticed", _VERIFIED + "sums_of_another_layer_are_noticed")),
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
     "dp/calibration/": Checked("What it finds becomes a plan, and the ledger computes what that plan costs anew.", (_LEDGER + "whatever_is_asked_for_the_target_is_kept",)),

@@ -66,7 +66,7 @@ class BackwardPass:
             max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
         )
         in_stacks = self._put_together(known, budget)
-        self._rows = RowLayers(graph.uses, known.rows)
+        self._rows = RowLayers(graph.uses, known.shortcuts.rows)
         in_rows = {layer.position for layer in self._rows.layers}
         freed = self._rows.bytes_freed(plan.bytes_freed)
         groups: _Groups = {}
@@ -94,7 +94,7 @@ class BackwardPass:
         """Make one of layers that are alike, and return the positions of these."""
         graph, plan = known.graph, known.plan
         done: set[int] = set()
-        for group in known.layers:
+        for group in known.shortcuts.layers:
             stack = batch_layers(
                 [graph.uses[i] for i in group.members],
                 group,
