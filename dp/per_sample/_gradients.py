@@ -193,24 +193,27 @@ class PerSampleGradients:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
             joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             if consumes:
                 self._stacks, self._flats = (), None
+                self._parts = {i: p for i, p in self._parts.items() if i not in added}
             sums = allocated(joint)
-            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             waiting = [i for i, total in added.items() if sums[i] is not total]
             _add_all([sums[i] for i in waiting], [added[i] for i in waiting], beta)
             factors = factors_GB.unbind()
             masks = [
                 mask_B if any_in_group else None
-                for mask_B, any_in_group in zip(dropped_GB, any_dropped, strict=True)
+                for mask_B, any_in_group in zip(
+                    dropped_GB.unbind(), any_dropped, strict=True
+                )
             ]
             self._rows.add_weighted_sums(
                 factors, masks, group_of, sums, beta=beta, consumes=consumes
             )
-            for index, total in enumerate(sums):
-                if index not in added and index not in self._rows:
-                    group = group_of[index]
-                    self._add_large(index, factors[group], masks[group], total, beta)
+            done = {*added, *self._rows.indices}
+            for index in [i for i in range(len(sums)) if i not in done]:
+                group, total = group_of[index], sums[index]
+                self._add_large(index, factors[group], masks[group], total, beta)
                 if consumes:
                     self._parts.pop(index, None)
         return sums
@@ -240,7 +243,7 @@ class PerSampleGradients:
             if index in stack.indices:
                 row = list(stack.indices).index(index)
                 return (stack.part,), row * self.num_samples
-        if index in self._rows:
+        if index in self._rows.indices:
             return (self._rows.part(index),), 0
         return self._parts.get(index, ()), 0
 

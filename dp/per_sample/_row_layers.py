@@ -224,9 +224,10 @@ class OuterProducts:
         of_biases = {layer.bias: i for i, layer in enumerate(layers)}
         self._place_of |= {i: place for i, place in of_biases.items() if i is not None}
 
-    def __contains__(self, index: int) -> bool:
-        """Whether the parameter of an index is one of these layers'."""
-        return index in self._place_of
+    @property
+    def indices(self) -> Collection[int]:
+        """The parameters of these layers, by their indices."""
+        return self._place_of.keys()
 
     def part(self, index: int) -> GradPart:
         """Return the gradients of one parameter by themselves."""
