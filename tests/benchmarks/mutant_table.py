@@ -202,7 +202,7 @@ MUTANTS = (
     Mutant("sampling", "return random_subset(rows, size=self._max_per_unit)", "return rows", "a unit may have any number of rows", "test_units.py"),
     Mutant("per_sample/_isolation/units", "        return self.num_units, self.of_loss.cpu().numpy().tobytes()", "        return self.num_units", "other units own the rows that those before owned", "per_sample/test_gradients.py"),
     Mutant("_mechanism/sums", "                buffer.zero_()", "                pass", "what memory held before is released", "test_sums.py"),
-    Mutant("_mechanism/sums", "        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}", "        is_wide = True", "sums of a double are in single precision", "test_sums.py"),
+    Mutant("_mechanism/sums", "    return {(_wide(dtype), device) for dtype, device in found} == {wanted}", "    return {device for _, device in found} == {joint.memory.device}", "sums of a double are in single precision", "test_sums.py"),
     Mutant("_mechanism/sums", "        self._buffers = [joint.memory for joint in kept]", "        self._buffers = []", "sums that were found together get no noise", "test_sums.py"),
     Mutant("_mechanism/sums", "            gradients.add_weighted_sum(factors_GB, groups, self._views)", "            self._views = gradients.weighted_sums(factors_GB, groups, self._allocated)", "micro-batches but the last are lost", OPTIMIZER),
     Mutant("_mechanism/sums", "torch.promote_types(dtype, torch.float32)", "dtype", "sums and noise in the parameters' own precision", OPTIMIZER),
