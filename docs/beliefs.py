@@ -110,7 +110,7 @@ STATED = (
            (_CLAIMS + "a_public_end_makes_the_steps_taken_the_claim", _CLAIMS + "a_declared_number_is_charged_with_its_reason")),
     Belief("Private parameters change by steps alone, and every weight that takes part is in this ledger.", "at every `backward`; a warning tells of the first such write, and of the first such weight. Writes through `.data` are not seen; of sharded parameters neither is, which the certificate says", "Parameters that were written to between steps were so without private data.",
            (_BESIDE + "rows_that_a_forward_pass_writes_are_told", _BESIDE + "weights_that_another_optimizer_may_train_are_told"), ("rows that the forward pass writes leave without a word", "weights of a shared ledger are told of")),
-    Belief("A learning rate, or another option, that changes follows from no private data.", "by who trains; the first step at another rate warns of a `ReduceLROnPlateau`", "Learning rates and other options of the optimizer that changed between steps follow from public facts and released values.",
+    Belief("A learning rate, or another option, that changes follows from no private data.", "by who trains; the first step at another rate warns of schedulers that follow a metric, as `ReduceLROnPlateau` and `GreedyLR`", "Learning rates and other options of the optimizer that changed between steps follow from public facts and released values.",
            (_OPTIONS + "a_rate_that_follows_a_loss_is_warned_of", _OPTIONS + "every_option_that_changed_is_named_in_the_certificate"),
            ("a rate that follows a loss is not warned of", "options that changed are not named")),
     Belief("Nothing else looked at private data.", "by `private_data_touches=`", "not stated: whether hyper-parameters",
