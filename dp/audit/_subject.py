@@ -43,6 +43,7 @@ from dp.sampling import PassStep
 __all__ = (
     "Bools",
     "CanaryDataset",
+    "CanaryModel",
     "Observation",
     "Train",
     "fixed_seeds",
@@ -99,7 +100,7 @@ class CanaryDataset(Dataset[Tensor]):
 
 
 @final
-class _Canaries(nn.Module):
+class CanaryModel(nn.Module):
     """A model that returns the losses of records and keeps their numbers."""
 
     def __init__(self, num_records: int) -> None:
@@ -252,7 +253,7 @@ class Observation:
         """Return [T, 1]: what each release was charged as."""
         return np.array([[charge.sampling_probability] for charge in self.charges])
 
-    def add(self, model: _Canaries) -> None:
+    def add(self, model: CanaryModel) -> None:
         """Record the release that was just applied to *model*."""
         first, second = (e.weight.grad for e in (model.first, model.second))
         if first is None or second is None:
@@ -307,7 +308,7 @@ def observe_training(
         UnsupportedOperationError: If batches are truncated, or cut by position.
         ValueError: If the plan's numbers leave nothing to observe.
     """
-    watch = _Watch(_Canaries(len(included_M)), bar, resumed)
+    watch = _Watch(CanaryModel(len(included_M)), bar, resumed)
     with fixed_seeds(), hooked(watch):
         try:
             train(watch.model, CanaryDataset(included_M))
@@ -326,7 +327,7 @@ def observe_training(
 class _Watch:
     """Called after every step of any optimizer; records those of the canaries."""
 
-    def __init__(self, model: _Canaries, bar: Bar, resumed: bytes | None) -> None:
+    def __init__(self, model: CanaryModel, bar: Bar, resumed: bytes | None) -> None:
         self.model = model
         self.observation: Observation | None = None
         self.checkpoint = b""
