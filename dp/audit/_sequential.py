@@ -8,13 +8,13 @@ from torch.optim import Optimizer
 from dp import _checks
 from dp._progress import Bar, progress_bars
 from dp._reports import Finding, Report, lines_of
+from dp.audit._observation import Observation
 from dp.audit._sequential_test import SequentialTest
 from dp.audit._statistics import FALSE_ALARM
 from dp.audit._subject import (
     Bools,
     CanaryDataset,
     CanaryModel,
-    Observation,
     Train,
     hooked,
     sample_membership,
