@@ -74,8 +74,8 @@ CHECKED = (
 
 REFUSED = (
     Belief("A step is of the batch that was drawn, whole and once.", "at every `backward` and `step`, by the ticket's rows, storage and number", "`SamplingMismatchError`",
-           (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_micro_batch_twice_and_another_never_is_refused"),
-           ("another batch of the same size passes for the one that was drawn", "a micro-batch twice and another never", "a step on part of its batch", "tickets are not consumed")),
+           (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_micro_batch_twice_and_another_never_is_refused", _ROWS + "parts_of_one_example_are_that_example"),
+           ("another batch of the same size passes for the one that was drawn", "a micro-batch twice and another never", "other columns of a row are taken for another example", "a step on part of its batch", "tickets are not consumed")),
     Belief("An example is one row of the dataset.", "when a loader is made, as far as rows can be compared", "`SamplingMismatchError`",
            (_ROWS + "an_example_in_two_rows_is_refused",), ("an example may be in two rows",)),
     Belief("`collate_fn` makes each row of one example.", "when a loader is made", "`SampleMixingError`",
@@ -83,8 +83,8 @@ REFUSED = (
     Belief("A loss is made of one row.", "at every `backward`", "`SampleMixingError`",
            (_ROWS + "losses_of_pieces_of_several_rows_are_refused",), ("a loss may be made of pieces of several rows",)),
     Belief("Weights and data were not paid for by another ledger of this process.", "before every release", "`LedgerError`; go on with `continue_from=`",
-           (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "other_weights_on_the_same_data_are_refused"),
-           ("a notebook cell that runs again makes a ledger of its own", "two datasets of one tensor are taken for two peoples'")),
+           (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "other_weights_on_the_same_data_are_refused", _PAID + "rows_that_were_asked_about_are_charged_by_no_other_ledger"),
+           ("queries do not know what their rows cost before", "a notebook cell that runs again makes a ledger of its own", "two datasets of one tensor are taken for two peoples'")),
     Belief("Noise is no less than planned if it was chosen after a release.", "where it is assigned, and at its step", "`ValueError`, unless it is declared public",
            (_CLAIMS + "less_noise_is_refused_where_it_is_assigned",), ("noise chosen from releases may be less than planned",)),
     Belief("No other optimizer steps private parameters.", "at every step of any optimizer", "`PrivacyError`",

@@ -174,12 +174,8 @@ def _rows_of(dataset: Any) -> Iterator[_Thing]:
 def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     name = "rows of this dataset"
     column = dataset.tensors[0] if type(dataset) is TensorDataset else dataset
-    if (
-        not isinstance(column, Tensor)
-        or not column.dim()
-        or column.layout != torch.strided
-        or not column.numel()
-    ):
+    is_dense = isinstance(column, Tensor) and column.layout == torch.strided
+    if not is_dense or not column.numel():
         yield from _object(dataset, rows, name)
         return
     # Of the same tensors, whoever builds a dataset of them: where each row begins.
@@ -223,6 +219,6 @@ def _unknown_charges(name: str) -> LedgerError:
         f"{name} were trained on before in this process, or asked about, and this ledger"
         " does not know what that cost, so its epsilon would be too small. Go on with"
         " that ledger: DPOptimizer(..., continue_from=earlier_optimizer), with a plan for"
-        " everything that is charged, queries too; or load its last state_dict(). A run of"
-        " its own needs fresh weights and data of other people"
+        " everything that is charged; or load its last state_dict(). A run of its own"
+        " needs fresh weights and data of other people"
     )

@@ -1,9 +1,10 @@
 """Bets against the claim of steps: they win against what leaks, and soon, and else not."""
 
 import math
+import sys
+from pathlib import Path
 from unittest import mock
 
-import audit_builds
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,10 @@ import dp
 from dp import DPOptimizer, PoissonSampling, PrivacyPlan
 from dp.audit import SequentialTest, sequential, training
 from dp.audit._sequential_test import _gains, _worth
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+import audit_builds
 
 
 def plan(**changes):
