@@ -78,9 +78,9 @@ def sequential(
     Guarantees:
         * Right runs are accused with a probability of at most *error* in all,
           whatever the model does, however many steps there are.
-        * At the defaults, sigma 1 and q = 0.1, half the noise is refuted within 40
-          steps, and a clipping norm that is exceeded by half within 150, with
-          probability 0.99 and more.
+        * At the defaults, sigma 1 and q = 0.1, half the noise was refuted after 46 to 67
+          steps in 16 simulated runs, and a clipping norm that is exceeded by half after
+          198 to 215 in 8.
 
     Args:
         train: What is audited, called as ``train(model, dataset)``. A refuted run is
@@ -92,9 +92,8 @@ def sequential(
 
     Raises:
         PrivacyError: If the training function makes no ``DPOptimizer``.
-        UnsupportedOperationError: If steps have no coins of their own, or no noise of
-            their own: with other sampling than ``PoissonSampling``, or correlated
-            noise.
+        UnsupportedOperationError: If steps have no coins of their own: with other
+            sampling than ``PoissonSampling``, as correlated noise needs it.
         ValueError: If there are fewer than 100 canaries, or a number is out of range.
 
     References:
@@ -160,12 +159,11 @@ class _Watch:
 
 def _check_plan(optimizer: DPOptimizer) -> None:
     plan = optimizer.plan
-    if not isinstance(plan.sampling, PoissonSampling) or plan.correlation is not None:
-        about = "its noise is correlated" if plan.correlation else f"{plan.sampling!r}"
+    if not isinstance(plan.sampling, PoissonSampling):
         raise UnsupportedOperationError(
-            f"a step of this plan is no experiment of its own ({about}), which betting"
-            " needs: with PoissonSampling every record has a coin in every step; audit"
-            " the whole run by dp.audit.canaries"
+            f"with {plan.sampling!r} a step is no experiment of its own, which betting"
+            " needs: by PoissonSampling every record has a coin in every step; audit the"
+            " whole run by dp.audit.canaries"
         )
 
 
