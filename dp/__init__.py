@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         Risk,
     )
     from dp.calibration import RiskTarget
-    from dp.certificate import Certificate, compose, verify
+    from dp.certificate import Certificate, TuningCertificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
         AutomaticClipping,
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
         UnamplifiedLoader,
     )
     from dp.schedule import Schedule
-    from dp.selection import TuningCertificate, tune
+    from dp.selection import tune
     from dp.wrapping import wrap_class
 
 __all__ = (
@@ -161,7 +161,7 @@ _HOME: Final = {
     for module, names in {
         "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release Risk",
         "calibration": "RiskTarget",
-        "certificate": "Certificate compose verify",
+        "certificate": "Certificate TuningCertificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
         " QuantileClipping ScaledClipping",
@@ -179,7 +179,7 @@ _HOME: Final = {
         " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
-        "selection": "TuningCertificate tune",
+        "selection": "tune",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()

@@ -131,7 +131,7 @@ MUTANTS = (
     Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
     Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
     Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
-    Mutant("selection/_certificate", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
+    Mutant("certificate/_tuning", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
     Mutant("_mechanism/mechanism", "used = self.noise.add_(share, stddev=stddev)", "used = self.noise.add_(share[:1], stddev=stddev)", "no noise on the bias", OPTIMIZER),
@@ -552,4 +552,15 @@ MUTANTS = (
     # States of ledgers
     Mutant("ledger/_ledger", "        if read(state) != said:", "        if False:", "a state that says fewer charges is written", "test_ledger.py"),
     Mutant("ledger/_ledger", 'if rows(loaded) != state_dict["segments"]:', "if False:", "a part of a state's charges is read", "test_ledger.py"),
+    Mutant("sampling/_rows_read", "return np.unique(places // step)", "return np.unique(places)", "other columns of a row are taken for another example", ROWS),
+    Mutant("sampling/_rows_read", "if extent >= step or", "if", "a part that is cut across rows has the rows it begins in", ROWS),
+    Mutant("query/_queries", "        self._account.check((), self._dataset)", "        pass", "queries do not know what their rows cost before", "test_paid_for.py"),
+    Mutant("certificate/_verification", "accountant = None if quick else ReferenceAccountant()", "accountant = None", "a certificate of tuning is verified by this package alone", TUNE),
+    Mutant("_mechanism/changed_options", "return bool(demanded) and demanded[0] not in _NO_METRICS", "return False", "a scheduler of one's own may follow a loss", "test_changed_options.py"),
+    Mutant("audit/_sequential_test", "min(1.0, (1 - q) / q)", "1.0", "coins that are mostly heads are taken for fair ones", "test_audit_sequential.py"),
+    Mutant("audit/_sequential_test", "1 - permitted) / (1 + permitted)", "1 - permitted) * 4", "a bet stakes more than there is", "test_audit_sequential.py"),
+    Mutant("audit/_sequential_test", "(2 * right / guessed - 1 - permitted)", "(2 * right / guessed - 1)", "what the claim permits counts as evidence", "test_audit_sequential.py"),
+    Mutant("audit/_sequential_test", "fresh = 1 / (self._num_steps * (self._num_steps + 1))", "fresh = 1 / 2**self._num_steps", "a fault that begins late is seen late", "test_audit_sequential.py"),
+    Mutant("audit/_sequential_test", "return (1 - p + p * log) / (p * log**2)", "return 1 / p", "p-values are taken for e-values", "test_audit_sequential.py"),
+    Mutant("audit/_sequential", "        _check_plan(owner)", "        pass", "steps without coins of their own are bet on", "test_audit_sequential.py"),
 )  # fmt: skip
