@@ -24,7 +24,7 @@ from dp.evidence._look import Look, Verdict
 from dp.evidence._program_state import ProgramState
 from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
-from dp.evidence._schedule import is_due, picks_call
+from dp.evidence._schedule import FIRST, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
 from dp.evidence._together import Together
 from dp.exceptions import EvidenceWarning, SampleMixingError
@@ -298,8 +298,11 @@ class Watch:
                 )
                 # What depends on one example alone shows when its place is given away:
                 # both halves are exchanged in the first look, one of them later.
-                both_halves = segment is None or self._number == 0
-                verdict = look.verdict(both_halves=both_halves)
+                # In the first looks, all but one example's are given away, too.
+                verdict = look.verdict(
+                    both_halves=segment is None or self._number == 0,
+                    one_alone=segment is None or self._number < FIRST,
+                )
                 # Once a run: whether losses change with the number of examples. Where
                 # it cannot be told, as for a batch of one, two more looks may try.
                 if segment is not None and self._is_to_ask_size(verdict, num_ranks):
