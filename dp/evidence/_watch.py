@@ -21,6 +21,7 @@ from dp.evidence._company import Companies
 from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
 from dp.evidence._look import Look, Verdict
+from dp.evidence._origin import is_computed
 from dp.evidence._program_state import ProgramState
 from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
@@ -56,6 +57,12 @@ _NO_AXIS: Final = (
     "whether one example's loss depends on another could not be seen: no part of the"
     " batch has an axis as long as its losses, and no loader can collate it anew. Pass"
     " the batch that the loader yielded, or run dp.check(..., take=...) on this model"
+)
+_COMPUTED: Final = (
+    "the batch that the loss function is given is not the one that the loader yielded:"
+    " its numbers were computed between the two, where nothing can see whether those of"
+    " an example are made of that example alone. Give the function the loader's batch,"
+    " and standardise, augment and convert inside of it"
 )
 _MIXED: Final = (
     "the loss of an example changed when other examples of its batch were replaced by"
@@ -240,6 +247,10 @@ class Watch:
         """Return ``function(batch)``, and look at it."""
         state = ProgramState(function, devices_of(batch), numpys=self._numpys)
         position = numpys_position()
+        # A function that writes to its batch does so from the first part on.
+        if self._num_calls == 1 and is_computed(batch, loader):
+            self._record(inconclusive=True)
+            self._tell("computed", _COMPUTED)
         before: Any = NO_BATCH
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)

@@ -545,4 +545,5 @@ MUTANTS = (
     Mutant("evidence/_look", "            self._needs_autograd = True", "            raise", "a function that differentiates by itself is not looked at", EVIDENCE),
     Mutant("evidence/_reach", "        reach.places.extend(_of_frozen_weights(reach.modules))", "        pass", "what a look writes into frozen weights stays there", EVIDENCE),
     Mutant("evidence/_program_state", "        np.copyto(container, content)", "        pass", "what a look writes into an array stays there", EVIDENCE),
+    Mutant("evidence/_watch", "        if self._num_calls == 1 and is_computed(batch, loader):", "        if False:", "a batch that was computed outside of the function is not told", "evidence/test_origin.py"),
 )  # fmt: skip
