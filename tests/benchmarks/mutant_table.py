@@ -399,7 +399,7 @@ MUTANTS = (
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
     Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
-    Mutant("evidence/_look", "for order, stays in islice(self._company.halves(), 1 + both_halves)", "for order, stays in islice(self._company.halves(), 1)", "half of the examples are never exchanged", EVIDENCE),
+    Mutant("evidence/_look", "exchanges = [*islice(self._company.halves(), num_halves)]", "exchanges = [*islice(self._company.halves(), 1)]", "half of the examples are never exchanged", EVIDENCE),
     Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
@@ -412,7 +412,7 @@ MUTANTS = (
     Mutant("evidence/_watch", '        self._form = "losses"', '        self._form = self._form or "losses"', "finished losses of one part pass for a function's", EVIDENCE),
     Mutant("evidence/_watch", "        self._tell_of_buffers(written)", "        pass", "a buffer that holds private data is not told", EVIDENCE),
     Mutant("evidence/_program_state", "            random_now.restore()", "            pass", "a look leaves its random numbers behind", EVIDENCE),
-    Mutant("evidence/_program_state", "            return (self.value if self.copy is None else self.copy).clone()", "            return self.value", "a look writes to the buffers of the real pass", EVIDENCE),
+    Mutant("evidence/_program_state", "tensor = (self.value if self.copy is None else self.copy).clone()", "tensor = self.value", "a look writes to the buffers of the real pass", EVIDENCE),
     Mutant("evidence/_exchange", "        return not grew or (len(grew) == 1 and shapes[grew[0]] == (2, 3))", "        return True", "graphs of one node decide where examples lie", EVIDENCE),
     Mutant("evidence/_schedule", "    return step < FIRST or _number(segment, step, 0) % EVERY == 0", "    return step < FIRST", "only the first steps are looked at", EVIDENCE),
     Mutant("evidence/_checked_models", "    return min(days) if days and len(days) == len(wanted) else None", "    return min(days, default=None)", "a layer that was not checked counts as checked", EVIDENCE),
@@ -529,7 +529,7 @@ MUTANTS = (
     Mutant("_mechanism/changed_options", 'and id(getattr(found, "optimizer", None)) in ids', "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
     # Ranks that look together
     Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),
-    Mutant("evidence/_look", "self._idle(num_halves + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
+    Mutant("evidence/_look", "self._idle(num_halves + one_alone + _CARRIED * asks_if_carried)", "pass", "a rank with one example leaves the others alone in a forward pass", "evidence/test_evidence_of_runs.py"),
     Mutant("evidence/_watch", "return self._number == 0 and self._num_calls == 1", "return False", "ranks do not compare other sizes of batch", "evidence/test_evidence_of_runs.py"),
     Mutant("evidence/_together", "self.asks = self._surprises.asks(spread_of(read.losses.cpu()), step)", "pass", "a rank that is surprised asks nobody", "evidence/test_evidence_of_runs.py"),
     Mutant("distributed/_world", "asked=any(row[0] & _ASKS for row in rows),", "asked=bool(asks),", "a rank that is surprised looks alone", "distributed/test_evidence.py"),
@@ -563,4 +563,10 @@ MUTANTS = (
     Mutant("audit/_sequential_test", "fresh = 1 / (self._num_steps * (self._num_steps + 1))", "fresh = 1 / 2**self._num_steps", "a fault that begins late is seen late", "test_audit_sequential.py"),
     Mutant("audit/_sequential_test", "return (1 - p + p * log) / (p * log**2)", "return 1 / p", "p-values are taken for e-values", "test_audit_sequential.py"),
     Mutant("audit/_sequential", "        _check_plan(owner)", "        pass", "steps without coins of their own are bet on", "test_audit_sequential.py"),
+    # Silent holes, second round
+    Mutant("evidence/_look", "            exchanges.append(self._company.alone())", "            pass", "no example is left alone among its copies", "evidence/test_mixing_losses.py"),
+    Mutant("evidence/_look", "            self._needs_autograd = True", "            raise", "a function that differentiates by itself is not looked at", EVIDENCE),
+    Mutant("evidence/_reach", "        reach.places.extend(_of_frozen_weights(reach.modules))", "        pass", "what a look writes into frozen weights stays there", EVIDENCE),
+    Mutant("evidence/_program_state", "        np.copyto(container, content)", "        pass", "what a look writes into an array stays there", EVIDENCE),
+    Mutant("evidence/_watch", "        if self._num_calls == 1 and is_computed(batch, loader):", "        if False:", "a batch that was computed outside of the function is not told", "evidence/test_origin.py"),
 )  # fmt: skip
