@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant("accounting/_agreement", "TOLERANCE: Final = 1e-6", "TOLERANCE: Final = 0.5", "a false certificate verifies", "test_cli.py"),
     # The wrapper
     Mutant("optimizer/_guard", "register_optimizer_step_pre_hook(_refuse_unprivate_step)", "pass", "the wrapped optimizer steps by itself", "test_guard.py"),
-    Mutant("optimizer/_registry", "if _groups_signature(owner) != self._seen[owner].outline:", "if False:", "parameters that a framework exchanges may be stepped by others", "test_guard.py"),
+    Mutant("optimizer/_registry", "if _groups_signature(owner) != self._seen[weakref.ref(owner)].outline:", "if False:", "parameters that a framework exchanges may be stepped by others", "test_guard.py"),
     Mutant("_mechanism/current_values", "self.assigned.update(assigned)", "pass", "a resumed run forgets that its noise was raised", "test_optimizer_checkpoint.py"),
     Mutant("_mechanism/mechanism", "check_attached(gradients, leaves)", "pass", "copies that a framework trains get steps of noise alone", "integrations/test_deepspeed.py"),
     Mutant("optimizer", "check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)", "pass", "gradients of two sources count for one batch", "test_grad_samples.py"),
