@@ -25,8 +25,8 @@ from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import (
     VERSION,
     Charge,
-    alike,
     appended,
+    goes_on,
     known_advisories,
     parsed,
     parsed_declarations,
@@ -427,12 +427,7 @@ class Ledger:
         )
         if short:
             before, last = short[:-1], short[-1]
-            end = long[len(before)]
-            if (
-                before != long[: len(before)]
-                or not alike(last, end)
-                or last.count > end.count
-            ):
+            if before != long[: len(before)] or not goes_on(last, long[len(before)]):
                 raise LedgerError(
                     f"segment {key!r} of the loaded ledger contradicts what this ledger"
                     " knows of it; one of the two was altered"
