@@ -93,6 +93,7 @@ def _charge(row: Mapping[str, Any]) -> Charge:
         _check_bounded(charge)
         check_counted(charge.noise_multiplier, charge.noise_beside_count)
         _checks.positive(max_grad_norm=charge.max_grad_norm)
+        charge.norm_range.check(charge.max_grad_norm)
     except (AttributeError, TypeError, ValueError) as error:
         raise LedgerError(f"the ledger holds a damaged charge: {error}") from error
     return charge
