@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         SamplingMismatchError,
         UnsupportedOperationError,
         WrongGradientError,
+        WrongNoiseError,
     )
     from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
@@ -141,6 +142,7 @@ __all__ = (
     "UnamplifiedLoader",
     "UnsupportedOperationError",
     "WrongGradientError",
+    "WrongNoiseError",
     "audit",
     "check",
     "compile_backend",
@@ -166,7 +168,7 @@ _HOME: Final = {
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError WrongGradientError",
+        " UnsupportedOperationError WrongGradientError WrongNoiseError",
         "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
         "noise": "BandedNoise GaussianNoise",
