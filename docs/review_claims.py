@@ -342,6 +342,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/accounting/_resolution.py": Checked("It chooses the width of buckets, and every width gives an upper bound.", ("dp/test_accounting.py::test_a_larger_tolerance_is_a_larger_bound",)),
     "dp/accounting/_reference.py": Checked("It is itself a check: only `dp.verify` asks it, of numbers that were stated already.", (_CERTIFICATE + "verifying_rests_on_dp_accounting_alone",)),
     "dp/certificate/_verification.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
+    "dp/certificate/_soundness.py": Checked("It is itself a check.", (_CERTIFICATE + "what_is_left_out_or_cannot_be_is_found",)),
     "dp/certificate/_sentences.py": Checked("Words; `dp.verify` demands every standard sentence.", (_CERTIFICATE + "altered_words_are_found",)),
     "dp/certificate/_statement.py": Checked("Fields of the statement, whose numbers `dp.verify` computes again.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/_containers.py": Checked("It walks batches; how many rows each part has is counted against the ticket.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused",)),

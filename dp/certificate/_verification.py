@@ -27,6 +27,7 @@ from dp.certificate._numbers import Numbers, together
 from dp.certificate._run import CertifiedRun
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
+from dp.certificate._soundness import charges_finding, fields_finding, newer_finding
 from dp.ledger import rest_of_plan
 from dp.ledger._advisories import advisories_since
 
@@ -122,6 +123,7 @@ def verify(
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
+        checked.append(fields_finding(text, certificate.to_json()))
     library, computed = None, _QUICK
     # The library has no event for these, so no epsilon of the certificate can be its
     # own.
@@ -232,7 +234,9 @@ def _findings_of_run(
     yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
+    yield charges_finding(f"{prefix}charges", run)
     yield _advised(f"{prefix}advisories", run)
+    yield newer_finding(f"{prefix}release", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
     if run.has_passes:
         yield _whole_passes(f"{prefix}passes", run)

@@ -1,9 +1,9 @@
 """A write-ahead record of releases, and the budget that they are charged to."""
 
 from dp.ledger._budget import void
-from dp.ledger._charge import Charge
+from dp.ledger._charge import Charge, sound_charge
 from dp.ledger._claim import remaining, rest_of_plan
 from dp.ledger._ledger import Ledger
 
 
-__all__ = ("Charge", "Ledger", "remaining", "rest_of_plan", "void")
+__all__ = ("Charge", "Ledger", "remaining", "rest_of_plan", "sound_charge", "void")

@@ -19,6 +19,7 @@ __all__ = (
     "known_advisories",
     "parsed",
     "parsed_declarations",
+    "sound_charge",
 )
 
 VERSION: Final = 2
@@ -193,10 +194,11 @@ def known_advisories(state_dict: Mapping[str, Any]) -> int:
 def _segment(rows: object) -> tuple[Charge, ...]:
     if not isinstance(rows, Sequence):
         raise LedgerError("the ledger holds a segment without charges: it is damaged")
-    return tuple(map(_charge, rows))
+    return tuple(map(sound_charge, rows))
 
 
-def _charge(row: Mapping[str, Any]) -> Charge:
+def sound_charge(row: Mapping[str, Any]) -> Charge:
+    """Return the charge of a row; raise :class:`LedgerError` if it cannot be one."""
     try:
         charge = Charge.from_dict(row)
         # A release checks its own numbers: q in (0, 1], sigma not negative, a count of

@@ -546,4 +546,6 @@ MUTANTS = (
     Mutant("evidence/_reach", "        reach.places.extend(_of_frozen_weights(reach.modules))", "        pass", "what a look writes into frozen weights stays there", EVIDENCE),
     Mutant("evidence/_program_state", "        np.copyto(container, content)", "        pass", "what a look writes into an array stays there", EVIDENCE),
     Mutant("evidence/_watch", "        if self._num_calls == 1 and is_computed(batch, loader):", "        if False:", "a batch that was computed outside of the function is not told", "evidence/test_origin.py"),
+    Mutant("certificate/_soundness", '                yield f"{place}{key}"', "                pass", "what a certificate leaves out is taken for stated", "test_certificate.py"),
+    Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
 )  # fmt: skip
