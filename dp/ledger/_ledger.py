@@ -310,9 +310,10 @@ class Ledger:
         ):
             raise BudgetExhaustedError(
                 f"the plan's budget is spent: {steps} of {self._plan.steps}"
-                f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
-                " the step was not taken. Make a new plan to go on: its cost adds"
-                " to this one's"
+                f" steps were taken, target_epsilon={self._plan.target_epsilon!r}; the"
+                " step was not taken. The run is over, and its weights and certificate"
+                " are whole: stop where ledger.is_exhausted, or go on by a new plan,"
+                " whose cost adds to this one's"
             )
 
     @property

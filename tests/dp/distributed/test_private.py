@@ -31,5 +31,3 @@ def test_a_private_trainer_trains_on_many_ranks(
     assert result["steps"] == (4, 4)
     assert 7.9 < result["epsilon"] <= 8.0
     assert dp.verify(tmp_path / "privacy/certificate.json", quick=True).ok
-
-
