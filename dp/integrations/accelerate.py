@@ -27,7 +27,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import SamplingMismatchError
@@ -67,7 +67,7 @@ def prepare_by(
     prepare: Callable[..., Any], accelerator: Any, *objects: Any, **kwargs: Any
 ) -> Any:
     """Return *objects* as :func:`prepare` does, the others by a function of accelerate's."""
-    warn_of_plateau_schedulers(objects)
+    warn_of_metric_schedulers(objects)
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)

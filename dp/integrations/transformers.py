@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.certificate import Certificate
 from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
@@ -85,7 +85,7 @@ class PrivacyCallback(TrainerCallback):
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
-        warn_of_plateau_schedulers([kwargs.get("lr_scheduler")])
+        warn_of_metric_schedulers([kwargs.get("lr_scheduler")])
         ledger = require_private_optimizer(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(

@@ -176,7 +176,7 @@ def test_queries_out_of_range_are_refused(wrong, named):
 def test_without_noise_answers_are_exact(ledger, monkeypatch):
     """Counts, means of what is in range, and cells; ends of a cell are its left one's."""
     monkeypatch.setattr(GaussianNoise, "add_", lambda *_, stddev: stddev)
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     ages = torch.tensor([0.0, 17.0, 18.0, 64.5, 65.0, 119.0, 120.0, -1.0])
 
     adults = queries.count("adults", ages >= 18)
@@ -199,7 +199,9 @@ def test_a_mean_stays_in_its_range(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", far)
 
-    answer = Queries(ledger).mean("age", [1.0], low=0.0, high=5.0, num_units=1)
+    answer = Queries(ledger, dataset=None).mean(
+        "age", [1.0], low=0.0, high=5.0, num_units=1
+    )
 
     assert answer.value == 5.0
 
@@ -226,7 +228,8 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 
     def moved(ask):
         left, right = (
-            sums_of(ask, Queries(Ledger(plan)), x) for x in (without, with_it)
+            sums_of(ask, Queries(Ledger(plan), dataset=None), x)
+            for x in (without, with_it)
         )
         return float((left - right).norm())
 
@@ -239,7 +242,7 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 def test_noise_has_the_planned_scale(make_plan, decisions):
     """20 000 cells have a standard error of 0.5 %; false alarms: 1e-15."""
     query = dp.Query(name="many", noise_multiplier=7.0, num_values=20_000)
-    queries = Queries(Ledger(make_plan(queries=(query,))))
+    queries = Queries(Ledger(make_plan(queries=(query,))), dataset=None)
 
     counts = queries.histogram("many", [], edges=range(20_001)).counts
 
@@ -248,15 +251,15 @@ def test_noise_has_the_planned_scale(make_plan, decisions):
 
 def test_a_query_is_asked_once(ledger):
     """By any object, copy or state of the ledger."""
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     queries.count("adults", [True])
     twin = Ledger(ledger.plan)
     twin.load_state_dict(ledger.state_dict())
 
     for other in (ledger, copy.deepcopy(ledger), twin):
         with pytest.raises(dp.BudgetExhaustedError, match="'adults' was asked already"):
-            Queries(other).count("adults", [True])
-        Queries(other).histogram("ages", [1.0], edges=(0, 1, 2, 3))
+            Queries(other, dataset=None).count("adults", [True])
+        Queries(other, dataset=None).histogram("ages", [1.0], edges=(0, 1, 2, 3))
         assert other.asked == ("adults", "ages")
 
 
@@ -268,7 +271,7 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", crash)
     with pytest.raises(KeyboardInterrupt):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ("adults",)
 
@@ -276,8 +279,8 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
     """It was released twice and planned once: no epsilon holds."""
     fork = copy.deepcopy(ledger)
-    Queries(ledger).count("adults", [True])
-    Queries(fork).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
+    Queries(fork, dataset=None).count("adults", [True])
 
     ledger.load_state_dict(fork.state_dict())
 
@@ -287,10 +290,10 @@ def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
 
 def test_what_both_know_from_one_checkpoint_counts_once(ledger):
     """As when a run loads its own state."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     fork = copy.deepcopy(ledger)
     assert fork.includes(ledger)
-    Queries(fork).mean("age", [1.0], low=0, high=2, num_units=1)
+    Queries(fork, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
     assert not ledger.includes(fork)
 
     ledger.load_state_dict(fork.state_dict())
@@ -319,7 +322,7 @@ def test_a_damaged_record_is_refused(ledger, rows):
 
 def test_queries_of_another_plan_have_to_be_paid_for(make_plan, ledger):
     """Or going on by a new plan would forget what they cost."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     louder = (dp.Query(name="adults", noise_multiplier=20.0), *ASKED[1:])
 
     for queries in ((), ASKED[1:], louder):
@@ -337,7 +340,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 
     def answered():
         ledger = Ledger(plan)
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
         return dp.Certificate.of(
             ledger, noise=GaussianNoise(), num_parameters=4, public_end="a test"
         )
@@ -370,7 +373,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 def test_wrong_questions_are_refused_and_stay_unasked(ledger, ask, reason):
     """Before anything is recorded."""
     with pytest.raises(ValueError, match=reason):
-        ask(Queries(ledger))
+        ask(Queries(ledger, dataset=None))
 
     assert ledger.asked == ()
 
@@ -380,7 +383,7 @@ def test_ranks_are_refused(ledger, monkeypatch):
     monkeypatch.setattr("dp.query._queries.rank_and_size", lambda: (0, 2))
 
     with pytest.raises(UnsupportedOperationError, match="one of 2 ranks"):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ()
 
@@ -392,14 +395,14 @@ def test_a_spent_target_refuses_queries(make_plan):
     other = Ledger(make_plan(noise_multiplier=0.5))
     other.reserve(sampling_probability=0.5, noise_multiplier=0.5, max_grad_norm=1.0)
     ledger = Ledger(within)
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     state = other.state_dict()
     (key,) = state["segments"]
     state["segments"][key][0].update(noise_multiplier=0.01)
     ledger.load_state_dict(state)
 
     with pytest.raises(dp.BudgetExhaustedError, match="'age' was not asked"):
-        Queries(ledger).mean("age", [1.0], low=0, high=2, num_units=1)
+        Queries(ledger, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
 
 
 def test_a_failed_run_answers_nothing(ledger):
@@ -407,7 +410,7 @@ def test_a_failed_run_answers_nothing(ledger):
     ledger.fail("a test")
 
     with pytest.raises(dp.LedgerError):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
 
 def trained(plan, ledger=None, steps=None):
@@ -428,7 +431,7 @@ def test_an_optimizer_shares_the_ledger_of_earlier_queries(make_plan):
     """Steps, answers before and answers after have one ledger and one certificate."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    Queries(ledger).count("adults", [True] * 5)
+    Queries(ledger, dataset=None).count("adults", [True] * 5)
 
     optimizer = trained(plan, ledger)
     Queries(optimizer).mean("age", torch.ones(5), low=0, high=2, num_units=5)
@@ -477,7 +480,7 @@ def test_a_run_that_answers_end_costs_what_its_plan_costs(make_plan):
     """What was answered may have decided that nothing is trained at all."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    ask_all(Queries(ledger), torch.ones(5))
+    ask_all(Queries(ledger, dataset=None), torch.ones(5))
 
     certificate = dp.Certificate.of(ledger, noise=GaussianNoise(), num_parameters=4)
 
