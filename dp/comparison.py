@@ -18,6 +18,7 @@ from dp.calibration import (
 )
 from dp.calibration._bands import Bands
 from dp.calibration._mechanisms import Choice, best_choice, correlated_choice
+from dp.exceptions import did_you_mean
 from dp.sampling import (
     CyclicPoisson,
     DisjointBatches,
@@ -102,7 +103,7 @@ def _check_mechanism(mechanism: str, bands: Bands) -> None:
     if mechanism not in get_args(Mechanism):
         raise ValueError(
             f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
-            f" {mechanism!r}"
+            f" {mechanism!r}{did_you_mean(mechanism, get_args(Mechanism))}"
         )
     if bands != "auto" and mechanism not in {"correlated", "best"}:
         raise ValueError(

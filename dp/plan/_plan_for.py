@@ -23,6 +23,7 @@ from dp.comparison import (
     scheme_of,
     truncation_of,
 )
+from dp.exceptions import tells_near_names
 from dp.plan._plan import PrivacyPlan
 from dp.sampling._units import ONE_EXAMPLE
 from dp.schedule import Schedule
@@ -31,6 +32,7 @@ from dp.schedule import Schedule
 __all__ = ("plan_for",)
 
 
+@tells_near_names
 def plan_for(
     *,
     target_epsilon: float | None = None,
