@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dp import _checks
+from dp._mechanism.paid_for import Account
 from dp._ranks import rank_and_size
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
@@ -82,13 +83,15 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
+            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of values, or if the
                 mask is no vector.
             UnsupportedOperationError: If there are several ranks.
         """
         mask = _vector(mask_N) != 0
         reason = "a unit is counted or not"
-        (value,), stddev = self._released(name, mask.sum(dtype=torch.float64), reason)
+        total = mask.sum(dtype=torch.float64)
+        (value,), stddev = self._released(name, total, reason, of=mask_N)
         return Answer(name=name, value=value, stddev=stddev)
 
     def mean(
@@ -115,6 +118,7 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
+            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of values, if the
                 range is empty or not finite, or if the values are no vector.
             UnsupportedOperationError: If there are several ranks.
@@ -124,7 +128,7 @@ class Queries:
         unit_N = ((_vector(values_N) - middle) / half).nan_to_num(nan=0.0).clamp(-1, 1)
         total = ((unit_N * _GRID).round() / _GRID).sum()
         reason = "a unit adds a number in [-1, 1]"
-        (noisy,), stddev = self._released(name, total, reason)
+        (noisy,), stddev = self._released(name, total, reason, of=values_N)
         value = middle + half * noisy / num_units
         return Answer(
             name=name,
@@ -146,6 +150,7 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
+            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of cells, if the
                 edges do not rise, or if the values are no vector.
             UnsupportedOperationError: If there are several ranks.
@@ -159,15 +164,14 @@ class Queries:
         num_cells = len(sides) - 1
         inside_N = (cells_N >= 0) & (cells_N < num_cells)
         counts = torch.bincount(cells_N[inside_N], minlength=num_cells).double()
-        noisy, stddev = self._released(
-            name, counts, "a unit is in one cell, or in none"
-        )
+        reason = "a unit is in one cell, or in none"
+        noisy, stddev = self._released(name, counts, reason, of=values_N)
         return Histogram(
             name=name, edges=tuple(sides.tolist()), counts=noisy, stddev=stddev
         )
 
     def _released(
-        self, name: str, sums: Tensor, reason: str
+        self, name: str, sums: Tensor, reason: str, *, of: ArrayLike | Tensor
     ) -> tuple[tuple[float, ...], float]:
         """Return noisy sums, to which one unit adds at most 1, and their noise."""
         _, num_ranks = rank_and_size()
@@ -180,6 +184,8 @@ class Queries:
         statistic = Statistic(
             name=name, sums=sums.reshape(-1), sensitivity=1.0, reason=reason
         )
+        # A notebook cell that runs again asks by a ledger that knows nothing of it.
+        Account(self._ledger).check((), of)
         query = self._ledger.ask(name, num_values=sums.numel())  # Recorded before.
         noisy = noised(
             statistic, noise_multiplier=query.noise_multiplier, noise=self._noise

@@ -543,4 +543,6 @@ MUTANTS = (
     Mutant("ledger/_norm_range", "return self.around(other.least).around(other.largest) == self", "return True", "a state with other norms continues this one", QUANTILE),
     Mutant("ledger/_charge", "norms = last.norm_range.around(charge.max_grad_norm)", "norms = charge.norm_range.around(charge.max_grad_norm)", "norms of earlier releases are forgotten", QUANTILE),
     Mutant("ledger/_charge", "        charge.norm_range.check(charge.max_grad_norm)", "        pass", "damaged norms are loaded", QUANTILE),
+    Mutant("query/_queries", "        Account(self._ledger).check((), of)", "        pass", "a cell that runs again asks twice for the price of one", QUERIES),
+    Mutant("_mechanism/paid_for", "first -= first % step if column.dim() == 1 and step else 0", "pass", "a column that was asked about is not found in its rows", QUERIES),
 )  # fmt: skip

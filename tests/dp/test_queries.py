@@ -1,6 +1,7 @@
 """Questions about the data that a run's plan pays for."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -27,6 +28,13 @@ ASKED = (
     dp.Query(name="age", noise_multiplier=3.0),
     dp.Query(name="ages", noise_multiplier=4.0, num_values=3),
 )
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_its_own():
+    """Nothing that other tests asked is known, and none of this is later."""
+    with apart():
+        yield
 
 
 @pytest.fixture
@@ -93,14 +101,7 @@ def test_queries_are_part_of_the_risk_of_a_plan(make_plan):
 
 def test_a_plan_leaves_room_for_its_queries():
     """The least noise that keeps the target, beside them; less than a percent wasted."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
+    about = {name: value for name, value in ABOUT.items() if name != "noise_multiplier"}
     plan = dp.plan_for(**about, queries=ASKED)
 
     assert plan.queries == ASKED
@@ -115,27 +116,63 @@ def test_a_plan_leaves_room_for_its_queries():
     assert shaped.guarantee().epsilon <= 3.0
 
 
+ABOUT = {
+    "target_epsilon": 3.0,
+    "target_delta": 1e-5,
+    "sampling_probability": 0.1,
+    "steps": 20,
+    "noise_multiplier": 1.0,
+    "expected_batch_size": 10,
+    "max_grad_norm": 1.0,
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("found", "left_out"),
     [
-        {"noise_multiplier": 1.0},
-        {"steps": None, "noise_multiplier": 1.0},
-        {"sampling_probability": "largest", "noise_multiplier": 1.0},
-        {"steps": None},
+        ("steps", {"steps": None}),
+        ("steps", {"steps": None, "mechanism": "allocation", "noise_multiplier": 3.0}),
+        ("sampling_probability", {"sampling_probability": "largest"}),
     ],
+    ids=str,
 )
-def test_with_queries_only_the_noise_is_found(changes):
-    """Other searches do not know of them."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
-    with pytest.raises(ValueError, match="plan_for finds the noise_multiplier"):
-        dp.plan_for(**{**about, **changes}, queries=ASKED)
+def test_whichever_number_is_left_out_is_found_beside_queries(found, left_out):
+    """The most that keeps the target with them, and less than without them."""
+    plan = dp.plan_for(**{**ABOUT, **left_out}, queries=ASKED)
+    alone = dp.plan_for(**{**ABOUT, **left_out})
+
+    assert plan.queries == ASKED
+    assert plan.guarantee().epsilon <= 3.0
+    assert getattr(plan, found) < getattr(alone, found)
+    more = plan.steps_per_pass or 1 if found == "steps" else 0
+    q = plan.sampling_probability * (1.002 if found == "sampling_probability" else 1)
+    beyond = [
+        dataclasses.replace(release, count=release.count + more, sampling_probability=q)
+        for release in plan.releases(plan.steps)
+    ]
+    cost = dp.accounting.epsilon(
+        [*beyond, *plan.query_releases],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    )
+    assert cost.epsilon > 3.0
+
+
+@pytest.mark.parametrize(
+    "left_out", [{"steps": None}, {"sampling_probability": "largest"}], ids=str
+)
+def test_queries_that_cost_the_whole_target_leave_no_number_to_find(left_out):
+    """They are to be noised more, whichever number is sought."""
+    asked = [dp.Query(name="age", noise_multiplier=0.5)]
+
+    with pytest.raises(ValueError, match="leaves nothing for the steps"):
+        dp.plan_for(**{**ABOUT, **left_out}, queries=asked)
+
+
+def test_with_queries_exactly_one_number_is_left_out():
+    """As without them."""
+    with pytest.raises(ValueError, match="leave out exactly one number"):
+        dp.plan_for(**ABOUT, queries=ASKED)
 
 
 def test_plans_with_queries_are_written_and_read(make_plan):
@@ -258,6 +295,47 @@ def test_a_query_is_asked_once(ledger):
             Queries(other).count("adults", [True])
         Queries(other).histogram("ages", [1.0], edges=(0, 1, 2, 3))
         assert other.asked == ("adults", "ages")
+
+
+def test_a_cell_that_asks_again_is_refused_or_goes_on(make_plan):
+    """A second ledger would count once what was answered twice."""
+    plan, ages = make_plan(queries=ASKED), torch.arange(50.0)
+    first = Ledger(plan)
+    Queries(first).mean("age", ages, low=0, high=100, num_units=50)
+
+    with pytest.raises(dp.LedgerError, match="were asked about before"):
+        Queries(Ledger(plan)).mean("age", ages, low=0, high=100, num_units=50)
+
+    goes_on = copy.deepcopy(first)
+    Queries(goes_on).histogram("ages", ages, edges=(0, 18, 65, 120))
+    assert goes_on.asked == ("age", "ages")
+
+
+def test_a_column_that_is_asked_about_is_known_by_its_rows(make_plan):
+    """Also to an optimizer that trains on them, and of arrays by the object."""
+    rows = torch.randn(50, 3)
+    plan = make_plan(queries=ASKED)
+    first = Ledger(plan)
+    Queries(first).mean("age", rows[:, 1], low=0, high=100, num_units=50)
+
+    def train(ledger):
+        model, data = nn.Linear(3, 1), TensorDataset(rows, torch.randn(50))
+        loader, sgd = plan.loader(data), torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader, continue_from=ledger)
+        x, _ = next(iter(loader))
+        optimizer.backward(model(x).squeeze(1).square())
+        optimizer.step()
+
+    with pytest.raises(dp.LedgerError, match="were asked about before"):
+        train(None)
+    train(first)
+    with pytest.raises(dp.LedgerError, match="were trained on before"):
+        Queries(Ledger(plan)).count("adults", rows[:, 2])
+    of_others, array = torch.randn(50, 3), np.arange(50.0)
+    Queries(Ledger(plan)).count("adults", of_others[:, 2])
+    Queries(Ledger(plan)).count("adults", array)
+    with pytest.raises(dp.LedgerError, match="were asked about before"):
+        Queries(Ledger(plan)).count("adults", array)
 
 
 def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
