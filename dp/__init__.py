@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         Risk,
     )
     from dp.calibration import RiskTarget
-    from dp.certificate import Certificate, compose, verify
+    from dp.certificate import Certificate, TuningCertificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
         AutomaticClipping,
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         SamplingMismatchError,
         UnsupportedOperationError,
         WrongGradientError,
+        WrongNoiseError,
     )
     from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
         UnamplifiedLoader,
     )
     from dp.schedule import Schedule
-    from dp.selection import TuningCertificate, tune
+    from dp.selection import tune
     from dp.wrapping import wrap_class
 
 __all__ = (
@@ -141,6 +142,7 @@ __all__ = (
     "UnamplifiedLoader",
     "UnsupportedOperationError",
     "WrongGradientError",
+    "WrongNoiseError",
     "audit",
     "check",
     "compile_backend",
@@ -159,14 +161,14 @@ _HOME: Final = {
     for module, names in {
         "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release Risk",
         "calibration": "RiskTarget",
-        "certificate": "Certificate compose verify",
+        "certificate": "Certificate TuningCertificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
         " QuantileClipping ScaledClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError WrongGradientError",
+        " UnsupportedOperationError WrongGradientError WrongNoiseError",
         "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
         "noise": "BandedNoise GaussianNoise",
@@ -177,7 +179,7 @@ _HOME: Final = {
         " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
-        "selection": "TuningCertificate tune",
+        "selection": "tune",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()

@@ -14,6 +14,7 @@ __all__ = (
     "SamplingMismatchError",
     "UnsupportedOperationError",
     "WrongGradientError",
+    "WrongNoiseError",
     "missing_extra",
 )
 
@@ -62,6 +63,14 @@ class WrongGradientError(PrivacyError, RuntimeError):
     """
 
     began_earlier: bool = False
+
+
+class WrongNoiseError(PrivacyError, RuntimeError):
+    """An element of a release did not get the noise that its random bits say.
+
+    It was found by a check that is not made at every release, so earlier ones may have
+    had wrong noise as well.
+    """
 
 
 class SamplingMismatchError(PrivacyError, RuntimeError):

@@ -84,7 +84,7 @@ class _Memory:
                     and _meet(thing.rows, payment.thing.rows)
                     and not ledger.includes(payment.ledger)
                 ):
-                    raise _unknown_charges(thing.name, payment.ledger)
+                    raise _unknown_charges(thing.name)
 
     def note(self, ledger: Ledger, things: Sequence[_Thing]) -> None:
         for thing in things:
@@ -173,10 +173,9 @@ def _rows_of(dataset: Any) -> Iterator[_Thing]:
 
 def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     name = "rows of this dataset"
-    column = dataset.tensors[0] if type(dataset) is TensorDataset else None
-    if isinstance(dataset, Tensor):  # As queries have them.
-        name, column = "these values", dataset
-    if column is None or column.layout != torch.strided or not column.numel():
+    column = dataset.tensors[0] if type(dataset) is TensorDataset else dataset
+    is_dense = isinstance(column, Tensor) and column.layout == torch.strided
+    if not is_dense or not column.numel():
         yield from _object(dataset, rows, name)
         return
     # Of the same tensors, whoever builds a dataset of them: where each row begins.
@@ -185,8 +184,6 @@ def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     # though neither knows of the other.
     storage = StorageWeakRef(column.untyped_storage())
     first, step = int(column.storage_offset()), column.stride(0)
-    # X[:, 2] lies in the rows of X, which begin at its first column.
-    first -= first % step if column.dim() == 1 and step else 0
     if isinstance(rows, range):
         begins: _Rows = range(first, first + step * len(rows), step) if step else rows
     else:
@@ -217,12 +214,11 @@ def _meet(one: _Rows, other: _Rows) -> bool:
     return len(np.intersect1d(np.asarray(one), np.asarray(other))) > 0
 
 
-def _unknown_charges(name: str, payer: Ledger) -> LedgerError:
-    was = "trained on" if payer.steps else "asked about"
+def _unknown_charges(name: str) -> LedgerError:
     return LedgerError(
-        f"{name} were {was} before in this process, and the ledger of this run"
+        f"{name} were trained on before in this process, or asked about, and this ledger"
         " does not know what that cost, so its epsilon would be too small. Go on with"
-        " that ledger: DPOptimizer(..., continue_from=earlier), with a plan for"
+        " that ledger: DPOptimizer(..., continue_from=earlier_optimizer), with a plan for"
         " everything that is charged; or load its last state_dict(). A run of its own"
         " needs fresh weights and data of other people"
     )

@@ -1,29 +1,16 @@
-"""One line of a ledger, and segments of them in plain types."""
+"""One line of a ledger: what a number of equal releases was charged as."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
-from dp import _checks
 from dp._typing import Assignment
-from dp.accounting._counted import NoiseBesideCount, check_counted
+from dp.accounting._counted import NoiseBesideCount
 from dp.accounting._release import Release, Truncation
-from dp.exceptions import LedgerError
 from dp.ledger._norm_range import NormRange
 
 
-__all__ = (
-    "VERSION",
-    "Charge",
-    "appended",
-    "goes_on",
-    "known_advisories",
-    "parsed",
-    "parsed_declarations",
-)
-
-VERSION: Final = 2
-_KNOWN_VERSIONS: Final = (1, 2)
+__all__ = ("Charge",)
 
 
 @final
@@ -111,112 +98,3 @@ class Charge:
             disjoint=self.disjoint,
             bands=self.bands,
         )
-
-
-def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
-    """Return *segment* with *charge*, counted together with an equal last one."""
-    # A run of 10 000 equal steps is one line that counts to 10 000.
-    if segment and _alike(segment[-1], charge):
-        last = segment[-1]
-        norms = last.norm_range.around(charge.max_grad_norm)
-        moved = None if norms.least == norms.largest else norms
-        both = replace(charge, count=last.count + charge.count, norms=moved)
-        return (*segment[:-1], both)
-    return (*segment, charge)
-
-
-def _alike(left: Charge, right: Charge) -> bool:
-    """Whether two charges differ in their count at most, or in a norm that moves."""
-    if left.noise_beside_count is not None:
-        right = replace(right, max_grad_norm=left.max_grad_norm, norms=left.norms)
-    return replace(left, count=right.count) == right
-
-
-def goes_on(earlier: Charge, later: Charge) -> bool:
-    """Whether *later* is *earlier*, or that and more releases, counted together."""
-    if not _alike(earlier, later) or earlier.count >= later.count:
-        return earlier == later
-    return later.norm_range.includes(earlier.norm_range)
-
-
-def parsed(state_dict: Mapping[str, Any]) -> dict[str, tuple[Charge, ...]]:
-    """Return the segments that a ledger's state holds, each charge checked.
-
-    Raises:
-        LedgerError: If it is of an unknown version, or damaged.
-    """
-    # A version that is not known might count what this one does not: refused, not
-    # guessed.
-    version = state_dict.get("version") if isinstance(state_dict, Mapping) else None
-    if version not in _KNOWN_VERSIONS:
-        raise LedgerError(
-            f"the ledger is of version {version!r}, and this release of dp reads"
-            f" {' and '.join(map(str, _KNOWN_VERSIONS))}: it is damaged, or a later"
-            " release wrote it, which can load it"
-        )
-    segments = state_dict.get("segments")
-    if not isinstance(segments, Mapping):
-        raise LedgerError("the ledger has no segments: it is damaged")
-    return {str(key): _segment(rows) for key, rows in segments.items()}
-
-
-def parsed_declarations(state_dict: Mapping[str, Any]) -> list[str]:
-    """Return the tensors that a ledger's state says were declared public.
-
-    Raises:
-        LedgerError: If it is damaged.
-    """
-    declared = state_dict.get("declared_public", [])
-    if not isinstance(declared, list) or not all(
-        isinstance(one, str) for one in declared
-    ):
-        raise LedgerError(
-            "the ledger does not list the tensors that were declared public by their"
-            " descriptions: it is damaged"
-        )
-    return declared
-
-
-def known_advisories(state_dict: Mapping[str, Any]) -> int:
-    """Return how many advisories were known where a ledger's state was written.
-
-    Raises:
-        LedgerError: If that is no number of them.
-    """
-    known = state_dict.get("advisories", 0)  # Version 1 was written before the first.
-    if not isinstance(known, int) or known < 0:
-        raise LedgerError(f"the ledger states {known!r} advisories: it is damaged")
-    return known
-
-
-def _segment(rows: object) -> tuple[Charge, ...]:
-    if not isinstance(rows, Sequence):
-        raise LedgerError("the ledger holds a segment without charges: it is damaged")
-    return tuple(map(_charge, rows))
-
-
-def _charge(row: Mapping[str, Any]) -> Charge:
-    try:
-        charge = Charge.from_dict(row)
-        # A release checks its own numbers: q in (0, 1], sigma not negative, a count of
-        # 1 or more.
-        charge.to_release()
-        _check_bounded(charge)
-        check_counted(charge.noise_multiplier, charge.noise_beside_count)
-        _checks.positive(max_grad_norm=charge.max_grad_norm)
-        charge.norm_range.check(charge.max_grad_norm)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LedgerError(f"the ledger holds a damaged charge: {error}") from error
-    return charge
-
-
-def _check_bounded(charge: Charge) -> None:
-    """Raise if a charge is accounted at more noise, or less sampling, than was used."""
-    # An altered row could state sigma 1.0 as used and 2.0 as planned: a part of the
-    # cost.
-    release = charge.to_release()
-    if (
-        release.noise_multiplier > charge.noise_multiplier
-        or release.sampling_probability < charge.sampling_probability
-    ):
-        raise ValueError("it is accounted at less than it cost")

@@ -11,7 +11,7 @@ Shapes: ``N`` units of privacy.
 """
 
 from collections.abc import Sequence
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from numpy.typing import ArrayLike
@@ -54,7 +54,7 @@ class Queries:
     ... )
     >>> ledger = dp.ledger.Ledger(plan)  # Or the optimizer, once there is one.
     >>> ages = torch.tensor([17, 25, 40] * 100)
-    >>> answer = Queries(ledger).count("adults", ages > 18)
+    >>> answer = Queries(ledger, dataset=ages).count("adults", ages > 18)
     >>> answer.stddev
     8.0
 
@@ -63,15 +63,25 @@ class Queries:
           before noise is drawn, in the ledger, which checkpoints carry.
         * An entry of the values changes an answer's sums by at most 1 in L2 norm, also
           one that is NaN or infinite.
+        * Rows of a dataset are charged by no ledger of this process that lacks what
+          another one charged for them, steps or queries.
         * Noise is that of ``GaussianNoise()``: a cryptographic generator, rounded exactly.
 
     Args:
         run: The optimizer of the run, or its ledger: before there is an optimizer, a
             ledger of the plan, which the optimizer then takes as ``continue_from=``.
+        dataset: Whose rows the values are computed from: a dataset, or a tensor of data;
+            None if no object of this process holds them. By default that of the
+            optimizer's loader; with a ledger it has to be said.
+
+    Raises:
+        TypeError: If *run* is a ledger and *dataset* is left out.
     """
 
-    def __init__(self, run: Ledger | _HasLedger) -> None:
+    def __init__(self, run: Ledger | _HasLedger, *, dataset: Any = ...) -> None:
         self._ledger = run if isinstance(run, Ledger) else run.ledger
+        self._dataset = _loaded_by(run) if dataset is ... else dataset
+        self._account = Account(self._ledger)
         self._noise = GaussianNoise()
 
     def count(self, name: str, mask_N: ArrayLike | Tensor) -> Answer:
@@ -83,15 +93,15 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
-            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of values, or if the
                 mask is no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         mask = _vector(mask_N) != 0
         reason = "a unit is counted or not"
-        total = mask.sum(dtype=torch.float64)
-        (value,), stddev = self._released(name, total, reason, of=mask_N)
+        (value,), stddev = self._released(name, mask.sum(dtype=torch.float64), reason)
         return Answer(name=name, value=value, stddev=stddev)
 
     def mean(
@@ -118,9 +128,10 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
-            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of values, if the
                 range is empty or not finite, or if the values are no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         middle, half = _range(low, high)
@@ -128,7 +139,7 @@ class Queries:
         unit_N = ((_vector(values_N) - middle) / half).nan_to_num(nan=0.0).clamp(-1, 1)
         total = ((unit_N * _GRID).round() / _GRID).sum()
         reason = "a unit adds a number in [-1, 1]"
-        (noisy,), stddev = self._released(name, total, reason, of=values_N)
+        (noisy,), stddev = self._released(name, total, reason)
         value = middle + half * noisy / num_units
         return Answer(
             name=name,
@@ -150,9 +161,10 @@ class Queries:
 
         Raises:
             BudgetExhaustedError: If the query was asked before.
-            LedgerError: If another ledger of this process paid for the same values.
             ValueError: If it is not planned, or for another number of cells, if the
                 edges do not rise, or if the values are no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         sides = torch.as_tensor(edges, dtype=torch.float64)
@@ -164,14 +176,15 @@ class Queries:
         num_cells = len(sides) - 1
         inside_N = (cells_N >= 0) & (cells_N < num_cells)
         counts = torch.bincount(cells_N[inside_N], minlength=num_cells).double()
-        reason = "a unit is in one cell, or in none"
-        noisy, stddev = self._released(name, counts, reason, of=values_N)
+        noisy, stddev = self._released(
+            name, counts, "a unit is in one cell, or in none"
+        )
         return Histogram(
             name=name, edges=tuple(sides.tolist()), counts=noisy, stddev=stddev
         )
 
     def _released(
-        self, name: str, sums: Tensor, reason: str, *, of: ArrayLike | Tensor
+        self, name: str, sums: Tensor, reason: str
     ) -> tuple[tuple[float, ...], float]:
         """Return noisy sums, to which one unit adds at most 1, and their noise."""
         _, num_ranks = rank_and_size()
@@ -184,13 +197,24 @@ class Queries:
         statistic = Statistic(
             name=name, sums=sums.reshape(-1), sensitivity=1.0, reason=reason
         )
-        # A notebook cell that runs again asks by a ledger that knows nothing of it.
-        Account(self._ledger).check((), of)
+        self._account.check((), self._dataset)
         query = self._ledger.ask(name, num_values=sums.numel())  # Recorded before.
         noisy = noised(
             statistic, noise_multiplier=query.noise_multiplier, noise=self._noise
         )
         return tuple(noisy.tolist()), query.noise_multiplier
+
+
+def _loaded_by(run: Ledger | _HasLedger) -> Any:
+    """Return the dataset of an optimizer's loader; None if it has no loader."""
+    if isinstance(run, Ledger):
+        raise TypeError(
+            "Queries(ledger) needs dataset=, whose rows the values are computed from, so"
+            " that no other ledger asks about them as if they had cost nothing yet; say"
+            " dataset=None if no object of this process holds them"
+        )
+    loader = getattr(getattr(run, "mechanism", None), "loader", None)
+    return getattr(loader, "dataset", None)
 
 
 def _vector(values_N: ArrayLike | Tensor) -> Tensor:

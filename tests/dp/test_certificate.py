@@ -26,7 +26,8 @@ from dp.accounting import (
     Release,
     _accountant,
     _agreement,
-    _composition,
+    _own_losses,
+    _widths,
     epsilon,
     group_epsilon,
     to_dp_event,
@@ -392,9 +393,9 @@ def test_a_run_beyond_its_plan_is_found(one):
 def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     """Nothing of the losses by which it was stated is used; each line says so."""
     one.write(tmp_path)
-    monkeypatch.delattr("dp.accounting._composition._composed")
+    monkeypatch.delattr("dp.accounting._own_losses.composed")
     _accountant.bound_by_pld.cache_clear()
-    _composition.interval_for.cache_clear()
+    _widths.interval_for.cache_clear()
     seen = []
     found = verify(tmp_path / "certificate.json", progress=lambda *at: seen.append(at))
     lines = {finding.claim: finding.detail for finding in found.findings}
@@ -416,12 +417,12 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
 @pytest.fixture
 def erring(monkeypatch):
     """Let the package's own epsilons be too small by a hundred-thousandth."""
-    right = _composition._epsilon
+    right = _own_losses.epsilon_of
     caches = (_accountant.bound_by_pld, _agreement.check_agreement)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(
-        "dp.accounting._composition._epsilon",
+        "dp.accounting._own_losses.epsilon_of",
         lambda *about: right(*about) * (1 - 1e-5),
     )
     yield monkeypatch

@@ -270,6 +270,8 @@ def test_a_state_that_contradicts_moving_norms_is_refused(make_plan, altered):
     state = ledger.state_dict()
     (row,) = state["segments"][ledger.segment]
     row.update(altered)
+    if row["norms"] is None:
+        del row["norms"]
 
     with pytest.raises(LedgerError, match="contradicts"):
         ledger.load_state_dict(state)

@@ -30,13 +30,6 @@ ASKED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _memory_of_its_own():
-    """Nothing that other tests asked is known, and none of this is later."""
-    with apart():
-        yield
-
-
 @pytest.fixture
 def ledger(make_plan):
     return Ledger(make_plan(queries=ASKED))
@@ -213,7 +206,7 @@ def test_queries_out_of_range_are_refused(wrong, named):
 def test_without_noise_answers_are_exact(ledger, monkeypatch):
     """Counts, means of what is in range, and cells; ends of a cell are its left one's."""
     monkeypatch.setattr(GaussianNoise, "add_", lambda *_, stddev: stddev)
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     ages = torch.tensor([0.0, 17.0, 18.0, 64.5, 65.0, 119.0, 120.0, -1.0])
 
     adults = queries.count("adults", ages >= 18)
@@ -236,7 +229,9 @@ def test_a_mean_stays_in_its_range(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", far)
 
-    answer = Queries(ledger).mean("age", [1.0], low=0.0, high=5.0, num_units=1)
+    answer = Queries(ledger, dataset=None).mean(
+        "age", [1.0], low=0.0, high=5.0, num_units=1
+    )
 
     assert answer.value == 5.0
 
@@ -263,7 +258,8 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 
     def moved(ask):
         left, right = (
-            sums_of(ask, Queries(Ledger(plan)), x) for x in (without, with_it)
+            sums_of(ask, Queries(Ledger(plan), dataset=None), x)
+            for x in (without, with_it)
         )
         return float((left - right).norm())
 
@@ -276,7 +272,7 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 def test_noise_has_the_planned_scale(make_plan, decisions):
     """20 000 cells have a standard error of 0.5 %; false alarms: 1e-15."""
     query = dp.Query(name="many", noise_multiplier=7.0, num_values=20_000)
-    queries = Queries(Ledger(make_plan(queries=(query,))))
+    queries = Queries(Ledger(make_plan(queries=(query,))), dataset=None)
 
     counts = queries.histogram("many", [], edges=range(20_001)).counts
 
@@ -285,57 +281,16 @@ def test_noise_has_the_planned_scale(make_plan, decisions):
 
 def test_a_query_is_asked_once(ledger):
     """By any object, copy or state of the ledger."""
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     queries.count("adults", [True])
     twin = Ledger(ledger.plan)
     twin.load_state_dict(ledger.state_dict())
 
     for other in (ledger, copy.deepcopy(ledger), twin):
         with pytest.raises(dp.BudgetExhaustedError, match="'adults' was asked already"):
-            Queries(other).count("adults", [True])
-        Queries(other).histogram("ages", [1.0], edges=(0, 1, 2, 3))
+            Queries(other, dataset=None).count("adults", [True])
+        Queries(other, dataset=None).histogram("ages", [1.0], edges=(0, 1, 2, 3))
         assert other.asked == ("adults", "ages")
-
-
-def test_a_cell_that_asks_again_is_refused_or_goes_on(make_plan):
-    """A second ledger would count once what was answered twice."""
-    plan, ages = make_plan(queries=ASKED), torch.arange(50.0)
-    first = Ledger(plan)
-    Queries(first).mean("age", ages, low=0, high=100, num_units=50)
-
-    with pytest.raises(dp.LedgerError, match="were asked about before"):
-        Queries(Ledger(plan)).mean("age", ages, low=0, high=100, num_units=50)
-
-    goes_on = copy.deepcopy(first)
-    Queries(goes_on).histogram("ages", ages, edges=(0, 18, 65, 120))
-    assert goes_on.asked == ("age", "ages")
-
-
-def test_a_column_that_is_asked_about_is_known_by_its_rows(make_plan):
-    """Also to an optimizer that trains on them, and of arrays by the object."""
-    rows = torch.randn(50, 3)
-    plan = make_plan(queries=ASKED)
-    first = Ledger(plan)
-    Queries(first).mean("age", rows[:, 1], low=0, high=100, num_units=50)
-
-    def train(ledger):
-        model, data = nn.Linear(3, 1), TensorDataset(rows, torch.randn(50))
-        loader, sgd = plan.loader(data), torch.optim.SGD(model.parameters(), lr=0.1)
-        optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader, continue_from=ledger)
-        x, _ = next(iter(loader))
-        optimizer.backward(model(x).squeeze(1).square())
-        optimizer.step()
-
-    with pytest.raises(dp.LedgerError, match="were asked about before"):
-        train(None)
-    train(first)
-    with pytest.raises(dp.LedgerError, match="were trained on before"):
-        Queries(Ledger(plan)).count("adults", rows[:, 2])
-    of_others, array = torch.randn(50, 3), np.arange(50.0)
-    Queries(Ledger(plan)).count("adults", of_others[:, 2])
-    Queries(Ledger(plan)).count("adults", array)
-    with pytest.raises(dp.LedgerError, match="were asked about before"):
-        Queries(Ledger(plan)).count("adults", array)
 
 
 def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
@@ -346,7 +301,7 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", crash)
     with pytest.raises(KeyboardInterrupt):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ("adults",)
 
@@ -354,8 +309,8 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
     """It was released twice and planned once: no epsilon holds."""
     fork = copy.deepcopy(ledger)
-    Queries(ledger).count("adults", [True])
-    Queries(fork).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
+    Queries(fork, dataset=None).count("adults", [True])
 
     ledger.load_state_dict(fork.state_dict())
 
@@ -365,10 +320,10 @@ def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
 
 def test_what_both_know_from_one_checkpoint_counts_once(ledger):
     """As when a run loads its own state."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     fork = copy.deepcopy(ledger)
     assert fork.includes(ledger)
-    Queries(fork).mean("age", [1.0], low=0, high=2, num_units=1)
+    Queries(fork, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
     assert not ledger.includes(fork)
 
     ledger.load_state_dict(fork.state_dict())
@@ -397,7 +352,7 @@ def test_a_damaged_record_is_refused(ledger, rows):
 
 def test_queries_of_another_plan_have_to_be_paid_for(make_plan, ledger):
     """Or going on by a new plan would forget what they cost."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     louder = (dp.Query(name="adults", noise_multiplier=20.0), *ASKED[1:])
 
     for queries in ((), ASKED[1:], louder):
@@ -415,7 +370,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 
     def answered():
         ledger = Ledger(plan)
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
         return dp.Certificate.of(
             ledger, noise=GaussianNoise(), num_parameters=4, public_end="a test"
         )
@@ -448,7 +403,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 def test_wrong_questions_are_refused_and_stay_unasked(ledger, ask, reason):
     """Before anything is recorded."""
     with pytest.raises(ValueError, match=reason):
-        ask(Queries(ledger))
+        ask(Queries(ledger, dataset=None))
 
     assert ledger.asked == ()
 
@@ -458,7 +413,7 @@ def test_ranks_are_refused(ledger, monkeypatch):
     monkeypatch.setattr("dp.query._queries.rank_and_size", lambda: (0, 2))
 
     with pytest.raises(UnsupportedOperationError, match="one of 2 ranks"):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ()
 
@@ -470,14 +425,14 @@ def test_a_spent_target_refuses_queries(make_plan):
     other = Ledger(make_plan(noise_multiplier=0.5))
     other.reserve(sampling_probability=0.5, noise_multiplier=0.5, max_grad_norm=1.0)
     ledger = Ledger(within)
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     state = other.state_dict()
     (key,) = state["segments"]
     state["segments"][key][0].update(noise_multiplier=0.01)
     ledger.load_state_dict(state)
 
     with pytest.raises(dp.BudgetExhaustedError, match="'age' was not asked"):
-        Queries(ledger).mean("age", [1.0], low=0, high=2, num_units=1)
+        Queries(ledger, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
 
 
 def test_a_failed_run_answers_nothing(ledger):
@@ -485,7 +440,7 @@ def test_a_failed_run_answers_nothing(ledger):
     ledger.fail("a test")
 
     with pytest.raises(dp.LedgerError):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
 
 def trained(plan, ledger=None, steps=None):
@@ -506,7 +461,7 @@ def test_an_optimizer_shares_the_ledger_of_earlier_queries(make_plan):
     """Steps, answers before and answers after have one ledger and one certificate."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    Queries(ledger).count("adults", [True] * 5)
+    Queries(ledger, dataset=None).count("adults", [True] * 5)
 
     optimizer = trained(plan, ledger)
     Queries(optimizer).mean("age", torch.ones(5), low=0, high=2, num_units=5)
@@ -555,7 +510,7 @@ def test_a_run_that_answers_end_costs_what_its_plan_costs(make_plan):
     """What was answered may have decided that nothing is trained at all."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    ask_all(Queries(ledger), torch.ones(5))
+    ask_all(Queries(ledger, dataset=None), torch.ones(5))
 
     certificate = dp.Certificate.of(ledger, noise=GaussianNoise(), num_parameters=4)
 
