@@ -258,6 +258,8 @@ def test_an_older_state_of_moving_norms_adds_nothing(make_plan):
         {"norms": {"least": 0.9, "largest": 2.0}},
         {"norms": None},
         {"max_grad_norm": 0.7},
+        {"count": 2, "norms": {"least": 0.4, "largest": 1.0}},
+        {"count": 2, "norms": None, "max_grad_norm": 2.1},
     ],
     ids=str,
 )
