@@ -15,7 +15,6 @@ from review_claims import (
     GPU,
     MOST_LINES,
     NOT_BELIEVED,
-    NUMBA,
     ONE_PROCESS,
     OPTIONS,
     RANKS,
@@ -37,7 +36,6 @@ BEYOND: dict[str, Mapping[str, Claim]] = {
     "A table whose columns are scaled privately adds": TABLES,
     "A certificate adds": CERTIFICATE,
     "A GPU adds": GPU,
-    "Numba adds": NUMBA,
     "Several ranks add": RANKS,
 }
 

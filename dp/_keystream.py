@@ -35,6 +35,7 @@ __all__ = (
 )
 
 KEY_BITS: Final = 256
+_BLOCK: Final = 16  # Bytes of AES at a time.
 _replayed: ContextVar["RepeatedKeys | None"] = ContextVar("repeated keys", default=None)
 _ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
 
@@ -107,7 +108,10 @@ class Keystream:
 
     Guarantees:
         * The key comes from :func:`new_key`; no argument or seed reaches it.
-        * It cannot be copied or pickled, so its bytes cannot be produced again.
+        * It cannot be copied or pickled, and :meth:`fill` never writes a byte twice.
+
+    Attributes:
+        position: How many bytes were drawn.
 
     Args:
         purpose: What is drawn from it.
@@ -116,11 +120,12 @@ class Keystream:
         NIST SP 800-38A, section 6.5 (counter mode); FIPS 197 (AES).
     """
 
-    __slots__ = ("_cipher",)
+    __slots__ = ("_cipher", "_key", "position")
 
     def __init__(self, purpose: str = "coins") -> None:
-        key = AES256(new_key(purpose))
-        self._cipher: CipherContext = Cipher(key, CTR(bytes(16))).encryptor()
+        self._key = AES256(new_key(purpose))
+        self._cipher: CipherContext = Cipher(self._key, CTR(bytes(_BLOCK))).encryptor()
+        self.position = 0
 
     def fill(self, words: NDArray[Any]) -> None:
         """Write integers, uniform over all values of the dtype, to a vector."""
@@ -128,6 +133,21 @@ class Keystream:
         for start in range(0, len(buffer), len(_ZEROS)):
             part = buffer[start : start + len(_ZEROS)]
             self._cipher.update_into(_ZEROS[: len(part)], part)
+        self.position += len(buffer)
+
+    def again(self, start: int, size: int) -> bytes:
+        """Return bytes that were drawn before, to verify what was made of them.
+
+        Raises:
+            ValueError: If they were not drawn yet.
+        """
+        if start + size > self.position:
+            raise ValueError(
+                f"bytes {start} to {start + size} were not drawn yet, of {self.position}"
+            )
+        block, skipped = divmod(start, _BLOCK)
+        cipher = Cipher(self._key, CTR(block.to_bytes(_BLOCK, "big"))).encryptor()
+        return cipher.update(bytes(skipped + size))[skipped:]
 
     def integers(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return *count* integers, uniform over all values of *dtype*."""

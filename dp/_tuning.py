@@ -25,8 +25,6 @@ WINDOW_CHUNK_BYTES: Final = 1 << 20
 # many groups as examples. On the host 386 ms and 13 ms for 512 x 512 channels at
 # 7 x 7; on an accelerator it always is, 4 times as fast and more.
 MANY_CHANNEL_PAIRS: Final = {"cpu": 64 * 64}
-# Lookups whose inner products with an output layer's gradient are found together.
-LOOKUPS_AT_ONCE: Final = 4096
 # Bytes of one use's gradients that are not worth counting against the budget.
 UNCOUNTED_BYTES: Final = 1 << 16
 # Multiplications in the time that it takes to write and read a number three times.

@@ -6,7 +6,6 @@ once more before the release; a ticket is spent by the first release that uses i
 """
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from dp._mechanism.likely_causes import explain_deepspeed
 from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
@@ -31,9 +31,7 @@ from dp.sampling import (
 __all__ = (
     "PendingBatch",
     "current_ticket",
-    "explain_deepspeed",
     "held_against",
-    "warn_of_many_rows",
 )
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
@@ -226,17 +224,6 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     }
 
 
-def warn_of_many_rows(*, stacklevel: int) -> None:
-    """Warn that what is taken for examples may be rows of fewer of them."""
-    warnings.warn(
-        "backward was given more losses than the plan expects examples in a batch, and"
-        " each is clipped as an example of its own: where several are of one example, as"
-        " of its augmented views or its tokens, it counts as often. Say whose they are"
-        " (units=), or train on a dp.UnamplifiedLoader, whose batches say it",
-        stacklevel=stacklevel + 1,
-    )
-
-
 def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket | None:
     """Return the ticket of the batch that *loader* yielded last.
 
@@ -275,14 +262,3 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             " (continue_from=)"
         )
     return ticket
-
-
-def explain_deepspeed() -> str:
-    """Return why DeepSpeed's engines cause these errors, if it is imported."""
-    if "deepspeed" not in sys.modules:
-        return ""
-    return (
-        ". DeepSpeed's ZeRO stages 1 to 3 and its fp16 and bf16 engines put copies in"
-        " place of the parameters, and may step before any batch: train with stage 0 in"
-        " float32 or with torch_autocast, with DistributedDataParallel or with FSDP2"
-    )

@@ -8,10 +8,10 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
@@ -19,41 +19,27 @@ from torch import Tensor
 from dp._mechanism.batch import (
     PendingBatch,
     current_ticket,
-    explain_deepspeed,
     held_against,
-    warn_of_many_rows,
 )
-from dp._mechanism.beside import Beside
-from dp._mechanism.changed_options import ChangedOptions
-from dp._mechanism.consensus import Consensus
-from dp._mechanism.correlated import Recursion, correlated_step, recursion_of
-from dp._mechanism.current_values import CurrentValues, ScheduledClipping
+from dp._mechanism.correlated import correlated_step
+from dp._mechanism.likely_causes import check_attached, warn_of_many_rows
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
-from dp._mechanism.norm_count import NormCount
-from dp._mechanism.paid_for import Account
-from dp._mechanism.step_state import StepState
+from dp._mechanism.private_run import PrivateRun
 from dp._mechanism.sums import Sums
 from dp.accounting._counted import NoiseBesideCount
-from dp.clipping import Clipping
 from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
-from dp.evidence import LossFunction, Watch
+from dp.evidence import LossFunction
 from dp.exceptions import (
     PrivacyError,
     SampleMixingError,
-    UnsupportedOperationError,
     WrongGradientError,
+    WrongNoiseError,
 )
-from dp.ledger import Ledger
-from dp.noise import GaussianNoise
 from dp.per_sample import (
-    Declared,
-    Engine,
     PerSampleGradients,
     clear_grad_samples,
     from_grad_samples,
 )
-from dp.plan import PrivacyPlan
-from dp.sampling import TicketedLoader
 
 
 __all__ = ("Mechanism",)
@@ -61,86 +47,8 @@ __all__ = ("Mechanism",)
 
 @final
 @dataclass(slots=True, kw_only=True)
-class Mechanism:
-    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016).
-
-    ``noise_multiplier`` and ``max_grad_norm`` are those of the next release: the
-    plan's for its step, unless assigned. Deleting one returns to the plan. What finds the
-    scales of gradients, ``scaling``, is set by the optimizer before each use.
-    ``released_stddev`` is that of the noise on the last gradient that was released.
-    """
-
-    plan: PrivacyPlan
-    clipping: Clipping
-    noise: GaussianNoise
-    ledger: Ledger
-    loader: TicketedLoader | None
-    public: tuple[Declared, ...] = ()
-    engine: Engine = field(init=False)
-    consensus: Consensus = field(default_factory=Consensus)
-    watch: Watch = field(default_factory=Watch)
-    step: StepState = field(default_factory=StepState)
-    assigned: dict[str, float] = field(default_factory=dict)
-    has_warned: bool = field(default=False, init=False)
-    public_reasons: dict[str, str] = field(default_factory=dict)
-    account: Account = field(init=False)
-    recursion: Recursion | None = field(init=False)
-    beside: Beside = field(default_factory=Beside, init=False)
-    options: ChangedOptions = field(default_factory=ChangedOptions, init=False)
-    values: CurrentValues = field(init=False)
-    effective_clipping: Clipping = field(init=False)
-    count: NormCount = field(init=False)
-    scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = field(
-        default=None, init=False
-    )
-    released_stddev: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self.values = CurrentValues(
-            plan=self.plan,
-            ledger=self.ledger,
-            assigned=self.assigned,
-            public=self.public_reasons,
-        )
-        self.account = Account(self.ledger)
-        self.effective_clipping = ScheduledClipping(self.clipping, self.values)
-        self.count = NormCount(self.clipping)
-        self.engine = Engine(public=self.public)
-        self.recursion = recursion_of(self.plan)
-        if self.noise.seed is not None and self.loader is not None:
-            self.loader.use_debugging_seed(self.noise.seed)
-        self._note_debugging()
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Standard deviation of the next noise over ``max_grad_norm``."""
-        return self.values.noise_multiplier
-
-    @noise_multiplier.setter
-    def noise_multiplier(self, value: float) -> None:
-        self.values.assign("noise_multiplier", value)
-
-    @noise_multiplier.deleter
-    def noise_multiplier(self) -> None:
-        self.values.reset("noise_multiplier")
-
-    @property
-    def max_grad_norm(self) -> float:
-        """L2 norm to which each gradient of the next batch is clipped."""
-        return self.values.max_grad_norm
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, value: float) -> None:
-        self.values.assign("max_grad_norm", value)
-
-    @max_grad_norm.deleter
-    def max_grad_norm(self) -> None:
-        self.values.reset("max_grad_norm")
-
-    @property
-    def pending(self) -> PendingBatch | None:
-        """The batch whose clipped sums accumulate, if there is one."""
-        return self.step.batch
+class Mechanism(PrivateRun):
+    """One Gaussian mechanism over a stream of batches (Abadi et al. 2016)."""
 
     def evaluate(
         self, function: LossFunction, batch: Any, units: Tensor | None
@@ -215,7 +123,7 @@ class Mechanism:
                         groups=self.effective_clipping.group_of(batch.parameters),
                         **held_against(self.loader, batch),
                     )
-                _check_attached(gradients, leaves)
+                check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
         batch.rows_read.keep()
         batch.units.update(whose.present)
@@ -375,7 +283,7 @@ class Mechanism:
         changes nothing. An interrupt in between loses a release, never a charge.
         """
         stddev = self._stddev(batch, noises)
-        self._note_debugging()
+        self.note_debugging()
         self.ledger.reserve(
             sampling_probability=self.plan.sampling_probability,
             noise_multiplier=self.noise_multiplier,
@@ -390,21 +298,16 @@ class Mechanism:
         batch.spend_ticket(self.loader)
         return stddev
 
-    def _note_debugging(self) -> None:
-        """Tell the ledger of noise or batches that anyone can repeat."""
-        seeds = (
-            self.noise.seed,
-            None if self.loader is None else self.loader.debug_seed,
-        )
-        if any(seed is not None for seed in seeds):
-            self.ledger.note_debugging_seed()
-
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""
         # What was charged is held against what the noise stage says it did, and not
         # against what it was told: an accountant that is fed the configured sigma misses
         # the noise that was really added (opacus#807).
-        used = self.noise.add_(share, stddev=stddev)
+        try:
+            used = self.noise.add_(share, stddev=stddev)
+        except WrongNoiseError as error:
+            self.ledger.fail(f"noise was wrong: {error}")  # Of releases before, too.
+            raise
         if used != stddev:
             raise PrivacyError(
                 f"the noise stage used a standard deviation of {used!r} where"
@@ -419,14 +322,6 @@ class Mechanism:
         """
         for total in share:
             total.mul_(1 / self.plan.expected_batch_size)
-
-    def attach(self, loader: TicketedLoader) -> None:
-        """Take tickets from *loader* from now on."""
-        self.step.drop()
-        self.loader = loader
-        if self.noise.seed is not None:
-            loader.use_debugging_seed(self.noise.seed)
-        self._note_debugging()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Mechanism":
         # The batch at hand is secret, and the loader's data is not ours to copy. A copied
@@ -470,18 +365,6 @@ class Mechanism:
         sums = Sums(parameters)
         scales = () if self.scaling is None else self.scaling(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm, scales)
-
-
-def _check_attached(
-    gradients: PerSampleGradients, parameters: Sequence[Tensor]
-) -> None:
-    if gradients.is_detached and parameters:
-        raise UnsupportedOperationError(
-            "none of the optimizer's parameters takes part in the losses, so the step"
-            " would be noise alone: they were computed under no_grad or by another"
-            " model, or a framework trains copies in place of the model's parameters,"
-            " for which there is no gradient of one example" + explain_deepspeed()
-        )
 
 
 def _unpickled(stages: Mapping[str, Any]) -> Mechanism:

@@ -100,6 +100,11 @@ class StandIn:
         """Forget it: what stands in ``p.grad`` is not the stand-in any more."""
         self.parameter = None
 
+    def is_untouched(self, grad: Tensor) -> bool:
+        """Whether *grad* is the zeros of this stand-in, as they were put there."""
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 -- as torch's own
+            return grad is self._zeros and grad._version == 0  # noqa: SLF001 -- no other name
+
     def _made(self, parameter: Tensor, value: float) -> Tensor:
         zeros = self._zeros
         if value or not self.can_watch(parameter):

@@ -146,13 +146,13 @@ class StepState:
 
     def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of another loss joined the batch at hand."""
-        return any(map(self._has_foreign_grad, parameters))
+        found = [(p, grad) for p in parameters if (grad := p.grad) is not None]
+        return any(bool(grad.any()) for p, grad in found if not self._is_ours(p, grad))
 
-    def _has_foreign_grad(self, parameter: Tensor) -> bool:
-        grad = parameter.grad
-        # A scaler makes NaN of an infinite stand-in.
-        ours = self._is_scaled and parameter is self.stand_in.parameter
-        return grad is not None and not ours and bool(grad.any())
+    def _is_ours(self, parameter: Tensor, grad: Tensor) -> bool:
+        # A scaler makes NaN of an infinite stand-in, and nobody else wrote to zeros.
+        is_carrier = parameter is self.stand_in.parameter
+        return is_carrier and (self._is_scaled or self.stand_in.is_untouched(grad))
 
     def all_foreign(self, parameters: Sequence[Tensor]) -> bool:
         """Whether every parameter has a gradient that neither phase left there."""

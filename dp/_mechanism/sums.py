@@ -12,6 +12,8 @@ from dp.per_sample import JointSums, PerSampleGradients
 
 __all__ = ("Sums",)
 
+_Kind = tuple[torch.dtype, torch.device]
+
 
 @final
 class Sums:
@@ -70,31 +72,32 @@ class Sums:
 
     def _allocated(self, finished: Sequence[JointSums]) -> Sequence[Tensor]:
         """Return finished sums of small parameters, and memory for all others."""
-        kept = [joint for joint in finished if self._may_be_kept(joint)]
+        kinds = [(p.dtype, p.device) for p in self._parameters]
+        kept = [joint for joint in finished if _may_be_kept(joint, kinds)]
         views = {i: s for joint in kept for i, s in zip(joint.indices, joint.sums)}  # noqa: B905 -- fast
         self._buffers = [joint.memory for joint in kept]
         together: dict[object, list[int]] = {}
         for index, parameter in enumerate(self._parameters):
-            is_small = parameter.numel() <= _tuning.SMALL_SUM
-            kind = (parameter.dtype, parameter.device) if is_small else index
             if index not in views:
+                is_small = parameter.numel() <= _tuning.SMALL_SUM
+                kind = kinds[index] if is_small else index
                 together.setdefault(kind, []).append(index)
         for indices in together.values():
-            one = self._parameters[indices[0]]
+            dtype, device = kinds[indices[0]]
             shapes = [self._parameters[index].shape for index in indices]
             sizes = [shape.numel() for shape in shapes]
-            memory = torch.empty(sum(sizes), dtype=_wide(one.dtype), device=one.device)
+            memory = torch.empty(sum(sizes), dtype=_wide(dtype), device=device)
             self._buffers.append(memory)
             parts = map(Tensor.view, memory.split_with_sizes(sizes), shapes)
             views.update(zip(indices, parts, strict=True))
         return [views[index] for index in range(len(self._parameters))]
 
-    def _may_be_kept(self, joint: JointSums) -> bool:
-        """Whether sums are wide enough, and where their parameters are."""
-        parameters = [self._parameters[index] for index in joint.indices]
-        dtype, device = joint.memory.dtype, joint.memory.device
-        is_wide = {_wide(d) for d in {p.dtype for p in parameters}} == {dtype}
-        return is_wide and {p.device for p in parameters} == {device}
+
+def _may_be_kept(joint: JointSums, kinds: Sequence[_Kind]) -> bool:
+    """Whether sums are wide enough, and where their parameters are."""
+    found = {kinds[index] for index in joint.indices}
+    wanted = joint.memory.dtype, joint.memory.device
+    return {(_wide(dtype), device) for dtype, device in found} == {wanted}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,8 @@ tighter nearly always, Renyi differential privacy (RDP) for very large noise. Wh
 really released is :mod:`dp.ledger`'s business.
 """
 
-from dp.accounting._accountant import Guarantee, epsilon, epsilon_curve
+from dp.accounting._accountant import Guarantee, epsilon
+from dp.accounting._curve import epsilon_curve
 from dp.accounting._dp_events import to_dp_event
 from dp.accounting._groups import group_epsilon
 from dp.accounting._query import Query

@@ -17,21 +17,21 @@ from dp import _checks
 from dp._reports import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
-from dp.accounting._composition import affordable, epsilon_by_delta, interval_for
+from dp.accounting._composition import affordable, epsilon_by_delta
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._quiet import without_advice
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import (
     Release,
-    first_releases,
     is_allocated,
     is_by_position,
     merge_equal_releases,
 )
+from dp.accounting._widths import interval_for
 
 
-__all__ = ("Guarantee", "epsilon", "epsilon_curve")
+__all__ = ("Guarantee", "epsilon")
 
 
 @final
@@ -192,44 +192,6 @@ def _without_accountant(
         epsilon_rdp=cost if group_size == 1 else None,
         group_size=group_size,
     )
-
-
-def epsilon_curve(
-    releases: Iterable[Release],
-    *,
-    delta: float,
-    neighboring_relation: NeighboringRelation,
-    group_size: int = 1,
-) -> tuple[float, ...]:
-    """Return an upper bound on epsilon after 0, 1, ... of the releases, in their order.
-
-    At most some twenty points are computed, so a plot or a progress bar can afford it.
-
-    Guarantees:
-        * Every value is at least the guarantee at that point: between computed points
-          it is that of the next one.
-        * Values never fall, and the last one is what :func:`epsilon` returns.
-    """
-    releases = tuple(releases)
-    num_steps = sum(release.count for release in releases)
-    cost = partial(
-        epsilon,
-        delta=delta,
-        neighboring_relation=neighboring_relation,
-        group_size=group_size,
-    )
-    last = cost(releases).epsilon
-    curve: list[float] = []
-    # Example: 1000 releases are computed at 0, 50, ..., 950. The curve has for 1 to 50
-    # what 50 of them cost, which is an upper bound for fewer.
-    for point in sorted({math.ceil(num_steps * i / 20) for i in range(20)}):
-        bound = cost(
-            first_releases(point, releases), tolerance=_resolution.VAGUE
-        ).epsilon
-        # What bounds the whole run bounds its beginning.
-        curve.extend([min(bound, last)] * (point + 1 - len(curve)))
-    curve.extend([last] * (num_steps + 1 - len(curve)))
-    return tuple(curve)
 
 
 @lru_cache(maxsize=1024)

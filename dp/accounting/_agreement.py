@@ -15,12 +15,12 @@ from dp.accounting._accountant import epsilon
 from dp.accounting._composition import (
     affordable,
     epsilon_by_delta,
-    interval_for,
     rounding,
 )
 from dp.accounting._groups import GROUP_TOLERANCE
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release, is_allocated
+from dp.accounting._widths import interval_for
 from dp.exceptions import PrivacyError
 
 

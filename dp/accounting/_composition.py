@@ -6,21 +6,18 @@ a :class:`~dp.accounting.ReferenceAccountant`.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 from dp._typing import NeighboringRelation
-from dp.accounting import _resolution
+from dp.accounting import _own_losses, _resolution
 from dp.accounting._disjoint import one_a_pass
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release
 from dp.accounting._rounds import without_rounds
 
 
-if TYPE_CHECKING:
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-
-__all__ = ("EpsilonAt", "affordable", "epsilon_by_delta", "interval_for", "rounding")
+__all__ = ("EpsilonAt", "affordable", "distance_of", "epsilon_by_delta", "rounding")
 
 EpsilonAt = Callable[[float], float]  # Of a delta.
 
@@ -45,8 +42,8 @@ def epsilon_by_delta(
         library: Who is to compose, in place of this module.
     """
     if library is None:
-        losses, _ = _composed(releases, relation, group_size, interval)
-        at: EpsilonAt = partial(_epsilon, losses)
+        losses, _ = _own_losses.composed(releases, relation, group_size, interval)
+        at: EpsilonAt = partial(_own_losses.epsilon_of, losses)
     elif group_size == 1:
         at = library.epsilon_of_example(releases, relation, interval)
     else:
@@ -83,7 +80,7 @@ def affordable(
     allocation what the one release costs that an example is in.
     """
     releases = one_a_pass(without_rounds(releases))
-    distance = _distance(releases, relation, group_size)
+    distance = distance_of(releases, relation, group_size)
     # Summarized first: it is fast, and costs no less. If even that is small, all is
     # well.
     for counted in (_resolution.summarized(releases), releases):
@@ -103,32 +100,7 @@ def affordable(
     )
 
 
-@lru_cache(maxsize=512)
-def interval_for(
-    releases: tuple[Release, ...],
-    delta: float,
-    relation: NeighboringRelation,
-    group_size: int,
-    tolerance: float,
-) -> float:
-    """Return the width of buckets for an epsilon that is nearly tight."""
-    distance = _distance(releases, relation, group_size)
-    if all(release.sampling_probability == 1 for release in releases):
-        return _resolution.unsampled_width(releases, distance)
-    powers = _resolution.reference(releases)
-    if _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST:
-        releases = powers
-
-    def bound_at(width: float) -> tuple[float, int]:
-        losses, num_buckets = _composed(releases, relation, group_size, width)
-        return _epsilon(losses, delta), num_buckets * len(releases)
-
-    start = _resolution.starting_width(releases, delta, distance)
-    noise = rounding(releases) / delta
-    return _resolution.choose_interval(bound_at, start, tolerance, noise)
-
-
-def _distance(
+def distance_of(
     releases: tuple[Release, ...], relation: NeighboringRelation, group_size: int
 ) -> int:
     """Return how many clipping norms neighbouring sums may be apart.
@@ -139,79 +111,3 @@ def _distance(
     if any(release.truncation for release in releases):
         return 4 * group_size
     return group_size * (2 if relation == "replace_one" else 1)
-
-
-@lru_cache(maxsize=4)
-def _composed(
-    releases: tuple[Release, ...],
-    relation: NeighboringRelation,
-    group_size: int,
-    interval: float,
-) -> tuple["PrivacyLossDistribution", int]:
-    """Return what ``PLDAccountant`` would compose, and the most buckets of a part."""
-    # All in buckets of one width, or they could not be composed.
-    parts = [_losses_of(r, relation, group_size, interval) for r in releases]
-    composed: PrivacyLossDistribution | None = None
-    for release, part in zip(releases, parts, strict=True):
-        repeated = (
-            part.self_compose(release.num_participations)
-            if release.sampling_probability < 1
-            else part
-        )
-        composed = repeated if composed is None else composed.compose(repeated)
-    assert composed is not None, "there is a release"  # noqa: S101 -- of type checkers
-    return composed, max(_num_buckets(losses) for losses in (composed, *parts))
-
-
-def _losses_of(
-    release: Release,
-    relation: NeighboringRelation,
-    group_size: int,
-    interval: float,
-) -> "PrivacyLossDistribution":
-    """Return the losses of one release, or of one pass by random allocation.
-
-    Of releases that are not on a sample, those of all of their count.
-    """
-    from dp.accounting._allocation_losses import allocation_losses  # noqa: PLC0415 -- a second
-    from dp.accounting._group_losses import group_losses  # noqa: PLC0415
-    from dp.accounting._sampled_losses import sampled_losses, truncated_losses  # noqa: PLC0415
-
-    q, sigma = release.sampling_probability, release.noise_multiplier
-    if release.truncation is not None:
-        return truncated_losses(q, sigma, release.truncation, relation, interval)
-    # n Gaussians are one with sigma / sqrt(n), and a group of k is k times as far
-    # apart.
-    if q == 1:
-        sigma /= group_size * math.sqrt(release.count)
-    if q < 1 and release.steps_per_pass is not None:
-        return allocation_losses(release.steps_per_pass, sigma, interval)
-    if q == 1 or group_size == 1:
-        return sampled_losses(q, sigma, relation, interval)
-    return group_losses(
-        group_size=group_size,
-        sampling_probability=q,
-        sigma=sigma,
-        interval=interval,
-    )
-
-
-def _epsilon(losses: "PrivacyLossDistribution", delta: float) -> float:
-    """Return the least epsilon at which both directions keep *delta*."""
-    import numpy as np  # noqa: PLC0415 -- a tenth of a second
-
-    from dp.accounting._buckets import read_epsilon  # noqa: PLC0415 -- a second
-
-    # Removing and adding an example cost differently where batches are samples: the
-    # larger.
-    directions = (losses._pmf_remove, losses._pmf_add)  # noqa: SLF001 -- there is no public one
-    spent = max(read_epsilon(masses, delta) for masses in directions)
-    if spent <= _resolution.LARGEST:
-        return spent
-    # Beyond 700 the library's reading, which is to confirm this, rounds up to a bucket.
-    with np.errstate(over="ignore"):
-        return max(0.0, float(losses.get_epsilon_for_delta(delta)))
-
-
-def _num_buckets(losses: "PrivacyLossDistribution") -> int:
-    return max(losses._pmf_remove.size, losses._pmf_add.size)  # noqa: SLF001 -- there is no public size

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dp._typing import NeighboringRelation
-from dp.accounting import _composition
+from dp.accounting import _composition, _own_losses
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import Release
 
@@ -34,9 +34,7 @@ def deltas_by_epsilon(
     arguments are those of :func:`dp.accounting._composition.epsilon_by_delta`.
     """
     if library is None:
-        losses, _ = _composition._composed(  # noqa: SLF001 -- what epsilon is read from
-            releases, relation, group_size, interval
-        )
+        losses, _ = _own_losses.composed(releases, relation, group_size, interval)
         at: DeltasAt = partial(_deltas, losses)
     elif group_size == 1:
         at = library.deltas_of_example(releases, relation, interval)

@@ -11,7 +11,6 @@ from dp.accounting._composition import (
     EpsilonAt,
     affordable,
     epsilon_by_delta,
-    interval_for,
 )
 from dp.accounting._reference import ReferenceAccountant
 from dp.accounting._release import (
@@ -21,6 +20,7 @@ from dp.accounting._release import (
     merge_equal_releases,
 )
 from dp.accounting._rounds import is_cyclic
+from dp.accounting._widths import interval_for
 from dp.exceptions import UnsupportedOperationError
 
 

@@ -13,7 +13,7 @@ from dp import _checks
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._accountant import Guarantee
-from dp.accounting._composition import affordable, interval_for
+from dp.accounting._composition import affordable
 from dp.accounting._deltas import deltas_by_epsilon
 from dp.accounting._groups import GROUP_TOLERANCE, check_group
 from dp.accounting._reference import ReferenceAccountant
@@ -24,6 +24,7 @@ from dp.accounting._release import (
     merge_equal_releases,
 )
 from dp.accounting._renyi import cost_within
+from dp.accounting._widths import interval_for
 from dp.schedule import rounded_up
 
 

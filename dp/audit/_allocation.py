@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp._reports import Finding
+from dp.audit._observation import Observation
 from dp.audit._statistics import binomial_p, finding, sizes_p
-from dp.audit._subject import Bools, Observation
+from dp.audit._subject import Bools
 
 
 __all__ = ("about_allocation",)

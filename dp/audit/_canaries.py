@@ -16,14 +16,9 @@ from dp._progress import progress_bars
 from dp._reports import Finding
 from dp.accounting import epsilon
 from dp.audit._attack_report import AttackReport
+from dp.audit._observation import Observation, observe_training
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
-from dp.audit._subject import (
-    Bools,
-    Observation,
-    Train,
-    observe_training,
-    sample_membership,
-)
+from dp.audit._subject import Bools, Train, sample_membership
 
 
 __all__ = ("CanaryReport", "canaries")

@@ -14,6 +14,7 @@ from dp._progress import progress_bars
 from dp._reports import Finding
 from dp.audit._allocation import about_allocation
 from dp.audit._draws import Draws
+from dp.audit._observation import Observation, observe_training
 from dp.audit._report import AuditReport
 from dp.audit._rounds import about_rounds
 from dp.audit._statistics import (
@@ -26,13 +27,7 @@ from dp.audit._statistics import (
     shape_p,
     variance_p,
 )
-from dp.audit._subject import (
-    Bools,
-    Observation,
-    Train,
-    observe_training,
-    sample_membership,
-)
+from dp.audit._subject import Bools, Train, sample_membership
 from dp.clipping import QuantileClipping
 
 

@@ -12,41 +12,28 @@ last run the record is an outlier: what ordinary records leave shut, such as a c
 the batch, an outlier may open.
 """
 
-import contextlib
-import copy
-import hashlib
-import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, final
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, Subset
 
-from dp._keystream import replayed_keys
-from dp._mechanism.paid_for import apart
-from dp._progress import Bar, progress_bars
+from dp._progress import progress_bars
 from dp._reports import Finding
+from dp.audit._recording import Tape, record
 from dp.audit._report import AuditReport
-from dp.audit._subject import Train, fixed_seeds, hooked
+from dp.audit._subject import Train
 from dp.exceptions import PrivacyError
-from dp.noise._gaussian import witnessed
-from dp.optimizer import DPOptimizer
-from dp.optimizer._guard import private_owner_of
-from dp.plan import PrivacyPlan
 
 
 __all__ = ("replay",)
 
 _SLACK: Final = 1e-4  # Relative: how sums themselves are rounded is no release.
 _FAR_OUT: Final = 1e3  # By what an outlier is larger than the record it is made from.
-
-State = Mapping[str, str]
 
 
 def replay(
@@ -88,14 +75,14 @@ def replay(
         Differential Privacy Libraries", 2026, https://arxiv.org/abs/2602.17454.
     """
     with progress_bars(shown=progress) as bars:
-        first = _run(train, model, dataset, bars.begin("one dataset"))
-        again = _run(train, model, dataset, bars.begin("again"), follows=first)
+        first = record(train, model, dataset, bars.begin("one dataset"))
+        again = record(train, model, dataset, bars.begin("again"), follows=first)
         given = neighbour is not None
         other = neighbour if neighbour is not None else _neighbour(dataset, first)
-        second = _run(train, model, other, bars.begin("its neighbour"), follows=first)
+        second = record(train, model, other, bars.begin("its neighbour"), follows=first)
         far_out = _WithOutlier(dataset)
         third = (
-            _run(train, model, far_out, bars.begin("an outlier"), follows=first)
+            record(train, model, far_out, bars.begin("an outlier"), follows=first)
             if far_out.has_outlier
             else None
         )
@@ -154,135 +141,14 @@ class _WithOutlier(Dataset[Any]):
 
 
 @final
-@dataclass(slots=True)
-class _Tape:
-    """A recording of one run, release by release."""
-
-    follows: "_Tape | None"
-    optimizers: list[DPOptimizer] = field(default_factory=list)
-    sums: list[list[Tensor]] = field(default_factory=list)
-    released: list[list[Tensor]] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
-    sensitivities: list[float] = field(default_factory=list)
-    output: str = ""
-    error: str | None = None
-
-    @property
-    def plan(self) -> PrivacyPlan:
-        """The plan of the optimizer that made the releases."""
-        return self.optimizers[0].plan
-
-    def add_noise(self, add: Callable[[], float], sums: Sequence[Tensor]) -> float:
-        """Take the sums down and add noise, or what the other run released."""
-        number = len(self.sums)
-        self.sums.append([s.detach().clone() for s in sums])
-        used = add()
-        if self.follows is not None and number < len(self.follows.released):
-            for mine, theirs in zip(sums, self.follows.released[number], strict=False):
-                if mine.shape == theirs.shape:
-                    mine.detach().copy_(theirs)
-        self.released.append([s.detach().clone() for s in sums])
-        return used
-
-
-def _run(
-    train: Train,
-    model: nn.Module,
-    dataset: Dataset[Any],
-    bar: Bar,
-    *,
-    follows: _Tape | None = None,
-) -> _Tape:
-    tape = _Tape(follows)
-    model = copy.deepcopy(model)
-    parameters = list(model.parameters())
-
-    def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        owns = any(private_owner_of(parameter) is optimizer for parameter in parameters)
-        if isinstance(optimizer, DPOptimizer) and owns:
-            tape.optimizers.append(optimizer)
-            tape.states.append(_state(model, optimizer))
-            tape.sensitivities.append(_sensitivity(optimizer, len(tape.states) - 1))
-            bar.show(len(tape.states), optimizer.plan.steps)
-
-    printed = io.StringIO()
-    with (
-        fixed_seeds(),
-        hooked(look),
-        replayed_keys(),
-        apart(),
-        witnessed(tape.add_noise),
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
-    ):
-        try:
-            train(model, dataset)
-        except Exception as error:  # noqa: BLE001 -- that it raised is what is compared
-            tape.error = f"{type(error).__name__}: {error}"
-    tape.output = printed.getvalue()
-    if not tape.optimizers and follows is None:
-        raise PrivacyError(
-            tape.error
-            or "no DPOptimizer stepped the model; make one from model.parameters() in"
-            " the training function"
-        )
-    return tape
-
-
-def _sensitivity(optimizer: DPOptimizer, step: int) -> float:
-    """Return what the last release was charged for, or as planned where none was."""
-    charged = optimizer.ledger.charges()
-    if not charged:
-        return optimizer.plan.max_grad_norm_at(step)
-    norm, noises = charged[-1].max_grad_norm, charged[-1].noise_beside_count
-    return norm if noises is None else norm * noises.sensitivity
-
-
-def _state(model: nn.Module, optimizer: DPOptimizer) -> State:
-    """Return a digest of everything public, by name."""
-    found: dict[str, object] = dict(model.state_dict())
-    for name, parameter in model.named_parameters():
-        found[f"{name}.grad"] = parameter.grad
-    inner = optimizer.original_optimizer.state_dict()
-    found["param_groups"] = inner["param_groups"]
-    found["state"] = inner["state"]
-    found["ledger"] = optimizer.ledger.charges()
-    return {name: _digest(value) for name, value in found.items()}
-
-
-def _digest(value: object) -> str:
-    file = hashlib.sha256()
-    for part in _flat(value):
-        file.update(part)
-    return file.hexdigest()
-
-
-def _flat(value: object) -> Iterator[bytes]:
-    if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield repr(key).encode()
-            yield from _flat(value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield repr(value).encode()
-
-
-@final
 class _Control:
     """What differs between two runs on the same data, and is not compared."""
 
-    def __init__(self, first: _Tape, again: _Tape) -> None:
+    def __init__(self, first: Tape, again: Tape) -> None:
         self._anyway = _changed(first, again)
         self._prints_alike = first.output == again.output
 
-    def compare(
-        self, first: _Tape, second: _Tape, *, two_changes: bool
-    ) -> list[Finding]:
+    def compare(self, first: Tape, second: Tape, *, two_changes: bool) -> list[Finding]:
         """Return how runs on neighbouring data compare."""
         return [
             _about_sums(first, second, two_changes=two_changes),
@@ -291,7 +157,7 @@ class _Control:
             self._about_output(first, second),
         ]
 
-    def _about_state(self, first: _Tape, second: _Tape) -> Finding:
+    def _about_state(self, first: Tape, second: Tape) -> Finding:
         anyway = self._anyway
         names = [name for name in _changed(first, second) if name not in anyway]
         detail = (
@@ -303,7 +169,7 @@ class _Control:
             detail += f"; not compared, as they differ anyway: {', '.join(anyway[:8])}"
         return Finding(claim="public state is equal", holds=not names, detail=detail)
 
-    def _about_output(self, first: _Tape, second: _Tape) -> Finding:
+    def _about_output(self, first: Tape, second: Tape) -> Finding:
         holds = first.output == second.output
         detail = f"{len(first.output)} characters"
         if not self._prints_alike:
@@ -316,11 +182,11 @@ class _Control:
         return Finding(claim="printed output is equal", holds=holds, detail=detail)
 
 
-def _keeps_size(tape: _Tape) -> bool:
+def _keeps_size(tape: Tape) -> bool:
     return tape.plan.neighboring_relation != "add_or_remove_one"
 
 
-def _neighbour(dataset: Any, tape: _Tape) -> Dataset[Any]:
+def _neighbour(dataset: Any, tape: Tape) -> Dataset[Any]:
     if _keeps_size(tape):
         return _FirstForLast(dataset)
     return Subset(dataset, list(range(len(dataset) - 1)))
@@ -343,7 +209,7 @@ class _FirstForLast(Dataset[Any]):
         return self._dataset[0 if row == len(self) - 1 else row]
 
 
-def _about_sums(first: _Tape, second: _Tape, *, two_changes: bool) -> Finding:
+def _about_sums(first: Tape, second: Tape, *, two_changes: bool) -> Finding:
     """Return whether neighbouring sums are as close as was declared."""
     plan = first.plan
     twice = two_changes or plan.neighboring_relation == "replace_one"
@@ -390,7 +256,7 @@ def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return total**0.5 if total == total else float("inf")  # noqa: PLR0124 -- NaN
 
 
-def _about_number(first: _Tape, second: _Tape) -> Finding:
+def _about_number(first: Tape, second: Tape) -> Finding:
     ends = [
         f"{len(tape.states)} releases" + (f", then {tape.error}" if tape.error else "")
         for tape in (first, second)
@@ -402,7 +268,7 @@ def _about_number(first: _Tape, second: _Tape) -> Finding:
     )
 
 
-def _changed(first: _Tape, second: _Tape) -> list[str]:
+def _changed(first: Tape, second: Tape) -> list[str]:
     """Return the names of what differs after some release, in order of appearance."""
     names: dict[str, None] = {}
     for a, b in zip(first.states, second.states, strict=False):

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from dp import _checks
 from dp._reports import Finding
 from dp.audit._draws import Draws
+from dp.audit._observation import Observation
 from dp.audit._statistics import binomial_p, finding, sizes_p
-from dp.audit._subject import Bools, Observation
+from dp.audit._subject import Bools
 
 
 __all__ = ("about_rounds",)

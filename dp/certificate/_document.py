@@ -18,6 +18,7 @@ from dp.certificate._statement import Statement
 from dp.evidence import Evidence, longest, of_segments
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger, remaining
+from dp.ledger._segments import merge
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
@@ -288,7 +289,7 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
     evidence: dict[str, Evidence] = {}
     for run in runs:
         for key, segment in run.segments.items():
-            known[key] = Ledger.merge_segment(known.get(key, ()), segment, key)
+            known[key] = merge(known.get(key, ()), segment, key)
             evidence[key] = longest(evidence.get(key), run.evidence[key])
     kept = []
     for index, run in enumerate(runs):

@@ -16,43 +16,7 @@ __all__ = ("Statement",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement(Described):
-    """The facts of a certificate: what was released and what it cost.
-
-    Attributes:
-        epsilon: The privacy loss of the run, infinite if a release had no noise. It is
-            the whole plan's also where the run ended before, since what was released
-            may have decided that, unless the end was declared public.
-        delta: The delta it is for.
-        delta_error: What to add to delta because noise is drawn on a computer;
-            infinite if no bound is known, as for the ``"fast"`` generator.
-        neighboring_relation: What two neighbouring datasets are.
-        unit_of_privacy: Whose data one example holds.
-        group_size: How many units may differ at once in every epsilon but those of
-            groups; more than one only if the plan says so.
-        accountant: Which accountant's bound ``epsilon`` is.
-        epsilon_pld: The bound by privacy loss distributions.
-        epsilon_rdp: The bound by Renyi differential privacy, where there is one.
-        epsilon_unamplified: What the same releases cost if sampling is not trusted.
-        epsilon_of_steps_taken: What the releases that were charged compose to: a
-            guarantee only if their number was fixed beforehand.
-        epsilon_of_groups: What they cost a group of 2, 5 and 10 units at once; empty if
-            batches were drawn by random allocation or cyclic Poisson sampling, for which
-            no bound is proven.
-        risk: What an attacker can find out about one unit at most, or about the group
-            of ``group_size``, in plain units.
-        steps: How many releases were charged.
-        key_epochs: How many processes charged, each with keys of its own for its
-            noise: 1 plus the number of resumes and forks.
-        intervals: The widths of the buckets of privacy losses, by the name of the
-            epsilon: with them any PLD accountant finds the same numbers.
-        runs: What was planned and charged.
-        private_data_touches: What else looked at private data, one sentence each;
-            empty if nothing did, None if that was not stated.
-        assumptions: What must hold for the statement, one sentence each.
-        not_covered: What the statement does not cover, one sentence each.
-        released: What was published, in words.
-        software: The packages that computed it, and the hash of this one's source.
-    """
+    """The facts of a certificate, which :class:`dp.certificate.Certificate` describes."""
 
     epsilon: float
     delta: float

@@ -4,8 +4,7 @@ Epsilons come from ``dp_accounting``'s own accountants, so that a published stat
 rests on a library that others review, and not on the code that made it.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -13,22 +12,21 @@ from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
 from dp._reports import Finding, Report, lines_of
-from dp.accounting import ReferenceAccountant, Risk, epsilon
+from dp.accounting import ReferenceAccountant, Risk
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._composition import rounding
-from dp.accounting._counted import check_counted
 from dp.accounting._reference import compose
-from dp.accounting._release import first_releases, is_allocated
-from dp.accounting._renyi import epsilon_of_order, renyi_cost
+from dp.accounting._release import is_allocated
 from dp.certificate import _json
+from dp.certificate._comparison import same_number, same_words, says
 from dp.certificate._document import Certificate
-from dp.certificate._evidence import evidence_finding
 from dp.certificate._numbers import Numbers, together
-from dp.certificate._run import CertifiedRun
+from dp.certificate._run_findings import findings_of_run
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
-from dp.ledger import rest_of_plan
-from dp.ledger._advisories import advisories_since
+from dp.certificate._soundness import fields_finding
+from dp.certificate._tuning import TUNING_FORMAT, TuningCertificate
+from dp.certificate._tuning_findings import findings_of_tuning
 
 
 if TYPE_CHECKING:
@@ -46,6 +44,9 @@ _EPSILONS: Final = (
 )
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
+_TUNED: Final = (
+    "by dp_accounting for one run, and by this package for the best of several"
+)
 _ALLOCATED: Final = (
     "by this package, as dp_accounting has no losses of random allocation"
 )
@@ -81,7 +82,7 @@ class Verification(Report):
 
 
 def verify(
-    certificate: Certificate | Path | str,
+    certificate: Certificate | TuningCertificate | Path | str,
     *,
     quick: bool = False,
     progress: Progress | None = None,
@@ -96,11 +97,15 @@ def verify(
         * The standard sentences on what is assumed (of the unit of privacy and of tensors
           that were declared public, too), what is not covered and what was released have
           to be there; a document that states a thing twice is refused.
+        * Of a certificate of :func:`dp.tune` the losses of one run and the divergences
+          are those of ``dp_accounting``; what the best of several runs costs follows
+          from them by the formulas of this package.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
     Args:
-        certificate: A certificate, or the path of its JSON.
+        certificate: A certificate, of a run, of several or of a choice among runs, or
+            the path of its JSON.
         quick: Whether epsilons are computed by the closed form, as they were stated.
             That finds what was altered, but not what this package computes wrongly.
             It is for runs with many noise multipliers: ``dp_accounting`` takes one to
@@ -113,15 +118,22 @@ def verify(
         OSError: If it cannot be read.
     """
     checked: list[Finding] = []
-    if not isinstance(certificate, Certificate):
+    if not isinstance(certificate, Certificate | TuningCertificate):
         text = Path(certificate).read_text("utf-8")
-        certificate = Certificate.from_json(text)
+        certificate = _read(text)
         checksum = Finding(
             claim="document",
             holds=_json.checksum_holds(text),
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
+        checked.append(fields_finding(text, certificate.to_json()))
+    if isinstance(certificate, TuningCertificate):
+        accountant = None if quick else ReferenceAccountant()
+        checked.extend(findings_of_tuning(certificate, accountant))
+        return Verification(
+            findings=tuple(checked), computed=_QUICK if quick else _TUNED
+        )
     library, computed = None, _QUICK
     # The library has no event for these, so no epsilon of the certificate can be its
     # own.
@@ -132,6 +144,15 @@ def verify(
         computed = f"by dp_accounting {version_of_accountants()} alone"
     checked.extend(_findings(certificate, library, computed))
     return Verification(findings=tuple(checked), computed=computed)
+
+
+def _read(text: str) -> Certificate | TuningCertificate:
+    try:
+        body = _json.parse(text)
+    except ValueError:
+        body = None  # Told by the reader of certificates.
+    is_of_tuning = isinstance(body, dict) and body.get("format") == TUNING_FORMAT
+    return (TuningCertificate if is_of_tuning else Certificate).from_json(text)
 
 
 def _library(c: Certificate, progress: Progress | None) -> ReferenceAccountant:
@@ -173,11 +194,11 @@ def _findings(
     # Example: epsilon 2.99950 is stated and 2.99951 computed: 3 parts in a million
     # apart, and so not equal, unless delta is so small that composing rounds as much.
     for name in _EPSILONS:
-        yield _same_number(
+        yield same_number(
             name, getattr(c, name), getattr(numbers, name), computed, allowed
         )
     for field in fields(Risk):
-        yield _same_number(
+        yield same_number(
             f"risk: {field.name}",
             getattr(c.risk, field.name),
             getattr(numbers.risk, field.name),
@@ -186,21 +207,21 @@ def _findings(
         )
     yield from _lower_bound(c)
     for name in _COUNTS:
-        yield _same_number(name, getattr(c, name), getattr(numbers, name))
+        yield same_number(name, getattr(c, name), getattr(numbers, name))
     for size in sorted({*c.epsilon_of_groups, *numbers.epsilon_of_groups}):
-        yield _same_number(
+        yield same_number(
             f"epsilon of {size} units",
             c.epsilon_of_groups.get(size),
             numbers.epsilon_of_groups.get(size),
             computed,
             allowed,
         )
-    yield _same_words("accountant", c.accountant, numbers.accountant)
-    yield _same_words("released", c.released, released(c.runs))
-    yield _says("assumptions", c.assumptions, assumed(c.runs))
-    yield _says("not covered", c.not_covered, NOT_COVERED)
+    yield same_words("accountant", c.accountant, numbers.accountant)
+    yield same_words("released", c.released, released(c.runs))
+    yield says("assumptions", c.assumptions, assumed(c.runs))
+    yield says("not covered", c.not_covered, NOT_COVERED)
     for index, run in enumerate(c.runs):
-        yield from _findings_of_run(f"run {index + 1}: ", run, c, library)
+        yield from findings_of_run(f"run {index + 1}: ", run, c, library)
 
 
 def _lower_bound(c: Certificate) -> Iterator[Finding]:
@@ -219,207 +240,6 @@ def _lower_bound(c: Certificate) -> Iterator[Finding]:
     )
 
 
-def _findings_of_run(
-    prefix: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
-) -> Iterator[Finding]:
-    plan = run.plan
-    sha256 = _json.sha256(plan.to_dict())
-    yield _same_words(f"{prefix}plan", run.plan_sha256, sha256)
-    yield _same_words(
-        f"{prefix}relation", c.neighboring_relation, plan.neighboring_relation
-    )
-    yield _same_words(f"{prefix}unit", c.unit_of_privacy, plan.unit_of_privacy)
-    yield _same_number(f"{prefix}group size", c.group_size, plan.group_size)
-    if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
-        yield _same_number(f"{prefix}delta", c.delta, plan.target_delta)
-    yield _advised(f"{prefix}advisories", run)
-    yield _sampled_as_planned(f"{prefix}sampling", run)
-    if run.has_passes:
-        yield _whole_passes(f"{prefix}passes", run)
-    if any(charge.noise_beside_count is not None for charge in run.charges):
-        yield _noise_of_counts(f"{prefix}noise beside counts", run)
-    yield Finding(
-        claim=f"{prefix}planned steps",
-        holds=run.claimed_steps <= plan.steps,
-        detail=f"took {run.steps} of {plan.steps}",
-    )
-    if len(c.runs) == 1:  # In a composition another run may go on from this one.
-        yield _remaining(f"{prefix}remaining steps", run, c, library)
-    yield evidence_finding(f"{prefix}evidence", run)
-    if plan.target_epsilon is not None:
-        yield _target(f"{prefix}target epsilon", run, c, library)
-
-
-def _advised(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether the software that charged had no fault that is known by now."""
-    faults = advisories_since(run.num_advisories)
-    told = " ".join(f"{a.name}: {a.fault} It affects {a.affects}." for a in faults)
-    return Finding(
-        claim=claim,
-        holds=not faults,
-        detail=f"it was charged by a release with faults by which epsilon may be too"
-        f" low. {told}"
-        if faults
-        else "no fault is known of the release that charged it",
-    )
-
-
-def _sampled_as_planned(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether every release is accounted as sampled by the plan.
-
-    Those declared public need not be; the certificate says so of each.
-    """
-    plan = run.plan
-    # As accounted, not as used: a batch of fewer examples is accounted at the plan's.
-    bound = [charge for charge in run.charges if charge.public is None]
-    probabilities = {charge.to_release().sampling_probability for charge in bound}
-    alike = {charge.truncation for charge in bound} <= {plan.truncation}
-    passes = {(c.steps_per_pass, c.disjoint, c.bands) for c in bound}
-    allocated = passes <= {(plan.steps_per_pass, plan.disjoint, plan.bands)}
-    return Finding(
-        claim=claim,
-        holds=probabilities <= {plan.sampling_probability} and alike and allocated,
-        detail=f"charged at {sorted(probabilities)}, planned"
-        f" {plan.sampling_probability:.6g}"
-        + ("" if alike else ", and batches truncated otherwise than planned")
-        + ("" if allocated else ", and batches allocated otherwise than planned"),
-    )
-
-
-def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether every pass, or round of bands, was charged whole."""
-    # A count of 25 with passes of 10 is no number of whole passes.
-    partial = [
-        c.count for c in run.charges if c.count % c.to_release().steps_per_charge
-    ]
-    return Finding(
-        claim=claim,
-        holds=not partial,
-        detail=f"charged for parts of them: {partial}"
-        if partial
-        else "every one was charged whole",
-    )
-
-
-def _noise_of_counts(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether gradients and counts have together the noise they are charged as."""
-    wrong = []
-    for charge in run.charges:
-        try:
-            check_counted(charge.noise_multiplier, charge.noise_beside_count)
-        except ValueError as error:
-            wrong.append(str(error))
-    return Finding(
-        claim=claim,
-        holds=not wrong,
-        detail=wrong[0]
-        if wrong
-        else "gradients and counts have the noise they are charged as",
-    )
-
-
-def _remaining(
-    claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
-) -> Finding:
-    """Return whether the rest of the plan is claimed, unless the end was public.
-
-    Of the rest, only steps that the target does not allow may be missing.
-    """
-    rest = () if run.public_end is not None else rest_of_plan(run.plan, run.charges)
-    # Example: 400 of 1000 steps were taken, of which the target allows 900. 500 have to
-    # be claimed: with 300 the next one would be within the target, and is missing.
-    stated = run.claimed_steps - run.steps
-    holds = run.remaining == first_releases(stated, rest)
-    if holds and stated < sum(release.count for release in rest):
-        beyond = epsilon(
-            (*run.releases, *first_releases(stated + 1, rest)),
-            delta=run.plan.target_delta,
-            neighboring_relation=run.plan.neighboring_relation,
-            group_size=run.plan.group_size,
-            interval=c.intervals.get("epsilon"),
-            library=library,
-        ).epsilon
-        target = run.plan.target_epsilon
-        holds = target is not None and beyond > target * (1 - TOLERANCE)
-    return Finding(
-        claim=claim,
-        holds=holds,
-        detail=f"claims {stated} that were not taken, of"
-        f" {sum(release.count for release in rest)} that were left"
-        + ("" if run.public_end is None else f"; the end is public: {run.public_end}"),
-    )
-
-
-def _target(
-    claim: str, run: CertifiedRun, c: Certificate, library: ReferenceAccountant | None
-) -> Finding:
-    """Return whether what is claimed of a run is within its plan's target."""
-    plan = run.plan
-    target = plan.target_epsilon or math.inf
-    if plan.renyi_order is not None:
-        cost = renyi_cost(run.releases, plan.renyi_order, plan.neighboring_relation)
-        spent = epsilon_of_order(cost, plan.renyi_order, plan.target_delta)
-    else:
-        spent = epsilon(
-            run.claimed,
-            delta=plan.target_delta,
-            neighboring_relation=plan.neighboring_relation,
-            group_size=plan.group_size,
-            interval=c.intervals.get("epsilon"),
-            library=library,
-        ).epsilon
-    return Finding(
-        claim=claim,
-        # Nothing was released, so no target can be missed.
-        holds=not run.steps or spent <= target * (1 + TOLERANCE),
-        detail=f"claims {spent:.6g} of {target:.6g}",
-    )
-
-
 def _rounding(c: Certificate) -> float:
     """Return how much of epsilon is lost to rounding where delta is very small."""
     return rounding(together(c.runs, claimed=True)) / c.delta
-
-
-def _same_number(
-    claim: str,
-    stated: float | None,
-    computed: float | None,
-    by: str = "",
-    tolerance: float = TOLERANCE,
-) -> Finding:
-    # Infinity equals itself, NaN nothing, and None only None.
-    both = stated is not None and computed is not None
-    holds = stated == computed or (
-        both
-        and math.isclose(float(stated or 0), float(computed or 0), rel_tol=tolerance)
-    )
-    return Finding(
-        claim=claim,
-        holds=holds,
-        detail=f"states {_shown(stated)}, recomputed {_shown(computed)} {by}".rstrip(),
-    )
-
-
-def _shown(number: float | None) -> str:
-    return "none" if number is None else f"{number:.6g}"
-
-
-def _says(claim: str, stated: Sequence[str], standard: Sequence[str]) -> Finding:
-    """Return whether every standard sentence is stated, whatever else is."""
-    # Whoever publishes may say more, and may not leave one of these out.
-    missing = [sentence for sentence in standard if sentence not in stated]
-    return Finding(
-        claim=claim,
-        holds=not missing,
-        detail=f"does not say: {' '.join(missing)}"
-        if missing
-        else f"says the {len(standard)} standard sentences",
-    )
-
-
-def _same_words(claim: str, stated: str, computed: str) -> Finding:
-    detail = f"states {stated!r}" + (
-        "" if stated == computed else f", recomputed {computed!r}"
-    )
-    return Finding(claim=claim, holds=stated == computed, detail=detail)

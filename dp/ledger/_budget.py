@@ -12,6 +12,7 @@ from typing import final
 
 from dp.accounting import Guarantee, Release, epsilon, merge_equal_releases
 from dp.accounting._renyi import filter_guarantee
+from dp.exceptions import BudgetExhaustedError
 from dp.plan import PrivacyPlan
 
 
@@ -94,6 +95,57 @@ class Budget:
                 self._affordable = _Affordable(others, kind, goal, goal - count + 1)
                 return True
         return False
+
+    def plans(self, release: Release, step: int) -> bool:
+        """Whether *release* is what the plan releases at *step*."""
+        plan = self._plan
+        return (
+            release.noise_multiplier == plan.noise_multiplier_at(step)
+            and release.sampling_probability == plan.sampling_probability
+            and release.truncation == plan.truncation
+            and release.steps_per_pass == plan.steps_per_pass
+            and release.disjoint == plan.disjoint
+            and release.bands == plan.bands
+        )
+
+    def check_as_planned(self, taken: int, count: int) -> None:
+        """Raise if *count* steps after those that were *taken* exceed the plan's target.
+
+        Raises:
+            BudgetExhaustedError: Then.
+        """
+        if not self.allows_as_planned(taken + count):
+            raise self._exhausted(taken)
+
+    def check(self, charged: Sequence[Release], release: Release) -> None:
+        """Raise if the plan does not allow *release* after those that were *charged*.
+
+        Raises:
+            BudgetExhaustedError: Then.
+        """
+        if not self.allows(charged, release):
+            raise self._exhausted(sum(r.count for r in charged))
+
+    def check_query(self, charged: Sequence[Release], name: str) -> None:
+        """Raise if what was *charged* exceeds the target, with the planned queries.
+
+        Raises:
+            BudgetExhaustedError: Then.
+        """
+        target = self._plan.target_epsilon
+        if target is not None and cost(self._plan, charged).epsilon > target:
+            raise BudgetExhaustedError(
+                f"the plan's budget is spent, so query {name!r} was not asked:"
+                f" target_epsilon={target!r}"
+            )
+
+    def _exhausted(self, taken: int) -> BudgetExhaustedError:
+        return BudgetExhaustedError(
+            f"the plan's budget is spent: {taken} of {self._plan.steps} steps were taken,"
+            f" target_epsilon={self._plan.target_epsilon!r}; the step was not taken. The"
+            " run is over: stop where ledger.is_exhausted. Weights and certificate are"
+            " whole; a new plan goes on, and its cost adds to this one's"
+        )
 
     def _most_steps_within_target(self) -> int:
         steps = self._plan.steps

@@ -16,6 +16,7 @@ from dp.accounting._release import first_releases
 from dp.exceptions import PrivacyError
 from dp.ledger._budget import cost
 from dp.ledger._charge import Charge
+from dp.ledger._segments import Segments
 from dp.plan import PrivacyPlan
 from dp.schedule import values_of
 
@@ -88,11 +89,18 @@ def check_noise(plan: PrivacyPlan, noise_multiplier: float, step: int) -> None:
         )
 
 
-def from_version_1(plan: PrivacyPlan, charge: Charge) -> Charge:
-    """Return a charge of the first version, which did not ask for reasons.
+def from_version_1(plan: PrivacyPlan, segments: Segments) -> Segments:
+    """Return charges of the first version, which did not ask for reasons.
 
     Numbers that are not the plan's are stated as what they are: declared by nobody.
     """
+    return {
+        key: tuple(_with_reason(plan, charge) for charge in segment)
+        for key, segment in segments.items()
+    }
+
+
+def _with_reason(plan: PrivacyPlan, charge: Charge) -> Charge:
     planned = (
         charge.noise_multiplier in values_of(plan.noise_multiplier)
         and charge.sampling_probability == plan.sampling_probability

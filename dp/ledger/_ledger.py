@@ -12,25 +12,17 @@ to is kept beside the very charges that it was added up from, and is true of no 
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, final
 
 from dp.accounting import Guarantee, Query, Release, Truncation, merge_equal_releases
 from dp.accounting._counted import NoiseBesideCount, check_counted
-from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.exceptions import LedgerError
 from dp.ledger._advisories import ADVISORIES
 from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
-from dp.ledger._charge import (
-    VERSION,
-    Charge,
-    alike,
-    appended,
-    known_advisories,
-    parsed,
-    parsed_declarations,
-)
+from dp.ledger._charge import Charge
 from dp.ledger._claim import accounted, check_noise, claim, from_version_1
 from dp.ledger._paid_pass import (
     PaidPass,
@@ -38,6 +30,8 @@ from dp.ledger._paid_pass import (
     check_noise_of_passes,
     check_place,
 )
+from dp.ledger._segments import Totals, appended, check_unit, includes, merge, rows
+from dp.ledger._state import VERSION, read
 from dp.ledger._writer import Writer
 from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
@@ -46,6 +40,7 @@ from dp.sampling import PassStep
 __all__ = ("Ledger",)
 
 DEBUGGING: Final = "noise came from a debugging seed, so anyone can repeat it"
+_BUG: Final = "it is damaged, or this release of dp is. Please report it"
 _IF_FIXED: Final = "if the number of steps was fixed beforehand"
 
 
@@ -69,7 +64,7 @@ class Ledger:
         self._num_advisories = len(ADVISORIES)
         self._writer = Writer()
         self._budget = Budget(plan)
-        self._totals = _Totals(self._segments, steps=0, as_planned=True)
+        self._totals = Totals(self._segments, steps=0, as_planned=True)
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
 
     @property
@@ -252,12 +247,16 @@ class Ledger:
                 return
             totals = self._current_totals()
             charge = accounted(self._plan, charge, totals.steps)
-            as_planned = totals.as_planned and self._is_planned(charge, totals.steps)
-            self._check_affordable(charge, totals.steps, as_planned=as_planned)
+            release = charge.to_release()
+            as_planned = totals.as_planned and self._budget.plans(release, totals.steps)
+            if as_planned:
+                self._budget.check_as_planned(totals.steps, charge.count)
+            else:
+                self._budget.check(self.releases(), release)
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
-            self._totals = _Totals(
+            self._totals = Totals(
                 self._segments, totals.steps + charge.count, as_planned
             )
             self._paid = None if place is None else PaidPass(place, max_grad_norm)
@@ -279,13 +278,7 @@ class Ledger:
         with self._lock:
             self._check_sound()
             query = planned_query(self._plan, name, num_values)
-            target = self._plan.target_epsilon
-            spent = cost(self._plan, self.releases()).epsilon
-            if target is not None and spent > target:
-                raise BudgetExhaustedError(
-                    f"the plan's budget is spent, so query {name!r} was not asked:"
-                    f" target_epsilon={target!r}"
-                )
+            self._budget.check_query(self.releases(), name)
             self._asked = self._asked.once(query, self._writer.key())
             return query
 
@@ -299,21 +292,6 @@ class Ledger:
         paid = self._paid and self._paid.followed_by(place, max_grad_norm)
         self._paid = paid or self._paid
         return paid is not None
-
-    def _check_affordable(
-        self, charge: Charge, steps: int, *, as_planned: bool
-    ) -> None:
-        if not (
-            self._budget.allows_as_planned(steps + charge.count)
-            if as_planned
-            else self._budget.allows(self.releases(), charge.to_release())
-        ):
-            raise BudgetExhaustedError(
-                f"the plan's budget is spent: {steps} of {self._plan.steps}"
-                f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
-                " the step was not taken. Make a new plan to go on: its cost adds"
-                " to this one's"
-            )
 
     @property
     def _has_failed(self) -> bool:
@@ -333,10 +311,7 @@ class Ledger:
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
             "advisories": self._num_advisories,
-            "segments": {
-                key: [charge.to_dict() for charge in segment]
-                for key, segment in self._segments.items()
-            },
+            "segments": rows(self._segments),
         }
         if self._failure is not None:
             state["failure"] = self._failure
@@ -344,6 +319,11 @@ class Ledger:
             state["queries"] = self._asked.rows()
         if self._declared_public:
             state["declared_public"] = list(self._declared_public)
+        # What could not be read again is not written, so that reading and writing need
+        # not be believed.
+        said = self._segments, self._declared_public, self._num_advisories
+        if read(state) != said:
+            raise LedgerError(f"the state of {self!r} says other charges: {_BUG}")
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -354,21 +334,18 @@ class Ledger:
                 or contradicts what this ledger knows of the same segment; nothing is
                 loaded.
         """
-        loaded = parsed(state_dict)
-        declared = parsed_declarations(state_dict)
+        loaded, declared, num_advisories = read(state_dict)
+        if rows(loaded) != state_dict["segments"]:
+            raise LedgerError(f"not all of the state's charges were read: {_BUG}")
         asked = Asked.of_state(state_dict, self._plan)
-        self._check_unit(state_dict)
-        num_advisories = known_advisories(state_dict)
+        check_unit(self._plan, state_dict)
         if state_dict["version"] == 1:
-            loaded = {
-                key: tuple(from_version_1(self._plan, charge) for charge in segment)
-                for key, segment in loaded.items()
-            }
+            loaded = from_version_1(self._plan, loaded)
         with self._lock:
             merged = dict(self._segments)
             for key, segment in loaded.items():
                 known = self._segments.get(key, ())
-                merged[key] = self.merge_segment(known, segment, key)
+                merged[key] = merge(known, segment, key)
             self._take_failure(state_dict.get("failure"))
             self._asked, twice = self._asked.merged(asked)
             if twice:
@@ -384,60 +361,13 @@ class Ledger:
         elif failure is not None:
             self.fail(str(failure))
 
-    def _check_unit(self, state_dict: Mapping[str, Any]) -> None:
-        """Raise if the charges protect another unit: epsilon of one is none of another.
-
-        States of earlier versions of this package do not say their unit.
-        """
-        ours = self._plan.unit_of_privacy
-        theirs = state_dict.get("unit_of_privacy", ours)
-        if theirs != ours:
-            raise LedgerError(
-                f"the state protects {theirs!r}, and the plan of this optimizer {ours!r};"
-                " what was charged for one bounds nothing for the other. Build the"
-                " optimizer with the old plan to go on"
-            )
-
     def includes(self, other: "Ledger") -> bool:
         """Whether this ledger has every charge of *other*, and its failure."""
         if other.failure is not None and self._failure is None:
             return False
         if not self._asked.includes(other._asked):  # noqa: SLF001 -- of this class
             return False
-        try:
-            return all(
-                self.merge_segment(self._segments.get(key, ()), segment, key)
-                == self._segments.get(key)
-                for key, segment in other.segments().items()
-            )
-        except LedgerError:
-            return False
-
-    @staticmethod
-    def merge_segment(
-        ours: tuple[Charge, ...], theirs: tuple[Charge, ...], key: str
-    ) -> tuple[Charge, ...]:
-        """Return that of two states of one segment which continues the other.
-
-        Raises:
-            LedgerError: If neither does.
-        """
-        short, long = sorted(
-            (ours, theirs), key=lambda s: (len(s), sum(c.count for c in s))
-        )
-        if short:
-            before, last = short[:-1], short[-1]
-            end = long[len(before)]
-            if (
-                before != long[: len(before)]
-                or not alike(last, end)
-                or last.count > end.count
-            ):
-                raise LedgerError(
-                    f"segment {key!r} of the loaded ledger contradicts what this ledger"
-                    " knows of it; one of the two was altered"
-                )
-        return long
+        return includes(self._segments, other.segments())
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
@@ -455,39 +385,11 @@ class Ledger:
     def __reduce__(self) -> tuple[object, ...]:
         return _unpickled, (self._plan, self.state_dict())
 
-    def _current_totals(self) -> "_Totals":
+    def _current_totals(self) -> Totals:
         """Return where the ledger stands, adding up only what was not charged here."""
         if self._totals.segments is not self._segments:
-            steps = sum(charge.count for charge in self.charges())
-            as_planned = self.releases() == merge_equal_releases(
-                self._plan.releases(steps)
-            )
-            self._totals = _Totals(self._segments, steps, as_planned)
+            self._totals = Totals.of(self._segments, self._plan)
         return self._totals
-
-    def _is_planned(self, charge: Charge, step: int) -> bool:
-        plan, release = self._plan, charge.to_release()
-        return (
-            release.noise_multiplier == plan.noise_multiplier_at(step)
-            and release.sampling_probability == plan.sampling_probability
-            and release.truncation == plan.truncation
-            and release.steps_per_pass == plan.steps_per_pass
-            and release.disjoint == plan.disjoint
-            and release.bands == plan.bands
-        )
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Totals:
-    """The totals of some segments; they hold for these segments alone.
-
-    ``as_planned``: whether the plan's first steps release just that.
-    """
-
-    segments: Mapping[str, tuple[Charge, ...]]
-    steps: int
-    as_planned: bool
 
 
 def _unpickled(plan: PrivacyPlan, state_dict: dict[str, Any]) -> Ledger:

@@ -1,9 +1,7 @@
 """The noise stage: its interface and its guarantees."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -12,15 +10,14 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor
 
-from dp import _checks, _tuning
-from dp._keystream import KEY_BITS, Keystream, RepeatedKeys
+from dp import _checks
+from dp._keystream import KEY_BITS, RepeatedKeys
 from dp._ranks import rank_and_size
 from dp.noise._chunks import as_vector, in_chunks
 from dp.noise._device.noise import add_rounded
-from dp.noise._host.compiled_stage import kernel_for
-from dp.noise._host.lattice import TOTAL_VARIATION, granularity
-from dp.noise._host.rounded import RoundedGaussian
-from dp.noise._host.workspace import borrow, give_back
+from dp.noise._host.add import add_on_host
+from dp.noise._host.exact import TOTAL_VARIATION, granularity
+from dp.noise._host.verification import Sample, Verifier
 from dp.noise._torch_generators import TorchGenerators
 
 
@@ -124,6 +121,7 @@ class GaussianNoise:
         self._seed = seed
         self._generators = TorchGenerators()
         self._debug_keys: RepeatedKeys | None = None
+        self._verifier = Verifier()
 
     @property
     def rng(self) -> Source:
@@ -164,6 +162,8 @@ class GaussianNoise:
             TypeError: If a tensor is not a dense tensor of float32 or float64.
             ValueError: If *stddev* is negative, infinite, NaN, or so small or large
                 that the precision of a tensor could not hold the noise.
+            WrongNoiseError: If an element did not get its noise: elements on the host
+                are verified in the first three calls, and one in 128 after that.
         """
         witness = _witness.get()
         if witness is None:
@@ -187,15 +187,18 @@ class GaussianNoise:
         if self._rng == "fast":
             self._add_fast(list(in_chunks(sums)), stddev)
             return stddev
+        is_verified = self._verifier.is_due()
         if self._rng == "debug":
             if self._debug_keys is None:  # Ranks may be made after this object.
                 rank, _ = rank_and_size()
                 name = f"noise of seed {self._seed}, rank {rank}: "
                 self._debug_keys = RepeatedKeys(name)
             with self._debug_keys.used():
-                _add_exactly(on_host, on_device, stddev, most_threads=1)
+                _add_exactly(
+                    on_host, on_device, stddev, is_verified=is_verified, most_threads=1
+                )
         else:
-            _add_exactly(on_host, on_device, stddev)
+            _add_exactly(on_host, on_device, stddev, is_verified=is_verified)
         return stddev
 
     def _add_fast(self, chunks: Sequence[list[Tensor]], stddev: float) -> None:
@@ -245,11 +248,23 @@ def _add_exactly(
     on_device: Sequence[Tensor],
     stddev: float,
     *,
+    is_verified: bool,
     most_threads: int | None = None,
 ) -> None:
-    """Add noise that is rounded exactly, where each tensor is."""
+    """Add noise that is rounded exactly, where each tensor is.
+
+    Raises:
+        WrongNoiseError: If an element did not get it, where that is verified.
+    """
     if on_host:
-        _add_on_host(on_host, stddev, most_threads)
+        dense = [tensor.contiguous() for tensor in on_host]
+        sample = Sample.of(dense) if is_verified else None
+        chunks = add_on_host(dense, stddev, most_threads)
+        if sample is not None:
+            sample.check(chunks, stddev)
+        for tensor, copy in zip(on_host, dense, strict=True):
+            if copy is not tensor:
+                tensor.copy_(copy)
     if on_device:
         add_rounded(list(in_chunks(on_device)), stddev)
 
@@ -283,50 +298,6 @@ def _by_place(
         else:
             on_host.append(tensor)
     return on_host, on_device, dtypes
-
-
-def _add_on_host(
-    sums: Sequence[Tensor], stddev: float, most_threads: int | None
-) -> None:
-    """Add noise that is drawn and rounded on the host, on as many threads as pay."""
-    kernel = kernel_for(sums)
-    num_threads = most_threads or torch.get_num_threads()
-    if kernel is None:  # Numpy's calls hold the interpreter's lock too often for more.
-        num_threads = min(num_threads, _tuning.MOST_THREADS_IN_NUMPY)
-    chunks = list(in_chunks(sums, num_threads=num_threads))
-    num_threads = min(num_threads, len(chunks) // _tuning.CHUNKS_PER_THREAD)
-    waiting = deque(chunks)  # Threads take from it in turn: cores are not alike.
-    workspaces = [borrow() for _ in range(max(1, num_threads))]
-    noises = [
-        RoundedGaussian(
-            stddev=stddev,
-            keystream=Keystream("noise"),
-            kernel=kernel,
-            workspace=workspace,
-        )
-        for workspace in workspaces
-    ]
-    if num_threads <= 1:
-        _add_to_waiting(noises[0], waiting)
-    else:
-        with ThreadPoolExecutor(num_threads - 1) as pool:
-            workers = [pool.submit(_add_to_waiting, n, waiting) for n in noises[1:]]
-            _add_to_waiting(noises[0], waiting)
-            for worker in workers:
-                worker.result()
-    for workspace in workspaces:
-        give_back(workspace)
-
-
-@torch.no_grad()
-def _add_to_waiting(noise: RoundedGaussian, waiting: deque[list[Tensor]]) -> None:
-    """Add noise, under a key of this thread's own, to chunks while there are any."""
-    while True:
-        try:
-            parts = waiting.popleft()
-        except IndexError:
-            return
-        noise.add_(parts)
 
 
 def _check_tensor(tensor: Tensor) -> None:

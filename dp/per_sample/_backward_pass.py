@@ -3,7 +3,7 @@
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from functools import partial
 from typing import cast, final
 
@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from dp import _tuning
 from dp.per_sample._gradients import BatchedGrads
-from dp.per_sample._graph.uses import Graph
-from dp.per_sample._isolation.analysis import Plan
 from dp.per_sample._isolation.checks import check_coupling
-from dp.per_sample._layer_batching import BatchedLayers, LayerGroup, batch_layers
+from dp.per_sample._known_graphs import Found
+from dp.per_sample._layer_batching import BatchedLayers, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._parts.row_groups import RowGroups
+from dp.per_sample._row_layers import OuterProducts, RowLayers
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
 from dp.per_sample._taken_over import take_over
@@ -49,11 +49,11 @@ def _waits(rule: Rule | None) -> bool:
 class BackwardPass:
     """Parts of one batch, collected while the backward pass reaches the uses."""
 
-    def __init__(
-        self, graph: Graph, plan: Plan, layers: Sequence[LayerGroup], num_samples: int
-    ) -> None:
+    def __init__(self, known: Found, num_samples: int) -> None:
+        graph, plan = known.graph, known.plan
         self.parts: _Parts = {}
         self.stacked: list[BatchedGrads] = []
+        self.rows: OuterProducts | None = None
         self.without_rule: list[RuleContext] = []
         self._graph = graph
         self._num_samples = num_samples
@@ -65,12 +65,15 @@ class BackwardPass:
         budget = MemoryBudget(
             max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
         )
-        in_stacks = self._put_together(graph, plan, layers, budget)
+        in_stacks = self._put_together(known, budget)
+        self._rows = RowLayers(graph.uses, known.shortcuts.rows)
+        in_rows = {layer.position for layer in self._rows.layers}
+        freed = self._rows.bytes_freed(plan.bytes_freed)
         groups: _Groups = {}
         for position, (use, bytes_freed) in enumerate(
-            zip(graph.uses, plan.bytes_freed, strict=True)
+            zip(graph.uses, freed, strict=True)
         ):
-            if position in in_stacks:
+            if position in in_stacks or position in in_rows:
                 continue
             layouts, owners = plan.layouts[position], plan.owners[position]
             site = (
@@ -87,16 +90,11 @@ class BackwardPass:
                 self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
 
-    def _put_together(
-        self,
-        graph: Graph,
-        plan: Plan,
-        layers: Sequence[LayerGroup],
-        budget: MemoryBudget,
-    ) -> set[int]:
+    def _put_together(self, known: Found, budget: MemoryBudget) -> set[int]:
         """Make one of layers that are alike, and return the positions of these."""
+        graph, plan = known.graph, known.plan
         done: set[int] = set()
-        for group in layers:
+        for group in known.shortcuts.layers:
             stack = batch_layers(
                 [graph.uses[i] for i in group.members],
                 group,
@@ -151,9 +149,13 @@ class BackwardPass:
             self._add_last(remaining)
             for stack in self._stacks:
                 self._add_stack(stack, [remaining.pop() for _ in stack.nodes])
+            # Of these every tensor is held until its sum is there, as it has to be.
+            self.rows = self._rows.gradients(
+                [remaining.pop() for _ in self._rows.nodes]
+            )
 
     def _edges(self) -> list[GradientEdge]:
-        """Return where the pass ends: at the last uses, then at those of the stacks."""
+        """Return where gradients are asked for: at the last uses, stacks and rows."""
         edges = [
             GradientEdge(site.use.node, output)
             for site, _, _ in self._last()
@@ -162,7 +164,7 @@ class BackwardPass:
         edges += [
             GradientEdge(node, 0) for stack in self._stacks for node in stack.nodes
         ]
-        return edges
+        return edges + [GradientEdge(node, 0) for node in self._rows.nodes]
 
     def _last(self) -> list[_Item]:
         return [item for item in self._sites if item[0].use.is_last]

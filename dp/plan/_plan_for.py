@@ -3,11 +3,11 @@
 Nothing of this need be believed: whatever is found, the plan computes what it costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dp._typing import NeighboringRelation
-from dp.accounting import Query
+from dp.accounting import Query, Truncation
 from dp.accounting._renyi import check_filter
 from dp.calibration import RiskTarget
 from dp.calibration._epochs import numbers_of_epochs
@@ -15,7 +15,6 @@ from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Bands,
     Mechanism,
-    check_noise_is_left_out,
     check_queries,
     choose,
     complete,
@@ -23,6 +22,7 @@ from dp.comparison import (
     scheme_of,
     truncation_of,
 )
+from dp.exceptions import tells_near_names
 from dp.plan._plan import PrivacyPlan
 from dp.sampling._units import ONE_EXAMPLE
 from dp.schedule import Schedule
@@ -31,6 +31,7 @@ from dp.schedule import Schedule
 __all__ = ("plan_for",)
 
 
+@tells_near_names
 def plan_for(
     *,
     target_epsilon: float | None = None,
@@ -99,8 +100,7 @@ def plan_for(
             least error in prefix sums, or independent noise where that has less. Each
             band beyond the first takes memory for two copies of the parameters; 1 keeps
             ``"best"`` from comparing it.
-        queries: What is asked about the same data, which the target pays for, too. With
-            them, the noise multiplier is what is left out.
+        queries: What is asked about the same data, which the target pays for, too.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
@@ -112,8 +112,6 @@ def plan_for(
           ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
     queries = check_queries(queries, renyi_order=renyi_order)
-    if queries:
-        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
     sampling_probability, steps, expected_batch_size = numbers_of_epochs(
         epochs=epochs,
         batch_size=batch_size,
@@ -125,24 +123,68 @@ def plan_for(
     if batch_size is not None and max_batch_size is None:
         dataset_size = None  # No batch is truncated, so nothing else depends on it.
     truncation = truncation_of(sampling_probability, max_batch_size, dataset_size)
+    claims: dict[str, Any] = {
+        "target_epsilon": target_epsilon,
+        "target_delta": target_delta,
+        "neighboring_relation": neighboring_relation,
+        "group_size": group_size,
+    }
+    found = _find(
+        _target(claims, target_risk, truncation, renyi_order, queries),
+        mechanism,
+        sampling_probability=sampling_probability,
+        steps=steps,
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        bands=bands,
+    )
+    return PrivacyPlan(
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=expected_batch_size,
+        unit_of_privacy=unit_of_privacy,
+        queries=queries,
+        **claims,
+        **found,
+    )
+
+
+def _target(
+    claims: Mapping[str, Any],
+    risk: RiskTarget | None,
+    truncation: Truncation | None,
+    renyi_order: RenyiOrder,
+    queries: Sequence[Query],
+) -> dict[str, Any]:
+    """Return what the numbers that are found have to keep."""
     if renyi_order is not None:
         check_filter(
             2.0 if renyi_order == "best" else renyi_order,
-            neighboring_relation,
+            claims["neighboring_relation"],
             truncated=truncation is not None,
-            group_size=group_size,
+            group_size=claims["group_size"],
         )
-    target: dict[str, Any] = {
-        "target_epsilon": target_epsilon,
-        "target_risk": target_risk,
-        "target_delta": target_delta,
-        "neighboring_relation": neighboring_relation,
+    target = {
+        **claims,
+        "target_risk": risk,
         "truncation": truncation,
-        "group_size": group_size,
         "renyi_order": renyi_order,
     }
     if queries:
         target["other_releases"] = tuple(query.release for query in queries)
+    return target
+
+
+def _find(
+    target: Mapping[str, Any],
+    mechanism: Mechanism,
+    *,
+    sampling_probability: float | Literal["largest"] | None,
+    steps: int | None,
+    noise_multiplier: float | Schedule | None,
+    max_grad_norm: float | Schedule,
+    bands: Bands,
+) -> dict[str, Any]:
+    """Return how batches are drawn and noise is made, and the number that is left out."""
     choice = choose(
         mechanism,
         target,
@@ -155,22 +197,13 @@ def plan_for(
     sigma, steps, q = complete(
         target, noise_multiplier, steps, sampling_probability, choice
     )
-    if renyi_order == "best":
-        renyi_order = order_for(target, q, sigma, steps)
-    return PrivacyPlan(
-        sampling=choice.scheme
-        or scheme_of(None if sampling_probability is None else q, truncation),
-        noise_multiplier=sigma,
-        max_grad_norm=max_grad_norm,
-        expected_batch_size=expected_batch_size,
-        steps=steps,
-        target_delta=target_delta,
-        target_epsilon=target_epsilon,
-        neighboring_relation=neighboring_relation,
-        unit_of_privacy=unit_of_privacy,
-        group_size=group_size,
-        renyi_order=renyi_order,
-        correlation=choice.correlation,
-        compared=choice.compared,
-        queries=queries,
-    )
+    order, truncation = target["renyi_order"], target["truncation"]
+    drawn = None if sampling_probability is None else q
+    return {
+        "sampling": choice.scheme or scheme_of(drawn, truncation),
+        "noise_multiplier": sigma,
+        "steps": steps,
+        "renyi_order": order_for(target, q, sigma, steps) if order == "best" else order,
+        "correlation": choice.correlation,
+        "compared": choice.compared,
+    }

@@ -10,10 +10,9 @@ from dp import _checks
 from dp.sampling._draws import allocate_at_random, deal_at_random
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._passes import DisjointBatches, Passes, RandomAllocation
-from dp.sampling._random_draws import RandomDraws
+from dp.sampling._random_draws import Law
 from dp.sampling._refused_arguments import reject_allocation_arguments
 from dp.sampling._ticket import PassStep, new_pass
-from dp.sampling._ticketed import Draws
 from dp.sampling._units import Units
 
 
@@ -89,16 +88,8 @@ class AllocationLoader(PoissonLoader):
     def _scheme(self, steps_per_pass: int) -> Passes:
         return RandomAllocation(steps_per_pass=steps_per_pass)
 
-    def _begin_pass(self) -> Draws:
-        share = self._share()
-        return RandomDraws(
-            self.dataset,
-            self._units,
-            share,
-            _Passes(self._allocation),
-            num_draws=len(self),
-            keys=self._keys_of(share[0]),
-        )
+    def _law(self) -> Law:
+        return _Passes(self._allocation)
 
 
 @final

@@ -9,10 +9,9 @@ from dp.exceptions import SamplingMismatchError
 from dp.sampling._cyclic_scheme import CyclicPoisson
 from dp.sampling._draws import allocate_at_random, poisson_sample
 from dp.sampling._loader import PoissonLoader
-from dp.sampling._random_draws import RandomDraws
+from dp.sampling._random_draws import Law
 from dp.sampling._refused_arguments import reject_cyclic_arguments
 from dp.sampling._ticket import PassStep, new_pass
-from dp.sampling._ticketed import Draws
 from dp.sampling._units import Units
 
 
@@ -91,16 +90,8 @@ class CyclicPoissonLoader(PoissonLoader):
         """How batches are drawn."""
         return self._cyclic
 
-    def _begin_pass(self) -> Draws:
-        share = self._share()
-        return RandomDraws(
-            self.dataset,
-            self._units,
-            share,
-            _Rounds(self._cyclic),
-            num_draws=len(self),
-            keys=self._keys_of(share[0]),
-        )
+    def _law(self) -> Law:
+        return _Rounds(self._cyclic)
 
 
 @final

@@ -1,11 +1,10 @@
 """How batches of cyclic Poisson sampling are drawn: a public value that a plan holds."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from dp import _checks
-from dp.sampling._one_charge import check_one_charge
-from dp.schedule import Schedule
+from dp.sampling._one_charge import OneCharge
 
 
 __all__ = ("CyclicPoisson",)
@@ -13,7 +12,7 @@ __all__ = ("CyclicPoisson",)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CyclicPoisson:
+class CyclicPoisson(OneCharge):
     """Each example is eligible in every *bands*-th step, and joins it by a coin.
 
     Another coin gives each example one of *bands* groups, for a whole run. Steps take
@@ -38,6 +37,10 @@ class CyclicPoisson:
         Theorem 4 and algorithm 2: https://arxiv.org/abs/2306.08153.
     """
 
+    _NAMED: ClassVar[str] = "cyclic Poisson sampling (CyclicPoisson)"
+    _PART: ClassVar[str] = "round"
+    _LENGTH: ClassVar[str] = "bands"
+
     sampling_probability: float
     bands: int
 
@@ -50,31 +53,3 @@ class CyclicPoisson:
     def coin_probability(self) -> float:
         """The probability of each example to be in a step that it is eligible in."""
         return _checks.cyclic_coin(self.sampling_probability, self.bands)
-
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole rounds, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        if group_size > 1:
-            raise ValueError(
-                "group_size must be 1 with cyclic Poisson sampling (CyclicPoisson), got"
-                f" {group_size!r}: no bound is proven for groups; plan with"
-                " PoissonSampling, or make a group one unit"
-            )
-        check_one_charge(
-            "cyclic Poisson sampling (CyclicPoisson)",
-            "round",
-            steps=steps,
-            renyi_order=renyi_order,
-            values=values,
-            bands=self.bands,
-        )

@@ -25,7 +25,7 @@ from dp.sampling._distinct_rows import check_distinct_rows
 from dp.sampling._draws import poisson_sample, random_subset
 from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._passes import Passes
-from dp.sampling._random_draws import RandomDraws
+from dp.sampling._random_draws import Law, RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
 from dp.sampling._schemes import (
     PoissonSampling,
@@ -176,10 +176,14 @@ class PoissonLoader(TicketedLoader):
             self.dataset,
             self._units,
             share,
-            partial(_poisson, self._sampling),
+            self._law(),
             num_draws=len(self),
             keys=self._keys_of(share[0]),
         )
+
+    def _law(self) -> Law:
+        """Return what draws the units of each step of one iteration."""
+        return partial(_poisson, self._sampling)
 
     def _share(self) -> tuple[int, int]:
         """Return which units are this process's: from which on, every which."""

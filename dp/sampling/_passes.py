@@ -1,18 +1,17 @@
 """How batches of whole passes may be drawn: public values that a plan holds."""
 
 from dataclasses import dataclass
-from typing import final, get_args
+from typing import ClassVar, final, get_args
 
 from dp import _checks
 from dp._typing import Assignment
 from dp.sampling._cyclic_scheme import CyclicPoisson
-from dp.sampling._one_charge import check_one_charge
+from dp.sampling._one_charge import OneCharge
 from dp.sampling._schemes import (
     PoissonSampling,
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.schedule import Schedule
 
 
 __all__ = ("DisjointBatches", "Passes", "RandomAllocation", "Scheme")
@@ -20,7 +19,7 @@ __all__ = ("DisjointBatches", "Passes", "RandomAllocation", "Scheme")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomAllocation:
+class RandomAllocation(OneCharge):
     """Every example joins exactly one step of each pass, chosen by its own coin.
 
     It is what one expects of an epoch: each example is seen once in *steps_per_pass*
@@ -43,6 +42,10 @@ class RandomAllocation:
         by random allocation", 2025: https://arxiv.org/abs/2502.08202.
     """
 
+    _NAMED: ClassVar[str] = "random allocation (RandomAllocation)"
+    _PART: ClassVar[str] = "pass"
+    _LENGTH: ClassVar[str] = "steps_per_pass"
+
     steps_per_pass: int
 
     def __post_init__(self) -> None:
@@ -53,38 +56,10 @@ class RandomAllocation:
         """The probability of each example to be in a given step."""
         return 1 / self.steps_per_pass
 
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole passes, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        if group_size > 1:
-            raise ValueError(
-                f"group_size must be 1 with random allocation (RandomAllocation), got"
-                f" {group_size!r}: no bound is proven for groups; plan with"
-                " PoissonSampling, or make a group one unit"
-            )
-        check_one_charge(
-            "random allocation (RandomAllocation)",
-            "pass",
-            steps=steps,
-            renyi_order=renyi_order,
-            values=values,
-            steps_per_pass=self.steps_per_pass,
-        )
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DisjointBatches:
+class DisjointBatches(OneCharge):
     """Every example joins exactly one step of each pass, and which one is no secret.
 
     A pass costs what one release on all of the data costs, however many steps it has:
@@ -113,6 +88,11 @@ class DisjointBatches:
         ``dp.accounting._disjoint``.
     """
 
+    _NAMED: ClassVar[str] = "disjoint batches (DisjointBatches)"
+    _PART: ClassVar[str] = "pass"
+    _LENGTH: ClassVar[str] = "steps_per_pass"
+    _COVERS_GROUPS: ClassVar[bool] = True  # At worst all of a group are in one step.
+
     steps_per_pass: int
     assigned_by: Assignment = "coin"
 
@@ -127,29 +107,6 @@ class DisjointBatches:
     def sampling_probability(self) -> float:
         """The share of the examples that a step expects."""
         return 1 / self.steps_per_pass
-
-    def check_plan(
-        self,
-        *,
-        steps: int,
-        group_size: int = 1,
-        renyi_order: float | str | None = None,
-        **values: float | Schedule,
-    ) -> None:
-        """Raise unless a plan has whole passes, and *values* that hold throughout.
-
-        Raises:
-            ValueError: If it has not, with what it has.
-        """
-        del group_size  # Any: at worst all of a group are in one step.
-        check_one_charge(
-            "disjoint batches (DisjointBatches)",
-            "pass",
-            steps=steps,
-            renyi_order=renyi_order,
-            values=values,
-            steps_per_pass=self.steps_per_pass,
-        )
 
 
 Passes = RandomAllocation | DisjointBatches

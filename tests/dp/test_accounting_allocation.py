@@ -16,8 +16,9 @@ from dp.accounting import (
     Truncation,
     _accountant,
     _allocation_losses,
-    _composition,
     _lower_bounds,
+    _own_losses,
+    _widths,
     epsilon,
     epsilon_curve,
     group_epsilon,
@@ -145,13 +146,13 @@ def test_anchors_are_met_to_their_digits(sigma, num_steps, count, anchor, monkey
     coarse = pass_law(num_steps, sigma, 2000)
     monkeypatch.setattr(_allocation_losses, "pass_law", lambda *_: coarse)
     allocation_losses.cache_clear()
-    _composition._composed.cache_clear()
-    losses, _ = _composition._composed(
+    _own_losses.composed.cache_clear()
+    losses, _ = _own_losses.composed(
         (passes(sigma, num_steps, count),), "zero_out", 1, coarse.spacing
     )
-    found = _composition._epsilon(losses, DELTA)
+    found = _own_losses.epsilon_of(losses, DELTA)
     allocation_losses.cache_clear()
-    _composition._composed.cache_clear()
+    _own_losses.composed.cache_clear()
 
     digits = len(str(anchor).split(".")[1])
     assert round(found, digits) == pytest.approx(anchor, abs=1.01 * 10**-digits)
@@ -427,8 +428,8 @@ def _caches():
     return (
         allocation_losses,
         check_agreement,
-        _composition._composed,
-        _composition.interval_for,
+        _own_losses.composed,
+        _widths.interval_for,
         _accountant.bound_by_pld,
     )
 

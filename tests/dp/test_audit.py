@@ -257,7 +257,8 @@ def test_every_release_pays_attention_to_its_charge(plan):
     """The score of an attack is the exact log-likelihood ratio, by its definition."""
     from dp._progress import Bar  # noqa: PLC0415
     from dp.audit._canaries import _scores  # noqa: PLC0415
-    from dp.audit._subject import observe_training, sample_membership  # noqa: PLC0415
+    from dp.audit._observation import observe_training  # noqa: PLC0415
+    from dp.audit._subject import sample_membership  # noqa: PLC0415
 
     run, _ = observe_training(training(plan), sample_membership(1000), bar=Bar())
     x_TM, q, sigma = run.signal(), 0.1, 1.0

@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.exceptions import BudgetExhaustedError, LedgerError
 from dp.ledger import Charge, Ledger
-from dp.ledger._charge import appended
+from dp.ledger._segments import appended
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonSampling
 
@@ -668,3 +668,24 @@ def test_charges_that_differ_are_counted_apart(field):
 
     assert appended((first,), first) == (replace(first, count=4),)
     assert appended((first,), other) == (first, other)
+
+
+def test_a_state_that_would_lose_a_charge_is_not_written(monkeypatch):
+    """What is written is read again at once: a defect in either is an error."""
+    ledger = charged(3)
+    whole = Charge.to_dict
+    monkeypatch.setattr(Charge, "to_dict", lambda c: {**whole(c), "count": 1})
+
+    with pytest.raises(LedgerError, match="says other charges"):
+        ledger.state_dict()
+
+
+def test_a_state_of_which_a_charge_would_be_lost_is_not_read(monkeypatch):
+    """What is read is written again and compared, before anything is loaded."""
+    state, ledger = charged(3).state_dict(), charged(0)
+    whole = Charge.from_dict
+    monkeypatch.setattr(Charge, "from_dict", lambda row: replace(whole(row), count=1))
+
+    with pytest.raises(LedgerError, match="not all of the state's charges"):
+        ledger.load_state_dict(state)
+    assert ledger.steps == 0

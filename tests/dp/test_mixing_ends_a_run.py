@@ -14,7 +14,9 @@ from dp import (
     SampleMixingError,
     Unamplified,
     WrongGradientError,
+    WrongNoiseError,
 )
+from dp.noise._host.lattice import Lattice
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._parts.part import MaterializedGrads
 
@@ -107,6 +109,20 @@ def test_a_wrong_gradient_that_is_found_after_a_release_ends_the_run(make_plan):
     assert "epsilon is infinite" in caught.value.__notes__[0]
     assert optimizer.spent().epsilon == math.inf
     assert "NOT PRIVATE: a gradient was wrong" in optimizer.certificate().to_text()
+
+
+def test_wrong_noise_ends_a_run(make_plan, monkeypatch):
+    """Nothing of it is released, and no epsilon holds of what was before."""
+    model, optimizer = run_of(make_plan, first=10)
+    step(model, optimizer)
+    before, of = model.linear.weight.clone(), Lattice.of
+    monkeypatch.setattr(Lattice, "of", lambda stddev: of(2**20 * stddev))
+
+    with pytest.raises(WrongNoiseError, match="nothing was released"):
+        step(model, optimizer)
+    assert torch.equal(model.linear.weight, before)
+    assert optimizer.spent().epsilon == math.inf
+    assert "NOT PRIVATE: noise was wrong" in optimizer.certificate().to_text()
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, strategies as st
 
 from dp._keystream import Keystream
-from dp.noise import GaussianNoise, _gaussian, _torch_generators
+from dp.noise import GaussianNoise, _torch_generators
 from dp.noise._chunks import _adjoining, as_vector, in_chunks
-from dp.noise._host import workspace
+from dp.noise._host import add, workspace
 from dp.noise._host.compiled_stage import verified_kernel
 
 
@@ -344,7 +344,7 @@ def test_threads_share_the_work_and_no_key(monkeypatch, kernel, num_threads):
     if kernel is not None:
         pytest.importorskip(kernel)
         kernel = verified_kernel()
-    monkeypatch.setattr(_gaussian, "kernel_for", lambda _: kernel)
+    monkeypatch.setattr(add, "kernel_for", lambda _: kernel)
     keys = []
     urandom = os.urandom
     monkeypatch.setattr(os, "urandom", lambda n: keys.append(urandom(n)) or keys[-1])

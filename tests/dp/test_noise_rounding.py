@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from dp import _tuning
 from dp.noise import GaussianNoise
-from dp.noise._host import exact, float32_stage, lattice, rounded as rounded_module
+from dp.noise._host import exact, float32_stage, lattice
 from dp.noise._host.compiled_stage import verified_kernel
 from dp.noise._host.float32_stage import NumpyFloat32
 from dp.noise._host.lattice import Lattice
@@ -65,7 +65,7 @@ def real_normal(uniform, num_bits):
 def real_rounding(x, normal, stddev):
     """The multiple of the granularity next to ``x + stddev * normal``."""
     with mpmath.workprec(400):
-        spacing = mpmath.mpf(lattice.granularity(stddev))
+        spacing = mpmath.mpf(exact.granularity(stddev))
         return float(mpmath.nint((mpmath.mpf(x) + stddev * normal) / spacing) * spacing)
 
 
@@ -115,7 +115,7 @@ def rounded(x, stddev, source, *, way="numpy", block=None):
     noisy = x.clone()
     source.start = dict.fromkeys(source.start, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounded_module, "round_refined", source.decide)
+        patch.setattr(exact, "round_refined", source.decide)
         if block is not None:
             patch.setattr(_tuning, "HOST_BLOCK", block)
         noise = RoundedGaussian(
@@ -411,7 +411,7 @@ def test_float64_errs_less_than_its_bound():
 def test_whole_steps_of_the_lattice_only_move_the_result(numbers, stddev, num_steps):
     """Adding lattice points to the sum adds them to the result: no other effect."""
     x = torch.tensor([0.0, *numbers, 0.0, *numbers], dtype=torch.float64)
-    spacing = lattice.granularity(stddev)
+    spacing = exact.granularity(stddev)
     steps = (x / 1e6 / spacing).round().clamp(-(2**52), 2**52)
     x = steps * spacing  # Sums that are exact to begin with, and when moved.
     source = ByCell(words_of(len(x), np.uint16, seed=0))

@@ -100,6 +100,18 @@ def test_a_gradient_that_replaces_the_stand_in_is_told_of(make_run):
         run.optimizer.step()
 
 
+def test_a_gradient_that_joins_the_stand_in_is_told_of(make_run):
+    """As by a backward pass of another loss, which adds to what it finds."""
+    run = make_run()
+    backward(run)
+    assert not run.optimizer.mechanism.step.has_foreign_grads([run.model.bias])
+    (3 * run.model.bias).sum().backward()
+
+    assert run.optimizer.mechanism.step.has_foreign_grads([run.model.bias])
+    with pytest.warns(UserWarning, match="gradients of another loss"):
+        run.optimizer.step()
+
+
 def test_one_tensor_serves_all_batches():
     """Unless somebody wrote to it, or another parameter is the smallest."""
     stand_in, weight, other = StandIn(), nn.Parameter(torch.ones(2)), torch.ones(3)

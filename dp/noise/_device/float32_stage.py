@@ -40,12 +40,8 @@ from torch import Tensor
 
 from dp import _tuning
 from dp.noise._device.chacha import ChaChaWords, WriteBlocks, num_blocks_for, written
-from dp.noise._host.lattice import (
-    FLOAT32_ERROR,
-    FLOAT32_ERROR_OF_SUM,
-    cells,
-    granularity,
-)
+from dp.noise._host.exact import granularity
+from dp.noise._host.lattice import FLOAT32_ERROR, FLOAT32_ERROR_OF_SUM, cells
 from dp.noise._load_kernel import load_verified_kernel
 
 

@@ -8,6 +8,7 @@ argument that this makes rounding exact.
 Shapes: ``E`` elements.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,10 +26,16 @@ __all__ = (
     "MORE_BITS",
     "REST_BITS",
     "SAFE_DISTANCE",
+    "TOTAL_VARIATION",
+    "decide",
+    "granularity",
     "quantiles",
     "round_exact",
     "round_refined",
 )
+
+TOTAL_VARIATION: Final = 2.0**-128
+_LATTICE_BITS: Final = 4
 
 FIRST_BITS: Final = 24  # Drawn by the float32 stage of the host.
 
@@ -42,6 +49,41 @@ _PRECISION: Final = 320  # Bits of the last resort.
 
 _Integers = NDArray[np.integer[Any]]
 _Floats = NDArray[np.float64]
+
+
+def granularity(stddev: float) -> float:
+    """Return the spacing of the lattice: a power of two, so that dividing is exact."""
+    _mantissa, exponent = math.frexp(stddev)  # stddev in [1/2, 1) * 2**exponent
+    return math.ldexp(1.0, exponent - 1 - _LATTICE_BITS)
+
+
+def decide(
+    x_E: _Floats, bits_E: _Integers, *, stddev: float, keystream: Keystream
+) -> _Floats:
+    """Return the rounded sums of elements and noise, with as many bits as they need.
+
+    Args:
+        x_E: The sums without noise.
+        bits_E: The first 24 bits of each ``U``.
+        stddev: Standard deviation, in the unit of the sums.
+        keystream: The source of further bits.
+    """
+    if not len(x_E):
+        return x_E
+    spacing = granularity(stddev)
+    # Example: a sum of 0.3 on a lattice of 1/16 is 4.8 steps: 5 whole ones, and -0.2
+    # to which noise is added.
+    units_E = x_E * (1 / spacing)
+    whole_E = np.rint(units_E)
+    steps_E = round_refined(
+        bits_E,
+        units_E - whole_E,  # Exact: magnitudes are alike, or whole is 0.
+        scale=stddev / spacing,
+        keystream=keystream,
+    )
+    steps_E += whole_E
+    steps_E *= spacing
+    return steps_E + 0.0  # -0 + 0 is 0.
 
 
 def round_refined(

@@ -2,7 +2,7 @@ r"""The lattice that noisy sums are rounded to, and the argument that rounding i
 
 :class:`dp.noise._host.rounded.RoundedGaussian` replaces ``x`` by
 ``g * round((x + s * Z) / g)``, where ``Z`` is standard normal, ``g`` is a power of two
-near ``s / 2**LATTICE_BITS``, and all of it happens in the real numbers. Such a result is
+near ``s / 2**4``, and all of it happens in the real numbers. Such a result is
 a function of the ideal Gaussian mechanism's output. Floating-point noise is not: it has
 holes and uneven spacing that depend on ``x``, by which Mironov (2012) told two inputs
 apart. Sampling the discrete Gaussian (Canonne, Kamath and Steinke 2020) is another way
@@ -63,7 +63,6 @@ References:
     Bit", 1991.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Self, final
@@ -71,7 +70,7 @@ from typing import Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from dp.noise._host.exact import FIRST_BITS, quantiles
+from dp.noise._host.exact import FIRST_BITS, granularity, quantiles
 
 
 __all__ = (
@@ -80,17 +79,12 @@ __all__ = (
     "FLOAT32_ERROR_OF_SUM",
     "POINT_BITS",
     "POINT_DISTANCE",
-    "TOTAL_VARIATION",
     "Lattice",
     "cells",
-    "granularity",
 )
-
-TOTAL_VARIATION: Final = 2.0**-128
 
 CELL_BITS: Final = 16
 POINT_BITS: Final = FIRST_BITS - CELL_BITS
-_LATTICE_BITS: Final = 4
 # Cells further out are left to float64: over them Q is too curved for 1/64 of the width.
 _LARGEST_CENTRE: Final = 3.6
 _REACH_PER_WIDTH: Final = 2.0**-6
@@ -99,12 +93,6 @@ POINT_DISTANCE: Final = (
 )  # Of neighbours, in reaches.
 FLOAT32_ERROR: Final = 2.0**-16
 FLOAT32_ERROR_OF_SUM: Final = 2.0**-23
-
-
-def granularity(stddev: float) -> float:
-    """Return the spacing of the lattice: a power of two, so that dividing is exact."""
-    _mantissa, exponent = math.frexp(stddev)  # stddev in [1/2, 1) * 2**exponent
-    return math.ldexp(1.0, exponent - 1 - _LATTICE_BITS)
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from dp import _tuning
 from dp._keystream import Keystream
 from dp.noise._chunks import as_vector
 from dp.noise._host.compiled_stage import CompiledFloat32, Kernel, Vectors
-from dp.noise._host.exact import round_refined
+from dp.noise._host.exact import decide
 from dp.noise._host.float32_stage import NumpyFloat32, Undecided
 from dp.noise._host.lattice import Lattice
 from dp.noise._host.workspace import Workspace
@@ -50,13 +50,19 @@ class RoundedGaussian:
         kernel: Kernel | None,
         workspace: Workspace,
     ) -> None:
-        self._lattice = lattice = Lattice.of(stddev)
+        self._stddev = stddev
+        lattice = Lattice.of(stddev)
         self._keystream = keystream
         self._numpy = NumpyFloat32(lattice, workspace)
         self._compiled: CompiledFloat32 | None = None
         if kernel is not None:
             self._compiled = CompiledFloat32(lattice, kernel, workspace)
         self._workspace = workspace
+
+    @property
+    def keystream(self) -> Keystream:
+        """The source of random bits."""
+        return self._keystream
 
     @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
     def add_(self, parts: list[Tensor]) -> None:
@@ -102,19 +108,5 @@ class RoundedGaussian:
             yield start, words_N, points_N
 
     def _decided(self, left: Undecided) -> NDArray[np.float64]:
-        """Return the results of undecided elements, with as many bits as they need."""
-        if not len(left.x):
-            return left.x
-        # Example: a sum of 0.3 on a lattice of 1/16 is 4.8 steps: 5 whole ones, and
-        # -0.2 to which noise is added.
-        units_C = left.x * (1 / self._lattice.spacing)
-        whole_C = np.rint(units_C)
-        steps_C = round_refined(
-            left.bits,
-            units_C - whole_C,  # Exact: magnitudes are alike, or whole is 0.
-            scale=self._lattice.scale,
-            keystream=self._keystream,
-        )
-        steps_C += whole_C
-        steps_C *= self._lattice.spacing
-        return steps_C + 0.0  # -0 + 0 is 0.
+        """Return the results of undecided elements."""
+        return decide(left.x, left.bits, stddev=self._stddev, keystream=self._keystream)

@@ -28,7 +28,35 @@ from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
 from dp.per_sample._isolation.rule_table import arguments_reader
 
 
-__all__ = ("Template",)
+__all__ = ("FOLLOWING", "Template")
+
+# Operations of one tensor whose output has the shape of that tensor.
+FOLLOWING: Final = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *(
+            "Elu",
+            "Exp",
+            "Gelu",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyRelu",
+            "Log",
+            "LogSoftmax",
+        ),
+        *(
+            "Mish",
+            "Neg",
+            "Relu",
+            "Sigmoid",
+            "Silu",
+            "Sin",
+            "Softmax",
+            "Softplus",
+            "Tanh",
+        ),
+    )
+)
 
 _NOBODY: Final = 0  # The place of an input that has no graph.
 _Places = Sequence[tuple[int, int]]  # Of edges: the place of a node, and its output.
@@ -61,7 +89,9 @@ class Template:
         self._steps, self._leaves = _steps_and_leaves(place_of, self._parameters)
         own = {place for place, _, owner in self._leaves if owner is not None}
         self._sized = [
-            place for place in place_of.values() if place and place not in own
+            place
+            for node, place in place_of.items()
+            if place and place not in own and not _follows(node, place_of, own)
         ]
         self._nodes = [place_of[node] for node in graph.nodes]
         self._followed = [place_of[node] for node in graph.followed]
@@ -95,7 +125,8 @@ class Template:
             nodes: By their places.
             parameters: As for :meth:`matched`.
         """
-        # A leaf has its parameter's shape, which is read in a third of the time.
+        # A leaf has its parameter's shape, which is read in a third of the time, and what
+        # follows from the shape of an input needs no look.
         shapes: list[tuple[int, ...]] = [parameter.shape for parameter in parameters]
         shapes += [
             tuple(output.shape)
@@ -241,6 +272,17 @@ def _steps_and_leaves(
         else:
             leaves.append((place, type(node), _owner(node, parameters)))
     return steps, leaves
+
+
+def _follows(
+    node: Node, place_of: Mapping[Node | None, int], own: Collection[int]
+) -> bool:
+    """Whether the shape of a node's output is known where that of its input is."""
+    name, inputs = name_of(node), node.next_functions
+    if name in FOLLOWING:
+        return len(inputs) == 1
+    # Of a parameter itself, a matrix: the shape is that of the parameter, turned round.
+    return name == "TBackward0" and place_of[inputs[0][0]] in own
 
 
 def _placed_constants(

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._isolation import (
     integer_rules as integers,
+    placement_rules as placement,
     routing_rules as routing,
     static_rules as static,
 )
@@ -206,7 +207,7 @@ _LAYER_NORM = FollowingRule(
     reads=("normalized_shape",),
 )
 _PIECES = FollowingRule(
-    of_output=static.pieces, integers=integers.elsewhere, reads=("dim",)
+    of_output=placement.pieces, integers=integers.elsewhere, reads=("dim",)
 )
 
 
@@ -254,14 +255,16 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
         rows=static.product(1, 2), integers=integers.product(1, 2)
     ),
     "Bmm": FollowingRule(rows=static.product(0, 1), integers=integers.product(0, 1)),
-    "Cat": FollowingRule(rows=static.cat, integers=integers.elsewhere, reads=("dim",)),
+    "Cat": FollowingRule(
+        rows=placement.cat, integers=integers.elsewhere, reads=("dim",)
+    ),
     "ConstantPadNd": FollowingRule(
-        rows=static.pad, integers=integers.pad, reads=("pad",)
+        rows=placement.pad, integers=integers.pad, reads=("pad",)
     ),
     # No integers: rows of the table belong to whoever looked them up in this batch.
     "Embedding": _routing(routing.embedding, None),
     "Flip": FollowingRule(
-        rows=static.flip, integers=integers.unless_moved("dims"), reads=("dims",)
+        rows=placement.flip, integers=integers.unless_moved("dims"), reads=("dims",)
     ),
     "Gather": _routing(routing.gather),
     "IndexSelect": _routing(routing.index_select),
@@ -272,28 +275,30 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
     "Permute": FollowingRule(
         rows=static.permute, integers=integers.permute, reads=("dims",)
     ),
-    "Repeat": FollowingRule(rows=static.repeat),
+    "Repeat": FollowingRule(rows=placement.repeat),
     "Roll": FollowingRule(
-        rows=static.roll,
+        rows=placement.roll,
         integers=integers.unless_moved("dims"),
         reads=("dims", "shifts"),
     ),
     "Select": FollowingRule(
-        rows=static.select, integers=integers.select, reads=("dim", "index")
+        rows=placement.select, integers=integers.select, reads=("dim", "index")
     ),
     "Slice": FollowingRule(
-        rows=static.slices,
+        rows=placement.slices,
         integers=integers.elsewhere,
         reads=("dim", "start", "end", "step"),
     ),
     "SparseAddmm": _routing(routing.sparse_addmm, None),
-    "Stack": FollowingRule(rows=static.stack, integers=integers.stack, reads=("dim",)),
+    "Stack": FollowingRule(
+        rows=placement.stack, integers=integers.stack, reads=("dim",)
+    ),
     "T": FollowingRule(rows=static.t, integers=integers.t),
     "Transpose": FollowingRule(
         rows=static.transpose, integers=integers.transpose, reads=("dim0", "dim1")
     ),
     "Unbind": FollowingRule(
-        of_output=static.pieces, integers=integers.select, reads=("dim",)
+        of_output=placement.pieces, integers=integers.select, reads=("dim",)
     ),
     "ViewAsComplex": FollowingRule(rows=static.view_as_complex),
     "ViewAsReal": FollowingRule(rows=static.view_as_real),

@@ -4,7 +4,8 @@ An example's gradient is zero but for the rows that it looked up, so only the lo
 are held. A row that was looked up twice must be summed before it is squared.
 
 Shapes: ``B`` examples, ``L`` lookups in all, ``D`` embedding dimensions, ``V`` rows of
-the table, ``K`` pairs of an example and a row, ``T`` positions of an example.
+the table, ``K`` pairs of an example and a row, ``T`` positions of an example, ``u``
+examples with about ``l`` lookups each.
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dp import _tuning
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
+    chunk_bytes,
+    chunks,
     squared_norms,
     wide,
     zeroed,
 )
+from dp.per_sample._parts.row_groups import RowGroups
 
 
 __all__ = ("EmbeddingGrads", "join_tables")
@@ -84,20 +87,28 @@ class EmbeddingGrads(GradPart):
             products_L = (rows_LD * self.grads_LD).sum(1)
             products_B = products_L.new_zeros(self.num_samples)
             return products_B.index_add_(0, self.owners_L, products_L)
-        left_BTV, right_BTD = wide(head.left), wide(head.right)
         # The head's gradient in row v is the sum over t of left[t, v] * right[t], so a
-        # lookup of row v needs left[:, v] alone.
-        at_row_LT = left_BTV[self.owners_L, :, self.indices_L]
-        products = []
-        for lookups in torch.arange(len(self.indices_L)).split(_tuning.LOOKUPS_AT_ONCE):
-            # A few lookups at a time: every one takes a whole [T, D] of its example.
-            inputs_LTD = right_BTD[self.owners_L[lookups]]
-            grads_LD1 = wide(self.grads_LD[lookups])[..., None]
-            products.append(
-                ((inputs_LTD @ grads_LD1)[..., 0] * at_row_LT[lookups]).sum(1)
-            )
-        products_B = right_BTD.new_zeros(self.num_samples)
-        return products_B.index_add_(0, self.owners_L, torch.cat(products))
+        # lookup of row v needs left[:, v] alone, times the inner products of right[t]
+        # and the lookup's gradient. Those are one matrix product for an example.
+        T, device = head.left.shape[1], self.grads_LD.device
+        products_B = wide(self.grads_LD[:0]).new_zeros(self.num_samples)
+        for bucket in RowGroups(self.owners_L, self.num_samples).buckets:
+            # [u, l] lookups of u examples, padded with lookups whose gradient is zero.
+            rows_ul = bucket.gather(self.indices_L)
+            grads_ulD = bucket.gather(wide(self.grads_LD))
+            in_chunks = chunks(len(rows_ul), 8 * T * bucket.length, chunk_bytes(device))
+            for some in in_chunks:
+                examples_u = bucket.units_u[some]
+                at_rows_uTl = head.left[
+                    examples_u[:, None, None],
+                    torch.arange(T, device=device)[:, None],
+                    rows_ul[some, None],
+                ]
+                inner_uTl = wide(head.right[examples_u]) @ grads_ulD[some].mT
+                products_B[examples_u] = torch.linalg.vecdot(
+                    wide(at_rows_uTl).flatten(1), inner_uTl.flatten(1)
+                )
+        return products_B
 
     def gradients(self, examples: slice) -> Tensor:
         start, stop, _ = examples.indices(self.num_samples)

@@ -155,6 +155,11 @@ class FactoredGrads(GradPart):
         else:
             right = right * factors
         if left.dim() == 3:  # noqa: PLR2004 -- [B, T, I]
+            # A sum over rows in any order: that in which the larger factor lies, so that
+            # it is not copied. Recurrent layers and attention lie as [T, B, ...].
+            larger = left if left.shape[-1] > right.shape[-1] else right
+            if larger.stride(0) < larger.stride(1):
+                left, right = left.transpose(0, 1), right.transpose(0, 1)
             left_RI, right_RO = left.flatten(0, 1), right.flatten(0, 1)
             total.addmm_(left_RI.T, right_RO, beta=beta)
             return

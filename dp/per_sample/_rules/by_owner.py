@@ -123,7 +123,8 @@ def _groups(context: RuleContext, output: int) -> RowGroups | None:
 def _known(unit_R: Tensor, context: RuleContext) -> RowGroups | None:
     """Return the groups of a use with the same rows: sorting them takes longer."""
     for groups in context.groups.values():
-        if len(groups.unit_R) == len(unit_R) and torch.equal(groups.unit_R, unit_R):
+        # len() would be a call of Python's, of each pair of a long recurrence's steps.
+        if groups.unit_R.shape == unit_R.shape and torch.equal(groups.unit_R, unit_R):
             return groups
     return None
 

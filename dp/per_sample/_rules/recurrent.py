@@ -166,29 +166,56 @@ def _through_time(
         reverse: Whether the outputs are in the reverse order of the steps.
     """
     T, N, H = states.before.shape
-    i, f, g, o = states.gates.chunk(4, -1)
-    # The factors of all steps at once; only the products below go step by step. A gate
-    # s = sigmoid(x) has the derivative s * (1 - s), and tanh has 1 - tanh * tanh.
-    of_cell = torch.stack(
-        [g * (i - i * i), states.before * (f - f * f), i * (1 - g * g)], 2
-    )
-    of_output = states.tanh * (o - o * o)
-    to_cell = o * (1 - states.tanh * states.tanh)
+    _, f, _, _ = states.gates.chunk(4, -1)
+    of_cell, of_output, to_cell = _factors(states)
     outputs, *last = grads
     zeros_NH = torch.zeros_like(states.before[0])
     d_h, d_c = (zeros_NH if grad is None else grad for grad in last[:2])
-    back_TN4H = torch.empty(T, N, 4, H).to(of_cell)
-    for step in reversed(range(T)):
-        # What comes back through the next step, and what the losses take of this
-        # output.
-        if outputs is not None:
-            d_h = d_h + outputs[-1 - step if reverse else step]
-        d_c = torch.addcmul(d_c, d_h, to_cell[step])
-        torch.mul(d_c[:, None], of_cell[step], out=back_TN4H[step, :, :3])
-        torch.mul(d_h, of_output[step], out=back_TN4H[step, :, 3])
+    # What the losses take of each output, in the order in which they were computed.
+    taken = [zeros_NH] * T if outputs is None else [*outputs.unbind()]
+    taken = taken[::-1] if reverse else taken
+    d_h = d_h + taken[-1]
+    back_TN4H = of_cell.new_empty(T, N, 4, H)
+    # Cut into steps at once: as many calls one by one take longer.
+    steps = zip(
+        # What goes to the output before; to that before the first one, nothing is added.
+        [zeros_NH, *taken[:-1]],
+        *(x.unbind() for x in (of_cell, of_output, to_cell, f)),
+        *(x.unbind() for x in (back_TN4H[:, :, :3], back_TN4H[:, :, 3])),
+        back_TN4H.flatten(2).unbind(),
+        strict=True,
+    )
+    for d_before, by_cell, by_output, cell, forget, to_ifg, to_o, back in [*steps][
+        ::-1
+    ]:
+        d_c = torch.addcmul(d_c, d_h, cell)
+        torch.mul(d_c[:, None], by_cell, out=to_ifg)
+        torch.mul(d_h, by_output, out=to_o)
         # [N, G] @ [G, H]; the cell goes back through the forget gate alone.
-        d_h, d_c = back_TN4H[step].flatten(1) @ w_hh, d_c * f[step]
+        d_h, d_c = torch.addmm(d_before, back, w_hh), d_c * forget
     return back_TN4H.flatten(2), d_h, d_c
+
+
+def _factors(states: _States) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what gradients are multiplied with on their way back, for all steps.
+
+    Only the products with them go step by step. A gate s = sigmoid(x) has the
+    derivative s * (1 - s), and tanh has 1 - tanh * tanh.
+
+    Returns:
+        [T, N, 3, H] from a cell to the inputs of its input, forget and cell gates;
+        [T, N, H] from an output to the input of its gate, and to the cell.
+    """
+    T, N, H = states.before.shape
+    i, _, g, o = states.gates.chunk(4, -1)
+    slopes_TNG = states.gates.addcmul(states.gates, states.gates, value=-1)
+    d_i, d_f, _, d_o = slopes_TNG.chunk(4, -1)
+    of_cell = slopes_TNG.new_empty(T, N, 3, H)
+    torch.mul(g, d_i, out=of_cell[:, :, 0])
+    torch.mul(states.before, d_f, out=of_cell[:, :, 1])
+    torch.addcmul(i, i * g, g, value=-1, out=of_cell[:, :, 2])
+    to_cell = o.addcmul(o * states.tanh, states.tanh, value=-1)
+    return of_cell, states.tanh * d_o, to_cell
 
 
 def _is_along_sequences(context: RuleContext) -> bool:

@@ -83,15 +83,14 @@ def _layer_norm(context: RuleContext, grad: Tensor) -> Parts:
     shape = tuple(context.saved("normalized_shape"))
     weight, bias = 1, 2
     if weight in context.operands:
-        rstd_BT1 = _blocks(context, context.saved("result2"))
-        # (x - mean) * rstd as x * rstd + shift: one pass over [B, T, D], and one new
-        # tensor.
-        shift_BT1 = -_blocks(context, context.saved("result1")) * rstd_BT1
-        inputs_BTD = _blocks(context, context.saved("input"))
-        normed_BTD = torch.addcmul(shift_BT1, inputs_BTD, rstd_BT1)
-        parts[weight] = MaterializedGrads(
-            normed_BTD.mul_(g_BTD).sum(1).unflatten(1, shape)
+        mean_BT1, rstd_BT1 = (
+            _blocks(context, context.saved(name)) for name in ("result1", "result2")
         )
+        # One new tensor. Of two operands at a time, since torch has no vectorised loop
+        # for three of which some are spread along the last axis.
+        normed_BTD = _blocks(context, context.saved("input")) - mean_BT1
+        normed_BTD = normed_BTD.mul_(rstd_BT1).mul_(g_BTD)
+        parts[weight] = MaterializedGrads(normed_BTD.sum(1).unflatten(1, shape))
     if bias in context.operands:
         parts[bias] = MaterializedGrads(g_BTD.sum(1).unflatten(1, shape))
     return parts

@@ -4,6 +4,7 @@ Shapes: ``B`` examples, ``T`` positions.
 """
 
 import math
+import re
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dp.per_sample import (
 )
 from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._graph.uses import Use
+from dp.per_sample._isolation.known_graph import FOLLOWING
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -433,3 +435,15 @@ def test_what_looks_alike_is_not(kind, walks, assert_exact):
         assert_exact(losses(model, torch.randn(B, 4)), trained(model), engine=engine)
 
     assert 2 <= len(walks) <= 3  # One more where rows are first taken for data.
+
+
+@pytest.mark.parametrize("name", sorted(FOLLOWING))
+def test_shapes_that_are_not_looked_at_follow_from_others(name):
+    """An operation of one tensor gives a tensor of the same shape."""
+    function = re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Backward0")).lower()
+    run = getattr(torch, function, None) or getattr(nn.functional, function)
+    x = torch.rand(2, 3, requires_grad=True)
+    y = run(x, dim=1) if "softmax" in function else run(x)
+
+    assert type(y.grad_fn).__name__ == name
+    assert y.shape == x.shape

@@ -63,6 +63,10 @@ def neighbours(hidden, _step):
     return hidden + hidden[torch.arange(B).roll(1)]
 
 
+def neighbours_by_rolling(hidden, _step):
+    return hidden + hidden.roll(1, 0)
+
+
 def neighbours_later(hidden, step):
     return hidden + hidden[torch.arange(B).roll(step // 3)]
 
@@ -88,6 +92,10 @@ VERIFIED = {
     "integer_rules": (
         another_rule("SoftmaxBackward0", integers=integer_rules.pointwise),
         softmax_over_the_batch,
+    ),
+    "placement_rules": (
+        another_rule("RollBackward0", rows=each_row_its_own, integers=None),
+        neighbours_by_rolling,
     ),
     "routing_rules": (
         another_rule("IndexBackward0", rows=each_row_its_own),

@@ -1,0 +1,53 @@
+"""Say what likely went wrong: nothing here decides what is released.
+
+A step that :func:`check_attached` lets through by mistake is noise alone.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dp.exceptions import UnsupportedOperationError
+from dp.per_sample import PerSampleGradients
+
+
+__all__ = ("check_attached", "explain_deepspeed", "warn_of_many_rows")
+
+
+def check_attached(gradients: PerSampleGradients, parameters: Sequence[Tensor]) -> None:
+    """Raise if no parameter takes part in the losses.
+
+    Raises:
+        UnsupportedOperationError: Then.
+    """
+    if gradients.is_detached and parameters:
+        raise UnsupportedOperationError(
+            "none of the optimizer's parameters takes part in the losses, so the step"
+            " would be noise alone: they were computed under no_grad or by another"
+            " model, or a framework trains copies in place of the model's parameters,"
+            " for which there is no gradient of one example" + explain_deepspeed()
+        )
+
+
+def warn_of_many_rows(*, stacklevel: int) -> None:
+    """Warn that what is taken for examples may be rows of fewer of them."""
+    warnings.warn(
+        "backward was given more losses than the plan expects examples in a batch, and"
+        " each is clipped as an example of its own: where several are of one example, as"
+        " of its augmented views or its tokens, it counts as often. Say whose they are"
+        " (units=), or train on a dp.UnamplifiedLoader, whose batches say it",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def explain_deepspeed() -> str:
+    """Return why DeepSpeed's engines cause these errors, if it is imported."""
+    if "deepspeed" not in sys.modules:
+        return ""
+    return (
+        ". DeepSpeed's ZeRO stages 1 to 3 and its fp16 and bf16 engines put copies in"
+        " place of the parameters, and may step before any batch: train with stage 0 in"
+        " float32 or with torch_autocast, with DistributedDataParallel or with FSDP2"
+    )

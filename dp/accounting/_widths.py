@@ -1,0 +1,38 @@
+"""Choose the width of the buckets that losses are composed in; any is a valid bound."""
+
+from functools import lru_cache
+
+from dp._typing import NeighboringRelation
+from dp.accounting import _own_losses, _resolution
+from dp.accounting._composition import distance_of, rounding
+from dp.accounting._release import Release
+
+
+__all__ = ("interval_for",)
+
+
+@lru_cache(maxsize=512)
+def interval_for(
+    releases: tuple[Release, ...],
+    delta: float,
+    relation: NeighboringRelation,
+    group_size: int,
+    tolerance: float,
+) -> float:
+    """Return the width of buckets for an epsilon that is nearly tight."""
+    distance = distance_of(releases, relation, group_size)
+    if all(release.sampling_probability == 1 for release in releases):
+        return _resolution.unsampled_width(releases, distance)
+    powers = _resolution.reference(releases)
+    if _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST:
+        releases = powers
+
+    def bound_at(width: float) -> tuple[float, int]:
+        losses, num_buckets = _own_losses.composed(
+            releases, relation, group_size, width
+        )
+        return _own_losses.epsilon_of(losses, delta), num_buckets * len(releases)
+
+    start = _resolution.starting_width(releases, delta, distance)
+    noise = rounding(releases) / delta
+    return _resolution.choose_interval(bound_at, start, tolerance, noise)

@@ -1,0 +1,52 @@
+"""Which uses of a known graph are served together with others.
+
+A step of a small model is hundreds of small calls, and the same of them in every step:
+whose they may share is found once for the sizes of a graph.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from dp.per_sample._graph.uses import Graph
+from dp.per_sample._isolation.batch_layout import Layout
+from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+from dp.per_sample._row_layers import RowLayer, find_row_layers
+
+
+__all__ = ("Shortcuts", "find_shortcuts")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """The uses of a known graph that need not be served one by one.
+
+    Attributes:
+        layers: Those that may be served as one.
+        rows: Linear layers that meet one row of each example; none of the above.
+    """
+
+    layers: Sequence[LayerGroup] = ()
+    rows: Sequence[RowLayer] = ()
+
+
+def find_shortcuts(
+    graph: Graph,
+    layouts: Sequence[Mapping[int, Layout] | None],
+    parameters: Sequence[Tensor],
+    *,
+    num_samples: int,
+) -> Shortcuts:
+    """Return the uses that may be served together, in graphs like this one."""
+    layers = find_identical_layers(graph, layouts, parameters, num_samples=num_samples)
+    rows = find_row_layers(
+        graph,
+        layouts,
+        parameters,
+        num_samples=num_samples,
+        batched={position for group in layers for position in group.members},
+    )
+    return Shortcuts(layers, rows)
