@@ -1,5 +1,9 @@
-"""Builds that are broken on purpose, as context managers around a right one."""
+"""Builds that are broken on purpose, as context managers around a right one.
 
+And what an audit's report says of them.
+"""
+
+import re
 from contextlib import contextmanager
 from unittest import mock
 
@@ -8,7 +12,6 @@ import torch
 
 import dp.sampling
 from dp import DPOptimizer, FlatClipping, GaussianNoise, _tuning
-from dp._mechanism.sums import Sums
 from dp.ledger import Ledger
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._isolation.verification import Verifier
@@ -26,7 +29,7 @@ def _noise(change):
     with (
         # No two sums in one buffer.
         mock.patch.object(_tuning, "SMALL_SUM", 0),
-        mock.patch.object(Sums, "_may_be_kept", return_value=False),
+        mock.patch("dp._mechanism.sums._may_be_kept", return_value=False),
         mock.patch.object(GaussianNoise, "add_", add_),
     ):
         yield
@@ -208,3 +211,16 @@ def divided_by_the_batch():
     step.hooked = True
     with mock.patch.object(DPOptimizer, "step", step):
         yield
+
+
+def refuted(report):
+    """Return the claims that do not hold."""
+    return {f.claim.split(":")[-1].strip() for f in report.findings if not f.holds}
+
+
+def take_down(decisions, report, claims=None):
+    """Let *decisions* know the p-values of a report, of some claims or of all."""
+    for finding in report.findings:
+        p_value = re.search(r"p = (\S+)$", finding.detail)
+        if p_value and (claims is None or finding.claim.split(": ")[1] in claims):
+            assert decisions.refutes(finding.claim, float(p_value[1])) != finding.holds

@@ -1,5 +1,6 @@
 """A small private run that the optimizer's tests build on."""
 
+import io
 import os
 from dataclasses import dataclass
 
@@ -9,7 +10,13 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dp import DPOptimizer, PoissonLoader, PoissonSampling, PrivacyPlan
+from dp import (
+    BudgetExhaustedError,
+    DPOptimizer,
+    PoissonLoader,
+    PoissonSampling,
+    PrivacyPlan,
+)
 from dp.cli import main
 
 
@@ -133,6 +140,28 @@ def make_run(make_plan):
         return Run(model, DPOptimizer(inner, plan=plan, loader=loader), loader)
 
     return make
+
+
+@pytest.fixture
+def check_resumed_steps():
+    """See a run of 20 steps, charged by fours, resume after 6 of them in another run."""
+
+    def check(run, resumed):
+        run.train(6)
+        file = io.BytesIO()
+        torch.save(run.optimizer.state_dict(), file)
+        file.seek(0)
+
+        resumed.optimizer.load_state_dict(torch.load(file))
+        assert resumed.optimizer.ledger.steps == 8
+        resumed.train(4)
+
+        assert resumed.optimizer.ledger.steps == 12
+        with pytest.raises(BudgetExhaustedError):
+            resumed.train(20)
+        assert resumed.optimizer.ledger.steps == 20
+
+    return check
 
 
 @pytest.fixture

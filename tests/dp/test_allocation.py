@@ -1,7 +1,6 @@
 """Random allocation: what is drawn, what it is charged, and that both are stated."""
 
 import copy
-import io
 import json
 import math
 import pickle
@@ -409,22 +408,9 @@ def test_an_interrupted_pass_stays_charged_and_another_one_begins(make_allocated
     assert run.optimizer.ledger.steps == 8
 
 
-def test_a_resume_begins_a_new_pass(make_allocated):
+def test_a_resume_begins_a_new_pass(make_allocated, check_resumed_steps):
     """What is saved within a pass has all of it charged, and nothing to go on with."""
-    run, resumed = make_allocated(), make_allocated()
-    run.train(6)
-    file = io.BytesIO()
-    torch.save(run.optimizer.state_dict(), file)
-    file.seek(0)
-
-    resumed.optimizer.load_state_dict(torch.load(file))
-    assert resumed.optimizer.ledger.steps == 8
-    resumed.train(4)
-
-    assert resumed.optimizer.ledger.steps == 12
-    with pytest.raises(BudgetExhaustedError):
-        resumed.train(20)
-    assert resumed.optimizer.ledger.steps == 20
+    check_resumed_steps(make_allocated(), make_allocated())
 
 
 def test_a_copy_pays_for_the_rest_of_the_pass_itself(make_allocated):

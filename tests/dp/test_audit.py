@@ -37,6 +37,7 @@ from dp.audit._statistics import FALSE_ALARM
 
 sys.path.insert(0, str(Path(__file__).parent))
 import audit_builds as builds
+from audit_builds import refuted, take_down
 
 
 pytestmark = pytest.mark.statistical
@@ -65,18 +66,6 @@ def train(plan):
 def changed(plan, **changes):
     fields = {name: getattr(plan, name) for name in plan.__slots__}
     return PrivacyPlan(**{**fields, **changes})
-
-
-def refuted(report):
-    return {f.claim.split(":")[-1].strip() for f in report.findings if not f.holds}
-
-
-def take_down(decisions, report, claims=None):
-    """Let *decisions* know the p-values of a report, of some claims or of all."""
-    for finding in report.findings:
-        p_value = re.search(r"p = (\S+)$", finding.detail)
-        if p_value and (claims is None or finding.claim.split(": ")[1] in claims):
-            assert decisions.refutes(finding.claim, float(p_value[1])) != finding.holds
 
 
 def is_refuted_by_attack(decisions, report):

@@ -1,7 +1,6 @@
 """Audits of random allocation: right runs hold, and each broken build is refuted."""
 
 import math
-import re
 import sys
 from contextlib import contextmanager
 from itertools import count
@@ -24,6 +23,7 @@ from dp.sampling._draws import allocate_at_random
 
 sys.path.insert(0, str(Path(__file__).parent))
 import audit_builds as builds
+from audit_builds import refuted, take_down
 
 
 NUM_RECORDS = 4000
@@ -40,17 +40,6 @@ def plan():
         steps=40,
         target_delta=1e-5,
     )
-
-
-def refuted(report):
-    return {f.claim.split(":")[-1].strip() for f in report.findings if not f.holds}
-
-
-def take_down(decisions, report, claims=None):
-    for finding in report.findings:
-        p_value = re.search(r"p = (\S+)$", finding.detail)
-        if p_value and (claims is None or finding.claim.split(": ")[1] in claims):
-            assert decisions.refutes(finding.claim, float(p_value[1])) != finding.holds
 
 
 @contextmanager

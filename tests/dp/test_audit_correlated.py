@@ -1,6 +1,5 @@
 """Audits of correlated noise: right runs hold, and each broken build is refuted."""
 
-import re
 import sys
 from contextlib import contextmanager
 from itertools import count
@@ -23,6 +22,7 @@ from dp.sampling._draws import allocate_at_random
 
 sys.path.insert(0, str(Path(__file__).parent))
 import audit_builds as builds
+from audit_builds import refuted, take_down
 
 
 NUM_RECORDS = 4000
@@ -45,17 +45,6 @@ def make_plan(*, q=0.1, steps=40, correlated=True):
 @pytest.fixture
 def plan():
     return make_plan()
-
-
-def refuted(report):
-    return {f.claim.split(":")[-1].strip() for f in report.findings if not f.holds}
-
-
-def take_down(decisions, report, claims=None):
-    for finding in report.findings:
-        p_value = re.search(r"p = (\S+)$", finding.detail)
-        if p_value and (claims is None or finding.claim.split(": ")[1] in claims):
-            assert decisions.refutes(finding.claim, float(p_value[1])) != finding.holds
 
 
 @contextmanager

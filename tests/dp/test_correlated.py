@@ -723,22 +723,11 @@ def test_no_state_holds_anything_of_the_recursion(make_correlated):
     assert pickle.loads(pickled).recursion._histories == []  # noqa: S301 -- our own
 
 
-def test_a_resume_begins_anew_and_pays_for_a_round(make_correlated):
+def test_a_resume_begins_anew_and_pays_for_a_round(
+    make_correlated, check_resumed_steps
+):
     """5: the round that was broken off stays charged; nothing is needed to go on."""
-    run, resumed = make_correlated(), make_correlated()
-    run.train(6)
-    file = io.BytesIO()
-    torch.save(run.optimizer.state_dict(), file)
-    file.seek(0)
-
-    resumed.optimizer.load_state_dict(torch.load(file))
-    assert resumed.optimizer.ledger.steps == 8
-    resumed.train(4)
-
-    assert resumed.optimizer.ledger.steps == 12
-    with pytest.raises(BudgetExhaustedError):
-        resumed.train(20)
-    assert resumed.optimizer.ledger.steps == 20
+    check_resumed_steps(make_correlated(), make_correlated())
 
 
 def test_a_state_that_is_loaded_ends_the_correlation(lone, monkeypatch):

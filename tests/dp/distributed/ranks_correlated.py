@@ -18,30 +18,12 @@ def _run(**changes):
 
 def training():
     """Return what this rank saw of each step, its charges and its parameters."""
-    model, optimizer, loader = _run(noise_multiplier=1.0)
-    seen = []
-    for batch in loader:
-        seen.append(batch[-1].tolist())
-        optimizer.backward(ranks_training.losses_of(model, batch))
-        optimizer.step()
-    state = optimizer.ledger.state_dict()
-    weights = [p.detach().flatten().tolist() for p in model.parameters()]
-    return seen, state, weights
+    return ranks_training.witness(*_run(noise_multiplier=1.0))
 
 
 def without_noise():
     """Return the sums of a round at fixed weights, and of one batch of all examples."""
-    model, optimizer, loader = _run(steps=4, lr=0.0)
-    total = 0.0
-    for batch in loader:
-        optimizer.backward(ranks_training.losses_of(model, batch))
-        optimizer.step()
-        total += model.first.bias.grad.clone()
-    model, optimizer, loader = ranks_training.run_of(q=1.0, lr=0.0)
-    batch = next(iter(loader))
-    optimizer.backward(ranks_training.losses_of(model, batch))
-    optimizer.step()
-    return total.tolist(), model.first.bias.grad.tolist()
+    return ranks_training.total_at_fixed_weights(*_run(steps=4, lr=0.0))
 
 
 def prefix_error():

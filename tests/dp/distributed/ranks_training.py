@@ -271,3 +271,27 @@ def train_alone(drawn, *, poison=None, frozen=(), **changes):
             optimizer.backward(losses_of(model, batch))
             optimizer.step()
     return weights_of(model)
+
+
+def witness(model, optimizer, loader):
+    """Train; return what this rank saw of each step, its charges and its parameters."""
+    seen = []
+    for batch in loader:
+        seen.append(batch[-1].tolist())
+        optimizer.backward(losses_of(model, batch))
+        optimizer.step()
+    weights = [p.detach().flatten().tolist() for p in model.parameters()]
+    return seen, optimizer.ledger.state_dict(), weights
+
+
+def total_at_fixed_weights(model, optimizer, loader):
+    """Return the sums of all batches, and of one batch of all examples."""
+    total = 0.0
+    for batch in loader:
+        optimizer.backward(losses_of(model, batch))
+        optimizer.step()
+        total += model.first.bias.grad.clone()
+    model, optimizer, loader = run_of(q=1.0, lr=0.0)
+    optimizer.backward(losses_of(model, next(iter(loader))))
+    optimizer.step()
+    return total.tolist(), model.first.bias.grad.tolist()
