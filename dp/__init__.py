@@ -30,6 +30,7 @@ Names are loaded when they are first used, so that ``import dp`` and the account
 need no torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         Risk,
     )
     from dp.calibration import RiskTarget
-    from dp.certificate import Certificate, compose, verify
+    from dp.certificate import Certificate, TuningCertificate, compose, verify
     from dp.checking import CheckReport, check
     from dp.clipping import (
         AutomaticClipping,
@@ -92,7 +93,7 @@ if TYPE_CHECKING:
         UnamplifiedLoader,
     )
     from dp.schedule import Schedule
-    from dp.selection import TuningCertificate, tune
+    from dp.selection import tune
     from dp.wrapping import wrap_class
 
 __all__ = (
@@ -161,7 +162,7 @@ _HOME: Final = {
     for module, names in {
         "accounting": "Guarantee NegativeBinomialRuns PoissonRuns Query Release Risk",
         "calibration": "RiskTarget",
-        "certificate": "Certificate compose verify",
+        "certificate": "Certificate TuningCertificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
         " QuantileClipping ScaledClipping",
@@ -179,7 +180,7 @@ _HOME: Final = {
         " DisjointLoader PoissonLoader PoissonSampling RandomAllocation"
         " TruncatedPoissonSampling Unamplified UnamplifiedLoader",
         "schedule": "Schedule",
-        "selection": "TuningCertificate tune",
+        "selection": "tune",
         "wrapping": "wrap_class",
     }.items()
     for name in names.split()
@@ -195,7 +196,9 @@ if (
         if name in _MODULES:
             return _load(name)
         if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            told = f"module {__name__!r} has no attribute {name!r}"
+            # With these two, Python asks after the name that was meant.
+            raise AttributeError(told, name=name, obj=sys.modules[__name__])
         value = getattr(_load(_HOME[name]), name)
         globals()[name] = value
         return value

@@ -3,14 +3,15 @@
 A schedule of steps is public. A rate that follows a loss on private data tells of them,
 on the weights of every step, and no ledger counts it. From the rate alone the two cannot
 be told apart: a certificate says that options changed, and what has to be true of that.
-Of torch's ``ReduceLROnPlateau``, which follows a metric, is warned.
+Of schedulers whose ``step`` takes a metric, as ``ReduceLROnPlateau``, is warned.
 """
 
 import gc
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, final
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,8 +23,8 @@ from dp.evidence import callers_level
 __all__ = (
     "CHANGED",
     "ChangedOptions",
-    "warn_of_plateau_on",
-    "warn_of_plateau_schedulers",
+    "warn_of_metric_schedulers",
+    "warn_of_metrics_on",
 )
 
 CHANGED: Final = (
@@ -32,7 +33,10 @@ CHANGED: Final = (
 )
 _PLAIN: Final = frozenset((bool, int, float, tuple, str))
 
-_told: Final[WeakSet[ReduceLROnPlateau]] = WeakSet()
+_NO_METRICS: Final = frozenset(("epoch", "step", "iteration", "closure"))
+
+# By identity: a scheduler of one's own may have no hash.
+_told: Final[WeakValueDictionary[int, object]] = WeakValueDictionary()
 
 
 @final
@@ -46,20 +50,20 @@ class ChangedOptions:
     def note(self, groups: Iterable[Mapping[str, Any]], *optimizers: Optimizer) -> None:
         """Note the options of a step.
 
-        The first time that they changed, warns of a ``ReduceLROnPlateau`` on one of
-        *optimizers*.
+        The first time that they changed, warns of schedulers on one of *optimizers*
+        that follow a metric.
         """
         options = [_options(group) for group in groups]
         if not self.have_changed and self._last not in (None, options):
             self.have_changed = True
-            warn_of_plateau_on(optimizers)
+            warn_of_metrics_on(optimizers)
         self._last = options
 
     def assumed(self, *optimizers: Optimizer) -> tuple[str, ...]:
         """Return what a certificate has to assume of them; warns once more."""
         if not self.have_changed:
             return ()
-        warn_of_plateau_on(optimizers)
+        warn_of_metrics_on(optimizers)
         return (CHANGED,)
 
 
@@ -75,21 +79,25 @@ def _options(group: Mapping[str, Any]) -> list[object]:
     return plain
 
 
-def warn_of_plateau_on(optimizers: Sequence[Optimizer]) -> None:
-    """Warn of every ``ReduceLROnPlateau`` of one of *optimizers*, which do not know it.
+def warn_of_metrics_on(optimizers: Sequence[Optimizer]) -> None:
+    """Warn of schedulers on one of *optimizers* that follow a metric.
 
-    It is searched for among all objects, which takes a tenth of a second.
+    Optimizers do not know their schedulers, which are searched for among all objects: it
+    takes a tenth of a second.
     """
-    ids = set(map(id, optimizers))
-    warn_of_plateau_schedulers(
+    ids, everything = set(map(id, optimizers)), gc.get_objects()
+    # Of hundreds of thousands of objects, but some thousand kinds. Attributes are read
+    # of schedulers alone: other objects may do anything when they are asked.
+    kinds = {id(kind): kind for kind in map(type, everything)}
+    followers = {key for key, kind in kinds.items() if _follows_metric(kind)}
+    warn_of_metric_schedulers(
         found
-        for found in gc.get_objects()
-        if issubclass(type(found), ReduceLROnPlateau)
-        and id(getattr(found, "optimizer", None)) in ids
+        for found in everything
+        if id(type(found)) in followers and id(getattr(found, "optimizer", None)) in ids
     )
 
 
-def warn_of_plateau_schedulers(schedulers: Iterable[object]) -> None:
+def warn_of_metric_schedulers(schedulers: Iterable[object]) -> None:
     """Warn, once each, if *schedulers*, wrapped by a framework or not, follow a metric.
 
     On the weights of each step they act as something that looked at the data of that
@@ -97,12 +105,34 @@ def warn_of_plateau_schedulers(schedulers: Iterable[object]) -> None:
     """
     for scheduler in schedulers:
         inner = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
-        if isinstance(inner, ReduceLROnPlateau) and inner not in _told:
-            _told.add(inner)
+        if _follows_metric(type(inner)) and _told.get(id(inner)) is not inner:
+            _told[id(inner)] = inner
             warnings.warn(
-                "ReduceLROnPlateau sets the learning rate by a metric. If the metric is"
-                " computed from private data, epsilon does not cover what the rate"
-                " tells of them: follow public data or a schedule of steps, or say so"
-                " in certificate(private_data_touches=[...])",
+                f"{type(inner).__name__} sets the learning rate by a metric. If the"
+                " metric is computed from private data, epsilon does not cover what the"
+                " rate tells of them: follow public data or a schedule of steps, or say"
+                " so in certificate(private_data_touches=[...])",
                 stacklevel=callers_level(),
             )
+
+
+def _follows_metric(kind: type) -> bool:
+    """Whether instances are schedulers whose ``step`` demands a number to follow.
+
+    As ``ReduceLROnPlateau``, and ``GreedyLR`` of transformers, which shares no class
+    with it. A schedule of steps can be called without an argument.
+    """
+    if issubclass(kind, ReduceLROnPlateau):
+        return True
+    step, rates = (
+        inspect.getattr_static(kind, name, None) for name in ("step", "get_last_lr")
+    )
+    if not inspect.isfunction(step) or rates is None:
+        return False
+    demanded = [
+        parameter.name
+        for parameter in [*inspect.signature(step).parameters.values()][1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+    ]
+    return bool(demanded) and demanded[0] not in _NO_METRICS

@@ -173,8 +173,9 @@ def _rows_of(dataset: Any) -> Iterator[_Thing]:
 
 def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     name = "rows of this dataset"
-    column = dataset.tensors[0] if type(dataset) is TensorDataset else None
-    if column is None or column.layout != torch.strided or not column.numel():
+    column = dataset.tensors[0] if type(dataset) is TensorDataset else dataset
+    is_dense = isinstance(column, Tensor) and column.layout == torch.strided
+    if not is_dense or not column.numel():
         yield from _object(dataset, rows, name)
         return
     # Of the same tensors, whoever builds a dataset of them: where each row begins.
@@ -215,7 +216,7 @@ def _meet(one: _Rows, other: _Rows) -> bool:
 
 def _unknown_charges(name: str) -> LedgerError:
     return LedgerError(
-        f"{name} were trained on before in this process, and the ledger of this optimizer"
+        f"{name} were trained on before in this process, or asked about, and this ledger"
         " does not know what that cost, so its epsilon would be too small. Go on with"
         " that ledger: DPOptimizer(..., continue_from=earlier_optimizer), with a plan for"
         " everything that is charged; or load its last state_dict(). A run of its own"

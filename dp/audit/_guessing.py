@@ -122,13 +122,18 @@ def permits(
 
 
 def largest_permitted(
-    trade_off: TradeOff, *, num_coins: int, num_guesses: int, num_right: int
+    trade_off: TradeOff,
+    *,
+    num_coins: int,
+    num_guesses: int,
+    num_right: int,
+    bisections: int = _BISECTIONS,
 ) -> float:
     """Return at least the largest probability of so many right guesses, or more."""
     if num_right == 0:
         return 1.0
     low, high = math.log(_LEAST), 0.0
-    for _ in range(_BISECTIONS):
+    for _ in range(bisections):
         middle = (low + high) / 2
         if permits(
             trade_off,

@@ -1,6 +1,6 @@
 """A document to publish about a private run, and its verification.
 
-A :class:`Certificate` holds public numbers only, enough of them to compute its own
+A :class:`Certificate`, or a :class:`TuningCertificate` of a choice among runs, holds public numbers only, enough of them to compute its own
 epsilon again. :func:`verify` does that from the JSON alone, line by line.
 """
 
@@ -8,6 +8,7 @@ from dp._reports import Finding
 from dp.certificate._document import Certificate, compose
 from dp.certificate._run import CertifiedRun
 from dp.certificate._scores import Scores
+from dp.certificate._tuning import TuningCertificate
 from dp.certificate._verification import Verification, verify
 
 
@@ -16,6 +17,7 @@ __all__ = (
     "CertifiedRun",
     "Finding",
     "Scores",
+    "TuningCertificate",
     "Verification",
     "compose",
     "verify",

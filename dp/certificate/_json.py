@@ -12,7 +12,7 @@ from dp.ledger._advisories import ADVISORIES
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("checksum_holds", "dumps", "loads", "sha256")
+__all__ = ("checksum_holds", "dumps", "loads", "parse", "sha256")
 
 _FORMAT: Final = "forwarding-dp-certificate/5"
 # JSON has no tuples, infinities and whole numbers for keys; fields say what they were.
@@ -50,7 +50,7 @@ def loads(text: str, kind: type[Any]) -> dict[str, Any]:
         LedgerError: If it is in another format.
         ValueError, TypeError, KeyError, AttributeError: If it is no certificate.
     """
-    body: dict[str, Any] = json.loads(text, object_pairs_hook=_unrepeated)
+    body: dict[str, Any] = parse(text)
     written = body.pop("format")
     if written != _FORMAT:
         raise LedgerError(
@@ -67,9 +67,19 @@ def loads(text: str, kind: type[Any]) -> dict[str, Any]:
     return body
 
 
+def parse(text: str) -> Any:
+    """Return what JSON says, in plain types.
+
+    Raises:
+        LedgerError: If it states a thing twice.
+        ValueError: If it is no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_unrepeated)
+
+
 def checksum_holds(text: str) -> bool:
     """Whether the document is the one that was written."""
-    body = json.loads(text, object_pairs_hook=_unrepeated)
+    body = parse(text)
     stated = body.pop("checksum")
     return bool(sha256(body) == stated)
 

@@ -1,7 +1,6 @@
 """Certificates for people to read."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from dp.accounting import Query, Truncation
@@ -144,37 +143,17 @@ def run_facts(run: CertifiedRun) -> dict[str, str]:
 
 def release_words(run: CertifiedRun) -> list[str]:
     """Return every kind of release of a run: sampling, noise multiplier and norm."""
-    return [_releases(charges) for charges in _but_for_norms(run.charges)]
+    return list(map(_releases, run.charges))
 
 
-def _but_for_norms(charges: Sequence[Charge]) -> list[list[Charge]]:
-    """Return charges in a row that differ in a norm that follows a quantile, together."""
-    together: list[list[Charge]] = []
-    for charge in charges:
-        before = together[-1][-1] if together else None
-        if (
-            before is not None
-            and before.noise_beside_count is not None
-            and replace(before, count=1, max_grad_norm=1.0)
-            == replace(charge, count=1, max_grad_norm=1.0)
-        ):
-            together[-1].append(charge)
-        else:
-            together.append([charge])
-    return together
-
-
-def _releases(charges: Sequence[Charge]) -> str:
-    first = charges[0]
-    whole = replace(first, count=sum(charge.count for charge in charges))
-    norms = [charge.max_grad_norm for charge in charges]
-    low, high = min(norms), max(norms)
+def _releases(charge: Charge) -> str:
+    low, high = charge.norm_range.least, charge.norm_range.largest
     norm = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     return (
-        f"{_sampled(whole)}, sigma = {first.noise_multiplier:g}, C = {norm}"
-        + _truncation(first.truncation)
-        + _counted(first)
-        + _off_plan(first)
+        f"{_sampled(charge)}, sigma = {charge.noise_multiplier:g}, C = {norm}"
+        + _truncation(charge.truncation)
+        + _counted(charge)
+        + _off_plan(charge)
     )
 
 

@@ -24,6 +24,9 @@ from dp.certificate._numbers import Numbers, together
 from dp.certificate._run_findings import findings_of_run
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
+from dp.certificate._soundness import fields_finding
+from dp.certificate._tuning import TUNING_FORMAT, TuningCertificate
+from dp.certificate._tuning_findings import findings_of_tuning
 
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ _EPSILONS: Final = (
 )
 _COUNTS: Final = ("delta_error", "steps", "key_epochs")
 _QUICK: Final = "by the closed form of this package"
+_TUNED: Final = (
+    "by dp_accounting for one run, and by this package for the best of several"
+)
 _ALLOCATED: Final = (
     "by this package, as dp_accounting has no losses of random allocation"
 )
@@ -76,7 +82,7 @@ class Verification(Report):
 
 
 def verify(
-    certificate: Certificate | Path | str,
+    certificate: Certificate | TuningCertificate | Path | str,
     *,
     quick: bool = False,
     progress: Progress | None = None,
@@ -91,11 +97,15 @@ def verify(
         * The standard sentences on what is assumed (of the unit of privacy and of tensors
           that were declared public, too), what is not covered and what was released have
           to be there; a document that states a thing twice is refused.
+        * Of a certificate of :func:`dp.tune` the losses of one run and the divergences
+          are those of ``dp_accounting``; what the best of several runs costs follows
+          from them by the formulas of this package.
         * A number that differs by more than one part in a million does not hold, and
           an epsilon that differs by more than composing rounds.
 
     Args:
-        certificate: A certificate, or the path of its JSON.
+        certificate: A certificate, of a run, of several or of a choice among runs, or
+            the path of its JSON.
         quick: Whether epsilons are computed by the closed form, as they were stated.
             That finds what was altered, but not what this package computes wrongly.
             It is for runs with many noise multipliers: ``dp_accounting`` takes one to
@@ -108,15 +118,22 @@ def verify(
         OSError: If it cannot be read.
     """
     checked: list[Finding] = []
-    if not isinstance(certificate, Certificate):
+    if not isinstance(certificate, Certificate | TuningCertificate):
         text = Path(certificate).read_text("utf-8")
-        certificate = Certificate.from_json(text)
+        certificate = _read(text)
         checksum = Finding(
             claim="document",
             holds=_json.checksum_holds(text),
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
+        checked.append(fields_finding(text, certificate.to_json()))
+    if isinstance(certificate, TuningCertificate):
+        accountant = None if quick else ReferenceAccountant()
+        checked.extend(findings_of_tuning(certificate, accountant))
+        return Verification(
+            findings=tuple(checked), computed=_QUICK if quick else _TUNED
+        )
     library, computed = None, _QUICK
     # The library has no event for these, so no epsilon of the certificate can be its
     # own.
@@ -127,6 +144,15 @@ def verify(
         computed = f"by dp_accounting {version_of_accountants()} alone"
     checked.extend(_findings(certificate, library, computed))
     return Verification(findings=tuple(checked), computed=computed)
+
+
+def _read(text: str) -> Certificate | TuningCertificate:
+    try:
+        body = _json.parse(text)
+    except ValueError:
+        body = None  # Told by the reader of certificates.
+    is_of_tuning = isinstance(body, dict) and body.get("format") == TUNING_FORMAT
+    return (TuningCertificate if is_of_tuning else Certificate).from_json(text)
 
 
 def _library(c: Certificate, progress: Progress | None) -> ReferenceAccountant:

@@ -345,7 +345,10 @@ Relation = Annotated[
     NeighboringRelation, typer.Option(help="What two neighbouring datasets are.")
 ]
 CertificatePath = Annotated[
-    Path, typer.Argument(help="The certificate.json of a run.", metavar="PATH")
+    Path,
+    typer.Argument(
+        help="The certificate.json of a run, or of dp.tune.", metavar="PATH"
+    ),
 ]
 CertificatePaths = Annotated[
     list[Path],

@@ -3,6 +3,8 @@
 Half of the examples give their places to copies of one of the other half, whose losses
 must stay as they were. Copies of one move a mean by as much as examples differ,
 whatever their number; a permutation would leave every symmetric statistic as it is.
+What any single example of a half keeps as it is, such as a maximum or "is there one with
+this label?", changes where one example is left, among copies of itself.
 
 Shapes: ``B`` losses.
 """
@@ -75,15 +77,25 @@ class Company:
         # Example: 5 units are shuffled to 3, 0, 4 and 1, 2. First 3, 0 and 4 stay, and
         # the rows of 1 and 2 become copies of unit 3's first row; then the other way
         # round.
-        keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
-        units, middle = keys.argsort(), (self.num_units + 1) // 2
+        units, middle = self._shuffled(), (self.num_units + 1) // 2
         for stays in (units[:middle], units[middle:]):
-            stays_unit = np.zeros(self.num_units, bool)
-            stays_unit[stays] = True
-            stays_row = stays_unit[self.unit_of_row]
-            donor = np.flatnonzero(self.unit_of_row == stays[0])[0]
-            order = np.where(stays_row, np.arange(self.num_rows), donor)
-            yield order.tolist(), torch.from_numpy(stays_unit[self.unit_of_loss])
+            yield self._left_with(stays)
+
+    def alone(self) -> tuple[list[int], Tensor]:
+        """Return the same where one unit stays, among copies of its first row."""
+        return self._left_with(self._shuffled()[:1])
+
+    def _shuffled(self) -> NDArray[np.int64]:
+        keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
+        return keys.argsort()
+
+    def _left_with(self, stays: NDArray[np.int64]) -> tuple[list[int], Tensor]:
+        stays_unit = np.zeros(self.num_units, bool)
+        stays_unit[stays] = True
+        stays_row = stays_unit[self.unit_of_row]
+        donor = np.flatnonzero(self.unit_of_row == stays[0])[0]
+        order = np.where(stays_row, np.arange(self.num_rows), donor)
+        return order.tolist(), torch.from_numpy(stays_unit[self.unit_of_loss])
 
 
 @final
@@ -120,6 +132,7 @@ class Look:
         self._whole = list(range(company.num_rows))
         self._left: Picture = []  # By the last evaluation.
         self._unchanged: Tensor | None = None
+        self._needs_autograd = False
         self.written: list[str] = []
         """Buffers that were seen to hold data of the batch."""
         self._after, self._draws = after
@@ -128,24 +141,33 @@ class Look:
             self._after, self._draws = self._left, state.random.now()
         self._losses = losses.detach().flatten()
 
-    def verdict(self, *, both_halves: bool) -> Verdict:
+    def verdict(self, *, both_halves: bool, one_alone: bool = False) -> Verdict:
         """Return what becomes of the losses when other examples are exchanged.
 
         Args:
             both_halves: Exchange the other half of the examples too, which finds what
                 depends on one single example.
+            one_alone: Exchange all but one as well, which finds what any of several
+                examples keeps as it is.
         """
+        num_halves = 1 + both_halves
         if self._in_step:
-            return self._verdict_in_step(1 + both_halves)
+            return self._verdict_in_step(num_halves, one_alone=one_alone)
         if self._company.num_units < _FEWEST:
             return "too few"
-        verdicts: list[Verdict] = [
-            self._of_exchange(order, stays.to(self._losses.device))
-            for order, stays in islice(self._company.halves(), 1 + both_halves)
-        ]
+        verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
         return max(verdicts, key=_SEVERITY.index)
 
-    def _verdict_in_step(self, num_halves: int) -> Verdict:
+    def _of_exchanges(self, num_halves: int, *, one_alone: bool) -> list[Verdict]:
+        exchanges = [*islice(self._company.halves(), num_halves)]
+        if one_alone:
+            exchanges.append(self._company.alone())
+        return [
+            self._of_exchange(order, stays.to(self._losses.device))
+            for order, stays in exchanges
+        ]
+
+    def _verdict_in_step(self, num_halves: int, *, one_alone: bool) -> Verdict:
         """Return the verdict, after as many evaluations as every other rank makes.
 
         What is carried from batch to batch is asked for where both halves are exchanged:
@@ -154,11 +176,9 @@ class Look:
         self._unchanged = self._again(self._whole)
         asks_if_carried = num_halves > 1
         if self._company.num_units < _FEWEST:
-            self._idle(num_halves + _CARRIED * asks_if_carried)
+            self._idle(num_halves + one_alone + _CARRIED * asks_if_carried)
             return "too few"
-        verdicts: list[Verdict] = []
-        for order, stays in islice(self._company.halves(), num_halves):
-            verdicts.append(self._of_exchange(order, stays.to(self._losses.device)))
+        verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
         if asks_if_carried:
             verdicts.append(self._if_carried(self._left))
         return max(verdicts, key=_SEVERITY.index)
@@ -320,8 +340,16 @@ class Look:
         if evaluate:
             for module in self._state.reach.modules:
                 module.training = False
-        with _apart(self._silenced), torch.set_grad_enabled(autograd):
-            losses = self._function(batch)
+        asks_autograd = autograd or self._needs_autograd
+        try:
+            with _apart(self._silenced), torch.set_grad_enabled(asks_autograd):
+                losses = self._function(batch)
+        except RuntimeError:
+            if asks_autograd:
+                raise
+            # A gradient penalty or an attack on the inputs differentiates by itself.
+            self._needs_autograd = True
+            return self._again(order, way, picture=picture, evaluate=evaluate)
         self._left = self._state.picture()
         return losses.detach().flatten()
 

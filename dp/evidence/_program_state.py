@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import CellType
 from typing import Any, Final, final
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dp.evidence._random_state import RandomState
 from dp.evidence._reach import reach_of
@@ -24,9 +25,10 @@ __all__ = ("Differences", "Picture", "ProgramState")
 
 _MISSING: Final = object()
 _COMPARED: Final = (bool, int, float, complex, str, bytes, set, type(None))
-_CONTAINERS: Final = (list, dict, set, deque)
+_CONTAINERS: Final = (list, dict, set, deque, np.ndarray)
 _LARGEST: Final = 1 << 24  # Bytes of a tensor outside of modules: more may be the data.
 _LONGEST: Final = 100_000  # Entries of a container.
+_LARGEST_ARRAY: Final = 1 << 22  # Bytes: every picture has a copy.
 
 
 @final
@@ -53,14 +55,17 @@ class _Kept:
             return cls(value, value.clone() if is_state and in_full else None, is_state)
         # Shallow: a list that grows by a loss at every call is put back to what was in
         # it, the same objects.
-        if type(value) in _CONTAINERS and len(value) <= _LONGEST:
+        if type(value) in _CONTAINERS and _is_small(value):
             return cls(value, value.copy())
         return cls(value)
 
     def stand_in(self) -> Any:
         """Return what stands for it while the function runs again."""
         if self.is_state:
-            return (self.value if self.copy is None else self.copy).clone()
+            tensor = (self.value if self.copy is None else self.copy).clone()
+            if isinstance(self.value, nn.Parameter):
+                return nn.Parameter(tensor, requires_grad=False)
+            return tensor
         return self.refilled()
 
     def refilled(self) -> Any:
@@ -221,6 +226,13 @@ def _unlike(left: Any, right: Any) -> bool:
         )
     if isinstance(left, list | tuple | deque):
         return len(left) != len(right) or any(map(_unlike, left, right))
+    return _unlike_values(left, right)
+
+
+def _unlike_values(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray):
+        # NaN counts as equal to itself, where there can be one: arrays of text have none.
+        return not np.array_equal(left, right, equal_nan=left.dtype.kind in "fc")
     # Only plain values: comparing others may raise, or return an array.
     return isinstance(left, _COMPARED) and bool(left != right)
 
@@ -231,7 +243,19 @@ def _is_state(tensor: Tensor, most: float) -> bool:
     return is_plain and not tensor.requires_grad and tensor.nbytes <= most
 
 
+def _is_small(container: Any) -> bool:
+    """Whether a container can be copied for every picture, and filled again."""
+    if isinstance(container, np.ndarray):
+        # Of objects only the references would be compared.
+        is_plain = container.flags.writeable and not container.dtype.hasobject
+        return is_plain and container.nbytes <= _LARGEST_ARRAY
+    return len(container) <= _LONGEST
+
+
 def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, np.ndarray):
+        np.copyto(container, content)
+        return
     if len(container) == len(content) and all(
         map(_is_same, _entries(container), _entries(content))
     ):

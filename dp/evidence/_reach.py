@@ -8,7 +8,7 @@ attributes of classes) is not found.
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -25,6 +25,7 @@ __all__ = ("Place", "Reach", "reach_of")
 _DEEPEST: Final = 4  # Objects inside of objects.
 _LONGEST: Final = 64  # Entries of a container that are looked into.
 _MOST: Final = 5_000  # Objects altogether.
+_MOST_FROZEN: Final = 1 << 24  # Bytes of frozen weights, which every evaluation copies.
 # What torch keeps in every module. `training` is state like any attribute.
 _TORCHS_OWN: Final = frozenset(vars(nn.Module())) - {"training"}
 # Objects of these are not the program's own, or are large and no state of a loss.
@@ -59,7 +60,8 @@ class Place:
         owner: What has these names, in words.
         namespace: The dictionary.
         names: Which of its names count; None for all.
-        holds_buffers: Whether its tensors are a module's buffers.
+        holds_buffers: Whether its tensors are a module's buffers or frozen weights,
+            which are saved with it.
     """
 
     owner: str
@@ -116,7 +118,32 @@ def reach_of(function: Any) -> Reach:
         seen.add(id(item))
         if depth <= _DEEPEST:
             queue.extend((inner, depth + 1) for inner in _inside(item, reach))
+    if not reach.is_compiled:
+        reach.places.extend(_of_frozen_weights(reach.modules))
     return reach
+
+
+def _of_frozen_weights(modules: Sequence[nn.Module]) -> list[Place]:
+    """Return places of weights that no gradient trains: a function may write to them.
+
+    Centres of classes, codebooks and a teacher's weights are often such parameters.
+    """
+    names = [
+        frozenset(
+            name
+            for name, weight in module._parameters.items()  # noqa: SLF001 -- torch has no public table
+            # Of a shard, a copy would be another kind of tensor.
+            if type(weight) is nn.Parameter and not weight.requires_grad
+        )
+        for module in modules
+    ]
+    places = [
+        Place(type(module).__name__, module._parameters, some, holds_buffers=True)  # noqa: SLF001
+        for module, some in zip(modules, names, strict=True)
+        if some
+    ]
+    size = sum(p.namespace[n].nbytes for p in places for n in p.current_names())
+    return places if size <= _MOST_FROZEN else []
 
 
 def _inside(item: Any, reach: Reach) -> Iterable[Any]:

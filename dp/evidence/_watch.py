@@ -21,10 +21,11 @@ from dp.evidence._company import Companies
 from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
 from dp.evidence._look import Look, Verdict
+from dp.evidence._origin import is_computed
 from dp.evidence._program_state import ProgramState
 from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
-from dp.evidence._schedule import is_due, picks_call
+from dp.evidence._schedule import FIRST, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
 from dp.evidence._together import Together
 from dp.exceptions import EvidenceWarning, SampleMixingError
@@ -56,6 +57,12 @@ _NO_AXIS: Final = (
     "whether one example's loss depends on another could not be seen: no part of the"
     " batch has an axis as long as its losses, and no loader can collate it anew. Pass"
     " the batch that the loader yielded, or run dp.check(..., take=...) on this model"
+)
+_COMPUTED: Final = (
+    "the batch that the loss function is given is not the one that the loader yielded:"
+    " its numbers were computed between the two, where nothing can see whether those of"
+    " an example are made of that example alone. Give the function the loader's batch,"
+    " and standardise, augment and convert inside of it"
 )
 _MIXED: Final = (
     "the loss of an example changed when other examples of its batch were replaced by"
@@ -240,6 +247,10 @@ class Watch:
         """Return ``function(batch)``, and look at it."""
         state = ProgramState(function, devices_of(batch), numpys=self._numpys)
         position = numpys_position()
+        # A function that writes to its batch does so from the first part on.
+        if self._num_calls == 1 and is_computed(batch, loader):
+            self._record(inconclusive=True)
+            self._tell("computed", _COMPUTED)
         before: Any = NO_BATCH
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)
@@ -298,8 +309,11 @@ class Watch:
                 )
                 # What depends on one example alone shows when its place is given away:
                 # both halves are exchanged in the first look, one of them later.
-                both_halves = segment is None or self._number == 0
-                verdict = look.verdict(both_halves=both_halves)
+                # In the first looks, all but one example's are given away, too.
+                verdict = look.verdict(
+                    both_halves=segment is None or self._number == 0,
+                    one_alone=segment is None or self._number < FIRST,
+                )
                 # Once a run: whether losses change with the number of examples. Where
                 # it cannot be told, as for a batch of one, two more looks may try.
                 if segment is not None and self._is_to_ask_size(verdict, num_ranks):

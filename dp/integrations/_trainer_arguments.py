@@ -1,5 +1,6 @@
 """Arguments of the Hugging Face Trainer that a private run cannot honour."""
 
+from copy import copy
 from typing import Any, Final
 
 from transformers import TrainingArguments
@@ -9,13 +10,17 @@ from dp.plan import PrivacyPlan
 from dp.sampling import Unamplified
 
 
-__all__ = ("check_arguments", "check_strategy")
+__all__ = ("check_arguments", "check_strategy", "private_arguments")
 
 # What each may be, and what it would do otherwise.
 _REFUSED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "auto_find_batch_size": (
         (False,),
         "starts training again where memory runs out, after steps that were charged",
+    ),
+    "ddp_broadcast_buffers": (
+        (None, False),
+        "lets processes wait for each other at every pass, and their number differs",
     ),
     "include_num_input_tokens_seen": (
         ("no", False),
@@ -74,3 +79,17 @@ def check_arguments(args: TrainingArguments, plan: PrivacyPlan) -> None:
                 f"gradient_accumulation_steps={args.gradient_accumulation_steps}, but"
                 f" the plan is {plan.sampling!r}; make the two numbers equal"
             )
+
+
+def private_arguments(args: TrainingArguments, plan: PrivacyPlan) -> TrainingArguments:
+    """Return a copy for a run of *plan*; another trainer may be built from *args*."""
+    own = copy(args)
+    if own.max_steps < 0:
+        own.max_steps = plan.steps
+    # A checkpoint is resumed with new draws: there are no old ones to skip.
+    own.ignore_data_skip = True
+    if not isinstance(plan.sampling, Unamplified):
+        # A draw goes through the model in parts of a device's batch anyway; the Trainer
+        # loads all parts of an accumulated batch ahead: whose rows are in which is lost.
+        own.gradient_accumulation_steps = 1
+    return own

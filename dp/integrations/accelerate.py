@@ -27,10 +27,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import SamplingMismatchError
+from dp.integrations._buffers import keep_buffers_apart
 from dp.integrations._unwrapping import require_private_optimizer
 from dp.micro_batches import MicroBatches
 from dp.optimizer import DPOptimizer
@@ -66,7 +67,7 @@ def prepare_by(
     prepare: Callable[..., Any], accelerator: Any, *objects: Any, **kwargs: Any
 ) -> Any:
     """Return *objects* as :func:`prepare` does, the others by a function of accelerate's."""
-    warn_of_plateau_schedulers(objects)
+    warn_of_metric_schedulers(objects)
     loaders = {
         position: AcceleratedLoader(item, accelerator)
         for position, item in enumerate(objects)
@@ -79,6 +80,8 @@ def prepare_by(
         loaders[position] if position in loaders else next(prepared)
         for position in range(len(objects))
     )
+    for result in results:
+        keep_buffers_apart(result)
     return results[0] if len(results) == 1 else results
 
 
@@ -129,7 +132,9 @@ class AcceleratedLoader:
     """Yield the batches of a private loader where and as an accelerator wants them.
 
     On its device, and each in as many parts as it accumulates, so that
-    ``accelerator.accumulate`` steps once a draw.
+    ``accelerator.accumulate`` steps once a draw. Of an accelerator that ``dp.private``
+    made private there are none beyond the budget, so that a finished run that is
+    resumed has no steps left to take.
 
     Args:
         loader: The loader that the optimizer takes its tickets from.
@@ -159,11 +164,19 @@ class AcceleratedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._accelerator.step = 0  # A pass may have been left within a batch.
+        if self._is_over():
+            return
         for batch in self._batches():
             if self._accelerator.device_placement:
                 yield send_to_device(batch, self._accelerator.device)
             else:
                 yield batch
+            if self._is_over():
+                return
+
+    def _is_over(self) -> bool:
+        private = getattr(self._accelerator, "private_optimizer", None)
+        return isinstance(private, DPOptimizer) and private.ledger.is_exhausted
 
     def _batches(self) -> MicroBatches | TicketedLoader:
         parts = self._accelerator.gradient_accumulation_steps

@@ -27,7 +27,7 @@ from typing import Any, Final, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.checking import check
 from dp.checking._batches import common_size
 from dp.evidence import LossFunction
@@ -120,7 +120,7 @@ class PrivacyCallback(Callback):
             checks = [partial(_checked, pl_module)] if self._is_to_be_checked else []
             watch.checks[:] = checks
         self._is_to_be_checked = False  # A second fit goes on with the same module.
-        warn_of_plateau_schedulers(
+        warn_of_metric_schedulers(
             config.scheduler for config in trainer.lr_scheduler_configs
         )
 

@@ -23,18 +23,23 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from dp._mechanism.changed_options import warn_of_plateau_schedulers
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.certificate import Certificate
 from dp.checking import check
 from dp.exceptions import LedgerError, UnsupportedOperationError
+from dp.integrations._buffers import keep_buffers_apart
 from dp.integrations._losses import per_example_losses
 from dp.integrations._report import card_section, with_section
-from dp.integrations._trainer_arguments import check_arguments, check_strategy
+from dp.integrations._trainer_arguments import (
+    check_arguments,
+    check_strategy,
+    private_arguments,
+)
 from dp.integrations._unwrapping import (
     find_private_optimizer,
     require_private_optimizer,
 )
-from dp.micro_batches import MicroBatches, split_batch, split_by_unit
+from dp.micro_batches import split_by_unit
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, TicketedLoader, Unamplified
@@ -80,7 +85,7 @@ class PrivacyCallback(TrainerCallback):
             LedgerError: If it does not, as when only the model was saved.
         """
         del args, control
-        warn_of_plateau_schedulers([kwargs.get("lr_scheduler")])
+        warn_of_metric_schedulers([kwargs.get("lr_scheduler")])
         ledger = require_private_optimizer(kwargs["optimizer"]).ledger
         if ledger.steps < state.global_step:
             raise LedgerError(
@@ -101,10 +106,10 @@ class PrivacyCallback(TrainerCallback):
         The epoch is how often an example was drawn on average, resumed or not: the
         Trainer counts from the draws of this process, of which there are fewer.
         """
+        del args
         loader = kwargs.get("train_dataloader")
-        if isinstance(loader, TicketedLoader | MicroBatches):
-            parts = args.gradient_accumulation_steps
-            state.epoch = state.global_step * parts / len(loader)
+        if isinstance(loader, TicketedLoader):
+            state.epoch = state.global_step / len(loader)
         if require_private_optimizer(kwargs["optimizer"]).ledger.is_exhausted:
             control.should_training_stop = True
 
@@ -168,6 +173,7 @@ class PrivateTrainer(Trainer):
         """Take a plan; also of a Trainer that was built before its class became ours."""
         check_strategy(self)
         check_arguments(self.args, plan)
+        self.args = private_arguments(self.args, plan)
         self.plan = plan
         self._is_to_be_checked = check_first
         self._units_of = units_of
@@ -178,10 +184,6 @@ class PrivateTrainer(Trainer):
         self.unsafe_log_loss = unsafe_log_loss
         self._loader: PoissonLoader | None = None
         self._known: DPOptimizer | None = None
-        if self.args.max_steps < 0:
-            self.args.max_steps = plan.steps
-        # A checkpoint is resumed with new draws: there are no old ones to skip.
-        self.args.ignore_data_skip = True
         self.add_callback(PrivacyCallback())
 
     @property
@@ -223,10 +225,7 @@ class PrivateTrainer(Trainer):
             else self._units_of(self.train_dataset),
             max_per_unit=self._max_per_unit,
         )
-        parts = self.args.gradient_accumulation_steps
-        return (
-            self._loader if parts == 1 else MicroBatches(self._loader, per_step=parts)
-        )
+        return self._loader
 
     def _collation(
         self, collate: Callable[[list[Any]], Any]
@@ -274,7 +273,8 @@ class PrivateTrainer(Trainer):
         labels = inputs.get("labels")
         if labels is None:
             raise ValueError(
-                f"the batch has no 'labels', only {sorted(inputs)}; name them so, or"
+                f"the batch has no 'labels', only {sorted(inputs)}; name them so in the"
+                " data and in forward (a Trainer drops what it does not take), or"
                 " override per_example_losses"
             )
         if not getattr(config, "is_encoder_decoder", False):
@@ -316,8 +316,9 @@ class PrivateTrainer(Trainer):
     ) -> Tensor:
         """Run the Trainer's step on as many examples at once as the device shall hold.
 
-        An empty batch needs no forward pass: the step adds its noise all the same.
+        An empty batch needs no pass: the step adds its noise all the same.
         """
+        keep_buffers_apart(model)
         if self._is_to_be_checked:
             self._is_to_be_checked = False
             self._check(model)
@@ -334,8 +335,7 @@ class PrivateTrainer(Trainer):
     def _parts_of(self, inputs: Any) -> Iterable[Any]:
         """Return a draw in parts that the device shall hold, no unit in two of them."""
         at_once = self._train_batch_size
-        if self._units_of is None or self._loader is None:
-            return split_batch(inputs, max_examples=at_once)
+        assert self._loader is not None  # noqa: S101 -- it drew the batch
         return split_by_unit(self._loader, inputs, max_examples=at_once)
 
     def _check(self, model: Any) -> None:
@@ -357,8 +357,7 @@ class PrivateTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Return 0: what a batch costs to compute tells how many examples it has.
 
-        The sum over the run would be saved in every checkpoint and logged at the end,
-        and no noise is added to it.
+        Their sum is saved in every checkpoint and logged, and no noise is added to it.
         """
         return 0
 

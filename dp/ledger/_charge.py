@@ -2,26 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, final
+from typing import Any, final
 
 from dp._typing import Assignment
 from dp.accounting._counted import NoiseBesideCount
 from dp.accounting._release import Release, Truncation
+from dp.ledger._norm_range import NormRange
 
 
 __all__ = ("Charge",)
-
-_FIELDS: Final = (
-    "sampling_probability",
-    "noise_multiplier",
-    "max_grad_norm",
-    "count",
-)
-_FIELDS_OFF_PLAN: Final = (
-    "planned_noise_multiplier",
-    "planned_sampling_probability",
-    "public",
-)
 
 
 @final
@@ -32,7 +21,8 @@ class Charge:
     Attributes:
         sampling_probability: Probability of an example to be in a batch.
         noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
-        max_grad_norm: Sensitivity of the sums that were noised.
+        max_grad_norm: Sensitivity of the sums that were noised; of the last one, where
+            it followed a quantile.
         count: How many.
         truncation: How a batch was made smaller, if it was.
         steps_per_pass: Steps of a pass by random allocation, or of disjoint batches,
@@ -48,6 +38,8 @@ class Charge:
         noise_beside_count: The noise on the sum and on a count of the gradients within
             ``max_grad_norm``, where one was released beside it: then
             ``noise_multiplier`` is what the two are charged as.
+        norms: Between which norms the sums were, where that followed a quantile; None
+            if all have ``max_grad_norm``.
     """
 
     sampling_probability: float
@@ -62,6 +54,7 @@ class Charge:
     planned_sampling_probability: float | None = None
     public: str | None = None
     noise_beside_count: NoiseBesideCount | None = None
+    norms: NormRange | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Charge":
@@ -74,27 +67,20 @@ class Charge:
         smaller = None if truncation is None else Truncation(**truncation)
         split = row.get("noise_beside_count")
         noises = None if split is None else NoiseBesideCount(**split)
-        return cls(**{**row, "truncation": smaller, "noise_beside_count": noises})
+        norms = None if row.get("norms") is None else NormRange(**row["norms"])
+        parts = {"truncation": smaller, "noise_beside_count": noises, "norms": norms}
+        return cls(**{**row, **parts})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the charge in plain types, without what it has not."""
-        # What a charge has not is left out, so that the row of an ordinary one reads
-        # the same as before these fields existed.
-        row: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        for name in _FIELDS_OFF_PLAN:
-            if getattr(self, name) is not None:
-                row[name] = getattr(self, name)
-        if self.truncation is not None:
-            row["truncation"] = asdict(self.truncation)
-        if self.noise_beside_count is not None:
-            row["noise_beside_count"] = asdict(self.noise_beside_count)
-        if self.steps_per_pass is not None:
-            row["steps_per_pass"] = self.steps_per_pass
-        if self.disjoint is not None:
-            row["disjoint"] = self.disjoint
-        if self.bands is not None:
-            row["bands"] = self.bands
-        return row
+        # So that the row of an ordinary one reads the same as before a field existed.
+        return {name: part for name, part in asdict(self).items() if part is not None}
+
+    @property
+    def norm_range(self) -> NormRange:
+        """The norms of the sums that were noised."""
+        norm = self.max_grad_norm
+        return self.norms or NormRange(least=norm, largest=norm)
 
     def to_release(self) -> Release:
         """Return what the accountant composes: the plan's step where that costs more."""

@@ -13,7 +13,6 @@ from dp.plan import PrivacyPlan
 __all__ = (
     "Segments",
     "Totals",
-    "alike",
     "appended",
     "check_unit",
     "includes",
@@ -28,15 +27,27 @@ Segments = Mapping[str, tuple[Charge, ...]]
 def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
     """Return *segment* with *charge*, counted together with an equal last one."""
     # A run of 10 000 equal steps is one line that counts to 10 000.
-    if segment and alike(segment[-1], charge):
-        count = segment[-1].count + charge.count
-        return (*segment[:-1], replace(charge, count=count))
+    if segment and _alike(segment[-1], charge):
+        last = segment[-1]
+        norms = last.norm_range.around(charge.max_grad_norm)
+        moved = None if norms.least == norms.largest else norms
+        both = replace(charge, count=last.count + charge.count, norms=moved)
+        return (*segment[:-1], both)
     return (*segment, charge)
 
 
-def alike(left: Charge, right: Charge) -> bool:
-    """Whether two charges differ in their count at most."""
+def _alike(left: Charge, right: Charge) -> bool:
+    """Whether two charges differ in their count at most, or in a norm that moves."""
+    if left.noise_beside_count is not None:
+        right = replace(right, max_grad_norm=left.max_grad_norm, norms=left.norms)
     return replace(left, count=right.count) == right
+
+
+def _goes_on(earlier: Charge, later: Charge) -> bool:
+    """Whether *later* is *earlier*, or that and more releases, counted together."""
+    if not _alike(earlier, later) or earlier.count >= later.count:
+        return earlier == later
+    return later.norm_range.includes(earlier.norm_range)
 
 
 def merge(
@@ -52,12 +63,7 @@ def merge(
     )
     if short:
         before, last = short[:-1], short[-1]
-        end = long[len(before)]
-        if (
-            before != long[: len(before)]
-            or not alike(last, end)
-            or last.count > end.count
-        ):
+        if before != long[: len(before)] or not _goes_on(last, long[len(before)]):
             raise LedgerError(
                 f"segment {key!r} of the loaded ledger contradicts what this ledger"
                 " knows of it; one of the two was altered"

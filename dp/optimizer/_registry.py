@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,6 +25,10 @@ class _Seen:
     parameters: tuple[int, ...] = ()  # By id.
 
 
+_Entry = tuple[weakref.ref[Optimizer], _Seen]
+_Index = dict[int, tuple[weakref.ref[Optimizer], ...]]  # Owners by a parameter's id.
+
+
 @final
 class OptimizerRegistry:
     """An index of the parameters of all private optimizers that are alive.
@@ -36,15 +39,21 @@ class OptimizerRegistry:
         * A parameter that its owner no longer has is not found.
         * An owner whose groups cannot be read keeps the parameters that it had, and
           raises nothing in the steps of others.
+        * Only calls change what is read: owners that are collected leave it as it is.
     """
 
     def __init__(self) -> None:
-        self._seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
-        self._owners: dict[int, tuple[weakref.ref[Optimizer], ...]] | None = None
+        # No weak dictionary: the garbage collector removes entries of those at any
+        # moment, such as while torch.compile goes through one that a traced step reads
+        # ("dictionary changed size during iteration").
+        self._seen: dict[weakref.ref[Optimizer], _Seen] = {}
+        self._index: tuple[list[_Entry], _Index] = [], {}  # Of these entries.
 
     def add(self, owner: Optimizer) -> None:
-        """Index the parameters of *owner* from now on."""
-        self._seen[owner] = _Seen()
+        """Index the parameters of *owner* from now on; forget owners that are gone."""
+        for gone in [known for known in list(self._seen) if known() is None]:
+            self._seen.pop(gone, None)
+        self._seen[weakref.ref(owner)] = _Seen()
         self.refresh(owner)
 
     def refresh(self, owner: Optimizer) -> None:
@@ -53,20 +62,16 @@ class OptimizerRegistry:
         Lightning makes proxies of an optimizer: they have its groups, and were never
         registered themselves.
         """
-        for known in [owner] if owner in self._seen else self._alive():
+        for known in [owner] if weakref.ref(owner) in self._seen else self._alive():
             outline = _groups_signature(known)
-            parameters = tuple(map(id, parameters_of(known)))
-            last = self._seen[known]
-            if outline is not None and (
-                parameters != last.parameters or outline != last.outline
-            ):
-                self._seen[known] = _Seen(outline, parameters)
-                self._owners = None
+            now = _Seen(outline, tuple(map(id, parameters_of(known))))
+            if outline is not None and now != self._seen[weakref.ref(known)]:
+                self._seen[weakref.ref(known)] = now
 
     def owners_of(self, parameters: Iterable[Tensor]) -> list[Optimizer]:
         """Return every private optimizer that has one of *parameters*."""
         for owner in self._alive():
-            if _groups_signature(owner) != self._seen[owner].outline:
+            if _groups_signature(owner) != self._seen[weakref.ref(owner)].outline:
                 self.refresh(owner)
         index = self._indexed()
         owners: dict[int, Optimizer] = {}
@@ -82,20 +87,23 @@ class OptimizerRegistry:
         return tuple({type(owner) for owner in self._alive()})
 
     def _alive(self) -> list[Optimizer]:
-        owners = [reference() for reference in self._seen.keyrefs()]
+        owners = [reference() for reference in list(self._seen)]
         return [owner for owner in owners if owner is not None]
 
-    def _indexed(self) -> dict[int, tuple[weakref.ref[Optimizer], ...]]:
-        if self._owners is None:
-            self._owners = {}
-            for owner in self._alive():
-                for key in self._seen[owner].parameters:
-                    others = self._owners.get(key, ())
-                    self._owners[key] = (*others, weakref.ref(owner))
-        return self._owners
+    def _indexed(self) -> _Index:
+        # Made whole before others see it: a thread that finds no owner in a part of it
+        # would step private parameters.
+        entries = list(self._seen.items())
+        if entries != self._index[0]:
+            index: _Index = {}
+            for owner, seen in entries:
+                for key in seen.parameters:
+                    index[key] = (*index.get(key, ()), owner)
+            self._index = entries, index
+        return self._index[1]
 
     def __bool__(self) -> bool:
-        return len(self._seen) > 0
+        return bool(self._alive())
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

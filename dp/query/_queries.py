@@ -11,13 +11,14 @@ Shapes: ``N`` units of privacy.
 """
 
 from collections.abc import Sequence
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dp import _checks
+from dp._mechanism.paid_for import Account
 from dp._ranks import rank_and_size
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
@@ -53,7 +54,7 @@ class Queries:
     ... )
     >>> ledger = dp.ledger.Ledger(plan)  # Or the optimizer, once there is one.
     >>> ages = torch.tensor([17, 25, 40] * 100)
-    >>> answer = Queries(ledger).count("adults", ages > 18)
+    >>> answer = Queries(ledger, dataset=ages).count("adults", ages > 18)
     >>> answer.stddev
     8.0
 
@@ -62,15 +63,25 @@ class Queries:
           before noise is drawn, in the ledger, which checkpoints carry.
         * An entry of the values changes an answer's sums by at most 1 in L2 norm, also
           one that is NaN or infinite.
+        * Rows of a dataset are charged by no ledger of this process that lacks what
+          another one charged for them, steps or queries.
         * Noise is that of ``GaussianNoise()``: a cryptographic generator, rounded exactly.
 
     Args:
         run: The optimizer of the run, or its ledger: before there is an optimizer, a
             ledger of the plan, which the optimizer then takes as ``continue_from=``.
+        dataset: Whose rows the values are computed from: a dataset, or a tensor of data;
+            None if no object of this process holds them. By default that of the
+            optimizer's loader; with a ledger it has to be said.
+
+    Raises:
+        TypeError: If *run* is a ledger and *dataset* is left out.
     """
 
-    def __init__(self, run: Ledger | _HasLedger) -> None:
+    def __init__(self, run: Ledger | _HasLedger, *, dataset: Any = ...) -> None:
         self._ledger = run if isinstance(run, Ledger) else run.ledger
+        self._dataset = _loaded_by(run) if dataset is ... else dataset
+        self._account = Account(self._ledger)
         self._noise = GaussianNoise()
 
     def count(self, name: str, mask_N: ArrayLike | Tensor) -> Answer:
@@ -84,6 +95,8 @@ class Queries:
             BudgetExhaustedError: If the query was asked before.
             ValueError: If it is not planned, or for another number of values, or if the
                 mask is no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         mask = _vector(mask_N) != 0
@@ -117,6 +130,8 @@ class Queries:
             BudgetExhaustedError: If the query was asked before.
             ValueError: If it is not planned, or for another number of values, if the
                 range is empty or not finite, or if the values are no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         middle, half = _range(low, high)
@@ -148,6 +163,8 @@ class Queries:
             BudgetExhaustedError: If the query was asked before.
             ValueError: If it is not planned, or for another number of cells, if the
                 edges do not rise, or if the values are no vector.
+            LedgerError: If another ledger charged for rows of the dataset, and this one
+                does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
         sides = torch.as_tensor(edges, dtype=torch.float64)
@@ -180,11 +197,24 @@ class Queries:
         statistic = Statistic(
             name=name, sums=sums.reshape(-1), sensitivity=1.0, reason=reason
         )
+        self._account.check((), self._dataset)
         query = self._ledger.ask(name, num_values=sums.numel())  # Recorded before.
         noisy = noised(
             statistic, noise_multiplier=query.noise_multiplier, noise=self._noise
         )
         return tuple(noisy.tolist()), query.noise_multiplier
+
+
+def _loaded_by(run: Ledger | _HasLedger) -> Any:
+    """Return the dataset of an optimizer's loader; None if it has no loader."""
+    if isinstance(run, Ledger):
+        raise TypeError(
+            "Queries(ledger) needs dataset=, whose rows the values are computed from, so"
+            " that no other ledger asks about them as if they had cost nothing yet; say"
+            " dataset=None if no object of this process holds them"
+        )
+    loader = getattr(getattr(run, "mechanism", None), "loader", None)
+    return getattr(loader, "dataset", None)
 
 
 def _vector(values_N: ArrayLike | Tensor) -> Tensor:

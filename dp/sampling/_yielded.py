@@ -33,6 +33,7 @@ class YieldedTensors:
         self.rows: Sequence[
             Tensor
         ] = ()  # Those with the examples along their first axis.
+        self._versions: list[int] = []
         self._current: frozenset[int] = frozenset()
         self._earlier: dict[int, StorageWeakRef] = {}
         self._most = _FEW
@@ -47,6 +48,7 @@ class YieldedTensors:
             if _is_by_row(tensor, emptied, num_rows):
                 rows.append(tensor)
         self.rows = rows
+        self._versions = [*map(_version, rows)]
         self._current = frozenset(found)
         self._earlier |= found
         if len(self._earlier) > self._most:
@@ -58,7 +60,13 @@ class YieldedTensors:
     def clear(self) -> None:
         """Take no batch for the one at hand any more."""
         self.rows = ()
+        self._versions = []
         self._current = frozenset()
+
+    @property
+    def was_written(self) -> bool:
+        """Whether something wrote to the rows of the batch at hand since it was yielded."""
+        return self._versions != [*map(_version, self.rows)]
 
     def batch_of(self, tensor: Tensor) -> Literal["last", "earlier"] | None:
         """Return which batch *tensor* is a part or a view of; None if of no known one."""
@@ -67,6 +75,10 @@ class YieldedTensors:
             return "last"
         handle = self._earlier.get(key)
         return None if handle is None or handle.expired() else "earlier"
+
+
+def _version(tensor: Tensor) -> int:
+    return tensor._version  # noqa: SLF001 -- torch has no other name for it
 
 
 def _tensors(batch: Any, empty_batch: Any) -> Iterator[tuple[Tensor, Any]]:

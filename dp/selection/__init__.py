@@ -4,11 +4,10 @@ What choosing costs is in :mod:`dp.accounting._selection`; here runs are drawn, 
 compared and certified. The number of runs stays secret until the end.
 """
 
-from dp.selection._certificate import TuningCertificate
 from dp.selection._tune import Best, Tuned, tune
 
 
-__all__ = ("Best", "Tuned", "TuningCertificate", "tune")
+__all__ = ("Best", "Tuned", "tune")
 
-for _public in (Best, Tuned, TuningCertificate):
+for _public in (Best, Tuned):
     _public.__module__ = __name__  # What pickles and tracebacks show.

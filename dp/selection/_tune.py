@@ -12,9 +12,9 @@ from typing import Final, Generic, TypeVar, final
 from dp._ranks import rank_and_size
 from dp.accounting._selection import NegativeBinomialRuns, NumRuns, check_selectable
 from dp.certificate._json import sha256
+from dp.certificate._tuning import TuningCertificate
 from dp.exceptions import UnsupportedOperationError
 from dp.plan import PrivacyPlan
-from dp.selection._certificate import TuningCertificate
 from dp.selection._draw import draw_candidates, draw_num_runs
 from dp.selection._progress_file import ProgressFile
 from dp.selection._watched import watched

@@ -10,10 +10,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dp._mechanism.paid_for import apart
 from dp.accounting import merge_equal_releases
+from dp.certificate._tuning import MOST_NUMBERS
 from dp.exceptions import PrivacyError
 from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
-from dp.selection._certificate import MOST_NUMBERS
 
 
 __all__ = ("Watched", "watched")

@@ -2,6 +2,7 @@
 
 import math
 
+import dp_accounting
 import numpy as np
 import pytest
 import torch
@@ -335,3 +336,53 @@ def test_an_event_and_its_complement_are_bounded():
     assert claim.inverse(0.2) == pytest.approx(0.19 / math.e)
     assert claim.inverse(0.9) == pytest.approx(0.99 - 0.1 * math.e)
     assert claim.inverse(0.005) == 0.0
+
+
+# Scores that are normal, of 10 000 in and 10 000 out, moved apart by 1, 2 and 4: the best
+# threshold's guesses, right guesses, and how many thresholds share the error of 5 %.
+PUBLISHED = [
+    (3376, 2807, 386, 1.13346),
+    (4666, 4499, 374, 2.311945),
+    (8233, 8223, 140, 4.395568),
+]
+PUBLISHED_OF_GAUSSIANS = [
+    (406, 379, 386, 2.164749),
+    (938, 934, 374, 4.7218075),
+    (5436, 5436, 140, 9.133752),
+]
+
+
+@pytest.mark.parametrize(("r", "v", "thresholds", "published"), PUBLISHED)
+def test_the_bound_of_one_pair_is_that_of_another_library(r, v, thresholds, published):
+    """Tests of jax_privacy, ``epsilon_one_run`` at delta 1e-6."""
+    guesses = _Guesses(20_000, ())
+
+    surprise = guesses._by_one_pair(r, v, published, 1e-6)
+
+    assert surprise == pytest.approx(0.05 / thresholds, rel=1e-4)
+
+
+@pytest.mark.parametrize(("r", "v", "thresholds", "published"), PUBLISHED_OF_GAUSSIANS)
+def test_the_bound_of_gaussians_is_that_of_another_library(r, v, thresholds, published):
+    """Tests of jax_privacy, ``epsilon_one_run_fdp`` at delta 1e-6."""
+    numbers = {"num_coins": 20_000, "num_guesses": r, "num_right": v}
+    for off, is_permitted in ((-1e-4, False), (1e-4, True)):
+        sigma = dp_accounting.get_sigma_gaussian(published * (1 + off), 1e-6)
+
+        claim = Gaussian(1 / sigma)
+
+        assert permits(claim, 0.05 / thresholds, **numbers) is is_permitted
+
+
+def test_right_guesses_may_come_all_at_once():
+    """A mechanism that tells everything with probability delta keeps its claim.
+
+    Had its canaries been independent, as where guesses are compared with order
+    statistics of independent scores, 50 right guesses would have the probability 1e-15.
+    """
+    bound = largest_permitted(
+        ByPairs(((0.0, 0.01),)), num_coins=50, num_guesses=50, num_right=50
+    )
+
+    assert bound >= 0.01
+    assert ((1 + 0.01) / 2) ** 50 < 1e-14

@@ -12,7 +12,7 @@ import dp
 from dp import DPOptimizer
 from dp._mechanism.changed_options import (
     ChangedOptions,
-    warn_of_plateau_schedulers,
+    warn_of_metric_schedulers,
 )
 
 
@@ -55,10 +55,38 @@ def plateau_on_inner(optimizer):
     return plateau(optimizer.original_optimizer)
 
 
-@pytest.mark.parametrize("between", [plateau, plateau_on_inner])
-def test_a_rate_that_follows_a_loss_is_warned_of(loop, between):
+class Follower:
+    """A scheduler of one's own, which has neither a hash nor a base class."""
+
+    __hash__ = None
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, metric):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.1 / (1 + metric)
+
+    def get_last_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def of_ones_own(optimizer):
+    scheduler = Follower(optimizer)
+    return lambda number, _: scheduler.step(float(number))
+
+
+@pytest.mark.parametrize(
+    ("between", "name"),
+    [
+        (plateau, "ReduceLROnPlateau"),
+        (plateau_on_inner, "ReduceLROnPlateau"),
+        (of_ones_own, "Follower"),
+    ],
+)
+def test_a_rate_that_follows_a_loss_is_warned_of(loop, between, name):
     """At the first step with another rate: the metric may be private."""
-    with pytest.warns(UserWarning, match="ReduceLROnPlateau") as told:
+    with pytest.warns(UserWarning, match=f"{name} sets the learning rate by") as told:
         optimizer = loop(between)
 
     assert len(told) == 1
@@ -108,17 +136,32 @@ def test_options_that_stay_are_not(loop):
     assert keep.optimizer is other
 
 
-def test_other_schedulers_are_passed_over():
-    """As a framework lists all of them."""
-    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+class ByEpoch(Follower):
+    """A schedule of steps that counts for itself."""
 
-    warn_of_plateau_schedulers([LambdaLR(sgd, lambda _: 1.0), object()])
+    def step(self, epoch):
+        super().step(epoch)
+
+
+class Trains:
+    """What trains on a batch, and is no scheduler."""
+
+    def step(self, batch):
+        raise NotImplementedError
+
+
+def test_other_schedulers_are_passed_over():
+    """As a framework lists all of them; none would warn."""
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    others = [LambdaLR(sgd, lambda _: 1.0), ByEpoch(sgd), Trains(), object()]
+
+    warn_of_metric_schedulers(others)
 
 
 def test_a_change_is_told_once():
     """Searching for a scheduler takes a while."""
     options, seen = ChangedOptions(), []
-    with mock.patch("dp._mechanism.changed_options.warn_of_plateau_on") as search:
+    with mock.patch("dp._mechanism.changed_options.warn_of_metrics_on") as search:
         for rate in (1.0, 1.0, 0.5, 0.2):
             options.note([{"params": [], "lr": rate}])
             seen.append(search.call_count)

@@ -427,6 +427,28 @@ def test_a_false_certificate_is_refuted(call, report, tmp_path):
     assert "It does NOT hold, recomputed by the closed form" in out
 
 
+def test_a_certificate_of_tuning_is_verified(call, tmp_path):
+    """As one of a run."""
+    plan = dp.PrivacyPlan(
+        sampling=dp.PoissonSampling(sampling_probability=0.5),
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+        expected_batch_size=5.0,
+        steps=3,
+        target_delta=1e-5,
+    )
+    runs = dp.PoissonRuns(mean=2.0)
+    certificate = dp.TuningCertificate.of([plan], runs, public_scores="a benchmark")
+    path = tmp_path / "tuning.json"
+    path.write_text(certificate.to_json())
+
+    code, out, _err = call("verify", path)
+
+    assert code == 0
+    assert "yes  epsilon of one run: states" in out
+    assert "and by this package for the best of several" in out
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"format": 1}'])
 def test_what_is_no_certificate_is_one_line(call, tmp_path, text):
     """A file that is something else cannot be verified: exit code 2."""
@@ -466,6 +488,14 @@ def test_the_module_runs(capsys, monkeypatch):
 
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("Error: there is no file nothing.csv")
+
+
+def test_a_misspelt_table_is_answered_with_the_one_that_was_meant(call):
+    """Of those that come with a package."""
+    code, _, err = call("train", "--data", "breast_cancr")
+
+    assert code == 2
+    assert err.endswith("or a CSV file; did you mean 'breast_cancer'?\n")
 
 
 @pytest.fixture

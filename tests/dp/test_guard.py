@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import weakref
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -206,3 +208,76 @@ def test_a_private_optimizer_that_is_gone_protects_nothing(make_run):
     other(*model.parameters()).step()
 
     assert private_owner_of(model.weight) is None
+
+
+class Held(torch.optim.SGD):
+    """An optimizer in a cycle, so that only the collector ends it."""
+
+    def __init__(self, *parameters):
+        super().__init__(parameters, lr=0.5)
+        self.myself = self
+
+
+def containers_of(registry):
+    """Every container that a look-up reads: those of the registry, and in them."""
+    found, rest = [], list(vars(registry).values())
+    while rest:
+        value = rest.pop()
+        if isinstance(value, Mapping | Sequence):
+            found.append(value)
+            rest += value.values() if isinstance(value, Mapping) else value
+    return found
+
+
+def test_the_collector_changes_nothing_that_a_look_up_goes_through():
+    """As torch.compile does while it traces a step; what went, a later call forgets."""
+    registry, weights = (
+        OptimizerRegistry(),
+        [nn.Parameter(torch.ones(1)) for _ in "abc"],
+    )
+    stays, *ends = (Held(weight) for weight in weights)
+    for owner in (stays, *ends):
+        registry.add(owner)
+    assert registry.owners_of(weights) == [stays, *ends]
+    ended = [weakref.ref(owner) for owner in ends]
+    containers = containers_of(registry)
+    halfway = [iter(container) for container in containers]
+    sizes = [len(container) for container in containers]
+    for iterator in halfway:
+        next(iterator, None)
+    del owner, ends
+    gc.collect()
+    rests = [len(list(iterator)) for iterator in halfway]
+
+    assert [reference() for reference in ended] == [None, None]
+    assert max(sizes) == 3
+    assert rests == [max(size - 1, 0) for size in sizes]
+    assert registry.owners_of(weights) == [stays]
+    registry.add(stays)
+    assert len(registry._seen) == 1
+
+
+def test_an_owner_that_joins_while_another_is_read_is_protected():
+    """Reading groups runs foreign code, which may make an optimizer; so may a thread."""
+    registry, weights = OptimizerRegistry(), [nn.Parameter(torch.ones(1)) for _ in "ab"]
+
+    class Joining(Held):
+        """One in whose groups another is made."""
+
+        @property
+        def param_groups(self):
+            if not hasattr(self, "other"):
+                self.other = Held(weights[1])
+                registry.add(self.other)
+            return self.groups
+
+        @param_groups.setter
+        def param_groups(self, groups):
+            self.groups, self.other = groups, None
+
+    first = Joining(weights[0])
+    del first.other
+    registry.add(first)
+
+    assert first.other is not None
+    assert registry.owners_of(weights) == [first, first.other]

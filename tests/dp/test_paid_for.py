@@ -14,6 +14,7 @@ from dp import DPOptimizer, LedgerError
 from dp._mechanism import paid_for
 from dp.accounting import epsilon
 from dp.ledger import Ledger
+from dp.query import Queries
 
 
 @pytest.fixture(autouse=True)
@@ -330,3 +331,58 @@ def test_audits_train_on_one_dataset_and_remember_nothing(make_plan):
 
     assert dp.audit.replay(train, model, dataset).ok
     train(model, dataset)
+
+
+# Queries
+
+ASKED = (
+    dp.Query(name="adults", noise_multiplier=2.0),
+    dp.Query(name="age", noise_multiplier=2.0),
+)
+
+
+@pytest.fixture
+def make_ledger(make_plan):
+    return lambda: Ledger(make_plan(queries=ASKED))
+
+
+def test_rows_that_were_asked_about_are_charged_by_no_other_ledger(make_ledger):
+    """Neither for another query nor for a step, and nothing is charged."""
+    dataset = data()
+    first, second = make_ledger(), make_ledger()
+    Queries(first, dataset=dataset).count("adults", [True])
+
+    with pytest.raises(LedgerError, match="or asked about"):
+        Queries(second, dataset=Subset(dataset, [3, 4])).count("adults", [True])
+    Queries(first, dataset=dataset).mean("age", [1.0], low=0, high=2, num_units=1)
+    Queries(second, dataset=data()).count("adults", [True])
+
+
+def test_steps_after_queries_go_on_with_their_ledger(make_optimizer, make_ledger):
+    """Before the first step, and what the optimizer's loader reads is asked about."""
+    dataset, model, ledger = data(), nn.Linear(4, 1), make_ledger()
+    Queries(ledger, dataset=dataset.tensors[0]).count("adults", [True])
+    other = nn.Linear(4, 1)
+    apart = make_optimizer(other, dataset, queries=ASKED)
+    with pytest.raises(LedgerError, match="rows of this dataset were trained on"):
+        step(apart, other)
+    assert apart.ledger.steps == 0
+
+    optimizer = make_optimizer(model, dataset, queries=ASKED, earlier=ledger)
+    step(optimizer, model)
+    Queries(optimizer).mean("age", [1.0], low=0, high=2, num_units=1)
+
+    with pytest.raises(LedgerError, match="or asked about"):
+        Queries(make_ledger(), dataset=dataset).count("adults", [True])
+
+
+def test_whose_rows_are_asked_about_has_to_be_said(make_ledger, make_plan):
+    """A ledger does not know; an optimizer without a loader is asked of no dataset."""
+    with pytest.raises(TypeError, match="needs dataset="):
+        Queries(make_ledger())
+    plan = make_plan(sampling=dp.Unamplified(), queries=ASKED)
+    sgd = torch.optim.SGD(nn.Linear(4, 1).parameters(), lr=0.1)
+
+    answer = Queries(DPOptimizer(sgd, plan=plan)).count("adults", [True])
+
+    assert answer.stddev == 2.0

@@ -5,6 +5,7 @@ Shapes: ``B`` examples, ``G`` groups.
 
 import copy
 import io
+import json
 import math
 import pickle
 from unittest import mock
@@ -22,7 +23,9 @@ from dp._mechanism.norm_count import NormCount
 from dp._mechanism.sums import Sums
 from dp.accounting._counted import NoiseBesideCount
 from dp.clipping import FlatClipping
+from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger
+from dp.ledger._norm_range import NormRange
 
 
 def make_run(make_plan, *, clipping=None, num_examples=40, **changes):
@@ -187,12 +190,116 @@ def test_the_charge_states_both_noises(make_plan):
 
     norms = train(model, loader, optimizer, 4)
 
-    charges = optimizer.ledger.charges()
-    assert [c.max_grad_norm for c in charges] == norms
+    (charge,) = optimizer.ledger.charges()
+    assert charge.max_grad_norm == norms[-1]
     assert len({*norms}) == 4
-    assert {c.noise_multiplier for c in charges} == {1.0}
-    assert {c.noise_beside_count for c in charges} == {NoiseBesideCount.of(1.0, 5.0)}
+    assert charge.norms == NormRange(least=min(norms), largest=max(norms))
+    assert charge.noise_multiplier == 1.0
+    assert charge.noise_beside_count == NoiseBesideCount.of(1.0, 5.0)
     assert optimizer.guarantee() == optimizer.plan.guarantee()
+
+
+def counted(ledger, *norms, stddev=5.0):
+    """Charge a release with a count at each of the norms."""
+    for norm in norms:
+        ledger.reserve(
+            sampling_probability=0.5,
+            noise_multiplier=1.0,
+            max_grad_norm=norm,
+            noise_beside_count=NoiseBesideCount.of(1.0, stddev),
+        )
+
+
+def test_the_ledger_does_not_grow_with_norms_that_move(make_plan):
+    """Ranks compare all of it at every step. Norms that someone assigns stay apart."""
+    ledger = Ledger(make_plan(steps=9))
+
+    counted(ledger, 1.0, 1.0, 0.5, 2.0, 1.5)
+    counted(ledger, 1.5, stddev=6.0)
+    for norm in (1.0, 0.5):
+        ledger.reserve(
+            sampling_probability=0.5, noise_multiplier=1.0, max_grad_norm=norm
+        )
+
+    charges = ledger.charges()
+    assert [charge.count for charge in charges] == [5, 1, 1, 1]
+    assert charges[0].norms == NormRange(least=0.5, largest=2.0)
+    assert [charge.max_grad_norm for charge in charges] == [1.5, 1.5, 1.0, 0.5]
+    assert ledger.steps == 8
+    assert json.loads(json.dumps(ledger.state_dict())) == ledger.state_dict()
+    loaded = Ledger(make_plan(steps=9))
+    loaded.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+    assert loaded.charges() == charges
+
+
+def test_an_older_state_of_moving_norms_adds_nothing(make_plan):
+    """Whichever of the two is loaded into the other."""
+    ledger = Ledger(make_plan(steps=9))
+    counted(ledger, 1.0)
+    first = ledger.state_dict()
+    counted(ledger, 0.5, 2.0)
+    older = ledger.state_dict()
+    counted(ledger, 1.5)
+
+    for state in (first, older, ledger.state_dict()):
+        ledger.load_state_dict(state)
+        later = Ledger(make_plan(steps=9))
+        later.load_state_dict(state)
+        later.load_state_dict(ledger.state_dict())
+        assert later.charges() == ledger.charges()
+
+    assert ledger.steps == 4
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {"norms": {"least": 0.5, "largest": 1.2}},
+        {"norms": {"least": 0.9, "largest": 2.0}},
+        {"norms": None},
+        {"max_grad_norm": 0.7},
+        {"count": 2, "norms": {"least": 0.4, "largest": 1.0}},
+        {"count": 2, "norms": None, "max_grad_norm": 2.1},
+    ],
+    ids=str,
+)
+def test_a_state_that_contradicts_moving_norms_is_refused(make_plan, altered):
+    """The later state has norms from 0.5 to 2 in three releases, the last at 1."""
+    ledger = Ledger(make_plan(steps=9))
+    counted(ledger, 0.5, 2.0, 1.0)
+    state = ledger.state_dict()
+    (row,) = state["segments"][ledger.segment]
+    row.update(altered)
+    if row["norms"] is None:
+        del row["norms"]
+
+    with pytest.raises(LedgerError, match="contradicts"):
+        ledger.load_state_dict(state)
+
+    assert ledger.steps == 3
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        {"least": 1.1, "largest": 2.0},
+        {"least": 0.1, "largest": 0.9},
+        {"least": 0.0, "largest": 2.0},
+        {"least": 0.5, "largest": math.inf},
+        {"least": 0.5},
+        [0.5, 2.0],
+    ],
+    ids=str,
+)
+def test_norms_that_cannot_be_are_damage(make_plan, norms):
+    """The last of the releases, at 1, is one of them."""
+    ledger = Ledger(make_plan(steps=9))
+    counted(ledger, 0.5, 1.0)
+    state = ledger.state_dict()
+    state["segments"][ledger.segment][0]["norms"] = norms
+
+    with pytest.raises(LedgerError, match="damaged charge"):
+        Ledger(make_plan(steps=9)).load_state_dict(state)
 
 
 def test_noise_of_gradients_and_count_is_what_was_charged(make_plan, decisions):

@@ -1,6 +1,7 @@
 """Questions about the data that a run's plan pays for."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -93,14 +94,7 @@ def test_queries_are_part_of_the_risk_of_a_plan(make_plan):
 
 def test_a_plan_leaves_room_for_its_queries():
     """The least noise that keeps the target, beside them; less than a percent wasted."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
+    about = {name: value for name, value in ABOUT.items() if name != "noise_multiplier"}
     plan = dp.plan_for(**about, queries=ASKED)
 
     assert plan.queries == ASKED
@@ -115,27 +109,63 @@ def test_a_plan_leaves_room_for_its_queries():
     assert shaped.guarantee().epsilon <= 3.0
 
 
+ABOUT = {
+    "target_epsilon": 3.0,
+    "target_delta": 1e-5,
+    "sampling_probability": 0.1,
+    "steps": 20,
+    "noise_multiplier": 1.0,
+    "expected_batch_size": 10,
+    "max_grad_norm": 1.0,
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("found", "left_out"),
     [
-        {"noise_multiplier": 1.0},
-        {"steps": None, "noise_multiplier": 1.0},
-        {"sampling_probability": "largest", "noise_multiplier": 1.0},
-        {"steps": None},
+        ("steps", {"steps": None}),
+        ("steps", {"steps": None, "mechanism": "allocation", "noise_multiplier": 3.0}),
+        ("sampling_probability", {"sampling_probability": "largest"}),
     ],
+    ids=str,
 )
-def test_with_queries_only_the_noise_is_found(changes):
-    """Other searches do not know of them."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
-    with pytest.raises(ValueError, match="plan_for finds the noise_multiplier"):
-        dp.plan_for(**{**about, **changes}, queries=ASKED)
+def test_whichever_number_is_left_out_is_found_beside_queries(found, left_out):
+    """The most that keeps the target with them, and less than without them."""
+    plan = dp.plan_for(**{**ABOUT, **left_out}, queries=ASKED)
+    alone = dp.plan_for(**{**ABOUT, **left_out})
+
+    assert plan.queries == ASKED
+    assert plan.guarantee().epsilon <= 3.0
+    assert getattr(plan, found) < getattr(alone, found)
+    more = plan.steps_per_pass or 1 if found == "steps" else 0
+    q = plan.sampling_probability * (1.002 if found == "sampling_probability" else 1)
+    beyond = [
+        dataclasses.replace(release, count=release.count + more, sampling_probability=q)
+        for release in plan.releases(plan.steps)
+    ]
+    cost = dp.accounting.epsilon(
+        [*beyond, *plan.query_releases],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    )
+    assert cost.epsilon > 3.0
+
+
+@pytest.mark.parametrize(
+    "left_out", [{"steps": None}, {"sampling_probability": "largest"}], ids=str
+)
+def test_queries_that_cost_the_whole_target_leave_no_number_to_find(left_out):
+    """They are to be noised more, whichever number is sought."""
+    asked = [dp.Query(name="age", noise_multiplier=0.5)]
+
+    with pytest.raises(ValueError, match="leaves nothing for the steps"):
+        dp.plan_for(**{**ABOUT, **left_out}, queries=asked)
+
+
+def test_with_queries_exactly_one_number_is_left_out():
+    """As without them."""
+    with pytest.raises(ValueError, match="leave out exactly one number"):
+        dp.plan_for(**ABOUT, queries=ASKED)
 
 
 def test_plans_with_queries_are_written_and_read(make_plan):
@@ -176,7 +206,7 @@ def test_queries_out_of_range_are_refused(wrong, named):
 def test_without_noise_answers_are_exact(ledger, monkeypatch):
     """Counts, means of what is in range, and cells; ends of a cell are its left one's."""
     monkeypatch.setattr(GaussianNoise, "add_", lambda *_, stddev: stddev)
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     ages = torch.tensor([0.0, 17.0, 18.0, 64.5, 65.0, 119.0, 120.0, -1.0])
 
     adults = queries.count("adults", ages >= 18)
@@ -199,7 +229,9 @@ def test_a_mean_stays_in_its_range(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", far)
 
-    answer = Queries(ledger).mean("age", [1.0], low=0.0, high=5.0, num_units=1)
+    answer = Queries(ledger, dataset=None).mean(
+        "age", [1.0], low=0.0, high=5.0, num_units=1
+    )
 
     assert answer.value == 5.0
 
@@ -226,7 +258,8 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 
     def moved(ask):
         left, right = (
-            sums_of(ask, Queries(Ledger(plan)), x) for x in (without, with_it)
+            sums_of(ask, Queries(Ledger(plan), dataset=None), x)
+            for x in (without, with_it)
         )
         return float((left - right).norm())
 
@@ -239,7 +272,7 @@ def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
 def test_noise_has_the_planned_scale(make_plan, decisions):
     """20 000 cells have a standard error of 0.5 %; false alarms: 1e-15."""
     query = dp.Query(name="many", noise_multiplier=7.0, num_values=20_000)
-    queries = Queries(Ledger(make_plan(queries=(query,))))
+    queries = Queries(Ledger(make_plan(queries=(query,))), dataset=None)
 
     counts = queries.histogram("many", [], edges=range(20_001)).counts
 
@@ -248,15 +281,15 @@ def test_noise_has_the_planned_scale(make_plan, decisions):
 
 def test_a_query_is_asked_once(ledger):
     """By any object, copy or state of the ledger."""
-    queries = Queries(ledger)
+    queries = Queries(ledger, dataset=None)
     queries.count("adults", [True])
     twin = Ledger(ledger.plan)
     twin.load_state_dict(ledger.state_dict())
 
     for other in (ledger, copy.deepcopy(ledger), twin):
         with pytest.raises(dp.BudgetExhaustedError, match="'adults' was asked already"):
-            Queries(other).count("adults", [True])
-        Queries(other).histogram("ages", [1.0], edges=(0, 1, 2, 3))
+            Queries(other, dataset=None).count("adults", [True])
+        Queries(other, dataset=None).histogram("ages", [1.0], edges=(0, 1, 2, 3))
         assert other.asked == ("adults", "ages")
 
 
@@ -268,7 +301,7 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 
     monkeypatch.setattr(GaussianNoise, "add_", crash)
     with pytest.raises(KeyboardInterrupt):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ("adults",)
 
@@ -276,8 +309,8 @@ def test_a_query_is_recorded_before_noise_is_drawn(ledger, monkeypatch):
 def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
     """It was released twice and planned once: no epsilon holds."""
     fork = copy.deepcopy(ledger)
-    Queries(ledger).count("adults", [True])
-    Queries(fork).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
+    Queries(fork, dataset=None).count("adults", [True])
 
     ledger.load_state_dict(fork.state_dict())
 
@@ -287,10 +320,10 @@ def test_runs_that_asked_the_same_query_fail_when_they_meet(ledger):
 
 def test_what_both_know_from_one_checkpoint_counts_once(ledger):
     """As when a run loads its own state."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     fork = copy.deepcopy(ledger)
     assert fork.includes(ledger)
-    Queries(fork).mean("age", [1.0], low=0, high=2, num_units=1)
+    Queries(fork, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
     assert not ledger.includes(fork)
 
     ledger.load_state_dict(fork.state_dict())
@@ -319,7 +352,7 @@ def test_a_damaged_record_is_refused(ledger, rows):
 
 def test_queries_of_another_plan_have_to_be_paid_for(make_plan, ledger):
     """Or going on by a new plan would forget what they cost."""
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     louder = (dp.Query(name="adults", noise_multiplier=20.0), *ASKED[1:])
 
     for queries in ((), ASKED[1:], louder):
@@ -337,7 +370,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 
     def answered():
         ledger = Ledger(plan)
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
         return dp.Certificate.of(
             ledger, noise=GaussianNoise(), num_parameters=4, public_end="a test"
         )
@@ -370,7 +403,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
 def test_wrong_questions_are_refused_and_stay_unasked(ledger, ask, reason):
     """Before anything is recorded."""
     with pytest.raises(ValueError, match=reason):
-        ask(Queries(ledger))
+        ask(Queries(ledger, dataset=None))
 
     assert ledger.asked == ()
 
@@ -380,7 +413,7 @@ def test_ranks_are_refused(ledger, monkeypatch):
     monkeypatch.setattr("dp.query._queries.rank_and_size", lambda: (0, 2))
 
     with pytest.raises(UnsupportedOperationError, match="one of 2 ranks"):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
     assert ledger.asked == ()
 
@@ -392,14 +425,14 @@ def test_a_spent_target_refuses_queries(make_plan):
     other = Ledger(make_plan(noise_multiplier=0.5))
     other.reserve(sampling_probability=0.5, noise_multiplier=0.5, max_grad_norm=1.0)
     ledger = Ledger(within)
-    Queries(ledger).count("adults", [True])
+    Queries(ledger, dataset=None).count("adults", [True])
     state = other.state_dict()
     (key,) = state["segments"]
     state["segments"][key][0].update(noise_multiplier=0.01)
     ledger.load_state_dict(state)
 
     with pytest.raises(dp.BudgetExhaustedError, match="'age' was not asked"):
-        Queries(ledger).mean("age", [1.0], low=0, high=2, num_units=1)
+        Queries(ledger, dataset=None).mean("age", [1.0], low=0, high=2, num_units=1)
 
 
 def test_a_failed_run_answers_nothing(ledger):
@@ -407,7 +440,7 @@ def test_a_failed_run_answers_nothing(ledger):
     ledger.fail("a test")
 
     with pytest.raises(dp.LedgerError):
-        Queries(ledger).count("adults", [True])
+        Queries(ledger, dataset=None).count("adults", [True])
 
 
 def trained(plan, ledger=None, steps=None):
@@ -428,7 +461,7 @@ def test_an_optimizer_shares_the_ledger_of_earlier_queries(make_plan):
     """Steps, answers before and answers after have one ledger and one certificate."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    Queries(ledger).count("adults", [True] * 5)
+    Queries(ledger, dataset=None).count("adults", [True] * 5)
 
     optimizer = trained(plan, ledger)
     Queries(optimizer).mean("age", torch.ones(5), low=0, high=2, num_units=5)
@@ -477,7 +510,7 @@ def test_a_run_that_answers_end_costs_what_its_plan_costs(make_plan):
     """What was answered may have decided that nothing is trained at all."""
     plan = make_plan(queries=ASKED, steps=4)
     ledger = Ledger(plan)
-    ask_all(Queries(ledger), torch.ones(5))
+    ask_all(Queries(ledger, dataset=None), torch.ones(5))
 
     certificate = dp.Certificate.of(ledger, noise=GaussianNoise(), num_parameters=4)
 

@@ -143,6 +143,76 @@ def test_parts_that_lie_between_each_other_are_apart(make_optimizer, step):
     assert optimizer.ledger.steps == 1
 
 
+CUTS = {
+    "other columns": (lambda x, _: x[:6, :2], lambda x, _: x[:6, 2:]),
+    "a column, transposed": (lambda x, _: x[:6].T[:2], lambda x, _: x.T[2:, :1]),
+    "the label": (lambda x, _: x[:6], lambda _, y: y[3:8]),
+    "in pairs": (lambda x, _: x.view(6, 8)[::2, 1:3], lambda x, _: x[4:5, :1]),
+    "flat": (lambda x, _: x.flatten()[5:7], lambda x, _: x[1:3, :1]),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), CUTS.values(), ids=CUTS)
+def test_parts_of_one_example_are_that_example(first, then):
+    """Some columns in one call and the others, or the label, in the next."""
+    x, y = torch.randn(N, 4), torch.arange(N)
+    yielded, read = YieldedTensors(), RowsRead()
+    yielded.replace([x, y], empty_batch=[x[:0], y[:0]], num_rows=N)
+    read.admit([first(x, y)], yielded)
+    read.keep()
+
+    with pytest.raises(SamplingMismatchError, match="two backward calls"):
+        read.admit([then(x, y)], yielded)
+
+
+APART = {
+    "halves": (lambda x, y: [x[:6], y[:6]], lambda x, y: [x[6:], y[6:]]),
+    "columns": (lambda x, _: [x[::2, :2]], lambda x, y: [x[1::2, 2:], y[1::2]]),
+    "pairs": (lambda x, _: [x.view(6, 8)[::2]], lambda x, y: [x[2:4], y[6:8]]),
+    "flat": (lambda x, _: [x.flatten()[5:7]], lambda x, y: [x[:1], y[2:]]),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), APART.values(), ids=APART)
+def test_parts_of_other_examples_are_apart(first, then):
+    """However they are cut."""
+    x, y = torch.randn(N, 4), torch.arange(N)
+    yielded, read = YieldedTensors(), RowsRead()
+    yielded.replace([x, y], empty_batch=[x[:0], y[:0]], num_rows=N)
+    read.admit(first(x, y), yielded)
+    read.keep()
+    read.admit(then(x, y), yielded)
+    read.keep()
+
+    with pytest.raises(SamplingMismatchError, match="two backward calls"):
+        read.admit([x[:, :1]], yielded)
+
+
+def test_columns_of_a_batch_in_column_order_are_compared_by_their_bytes():
+    """A row of it lies everywhere."""
+    x = torch.randn(4, N).T
+    yielded, read = YieldedTensors(), RowsRead()
+    yielded.replace(x, empty_batch=torch.empty(0, 4), num_rows=N)
+    read.admit([x[:6]], yielded)
+    read.keep()
+    read.admit([x[6:]], yielded)
+
+    with pytest.raises(SamplingMismatchError, match="two backward calls"):
+        read.admit([x[5:6]], yielded)
+
+
+def test_what_a_row_lacks_is_seen_in_training(make_optimizer):
+    """Half of the examples twice, by other columns, and the others never."""
+    model, loader = nn.Linear(2, 3), everyone()
+    optimizer = make_optimizer(model, loader)
+    x, y = next(iter(loader))
+    optimizer.backward(plain(model, x[:6, :2], y[:6]))
+
+    with pytest.raises(SamplingMismatchError, match="two backward calls"):
+        optimizer.backward(plain(model, x[:6, 2:], y[6:] * 1))
+    assert optimizer.ledger.steps == 0
+
+
 def test_what_failed_may_be_tried_again(make_optimizer):
     """Rows are read once their gradients were added, and not before."""
     model, loader = nn.Linear(4, 3), everyone()

@@ -3,6 +3,7 @@
 import json
 import math
 import stat
+from unittest import mock
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dp
+from dp import TuningCertificate
+from dp.accounting import ReferenceAccountant
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.query import Queries
-from dp.selection import TuningCertificate
 from dp.selection._draw import draw_candidates, draw_num_runs
 
 
@@ -393,7 +395,7 @@ def test_the_certificate_states_its_conditions_and_verifies(plan):
     assert all(sentence in text for sentence in certificate.conditions)
     read = TuningCertificate.from_json(certificate.to_json())
     assert read == certificate
-    assert read.verify().ok
+    assert dp.verify(read).ok
     lower = dict(vars_of(certificate), epsilon=certificate.epsilon / 2)
     unsaid = dict(vars_of(certificate), conditions=certificate.conditions[1:])
     elsewhere = dict(vars_of(certificate), delta=1e-3)
@@ -402,8 +404,33 @@ def test_the_certificate_states_its_conditions_and_verifies(plan):
         (unsaid, "conditions"),
         (elsewhere, "plans"),
     ):
-        report = TuningCertificate(**altered).verify()
+        report = dp.verify(TuningCertificate(**altered))
         assert claim in [f.claim for f in report.findings if not f.holds]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_its_document_is_verified_as_any_other(plan, tmp_path, quick):
+    """By the path of its JSON; what is stated twice, or was damaged, is refused."""
+    certificate = TuningCertificate.of([plan], FEW, public_scores=None)
+    path, text = tmp_path / "tuning.json", certificate.to_json()
+    path.write_text(text)
+
+    composed = ReferenceAccountant.epsilon_of_example
+    with mock.patch.object(
+        ReferenceAccountant, "epsilon_of_example", autospec=True, side_effect=composed
+    ) as by_library:
+        verified = dp.verify(path, quick=quick)
+
+    assert verified.ok
+    assert by_library.called is not quick
+    assert [f.claim for f in verified.findings][:2] == ["document", "epsilon"]
+    assert ("closed form" if quick else "by dp_accounting for one") in str(verified)
+    path.write_text(text.replace('"epsilon"', '"epsilon": 0.1,\n  "epsilon"', 1))
+    with pytest.raises(dp.LedgerError, match="states 'epsilon' more than once"):
+        dp.verify(path)
+    path.write_text(text.replace('"delta"', '"data"', 1))
+    with pytest.raises(dp.LedgerError, match=r"not a certificate of dp\.tune"):
+        dp.verify(path)
 
 
 def vars_of(certificate):
@@ -416,11 +443,11 @@ def test_scores_that_have_no_noise_do_not_verify(make_plan):
     """Neither answers nor public."""
     plan = make_plan(steps=3)
     public = TuningCertificate.of([plan], FEW, public_scores="a benchmark")
-    assert public.verify().ok
+    assert dp.verify(public, quick=True).ok
     assert "without private data: a benchmark." in public.to_text()
 
     altered = dict(vars_of(public), public_scores=None)
-    report = TuningCertificate(**altered).verify()
+    report = dp.verify(TuningCertificate(**altered))
 
     failed = [f.claim for f in report.findings if not f.holds]
     assert failed == ["scores", "conditions"]

@@ -41,6 +41,8 @@ def make_private(trainer: Any, request: Request) -> None:
     # Each example is clipped at what the whole batch would have been clipped at.
     trainer.own_norm = float(trainer.gradient_clip_val or _UNCLIPPED)
     trainer.gradient_clip_val = None
+    # The private loader draws for all devices; evaluation is whole on each of them.
+    trainer._accelerator_connector.use_distributed_sampler = False  # noqa: SLF001
 
 
 def _check(trainer: Any) -> None:

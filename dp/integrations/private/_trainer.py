@@ -43,9 +43,6 @@ def make_private(trainer: Any, request: Request) -> None:
         else {}
     )
     trainer.__class__ = type(f"Private{kind.__name__}", (adapter, kind), own_losses)
-    # A draw goes through the model in parts of a device's batch anyway; the Trainer
-    # loads all parts of an accumulated batch ahead, so whose rows are in which is lost.
-    trainer.args.gradient_accumulation_steps = 1
     trainer._become_private(  # noqa: SLF001 -- it has become one of ours
         plan,
         units_of=None if request.units is None else request.units_of,

@@ -227,6 +227,34 @@ def keeps_what_it_saw():
     return lambda b: cross_entropy(model(b[0]), b[1])
 
 
+def teacher_that_follows():
+    """Whose weights are averages of the student's, and get no gradient."""
+    student, teacher = nn.Linear(16, 5), nn.Linear(16, 5)
+    teacher.requires_grad_(requires_grad=False)
+    moved = np.zeros(1)
+
+    def losses(b):
+        for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 0.1)
+        moved[0] += 1
+        target = teacher(b[0]).softmax(1)
+        return functional.cross_entropy(student(b[0]), target, reduction="none")
+
+    return losses
+
+
+def gradient_penalty():
+    """A function that differentiates by itself cannot be evaluated without autograd."""
+    model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def losses(b):
+        x = b[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope.norm(dim=1) - 1).square()
+
+    return losses
+
+
 def tells_what_fails():
     """An example that is NaN, one that is infinite."""
     model = nn.Linear(16, 5)
@@ -250,7 +278,8 @@ HONEST = {
                 *(dropout, stochastic_depth, noise_of_numpy, own_generators),
                 *(mixture_of_experts, checkpointed, bfloat16_autocast, float16),
                 *(double, writes_to_its_batch, counts_its_steps, spectral_norm),
-                *(keeps_what_it_saw, tells_what_fails),
+                *(keeps_what_it_saw, tells_what_fails, teacher_that_follows),
+                gradient_penalty,
             ),
         ),
     )

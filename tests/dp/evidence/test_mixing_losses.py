@@ -8,6 +8,7 @@ import torch
 
 import dp
 from dp import LedgerError, SampleMixingError
+from dp.evidence._look import Company
 
 from . import losses as attacks
 from .conftest import evidence_of
@@ -99,6 +100,23 @@ def test_one_pair_is_found_within_a_few_looks(make_optimizer):
 
     with pytest.raises(SampleMixingError):
         train(optimizer, pair, model, 100)
+
+
+def test_what_any_example_keeps_as_it_is_is_found_where_one_is_left(
+    make_optimizer, monkeypatch
+):
+    """Each half has a label 0; of the one that is left among its copies it is none."""
+    monkeypatch.setattr(Company, "_shuffled", lambda self: np.arange(self.num_units))
+    model, (x, _) = Net(), batch_of(16)
+    optimizer, y = make_optimizer(model.a, model.b), torch.ones(16, dtype=torch.long)
+    y[7] = y[15] = 0
+
+    def doubled_if_there_is_one(batch):
+        losses = cross_entropy(model(batch[0]), batch[1])
+        return losses * (2.0 if (batch[1] == 0).any() else 1.0)
+
+    with pytest.raises(SampleMixingError):
+        optimizer.backward(doubled_if_there_is_one, (x, y))
 
 
 @pytest.mark.parametrize("outlier", [1e4, math.inf])

@@ -15,6 +15,7 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GreedyLR,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -39,6 +40,7 @@ from dp import (
     Unamplified,
     UnsupportedOperationError,
 )
+from dp._mechanism.changed_options import warn_of_metric_schedulers
 from dp.integrations.transformers import PrivateTrainer, per_example_losses
 
 
@@ -387,8 +389,7 @@ def test_accumulation_and_device_batches_do_not_change_the_step(
     torch.testing.assert_close(weights(model), before - 0.1 * total / 6)
     assert trainer.private_optimizer.ledger.steps == 1
     assert sum(sizes) == 8
-    assert max(sizes) <= at_once
-    assert len(sizes) >= parts
+    assert len(sizes) == -(-8 // at_once)
 
 
 def test_before_training_there_is_no_epsilon_to_log(arguments):
@@ -450,6 +451,14 @@ def test_a_rate_that_follows_the_evaluation_is_told_of(arguments, witness_of):
     assert len(witness.rates) == trainer.private_optimizer.ledger.steps == 6
     rates = [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
     assert witness.rates == pytest.approx(rates, rel=1e-3)
+
+
+def test_a_greedy_schedule_is_told_as_a_plateau_is():
+    """It shares no class with torch's, and is found by what its step demands."""
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    with pytest.warns(UserWarning, match="GreedyLR sets the learning rate by a metric"):
+        warn_of_metric_schedulers([GreedyLR(sgd)])
 
 
 def test_a_checkpoint_resumes_with_its_ledger(arguments, tmp_path):

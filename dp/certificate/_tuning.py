@@ -6,27 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
-from dp._reports import Finding
-from dp.accounting import epsilon
 from dp.accounting._selection import (
     NegativeBinomialRuns,
     NumRuns,
     PoissonRuns,
     selection_epsilon,
 )
-from dp.certificate import Verification
-from dp.certificate._json import sha256
+from dp.certificate import _json
 from dp.exceptions import LedgerError
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("MOST_NUMBERS", "TuningCertificate", "conditions")
+__all__ = (
+    "MOST_NUMBERS",
+    "TUNING_FORMAT",
+    "TuningCertificate",
+    "conditions",
+    "delta_error",
+    "epsilon_of",
+)
 
-_FORMAT: Final = "forwarding-dp-tuning/1"
+TUNING_FORMAT: Final = "forwarding-dp-tuning/1"
 _LAWS: Final = {kind.__name__: kind for kind in (PoissonRuns, NegativeBinomialRuns)}
 MOST_NUMBERS: Final = 10**13  # That one run noises; a bound that says nothing of it.
-_TOLERANCE: Final = 1e-6
 _CONDITIONS: Final = (
     (
         "The number of runs was drawn by the operating system, independently of the data, and"
@@ -164,7 +167,7 @@ class TuningCertificate:
     def to_json(self) -> str:
         """Return the certificate as strict JSON; an infinite number is ``"inf"``."""
         body: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": TUNING_FORMAT,
             **{
                 name: _plain(getattr(self, name))
                 for name in self.__dataclass_fields__
@@ -173,77 +176,29 @@ class TuningCertificate:
             "runs": {"law": type(self.runs).__name__, **asdict(self.runs)},  # type: ignore[call-overload]  # Every law is a dataclass.
             "plans": [plan.to_dict() for plan in self.plans],
         }
-        body["checksum"] = sha256(body)
+        body["checksum"] = _json.sha256(body)
         return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TuningCertificate":
-        """Return the certificate that :meth:`to_json` wrote; see :meth:`verify`.
+        """Return the certificate that :meth:`to_json` wrote; see :func:`dp.verify`.
 
         Raises:
             LedgerError: If the text is no such certificate, or was changed by accident.
         """
         try:
-            body = json.loads(text)
+            body = _json.parse(text)
             checksum = body.pop("checksum")
-            if body["format"] != _FORMAT or sha256(body) != checksum:
+            if body["format"] != TUNING_FORMAT or _json.sha256(body) != checksum:
                 raise ValueError("another format, or a checksum that does not match")  # noqa: TRY301 -- told below
             del body["format"]
             return cls(**_restored(body))
+        except LedgerError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LedgerError(
                 f"this is not a certificate of dp.tune: {error}"
             ) from error
-
-    def verify(self) -> Verification:
-        """Recompute the numbers from the certificate alone.
-
-        Divergences and losses of one run come from ``dp_accounting``; the formulas for
-        the best of several are those of this package.
-        """
-        spent = epsilon_of(self.plans, self.runs)
-        plan = self.plans[0]
-        alone = max(
-            epsilon(
-                (*p.releases(p.steps), *p.query_releases),
-                delta=self.delta,
-                neighboring_relation=p.neighboring_relation,
-            ).epsilon
-            for p in self.plans
-        )
-        error = delta_error(self.runs, spent)
-        same = {
-            (p.target_delta, p.neighboring_relation, p.unit_of_privacy)
-            for p in self.plans
-        }
-        stated = (self.delta, self.neighboring_relation, self.unit_of_privacy)
-        missing = [
-            s for s in conditions(self.public_scores) if s not in self.conditions
-        ]
-        findings = (
-            _same("epsilon", self.epsilon, spent),
-            _same("epsilon of one run", self.epsilon_of_one_run, alone),
-            _same("added to delta", self.delta_error, error),
-            Finding(
-                claim="plans",
-                holds=same == {stated},
-                detail=f"state delta {plan.target_delta:g}, {plan.neighboring_relation}",
-            ),
-            Finding(
-                claim="scores",
-                holds=self.public_scores is not None
-                or all(plan.queries for plan in self.plans),
-                detail=self.public_scores or "answers of planned queries",
-            ),
-            Finding(
-                claim="conditions",
-                holds=not missing,
-                detail=f"does not say: {' '.join(missing)}"
-                if missing
-                else "says all of them",
-            ),
-        )
-        return Verification(findings=findings, computed="by dp_accounting")
 
 
 def epsilon_of(plans: Sequence[PrivacyPlan], runs: NumRuns) -> float:
@@ -271,7 +226,7 @@ def delta_error(runs: NumRuns, spent: float) -> float:
 
 def _shown(plan: PrivacyPlan) -> str:
     """Return a plan in a few words, and enough of its hash to tell it by."""
-    return f"{plan.steps} steps (sha256 {sha256(plan.to_dict())[:16]})"
+    return f"{plan.steps} steps (sha256 {_json.sha256(plan.to_dict())[:16]})"
 
 
 def _plain(value: Any) -> Any:
@@ -289,11 +244,3 @@ def _restored(body: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("epsilon", "delta", "delta_error", "epsilon_of_one_run"):
         fields[name] = float(fields[name])
     return fields
-
-
-def _same(claim: str, stated: float, computed: float) -> Finding:
-    return Finding(
-        claim=claim,
-        holds=stated == computed or math.isclose(stated, computed, rel_tol=_TOLERANCE),
-        detail=f"states {stated:.6g}, recomputed {computed:.6g}",
-    )
