@@ -13,6 +13,8 @@ PAGES := tutorial/first-wrapper explanation/how-forwarding-works how-to/rename-a
 PROCESSES := -n auto --maxprocesses 8
 # No statistics, no processes that train together, no frameworks, no pages.
 QUICK := forwarding dp tests --ignore=tests/dp/distributed --ignore=tests/dp/integrations
+# Else each of many processes compiles everything for itself, where that is set.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

@@ -363,6 +363,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/certificate/_run_findings.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/certificate/_comparison.py": Checked("It is itself a check.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/certificate/_tuning_findings.py": Checked("It is itself a check.", (_TUNE + "the_certificate_states_its_conditions_and_verifies",)),
+    "dp/certificate/_soundness.py": Checked("It is itself a check.", (_CERTIFICATE + "what_is_left_out_or_cannot_be_is_found",)),
     "dp/certificate/_sentences.py": Checked("Words; `dp.verify` demands every standard sentence.", (_CERTIFICATE + "altered_words_are_found",)),
     "dp/certificate/_statement.py": Checked("Fields of the statement, whose numbers `dp.verify` computes again.", (_CERTIFICATE + "every_altered_number_is_found",)),
     "dp/_containers.py": Checked("It walks batches; how many rows each part has is counted against the ticket.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused",)),

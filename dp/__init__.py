@@ -30,6 +30,7 @@ Names are loaded when they are first used, so that ``import dp`` and the account
 need no torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -195,7 +196,9 @@ if (
         if name in _MODULES:
             return _load(name)
         if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            told = f"module {__name__!r} has no attribute {name!r}"
+            # With these two, Python asks after the name that was meant.
+            raise AttributeError(told, name=name, obj=sys.modules[__name__])
         value = getattr(_load(_HOME[name]), name)
         globals()[name] = value
         return value

@@ -18,6 +18,7 @@ from dp.calibration import (
 )
 from dp.calibration._bands import Bands
 from dp.calibration._mechanisms import Choice, best_choice, correlated_choice
+from dp.exceptions import did_you_mean
 from dp.sampling import (
     CyclicPoisson,
     DisjointBatches,
@@ -33,7 +34,6 @@ from dp.schedule import Schedule, runs_of
 __all__ = (
     "Bands",
     "Mechanism",
-    "check_noise_is_left_out",
     "check_queries",
     "choose",
     "complete",
@@ -102,7 +102,7 @@ def _check_mechanism(mechanism: str, bands: Bands) -> None:
     if mechanism not in get_args(Mechanism):
         raise ValueError(
             f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
-            f" {mechanism!r}"
+            f" {mechanism!r}{did_you_mean(mechanism, get_args(Mechanism))}"
         )
     if bands != "auto" and mechanism not in {"correlated", "best"}:
         raise ValueError(
@@ -253,22 +253,6 @@ def check_queries(
             " steps alone; leave renyi_order None"
         )
     return tuple(queries)
-
-
-def check_noise_is_left_out(
-    sigma: float | Schedule | None, steps: int | None, q: float | str | None
-) -> None:
-    """Raise unless the noise of the steps is what queries leave to be found.
-
-    Raises:
-        ValueError: If another number is.
-    """
-    if isinstance(sigma, int | float) or steps is None or q == "largest":
-        raise ValueError(
-            "with queries, plan_for finds the noise_multiplier: give steps and"
-            f" sampling_probability, got noise_multiplier={sigma!r}, steps={steps!r},"
-            f" sampling_probability={q!r}; or make a PrivacyPlan of all numbers"
-        )
 
 
 def order_for(

@@ -1,6 +1,9 @@
 """Errors raised by :mod:`dp`, each a :class:`PrivacyError`, and its warning."""
 
-from typing import Final
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature
+from typing import Final, ParamSpec, TypeVar
 
 
 __all__ = (
@@ -15,8 +18,13 @@ __all__ = (
     "UnsupportedOperationError",
     "WrongGradientError",
     "WrongNoiseError",
+    "did_you_mean",
     "missing_extra",
+    "tells_near_names",
 )
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # What the extra of the distribution brings, which installs forwarding alone.
 _BROUGHT: Final = frozenset(
@@ -114,3 +122,34 @@ def missing_extra(what: str, error: ModuleNotFoundError) -> str | None:
         f"{what} needs {error.name}, which the extra of this package brings:"
         " pip install 'forwarding[dp]'"
     )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question to put behind a name that is not one of *names*, if one is near.
+
+    >>> did_you_mean("allocaton", ["poisson", "allocation"])
+    "; did you mean 'allocation'?"
+    >>> did_you_mean("uniform", ["poisson", "allocation"])
+    ''
+    """
+    from difflib import get_close_matches  # noqa: PLC0415 -- no program that works needs it
+
+    near = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def tells_near_names(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let *function* answer a misspelt keyword with the one that was probably meant."""
+    known = signature(function).parameters
+
+    @wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                    f"{did_you_mean(name, known)}"
+                )
+        return function(*args, **kwargs)
+
+    return checked

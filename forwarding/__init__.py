@@ -1,5 +1,6 @@
 """Declare which attributes a wrapper forwards to the object it wraps."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forwarding._descriptor import Forwarded, forwarded
@@ -61,7 +62,9 @@ if not TYPE_CHECKING:  # pragma: no branch -- Or checkers would find any name he
 
     def __getattr__(name: str) -> Any:
         if name not in _LATE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            told = f"module {__name__!r} has no attribute {name!r}"
+            # With these two, Python asks after the name that was meant.
+            raise AttributeError(told, name=name, obj=sys.modules[__name__])
         module = __import__(f"{__name__}.{_LATE[name]}", fromlist=[name])
         globals()[name] = found = getattr(module, name)
         return found

@@ -6,6 +6,7 @@ from typing import Any, Generic, Protocol, get_origin
 from forwarding._annotations import annotations_of
 from forwarding._descriptor import Forwarded
 from forwarding._record import forwarded_attributes, spec_of
+from forwarding._spelling import suggestion
 from forwarding.exceptions import ForwardingError
 
 
@@ -51,10 +52,11 @@ def check_keywords(cls: type, to: str, names: set[str], excepted: set[str]) -> N
     """Refuse class keywords that do nothing, and exceptions from nothing."""
     if to and not names:
         raise ForwardingError(f"{cls.__name__}: to={to!r} needs forward=, the names")
-    unknown = ", ".join(sorted(excepted - names))
+    unknown = sorted(excepted - names)
     if unknown:
         raise ForwardingError(
-            f"{cls.__name__}: but= excepts {unknown}, which forward= does not name"
+            f"{cls.__name__}: but= excepts {', '.join(unknown)}, which forward= does not "
+            f"name{suggestion(unknown[0], names)}"
         )
 
 

@@ -9,6 +9,7 @@ from forwarding._bytecode import codes_of
 from forwarding._instance_names import body_names
 from forwarding._interface import members
 from forwarding._record import Record, Spec, forwarded_attributes, record_in
+from forwarding._spelling import suggestion
 from forwarding._static import static_attribute
 from forwarding._targets import target_types
 from forwarding.exceptions import ForwardingError
@@ -92,6 +93,7 @@ def coverage(
     if unknown:
         raise ForwardingError(
             f"leave_out= names {', '.join(unknown)}, which {target_type.__name__} lacks"
+            f"{suggestion(unknown[0], names)}"
         )
     view = _View(wrapper, cls, target_type)
     sorted_: dict[str, list[str]] = {kind: [] for kind in _GENERIC}

@@ -9,6 +9,7 @@ from forwarding._dynamic import is_built
 from forwarding._inspect import unwrap
 from forwarding._path import step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
+from forwarding._spelling import suggestion
 from forwarding._static import static_attribute
 from forwarding._targets import target_names
 from forwarding.exceptions import ForwardingError
@@ -116,13 +117,22 @@ def _missing(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
         try:
             owner = spec.find_owner(wrapper)
         except AttributeError as error:
-            absent.setdefault(f"are out of reach: {error}", []).append(repr(str(spec)))
+            told = f"are out of reach: {error}{_meant(error.obj, error.name)}"
+            absent.setdefault(told, []).append(repr(str(spec)))
         else:
             where = _absence(owner, spec)
             if where is not None:
-                absent.setdefault(where, []).append(repr(spec.name))
+                last = spec.path[-1] if where.startswith("do not exist") else None
+                absent.setdefault(where, []).append(
+                    f"{spec.name!r}{_meant(owner, last)}"
+                )
     for where, names in absent.items():
         yield f"{', '.join(names)} {_agreeing(where, len(names))}"
+
+
+def _meant(owner: object, name: object) -> str:
+    """Return a question after the name that was meant, if *owner* has one like it."""
+    return suggestion(name, public_names(owner)) if isinstance(name, str) else ""
 
 
 def _absence(owner: object, spec: Spec) -> str | None:

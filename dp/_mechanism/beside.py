@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, final
 
 from torch import Tensor
 
+from dp._mechanism.fingerprint import fingerprint_of_tensors
+
 
 __all__ = ("Beside",)
 
@@ -21,24 +23,41 @@ class _Versions:
 
     def __init__(self) -> None:
         self._of: dict[int, int] = {}
+        self._bits: dict[int, int] = {}  # Where they were asked for: sums of all bits.
         self._alive: dict[int, weakref.ref[Tensor]] = {}
 
-    def note(self, parameters: Sequence[Tensor]) -> None:
+    def note(self, parameters: Sequence[Tensor], *, with_bits: bool) -> None:
         keys = [*map(id, parameters)]
         if not self._alive.keys() >= {*keys}:
             for key, parameter in zip(keys, parameters, strict=True):
                 self._alive[key] = weakref.ref(parameter, partial(self._forget, key))
         self._of.update(zip(keys, map(_version, parameters), strict=True))
+        if with_bits:
+            self._bits.update(
+                zip(keys, fingerprint_of_tensors(parameters), strict=True)
+            )
+        elif self._bits:
+            for key in keys:
+                self._bits.pop(key, None)
 
     def num_written(self, parameters: Sequence[Tensor]) -> int:
         """Return how many are known, and have another version by now."""
         now = [*map(_version, parameters)]
         noted = map(self._of.get, map(id, parameters), now)
-        return sum(map(int.__ne__, noted, now))
+        num_written = sum(map(int.__ne__, noted, now))
+        return num_written or self._num_rewritten(parameters)
+
+    def _num_rewritten(self, parameters: Sequence[Tensor]) -> int:
+        """Return how many have other bits than were noted, which are compared once."""
+        # A write through `.data`, or of another tensor to it, raises no version.
+        known = [p for p in parameters if id(p) in self._bits] if self._bits else []
+        noted = [self._bits.pop(id(parameter)) for parameter in known]
+        return sum(map(int.__ne__, noted, fingerprint_of_tensors(known)))
 
     def _forget(self, key: int, _reference: object) -> None:
         self._alive.pop(key, None)
         self._of.pop(key, None)
+        self._bits.pop(key, None)
 
 
 def _version(parameter: Tensor) -> int:
@@ -60,7 +79,7 @@ class Beside:
         self.has_writes: bool = False
         self.is_blind = False  # Of shards nothing can be seen.
         self._since: Literal["made", "updated"] | None = None
-        self._num_calls = 0
+        self._num_calls = self._num_updates = 0
 
     @property
     def has_updated(self) -> bool:
@@ -71,7 +90,10 @@ class Beside:
         self, parameters: Sequence[Tensor], *, since: Literal["made", "updated"]
     ) -> None:
         """Remember the versions of the parameters of a new optimizer, or of an update."""
-        _versions.note(parameters)
+        is_update = since == "updated"
+        self._num_updates += is_update
+        with_bits = is_update and _is_due(self._num_updates)
+        _versions.note(parameters, with_bits=with_bits and not self.is_blind)
         self._since = since
 
     def accept(self, parameters: Sequence[Tensor]) -> None:
@@ -108,8 +130,12 @@ class Beside:
     def leaves(self, losses: Tensor) -> list[Tensor]:
         """Return the leaves below *losses*, if it is time to look; else nothing."""
         self._num_calls += 1
-        is_due = self._num_calls & (self._num_calls - 1) == 0  # 1, 2, 4, 8 and so on.
-        return list(_leaves(losses.grad_fn)) if is_due else []
+        return list(_leaves(losses.grad_fn)) if _is_due(self._num_calls) else []
+
+
+def _is_due(number: int) -> bool:
+    """Whether to look at the *number*-th: at 1, 2, 4, 8 and so on."""
+    return number & (number - 1) == 0
 
 
 def _leaves(root: Any) -> Iterator[Tensor]:

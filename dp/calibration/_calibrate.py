@@ -104,8 +104,7 @@ def calibrate_noise_multiplier(
         releases=releases,
         allowed=lambda sigma: rounded_up(sigma, digits=_DIGITS),
     )
-    if other_releases:
-        _check_left(replace(search, releases=lambda _: other_releases))
+    _check_left(search, other_releases)
     return search.smallest()
 
 
@@ -168,8 +167,11 @@ def _goal(
     return {"target_epsilon": math.inf, "renyi_order": None, "target_risk": target_risk}
 
 
-def _check_left(others: Search) -> None:
+def _check_left(search: Search, other_releases: Sequence[Release]) -> None:
     """Refuse releases beside the steps that leave nothing of the target."""
+    if not other_releases:
+        return
+    others = replace(search, releases=lambda _: other_releases)
     if others.excess(1.0) >= math.log1p(-WASTE):
         target = others.target_risk or f"target_epsilon={others.target_epsilon!r}"
         raise ValueError(
@@ -186,6 +188,7 @@ def calibrate_sampling_probability(
     steps: int,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    other_releases: Sequence[Release] = (),
     steps_per_pass: int | None = None,
     disjoint: Assignment | None = None,
     group_size: int = 1,
@@ -204,6 +207,7 @@ def calibrate_sampling_probability(
         steps: How many releases.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        other_releases: What is released about the same data beside the steps.
         steps_per_pass: None; passes leave no probability to find.
         disjoint: None; the same.
         group_size: How many examples may differ at once.
@@ -212,7 +216,8 @@ def calibrate_sampling_probability(
         target_risk: What to keep in place of *target_epsilon*.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or if the other releases alone leave
+            nothing of the target.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
     if steps_per_pass is not None or disjoint is not None:
@@ -226,15 +231,17 @@ def calibrate_sampling_probability(
         relation=neighboring_relation,
         group_size=group_size,
         releases=lambda one_over_q: [
+            *other_releases,
             Release(
                 sampling_probability=1 / one_over_q,
                 noise_multiplier=noise_multiplier,
                 count=steps,
                 truncation=truncation,
-            )
+            ),
         ],
         allowed=lambda one_over_q: max(1.0, rounded_up(one_over_q, digits=_DIGITS)),
     )
+    _check_left(search, other_releases)
     return 1 / search.smallest()
 
 
@@ -246,6 +253,7 @@ def calibrate_steps(
     sampling_probability: float,
     neighboring_relation: NeighboringRelation,
     truncation: Truncation | None = None,
+    other_releases: Sequence[Release] = (),
     steps_per_pass: int | None = None,
     disjoint: Assignment | None = None,
     group_size: int = 1,
@@ -265,6 +273,7 @@ def calibrate_steps(
         sampling_probability: Probability that an example is in a batch.
         neighboring_relation: What two neighbouring datasets are.
         truncation: How batches are made smaller, if they are.
+        other_releases: What is released about the same data beside the steps.
         steps_per_pass: Steps of a pass by random allocation, or of disjoint batches;
             None for Poisson samples.
         disjoint: How disjoint batches are assigned; None for random allocation.
@@ -274,7 +283,8 @@ def calibrate_steps(
         target_risk: What to keep in place of *target_epsilon*.
 
     Raises:
-        ValueError: If a number is out of range, or if one step costs more already.
+        ValueError: If a number is out of range, if the other releases alone leave
+            nothing of the target, or if one step more costs too much already.
     """
     _checks.positive(noise_multiplier=noise_multiplier)
 
@@ -283,6 +293,7 @@ def calibrate_steps(
 
     def releases(one_over_units: float) -> list[Release]:
         return [
+            *other_releases,
             Release(
                 sampling_probability=sampling_probability,
                 noise_multiplier=noise_multiplier,
@@ -290,7 +301,7 @@ def calibrate_steps(
                 truncation=truncation,
                 steps_per_pass=steps_per_pass,
                 disjoint=disjoint,
-            )
+            ),
         ]
 
     search = Search(
@@ -304,6 +315,7 @@ def calibrate_steps(
         most=1.0,
         smaller=lambda x: 1 / min(round(1 / x) + 1, most),
     )
+    _check_left(search, other_releases)
     one_over_steps = search.smallest()
     if search.excess(one_over_steps) > 0:
         raise ValueError(

@@ -14,6 +14,7 @@ from dp.certificate._comparison import same_number, same_words
 from dp.certificate._document import Certificate
 from dp.certificate._evidence import evidence_finding
 from dp.certificate._run import CertifiedRun
+from dp.certificate._soundness import charges_finding, newer_finding
 from dp.ledger import rest_of_plan
 from dp.ledger._advisories import advisories_since
 
@@ -42,7 +43,9 @@ def findings_of_run(
     yield same_number(f"{prefix}group size", c.group_size, plan.group_size)
     if len(c.runs) == 1:  # A composition may be stated at a delta of its own.
         yield same_number(f"{prefix}delta", c.delta, plan.target_delta)
+    yield charges_finding(f"{prefix}charges", run)
     yield _advised(f"{prefix}advisories", run)
+    yield newer_finding(f"{prefix}release", run)
     yield _sampled_as_planned(f"{prefix}sampling", run)
     if run.has_passes:
         yield _whole_passes(f"{prefix}passes", run)

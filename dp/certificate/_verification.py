@@ -24,6 +24,7 @@ from dp.certificate._numbers import Numbers, together
 from dp.certificate._run_findings import findings_of_run
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import version_of_accountants
+from dp.certificate._soundness import fields_finding
 from dp.certificate._tuning import TUNING_FORMAT, TuningCertificate
 from dp.certificate._tuning_findings import findings_of_tuning
 
@@ -126,6 +127,7 @@ def verify(
             detail="matches its checksum (detects accidental changes, not tampering)",
         )
         checked.append(checksum)
+        checked.append(fields_finding(text, certificate.to_json()))
     if isinstance(certificate, TuningCertificate):
         accountant = None if quick else ReferenceAccountant()
         checked.extend(findings_of_tuning(certificate, accountant))

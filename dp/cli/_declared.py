@@ -9,6 +9,7 @@ import numpy as np
 
 from dp.cli._errors import InputError
 from dp.cli._read import CsvFile, Layout, one_of, read_csv
+from dp.exceptions import did_you_mean
 from dp.tables import Declared
 
 
@@ -46,7 +47,7 @@ def columns_of(file: CsvFile, option: str, given: Sequence[str]) -> list[str]:
         if name not in file.names:
             raise InputError(
                 f"{option} {name!r} is no column of {file.path}, which has"
-                f" {one_of(file.names)}"
+                f" {one_of(file.names)}{did_you_mean(name, file.names)}"
             )
     return list(dict.fromkeys(names))
 

@@ -22,6 +22,7 @@ from dp.cli._options import BUILT_IN
 from dp.cli._problem import Classification
 from dp.cli._processes import from_first, make_alike, process_group
 from dp.cli._tabular import CsvOptions, CsvTable, open_csv
+from dp.exceptions import did_you_mean
 from dp.optimizer._guard import check_wrappable
 from dp.plan import PrivacyPlan, plan_for
 from dp.tables import Fitted, Recipe, Statistics, Target
@@ -123,6 +124,7 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
     """
     with process_group() as is_main:
         known = f"--data is {', '.join(BUILT_IN)} or a CSV file"
+        known += did_you_mean(str(path), BUILT_IN)
         csv = open_csv(path, options, known=known)
         target = _target(request, csv)
         recipe = Recipe.of(

@@ -132,7 +132,9 @@ class AcceleratedLoader:
     """Yield the batches of a private loader where and as an accelerator wants them.
 
     On its device, and each in as many parts as it accumulates, so that
-    ``accelerator.accumulate`` steps once a draw.
+    ``accelerator.accumulate`` steps once a draw. Of an accelerator that ``dp.private``
+    made private there are none beyond the budget, so that a finished run that is
+    resumed has no steps left to take.
 
     Args:
         loader: The loader that the optimizer takes its tickets from.
@@ -162,11 +164,19 @@ class AcceleratedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._accelerator.step = 0  # A pass may have been left within a batch.
+        if self._is_over():
+            return
         for batch in self._batches():
             if self._accelerator.device_placement:
                 yield send_to_device(batch, self._accelerator.device)
             else:
                 yield batch
+            if self._is_over():
+                return
+
+    def _is_over(self) -> bool:
+        private = getattr(self._accelerator, "private_optimizer", None)
+        return isinstance(private, DPOptimizer) and private.ledger.is_exhausted
 
     def _batches(self) -> MicroBatches | TicketedLoader:
         parts = self._accelerator.gradient_accumulation_steps

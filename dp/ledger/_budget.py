@@ -141,10 +141,10 @@ class Budget:
 
     def _exhausted(self, taken: int) -> BudgetExhaustedError:
         return BudgetExhaustedError(
-            f"the plan's budget is spent: {taken} of {self._plan.steps}"
-            f" steps were taken, target_epsilon={self._plan.target_epsilon!r};"
-            " the step was not taken. Make a new plan to go on: its cost adds"
-            " to this one's"
+            f"the plan's budget is spent: {taken} of {self._plan.steps} steps were taken,"
+            f" target_epsilon={self._plan.target_epsilon!r}; the step was not taken. The"
+            " run is over: stop where ledger.is_exhausted. Weights and certificate are"
+            " whole; a new plan goes on, and its cost adds to this one's"
         )
 
     def _most_steps_within_target(self) -> int:

@@ -14,7 +14,7 @@ from dp.ledger._charge import Charge
 from dp.ledger._segments import Segments
 
 
-__all__ = ("VERSION", "Read", "read")
+__all__ = ("VERSION", "Read", "read", "sound_charge")
 
 VERSION: Final = 2
 _KNOWN_VERSIONS: Final = (1, 2)
@@ -81,10 +81,11 @@ def _advisories(state_dict: Mapping[str, Any]) -> int:
 def _segment(rows: object) -> tuple[Charge, ...]:
     if not isinstance(rows, Sequence):
         raise LedgerError("the ledger holds a segment without charges: it is damaged")
-    return tuple(map(_charge, rows))
+    return tuple(map(sound_charge, rows))
 
 
-def _charge(row: Mapping[str, Any]) -> Charge:
+def sound_charge(row: Mapping[str, Any]) -> Charge:
+    """Return the charge of a row; raise :class:`LedgerError` if it cannot be one."""
     try:
         charge = Charge.from_dict(row)
         # A release checks its own numbers: q in (0, 1], sigma not negative, a count of

@@ -15,7 +15,6 @@ from dp.calibration._search import RenyiOrder
 from dp.comparison import (
     Bands,
     Mechanism,
-    check_noise_is_left_out,
     check_queries,
     choose,
     complete,
@@ -23,6 +22,7 @@ from dp.comparison import (
     scheme_of,
     truncation_of,
 )
+from dp.exceptions import tells_near_names
 from dp.plan._plan import PrivacyPlan
 from dp.sampling._units import ONE_EXAMPLE
 from dp.schedule import Schedule
@@ -31,6 +31,7 @@ from dp.schedule import Schedule
 __all__ = ("plan_for",)
 
 
+@tells_near_names
 def plan_for(
     *,
     target_epsilon: float | None = None,
@@ -99,8 +100,7 @@ def plan_for(
             least error in prefix sums, or independent noise where that has less. Each
             band beyond the first takes memory for two copies of the parameters; 1 keeps
             ``"best"`` from comparing it.
-        queries: What is asked about the same data, which the target pays for, too. With
-            them, the noise multiplier is what is left out.
+        queries: What is asked about the same data, which the target pays for, too.
 
     Raises:
         ValueError: If a number is out of range, if not exactly one is left out, if
@@ -112,8 +112,6 @@ def plan_for(
           ``target_risk.is_kept_by(plan_for(...).risk())``.
     """
     queries = check_queries(queries, renyi_order=renyi_order)
-    if queries:
-        check_noise_is_left_out(noise_multiplier, steps, sampling_probability)
     sampling_probability, steps, expected_batch_size = numbers_of_epochs(
         epochs=epochs,
         batch_size=batch_size,

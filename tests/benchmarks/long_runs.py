@@ -28,6 +28,7 @@ from dp.plan import PrivacyPlan
 ROOT = Path(__file__).parents[2]
 STEPS = 1000
 TIMEOUT = 900  # Seconds for one page.
+TRAINS = re.compile(r"(?s)(\bimport dp\b|from dp\b).*(\.step\(|\.train\(|\.fit\()")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +44,7 @@ def pages() -> list[Path]:
         ROOT / "README.md",
         *sorted(ROOT.glob("docs/examples/*.py")),
     ]
-    return [p for p in found if re.search(r"\bimport dp\b|from dp\b", p.read_text())]
+    return [p for p in found if TRAINS.search(p.read_text())]
 
 
 def blocks_of(path: Path) -> list[str]:

@@ -241,7 +241,7 @@ MUTANTS = (
     Mutant("_mechanism/paid_for", "        if self._settled == (identity, memory.version):", "        if self._settled is not None:", "an earlier optimizer goes on beside the one that took over", "test_paid_for.py"),
     Mutant("ledger", "if other.failure is not None and self._failure is None:", "if False:", "a failure is forgotten with its ledger", "test_paid_for.py"),
     Mutant("optimizer/_validate", "    ledger.load_state_dict(earlier.state_dict())", "    pass", "a new plan forgets what was charged", "test_paid_for.py"),
-    Mutant("_mechanism/beside", "int.__ne__, noted", "int.__gt__, noted", "rows that the forward pass writes leave without a word", "test_beside_gradients.py"),
+    Mutant("_mechanism/beside", "num_written = sum(map(int.__ne__, noted, now))", "num_written = sum(map(int.__gt__, noted, now))", "rows that the forward pass writes leave without a word", "test_beside_gradients.py"),
     Mutant("_mechanism/beside", "        self._of.update(zip(keys, map(_version, parameters), strict=True))", "        [*map(self._of.setdefault, keys, map(_version, parameters))]", "an update is taken for a write beside it", "test_beside_gradients.py"),
     Mutant("optimizer/_beside", "and ledger_of(leaf) is not ledger", "", "weights of a shared ledger are told of", "test_beside_gradients.py"),
     Mutant("sampling", "if number[0] != os.getpid():", "if False:", "two processes use one draw", SAMPLING),
@@ -572,4 +572,6 @@ MUTANTS = (
     Mutant("ledger/_norm_range", "return self.around(other.least).around(other.largest) == self", "return True", "a state with other norms continues this one", QUANTILE),
     Mutant("ledger/_segments", "norms = last.norm_range.around(charge.max_grad_norm)", "norms = charge.norm_range.around(charge.max_grad_norm)", "norms of earlier releases are forgotten", QUANTILE),
     Mutant("ledger/_state", "        charge.norm_range.check(charge.max_grad_norm)", "        pass", "damaged norms are loaded", QUANTILE),
+    Mutant("certificate/_soundness", '                yield f"{place}{key}"', "                pass", "what a certificate leaves out is taken for stated", "test_certificate.py"),
+    Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
 )  # fmt: skip

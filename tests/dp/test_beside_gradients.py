@@ -60,6 +60,41 @@ def test_rows_that_a_forward_pass_writes_are_told(make_optimizer, later):
     assert "written to between steps" in assumptions(optimizer)
 
 
+@pytest.mark.parametrize("assigns", [False, True])
+def test_writes_through_data_are_told_after_the_first_update(make_optimizer, assigns):
+    """No version is raised: all bits are compared after updates 1, 2, 4, 8 and so on."""
+    model = nn.Linear(4, 1)
+    optimizer = make_optimizer(model)
+    x = torch.randn(8, 4)
+    for _ in range(3):
+        step(optimizer, model(x).squeeze(1))
+    raw = 0.1 * x.mean(0)
+    if assigns:
+        model.weight.data = model.weight.data - raw
+    else:
+        model.weight.data.sub_(raw)
+    step(optimizer, model(x).squeeze(1))  # The third update: nothing is compared.
+    model.weight.data.sub_(raw)
+
+    with pytest.warns(UserWarning, match="written to before backward"):
+        optimizer.backward(model(x).squeeze(1))
+    assert "written to between steps" in assumptions(optimizer)
+
+
+def test_weights_that_were_put_back_were_not_written(make_optimizer):
+    """As where averaged weights stand in while a model is evaluated."""
+    model = nn.Linear(4, 1)
+    optimizer = make_optimizer(model)
+    x = torch.randn(8, 4)
+    for _ in range(4):
+        step(optimizer, model(x).squeeze(1))
+        kept = model.weight.data
+        model.weight.data = torch.zeros(1, 4)
+        model.weight.data = kept
+
+    assert "written to" not in assumptions(optimizer)
+
+
 def test_writes_of_the_optimizer_and_of_loading_are_its_own(make_optimizer):
     """Updates, a second private optimizer with this ledger, and states that are loaded."""
     model = nn.Linear(4, 1)

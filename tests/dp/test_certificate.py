@@ -300,6 +300,68 @@ def test_an_altered_charge_is_found(one, tmp_path, name):
     assert "epsilon" in claims_that_fail(checksummed(body), tmp_path / "c.json")
 
 
+def without(body, path):
+    *holders, last = path
+    for place in holders:
+        body = body[place]
+    del body[last]
+
+
+@pytest.mark.parametrize(
+    ("path", "claim"),
+    [
+        (("runs", 0, "plan", "neighboring_relation"), "fields"),
+        (("runs", 0, "plan", "unit_of_privacy"), "fields"),
+        (("runs", 0, "failure"), "fields"),
+        (("runs", 0, "num_advisories"), "fields"),
+        (("runs", 0, "public_end"), "fields"),
+    ],
+    ids=str,
+)
+def test_what_is_left_out_or_cannot_be_is_found(one, tmp_path, path, claim):
+    """A reader would take what is read in its place for what was stated."""
+    body = json.loads(one.to_json())
+    without(body, path)
+
+    assert claim in claims_that_fail(checksummed(body), tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("norm", [-1.0, 0.0, math.inf])
+def test_a_charge_of_an_impossible_norm_is_found(one, tmp_path, norm):
+    body = json.loads(one.to_json())
+    (segment, *_) = body["runs"][0]["segments"].values()
+    segment[0]["max_grad_norm"] = "inf" if norm == math.inf else norm
+
+    failing = claims_that_fail(checksummed(body), tmp_path / "c.json")
+    assert failing & {"run 1: charges", "not a certificate"}
+
+
+def test_a_charge_accounted_at_less_than_it_cost_is_found(one):
+    """Whatever the epsilons say."""
+    (run,) = one.runs
+    key, (charge, *_) = next(iter(run.segments.items()))
+    less = dataclasses.replace(
+        charge, planned_noise_multiplier=2 * charge.noise_multiplier
+    )
+    segments = {**run.segments, key: (less,)}
+    wrong = dataclasses.replace(
+        one, runs=(dataclasses.replace(run, segments=segments),)
+    )
+
+    assert "run 1: charges" in {f.claim for f in quickly(wrong).findings if not f.holds}
+
+
+def test_a_release_that_knows_more_faults_is_told(one):
+    """Faults that only a newer release knows cannot be looked up here."""
+    (run,) = one.runs
+    newer = dataclasses.replace(run, num_advisories=run.num_advisories + 1)
+    wrong = dataclasses.replace(one, runs=(newer,))
+
+    assert {f.claim for f in quickly(wrong).findings if not f.holds} == {
+        "run 1: release"
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "claim"),
     [

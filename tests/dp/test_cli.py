@@ -490,6 +490,14 @@ def test_the_module_runs(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("Error: there is no file nothing.csv")
 
 
+def test_a_misspelt_table_is_answered_with_the_one_that_was_meant(call):
+    """Of those that come with a package."""
+    code, _, err = call("train", "--data", "breast_cancr")
+
+    assert code == 2
+    assert err.endswith("or a CSV file; did you mean 'breast_cancer'?\n")
+
+
 @pytest.fixture
 def certified(make_run, tmp_path):
     """Write the certificates of two runs; return their paths."""

@@ -97,5 +97,9 @@ def test_every_public_name_is_there(name):
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     """As of any module, so that ``hasattr`` works."""
-    with pytest.raises(AttributeError, match="module 'dp' has no attribute 'plan_fro'"):
+    told = "module 'dp' has no attribute 'plan_fro'"
+    with pytest.raises(AttributeError, match=told) as found:
         dp.plan_fro  # noqa: B018 -- that it raises
+
+    # By these two Python asks after the name that was meant.
+    assert (found.value.name, found.value.obj) == ("plan_fro", dp)

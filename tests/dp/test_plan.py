@@ -147,6 +147,22 @@ def test_plan_for_refuses_what_no_plan_can_be(change, told):
         dp.plan_for(**{**good, **change})
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "expected_batchsize",
+            "'expected_batchsize'; did you mean 'expected_batch_size'",
+        ),
+        ("colour", "'colour'$"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_one_that_was_meant(name, told):
+    """If there is one that is near."""
+    with pytest.raises(TypeError, match=f"plan_for.. got an unexpected.*{told}"):
+        dp.plan_for(**{name: 3}, target_delta=1e-6, max_grad_norm=1.0)
+
+
 @pytest.mark.parametrize("norm", [1e-19, 1e19, Schedule([(2, 1.0), (2, 1e-20)])])
 def test_norms_whose_squares_are_no_numbers_are_refused(make_plan, norm):
     """Below them clipping would not bound anything, by a schedule or not."""

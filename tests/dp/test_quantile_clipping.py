@@ -258,6 +258,8 @@ def test_an_older_state_of_moving_norms_adds_nothing(make_plan):
         {"norms": {"least": 0.9, "largest": 2.0}},
         {"norms": None},
         {"max_grad_norm": 0.7},
+        {"count": 2, "norms": {"least": 0.4, "largest": 1.0}},
+        {"count": 2, "norms": None, "max_grad_norm": 2.1},
     ],
     ids=str,
 )
@@ -268,6 +270,8 @@ def test_a_state_that_contradicts_moving_norms_is_refused(make_plan, altered):
     state = ledger.state_dict()
     (row,) = state["segments"][ledger.segment]
     row.update(altered)
+    if row["norms"] is None:
+        del row["norms"]
 
     with pytest.raises(LedgerError, match="contradicts"):
         ledger.load_state_dict(state)

@@ -1,6 +1,7 @@
 """Questions about the data that a run's plan pays for."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -93,14 +94,7 @@ def test_queries_are_part_of_the_risk_of_a_plan(make_plan):
 
 def test_a_plan_leaves_room_for_its_queries():
     """The least noise that keeps the target, beside them; less than a percent wasted."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
+    about = {name: value for name, value in ABOUT.items() if name != "noise_multiplier"}
     plan = dp.plan_for(**about, queries=ASKED)
 
     assert plan.queries == ASKED
@@ -115,27 +109,63 @@ def test_a_plan_leaves_room_for_its_queries():
     assert shaped.guarantee().epsilon <= 3.0
 
 
+ABOUT = {
+    "target_epsilon": 3.0,
+    "target_delta": 1e-5,
+    "sampling_probability": 0.1,
+    "steps": 20,
+    "noise_multiplier": 1.0,
+    "expected_batch_size": 10,
+    "max_grad_norm": 1.0,
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("found", "left_out"),
     [
-        {"noise_multiplier": 1.0},
-        {"steps": None, "noise_multiplier": 1.0},
-        {"sampling_probability": "largest", "noise_multiplier": 1.0},
-        {"steps": None},
+        ("steps", {"steps": None}),
+        ("steps", {"steps": None, "mechanism": "allocation", "noise_multiplier": 3.0}),
+        ("sampling_probability", {"sampling_probability": "largest"}),
     ],
+    ids=str,
 )
-def test_with_queries_only_the_noise_is_found(changes):
-    """Other searches do not know of them."""
-    about = {
-        "target_epsilon": 3.0,
-        "target_delta": 1e-5,
-        "sampling_probability": 0.1,
-        "steps": 20,
-        "expected_batch_size": 10,
-        "max_grad_norm": 1.0,
-    }
-    with pytest.raises(ValueError, match="plan_for finds the noise_multiplier"):
-        dp.plan_for(**{**about, **changes}, queries=ASKED)
+def test_whichever_number_is_left_out_is_found_beside_queries(found, left_out):
+    """The most that keeps the target with them, and less than without them."""
+    plan = dp.plan_for(**{**ABOUT, **left_out}, queries=ASKED)
+    alone = dp.plan_for(**{**ABOUT, **left_out})
+
+    assert plan.queries == ASKED
+    assert plan.guarantee().epsilon <= 3.0
+    assert getattr(plan, found) < getattr(alone, found)
+    more = plan.steps_per_pass or 1 if found == "steps" else 0
+    q = plan.sampling_probability * (1.002 if found == "sampling_probability" else 1)
+    beyond = [
+        dataclasses.replace(release, count=release.count + more, sampling_probability=q)
+        for release in plan.releases(plan.steps)
+    ]
+    cost = dp.accounting.epsilon(
+        [*beyond, *plan.query_releases],
+        delta=1e-5,
+        neighboring_relation="add_or_remove_one",
+    )
+    assert cost.epsilon > 3.0
+
+
+@pytest.mark.parametrize(
+    "left_out", [{"steps": None}, {"sampling_probability": "largest"}], ids=str
+)
+def test_queries_that_cost_the_whole_target_leave_no_number_to_find(left_out):
+    """They are to be noised more, whichever number is sought."""
+    asked = [dp.Query(name="age", noise_multiplier=0.5)]
+
+    with pytest.raises(ValueError, match="leaves nothing for the steps"):
+        dp.plan_for(**{**ABOUT, **left_out}, queries=asked)
+
+
+def test_with_queries_exactly_one_number_is_left_out():
+    """As without them."""
+    with pytest.raises(ValueError, match="leave out exactly one number"):
+        dp.plan_for(**ABOUT, queries=ASKED)
 
 
 def test_plans_with_queries_are_written_and_read(make_plan):

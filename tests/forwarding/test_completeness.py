@@ -120,7 +120,7 @@ def test_names_can_be_left_out():
 
     assert coverage(Part, Target).missing == names
     assert coverage(Part, Target, leave_out=names).complete
-    with pytest.raises(ForwardingError, match="names gone, which Target lacks"):
+    with pytest.raises(ForwardingError, match=r"names gone, which Target lacks$"):
         coverage(Part, Target, leave_out=["gone"])
 
 
@@ -287,6 +287,23 @@ def hidden(wrapper):
     with pytest.raises(ForwardingError) as caught:
         verify(wrapper)
     return str(caught.value)
+
+
+def test_verify_asks_after_names_that_were_meant():
+    """Of the target, and of the owner on the way to it."""
+
+    class Part(Forwarding):
+        rte = Forwarded(to="base")
+        colour = Forwarded(to="base")
+        unit = Forwarded(path="bse.unit")
+
+        def __init__(self):
+            self.base = Target()
+
+    assert hidden(Part()).endswith(
+        "'rte' (did you mean 'rate'?), 'colour' do not exist on Target; 'bse.unit' is "
+        "out of reach: 'Part' object has no attribute 'bse' (did you mean 'base'?)"
+    )
 
 
 def test_verify_reports_a_name_that_hides_the_targets():

@@ -556,7 +556,8 @@ REFUSED = {
     two_targets: "Car.x names no target, and Car declares engine and radio; "
     "say which, as in Forwarded(to='inner')",
     to_without_names: "Car: to='engine' needs forward=, the names",
-    unknown_exception: "Car: but= excepts rpn, start, which forward= does not name",
+    unknown_exception: "Car: but= excepts rpn, start, which forward= does not name "
+    "(did you mean 'rpm'?)",
     no_name: "Car cannot forward 'b-c': it is no name",
     no_names: "forward= and but= take names and classes, got 3",
     by_metaclass: "Car.__del__ cannot be forwarded: the wrapper's end would "

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from dp.exceptions import tells_near_names
 from dp.integrations.private._request import Request
 from dp.sampling._units import Units
 
@@ -23,6 +24,7 @@ _ADAPTERS: Final = {
 }
 
 
+@tells_near_names
 def private(
     trainer: _Trainer,
     *,

@@ -166,10 +166,8 @@ def by_accelerate(folder):
         return cross_entropy(model(x)["logits"], y, reduction="none")
 
     private = accelerator.private_optimizer
-    while not private.ledger.is_exhausted:
+    for _ in range(2):  # The second ends at the budget.
         for batch in loader:
-            if private.ledger.is_exhausted:
-                break
             accelerator.backward(loss_fn, batch)
             optimizer.step()
             optimizer.zero_grad()

@@ -86,6 +86,29 @@ def test_a_state_that_is_saved_has_its_ledger(tmp_path):
     assert accelerator.private_optimizer.ledger.steps == 12
 
 
+def test_a_finished_run_that_is_resumed_has_no_steps_left(tmp_path):
+    """The same loop passes over nothing, and reports once more."""
+    data = rows()
+    for _ in range(2):
+        accelerator = dp.private(
+            Accelerator(cpu=True, project_dir=tmp_path), **{**NUMBERS, "epochs": 0.3}
+        )
+        model, optimizer, loader, _ = prepared(accelerator, data=data)
+        if (tmp_path / "state").exists():
+            accelerator.load_state(tmp_path / "state")
+        before = model.weight.clone()
+        for _ in range(2):  # Twice as often as planned.
+            for batch in loader:
+                accelerator.backward(losses_of(model), batch)
+                optimizer.step()
+        accelerator.save_state(tmp_path / "state")
+        accelerator.end_training()
+
+    assert accelerator.private_optimizer.ledger.steps == 2
+    assert torch.equal(model.weight, before)
+    assert dp.verify(tmp_path / "privacy/certificate.json", quick=True).ok
+
+
 def test_a_model_that_mixes_examples_is_found_before_the_first_step():
     """By dp.check, at the first backward of a batch with two examples."""
     accelerator = dp.private(Accelerator(cpu=True), **NUMBERS)

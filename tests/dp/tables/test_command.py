@@ -467,7 +467,7 @@ def test_the_task_follows_from_the_target_unless_it_is_stated(csv):
         ([], "class", "table.csv is empty"),
         ([HEADER], "class", "has a header and no rows"),
         ([HEADER, *ROWS], None, "--target must name the column of"),
-        ([HEADER, *ROWS], "klass", "--target 'klass' is no column of"),
+        ([HEADER, *ROWS], "klass", "did you mean 'class'"),
         ([HEADER, *ROWS[:9]], "class", "has 9 rows; at least 20 are needed"),
         (["class", *"ab" * 20], "class", "no column besides --target 'class'"),
         ([HEADER, *ROWS[::2]], "class", "one class only"),

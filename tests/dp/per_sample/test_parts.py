@@ -1,0 +1,64 @@
+"""Parts of gradients, beside the gradients that they stand for, in float64.
+
+Shapes: ``B`` examples, ``T`` positions, ``I`` inputs, ``O`` outputs.
+"""
+
+import pytest
+import torch
+
+from dp import _tuning
+from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.factored import FactoredGrads
+
+
+B, T, I, O = 3, 4, 7, 5  # noqa: E741 -- shape suffixes
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("at_most", [1, 8 << 20])
+@pytest.mark.parametrize(
+    "owners", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [2, 0, 2, 2, 2, 0]]
+)
+def test_a_head_and_lookups_of_one_table_have_an_inner_product(
+    owners, at_most, monkeypatch
+):
+    """However many lookups an example has, none included, and in whatever order."""
+    monkeypatch.setattr(_tuning, "CHUNK_BYTES", {"cpu": at_most})
+    head = FactoredGrads(torch.randn(B, T, I), torch.randn(B, T, O))
+    table = EmbeddingGrads(
+        torch.tensor([6, 0, 2, 6, 6, 2]),
+        torch.tensor(owners),
+        torch.randn(len(owners), O),
+        num_rows=I,
+        num_samples=B,
+    )
+
+    every = slice(0, B)
+    both = head.gradients(every) * table.gradients(every)
+    torch.testing.assert_close(table.products_with(head), both.sum((1, 2)))
+
+
+@pytest.mark.parametrize("wide_by_position", [True, False])
+@pytest.mark.parametrize("thin_by_position", [True, False])
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_sums_of_products_take_factors_in_any_order_of_rows(
+    wide_by_position, thin_by_position, is_transposed
+):
+    """Both factors are read in the same order, whatever the order each one lies in."""
+
+    def factor(width, *, by_position):
+        if by_position:
+            return torch.randn(T, B, width).transpose(0, 1)
+        return torch.randn(B, T, width)
+
+    part = FactoredGrads(
+        factor(I, by_position=wide_by_position), factor(O, by_position=thin_by_position)
+    )
+    part = part.transposed() if is_transposed else part
+    factors_B, total = torch.rand(B), torch.randn(part.gradients(slice(0, 1)).shape[1:])
+    expected = total + torch.einsum("b,bio->io", factors_B, part.gradients(slice(0, B)))
+    part.add_weighted_sum(factors_B, total, beta=1)
+
+    torch.testing.assert_close(total, expected)
