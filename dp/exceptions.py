@@ -127,8 +127,8 @@ def missing_extra(what: str, error: ModuleNotFoundError) -> str | None:
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a question to put behind a name that is not one of *names*, if one is near.
 
-    >>> did_you_mean("allocaton", ["poisson", "allocation"])
-    "; did you mean 'allocation'?"
+    >>> did_you_mean("poison", ["poisson", "allocation"])
+    "; did you mean 'poisson'?"
     >>> did_you_mean("uniform", ["poisson", "allocation"])
     ''
     """
@@ -147,7 +147,7 @@ def tells_near_names(function: Callable[_P, _R]) -> Callable[_P, _R]:
         for name in kwargs:
             if name not in known:
                 raise TypeError(
-                    f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                    f"{checked.__name__}() got an unexpected keyword argument {name!r}"
                     f"{did_you_mean(name, known)}"
                 )
         return function(*args, **kwargs)

@@ -104,7 +104,7 @@ class SequentialTest:
 
     @property
     def capital(self) -> float:
-        """How much the auditor has who began with 1: the evidence against the claim."""
+        """The evidence against the claim, as what an auditor has who began with 1."""
         return float(self._staked.mean()) + 1 / (self._num_steps + 1)
 
     @property

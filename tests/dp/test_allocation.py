@@ -336,7 +336,7 @@ def test_poisson_sampling_is_taken_where_allocation_has_no_bound(change, told):
             {"mechanism": "banded"},
             "mechanism must be one of 'poisson'.*, got 'banded'$",
         ),
-        ({"mechanism": "allocaton"}, "got 'allocaton'; did you mean 'allocation'"),
+        ({"mechanism": "poison"}, "got 'poison'; did you mean 'poisson'"),
         ({"mechanism": "best", "steps": None, "noise_multiplier": 1.0}, "give these"),
         ({"mechanism": "best", "noise_multiplier": 1.0}, "no noise_multiplier; got"),
         ({"mechanism": "best", "sampling_probability": "largest"}, "give these two"),

@@ -142,6 +142,43 @@ def test_a_fault_that_begins_late_is_refuted_soon_after():
     assert late.is_refuted  # For ever, whatever comes after.
 
 
+@pytest.mark.statistical
+@pytest.mark.parametrize("q", [0.2, 0.7])
+def test_coins_that_are_bet_on_are_fair(q):
+    """Whatever the sampling probability is: half of those considered were drawn.
+
+    Of about 1600 and 2400 coins; 0.08 is six standard deviations.
+    """
+    seen = []
+
+    def look(scores, drawn, mu):
+        seen.append((scores, drawn, mu))
+        return np.ones(4)
+
+    drawn = np.random.default_rng(17).random(4000) < q
+    with mock.patch("dp.audit._sequential_test._gains", look):
+        SequentialTest().observe(
+            drawn.astype(float), drawn, noise_multiplier=2.0, sampling_probability=q
+        )
+
+    ((scores, considered, mu),) = seen
+    assert abs(considered.mean() - 0.5) < 0.08
+    assert len(considered) > 1200
+    assert (scores == considered).all()
+    assert mu == 0.5
+
+
+def test_a_bet_loses_what_it_stakes_at_most():
+    """Where every guess is wrong; and of two canaries as well."""
+    drawn = np.arange(100) < 50
+
+    gains = _gains(-drawn.astype(float), drawn, 1.0)
+
+    assert gains[2:] == pytest.approx([0.75, 0.0])
+    assert (gains[:2] == 0.5).all()
+    assert (_gains(np.array([0.0, 1.0]), np.array([False, True]), 1.0) > 0).all()
+
+
 def test_scores_that_say_nothing_win_nothing():
     """Ties are broken at random, numbers that are none count as ties."""
     test, drawn = SequentialTest(error=1e-6), np.arange(300) < 150

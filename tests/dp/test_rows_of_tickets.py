@@ -149,6 +149,7 @@ CUTS = {
     "the label": (lambda x, _: x[:6], lambda _, y: y[3:8]),
     "in pairs": (lambda x, _: x.view(6, 8)[::2, 1:3], lambda x, _: x[4:5, :1]),
     "flat": (lambda x, _: x.flatten()[5:7], lambda x, _: x[1:3, :1]),
+    "flat, over rows": (lambda x, _: x.flatten()[3:9], lambda x, _: x[2:3, 3:]),
 }
 
 

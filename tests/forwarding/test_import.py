@@ -62,12 +62,12 @@ def test_what_few_programs_use_is_loaded_when_it_is_asked_for():
 
 def test_a_name_that_the_package_lacks_is_no_attribute():
     """As of any module."""
-    told = "'forwarding' has no attribute 'verfy'"
+    told = "'forwarding' has no attribute 'verifx'"
     with pytest.raises(AttributeError, match=told) as found:
-        _ = forwarding.verfy
+        _ = forwarding.verifx
 
     # By these two Python asks after the name that was meant.
-    assert (found.value.name, found.value.obj) == ("verfy", forwarding)
+    assert (found.value.name, found.value.obj) == ("verifx", forwarding)
 
 
 @pytest.mark.parametrize(
