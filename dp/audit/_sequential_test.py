@@ -92,7 +92,7 @@ class SequentialTest:
     """
 
     def __init__(self, *, error: float = FALSE_ALARM) -> None:
-        self.error = _checks.open_unit(error=error)
+        self.error: float = _checks.open_unit(error=error)
         self._staked = np.zeros(len(_SHARES_GUESSED) + len(_STAKES))
         self._refuted_after: int | None = None
         self._num_steps = 0
