@@ -230,7 +230,7 @@ class Mechanism(PrivateRun):
         for gradient, scale in zip(released, batch.scales, strict=False):
             gradient.div_(scale)
         growth = 1.0 if self.recursion is None else self.recursion.noise_growth
-        self.released_stddev = growth * stddev / self.plan.expected_batch_size
+        self.released_stddev: float = growth * stddev / self.plan.expected_batch_size
         return released[: len(parameters)]
 
     def _ready_to_release(

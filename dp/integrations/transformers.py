@@ -173,7 +173,7 @@ class PrivateTrainer(Trainer):
         """Take a plan; also of a Trainer that was built before its class became ours."""
         check_strategy(self)
         check_arguments(self.args, plan)
-        self.args = private_arguments(self.args, plan)
+        self.args: TrainingArguments = private_arguments(self.args, plan)
         self.plan = plan
         self._is_to_be_checked = check_first
         self._units_of = units_of
