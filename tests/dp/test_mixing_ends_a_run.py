@@ -18,7 +18,7 @@ from dp import (
 )
 from dp.noise._host.lattice import Lattice
 from dp.per_sample import PerSampleGradients
-from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._row_layers import OuterProducts
 
 
 class MixesLater(nn.Module):
@@ -97,11 +97,15 @@ def test_a_wrong_gradient_that_is_found_after_a_release_ends_the_run(make_plan):
     """Norms that were too small before bounded nothing."""
     model, optimizer = run_of(make_plan, first=10)
     step(model, optimizer)
-    norms = MaterializedGrads.squared_norms
+    add_squared_norms = OuterProducts.add_squared_norms
+
+    def add_too_little(self, norms, group_of):
+        add_squared_norms(self, norms, group_of)
+        for norms_B in norms:
+            norms_B.div_(100)
+
     with (
-        patch.object(
-            MaterializedGrads, "squared_norms", lambda self: norms(self) / 100
-        ),
+        patch.object(OuterProducts, "add_squared_norms", add_too_little),
         pytest.raises(WrongGradientError, match=r"norm .* is smaller") as caught,
     ):
         step(model, optimizer)
