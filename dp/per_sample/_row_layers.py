@@ -26,7 +26,12 @@ from dp.per_sample._graph.nodes import Node, is_checkpointed, name_of
 from dp.per_sample._graph.uses import Graph, Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._parts.factored import FactoredGrads
-from dp.per_sample._parts.part import GradPart, MaterializedGrads, zeroed
+from dp.per_sample._parts.part import (
+    GradPart,
+    MaterializedGrads,
+    loses_small_factors,
+    zeroed,
+)
 from dp.per_sample._rules.context import RuleContext
 
 
@@ -246,10 +251,11 @@ class OuterProducts:
         """
         if not self._layers:
             return
-        rows = [
-            torch.linalg.vector_norm(r, dim=1) for r in (*self._inputs, *self._grads)
-        ]
-        of_inputs_LB, of_grads_LB = torch.stack(rows).square_().chunk(2)
+        factors = (*self._inputs, *self._grads)
+        squares = _squared_norms(factors)
+        if loses_small_factors(squares):
+            squares = _squared_norms([factor.double() for factor in factors])
+        of_inputs_LB, of_grads_LB = squares.chunk(2)
         groups = {group_of[index] for index in self._place_of}
         has_bias = [layer.bias is not None for layer in self._layers]
         if len(groups) == 1 and all(has_bias):
@@ -311,3 +317,8 @@ class OuterProducts:
                 mask_B, rows_BO = masks[group], grads_BO.to(total)
                 rows_BO = rows_BO if mask_B is None else zeroed(rows_BO, mask_B)
                 total.addmv_(rows_BO.t(), factors[group].to(total), beta=beta)
+
+
+def _squared_norms(factors: Sequence[Tensor]) -> Tensor:
+    """Return the squared norms of every row of every factor, of shape [2 L, B]."""
+    return torch.stack([torch.linalg.vector_norm(f, dim=1) for f in factors]).square_()

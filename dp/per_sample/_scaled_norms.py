@@ -17,6 +17,7 @@ from dp.per_sample._parts.part import (
     GradPart,
     chunk_bytes,
     chunks,
+    loses_small_factors,
     squared_norms,
     wide,
 )
@@ -83,6 +84,10 @@ def _of_products(part: GradPart, scale: Tensor, rows: slice) -> Tensor:
     assert isinstance(part, FactoredGrads)  # noqa: S101 -- see _is_one_position
     left_BI = wide(part.left[rows, 0]).square()
     right_BO = wide(part.right[rows, 0]).square()
+    if loses_small_factors(left_BI.sum(1), right_BO.sum(1)):
+        left_BI = part.left[rows, 0].double().square()
+        right_BO = part.right[rows, 0].double().square()
+        scale = scale.double()
     norms_B: Tensor = torch.linalg.vecdot(left_BI @ scale.square(), right_BO)
     # Sums of I and of O terms of one sign: each rounds by a unit a term, at most.
     eps = torch.finfo(norms_B.dtype).eps

@@ -574,4 +574,5 @@ MUTANTS = (
     Mutant("ledger/_state", "        charge.norm_range.check(charge.max_grad_norm)", "        pass", "damaged norms are loaded", QUANTILE),
     Mutant("certificate/_soundness", '                yield f"{place}{key}"', "                pass", "what a certificate leaves out is taken for stated", "test_certificate.py"),
     Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
+    Mutant("per_sample/_parts/part", "if squares[0].dtype == torch.float64 or not squares[0].is_cpu:", "if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
 )  # fmt: skip

@@ -24,6 +24,7 @@ from dp.per_sample._parts.part import (
     chunk_bytes,
     chunked_norms,
     chunks,
+    loses_small_factors,
     squared_norms,
     wide,
     zeroed,
@@ -109,6 +110,9 @@ class FactoredGrads(GradPart):
             left, right = self.left_rows, self.right_rows
             left_B = left.squared_norms() if left else squared_norms(self.left)
             right_B = right.squared_norms() if right else squared_norms(self.right)
+            if loses_small_factors(left_B, right_B):
+                left_B = squared_norms(self.left.double())
+                right_B = squared_norms(self.right.double())
             # |x g^T|^2 = |x|^2 |g|^2.
             return left_B * right_B
         if self.has_gram_norms:
@@ -129,6 +133,9 @@ class FactoredGrads(GradPart):
             if self.grams and len(in_chunks) == 1:
                 product, other = self.grams[0].of(left), self.grams[1].of(right)
             else:
+                product, other = left @ left.mT, right @ right.mT
+            if loses_small_factors(_diagonal(product), _diagonal(other)):
+                left, right = left.double(), right.double()
                 product, other = left @ left.mT, right @ right.mT
             eps = torch.finfo(product.dtype).eps
             # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.

@@ -27,6 +27,7 @@ __all__ = (
     "chunk_bytes",
     "chunked_norms",
     "chunks",
+    "loses_small_factors",
     "squared_norms",
     "wide",
     "zeroed",
@@ -34,6 +35,8 @@ __all__ = (
 
 # Elements that one float32 reduction may run over: its relative error grows with them.
 _ROW: Final = 4096
+# Squares below float32's range, of which 4096 are lost, times this are 3e-18 at most.
+_LARGEST_SQUARE: Final = 2.0**80
 
 
 class GradPart(ABC):
@@ -162,6 +165,23 @@ def _squared_norms(rows: Tensor) -> Tensor:
     dtype = torch.float32 if rows.itemsize < 4 else None  # noqa: PLR2004 -- bytes
     norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
     return norms.square_()
+
+
+def loses_small_factors(*squares: Tensor) -> bool:
+    """Whether the product of such squared norms may be too small in float32.
+
+    Example: of ``x = 1e-23`` and ``g = 1e19`` the gradient is 1e-4, but ``x * x`` is 0 in
+    float32, and so is ``|x|^2 |g|^2``. Float64 has room for both squares.
+
+    Not asked on an accelerator, which would have to wait for the answer.
+
+    Args:
+        squares: Squared norms of the factors, of any shape.
+    """
+    if squares[0].dtype == torch.float64 or not squares[0].is_cpu:
+        return False
+    # NaN is not at most anything: then the others are computed again as well.
+    return not all(float(one.max()) <= _LARGEST_SQUARE for one in squares)
 
 
 def chunked_norms(

@@ -62,3 +62,17 @@ def test_sums_of_products_take_factors_in_any_order_of_rows(
     part.add_weighted_sum(factors_B, total, beta=1)
 
     torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize(("left", "right"), [(1e-25, 1e19), (1e19, 1e-25)])
+def test_gram_matrices_lose_no_square_of_a_small_factor(left, right):
+    """In float32 1e-25 squared is 0, and the gradient is 3e-6 an element."""
+    part = FactoredGrads(
+        torch.full((B, 3, 40), left, dtype=torch.float32),
+        torch.full((B, 3, 40), right, dtype=torch.float32),
+    )
+    assert part.has_gram_norms
+
+    norms_B = part.squared_norms().sqrt()
+
+    torch.testing.assert_close(norms_B, torch.full([B], 3e-6 * 40), rtol=1e-5, atol=0)

@@ -78,6 +78,28 @@ def test_one_example_is_not_longer_than_the_bound_under_autocast(model):
     assert 0.0099 < length <= 0.01
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize("positions", [(), (3,)], ids=str)
+@pytest.mark.parametrize(("data", "slope"), [(1e-23, 1e19), (1e19, 1e-23)])
+def test_the_square_of_a_small_factor_is_not_lost(positions, data, slope, is_scaled):
+    """In float32 1e-23 squared is 0, and the gradient is 1e-4 an element."""
+    layer = nn.Linear(40, 40, bias=False)
+    x = torch.full((2, *positions, 40), data)
+    x[1] = 1.0  # An ordinary example beside it.
+    slopes = torch.tensor([slope, 1.0]).view(2, *[1] * (x.dim() - 1))
+    num_positions = x[0].numel() // 40
+    expected_B = num_positions * 40 * torch.tensor([1e-4, 1.0])
+    scales = [torch.ones_like(layer.weight)] if is_scaled else None
+
+    engine = Engine()
+    for _ in range(2):  # A known graph may be served in another way.
+        losses = (layer(x) * slopes).flatten(1).sum(1)
+        gradients = engine.gradients(losses, [layer.weight])
+        norms_GB = gradients.squared_norms([0], scales).sqrt()
+
+        torch.testing.assert_close(norms_GB[0], expected_B, rtol=1e-5, atol=0)
+
+
 def test_products_are_not_rounded_while_norms_and_sums_are_found(
     tf32, model, monkeypatch
 ):

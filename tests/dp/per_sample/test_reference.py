@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp.exceptions import SampleMixingError, WrongGradientError
-from dp.per_sample import Engine, Verification
+from dp.per_sample import Engine, PerSampleGradients, Verification
 from dp.per_sample._isolation import reference
 from dp.per_sample._isolation.known_graph import Template
 from dp.per_sample._isolation.ordinary_pass import ordinary_sums
@@ -56,10 +56,12 @@ def activations_of_another_unit():
 
 
 def changed_norms(change):
-    norms = MaterializedGrads.squared_norms
-    return patch.object(
-        MaterializedGrads, "squared_norms", lambda self: change(norms(self))
-    )
+    norms = PerSampleGradients.squared_norms
+
+    def changed(self, *args):
+        return torch.stack([change(norms_B) for norms_B in norms(self, *args)])
+
+    return patch.object(PerSampleGradients, "squared_norms", changed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -143,7 +145,7 @@ def test_a_wrong_gradient_that_began_later_says_so():
     engine.gradients(losses_of(model), [*model.parameters()])
 
     with (
-        activations_of_another_unit(),
+        changed_norms(lambda norms_B: norms_B / 100),
         pytest.raises(WrongGradientError) as caught,
     ):
         engine.gradients(losses_of(model), [*model.parameters()])
@@ -276,9 +278,9 @@ def test_a_pass_with_an_example_that_is_not_finite_is_made_up_for(bad):
     model, engine = net(), Engine(verification=Verification(first=1, every=10**9))
 
     def losses(first):
-        x = torch.randn(8, 12)
-        x[0, 0] = first
-        return model(x).square().sum(1)
+        x = torch.randn(8, 2, 12)
+        x[0, 0, 0] = first
+        return model(x).square().sum((1, 2))
 
     with activations_of_another_unit():
         for _ in range(3):
@@ -292,9 +294,9 @@ def test_what_is_not_finite_stays_out_of_sums():
     model, engine = net(), Engine(verification=Verification(first=1, every=1))
 
     def losses(first):
-        x = torch.randn(8, 12)
-        x[0, 0] = first
-        return model(x).square().sum(1)
+        x = torch.randn(8, 2, 12)
+        x[0, 0, 0] = first
+        return model(x).square().sum((1, 2))
 
     for first in (0.0, torch.nan):
         engine.gradients(losses(first), [*model.parameters()])
