@@ -107,6 +107,8 @@ STATED = (
            ("test_declared_public.py::test_the_certificate_states_what_was_declared",), ("that declared tensors hold no data is not assumed", "a certificate does not say what was declared public")),
     Belief("A unit of privacy is a person.", "by `units=`", "All rows of one person have the same value of {column}.",
            (_UNITS + "the_certificate_names_the_unit_and_assumes_that_it_is_a_person",), ("that a unit is a person is not assumed",)),
+    Belief("A row that a dataset makes as it is read is of one example, and of one that no other row has.", "by the dataset", "Every row of the data is made of one example, which no other row is.",
+           (_CERTIFICATE + "what_a_unit_is_taken_for_has_to_be_stated",), ("a certificate does not say what rows are taken for",)),
     Belief("Batches without tickets hold each example once.", "by `Unamplified()` without a loader", "No example was given to one step more than once.",
            (_CERTIFICATE + "other_plans_are_stated_and_verify",)),
     Belief("A declared end of the run, or number, is public.", "by `public_end=` and `assign_public`", "After how many steps a run ended follows from no release and no private data:",

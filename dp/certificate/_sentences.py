@@ -69,6 +69,7 @@ _QUERIES: Final = (
     "Planned queries were asked once each, of one value a unit of privacy that was"
     " computed without other units, with ranges and edges that are no data."
 )
+_ROWS: Final = "Every row of the data is made of one example, which no other row is."
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
     "The generator of the noise cannot be predicted.",
@@ -100,7 +101,7 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
     if any(run.declared_public for run in runs):
         sentences.append(_PUBLIC)
     units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)
-    sentences.extend(_about_unit(unit) for unit in units if unit != ONE_EXAMPLE)
+    sentences.extend(map(_about_unit, units))
     return (*sentences, *_about_plans(runs), *_ALWAYS)
 
 
@@ -130,8 +131,11 @@ def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:
 def _about_unit(unit: str) -> str:
     """Return what has to be true of a unit that the plan names.
 
-    That rows were grouped by it is known; whom a group stands for is not.
+    That rows were grouped by it is known; whom a group stands for is not. Rows that can
+    be compared were: a dataset that makes its rows as they are read shows nothing.
     """
+    if unit == ONE_EXAMPLE:
+        return _ROWS
     column = column_of_units(unit)
     if column is None:
         return f"Each unit that was drawn holds all data of {unit}."

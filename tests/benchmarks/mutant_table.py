@@ -394,7 +394,7 @@ MUTANTS = (
     Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
-    Mutant("certificate", "for unit in units if unit != ONE_EXAMPLE", "for unit in ()", "that a unit is a person is not assumed", "test_certificate.py"),
+    Mutant("certificate", "map(_about_unit, units)", "map(_about_unit, ())", "that a unit is a person is not assumed", "test_certificate.py"),
     Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners().expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
@@ -575,4 +575,5 @@ MUTANTS = (
     Mutant("certificate/_soundness", '                yield f"{place}{key}"', "                pass", "what a certificate leaves out is taken for stated", "test_certificate.py"),
     Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
     Mutant("per_sample/_parts/part", "if squares[0].dtype == torch.float64 or not squares[0].is_cpu:", "if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
+    Mutant("certificate/_sentences", "        return _ROWS", '        return ""', "a certificate does not say what rows are taken for", "test_certificate.py"),
 )  # fmt: skip

@@ -384,6 +384,10 @@ def test_altered_words_are_found(one, change, claim):
 @pytest.mark.parametrize(
     ("unit", "assumed"),
     [
+        (
+            "one training example",
+            "Every row of the data is made of one example, which no other row is.",
+        ),
         ("one patient", "Each unit that was drawn holds all data of one patient."),
         (
             "one value of patient_id",
