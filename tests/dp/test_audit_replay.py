@@ -140,6 +140,7 @@ def test_without_a_charge_the_plan_says_how_far_sums_may_move(plan, data):
     assert "sums differ by the sensitivity at most" in refuted(wider)
 
 
+@pytest.mark.filterwarnings("ignore:a private parameter was written to")
 def test_dividing_by_the_size_of_the_batch_does_not_replay(plan, data):
     """The update depends on how many were drawn, besides through the noisy sum."""
     with builds.divided_by_the_batch():
