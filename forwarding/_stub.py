@@ -8,6 +8,7 @@ find them, overloads and inferred attributes included, as SQLAlchemy's generated
 """
 
 import ast
+import contextlib
 import importlib
 import inspect
 import re
@@ -59,7 +60,9 @@ def stub(module: str, *, write: bool) -> bool:
         Encoding, ends of lines and indentation stay those of the file.
     """
     loaded = importlib.import_module(module)
-    filename = inspect.getsourcefile(loaded)
+    filename = None
+    with contextlib.suppress(TypeError):  # Of what is built into Python.
+        filename = inspect.getsourcefile(loaded)
     if filename is None:
         raise ForwardingError(f"{module} has no source file to write into")
     path = Path(filename)

@@ -16,9 +16,12 @@ import torch
 from hypothesis import given, strategies as st
 
 from dp import _tuning
+from dp._keystream import Keystream
 from dp.noise import GaussianNoise
 from dp.noise._host import add, compiled_stage
 from dp.noise._host.compiled_stage import Vectors, kernel_for, verified_kernel
+from dp.noise._host.rounded import RoundedGaussian
+from dp.noise._host.workspace import borrow
 
 
 KERNEL = "dp.noise._host.kernels.rounding"
@@ -271,6 +274,27 @@ def test_large_sums_get_numpys_noise(kernel, monkeypatch, dtype):
     by_kernel = noised(tensors, kernel, monkeypatch)
 
     assert all(map(torch.equal, noised(tensors, None, monkeypatch), by_kernel))
+
+
+def test_sums_with_gaps_between_them_get_numpys_noise(kernel, monkeypatch):
+    """They are put together, and copied back."""
+    around = torch.linspace(-1e3, 1e3, 64).view(8, 8)
+    by_numpy, by_kernel = around.clone(), around.clone()
+    for sums, some in ((by_numpy, None), (by_kernel, kernel)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "urandom", lambda n: KEY[:n])
+            noise = RoundedGaussian(
+                stddev=1.7,
+                keystream=Keystream("noise"),
+                kernel=some,
+                workspace=borrow(),
+            )
+        noise.add_([sums[:, 1:5], sums[:, 6]])
+
+    assert torch.equal(by_kernel, by_numpy)
+    assert torch.equal(by_kernel[:, 0], around[:, 0])
+    assert torch.equal(by_kernel[:, 5], around[:, 5])
+    assert not torch.equal(by_kernel[:, 1:5], around[:, 1:5])
 
 
 def test_noise_touches_no_memory_but_the_sums(kernel, monkeypatch):

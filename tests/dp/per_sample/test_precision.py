@@ -89,7 +89,7 @@ def test_the_square_of_a_small_factor_is_not_lost(positions, data, slope, is_sca
     slopes = torch.tensor([slope, 1.0]).view(2, *[1] * (x.dim() - 1))
     num_positions = x[0].numel() // 40
     expected_B = num_positions * 40 * torch.tensor([1e-4, 1.0])
-    scales = [torch.ones_like(layer.weight)] if is_scaled else None
+    scales = [torch.ones_like(layer.weight)] if is_scaled else []
 
     engine = Engine()
     for _ in range(2):  # A known graph may be served in another way.
