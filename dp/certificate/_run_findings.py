@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dp._reports import Finding
 from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
-from dp.accounting._counted import check_counted
 from dp.accounting._release import first_releases
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
 from dp.certificate import _json
@@ -49,8 +48,6 @@ def findings_of_run(
     yield _sampled_as_planned(f"{prefix}sampling", run)
     if run.has_passes:
         yield _whole_passes(f"{prefix}passes", run)
-    if any(charge.noise_beside_count is not None for charge in run.charges):
-        yield _noise_of_counts(f"{prefix}noise beside counts", run)
     yield Finding(
         claim=f"{prefix}planned steps",
         holds=run.claimed_steps <= plan.steps,
@@ -111,23 +108,6 @@ def _whole_passes(claim: str, run: CertifiedRun) -> Finding:
         detail=f"charged for parts of them: {partial}"
         if partial
         else "every one was charged whole",
-    )
-
-
-def _noise_of_counts(claim: str, run: CertifiedRun) -> Finding:
-    """Return whether gradients and counts have together the noise they are charged as."""
-    wrong = []
-    for charge in run.charges:
-        try:
-            check_counted(charge.noise_multiplier, charge.noise_beside_count)
-        except ValueError as error:
-            wrong.append(str(error))
-    return Finding(
-        claim=claim,
-        holds=not wrong,
-        detail=wrong[0]
-        if wrong
-        else "gradients and counts have the noise they are charged as",
     )
 
 

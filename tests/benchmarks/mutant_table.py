@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant("accounting/_counted", "if noises.joint < noise_multiplier:", "if False:", "noise beside a count may be less than is charged", QUANTILE),
     Mutant("ledger/_ledger", "        check_counted(noise_multiplier, noise_beside_count)", "        pass", "a release with less noise than it is charged as is taken", QUANTILE),
     Mutant("ledger/_state", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
-    Mutant("certificate/_run_findings", "wrong.append(str(error))", "pass", "a certificate may split the noise wrongly", QUANTILE),
+    Mutant("certificate/_soundness", "wrong = str(error)", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None or plan.bands is not None:", "if False:", "the norm may change within a pass", QUANTILE),
     Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
     # Scaled clipping, and corrected second moments
