@@ -144,7 +144,7 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
             optimizer=request.optimizer,
             learning_rate=request.lr(recipe.learning_rate),
             normalizes=True,
-            averages=True,
+            averaged_share=recipe.averaged_share,
             before=recipe.shares.releases,
             debug_seed=request.debug_seed,
         )
