@@ -90,8 +90,9 @@ def choose_interval(
         ratio = min(ratio, _MOST_BUCKETS / num_buckets, width / finest)
         if ratio < _SMALLEST_RATIO:  # Buckets are as fine as is allowed.
             return width
+        narrower = max(width / ratio, _LEAST_WIDTH)  # Which rounding may fall below.
         try:
-            finer, num_buckets = bound_at(width / ratio)
+            finer, num_buckets = bound_at(narrower)
         except DigitsLostError:  # Buckets that are less fine may still have them.
             ratio = math.sqrt(ratio)
             continue
@@ -99,7 +100,7 @@ def choose_interval(
             ratio = math.sqrt(ratio)
             continue
         if finer > bound * (1 + _NOISE + noise):
-            if width / ratio < _DIGITS:  # Lost ones raise a bound, and never lower it.
+            if narrower < _DIGITS:  # Lost ones raise a bound, and never lower it.
                 ratio = math.sqrt(ratio)
                 continue
             raise ArithmeticError(
@@ -109,7 +110,7 @@ def choose_interval(
             )
         if finer > bound:
             return width
-        width /= ratio
+        width = narrower
         change, bound = bound - finer, finer
         ratio = _next_ratio(change / bound, ratio, tolerance) if bound else 1.0
 

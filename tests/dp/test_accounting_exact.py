@@ -280,6 +280,13 @@ def exact_delta_of_one(eps, q, sigma):
     return max(deltas)
 
 
+def test_the_narrowest_width_is_one_that_is_allowed():
+    """Divided by a ratio that leads there, a width may be rounded to below it."""
+    for start in range(1, 100):
+        width = _resolution.choose_interval(lambda w: (w, 10), start * 1e-5, 1e-9)
+        assert _resolution.checked(width) < 5e-7
+
+
 def test_widths_at_which_lost_digits_count_as_infinite_are_not_used():
     """The bound of a wider one is as true, and says something."""
 
