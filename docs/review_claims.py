@@ -135,6 +135,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Ledger": {
         "dp/ledger/_ledger.py": Claim("Charges are only ever added; what is spent is computed from all of them.", (_LEDGER + "what_is_spent_is_what_the_releases_cost", _LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing")),
         "dp/ledger/_claim.py": Claim("Nothing is claimed of numbers, or of an end, that releases may have decided, but what the plan or its Renyi filter bounds.", (_CLAIMS + "a_run_that_ends_early_costs_what_its_plan_costs", _CLAIMS + "noise_above_the_plans_costs_what_was_planned", _CLAIMS + "what_costs_more_than_planned_is_refused")),
+        "dp/ledger/_terms.py": Claim("A release is charged as the one before it only if all of its numbers are equal, and what the plan says of its step.", (_LEDGER + "noise_that_was_enough_is_refused_once_more_is_planned", _LEDGER + "more_noise_is_charged_as_what_each_step_was_planned_with")),
         "dp/ledger/_segments.py": Claim("Equal charges in a row are counted, and of two states of one segment the one counts that goes on from the other.", (_LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing", _LEDGER + "a_state_that_contradicts_what_is_known_is_refused")),
     },
     "Accounting": {
