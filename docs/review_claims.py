@@ -56,6 +56,7 @@ _APART = "dp/per_sample/test_units_apart.py::test_"
 _OWNERS = "dp/per_sample/test_rules_of_owners.py::test_"
 _VERIFIED = "dp/per_sample/test_verified_files.py::test_"
 _ROW_LAYERS = "dp/per_sample/test_row_layers.py::test_"
+_REPEATED = "dp/per_sample/test_repeated_layers.py::test_"
 _REFERENCE = "dp/per_sample/test_reference.py::test_"
 _VERIFICATION = "dp/per_sample/test_verification.py::test_"
 _UNITS = "dp/test_units.py::test_"
@@ -317,6 +318,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_gradients.py": Checked(_BY_TORCH + " That what is not finite stays out of sums, powers of two show.", (*_NOT_TORCHS, _REFERENCE + "what_is_not_finite_stays_out_of_sums")),
     "dp/per_sample/_layer_batching.py": Checked(_BY_TORCH, (_VERIFIED + "sums_of_another_layer_are_noticed",)),
     "dp/per_sample/_row_layers.py": Checked(_BY_TORCH, (_ROW_LAYERS + "wrong_sums_are_noticed", _ROW_LAYERS + "norms_that_are_too_small_are_noticed")),
+    "dp/per_sample/_repeated_layers.py": Checked(_BY_TORCH, (_REPEATED + "wrong_steps_are_noticed",)),
     "dp/per_sample/_shortcuts.py": Checked(_BY_TORCH, (_ROW_LAYERS + "wrong_sums_are_noticed", _VERIFIED + "sums_of_another_layer_are_noticed")),
     "dp/per_sample/_parts/": Checked(_BY_TORCH, (*_NOT_TORCHS, _REFERENCE + "norms_that_are_too_small_are_noticed_in_every_group")),
     "dp/per_sample/_rules/": Checked(_BY_TORCH, (*_NOT_TORCHS, *_EXACT)),
