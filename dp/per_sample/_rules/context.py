@@ -30,6 +30,7 @@ __all__ = (
     "SpreadLayout",
     "is_shared",
     "reduce_broadcast",
+    "sliced_by_example",
 )
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
@@ -279,7 +280,7 @@ def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradP
     if extends_along_examples(context, position):
         # As of a table [B, D] that is added to [B, D]: row b is example b's alone.
         axis = len(shape) + layout.axis
-        return _sliced(grad.sum_to_size(shape), axis, context)
+        return sliced_by_example(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
     # Of length 1: the operand does not extend along the examples.
     sizes = [n for k, n in enumerate(sizes) if k - grad.dim() not in _axes(layout)]
@@ -323,9 +324,17 @@ def _broadcast_axes(lengths: Sequence[int], sizes: Sequence[int]) -> list[int]:
     return [*range(1, 1 + num_shared), *broadcast]
 
 
-def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
-    """Return the gradients of an operand of which each example has a slice."""
+def sliced_by_example(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
+    """Return the gradients of an operand of which each example has a slice.
+
+    Args:
+        grad: The gradient of the whole operand.
+        axis: Its axis, counted from the front, along which the slices lie.
+        context: The use.
+    """
     B = context.num_samples
+    if B == 1:
+        return MaterializedGrads(grad[None])
     if not context.layout.time_major:
         # [2, 6, D] with 3 examples on axis 1 becomes [2, 3, 2, D], and then [3, 2, 2,
         # D].
