@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (TyperException, PrivacyError) as error:
         message = error.format_message() if isinstance(error, TyperException) else error
         if str(message):  # Empty if there was no command at all: help was shown.
-            print("Error:", *str(message).split(), file=sys.stderr)  # noqa: T201
+            line = " ".join(str(message).split()).replace("Value error, ", "")
+            print(f"Error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE_ERROR)
     sys.exit(code)
 
