@@ -182,8 +182,8 @@ class Budget:
     def _is_no_riskier(self, releases: Sequence[Release], planned: Guarantee) -> bool:
         """Whether no number of the risk is above that of all planned steps."""
         # Example: examples are drawn with probability 0.001, and delta is 0.002. Two steps
-        # almost without noise have epsilon 0, and multiply the odds of who was drawn by
-        # 1700, where a thousand planned steps had to keep a factor of 2.
+        # at sigma 0.2 have epsilon 0 there, and multiply odds by 1700, where 100 planned
+        # ones at sigma 1 multiply them by 1.07.
         plan = self._plan
         if self._planned_risk is None:
             self._planned_risk = self._risk(plan.releases(plan.steps), planned)
