@@ -126,8 +126,10 @@ class StepState:
         if scale is not None and self._first_scale is None:
             self._first_scale = scale
         has_grown = scale is not None and scale > max(self._first_scale or 0.0, 1.0)
-        # The smallest: a scaler reads every gradient that it finds.
-        smallest = min(parameters, key=Tensor.numel, default=None)
+        # The smallest: a scaler reads every gradient that it finds. One without elements
+        # could not be infinite.
+        with_elements = filter(Tensor.numel, parameters)
+        smallest = min(with_elements, key=Tensor.numel, default=None)
         if smallest is not None and (
             scale is not None or self.stand_in.can_watch(smallest)
         ):

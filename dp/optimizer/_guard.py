@@ -8,7 +8,7 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Final
@@ -24,6 +24,7 @@ from dp.optimizer._registry import OptimizerRegistry, parameters_of
 
 
 __all__ = (
+    "check_in_place",
     "check_subclass",
     "check_wrappable",
     "owners_around",
@@ -180,12 +181,30 @@ def check_wrappable(optimizer: object) -> None:
             raise UnsupportedOperationError(
                 f"{kind.__name__} cannot be made private: {_REFUSED[kind.__name__]}"
             )
+    check_in_place(optimizer.param_groups)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UnsupportedOperationError(
             f"{type(optimizer).__name__} cannot be made private: its step requires a"
             " closure, so it evaluates the loss itself, where one release was charged"
         )
+
+
+def check_in_place(param_groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if an update would be recorded by autograd, which leaves do not permit.
+
+    torch itself raises in the update, when the release has been charged.
+
+    Raises:
+        UnsupportedOperationError: With the number of the group.
+    """
+    for number, group in enumerate(param_groups):
+        if group.get("differentiable"):
+            raise UnsupportedOperationError(
+                f"group {number} of the optimizer has differentiable=True, by which its"
+                " update is recorded for autograd, and parameters that are trained"
+                " cannot be written to then; leave differentiable=True out"
+            )
 
 
 def check_subclass(cls: type) -> None:

@@ -25,6 +25,7 @@ from dp.ledger import Ledger
 from dp.optimizer._beside import look_beside
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
+    check_in_place,
     private_owner_of,
     refresh,
     run_permitted,
@@ -226,8 +227,10 @@ class PrivateStep(TransparentOptimizer):
         Raises:
             SamplingMismatchError: If ``backward`` and another library both made
                 per-example gradients for it.
-            UnsupportedOperationError: If a gradient scaler's scale is unknown.
+            UnsupportedOperationError: If a gradient scaler's scale is unknown, or if
+                the wrapped optimizer could not write to the parameters.
         """
+        check_in_place(self.param_groups)
         refresh(self)
         self._drop_cleared()
         self._check_scaled()
