@@ -9,6 +9,7 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
@@ -46,6 +47,7 @@ from forwarding import forwarded, target
 
 __all__ = ("PrivateStep",)
 
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _BESIDE_LOSSES: Final = (
     "while losses were given to backward or private_loss: an example has one gradient a"
     " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
@@ -275,7 +277,7 @@ class PrivateStep(TransparentOptimizer):
             )
 
     def _trainable(self) -> list[Tensor]:
-        return [p for p in self._all_parameters() if p.requires_grad]
+        return [*filter(_REQUIRES_GRAD, self._all_parameters())]
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:
