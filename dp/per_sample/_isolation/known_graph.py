@@ -200,11 +200,13 @@ class Template:
         # A leaf is a parameter of this optimizer, or of nobody here: frozen, or another's.
         for place, kind, owner in self._leaves:
             leaf = nodes[place]
-            if type(leaf) is not kind:
-                return False
-            # Nearly all leaves are of a kind that has a parameter: one call less for each.
-            found = id(leaf.variable) if owner else _owner(leaf, self._parameters)
-            if found != owner:
+            # Of a kind that has a parameter, as nearly all are: one call less for each.
+            is_same = type(leaf) is kind and owner == (
+                _owner(leaf, self._parameters)
+                if owner is None
+                else id(nodes[place].variable)
+            )
+            if not is_same:
                 return False
         return all(
             facts(nodes[place], behind, self._public) == expected
