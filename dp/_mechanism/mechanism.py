@@ -358,7 +358,7 @@ class Mechanism(PrivateRun):
         if batch is not None:
             # Sums of a batch that was broken off are dropped: its ticket is void.
             batch.warn_if_complete(stacklevel=6)
-        sums = Sums(parameters)
+        sums = Sums(parameters, self.layouts)
         scales = () if self.scaling is None else self.scaling(parameters)
         return PendingBatch(tuple(parameters), sums, ticket, self.max_grad_norm, scales)
 
