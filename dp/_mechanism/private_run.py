@@ -17,7 +17,6 @@ from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.norm_count import NormCount
 from dp._mechanism.paid_for import Account
 from dp._mechanism.step_state import StepState
-from dp._mechanism.sums import Layouts
 from dp.clipping import Clipping
 from dp.evidence import Watch
 from dp.ledger import Ledger
@@ -60,7 +59,6 @@ class PrivateRun:
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
-    layouts: Layouts = field(default_factory=Layouts, init=False)
     scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = field(
         default=None, init=False
     )

@@ -1,10 +1,9 @@
 """The tensors that clipped gradients are added up in, and that noise is added to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,87 +12,9 @@ from dp import _tuning
 from dp.per_sample import JointSums, PerSampleGradients
 
 
-__all__ = ("Layouts", "Sums")
+__all__ = ("Sums",)
 
 _Kind = tuple[torch.dtype, torch.device]
-_FACTS: Final = attrgetter("dtype", "device", "shape")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Memory for the sums of one large parameter, or of several small ones."""
-
-    indices: Sequence[int]
-    shapes: Sequence[torch.Size]
-    dtype: torch.dtype
-    device: torch.device
-
-    def made(self) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the memory, with anything in it, and its part for each parameter."""
-        if len(self.shapes) == 1:
-            memory = torch.empty(self.shapes[0], dtype=self.dtype, device=self.device)
-            return memory, [memory]
-        sizes = [shape.numel() for shape in self.shapes]
-        memory = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
-        parts = zip(memory.split_with_sizes(sizes), self.shapes, strict=True)
-        return memory, [p if len(shape) == 1 else p.view(shape) for p, shape in parts]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where sums of some parameters lie.
-
-    Attributes:
-        kept: Which of the finished sums stay where they are.
-        blocks: Memory for all others.
-    """
-
-    kept: Sequence[int]
-    blocks: Sequence[_Block]
-
-    @classmethod
-    def of(cls, parameters: Sequence[Tensor], finished: Sequence[JointSums]) -> Self:
-        """Lay out the sums of *parameters*, of which some are *finished*."""
-        kinds = [(p.dtype, p.device) for p in parameters]
-        kept = [n for n, joint in enumerate(finished) if _may_be_kept(joint, kinds)]
-        has_memory = {index for n in kept for index in finished[n].indices}
-        together: dict[object, list[int]] = {}
-        for index, parameter in enumerate(parameters):
-            if index not in has_memory:
-                is_small = parameter.numel() <= _tuning.SMALL_SUM
-                kind = kinds[index] if is_small else index
-                together.setdefault(kind, []).append(index)
-        blocks = [
-            _Block(
-                indices,
-                [parameters[index].shape for index in indices],
-                _wide(kinds[indices[0]][0]),
-                kinds[indices[0]][1],
-            )
-            for indices in together.values()
-        ]
-        return cls(kept, blocks)
-
-
-@final
-class Layouts:
-    """Lays out sums; as for the batch before, if their parameters are like theirs."""
-
-    def __init__(self) -> None:
-        self._last: tuple[object, _Layout] | None = None
-
-    def of(
-        self, parameters: Sequence[Tensor], finished: Sequence[JointSums]
-    ) -> _Layout:
-        """Return where the sums of *parameters*, of which some are *finished*, lie."""
-        # All that a layout follows from: parameters may be moved, or be others by now.
-        about: list[Any] = [*map(_FACTS, parameters)]
-        about += [(tuple(j.indices), j.memory.dtype, j.memory.device) for j in finished]
-        if self._last is None or self._last[0] != about:
-            self._last = about, _Layout.of(parameters, finished)
-        return self._last[1]
 
 
 @final
@@ -110,16 +31,12 @@ class Sums:
 
     Args:
         parameters: What the sums are of.
-        layouts: What remembers how sums of other batches were laid out.
     """
 
-    __slots__ = ("_buffers", "_layouts", "_parameters", "_views")
+    __slots__ = ("_buffers", "_parameters", "_views")
 
-    def __init__(
-        self, parameters: Sequence[Tensor], layouts: Layouts | None = None
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
-        self._layouts = layouts or Layouts()
         self._buffers: list[Tensor] = []
         self._views: Sequence[Tensor] | None = None
 
@@ -157,14 +74,26 @@ class Sums:
 
     def _allocated(self, finished: Sequence[JointSums]) -> Sequence[Tensor]:
         """Return finished sums of small parameters, and memory for all others."""
-        layout = self._layouts.of(self._parameters, finished)
-        kept = [finished[number] for number in layout.kept]
+        # At every step, of thousands of small parameters: loops are in C where they can.
+        kinds: list[_Kind] = [*map(attrgetter("dtype", "device"), self._parameters)]
+        kept = [joint for joint in finished if _may_be_kept(joint, kinds)]
         views = {i: s for joint in kept for i, s in zip(joint.indices, joint.sums)}  # noqa: B905 -- fast
         self._buffers = [joint.memory for joint in kept]
-        for block in layout.blocks:
-            memory, parts = block.made()
+        sizes = [*map(Tensor.numel, self._parameters)]
+        together: dict[object, list[int]] = {}
+        for index, kind in enumerate(kinds):
+            if index not in views:
+                is_small = sizes[index] <= _tuning.SMALL_SUM
+                together.setdefault(kind if is_small else index, []).append(index)
+        for indices in together.values():
+            dtype, device = kinds[indices[0]]
+            lengths = [sizes[index] for index in indices]
+            memory = torch.empty(sum(lengths), dtype=_wide(dtype), device=device)
             self._buffers.append(memory)
-            views.update(zip(block.indices, parts, strict=True))
+            shapes = [self._parameters[index].shape for index in indices]
+            parts = zip(memory.split_with_sizes(lengths), shapes, strict=True)
+            whole = [p if len(shape) == 1 else p.view(shape) for p, shape in parts]
+            views.update(zip(indices, whole, strict=True))
         return [views[index] for index in range(len(self._parameters))]
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from dp._mechanism.sums import Layouts, Sums
+from dp._mechanism.sums import Sums
 from dp.per_sample import Engine
 
 
@@ -72,22 +72,6 @@ def test_sums_of_small_parameters_lie_behind_one_another():
     assert last.data_ptr() == first.data_ptr() + first.nbytes
     assert large.untyped_storage().nbytes() == large.nbytes
     assert len(sums.buffers) == 2
-
-
-@given(st.lists(lists_of_parameters, min_size=2, max_size=4))
-def test_sums_are_laid_out_as_their_parameters_are_now(batches):
-    """Whatever was laid out before; the same parameters may be others from within."""
-    layouts = Layouts()
-    weight = nn.Parameter(torch.ones(3, 2))
-    for others in batches:
-        weight.data = others[0] if others else torch.ones(3, 2)
-        parameters = [weight, *others]
-        sums = Sums(parameters, layouts)
-        found = [(total.shape, total.dtype) for total in sums.of_parameters()]
-
-        wide = [torch.promote_types(p.dtype, torch.float32) for p in parameters]
-        shapes_now = [p.shape for p in parameters]
-        assert found == list(zip(shapes_now, wide, strict=True))
 
 
 def test_gradients_overwrite_what_memory_held_before_and_later_ones_are_added():
