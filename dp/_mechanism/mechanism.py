@@ -246,11 +246,9 @@ class Mechanism(PrivateRun):
             dataset = None if self.loader is None else self.loader.dataset
             self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
-            noises = self.count.noises(
-                self.noise_multiplier, self.plan.expected_batch_size
-            )
-            stddev = self._stddev(batch, noises)
-            self.noise.check(batch.sums.buffers, stddev=stddev)
+            size = self.plan.expected_batch_size
+            noises = self.count.noises(self.noise_multiplier, size)
+            self.noise.check(batch.sums.buffers, stddev=self._stddev(batch, noises))
         except Exception:
             world.tell_failure()
             raise

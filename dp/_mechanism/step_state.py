@@ -144,9 +144,7 @@ class StepState:
         """Whether gradients of another loss joined the batch at hand."""
         for parameter in parameters:
             grad = parameter.grad
-            if grad is None or self._is_ours(parameter, grad):
-                continue
-            if bool(grad.any()):
+            if grad is not None and not self._is_ours(parameter, grad) and grad.any():
                 return True
         return False
 
