@@ -16,11 +16,13 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from dp.accounting import Guarantee, Release, Truncation, epsilon
-from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.accounting._risk import NO_RISK
+from dp.exceptions import BudgetExhaustedError, LedgerError, PrivacyError
 from dp.ledger import Charge, Ledger
 from dp.ledger._segments import appended
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonSampling
+from dp.schedule import Schedule
 
 
 PLANNED = {"sampling_probability": 0.5, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
@@ -65,6 +67,12 @@ def cheap_cost(releases, *, delta, neighboring_relation, group_size):
     )
 
 
+def put_in_place(patch, cost=cheap_cost):
+    """Put *cost* in the accountant's place, with no risk beside it."""
+    patch.setattr("dp.ledger._budget.epsilon", cost)
+    patch.setattr("dp.ledger._budget.risk_of_guarantee", lambda *_, **__: NO_RISK)
+
+
 by_formula = pytest.mark.usefixtures("accountant")
 
 
@@ -77,7 +85,7 @@ def accountant(monkeypatch):
         asked.append(tuple(releases))
         return cheap_cost(releases, **about)
 
-    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
+    put_in_place(monkeypatch, cost)
     return asked
 
 
@@ -185,7 +193,7 @@ def test_epsilon_is_a_budget():
 def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
     """A release is charged if, and only if, it keeps the target."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
+        put_in_place(patch)
         ledger = Ledger(plan(target_epsilon=target, steps=30))
         for noise_multiplier in noise_multipliers:
             kind = {**PUBLIC, "noise_multiplier": noise_multiplier}
@@ -262,7 +270,7 @@ def test_a_truncated_release_is_not_the_planned_one(monkeypatch):
         ]
         return cheap_cost(dearer, **about)
 
-    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
+    put_in_place(monkeypatch, cost)
     truncation = Truncation(max_batch_size=3, dataset_size=10)
     ledger = Ledger(plan(target_epsilon=20 / 4))
     ledger.reserve(**PLANNED)
@@ -493,7 +501,7 @@ class Life(RuleBasedStateMachine):
         self.known = {}  # The releases behind each ledger.
         self.num_released = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
+        put_in_place(self.patch)
 
     def teardown(self):
         self.patch.undo()
@@ -689,3 +697,25 @@ def test_a_state_of_which_a_charge_would_be_lost_is_not_read(monkeypatch):
     with pytest.raises(LedgerError, match="not all of the state's charges"):
         ledger.load_state_dict(state)
     assert ledger.steps == 0
+
+
+def test_noise_that_was_enough_is_refused_once_more_is_planned():
+    """The numbers of the release are those of the step before; the plan's are not."""
+    ledger = Ledger(plan(noise_multiplier=Schedule([(1, 1.0), (9, 1.5)])))
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 1.2})
+
+    with pytest.raises(PrivacyError, match=r"1\.2 is below the plan's 1\.5 at step 1"):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 1.2})
+
+    assert ledger.steps == 1
+
+
+def test_more_noise_is_charged_as_what_each_step_was_planned_with():
+    """Equal releases are two charges, where the plan has other noise for them."""
+    ledger = Ledger(plan(noise_multiplier=Schedule([(2, 1.0), (8, 1.5)])))
+    for _ in range(3):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 2.0})
+
+    charged_as = [(c.count, c.planned_noise_multiplier) for c in ledger.charges()]
+
+    assert charged_as == [(2, 1.0), (1, 1.5)]

@@ -516,6 +516,7 @@ def test_a_certificate_states_and_verifies_it(make_optimizer, model):
     assert verify(certificate, quick=True).ok
 
 
+@pytest.mark.slow
 def test_steps_without_an_optimizer_have_no_evidence(make_plan):
     """A ledger that was charged by hand."""
     ledger = Ledger(make_plan())
