@@ -3,7 +3,7 @@
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import cast, final
 
@@ -19,7 +19,6 @@ from dp.per_sample._known_graphs import Found
 from dp.per_sample._layer_batching import BatchedLayers, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
-from dp.per_sample._parts.row_groups import RowGroups
 from dp.per_sample._repeated_layers import RepeatedLayer, parts_of_steps
 from dp.per_sample._row_layers import OuterProducts, RowLayers
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
@@ -31,7 +30,6 @@ __all__ = ("BackwardPass",)
 
 
 _Parts = dict[int, list[GradPart]]  # By the identity of the parameter.
-_Groups = dict[Hashable, RowGroups]  # Shared by the uses of a batch.
 _Item = tuple[
     RuleContext, Rule | None, float
 ]  # With the bytes that are freed before it.
@@ -75,7 +73,7 @@ class BackwardPass:
         for rows in self._by_row():
             in_rows.update(layer.position for layer in rows.layers)
             freed = rows.bytes_freed(freed)
-        groups: _Groups = {}
+        groups = known.shortcuts.groups
         for position, (use, bytes_freed) in enumerate(
             zip(graph.uses, freed, strict=True)
         ):

@@ -578,4 +578,7 @@ MUTANTS = (
     Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
     Mutant("per_sample/_parts/part", "if squares[0].dtype == torch.float64 or not squares[0].is_cpu:", "if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
     Mutant("certificate/_sentences", "        return _ROWS", '        return ""', "a certificate does not say what rows are taken for", "test_certificate.py"),
+    Mutant("per_sample/_repeated_layers", "if all(times[i] == len(steps) for i in indices if i is not None)", "if True", "a weight that is used elsewhere too loses what it does there", "per_sample/test_repeated_layers.py"),
+    Mutant("per_sample/_repeated_layers", "RowGroups(torch.cat(units), num_samples)", "RowGroups(torch.cat(units).flip(0), num_samples)", "rows of packed steps go to other units", "per_sample/test_repeated_layers.py"),
+    Mutant("per_sample/_isolation/known_graph", "return all(child is not None for child, _ in inputs)", "return True", "the shape of a sum with data is not looked at", "per_sample/test_known_graphs.py"),
 )  # fmt: skip
