@@ -57,7 +57,10 @@ __all__ = ("Verification", "Verifier")
 # One round misses a pair if both are in one half, or else have equal powers: 1/2 + 1/2
 # * 1/16 = 0.53, and 0.53**11 is 1e-3.
 _FIRST_ROUNDS: Final = 11
-_ROUNDING_BY_LENGTH: Final = frozenset({"LinalgMatrixExpBackward0"})
+# How many terms matrix_exp adds up depends on it; logcumsumexp takes its logarithm.
+_ROUNDING_BY_LENGTH: Final = frozenset(
+    {"LinalgMatrixExpBackward0", "LogcumsumexpBackward0"}
+)
 _OTHER_SUM: Final = (
     "the sum of gradients of parameters of shape {} is not the one that torch's own"
     " backward pass finds"

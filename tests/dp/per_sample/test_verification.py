@@ -135,12 +135,16 @@ def orthogonal(size):
     return layer
 
 
-def of_data(model, x):
+def exponential(model, x):
     return torch.linalg.matrix_exp(model(x).unflatten(1, (2, 2))).flatten(1)
 
 
+def logarithmic(model, x):
+    return model(x).logcumsumexp(1)
+
+
 @pytest.mark.filterwarnings("ignore:no rule serves")
-@pytest.mark.parametrize("outputs", [None, of_data])
+@pytest.mark.parametrize("outputs", [None, exponential, logarithmic])
 def test_an_operation_that_rounds_by_the_length_of_gradients_is_no_alarm(outputs):
     """Were it one, orthogonal weights would end a run at its second or third step."""
     model = orthogonal(4) if outputs is None else net(4, 4, 4)
