@@ -368,6 +368,13 @@ OPERATIONS = {
     "queries for every example": of(
         queries_of_examples, randn(B, 2, 3, 8), queries=parameter(B, 2, 3, 8)
     ),
+    "spectrogram": of(
+        lambda m, x: torch.stft(
+            m.layer(x), 8, window=torch.hann_window(8), return_complex=True
+        ).abs(),
+        randn(B, 12),
+        layer=lambda: nn.Linear(12, 32),
+    ),
     "slices of one parameter": of(packed, randn(B, 4), w=parameter(5, 4)),
     "one parameter in three shapes": of(
         two_kinds_of_rows, randn(B, 2, 4), layer=lambda: nn.Linear(4, 4)
