@@ -54,9 +54,9 @@ _LOOKS = "a loss function's first 3 steps in a process, and one in 50 that its i
 CHECKED = (
     Belief("The loss of an example depends on no other example of its batch, in whatever way.", _LOOKS, "`SampleMixingError`; after a release the run ends, with epsilon infinite",
            (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _MIXING + "mixing_that_begins_later_ends_the_run"),
-           ("nothing that a look sees is mixing", "no example is exchanged", "half of the examples are never exchanged", "no step that is due is looked at", "only the first steps are looked at", "mixing that a look saw ends nothing")),
+           ("nothing that a look sees is mixing", "no example is exchanged", "half of the examples are never exchanged", "mixing while gradients are enabled passes for another kernel", "no step that is due is looked at", "only the first steps are looked at", "mixing that a look saw ends nothing")),
     Belief("It depends on no example of an earlier batch, by a buffer, an attribute or a variable.", _LOOKS, "the same",
-           (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release",), ("what is carried from batch to batch is not seen",)),
+           (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _MIXING + "what_parts_of_one_example_carry_on_is_found"), ("what is carried from batch to batch is not seen", "what parts of one example carry on is not seen")),
     Belief("It does not depend on how many examples there are.", "once in a run, alone and in half of a batch", "the same",
            (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _RUNS + "sizes_are_told_by_what_changes_all_losses"), ("what depends on the size of a batch is not seen",)),
     Belief("No gate for outliers opens, which then rescales or drops all losses.", "at the step whose largest loss, over the mean of the others, is more than twice the record; at most 3 times, and once more in 100 steps", "the same",

@@ -17,7 +17,7 @@ from torch import Tensor
 from dp._ranks import rank_and_size
 from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
-from dp.evidence._company import Companies
+from dp.evidence._company import Companies, Company
 from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
 from dp.evidence._look import Look, Verdict
@@ -109,6 +109,7 @@ class Watch:
         self._tries_left = _MOST_TRIES  # 0 once other sizes were compared.
         self._numpys = True  # Whether the function drew from numpy's generator.
         self._owes_look = False
+        self._single: Any = None  # The last batch of one example that was looked at.
         # Of the step at hand:
         self._segment, self._number = "", -1  # Where it will be charged.
         self._is_due = False
@@ -306,6 +307,7 @@ class Watch:
                     None if segment is None else losses,
                     in_step=num_ranks > 1,
                     silenced=self.silenced,
+                    earlier=self._earlier_than(evaluated.batch, company),
                 )
                 # What depends on one example alone shows when its place is given away:
                 # both halves are exchanged in the first look, one of them later.
@@ -325,6 +327,11 @@ class Watch:
             written = look.written
         self._act(verdict, depends_on_size=depends)
         self._tell_of_buffers(written)
+
+    def _earlier_than(self, batch: Any, company: Company) -> Any:
+        """Return the batch of one example before this one, which is remembered."""
+        earlier, self._single = self._single, batch if company.num_units == 1 else None
+        return earlier
 
     def _is_to_ask_size(self, verdict: Verdict, num_ranks: int) -> bool:
         """Whether to evaluate other sizes of batch; several ranks do, or none does."""

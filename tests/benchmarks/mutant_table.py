@@ -398,7 +398,7 @@ MUTANTS = (
     Mutant("per_sample/_isolation/checks", "if bool((meet_over(owners().expand(shape), axes) == MIXED).any()):", "if False:", "a norm over the rows of the data is not seen", "per_sample/test_mixing.py"),
     # Losses that are evaluated again
     Mutant("evidence/_look", "        if not same_losses(self._losses, exchanged_B, stays_B):", "        if False:", "nothing that a look sees is mixing", EVIDENCE),
-    Mutant("evidence/_look", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
+    Mutant("evidence/_company", "order = np.where(stays_row, np.arange(self.num_rows), donor)", "order = np.arange(self.num_rows)", "no example is exchanged", EVIDENCE),
     Mutant("evidence/_look", "exchanges = [*islice(self._company.halves(), num_halves)]", "exchanges = [*islice(self._company.halves(), 1)]", "half of the examples are never exchanged", EVIDENCE),
     Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
@@ -576,4 +576,6 @@ MUTANTS = (
     Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
     Mutant("per_sample/_parts/part", "if squares[0].dtype == torch.float64 or not squares[0].is_cpu:", "if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
     Mutant("certificate/_sentences", "        return _ROWS", '        return ""', "a certificate does not say what rows are taken for", "test_certificate.py"),
+    Mutant("evidence/_look", "        self._needs_autograd, self._unchanged = True, None", '        return "alone"', "mixing while gradients are enabled passes for another kernel", "evidence/test_mixing_losses.py"),
+    Mutant("evidence/_look", "            return self._of_one()", '            return "too few"', "what parts of one example carry on is not seen", "evidence/test_mixing_losses.py"),
 )  # fmt: skip

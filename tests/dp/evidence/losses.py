@@ -152,6 +152,16 @@ def slope_between_neighbours(m, x, y):
     return cross_entropy(m(x), y) + slope.square().sum(1)
 
 
+def centred_while_gradients_are_enabled(m, x, y):
+    centre = x.mean(0) if torch.is_grad_enabled() else 0.0
+    return cross_entropy(m(x - centre), y)
+
+
+def over_mean_of_losses_to_differentiate(m, x, y):
+    losses = cross_entropy(m(x), y)
+    return losses / losses.mean().detach() if losses.requires_grad else losses
+
+
 FOUND_BEFORE_A_RELEASE = [
     frozen_batch_norm,
     detached_deviation,
@@ -173,6 +183,16 @@ FOUND_BEFORE_A_RELEASE = [
     mean_array_of_the_batch_before,
     centres_of_the_batches_before,
     slope_between_neighbours,
+    centred_while_gradients_are_enabled,
+    over_mean_of_losses_to_differentiate,
+]
+CARRIED_ON = [
+    running_centre_in_python,
+    running_mean_in_a_buffer,
+    centre_of_the_batch_before,
+    mean_buffer_of_the_batch_before,
+    mean_array_of_the_batch_before,
+    centres_of_the_batches_before,
 ]
 # Whether one example is in the half that changes decides over these.
 FOUND_IN_THE_FIRST_STEPS = [largest_of_batch, hardest_quarter]
