@@ -154,7 +154,11 @@ class ProgramState:
     def _install(self, picture: Picture, *, stand_ins: bool) -> None:
         # Example: state.steps was 7, and the second evaluation makes it 8, and
         # state.cache. Put back, it is 7, and the cache is gone.
+        # What holds a container comes before what is in it.
         *rows, cells = picture
+        for index, kept in cells.items():
+            value = kept.stand_in() if stand_ins else kept.refilled()
+            _put(value, self.reach.cells[index])
         for place, row in zip(self.reach.places, rows, strict=True):
             for name in place.current_names():
                 if name not in row:
@@ -163,9 +167,6 @@ class ProgramState:
                 value = kept.stand_in() if stand_ins else kept.refilled()
                 if place.namespace.get(name, _MISSING) is not value:
                     place.namespace[name] = value
-        for index, kept in cells.items():
-            value = kept.stand_in() if stand_ins else kept.refilled()
-            _put(value, self.reach.cells[index])
 
     def differing(self, left: Picture, right: Picture) -> "Differences":
         """Return the places where two pictures hold other numbers."""

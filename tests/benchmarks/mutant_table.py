@@ -578,4 +578,7 @@ MUTANTS = (
     Mutant("certificate/_sentences", "        return _ROWS", '        return ""', "a certificate does not say what rows are taken for", "test_certificate.py"),
     Mutant("evidence/_look", "        self._needs_autograd, self._unchanged = True, None", '        return "alone"', "mixing while gradients are enabled passes for another kernel", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_look", "            return self._of_one()", '            return "too few"', "what parts of one example carry on is not seen", "evidence/test_mixing_losses.py"),
+    Mutant("evidence/_reach", "    (type, _of_class),", "", "what a class keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
+    Mutant("evidence/_reach", "            yield from _of_python_module(known[name], function, reach)", "            continue", "what another module keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
+    Mutant("evidence/_reach", "    return [*call, *values.values(), type(item)]", "    return [*call, *values.values()]", "what the class of an object keeps is not seen", "evidence/test_kept_of_first_batch.py"),
 )  # fmt: skip
