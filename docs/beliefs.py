@@ -54,7 +54,7 @@ _LOOKS = "a loss function's first 3 steps in a process, and one in 50 that its i
 CHECKED = (
     Belief("The loss of an example depends on no other example of its batch, in whatever way.", _LOOKS, "`SampleMixingError`; after a release the run ends, with epsilon infinite",
            (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _MIXING + "mixing_that_begins_later_ends_the_run"),
-           ("nothing that a look sees is mixing", "no example is exchanged", "half of the examples are never exchanged", "mixing while gradients are enabled passes for another kernel", "no step that is due is looked at", "only the first steps are looked at", "mixing that a look saw ends nothing")),
+           ("nothing that a look sees is mixing", "no example is exchanged", "half of the examples are never exchanged", "other names of the batch keep its examples in a look", "mixing while gradients are enabled passes for another kernel", "no step that is due is looked at", "only the first steps are looked at", "mixing that a look saw ends nothing")),
     Belief("It depends on no example of an earlier batch, by a buffer, an attribute or a variable.", _LOOKS, "the same",
            (_MIXING + "a_loss_that_uses_other_examples_is_refused_before_a_release", _MIXING + "what_parts_of_one_example_carry_on_is_found"), ("what is carried from batch to batch is not seen", "what parts of one example carry on is not seen")),
     Belief("It does not depend on how many examples there are.", "once in a run, alone and in half of a batch", "the same",
@@ -103,6 +103,9 @@ STATED = (
     Belief("Losses that came finished, and what no look could compare, are as the function's would be.", "by who trains; a warning names the remedy", "One example's loss depended on that example and the parameters only.",
            (_RUNS + "finished_losses_are_warned_of_once", _RUNS + "a_certificate_states_and_verifies_it", _RUNS + "altered_evidence_is_found"),
            ("finished losses are not warned of", "finished losses of one part pass for a function's", "more looks are certified than were made", "a failed check counts as evidence", "a layer that was not checked counts as checked")),
+    Belief("What a loss function reads beside its batch, and changes between steps, is made of no private data.", "by who trains; a warning names the tensors and arrays that losses follow, where two looks come one after the other, as in the first steps", "What the loss function read beside its batch, and changed between steps, follows from public facts and released values.",
+           ("evidence/test_read_beside_batch.py::test_what_changes_beside_the_batch_is_told", "evidence/test_read_beside_batch.py::test_a_schedule_is_stated_and_not_warned_of"),
+           ("losses that follow what changes beside their batch are not told", "numbers that losses follow are not stated")),
     Belief("Declared tensors are no data.", "by `public=`", "The tensors that are listed as declared public are constants of the program: nothing in them was computed from private data.",
            ("test_declared_public.py::test_the_certificate_states_what_was_declared",), ("that declared tensors hold no data is not assumed", "a certificate does not say what was declared public")),
     Belief("A unit of privacy is a person.", "by `units=`", "All rows of one person have the same value of {column}.",

@@ -9,7 +9,7 @@ this label?", changes where one example is left, among copies of itself.
 Shapes: ``B`` losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -23,7 +23,8 @@ from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, same_losses
 from dp.evidence._exchange import copied
 from dp.evidence._looking import look
-from dp.evidence._program_state import Picture, ProgramState
+from dp.evidence._named_values import tensors_of
+from dp.evidence._program_state import Label, Picture, ProgramState
 from dp.evidence._random_state import RandomState
 
 
@@ -250,6 +251,19 @@ class Look:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
+    def follows(self, earlier: Mapping[Label, Any]) -> bool:
+        """Whether losses are others with what stood in some places *earlier*."""
+        if not earlier or self._in_step:
+            return False
+        if self._unchanged is None:
+            self._unchanged = self._again(self._whole)
+        try:
+            picture = self._state.with_values(earlier)
+            losses_B = self._again(self._whole, picture=picture)
+        except Exception:  # noqa: BLE001 -- as of another size of batch: it was read
+            return True
+        return not same_losses(self._unchanged, losses_B)
+
     def depends_on_size(self) -> bool | None:
         """Whether every loss is another one alone, or in a smaller batch.
 
@@ -315,6 +329,7 @@ class Look:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
         self._state.rewind(picture)
+        self._state.exchange(tensors_of(batch))
         if evaluate:
             for module in self._state.reach.modules:
                 module.training = False

@@ -17,7 +17,14 @@ import numpy as np
 from torch import Tensor
 
 
-__all__ = ("ClassAttributes", "Defaults", "Entries", "Slots", "is_programs_own")
+__all__ = (
+    "ClassAttributes",
+    "Defaults",
+    "Entries",
+    "Slots",
+    "Variables",
+    "is_programs_own",
+)
 
 _INSTALLED: Final = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib")
@@ -49,6 +56,32 @@ class _Written(MutableMapping[Any, Any]):
 
     def __delitem__(self, name: Any) -> None:
         raise TypeError(f"{name!r} cannot be taken out of {type(self).__name__}")
+
+
+@final
+class Variables(_Written):
+    """The variables of the scopes around a function, as far as they are assigned."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, function: types.FunctionType) -> None:
+        cells = function.__closure__ or ()
+        self._cells = dict(zip(function.__code__.co_freevars, cells, strict=True))
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._cells[name].cell_contents
+        except ValueError:  # Not assigned yet, or deleted.
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._cells[name].cell_contents = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._cells[name].cell_contents
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._cells if name in self)
 
 
 @final

@@ -22,6 +22,7 @@ from dp.evidence._namespaces import (
     Defaults,
     Entries,
     Slots,
+    Variables,
     is_programs_own,
 )
 from dp.evidence._random_state import GENERATORS
@@ -91,15 +92,13 @@ class Reach:
     Attributes:
         modules: Every module, those inside of others included.
         generators: Random number generators of the program's own.
-        places: Attributes of objects, buffers of modules, and globals.
-        cells: The variables of closures.
+        places: Attributes of objects, buffers of modules, variables, and globals.
         devices: The accelerators that hold parameters or buffers.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
     generators: list[Any] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    cells: list[types.CellType] = field(default_factory=list)
     devices: set[torch.device] = field(default_factory=set)
 
     @property
@@ -193,13 +192,12 @@ def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
         return
     if _is_library(function.__module__):
         return
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # Not assigned yet.
-            continue
-        reach.cells.append(cell)
-    for place in (Defaults(function), function.__kwdefaults__ or {}, vars(function)):
+    for place in (
+        Variables(function),
+        Defaults(function),
+        function.__kwdefaults__ or {},
+        vars(function),
+    ):
         reach.places.append(Place(f"{function.__name__}()", place))
         yield from place.values()
     yield from _of_globals(function, reach)
