@@ -9,7 +9,7 @@ this label?", changes where one example is left, among copies of itself.
 Shapes: ``B`` losses.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -23,12 +23,15 @@ from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, same_losses
 from dp.evidence._exchange import copied
 from dp.evidence._looking import look
-from dp.evidence._named_values import tensors_of
-from dp.evidence._program_state import Label, Picture, ProgramState
+from dp.evidence._named_values import Values, tensors_of
+from dp.evidence._program_state import Picture, ProgramState
 from dp.evidence._random_state import RandomState
 
 
-__all__ = ("Look", "Verdict")
+__all__ = ("Followed", "Look", "Verdict")
+
+Followed = Literal["data", "numbers"]
+"""What losses follow that is not in their batch."""
 
 Verdict = Literal["alone", "mixed", "carried", "unclear", "too few"]
 """What a look saw.
@@ -251,8 +254,18 @@ class Look:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
-    def follows(self, earlier: Mapping[Label, Any]) -> bool:
-        """Whether losses are others with what stood in some places *earlier*."""
+    def follows(self, data: Values, numbers: Values) -> Followed | None:
+        """Return whether losses are others with what stood in some places before.
+
+        Args:
+            data: Tensors and arrays that changed since the evaluation before.
+            numbers: Numbers, which are mostly those of a schedule.
+        """
+        if self._follows(data):
+            return "data"
+        return "numbers" if self._follows(numbers) else None
+
+    def _follows(self, earlier: Values) -> bool:
         if not earlier or self._in_step:
             return False
         if self._unchanged is None:

@@ -179,13 +179,17 @@ class ProgramState:
                 place.namespace[name] = tensors[which]
 
     def named(self) -> Iterator[tuple[Label, Any]]:
-        """Yield what the function names, but the batch, buffers and frozen weights.
+        """Yield what the function names, but the batch, buffers and weights.
 
-        These are often averages of what was released.
+        Frozen weights are often averages of released ones. A layer may have its weights
+        in a list as well.
         """
         in_batch = {(id(place), name) for place, name, _ in self._in_batch}
-        for place, name, value in self._values():
-            is_own = place.holds_buffers or name == "training"
+        values = list(self._values())
+        buffers = {id(value) for place, _, value in values if place.holds_buffers}
+        for place, name, value in values:
+            is_weight = _is_weight(value) or id(value) in buffers
+            is_own = place.holds_buffers or is_weight or name == "training"
             if not is_own and (id(place), name) not in in_batch:
                 yield (place.owner, name), value
 
@@ -264,6 +268,11 @@ def _unlike_values(left: Any, right: Any) -> bool:
         return not np.array_equal(left, right, equal_nan=left.dtype.kind in "fc")
     # Only plain values: comparing others may raise, or return an array.
     return isinstance(left, _COMPARED) and bool(left != right)
+
+
+def _is_weight(value: Any) -> bool:
+    is_trained = isinstance(value, Tensor) and value.is_leaf and value.requires_grad
+    return is_trained or isinstance(value, nn.Parameter)
 
 
 def _is_state(tensor: Tensor, most: float) -> bool:

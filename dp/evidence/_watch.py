@@ -21,11 +21,10 @@ from dp.evidence._checked_models import checked_on
 from dp.evidence._company import Companies, Company
 from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
-from dp.evidence._look import Look, Verdict
+from dp.evidence._look import Followed, Look, Verdict
 from dp.evidence._named_values import (
     Changed,
     NamedValues,
-    Values,
     labels_in_words,
     tensors_of,
 )
@@ -264,20 +263,13 @@ class Watch:
             return  # It will be refused.
         if losses.numel() == 0 and num_ranks == 1:
             return
-        company = None
-        if evaluated.batch is not NO_BATCH:
-            company = self._companies.of(
-                evaluated.batch,
-                num_losses=losses.numel(),
-                units=evaluated.units,
-                loader=evaluated.loader,
-                drawn=evaluated.drawn,
-            )
+        company = self._company_of(evaluated)
         if company is None:
             self._record(inconclusive=True)
             self._tell("axis", _texts.NO_AXIS)
             return
         written: list[str] = []
+        follows: Followed | None = None
         depends: bool | None = None
         try:
             with state.excursion() as after:
@@ -303,13 +295,28 @@ class Watch:
                 if segment is not None and self._is_to_ask_size(verdict, num_ranks):
                     depends = look.depends_on_size()
                     self._tries_left = self._tries_left - 1 if depends is None else 0
-                self._tell_of_changes(look, *changed)
+                follows = look.follows(*changed)
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
             verdict = "unclear"
         else:
             written = look.written
         self._act(verdict, depends_on_size=depends)
+        self.follows_others |= follows is not None
+        if follows == "data":
+            self._record(inconclusive=True)
+            self._tell("beside", _texts.BESIDE.format(labels_in_words(changed[0])))
         self._tell_of_buffers(written)
+
+    def _company_of(self, evaluated: Evaluated) -> Company | None:
+        if evaluated.batch is NO_BATCH:
+            return None
+        return self._companies.of(
+            evaluated.batch,
+            num_losses=evaluated.losses.numel(),
+            units=evaluated.units,
+            loader=evaluated.loader,
+            drawn=evaluated.drawn,
+        )
 
     def _earlier_than(self, batch: Any, company: Company) -> Any:
         """Return the batch of one example before this one, which is remembered."""
@@ -340,18 +347,6 @@ class Watch:
             other_sizes=known.other_sizes or other_sizes,
             inconclusive=known.inconclusive or inconclusive,
         )
-
-    def _tell_of_changes(self, look: Look, data: Values, numbers: Values) -> None:
-        """Tell of what the losses follow that is not in the batch, if it is no number.
-
-        Numbers are mostly schedules: what they are taken for stands in the certificate.
-        """
-        if look.follows(data):
-            self._record(inconclusive=True)
-            self._tell("beside", _texts.BESIDE.format(labels_in_words(data)))
-            self.follows_others = True
-        elif not self.follows_others:
-            self.follows_others = look.follows(numbers)
 
     def _tell_of_buffers(self, names: list[str]) -> None:
         if names:

@@ -581,7 +581,7 @@ MUTANTS = (
     Mutant("evidence/_reach", "    (type, _of_class),", "", "what a class keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
     Mutant("evidence/_reach", "            yield from _of_python_module(known[name], function, reach)", "            continue", "what another module keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
     Mutant("evidence/_reach", "    return [*call, *values.values(), type(item)]", "    return [*call, *values.values()]", "what the class of an object keeps is not seen", "evidence/test_kept_of_first_batch.py"),
-    Mutant("evidence/_watch", "        if look.follows(data):", "        if False:", "losses that follow what changes beside their batch are not told", "evidence/test_read_beside_batch.py"),
-    Mutant("evidence/_watch", "            self.follows_others = look.follows(numbers)", "            pass", "numbers that losses follow are not stated", "evidence/test_read_beside_batch.py"),
+    Mutant("evidence/_look", "        if self._follows(data):", "        if False:", "losses that follow what changes beside their batch are not told", "evidence/test_read_beside_batch.py"),
+    Mutant("evidence/_look", '        return "numbers" if self._follows(numbers) else None', "        return None", "numbers that losses follow are not stated", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", "        self._state.exchange(tensors_of(batch))", "        pass", "other names of the batch keep its examples in a look", "evidence/test_read_beside_batch.py"),
 )  # fmt: skip
