@@ -53,6 +53,10 @@ _DESCRIBED = {
     "NativeGroupNormBackward0": ("`nn.GroupNorm`", "keep"),
     "NativeLayerNormBackward0": ("`nn.LayerNorm`", "keep"),
     "PreluKernelBackward0": ("`nn.PReLU`", "keep"),
+    "ScaledDotProductFlashAttentionForCpuBackward0": (
+        "`F.scaled_dot_product_attention` of learned queries, keys or values",
+        "keep",
+    ),
     "SubBackward0": ("`-`", "keep"),
     "WhereBackward0": ("`torch.where`", "keep"),
 }

@@ -190,7 +190,9 @@ class PendingBatch:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"
                 " batch; pass the losses of the whole batch to optimizer.backward"
-                " before step"
+                " before step. Where a user has several examples, let"
+                " plan.loader(dataset, units=...) draw them together, and pass one loss"
+                " per example"
             )
 
     def warn_if_complete(self, *, stacklevel: int) -> None:

@@ -145,7 +145,9 @@ UnitColumn = Annotated[
 ]
 Sep = Annotated[
     str,
-    typer.Option(help="CSV only: what separates columns.", metavar="CHARACTER"),
+    typer.Option(
+        help="CSV only: what separates columns; \\t is a tab.", metavar="CHARACTER"
+    ),
 ]
 Encoding = Annotated[
     str,

@@ -270,9 +270,10 @@ def _answers(
     if len(texts) < _FEWEST_CLASSES:
         raise InputError(f"{where} has one class only; there is nothing to learn")
     if len(texts) > _LARGEST_SHARE_OF_CLASSES * len(file):
+        remedy = "predict numbers by --task regression" if are_numbers else "group them"
         raise InputError(
             f"{where} has nearly as many different values as rows: these are no"
-            " classes; group them, or choose another --target"
+            f" classes; {remedy}, or choose another --target"
         )
     return tuple(texts), labels_N
 

@@ -159,7 +159,9 @@ def _candidates(
     part: Any, size: int, path: Path
 ) -> Iterator[tuple[Path, tuple[int, ...]]]:
     """Yield the axes of every array that are *size* long, and sequences of that length."""
-    if isinstance(part, _ARRAYS):
+    if isinstance(part, Tensor) and part.is_nested:
+        yield path, ()  # No axis of it can be indexed.
+    elif isinstance(part, _ARRAYS):
         axes = tuple(axis for axis, n in enumerate(part.shape) if n == size)
         if part.ndim:
             yield path, axes if part.ndim > _MATRIX or axes[:1] == (0,) else ()

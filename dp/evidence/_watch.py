@@ -81,7 +81,6 @@ class Watch:
         self._single: Any = None  # The last batch of one example that was looked at.
         # Of the step at hand:
         self._segment, self._number = "", -1  # Where it will be charged.
-        self._is_due = False
         self._num_calls = 0
         self._form: _Form | None = None
         # Of steps before it:
@@ -127,8 +126,8 @@ class Watch:
             self._read_late(self._unread)
         self._num_calls += 1
         self._form = self._form or "function"
-        is_due = self._is_due and picks_call(segment, step, self._num_calls)
-        if not is_due and not self._owes_look:
+        looks = is_due(segment, step) and picks_call(segment, step, self._num_calls)
+        if not looks and not self._owes_look:
             self._named.forget()
             losses = _called(function, batch)
             evaluated = partial(Evaluated.now, function, batch, losses, units, loader)
@@ -143,17 +142,19 @@ class Watch:
         """Return what a certificate has to assume of what losses followed."""
         return (_texts.FOLLOWED,) if self.follows_others else ()
 
-    def finished(self, parameters: Iterable[Tensor], *, segment: str) -> None:
+    def finished(
+        self, parameters: Callable[[], Iterable[Tensor]], *, segment: str
+    ) -> None:
         """Note that losses came finished; warn once if nothing is known of them.
 
         Args:
-            parameters: What is trained.
+            parameters: Returns what is trained.
             segment: The segment of the ledger that the step will be charged to.
         """
         self._begin(segment)
         self._form = "losses"
         if "finished" not in self._told:
-            self._checked = checked_on(parameters)
+            self._checked = checked_on(parameters())
             if self._checked is None:
                 self._tell("finished", _texts.FINISHED)
             self._told.add("finished")
@@ -195,7 +196,6 @@ class Watch:
         number = self._records.get(segment, _NOTHING).steps
         if number != self._number or segment != self._segment:
             self._segment, self._number = segment, number
-            self._is_due = is_due(segment, number)
             self._num_calls, self._form = 0, None
         return number
 

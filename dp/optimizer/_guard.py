@@ -8,7 +8,7 @@ Frameworks do this by accident: DeepSpeed's offload rebuilds the optimizer from
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Final
@@ -24,6 +24,7 @@ from dp.optimizer._registry import OptimizerRegistry, parameters_of
 
 
 __all__ = (
+    "check_in_place",
     "check_subclass",
     "check_wrappable",
     "owners_around",
@@ -87,11 +88,11 @@ def owners_around(optimizer: Optimizer) -> list[Optimizer]:
 
     None within a private step, where the wrapped optimizer is stepped.
     """
-    if _permitted.get() or not _protected:
+    if _permitted.get():
         return []
-    if isinstance(optimizer, _protected.kinds()):
+    if _protected.has_kind_of(optimizer):
         return [optimizer]
-    return _protected.owners_of(parameters_of(optimizer))
+    return _protected.owners_of(parameters_of(optimizer)) if _protected else []
 
 
 def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +112,7 @@ def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     # A private step is its own business, also that of a proxy made of one's class.
-    if _permitted.get() or not _protected or isinstance(optimizer, _protected.kinds()):
+    if _permitted.get() or _protected.has_kind_of(optimizer) or not _protected:
         return
     # What leads here in the field: the inner optimizer stepped by itself (opacus#313),
     # DeepSpeed's offload rebuilding it from param_groups, a second optimizer that was
@@ -180,12 +181,30 @@ def check_wrappable(optimizer: object) -> None:
             raise UnsupportedOperationError(
                 f"{kind.__name__} cannot be made private: {_REFUSED[kind.__name__]}"
             )
+    check_in_place(optimizer.param_groups)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UnsupportedOperationError(
             f"{type(optimizer).__name__} cannot be made private: its step requires a"
             " closure, so it evaluates the loss itself, where one release was charged"
         )
+
+
+def check_in_place(param_groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if an update would be recorded by autograd, which leaves do not permit.
+
+    torch itself raises in the update, when the release has been charged.
+
+    Raises:
+        UnsupportedOperationError: With the number of the group.
+    """
+    for number, group in enumerate(param_groups):
+        if group.get("differentiable"):
+            raise UnsupportedOperationError(
+                f"group {number} of the optimizer has differentiable=True, by which its"
+                " update is recorded for autograd, and parameters that are trained"
+                " cannot be written to then; leave differentiable=True out"
+            )
 
 
 def check_subclass(cls: type) -> None:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dp.optimizer._guard import owners_around
 from dp.optimizer._registry import parameters_of
+from dp.optimizer._step_hooks import disable_dynamo
 
 
 __all__ = ("accept_writes_around", "hook_layers_around")
@@ -36,6 +37,7 @@ def _end_of_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
             private.mechanism.beside.accept(trainable)
 
 
+@disable_dynamo
 def hook_layers_around(optimizer: Optimizer) -> None:
     """Let torch's hooks see the steps of the layers that step *optimizer* now.
 

@@ -24,6 +24,7 @@ from dp.ledger import Ledger
 from dp.optimizer._beside import look_beside
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
+    check_in_place,
     private_owner_of,
     refresh,
     run_permitted,
@@ -94,7 +95,7 @@ class PrivateStep(TransparentOptimizer):
         if not self.mechanism.beside.has_updated:
             hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
-        with self.mechanism.step.exclusive():
+        with self.mechanism.step:
             stddev = self._set_private_gradients()
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
@@ -118,7 +119,7 @@ class PrivateStep(TransparentOptimizer):
     def _losses_alone(
         self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
     ) -> Tensor:
-        with self.mechanism.step.exclusive():
+        with self.mechanism.step:
             return self._losses_of(losses, batch, units)
 
     def _losses_of(
@@ -129,7 +130,7 @@ class PrivateStep(TransparentOptimizer):
         if isinstance(losses, Tensor):
             check_losses(losses, has_units=units is not None)
             segment = self.ledger.segment
-            self.mechanism.watch.finished(self._trainable(), segment=segment)
+            self.mechanism.watch.finished(self._trainable, segment=segment)
             return losses
         vector = self.mechanism.evaluate(losses, batch, units)
         check_losses(vector, has_units=units is not None)
@@ -143,7 +144,7 @@ class PrivateStep(TransparentOptimizer):
         units: Tensor | None,
         reduction: Reduction,
     ) -> None:
-        with self.mechanism.step.exclusive() as state:
+        with self.mechanism.step as state:
             vector = self._losses_of(losses, batch, units)
             self._accumulate(state, vector, units, reduction, scale=None)
 
@@ -156,7 +157,7 @@ class PrivateStep(TransparentOptimizer):
         *,
         scale: float,
     ) -> None:
-        with self.mechanism.step.exclusive() as state:
+        with self.mechanism.step as state:
             self._accumulate(state, losses, units, reduction, scale=scale)
 
     def _accumulate(
@@ -203,8 +204,10 @@ class PrivateStep(TransparentOptimizer):
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
         # Cleared only now: what is refused above leaves everything as it was.
-        for parameter in self._all_parameters():
-            parameter.grad = None  # A frozen one may still hold a raw gradient.
+        owned = self._all_parameters()
+        if len(owned) > len(parameters):
+            for parameter in owned:
+                parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
@@ -222,8 +225,10 @@ class PrivateStep(TransparentOptimizer):
         Raises:
             SamplingMismatchError: If ``backward`` and another library both made
                 per-example gradients for it.
-            UnsupportedOperationError: If a gradient scaler's scale is unknown.
+            UnsupportedOperationError: If a gradient scaler's scale is unknown, or if
+                the wrapped optimizer could not write to the parameters.
         """
+        check_in_place(self.param_groups)
         refresh(self)
         self._drop_cleared()
         self._check_scaled()

@@ -20,6 +20,7 @@ from dp.per_sample._layer_batching import BatchedLayers, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
 from dp.per_sample._parts.row_groups import RowGroups
+from dp.per_sample._repeated_layers import parts_of_steps
 from dp.per_sample._row_layers import OuterProducts, RowLayers
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
@@ -54,6 +55,7 @@ class BackwardPass:
         self.parts: _Parts = {}
         self.stacked: list[BatchedGrads] = []
         self.rows: OuterProducts | None = None
+        self.repeated: dict[int, GradPart] = {}  # By the index of the parameter.
         self.without_rule: list[RuleContext] = []
         self._graph = graph
         self._num_samples = num_samples
@@ -62,13 +64,17 @@ class BackwardPass:
         # Example: activations of 100, 50 and 20 MB are 170 MB together, so gradients
         # may take 8.5 MB at the start, and 20 MB more once the pass has freed the last
         # layer's.
-        budget = MemoryBudget(
+        self._budget = budget = MemoryBudget(
             max(_tuning.ALLOWED_BYTES, _tuning.ALLOWED_SHARE * plan.num_bytes)
         )
         in_stacks = self._put_together(known, budget)
         self._rows = RowLayers(graph.uses, known.shortcuts.rows)
-        in_rows = {layer.position for layer in self._rows.layers}
-        freed = self._rows.bytes_freed(plan.bytes_freed)
+        self._repeated = self._repeated_layers(known)
+        in_rows: set[int] = set()
+        freed = plan.bytes_freed
+        for rows in (self._rows, *self._repeated):
+            in_rows.update(layer.position for layer in rows.layers)
+            freed = rows.bytes_freed(freed)
         groups: _Groups = {}
         for position, (use, bytes_freed) in enumerate(
             zip(graph.uses, freed, strict=True)
@@ -89,6 +95,14 @@ class BackwardPass:
                 check_coupling(use, site.owner_of_entries)
                 self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
+
+    def _repeated_layers(self, known: Found) -> list[RowLayers]:
+        """Return the layers of many steps, where no step differs in this batch."""
+        found = [
+            (steps, RowLayers(known.graph.uses, steps))
+            for steps in known.shortcuts.repeated
+        ]
+        return [rows for steps, rows in found if len(rows.layers) == len(steps)]
 
     def _put_together(self, known: Found, budget: MemoryBudget) -> set[int]:
         """Make one of layers that are alike, and return the positions of these."""
@@ -153,6 +167,8 @@ class BackwardPass:
             self.rows = self._rows.gradients(
                 [remaining.pop() for _ in self._rows.nodes]
             )
+            for rows in self._repeated:
+                self._add_steps(rows, [remaining.pop() for _ in rows.nodes])
 
     def _edges(self) -> list[GradientEdge]:
         """Return where gradients are asked for: at the last uses, stacks and rows."""
@@ -164,7 +180,8 @@ class BackwardPass:
         edges += [
             GradientEdge(node, 0) for stack in self._stacks for node in stack.nodes
         ]
-        return edges + [GradientEdge(node, 0) for node in self._rows.nodes]
+        rows = (self._rows, *self._repeated)
+        return edges + [GradientEdge(node, 0) for one in rows for node in one.nodes]
 
     def _last(self) -> list[_Item]:
         return [item for item in self._sites if item[0].use.is_last]
@@ -217,6 +234,11 @@ class BackwardPass:
             BatchedGrads(stack.group.indices[position], part)
             for position, part in stack.parts(grads).items()
         ]
+
+    def _add_steps(self, steps: RowLayers, grads: Grads) -> None:
+        use = self._graph.uses[steps.layers[0].position]
+        context = RuleContext(use, {}, self._num_samples, self._budget)
+        self.repeated.update(parts_of_steps(steps, grads, context))
 
     def _add_instead(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads

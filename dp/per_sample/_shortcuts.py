@@ -13,6 +13,7 @@ from torch import Tensor
 from dp.per_sample._graph.uses import Graph
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._layer_batching import LayerGroup, find_identical_layers
+from dp.per_sample._repeated_layers import find_repeated_layers
 from dp.per_sample._row_layers import RowLayer, find_row_layers
 
 
@@ -27,10 +28,12 @@ class Shortcuts:
     Attributes:
         layers: Those that may be served as one.
         rows: Linear layers that meet one row of each example; none of the above.
+        repeated: The uses of each layer that meets such rows at many steps.
     """
 
     layers: Sequence[LayerGroup] = ()
     rows: Sequence[RowLayer] = ()
+    repeated: Sequence[Sequence[RowLayer]] = ()
 
 
 def find_shortcuts(
@@ -49,4 +52,5 @@ def find_shortcuts(
         num_samples=num_samples,
         batched={position for group in layers for position in group.members},
     )
-    return Shortcuts(layers, rows)
+    repeated = find_repeated_layers(graph, layouts, parameters, num_samples=num_samples)
+    return Shortcuts(layers, rows, repeated)

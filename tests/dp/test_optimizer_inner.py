@@ -120,3 +120,35 @@ def test_modes_of_a_schedule_free_optimizer_are_reached(make_run):
     run.train(1)
 
     assert run.optimizer.ledger.steps == 1
+
+
+DIFFERENTIABLE = [
+    name
+    for name in OPTIMIZERS
+    if "differentiable" in getattr(torch.optim, name)([torch.zeros(1, 1)]).defaults
+]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_an_update_that_autograd_records_is_refused(make_plan, name):
+    """No leaf can be written to then, which torch says when the release is charged."""
+    inner = getattr(torch.optim, name)([nn.Parameter(torch.zeros(1))])
+    inner.param_groups[0]["differentiable"] = True
+
+    with pytest.raises(UnsupportedOperationError, match=r"group 0 .*leave .* out"):
+        DPOptimizer(inner, plan=make_plan(sampling=Unamplified()))
+
+
+def test_an_update_that_autograd_records_later_is_not_charged(make_run):
+    """Groups may be added, and options set, at any time; the batch is kept."""
+    run = make_run()
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    run.optimizer.param_groups[0]["differentiable"] = True
+    with pytest.raises(UnsupportedOperationError, match="differentiable=True"):
+        run.optimizer.step()
+    assert run.optimizer.ledger.steps == 0
+
+    run.optimizer.param_groups[0]["differentiable"] = False
+    run.optimizer.step()
+
+    assert run.optimizer.ledger.steps == 1

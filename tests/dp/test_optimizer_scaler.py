@@ -100,6 +100,24 @@ def test_a_scale_never_grows_away_from_where_it_started(make_run):
     assert run.optimizer.ledger.steps == 12
 
 
+def test_a_scale_is_sent_back_beside_a_parameter_without_elements(make_plan):
+    """The smallest parameter could not tell the scaler of an overflow."""
+    model, empty = nn.Linear(3, 1), nn.Parameter(torch.zeros(0))
+    plan = make_plan(sampling=Unamplified())
+    inner = torch.optim.SGD([empty, *model.parameters()], lr=0.1)
+    optimizer = DPOptimizer(inner, plan=plan)
+    scaler = GradScaler("cpu", init_scale=256.0, growth_interval=1)
+    scales = []
+    for _ in range(4):
+        losses = model(torch.randn(4, 3)).squeeze(1).square()
+        scaler.scale(optimizer.private_loss(losses)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+
+    assert scales == [512.0, 256.0, 512.0, 256.0]
+
+
 def test_a_scale_that_is_sent_back_costs_no_step_and_no_gradient(make_run):
     """The step under it is the step of any other scale."""
     run, twin = twins(make_run, torch.optim.SGD)

@@ -14,17 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils import checkpoint
 
+from dp.exceptions import UnsupportedOperationError
+
 
 __all__ = (
     "Node",
     "by_input",
     "check",
+    "check_has_shape",
     "edge_shape",
     "is_checkpointed",
+    "is_nested",
     "is_number",
     "leaf",
     "materialized",
     "name_of",
+    "nested_error",
     "output_shape",
     "output_shapes",
     "run_backward",
@@ -45,6 +50,29 @@ _YIELDS_TO: Final = {torch.float64: torch.float16, torch.int64: torch.int8}
 def name_of(node: Node) -> str:
     """Return the name of a node's operation, such as ``AddmmBackward0``."""
     return type(node).__name__
+
+
+def check_has_shape(node: Node) -> None:
+    """Raise if an output of a node is a nested tensor that has no shape at all.
+
+    Raises:
+        UnsupportedOperationError: Then.
+    """
+    if any(output.is_cpp_nested_tensor for output in node._input_metadata):  # noqa: SLF001 -- torch has no public name for it
+        raise nested_error(name_of(node))
+
+
+def is_nested(node: Node) -> bool:
+    """Whether an output of a node is a nested tensor, of either layout."""
+    return any(output.is_nested_tensor for output in node._input_metadata)  # noqa: SLF001 -- as above
+
+
+def nested_error(name: str) -> UnsupportedOperationError:
+    """Return the refusal of a node of nested tensors."""
+    return UnsupportedOperationError(
+        f"{name} works on nested tensors, whose rows cannot be told apart; give"
+        " padded sequences, or packed ones and their owners as units"
+    )
 
 
 def output_shapes(node: Node) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from dp.exceptions import SampleMixingError
-from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.nodes import Node, check_has_shape, name_of
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.untracked_inputs import (
     LOOKUPS,
@@ -105,6 +105,7 @@ class _Walk:
         if not children:
             self._add_leaf(node)
             return
+        check_has_shape(node)
         # Example: losses = (relu(addmm(b, x, w)) @ v).sum(1), where x has no graph.
         # Addmm has inputs of parameters alone, b and w, but kept x: a use. Relu has no
         # parameters of its own: data. The second product takes data and v: a use. The

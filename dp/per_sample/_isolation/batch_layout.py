@@ -44,10 +44,10 @@ class Layout:
         moved = tensor.movedim(self.axis, 0)
         if moved.shape[0] == num_samples:
             return moved
-        shape = moved.shape[1:]
+        shared, shape = moved.shape[0] // num_samples, moved.shape[1:]
         if self.time_major:
-            return moved.reshape(-1, num_samples, *shape).transpose(0, 1)
-        return moved.reshape(num_samples, -1, *shape)
+            return moved.reshape(shared, num_samples, *shape).transpose(0, 1)
+        return moved.reshape(num_samples, shared, *shape)
 
     def owners(
         self, shape: Sequence[int], num_samples: int, device: torch.device

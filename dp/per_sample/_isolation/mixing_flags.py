@@ -3,7 +3,7 @@
 The graph shows what a node is connected to, not that its backward divides a row by how
 often the whole batch looked it up. All backward formulas of torch 2.13 (its
 ``derivatives.yaml``) were read for this once. What else reads the batch in them is no
-flag, but an axis that a rule of owners couples:
+flag, but an axis that a rule of owners couples (torch 2.14 changed none of this):
 
 * batch norms that train: all axes but the channels';
 * losses with ``reduction="mean"`` or ``"sum"``: their one output belongs to all;
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from dp.exceptions import SampleMixingError, UnsupportedOperationError
-from dp.per_sample._graph.nodes import Node, name_of
+from dp.per_sample._graph.nodes import Node, is_nested, name_of, nested_error
 
 
 __all__ = ("check_flags", "flags_of")
@@ -65,8 +65,6 @@ def _check_node(node: Node) -> None:
                 " layer with scale_grad_by_freq=False"
             )
         raise UnsupportedOperationError(f"{name} has {_SPARSE[flag]}")
-    if any(part in name for part in _NESTED):
-        raise UnsupportedOperationError(
-            f"{name} works on nested tensors, whose rows cannot be told apart; give"
-            " padded sequences, or packed ones and their owners as units"
-        )
+    # Also operations between, whose names say nothing, and what leads out of them.
+    if is_nested(node) or any(part in name for part in _NESTED):
+        raise nested_error(name)

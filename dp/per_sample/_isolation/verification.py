@@ -226,8 +226,9 @@ class Verifier:
             "examples are mixed: multiplying the losses of some by powers of two changed"
             f" the gradients of others, of {where}. No operation of the graph does it;"
             " a hook on a tensor or a module may, or a custom function whose backward"
-            " gives other results when it is run again. Remove hooks that look at a"
-            " whole batch of gradients, and clip by DPOptimizer alone"
+            " gives other results when it is run again, as may a checkpoint whose part"
+            " writes to buffers. Remove hooks that look at a whole batch of gradients,"
+            " clip by DPOptimizer alone, and checkpoint no such part"
         )
         error.began_earlier = self._num_passes > 1
         return error

@@ -117,7 +117,7 @@ class EmbeddingGrads(GradPart):
         result = grads_LD.new_zeros(stop - start, self.num_rows, grads_LD.shape[1])
         # Row v of example b is row b * V + v of all of them, one behind another.
         rows_L = (self.owners_L[mine_L] - start) * self.num_rows
-        flat = result.view(-1, grads_LD.shape[1])
+        flat = result.flatten(0, 1)
         flat.index_add_(0, rows_L + self.indices_L[mine_L], grads_LD)
         return result
 

@@ -12,6 +12,7 @@ Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an exampl
 ``I`` by ``O`` the operand, ``R = B * T`` rows.
 """
 
+import math
 from collections.abc import Hashable, Iterable
 from typing import Final, final
 
@@ -118,12 +119,12 @@ class FactoredGrads(GradPart):
         if self.has_gram_norms:
             return self._gram_norms()
         # The elements of N matrices.
-        size = self.left[0, ..., 0, 0].numel() * I * O
+        size = math.prod(self.left.shape[1:-2]) * I * O
         return chunked_norms([self], B, size, self.left.device)
 
     def _gram_norms(self) -> Tensor:
         B, T = len(self.left), self.left.shape[-2]
-        num_products = self.left[0, ..., 0, 0].numel()
+        num_products = math.prod(self.left.shape[1:-2])
         norms = []
         at_most = chunk_bytes(self.left.device)
         in_chunks = chunks(B, 8 * T * T * num_products, at_most)
@@ -184,8 +185,9 @@ class FactoredGrads(GradPart):
         # [L, B] factors as [L * B, 1, 1], in the order in which layers were put
         # together.
         right = right * factors.reshape(-1, 1, 1)
-        left_LRI = left.reshape(L, -1, left.shape[-1])
-        return left_LRI.mT @ right.reshape(L, -1, right.shape[-1])
+        R = math.prod(left.shape[:-1]) // L
+        left_LRI = left.reshape(L, R, left.shape[-1])
+        return left_LRI.mT @ right.reshape(L, R, right.shape[-1])
 
     def mask_examples(self, mask_B: Tensor) -> "FactoredGrads":
         return FactoredGrads(zeroed(self.left, mask_B), zeroed(self.right, mask_B))

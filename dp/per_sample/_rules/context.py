@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dp import _tuning
-from dp.per_sample._graph.nodes import Example, output_shape, saved
+from dp.per_sample._graph.nodes import Example, output_shape, saved, size
 from dp.per_sample._graph.uses import Operand, Use
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.owners import Owners
@@ -30,6 +30,7 @@ __all__ = (
     "SpreadLayout",
     "is_shared",
     "reduce_broadcast",
+    "sliced_by_example",
 )
 
 Grads = Sequence[Tensor | None]  # One for each output of a node.
@@ -171,10 +172,12 @@ class RuleContext:
         A linear layer over 2 examples of 3 positions has outputs [6, D] if they were
         flattened before. Their first axis is split into [2, 3, D].
         """
+        # Lengths are never left to torch as -1, which it cannot find where D is 0.
+        B = self.num_samples
         if tensor.dim() == 2 and not self.layout.time_major:  # noqa: PLR2004 -- rows
-            return tensor.reshape(self.num_samples, -1, tensor.shape[-1])
-        moved = self.layout.examples_first(tensor, self.num_samples)
-        return moved.reshape(self.num_samples, -1, tensor.shape[-1])
+            return tensor.reshape(B, tensor.shape[0] // B, tensor.shape[1])
+        moved = self.layout.examples_first(tensor, B)
+        return moved.reshape(B, size(moved.shape[1:-1]), tensor.shape[-1])
 
     def product(self, left: Tensor, right: Tensor) -> GradPart:
         """Return the gradients ``left.mT @ right``: held, or as their two factors.
@@ -279,7 +282,7 @@ def reduce_broadcast(context: RuleContext, position: int, grad: Tensor) -> GradP
     if extends_along_examples(context, position):
         # As of a table [B, D] that is added to [B, D]: row b is example b's alone.
         axis = len(shape) + layout.axis
-        return _sliced(grad.sum_to_size(shape), axis, context)
+        return sliced_by_example(grad.sum_to_size(shape), axis, context)
     sizes = [1] * (grad.dim() - len(shape)) + list(shape)
     # Of length 1: the operand does not extend along the examples.
     sizes = [n for k, n in enumerate(sizes) if k - grad.dim() not in _axes(layout)]
@@ -317,19 +320,27 @@ def _broadcast_axes(lengths: Sequence[int], sizes: Sequence[int]) -> list[int]:
     num_shared = len(lengths) - len(sizes)
     broadcast = [
         1 + num_shared + i
-        for i, size in enumerate(sizes)
-        if size == 1 and lengths[num_shared + i] > 1
+        for i, wanted in enumerate(sizes)
+        if wanted == 1 and lengths[num_shared + i] != 1
     ]
     return [*range(1, 1 + num_shared), *broadcast]
 
 
-def _sliced(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
-    """Return the gradients of an operand of which each example has a slice."""
+def sliced_by_example(grad: Tensor, axis: int, context: RuleContext) -> GradPart:
+    """Return the gradients of an operand of which each example has a slice.
+
+    Args:
+        grad: The gradient of the whole operand.
+        axis: Its axis, counted from the front, along which the slices lie.
+        context: The use.
+    """
     B = context.num_samples
+    if B == 1:
+        return MaterializedGrads(grad[None])
     if not context.layout.time_major:
         # [2, 6, D] with 3 examples on axis 1 becomes [2, 3, 2, D], and then [3, 2, 2,
         # D].
-        apart = grad.unflatten(axis, (B, -1))
+        apart = grad.unflatten(axis, (B, grad.shape[axis] // B))
         return SlicedGrads(MaterializedGrads(apart.movedim(axis, 0)), grad.shape, axis)
     # An example's entries are not consecutive here, so its gradient is written out
     # whole.

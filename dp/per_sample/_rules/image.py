@@ -62,11 +62,12 @@ def _materialize_if_room(context: RuleContext, part: ConvolutionGrads) -> GradPa
 
 def _images(context: RuleContext, tensor: Tensor) -> Tensor:
     """Return [B, T, C, ...] of [B * T, C, ...]."""
-    if context.layout.time_major and context.num_samples > 1:
+    B, shape = context.num_samples, tensor.shape[1:]
+    T = tensor.shape[0] // B
+    if context.layout.time_major and B > 1:
         # Time-major: the first axis is split into [T, B].
-        apart = tensor.reshape(-1, context.num_samples, *tensor.shape[1:])
-        return apart.transpose(0, 1)
-    return tensor.reshape(context.num_samples, -1, *tensor.shape[1:])
+        return tensor.reshape(T, B, *shape).transpose(0, 1)
+    return tensor.reshape(B, T, *shape)
 
 
 def _group_norm(context: RuleContext, grad: Tensor) -> Parts:

@@ -44,7 +44,7 @@ def _rows(context: RuleContext, indices: Tensor, grad: Tensor) -> Parts:
     part = EmbeddingGrads(
         indices_BT1.flatten(),
         owners_B1.expand(B, T).flatten(),
-        g_BTD.reshape(-1, D),
+        g_BTD.reshape(B * T, D),
         num_rows=num_rows,
         num_samples=B,
     )

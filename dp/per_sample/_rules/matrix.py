@@ -123,17 +123,19 @@ def _product(
         )
     # On the axis of the matrices: bmm(x [B, T, I], w.expand(B, I, O)). Each example
     # meets N / B matrices of its own: a slice of the operand, which is zero elsewhere.
-    inner = context.product(left.unflatten(0, (B, -1)), right.unflatten(0, (B, -1)))
+    apart = B, len(left) // B
+    inner = context.product(left.unflatten(0, apart), right.unflatten(0, apart))
     return SlicedGrads(inner, (len(left), left.shape[-1], right.shape[-1]), 0)
 
 
 def _by_example(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
     """Return [B, N, T, ...] of [N, B * T, ...]."""
-    N, D = len(tensor), tensor.shape[-1]
+    N, R, D = tensor.shape
+    T = R // num_samples
     if layout.time_major:
         # [N, T, B, D] to [B, N, T, D].
-        return tensor.reshape(N, -1, num_samples, D).movedim(2, 0)
-    return tensor.reshape(N, num_samples, -1, D).transpose(0, 1)
+        return tensor.reshape(N, T, num_samples, D).movedim(2, 0)
+    return tensor.reshape(N, num_samples, T, D).transpose(0, 1)
 
 
 def _transposed_context(context: RuleContext) -> RuleContext:
@@ -153,9 +155,10 @@ def _mv(context: RuleContext, grad: Tensor) -> Parts:
     # [B * T, I]: a row's input, scaled by the gradient of its one output.
     products = context.saved("self") * grad[:, None]
     B = context.num_samples
+    T = len(products) // B
     if context.layout.time_major:
-        return {1: MaterializedGrads(products.unflatten(0, (-1, B)).sum(0))}
-    return {1: MaterializedGrads(products.unflatten(0, (B, -1)).sum(1))}
+        return {1: MaterializedGrads(products.unflatten(0, (T, B)).sum(0))}
+    return {1: MaterializedGrads(products.unflatten(0, (B, T)).sum(1))}
 
 
 def _grouped_mm(context: RuleContext, grad: Tensor) -> Parts:

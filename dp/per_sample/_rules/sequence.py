@@ -30,7 +30,7 @@ def _embedding(context: RuleContext, grad: Tensor) -> Parts:
     part = EmbeddingGrads(
         indices_BT.flatten(),
         owners_B1.expand(B, T).flatten(),
-        _without_padding(context, indices_BT[..., None], g_BTD).reshape(-1, D),
+        _without_padding(context, indices_BT[..., None], g_BTD).reshape(B * T, D),
         num_rows=context.operands[0].shape[0],
         num_samples=B,
     )
@@ -110,11 +110,12 @@ def _blocks(context: RuleContext, tensor: Tensor) -> Tensor:
     num_normed = len(context.saved("normalized_shape"))
     # Example: a norm over [4, 8] of inputs [B, T, 4, 8] has blocks of 32 entries; its
     # mean is [B, T, 1, 1], and has blocks of one.
-    length = size(tensor.shape[tensor.dim() - num_normed :])
-    if context.num_samples == 1 or context.examples_lead:
-        return tensor.reshape(context.num_samples, -1, length)
-    moved = context.layout.examples_first(tensor, context.num_samples)
-    return moved.reshape(context.num_samples, -1, length)
+    num_axes = tensor.dim() - num_normed
+    length, num_blocks = size(tensor.shape[num_axes:]), size(tensor.shape[:num_axes])
+    B = context.num_samples
+    if B > 1 and not context.examples_lead:
+        tensor = context.layout.examples_first(tensor, B)
+    return tensor.reshape(B, num_blocks // B, length)
 
 
 def _norms_within_examples(context: RuleContext) -> bool:

@@ -12,6 +12,7 @@ from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._graph.nodes import check
 from dp.per_sample._graph.uses import Use
 from dp.per_sample._graph.views import VIEWS
+from dp.per_sample._rules.attention import ATTENTION_RULES
 from dp.per_sample._rules.context import Rule
 from dp.per_sample._rules.custom import custom_rule
 from dp.per_sample._rules.image import IMAGE_RULES
@@ -31,6 +32,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **POINTWISE_RULES,
     **RECURRENT_RULES,
     **INDEX_RULES,
+    **ATTENTION_RULES,
 }
 
 

@@ -119,6 +119,16 @@ def test_no_axis_is_guessed_where_one_array_has_none(batch):
     assert list(possible_axes(batch, 4)) == []
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_no_axis_is_guessed_of_a_nested_tensor(layout):
+    """One layout cannot be indexed, and the other has no shape."""
+    rows = [torch.zeros(n, 2) for n in (4, 1, 2, 3)]
+    batch = torch.nested.nested_tensor(rows, layout=layout), torch.zeros(4)
+
+    assert list(possible_axes(batch, 4)) == []
+
+
 def test_every_axis_that_is_as_long_is_a_guess():
     """The first is the likeliest."""
     axes = list(possible_axes((torch.zeros(4, 4), torch.zeros(4)), 4))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import dp
@@ -482,6 +482,22 @@ def test_parametrizations_with_buffers_need_these_to_be_public(
 
     engine = Engine(public=model.buffers())
     assert_exact(model(x).square().sum(1), parameters, engine=engine)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+@pytest.mark.usefixtures("float64")
+def test_two_passes_need_one_weight_between_them(assert_exact):
+    """Each pass of a spectral norm changes its buffers, which are public as they are."""
+    model = parametrizations.spectral_norm(nn.Linear(5, 5))
+    parameters, x = list(model.parameters()), torch.randn(B, 5)
+    engine = Engine(public=model.buffers())
+    with pytest.raises(SampleMixingError, match=r"public=\[tensor\]"):
+        engine.gradients((model(x) - model(-x)).square().sum(1), parameters)
+
+    for _ in range(3):
+        with parametrize.cached():
+            losses_B = (model(x) - model(-x)).square().sum(1)
+        assert_exact(losses_B, parameters, engine=engine)
 
 
 class Stopped(torch.autograd.Function):

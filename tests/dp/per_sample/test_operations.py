@@ -98,8 +98,24 @@ def three_inputs(m, x):
 
 
 def learned_queries(m, x):
-    queries = m.queries.expand(len(x), -1, -1)
+    queries = m.queries.expand(len(x), *m.queries.shape[-x.dim() + 1 :])
     return F.scaled_dot_product_attention(queries, x, x)
+
+
+def learned_memory(m, x):
+    """Keys and values of one head that all heads of the queries share."""
+    queries, memory = x.unflatten(-1, (2, 4)).transpose(1, 2), m.memory
+    keys, values = (part.expand(len(x), -1, -1, -1) for part in memory.unbind())
+    return F.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+
+
+def examples_as_heads(m, x):
+    queries = m.queries.expand(1, len(x), -1, -1)
+    return F.scaled_dot_product_attention(queries, x[None], x[None])[0]
+
+
+def queries_of_examples(m, x):
+    return F.scaled_dot_product_attention(m.queries, x, x, is_causal=True)
 
 
 def tied_with_more_tokens(m, x):
@@ -318,6 +334,24 @@ OPERATIONS = {
         attention=lambda: nn.MultiheadAttention(8, 2, batch_first=True),
     ),
     "learned queries": of(learned_queries, randn(B, 3, 8), queries=parameter(1, 2, 8)),
+    "learned queries of two heads": of(
+        learned_queries, randn(B, 2, 3, 8), queries=parameter(2, 4, 8)
+    ),
+    "learned queries of keys from a layer": of(
+        lambda m, x: m.layer(learned_queries(m, m.layer(x))),
+        randn(B, 2, 3, 8),
+        queries=parameter(2, 4, 8),
+        layer=lambda: nn.Linear(8, 8),
+    ),
+    "learned keys and values, shared by heads": of(
+        learned_memory, randn(B, 3, 8), memory=parameter(2, 1, 1, 6, 4)
+    ),
+    "learned queries, examples as heads": of(
+        examples_as_heads, randn(B, 3, 8), queries=parameter(2, 8)
+    ),
+    "queries for every example": of(
+        queries_of_examples, randn(B, 2, 3, 8), queries=parameter(B, 2, 3, 8)
+    ),
     "slices of one parameter": of(packed, randn(B, 4), w=parameter(5, 4)),
     "one parameter in three shapes": of(
         two_kinds_of_rows, randn(B, 2, 4), layer=lambda: nn.Linear(4, 4)
@@ -436,6 +470,13 @@ WITHOUT_RULE = {
     ),
     "entries by number": of(
         lambda m, x: m.table[x, x % 3], tokens(B, 4), table=parameter(7, 3)
+    ),
+    "keys that the heads of all examples share": of(
+        lambda m, x: F.scaled_dot_product_attention(
+            x[None], m.memory[:1], m.memory[1:], enable_gqa=True
+        )[0],
+        randn(B, 3, 8),
+        memory=parameter(2, 1, 6, 8),
     ),
     "without a gradient": of(
         lambda m, x: Unlearned.apply(x, m.w) * m.w, randn(B, 3), w=parameter(3)

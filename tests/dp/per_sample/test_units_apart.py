@@ -482,6 +482,22 @@ def test_sparse_gathers_and_nested_tensors_are_refused_by_name():
         Engine().gradients(nested.values().sum(1), [*model.parameters()])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.parametrize("is_weight", [False, True])
+def test_operations_between_nested_tensors_are_refused_by_name(layout, is_weight):
+    """Their names are those of other tensors', and not all of them have a shape."""
+    model = nn.Linear(3, 3)
+    rows = [torch.randn(n, 3) for n in range(1, B + 1)]
+    if is_weight:
+        rows = [model.weight[:1] * row for row in rows]
+    nested = torch.nested.as_nested_tensor(rows, layout=layout)
+    losses_B = model(nested).to_padded_tensor(0.0).square().sum((1, 2))
+
+    with pytest.raises(UnsupportedOperationError, match=r"on nested tensors.*padded"):
+        Engine().gradients(losses_B, [*model.parameters()])
+
+
 @pytest.mark.usefixtures("float64")
 class TestComplexNumbers:
     """Real parameters that meet complex activations have real gradients."""
