@@ -585,4 +585,6 @@ MUTANTS = (
     Mutant("evidence/_look", "        if self._follows(data):", "        if False:", "losses that follow what changes beside their batch are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", '        return "numbers" if self._follows(numbers) else None', "        return None", "numbers that losses follow are not stated", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", "        self._state.exchange(tensors_of(batch))", "        pass", "other names of the batch keep its examples in a look", "evidence/test_read_beside_batch.py"),
+    Mutant("sampling/_collation", "    if repeats and _differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
+    Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
 )  # fmt: skip
