@@ -575,7 +575,7 @@ MUTANTS = (
     Mutant("ledger/_state", "        charge.norm_range.check(charge.max_grad_norm)", "        pass", "damaged norms are loaded", QUANTILE),
     Mutant("certificate/_soundness", '                yield f"{place}{key}"', "                pass", "what a certificate leaves out is taken for stated", "test_certificate.py"),
     Mutant("certificate/_soundness", "            sound_charge(charge.to_dict())", "            pass", "a certificate may have charges that cannot be", "test_certificate.py"),
-    Mutant("per_sample/_parts/part", "if squares[0].dtype == torch.float64 or not squares[0].is_cpu:", "if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
+    Mutant("per_sample/_parts/part", "    if squares[0].dtype == torch.float64 or is_far(squares[0]):", "    if True:", "a small factor of a large gradient is not counted", "per_sample/test_precision.py"),
     Mutant("certificate/_sentences", "        return _ROWS", '        return ""', "a certificate does not say what rows are taken for", "test_certificate.py"),
     Mutant("evidence/_look", "        self._needs_autograd, self._unchanged = True, None", '        return "alone"', "mixing while gradients are enabled passes for another kernel", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_look", "            return self._of_one()", '            return "too few"', "what parts of one example carry on is not seen", "evidence/test_mixing_losses.py"),
@@ -587,4 +587,6 @@ MUTANTS = (
     Mutant("evidence/_look", "        self._state.exchange(tensors_of(batch))", "        pass", "other names of the batch keep its examples in a look", "evidence/test_read_beside_batch.py"),
     Mutant("sampling/_collation", "    if repeats and _differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
     Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
+    Mutant("per_sample/_parts/part", "    return squares + length * LOST_BY_PRODUCT", "    return squares", "an accelerator does not count a small factor of a large gradient", "per_sample/test_precision.py"),
+    Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
 )  # fmt: skip
