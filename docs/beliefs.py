@@ -88,6 +88,8 @@ REFUSED = (
     Belief("Weights and data were not paid for by another ledger of this process.", "before every release", "`LedgerError`; go on with `continue_from=`",
            (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "other_weights_on_the_same_data_are_refused", _PAID + "rows_that_were_asked_about_are_charged_by_no_other_ledger"),
            ("queries do not know what their rows cost before", "a notebook cell that runs again makes a ledger of its own", "two datasets of one tensor are taken for two peoples'")),
+    Belief("A query has one value a unit.", "where it is asked: no more values than units; that none is of two units is assumed, and stated", "`ValueError`",
+           ("test_queries.py::test_more_values_than_units_are_refused",), ("a query may count a unit twice",)),
     Belief("Noise is no less than planned if it was chosen after a release.", "where it is assigned, and at its step", "`ValueError`, unless it is declared public",
            (_CLAIMS + "less_noise_is_refused_where_it_is_assigned",), ("noise chosen from releases may be less than planned",)),
     Belief("No other optimizer steps private parameters.", "at every step of any optimizer", "`PrivacyError`",

@@ -589,4 +589,5 @@ MUTANTS = (
     Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
     Mutant("per_sample/_parts/part", "    return squares + length * LOST_BY_PRODUCT", "    return squares", "an accelerator does not count a small factor of a large gradient", "per_sample/test_precision.py"),
     Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
+    Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
 )  # fmt: skip
