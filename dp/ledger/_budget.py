@@ -7,11 +7,13 @@ what the ledger says was spent.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from operator import le
 from typing import final
 
-from dp.accounting import Guarantee, Release, epsilon, merge_equal_releases
+from dp.accounting import Guarantee, Release, Risk, epsilon, merge_equal_releases
 from dp.accounting._renyi import filter_guarantee
+from dp.accounting._risk import risk_of_guarantee
 from dp.exceptions import BudgetExhaustedError
 from dp.plan import PrivacyPlan
 
@@ -64,6 +66,7 @@ class Budget:
         self._plan = plan
         self._affordable: _Affordable = _Affordable()
         self._steps_within_target: int | None = None
+        self._planned_risk: Risk | None = None
 
     def allows_as_planned(self, num_steps: int) -> bool:
         """Whether the plan's first *num_steps* steps keep its target."""
@@ -163,10 +166,34 @@ class Budget:
 
     def _within_target(self, releases: Sequence[Release]) -> bool:
         limit = self._plan.target_epsilon
-        if limit is None:
-            # Without a target, what was planned in noise and steps is the target.
-            limit = cost(self._plan, self._plan.releases(self._plan.steps)).epsilon
-        return cost(self._plan, releases).epsilon <= limit
+        spent = cost(self._plan, releases)
+        if limit is not None:
+            return spent.epsilon <= limit
+        # Without a target, what was planned in noise and steps is the target.
+        planned = self._planned()
+        return spent.epsilon <= planned.epsilon and (
+            # The order of a filter decides the risk as it does epsilon.
+            self._plan.renyi_order is not None or self._is_no_riskier(releases, planned)
+        )
+
+    def _planned(self) -> Guarantee:
+        return cost(self._plan, self._plan.releases(self._plan.steps))
+
+    def _is_no_riskier(self, releases: Sequence[Release], planned: Guarantee) -> bool:
+        """Whether no number of the risk is above that of all planned steps."""
+        # Example: examples are drawn with probability 0.001, and delta is 0.002. Two steps
+        # at sigma 0.2 have epsilon 0 there, and multiply odds by 1700, where 100 planned
+        # ones at sigma 1 multiply them by 1.07.
+        plan = self._plan
+        if self._planned_risk is None:
+            self._planned_risk = self._risk(plan.releases(plan.steps), planned)
+        found = astuple(self._risk(releases, planned))
+        return all(map(le, found, astuple(self._planned_risk)))
+
+    def _risk(self, releases: Sequence[Release], planned: Guarantee) -> Risk:
+        # In buckets of one width, so that both are rounded alike.
+        together = (*releases, *self._plan.query_releases)
+        return risk_of_guarantee(planned, together, order=None)
 
 
 @final

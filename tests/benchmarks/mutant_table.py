@@ -334,6 +334,7 @@ MUTANTS = (
     Mutant("ledger/_claim", "whole = merge_equal_releases([*releases, *remaining(plan, charges)])", "whole = merge_equal_releases(releases)", "a run that ended early claims the steps taken", "test_claims.py"),
     Mutant("ledger/_claim", "return kept if spent.epsilon <= kept.epsilon else spent", "return spent", "a filtered run claims what it spent", "test_claims.py"),
     Mutant("ledger/_charge", "self.noise_multiplier if sigma is None else sigma", "self.noise_multiplier", "noise raised because of a release lowers epsilon", "test_claims.py"),
+    Mutant("ledger/_budget", "all(map(le, found, astuple(self._planned_risk)))", "True", "numbers that are declared public may cost more than the planned risk", "test_claims.py"),
     Mutant("ledger/_budget", "    if plan.renyi_order is not None and releases:", "    if False:", "a filter composes by privacy loss distributions", "test_claims.py"),
     Mutant("accounting/_renyi", "math.log1p(-1 / order) - math.log(delta * order) / (order - 1)", "math.log1p(-1 / order) - math.log(order) / (order - 1)", "epsilon at an order forgets delta", "test_claims.py"),
     Mutant("certificate/_numbers", "return max(cost, kept)", "return cost", "a filtered run is certified at what it spent", "test_claims.py"),

@@ -22,7 +22,7 @@ from dp import (
     TruncatedPoissonSampling,
     Unamplified,
 )
-from dp.accounting import Release, epsilon
+from dp.accounting import Release, epsilon, risk
 from dp.accounting._renyi import best_order, epsilon_of_order, renyi_cost
 from dp.ledger import Ledger
 from dp.ledger._advisories import ADVISORIES
@@ -417,6 +417,28 @@ def test_a_declared_number_is_charged_with_its_reason(optimizer):
     step(run)
     assert run.ledger.charges()[-1].noise_multiplier == 8.0
     assert run.guarantee() == run.ledger.guarantee()
+
+
+def test_declared_numbers_keep_the_planned_risk():
+    """Epsilon at one delta does not see what happens more rarely than that."""
+    rare = plan(
+        sampling=PoissonSampling(sampling_probability=0.01),
+        noise_multiplier=1.0,
+        expected_batch_size=0.4,
+        target_delta=0.02,
+    )
+    numbers = {"sampling_probability": 0.01, "max_grad_norm": 1.0, "public": "a table"}
+    ledger = Ledger(rare)
+    ledger.reserve(noise_multiplier=2.0, **numbers)  # Less risk, and so less epsilon.
+
+    with pytest.raises(BudgetExhaustedError, match="1 of 20 steps"):
+        ledger.reserve(noise_multiplier=0.3, **numbers)
+
+    one = Release(sampling_probability=0.01, noise_multiplier=0.3, count=1)
+    alone = {"neighboring_relation": ADD, "delta": 0.02}
+    assert epsilon([one], **alone).epsilon < rare.guarantee().epsilon
+    assert risk([one], **alone).odds_factor > rare.risk().odds_factor > 1
+    assert ledger.steps == 1
 
 
 @pytest.mark.parametrize("reason", ["", "  ", None])

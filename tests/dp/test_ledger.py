@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from dp.accounting import Guarantee, Release, Truncation, epsilon
+from dp.accounting._risk import NO_RISK
 from dp.exceptions import BudgetExhaustedError, LedgerError, PrivacyError
 from dp.ledger import Charge, Ledger
 from dp.ledger._segments import appended
@@ -66,6 +67,12 @@ def cheap_cost(releases, *, delta, neighboring_relation, group_size):
     )
 
 
+def put_in_place(patch, cost=cheap_cost):
+    """Put *cost* in the accountant's place, with no risk beside it."""
+    patch.setattr("dp.ledger._budget.epsilon", cost)
+    patch.setattr("dp.ledger._budget.risk_of_guarantee", lambda *_, **__: NO_RISK)
+
+
 by_formula = pytest.mark.usefixtures("accountant")
 
 
@@ -78,7 +85,7 @@ def accountant(monkeypatch):
         asked.append(tuple(releases))
         return cheap_cost(releases, **about)
 
-    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
+    put_in_place(monkeypatch, cost)
     return asked
 
 
@@ -186,7 +193,7 @@ def test_epsilon_is_a_budget():
 def test_whatever_is_asked_for_the_target_is_kept(noise_multipliers, target):
     """A release is charged if, and only if, it keeps the target."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
+        put_in_place(patch)
         ledger = Ledger(plan(target_epsilon=target, steps=30))
         for noise_multiplier in noise_multipliers:
             kind = {**PUBLIC, "noise_multiplier": noise_multiplier}
@@ -263,7 +270,7 @@ def test_a_truncated_release_is_not_the_planned_one(monkeypatch):
         ]
         return cheap_cost(dearer, **about)
 
-    monkeypatch.setattr("dp.ledger._budget.epsilon", cost)
+    put_in_place(monkeypatch, cost)
     truncation = Truncation(max_batch_size=3, dataset_size=10)
     ledger = Ledger(plan(target_epsilon=20 / 4))
     ledger.reserve(**PLANNED)
@@ -494,7 +501,7 @@ class Life(RuleBasedStateMachine):
         self.known = {}  # The releases behind each ledger.
         self.num_released = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dp.ledger._budget.epsilon", cheap_cost)
+        put_in_place(self.patch)
 
     def teardown(self):
         self.patch.undo()

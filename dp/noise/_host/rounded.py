@@ -72,7 +72,7 @@ class RoundedGaussian:
                 self._add_to_vector(x.numpy())
         elif (vectors := Vectors.of(parts)) is not None:
             self._add_to_vectors(vectors, self._compiled)
-        else:
+        else:  # Of a device that does not round by itself: copied here, and back.
             with as_vector(parts, torch.device("cpu")) as x:
                 self.add_([x])
 

@@ -1,4 +1,4 @@
-"""The menu of versions lists what a site has, and is absent where it lists nothing."""
+"""What the documentation's own configuration and theme add to a site."""
 
 import re
 import shutil
@@ -76,7 +76,9 @@ def pages(tmp_path_factory):
     (source.parent / "index.md").write_text(
         "# Start\n\n```{toctree}\nhow-to/page\n```\n", encoding="utf-8"
     )
-    (source / "page.md").write_text("# Page\n", encoding="utf-8")
+    (source / "page.md").write_text(
+        "# Page\n\n```python\n>>> 1 + 1\n2\n\n```\n", encoding="utf-8"
+    )
     arguments = ["-q", "-b", "html", "-c", str(DOCS)]
     assert not build_main([*arguments, str(source.parent), str(root / "0.1.0")])
     return root
@@ -89,6 +91,16 @@ def test_every_page_looks_for_the_list_beside_its_version(pages):
 
         assert f'<script defer src="{root}../versions.js"></script>' in text
         assert re.search(r'class="version-switcher"[^>]* hidden>', text)
+
+
+def test_a_block_ends_with_its_last_line(pages):
+    """A doctest needs a blank line there, which readers need not see; it stays coloured."""
+    text = (pages / "0.1.0/how-to/page.html").read_text("utf-8")
+    block = re.search(r"<pre>(.*?)</pre>", text, re.DOTALL)[1]
+
+    assert '<span class="mi">1</span>' in block
+    assert block.rstrip("\n").endswith('<span class="go">2</span>')
+    assert not block.endswith("\n\n")
 
 
 @pytest.mark.slow
