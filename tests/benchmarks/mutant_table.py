@@ -89,7 +89,7 @@ MUTANTS = (
     Mutant("optimizer/_bias_correction", "noise = state[KEY] / (1 - decay2**step)", "noise = state[KEY]", "the noise has Adam's bias", CORRECTED),
     Mutant("optimizer/_bias_correction", "least = square.clamp(max=self.floor)", "least = torch.full_like(square, self.floor)", "the floor is above Adam's own moments", CORRECTED),
     # Queries
-    Mutant("query/_queries", "mask = _vector(mask_N) != 0", "mask = _vector(mask_N)", "a unit counts for as much as its value", QUERIES),
+    Mutant("query/_queries", "mask = self._vector(mask_N) != 0", "mask = self._vector(mask_N)", "a unit counts for as much as its value", QUERIES),
     Mutant("query/_queries", ".nan_to_num(nan=0.0).clamp(-1, 1)", ".nan_to_num(nan=0.0)", "values are not clipped to their range", QUERIES),
     Mutant("query/_queries", ".nan_to_num(nan=0.0)", "", "one NaN is the whole answer", QUERIES),
     Mutant("query/_queries", "half = (high - low) / 2", "half = (high - low) / 4", "a value outside the range is inside", QUERIES),
@@ -354,7 +354,7 @@ MUTANTS = (
     Mutant("noise/_host", "spare.append(workspace)", "spare.extend([workspace] * 2)", "two threads draw into the same memory", "test_noise.py"),
     # What torch's own backward pass shows of gradients
     Mutant("per_sample/_rules/matrix", 'context.rows(context.saved("mat1")), context.rows(product)', 'context.rows(context.saved("mat1").roll(1, 0)), context.rows(product)', "a rule reads another unit's activations", REFERENCE),
-    Mutant("per_sample/_parts/factored", "return left_B * right_B", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
+    Mutant("per_sample/_parts/factored", "return rounded_up(left_B, I) * rounded_up(right_B, O)", "return left_B * right_B / 2", "norms of products are too small", REFERENCE),
     Mutant("per_sample/_backward_pass", "self.parts.setdefault(id(parameter), []).append(whole)", "self.parts.setdefault(id(parameter), [whole])", "the sum lacks all uses of a parameter but one", REFERENCE),
     Mutant("per_sample/_gradients", "return factors_B.to(grads_BF.device, grads_BF.dtype) @ grads_BF", "return factors_B.roll(1).to(grads_BF.device, grads_BF.dtype) @ grads_BF", "a gradient is weighed by another unit's factor", REFERENCE),
     Mutant("per_sample/_isolation/verification", "if sums.wrong:", "if False:", "sums are not compared with torch's own", REFERENCE),
