@@ -30,6 +30,7 @@ from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
     loses_small_factors,
+    rounded_up,
     zeroed,
 )
 from dp.per_sample._rules.context import RuleContext
@@ -262,6 +263,7 @@ class OuterProducts:
         squares = _squared_norms(factors)
         if loses_small_factors(squares):
             squares = _squared_norms([factor.double() for factor in factors])
+        squares = rounded_up(squares, max(factor.shape[1] for factor in factors))
         of_inputs_LB, of_grads_LB = squares.chunk(2)
         groups = {group_of[index] for index in self._place_of}
         has_bias = [layer.bias is not None for layer in self._layers]
