@@ -1,15 +1,17 @@
 """What is read: reports of audits, checks and verifications, and values in words."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from decimal import ROUND_CEILING, Decimal
 from html import escape
 from typing import final
 
 from dp.exceptions import PrivacyError
 
 
-__all__ = ("Described", "Finding", "Report", "lines_of")
+__all__ = ("Described", "Finding", "Report", "bound", "lines_of")
 
 
 @final
@@ -59,6 +61,17 @@ class Report(ABC):
         return f"<pre>{escape(self.to_text())}</pre>"
 
 
+def bound(value: float, decimals: int = 4) -> str:
+    """Return an upper bound to read, rounded up: an epsilon that is shown holds, too.
+
+    >>> bound(2.91571), bound(3.0), bound(2.001, decimals=2), bound(float("inf"))
+    ('2.9158', '3.0000', '2.01', 'inf')
+    """
+    if not math.isfinite(value):
+        return f"{value}"
+    return f"{Decimal(value).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING)}"
+
+
 def lines_of(name: str, findings: Sequence[Finding]) -> list[str]:
     """Return a headline, and a line for each finding."""
     num_refuted = sum(not finding.holds for finding in findings)
@@ -106,7 +119,9 @@ def _fields_of(value: object) -> Iterator[tuple[str, str]]:
     for field in fields(value):
         told = getattr(value, field.name)
         if field.default is MISSING or told != field.default:
-            yield field.name.replace("_", " "), _plain(told)
+            is_bound = field.name.startswith("epsilon") and isinstance(told, float)
+            words = bound(told) if is_bound else _plain(told)
+            yield field.name.replace("_", " "), words
 
 
 def _plain(value: object) -> str:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from dp._reports import bound
 from dp.accounting import epsilon_curve, risk_curve
 from dp.certificate._numbers import together
 from dp.certificate._statement import Statement
@@ -25,7 +26,7 @@ def draw(c: Statement, path: Path) -> None:
         figure.suptitle(f"NOT PRIVATE: {why_not(c)}", color="tab:red")
     else:
         figure.suptitle(
-            f"epsilon = {c.epsilon:.3f} at delta = {c.delta:g}"
+            f"epsilon = {bound(c.epsilon, 3)} at delta = {c.delta:g}"
             f" ({c.unit_of_privacy}; {RELATIONS[c.neighboring_relation]})"
         )
         _draw_over_steps(c, over_steps)

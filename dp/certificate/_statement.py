@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dp._reports import Described
+from dp._reports import Described, bound
 from dp._typing import NeighboringRelation
 from dp.accounting import Risk
 from dp.certificate._run import CertifiedRun
@@ -58,7 +58,7 @@ class Statement(Described):
         )
 
     def _title(self) -> str:
-        claim = f"epsilon = {self.epsilon:.4f} at delta = {self.delta:g}"
+        claim = f"epsilon = {bound(self.epsilon)} at delta = {self.delta:g}"
         return f"Certificate: {claim if self.is_private else 'NOT PRIVATE'}"
 
     def __str__(self) -> str:

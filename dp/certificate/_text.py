@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from dp._reports import bound
 from dp.accounting import Query, Truncation
 from dp.certificate._evidence import evidence_lines
 from dp.certificate._run import RELEASED, CertifiedRun
@@ -36,7 +37,7 @@ _FEW: Final = 8  # Coefficients that are printed; the JSON has all.
 def lines(c: Statement) -> list[str]:
     """Return the lines of a certificate."""
     verdict = (
-        f"epsilon = {c.epsilon:.4f} at delta = {c.delta:g} ({c.accountant})"
+        f"epsilon = {bound(c.epsilon)} at delta = {c.delta:g} ({c.accountant})"
         if c.is_private
         else f"NOT PRIVATE: {why_not(c)}, so epsilon is infinite"
     )
@@ -44,9 +45,9 @@ def lines(c: Statement) -> list[str]:
     of_what = "this relation" if c.group_size == 1 else "groups"
     if allocated:
         of_what = "random allocation"
-    rdp = f"none for {of_what}" if c.epsilon_rdp is None else f"{c.epsilon_rdp:.4f}"
+    rdp = f"none for {of_what}" if c.epsilon_rdp is None else bound(c.epsilon_rdp)
     groups = (
-        ", ".join(f"{e:.2f} ({k})" for k, e in c.epsilon_of_groups.items())
+        ", ".join(f"{bound(e, 2)} ({k})" for k, e in c.epsilon_of_groups.items())
         or f"none is proven for {unproven(allocated=allocated)}"
     )
     return [
@@ -57,10 +58,10 @@ def lines(c: Statement) -> list[str]:
         f"  neighbouring datasets   {c.neighboring_relation}",
         f"  unit of privacy         {c.unit_of_privacy}"
         + ("" if c.group_size == 1 else f", any {c.group_size} of them at once"),
-        f"  by PLD, by RDP          {c.epsilon_pld:.4f}, {rdp}",
-        f"  without amplification   {c.epsilon_unamplified:.4f}",
+        f"  by PLD, by RDP          {bound(c.epsilon_pld)}, {rdp}",
+        f"  without amplification   {bound(c.epsilon_unamplified)}",
         f"  of groups of units      {groups}",
-        f"  of the steps taken      {c.epsilon_of_steps_taken:.4f}{_unclaimed(c)}",
+        f"  of the steps taken      {bound(c.epsilon_of_steps_taken)}{_unclaimed(c)}",
         f"  added to delta          {_error(c.delta_error)}",
         f"  steps                   {c.steps}",
         f"  key epochs              {c.key_epochs} (1, and 1 for each resume or fork)",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
+from dp._reports import bound
 from dp.accounting._selection import (
     NegativeBinomialRuns,
     NumRuns,
@@ -140,13 +141,13 @@ class TuningCertificate:
                 "Differential privacy certificate of a choice among runs",
                 "",
                 (
-                    f"  epsilon = {self.epsilon:.4f} at delta = {self.delta:g} (Renyi, the"
+                    f"  epsilon = {bound(self.epsilon)} at delta = {self.delta:g} (Renyi, the"
                     " best of a random number of runs)"
                 ),
                 "",
                 f"  neighbouring datasets   {self.neighboring_relation}",
                 f"  unit of privacy         {self.unit_of_privacy}",
-                f"  of one run alone        {self.epsilon_of_one_run:.4f}",
+                f"  of one run alone        {bound(self.epsilon_of_one_run)}",
                 f"  number of runs          {self.runs.described()}; the number is secret",
                 f"  plans of candidates     {', '.join(map(_shown, self.plans))}",
                 (

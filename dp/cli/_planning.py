@@ -7,6 +7,7 @@ from typing import Any, Final, final
 
 import typer
 
+from dp._reports import bound
 from dp._typing import NeighboringRelation
 from dp.accounting import Guarantee, Release, Risk, epsilon, risk
 from dp.calibration import (
@@ -263,7 +264,7 @@ def calibrate_command(
 
 def _claim(run: _Run, spent: Guarantee) -> str:
     return (
-        f"epsilon = {spent.epsilon:.4f} at delta = {run.delta:g} ({run.neighbours},"
+        f"epsilon = {bound(spent.epsilon)} at delta = {run.delta:g} ({run.neighbours},"
         f" {spent.accountant})"
     )
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as Grid
 
+from dp._reports import bound
 from dp.certificate import Certificate, Scores
 from dp.cli._errors import InputError
 from dp.cli._input import Table
@@ -118,7 +119,7 @@ def _tell(
     )
     console.print(
         f"WARNING: the private model is no better than {what}, on {_held_out(table)}"
-        f" held-out rows: {verdict.sentence}. At epsilon {certificate.epsilon:.3g},"
+        f" held-out rows: {verdict.sentence}. At epsilon {bound(certificate.epsilon, 3)},"
         f" {table.num_units} rows are too few for {table.row_shape[0]} features, or the"
         " features say nothing. Remedies: more rows, fewer columns (--leave-out), public"
         " --ranges and --levels, or a larger --epsilon; --compare shows what a model"
@@ -149,7 +150,7 @@ def _summary(
     for heading in ("", score, "epsilon", "delta", "steps", "seconds"):
         grid.add_column(heading, justify="right" if heading else "left")
     name = "private" if certificate.is_private else "NOT PRIVATE"
-    rows = [(name, private, f"{certificate.epsilon:.3f}", f"{certificate.delta:g}")]
+    rows = [(name, private, bound(certificate.epsilon, 3), f"{certificate.delta:g}")]
     if plain is not None:
         rows.append(("not private", plain, "infinite", ""))
     for heading, run, epsilon, delta in rows:

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from dp._progress import Bars, progress_bars
+from dp._reports import bound
 from dp._typing import TabularModel
 from dp.certificate import compose
 from dp.checking import check
@@ -337,7 +338,7 @@ def _shown(bars: Bars, table: Table, name: str, num_steps: int) -> _training.Sho
     def show(taken: int, point: _training.Point) -> None:
         is_private = point.epsilon < float("inf")
         cost = (
-            f"  eps {point.epsilon:.2f} if planned to stop here"
+            f"  eps {bound(point.epsilon, 2)} if planned to stop here"
             if is_private
             else "  NOT PRIVATE"
         )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from dp._reports import bound
 from dp.certificate import Certificate, verify
 from dp.optimizer import DPOptimizer
 
@@ -34,7 +35,7 @@ def card_section(optimizer: DPOptimizer) -> str:
         return f"{_HEADING}\n\nNOT PRIVATE: {failure}.\n"
     guarantee = optimizer.guarantee()
     rows = {
-        "epsilon": f"{guarantee.epsilon:.4g}",
+        "epsilon": bound(guarantee.epsilon),
         "delta": f"{guarantee.delta:g}",
         "protects": plan.unit_of_privacy,
         "neighbouring datasets": plan.neighboring_relation,

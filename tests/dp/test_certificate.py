@@ -21,6 +21,7 @@ from dp import (
     Unamplified,
     compose,
 )
+from dp._reports import bound
 from dp.accounting import (
     ReferenceAccountant,
     Release,
@@ -106,10 +107,10 @@ def test_text_has_the_words_that_a_reader_needs(one):
     text = one.to_text()
 
     for words in (
-        f"epsilon = {one.epsilon:.4f} at delta = 1e-05 (PLD)",
+        f"epsilon = {bound(one.epsilon)} at delta = 1e-05 (PLD)",
         "add_or_remove_one",
         "one patient",
-        f"{one.epsilon_of_groups[2]:.2f} (2)",
+        f"{bound(one.epsilon_of_groups[2], 2)} (2)",
         "without amplification",
         "added to delta",
         "key epochs              2",

@@ -1,12 +1,15 @@
 """That plans, guarantees, certificates and loaders say what they are."""
 
 import html
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch.utils.data import TensorDataset
 
 import dp
+from dp._reports import bound
 from dp.certificate import Certificate
 from dp.ledger import Ledger
 
@@ -53,7 +56,7 @@ def test_a_guarantee_says_what_holds():
     guarantee = plan(neighboring_relation="replace_one").guarantee()
 
     assert str(guarantee).startswith(
-        f"Guarantee: epsilon {guarantee.epsilon:.5g}, delta"
+        f"Guarantee: epsilon {bound(guarantee.epsilon)}, delta"
     )
     assert "accountant PLD" in str(guarantee)
     assert "epsilon rdp none" in str(guarantee)
@@ -64,7 +67,7 @@ def test_a_certificate_is_a_paragraph():
     stated = certificate(group_size=2)
     text = str(stated)
 
-    assert text.startswith(f"Certificate: epsilon = {stated.epsilon:.4f} at delta")
+    assert text.startswith(f"Certificate: epsilon = {bound(stated.epsilon)} at delta")
     assert "(PLD), for one <b>patient</b>, any 2 at once (add_or_remove_one), " in text
     assert ", after 1 step. Released: the model" in text
     assert "whether any 2 units were in the data" in text
@@ -117,3 +120,11 @@ def test_notebooks_show_a_report_with_its_columns():
 def test_a_loader_says_public_numbers_only(loader, told):
     """How batches are drawn; not how many examples there are, which is private."""
     assert repr(loader()) == str(loader()) == told
+
+
+@given(st.floats(0, 1e3), st.integers(1, 4))
+def test_a_bound_is_rounded_up_wherever_it_is_read(value, decimals):
+    """An epsilon that is shown with few digits is not below the one that holds."""
+    shown = Fraction(bound(value, decimals))
+
+    assert 0 <= shown - Fraction(value) < Fraction(1, 10**decimals)
