@@ -130,11 +130,8 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     Unreadable groups are skipped; the optimizer's own step reports them.
     """
     groups: Any = getattr(optimizer, "param_groups", None)
-    parameters: list[Tensor] = []
-    for group in _as_sequence(groups):
-        if isinstance(group, dict):
-            parameters += _as_sequence(group.get("params"))
-    return parameters
+    readable = [g for g in _as_sequence(groups) if isinstance(g, dict)]
+    return [p for group in readable for p in _as_sequence(group.get("params"))]
 
 
 def _as_sequence(value: Any) -> Sequence[Any]:

@@ -257,6 +257,21 @@ def test_the_collector_changes_nothing_that_a_look_up_goes_through():
     assert len(registry._seen) == 1
 
 
+def test_what_was_never_registered_refreshes_every_owner():
+    """As Lightning's proxy of a private optimizer, which has its groups."""
+    registry = OptimizerRegistry()
+    first, before, last, after = (nn.Parameter(torch.ones(1)) for _ in range(4))
+    owner, proxy = Held(first), Held(first)
+    owner.param_groups[0]["params"] += [before, last]
+    registry.add(owner)
+    owner.param_groups[0]["params"][1] = after  # Between the ends, which are watched.
+    assert registry.owners_of([after]) == []
+
+    registry.refresh(proxy)
+
+    assert registry.owners_of([after]) == [owner]
+
+
 def test_an_owner_that_joins_while_another_is_read_is_protected():
     """Reading groups runs foreign code, which may make an optimizer; so may a thread."""
     registry, weights = OptimizerRegistry(), [nn.Parameter(torch.ones(1)) for _ in "ab"]
