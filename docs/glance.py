@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 DOCS = Path(__file__).parent
-PAGES = DOCS / "index.md", DOCS / "explanation/comparison.md"
+PAGES = (
+    DOCS / "index.md",
+    DOCS / "explanation/comparison.md",
+    DOCS.parent / "README.md",
+)
 
 # How rows begin on the page of the benchmarks, and what to call them here.
 _MODELS = {
@@ -20,6 +24,7 @@ _MODELS = {
     "wide": "table of 50 000 by 256",
     "LoRA": "LoRA",
 }
+_TABLES = "breast cancer", "wine", "digits", "diabetes", "adult-like"
 _OPACUS = "hooks", "functorch", "ew", "ghost"
 # The whole optimizer where it was measured, or its engine and noise.
 _OURS = {"DPOptimizer": "dp", "dp": "dp, engine and noise"}
@@ -71,6 +76,24 @@ def speed() -> str:
     return _as_table(*rows)
 
 
+def scores() -> str:
+    """Return what one command reaches on tables at epsilon 3, beside a linear model."""
+    first = "table (rows x columns)"
+    rows = [["table", "score", "at epsilon 3", "without privacy", "knows nothing"]]
+    rows += [
+        [
+            row[first],
+            row["score"],
+            row["epsilon 3"].split(" ± ")[0],
+            row["linear"],
+            row["knows nothing"],
+        ]
+        for row in _with_columns(_reference("tables"), first, "epsilon 3")
+        if row[first].startswith(_TABLES)
+    ]
+    return _as_table(*rows)
+
+
 def access() -> str:
     """Return the time of an access at one layer on CPython 3.13, by library."""
     page = _reference("benchmarks").split("<!-- CPython 3.13 -->")[1]
@@ -99,7 +122,12 @@ def works() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"access": access, "speed": speed, "works": works}
+PARTS: dict[str, Callable[[], str]] = {
+    "access": access,
+    "scores": scores,
+    "speed": speed,
+    "works": works,
+}
 
 
 def filled(page: str) -> str:

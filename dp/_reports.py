@@ -54,6 +54,10 @@ class Report(ABC):
     def __str__(self) -> str:
         return self.to_text()
 
+    def _repr_html_(self) -> str:
+        """Return the text with its columns, which Jupyter asks for."""
+        return f"<pre>{escape(self.to_text())}</pre>"
+
 
 def lines_of(name: str, findings: Sequence[Finding]) -> list[str]:
     """Return a headline, and a line for each finding."""

@@ -30,10 +30,13 @@ def test_the_readme_has_blocks():
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_link_to_a_file_leads_to_one(name):
-    """Sphinx checks the links of the pages, and nothing else those of these files."""
+    """Sphinx checks the links of the pages, and nothing else those of these files.
+
+    Pictures are links, too.
+    """
     text = (ROOT / name).read_text("utf-8")
 
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+    for link in re.findall(r'(?:\]\(|src=")(?!https?:)([^)"#]+)', text):
         assert (ROOT / link).exists(), link
 
 

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -161,8 +162,7 @@ class PendingBatch:
                 " and run the batch again"
             )
         if len(self.parameters) != len(parameters) or any(
-            ours is not theirs
-            for ours, theirs in zip(self.parameters, parameters, strict=True)
+            map(is_not, self.parameters, parameters)
         ):
             raise PrivacyError(
                 "the optimizer's trainable parameters changed between backward and"
@@ -190,7 +190,9 @@ class PendingBatch:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"
                 " batch; pass the losses of the whole batch to optimizer.backward"
-                " before step"
+                " before step. Where a user has several examples, let"
+                " plan.loader(dataset, units=...) draw them together, and pass one loss"
+                " per example"
             )
 
     def warn_if_complete(self, *, stacklevel: int) -> None:

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, Literal, final
 
 from torch import Tensor
@@ -42,15 +43,16 @@ class _Versions:
 
     def num_written(self, parameters: Sequence[Tensor]) -> int:
         """Return how many are known, and have another version by now."""
-        now = [*map(_version, parameters)]
-        noted = map(self._of.get, map(id, parameters), now)
-        num_written = sum(map(int.__ne__, noted, now))
-        return num_written or self._num_rewritten(parameters)
+        now: list[int] = [*map(_version, parameters)]
+        noted: list[int] = [*map(self._of.get, map(id, parameters), now)]
+        if noted == now:
+            return self._num_rewritten(parameters) if self._bits else 0
+        return sum(map(int.__ne__, noted, now))
 
     def _num_rewritten(self, parameters: Sequence[Tensor]) -> int:
         """Return how many have other bits than were noted, which are compared once."""
         # A write through `.data`, or of another tensor to it, raises no version.
-        known = [p for p in parameters if id(p) in self._bits] if self._bits else []
+        known = [p for p in parameters if id(p) in self._bits]
         noted = [self._bits.pop(id(parameter)) for parameter in known]
         return sum(map(int.__ne__, noted, fingerprint_of_tensors(known)))
 
@@ -60,10 +62,8 @@ class _Versions:
         self._bits.pop(key, None)
 
 
-def _version(parameter: Tensor) -> int:
-    return parameter._version  # noqa: SLF001 -- torch has no other name for it
-
-
+# In C, of each parameter twice a step. torch has no other name for it.
+_version: Final = attrgetter("_version")
 _versions: Final = _Versions()
 
 

@@ -29,7 +29,7 @@ process.
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import final
 
@@ -96,7 +96,7 @@ class Recursion:
         num_ranks: int,
         max_grad_norm: float,
         totals: Sequence[Tensor] | None = None,
-    ) -> Iterator[None]:
+    ) -> Iterator["Recursion"]:
         """Go on from the step before, or begin anew if that was not released.
 
         Args:
@@ -117,7 +117,7 @@ class Recursion:
         # of others: its position is not noted, and its ticket is spent.
         self._share, self._max_grad_norm = 0, max_grad_norm
         self._totals = totals
-        yield
+        yield self
         self._totals = None
         self._released = place.position, about
         self._parameters = parameters  # While they live, no other has their ids.
@@ -182,14 +182,13 @@ def recursion_of(plan: PrivacyPlan) -> Recursion | None:
     return None if plan.correlation is None else Recursion(plan.correlation)
 
 
-@contextmanager
 def correlated_step(
     recursion: Recursion | None,
     batch: PendingBatch,
     totals: Sequence[Tensor],
     segment: str,
     num_ranks: int,
-) -> Iterator[Recursion | None]:
+) -> AbstractContextManager[Recursion | None]:
     """Take a recursion, if there is one, to the step of a batch.
 
     Args:
@@ -201,14 +200,12 @@ def correlated_step(
             that are cut alike at each step; one has all of them in a single share.
     """
     if recursion is None or batch.in_pass is None:
-        yield None
-        return
-    with recursion.step(
+        return nullcontext()
+    return recursion.step(
         batch.in_pass,
         batch.parameters,
         segment=segment,
         num_ranks=num_ranks,
         max_grad_norm=batch.max_grad_norm,
         totals=totals if num_ranks == 1 else None,
-    ):
-        yield recursion
+    )

@@ -18,6 +18,7 @@ from dp.clipping import Clipping
 from dp.exceptions import LedgerError
 from dp.ledger import Ledger
 from dp.plan import PrivacyPlan
+from dp.schedule import Schedule
 
 
 __all__ = ("CurrentValues", "ScheduledClipping")
@@ -55,16 +56,22 @@ class CurrentValues:
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the noise over ``max_grad_norm``."""
-        # By the number of charged steps, which a restored run goes on with: a schedule
-        # does not begin again where a counter of its own would.
-        planned = self.plan.noise_multiplier_at(self.ledger.steps)
-        return self.assigned.get("noise_multiplier", planned)
+        return self._current("noise_multiplier", self.plan.noise_multiplier)
 
     @property
     def max_grad_norm(self) -> float:
         """L2 norm to which each example's gradient is clipped."""
-        planned = self.plan.max_grad_norm_at(self.ledger.steps)
-        return self.assigned.get("max_grad_norm", planned)
+        return self._current("max_grad_norm", self.plan.max_grad_norm)
+
+    def _current(self, name: str, planned: float | Schedule) -> float:
+        assigned = self.assigned.get(name)
+        if assigned is not None:
+            return assigned
+        # By the number of charged steps, which a restored run goes on with: a schedule
+        # does not begin again where a counter of its own would.
+        if isinstance(planned, Schedule):
+            return planned(self.ledger.steps)
+        return planned
 
     @property
     def reason(self) -> str | None:

@@ -8,8 +8,7 @@ update is made from the released gradient is :mod:`dp.optimizer`'s business.
 Shapes: ``B`` examples in a batch, ``G`` clipping groups.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,7 +26,7 @@ from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_u
 from dp._mechanism.private_run import PrivateRun
 from dp._mechanism.sums import Sums
 from dp.accounting._counted import NoiseBesideCount
-from dp.distributed import Exchange, World, sharding_of, unsharded_parameters
+from dp.distributed import Exchange, World, shardings_of, unsharded_parameters
 from dp.evidence import LossFunction
 from dp.exceptions import (
     PrivacyError,
@@ -113,7 +112,7 @@ class Mechanism(PrivateRun):
             warn_of_many_rows(stacklevel=5)
         with unsharded_parameters(batch.parameters) as leaves:
             if whose.num_units:
-                with self.ending_if_mixed():
+                try:  # As in `evaluate`.
                     gradients = self.engine.gradients(
                         losses,
                         leaves,
@@ -123,6 +122,9 @@ class Mechanism(PrivateRun):
                         groups=self.effective_clipping.group_of(batch.parameters),
                         **held_against(self.loader, batch),
                     )
+                except (SampleMixingError, WrongGradientError) as error:
+                    self._end_if_released(error)
+                    raise
                 check_attached(gradients, leaves)
                 self._add_clipped(gradients, batch)
         batch.rows_read.keep()
@@ -149,8 +151,7 @@ class Mechanism(PrivateRun):
         self.step.accumulate(batch)
         clear_grad_samples(parameters)
 
-    @contextmanager
-    def ending_if_mixed(self) -> Iterator[None]:
+    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
         """End the run if gradients turn out to be wrong after something was released.
 
         Earlier releases may have been of mixed examples, or of gradients that were not
@@ -158,13 +159,6 @@ class Mechanism(PrivateRun):
         that the run stops here depends on data. Neither was paid for, so no epsilon
         holds any more. Before the first release nothing is lost by trying again.
         """
-        try:
-            yield
-        except (SampleMixingError, WrongGradientError) as error:
-            self._end_if_released(error)
-            raise
-
-    def _end_if_released(self, error: SampleMixingError | WrongGradientError) -> None:
         if self.ledger.steps:
             self.step.drop()
             is_mixed = isinstance(error, SampleMixingError)
@@ -200,15 +194,14 @@ class Mechanism(PrivateRun):
         """
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
-        world, batch = self._ready_to_release(parameters)
-        noises = self._noises()
+        world, batch, noises = self._ready_to_release(parameters)
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
         summed = [*sums, *count]
         totals = Exchange(
             world,
             summed,
-            [*map(sharding_of, parameters), *[None] * len(count)],
+            [*shardings_of(parameters), *[None] * len(count)],
             buffers=[*batch.sums.buffers, *count],
         )
         stddev = self._charge(batch, noises)
@@ -235,8 +228,8 @@ class Mechanism(PrivateRun):
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
-    ) -> tuple[World, PendingBatch]:
-        """Return the ranks and the batch once nothing speaks against its release.
+    ) -> tuple[World, PendingBatch, NoiseBesideCount | None]:
+        """Return the ranks, the batch and its noises if nothing speaks against a release.
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
@@ -247,14 +240,18 @@ class Mechanism(PrivateRun):
             RanksDivergedError: If the ranks do not agree.
         """
         world = World.current()
-        with world.telling_failures():
+        try:
             batch = self._batch_for(parameters)
             batch.check_complete()
             dataset = None if self.loader is None else self.loader.dataset
             self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
-            stddev = self._stddev(batch, self._noises())
-            self.noise.check(batch.sums.buffers, stddev=stddev)
+            size = self.plan.expected_batch_size
+            noises = self.count.noises(self.noise_multiplier, size)
+            self.noise.check(batch.sums.buffers, stddev=self._stddev(batch, noises))
+        except Exception:
+            world.tell_failure()
+            raise
         asked = self.consensus.check(
             world,
             ticket=batch.ticket,
@@ -267,10 +264,7 @@ class Mechanism(PrivateRun):
             asks=self.watch.together.asks,
         )
         self.watch.together.answer(asked=asked)
-        return world, batch
-
-    def _noises(self) -> NoiseBesideCount | None:
-        return self.count.noises(self.noise_multiplier, self.plan.expected_batch_size)
+        return world, batch, noises
 
     def _stddev(self, batch: PendingBatch, noises: NoiseBesideCount | None) -> float:
         sigma = self.noise_multiplier if noises is None else noises.gradients

@@ -23,8 +23,7 @@ the private gradient stands there; any other gradient was put there by other cod
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self, final
 
@@ -46,6 +45,10 @@ Phase = Literal["idle", "accumulating", "released"]
 class StepState:
     """The phase of a step, and what belongs to it.
 
+    As a context it lets one thread at a time accumulate or release: clipped sums are
+    updated in place, and of two threads one would read what the other has half written.
+    Entering raises PrivacyError if another thread is inside, and changes nothing.
+
     Attributes:
         batch: The batch that accumulates; None in the other phases.
         stand_in: What stands in ``p.grad`` meanwhile.
@@ -59,16 +62,7 @@ class StepState:
     _first_scale: float | None = None  # Where the run's gradient scaler began.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[Self]:
-        """Let one thread at a time accumulate or release.
-
-        Clipped sums are updated in place: of two threads, one would read what the
-        other has half written.
-
-        Raises:
-            PrivacyError: If another thread is inside; nothing changes.
-        """
+    def __enter__(self) -> Self:
         # Re-entrant, so that what an interrupt leaves locked stops no later step of
         # the same thread.
         if not self._lock.acquire(blocking=False):
@@ -76,10 +70,10 @@ class StepState:
                 "another thread is inside backward or step of this optimizer; call them"
                 " from one thread at a time"
             )
-        try:
-            yield self
-        finally:
-            self._lock.release()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
 
     @property
     def phase(self) -> Phase:
@@ -148,8 +142,11 @@ class StepState:
 
     def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of another loss joined the batch at hand."""
-        found = [(p, grad) for p in parameters if (grad := p.grad) is not None]
-        return any(bool(grad.any()) for p, grad in found if not self._is_ours(p, grad))
+        for parameter in parameters:
+            grad = parameter.grad
+            if grad is not None and not self._is_ours(parameter, grad) and grad.any():
+                return True
+        return False
 
     def _is_ours(self, parameter: Tensor, grad: Tensor) -> bool:
         # A scaler makes NaN of an infinite stand-in, and nobody else wrote to zeros.
@@ -162,5 +159,7 @@ class StepState:
         ours = set() if carrier is None else {id(carrier.grad)}
         if self._released is not None:
             ours.add(id(self._released()))
-        grads = [p.grad for p in parameters]
-        return bool(grads) and not any(g is None or id(g) in ours for g in grads)
+        for parameter in parameters:  # As a rule the first one decides.
+            if parameter.grad is None or id(parameter.grad) in ours:
+                return False
+        return bool(parameters)

@@ -25,6 +25,7 @@ __all__ = (
     "DigitsLostError",
     "checked",
     "choose_interval",
+    "first_width",
     "reference",
     "rough_epsilon",
     "starting_width",
@@ -52,6 +53,7 @@ _SMALLEST_RATIO: Final = 1.4
 _LARGEST_RATIO: Final = 16.0
 _MOST_KINDS: Final = 8  # Of releases, in a rough epsilon.
 _NOISE: Final = 1e-4  # By which rounding may raise a bound.
+_DIGITS: Final = 1e-4  # A width of buckets that have all their digits.
 
 
 class DigitsLostError(ArithmeticError):
@@ -78,15 +80,19 @@ def choose_interval(
     Raises:
         ArithmeticError: If finer buckets raise the bound, which they cannot.
     """
-    width, ratio = _first_width(bound_at, start), 2.0
+    # Example: one release on 90 % of the data with sigma 1000 costs 0.0039640 at delta
+    # 1e-9. Buckets of 1e-5 add a part in 60 000. At 1e-6 they have lost digits, and add
+    # one in 34.
+    width, ratio = first_width(bound_at, start), 2.0
     bound, num_buckets = bound_at(width)
     while True:
         finest = max(_LEAST_WIDTH, min(_FINE, bound / _MOST_IN_EPSILON))
         ratio = min(ratio, _MOST_BUCKETS / num_buckets, width / finest)
         if ratio < _SMALLEST_RATIO:  # Buckets are as fine as is allowed.
             return width
+        narrower = max(width / ratio, _LEAST_WIDTH)  # Which rounding may fall below.
         try:
-            finer, num_buckets = bound_at(width / ratio)
+            finer, num_buckets = bound_at(narrower)
         except DigitsLostError:  # Buckets that are less fine may still have them.
             ratio = math.sqrt(ratio)
             continue
@@ -94,6 +100,9 @@ def choose_interval(
             ratio = math.sqrt(ratio)
             continue
         if finer > bound * (1 + _NOISE + noise):
+            if narrower < _DIGITS:  # Lost ones raise a bound, and never lower it.
+                ratio = math.sqrt(ratio)
+                continue
             raise ArithmeticError(
                 f"finer buckets raised epsilon from {bound!r} to {finer!r}, so one of"
                 " the two is wrong; this is an error of dp, please report the releases"
@@ -101,12 +110,12 @@ def choose_interval(
             )
         if finer > bound:
             return width
-        width /= ratio
+        width = narrower
         change, bound = bound - finer, finer
         ratio = _next_ratio(change / bound, ratio, tolerance) if bound else 1.0
 
 
-def _first_width(bound_at: Callable[[float], object], start: float) -> float:
+def first_width(bound_at: Callable[[float], object], start: float) -> float:
     """Return *start*, or the first of its doubles at which digits are left."""
     while start < LARGEST:
         try:

@@ -21,10 +21,12 @@ def interval_for(
 ) -> float:
     """Return the width of buckets for an epsilon that is nearly tight."""
     distance = distance_of(releases, relation, group_size)
-    if all(release.sampling_probability == 1 for release in releases):
-        return _resolution.unsampled_width(releases, distance)
+    is_unsampled = all(release.sampling_probability == 1 for release in releases)
     powers = _resolution.reference(releases)
-    if _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST:
+    if (
+        not is_unsampled
+        and _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST
+    ):
         releases = powers
 
     def bound_at(width: float) -> tuple[float, int]:
@@ -33,6 +35,9 @@ def interval_for(
         )
         return _own_losses.epsilon_of(losses, delta), num_buckets * len(releases)
 
+    if is_unsampled:
+        width = _resolution.unsampled_width(releases, distance)
+        return _resolution.first_width(bound_at, width)
     start = _resolution.starting_width(releases, delta, distance)
     noise = rounding(releases) / delta
     return _resolution.choose_interval(bound_at, start, tolerance, noise)

@@ -10,6 +10,7 @@ from dp.accounting import Release, Risk, Truncation
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _page, _picture, _text
 from dp.certificate._numbers import Numbers, together
+from dp.certificate._recomputation import check_recomputed, is_recomputed
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
 from dp.certificate._sentences import NOT_COVERED, assumed, released
@@ -248,15 +249,14 @@ def _certify(
     assumptions: Sequence[str],
 ) -> Certificate:
     plan = runs[0].plan
+    relation, group_size = plan.neighboring_relation, plan.group_size
+    numbers = Numbers.of(runs, delta=delta, relation=relation, group_size=group_size)
+    by_charges = is_recomputed(runs, group_size)
+    if by_charges:
+        check_recomputed(runs, numbers, delta=delta, relation=relation)
     if all(run.plan.renyi_order is None for run in runs):
         claimed = together(runs, claimed=True)
-        check_agreement(claimed, delta, plan.neighboring_relation, plan.group_size)
-    numbers = Numbers.of(
-        runs,
-        delta=delta,
-        relation=plan.neighboring_relation,
-        group_size=plan.group_size,
-    )
+        check_agreement(claimed, delta, relation, group_size, of_example=not by_charges)
     return Certificate(
         epsilon=numbers.epsilon,
         accountant=numbers.accountant,

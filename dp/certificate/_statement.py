@@ -61,12 +61,22 @@ class Statement(Described):
         claim = f"epsilon = {self.epsilon:.4f} at delta = {self.delta:g}"
         return f"Certificate: {claim if self.is_private else 'NOT PRIVATE'}"
 
-    def _facts(self) -> dict[str, str]:
+    def __str__(self) -> str:
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        claim = (
+            f"{self._title()} ({self.accountant}), for {self._who()}, after {steps}."
+        )
+        return " ".join([claim, f"Released: {self.released}.", *self.in_plain_words()])
+
+    def _who(self) -> str:
         several = "" if self.group_size == 1 else f", any {self.group_size} at once"
+        return f"{self.unit_of_privacy}{several} ({self.neighboring_relation})"
+
+    def _facts(self) -> dict[str, str]:
         return {
-            "for": f"{self.unit_of_privacy}{several} ({self.neighboring_relation})",
+            "for": self._who(),
             "by": self.accountant,
             "steps": str(self.steps),
             "released": self.released,
-            "that is": " ".join(self.in_plain_words()),
+            "in plain words": " ".join(self.in_plain_words()),
         }

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from typer.exceptions import TyperException
 
+from dp.cli._errors import USAGE_ERRORS, InputError
 from dp.cli._examine import audit_command, check_command
 from dp.cli._planning import calibrate_command, epsilon_command
 from dp.cli._published import compose_command, verify_command
@@ -25,6 +25,7 @@ from forwarding import __version__
 __all__ = ("main",)
 
 _USAGE_ERROR: Final = 2
+_COMPLETION: Final = {"--install-completion", "--show-completion"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,18 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = typer.main.get_command(app)
     given = None if arguments is None else list(arguments)
     try:
-        code = command.main(given, prog_name=_name(), standalone_mode=False)
-    except (TyperException, PrivacyError) as error:
-        message = error.format_message() if isinstance(error, TyperException) else error
-        if str(message):  # Empty if there was no command at all: help was shown.
-            print("Error:", *str(message).split(), file=sys.stderr)  # noqa: T201
+        name = _name(sys.argv[1:] if given is None else given)
+        code = command.main(given, prog_name=name, standalone_mode=False)
+    except (USAGE_ERRORS, InputError, PrivacyError) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        if message:  # Empty if there was no command at all: help was shown.
+            line = " ".join(message.split()).replace("Value error, ", "")
+            print(f"Error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE_ERROR)
     sys.exit(code)
 
 
-def _name() -> str:
-    """Return what the user typed: the script, or the module."""
-    return "dp" if Path(sys.argv[0]).stem == "dp" else "python -m dp"
+def _name(given: Sequence[str]) -> str:
+    """Return what the user typed: the script, or the module.
+
+    Completion is the script's in any case: what a shell is told to complete for
+    ``python -m dp`` would be every use of ``python``.
+    """
+    is_script = Path(sys.argv[0]).stem == "dp" or not _COMPLETION.isdisjoint(given)
+    return "dp" if is_script else "python -m dp"
 
 
 def _tell_version(value: bool) -> None:  # noqa: FBT001 -- typer's signature

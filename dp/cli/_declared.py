@@ -47,9 +47,19 @@ def columns_of(file: CsvFile, option: str, given: Sequence[str]) -> list[str]:
         if name not in file.names:
             raise InputError(
                 f"{option} {name!r} is no column of {file.path}, which has"
-                f" {one_of(file.names)}{did_you_mean(name, file.names)}"
+                f" {one_of(file.names)}{_hint(name, file)}"
             )
     return list(dict.fromkeys(names))
+
+
+def _hint(name: str, file: CsvFile) -> str:
+    """Return what may have gone wrong where a column was not found."""
+    if len(file.names) == 1:
+        return (
+            f"; it has a single column, if {file.layout.sep!r} separates them (--sep says"
+            " otherwise)"
+        )
+    return did_you_mean(name, file.names)
 
 
 def declared_columns(

@@ -94,13 +94,14 @@ def _draw(
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*points, color="tab:red")
+    axes.margins(y=0.12)  # Room for the words above the mark.
     x, y, words = mark
     axes.plot([x], [y], "o", color="tab:blue")
     falls = points[1][0] > points[1][-1]
     axes.annotate(
         words,
         (x, y),
-        (8, 6) if falls else (-4, -24),  # Where the curve is not.
+        (8 if falls else -8, 6),  # Where the curve is not.
         textcoords="offset points",
         ha="left" if falls else "right",
         color="tab:blue",
@@ -122,6 +123,6 @@ def _write_plainly(axes: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())

@@ -21,6 +21,13 @@ from dp.tables._parsing import Kind
 __all__ = ("CsvFile", "Layout", "missing_package", "one_of", "read_csv")
 
 _FEWEST_NAMES_LIKE_DATA: Final = 2
+_READERS: Final = {  # Of pandas, for tables that are no text.
+    ".xls": "read_excel",
+    ".xlsx": "read_excel",
+    ".parquet": "read_parquet",
+    ".feather": "read_feather",
+    ".json": "read_json",
+}
 
 _Frame = Any  # pandas is optional, and its types are too wide to check against.
 _Codes = NDArray[np.int64]
@@ -32,7 +39,7 @@ class Layout:
     """How a CSV file is written.
 
     Attributes:
-        sep: What separates columns.
+        sep: What separates columns: one character; a backslash and a t are a tab.
         encoding: The encoding of its text.
         has_header: Whether the first row holds names; if not, columns are "1", "2"...
         parsing: How values are written.
@@ -42,6 +49,25 @@ class Layout:
     encoding: str = "utf-8"
     has_header: bool = True
     parsing: Parsing = field(default_factory=Parsing)
+
+    def __post_init__(self) -> None:
+        decimal = self.parsing.decimal
+        if len(self.separator) != 1:
+            raise InputError(
+                f"--sep must be one character, or \\t for a tab, got {self.sep!r}"
+            )
+        if len(decimal) != 1:
+            raise InputError(f"--decimal must be one character, got {decimal!r}")
+        if decimal == self.separator:
+            raise InputError(
+                f"--decimal {decimal!r} also separates columns; state another --sep,"
+                " such as ';'"
+            )
+
+    @property
+    def separator(self) -> str:
+        """What separates columns, as a character."""
+        return "\t" if self.sep == "\\t" else self.sep
 
 
 @final
@@ -130,13 +156,19 @@ def read_csv(path: Path, layout: Layout, *, known: str) -> CsvFile:
     """
     if not path.exists():
         raise InputError(f"there is no file {path}; {known}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is not None:
+        raise InputError(
+            f"{path} is no CSV file; write one from it, such as by"
+            f" pandas.{reader}(...).to_csv(..., index=False)"
+        )
     marks = sorted(no_value_marks())
     frame = _frame(path, layout, na_values=marks, low_memory=False)
     if frame.empty:
         raise InputError(f"{path} has a header and no rows")
     if layout.has_header:
         names = tuple(map(str, frame.columns))
-        _check_header(path, names)
+        _check_header(path, names, frame)
     else:
         names = tuple(str(number + 1) for number in range(frame.shape[1]))
         frame.columns = names
@@ -154,7 +186,7 @@ def _frame(path: Path, layout: Layout, **options: Any) -> _Frame:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(
                 path,
-                sep=layout.sep,
+                sep=layout.separator,
                 encoding=layout.encoding,
                 decimal=layout.parsing.decimal,
                 header=0 if layout.has_header else None,
@@ -182,9 +214,14 @@ def _frame(path: Path, layout: Layout, **options: Any) -> _Frame:
         raise InputError(f"{path} cannot be read as CSV: {reason}") from error
 
 
-def _check_header(path: Path, names: Sequence[str]) -> None:
+def _check_header(path: Path, names: Sequence[str], frame: _Frame) -> None:
     """Raise if the first row looks like data, whose values must not be shown."""
-    like_data = sum(_is_number(name) or name.startswith("Unnamed:") for name in names)
+    like_data = sum(
+        _is_number(name)
+        or name.startswith("Unnamed:")
+        or bool((frame.iloc[:, place] == name).any())
+        for place, name in enumerate(names)
+    )
     if like_data >= max(_FEWEST_NAMES_LIKE_DATA, len(names) / 2):
         raise InputError(
             f"the first row of {path} looks like data, not like the names of columns;"

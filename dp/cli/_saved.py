@@ -18,7 +18,7 @@ from dp._typing import TabularModel
 from dp.cli._errors import InputError
 from dp.cli._models import tabular_model
 from dp.cli._problem import Classification, Problem, Regression
-from dp.cli._read import Layout, read_csv
+from dp.cli._read import Layout, one_of, read_csv
 from dp.cli._tabular import CsvTable
 from dp.tables import Encoder, Fitted, Parsing, ScaledTarget
 
@@ -162,7 +162,7 @@ def predict(path: Path, data: Path, layout: Layout, out: Path) -> int:
     if missing:
         raise InputError(
             f"{data} lacks columns that the model was trained on:"
-            f" {json.dumps(missing)[1:-1]}"
+            f" {one_of([json.dumps(name) for name in missing])}"
         )
     outputs = model(saved.encoder(file.columns(kinds)))
     _write_csv(out, saved, outputs)

@@ -144,7 +144,7 @@ def train_csv(path: Path, options: CsvOptions, request: Request) -> None:
             optimizer=request.optimizer,
             learning_rate=request.lr(recipe.learning_rate),
             normalizes=True,
-            averages=True,
+            averaged_share=recipe.averaged_share,
             before=recipe.shares.releases,
             debug_seed=request.debug_seed,
         )
@@ -245,9 +245,10 @@ def _prepared(request: Request, setup: _training.Setup, *, is_main: bool) -> Con
 def _tell_unseen(fitted: Fitted, console: Console) -> None:
     if fitted.unseen:
         console.print(
-            f"In {len(fitted.unseen)} columns nothing stands out from the noise, so that"
-            f" they say little: {', '.join(fitted.unseen)}. Names and ids have no"
-            " frequent value (--leave-out); otherwise --ranges and --levels help."
+            "Columns in which nothing stands out from the noise, so that they say"
+            f" little: {', '.join(fitted.unseen)}. Names and ids have no"
+            " frequent value (--leave-out), and dates in other forms than 2001-02-03"
+            " need --dates and --date-format; otherwise --ranges and --levels help."
         )
 
 

@@ -54,8 +54,9 @@ class Setup:
         learning_rate: Its learning rate; torch's own if None.
         normalizes: Whether every gradient gets about the same norm, instead of being
             clipped only if it is longer than that.
-        averages: Whether the model is the mean of the weights of the second half of
-            the steps, which costs no privacy and removes much of the noise.
+        averaged_share: The share of the steps, counted from the last, of whose weights
+            the model is the mean. It costs no privacy and removes much of the noise; 0
+            takes the last weights.
         before: What was released about the same rows before.
         debug_seed: The seed of noise that anyone can repeat; None for private noise.
     """
@@ -64,7 +65,7 @@ class Setup:
     optimizer: str
     learning_rate: float | None
     normalizes: bool = False
-    averages: bool = False
+    averaged_share: float = 0.0
     before: tuple[Release, ...] = ()
     debug_seed: int | None = None
 
@@ -203,7 +204,8 @@ def _run(
     """Take every step; measure about twenty points, the first and the last included."""
     steps = setup.plan.steps
     measured = {round(steps * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)}
-    mean = AveragedModel(model) if setup.averages else None
+    mean = AveragedModel(model) if setup.averaged_share else None
+    left_out = steps - round(steps * setup.averaged_share)
     points = [Point(0, _score(model, table), epsilons[0])]
     taken = 0
     start = time.perf_counter()
@@ -211,7 +213,7 @@ def _run(
         for batch in batches:
             step(batch)
             taken += 1
-            if mean is not None and taken > steps // 2:
+            if mean is not None and taken > left_out:
                 mean.update_parameters(model)
             if taken in measured:
                 result = _result(model, mean)

@@ -9,8 +9,20 @@ Not done here: assigning examples to ranks (:mod:`dp.sampling`), accounting.
 """
 
 from dp.distributed._exchange import Exchange
-from dp.distributed._fsdp import sharding_of, unsharded_parameters
+from dp.distributed._fsdp import (
+    any_sharded,
+    sharding_of,
+    shardings_of,
+    unsharded_parameters,
+)
 from dp.distributed._world import World
 
 
-__all__ = ("Exchange", "World", "sharding_of", "unsharded_parameters")
+__all__ = (
+    "Exchange",
+    "World",
+    "any_sharded",
+    "sharding_of",
+    "shardings_of",
+    "unsharded_parameters",
+)

@@ -102,6 +102,8 @@ class Exchange:
         """
         for bucket in self._buckets:
             bucket.scatter_to(self._results)
+        if not any(self._shardings):
+            return self._results
         return [
             sharding.shard_of(result) if sharding and sharding.axis is None else result
             for result, sharding in zip(self._results, self._shardings, strict=True)

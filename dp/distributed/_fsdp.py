@@ -7,8 +7,9 @@ kind of model parallelism.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, final
 
 from torch import Tensor
@@ -18,7 +19,13 @@ from dp._ranks import rank_and_size
 from dp.exceptions import UnsupportedOperationError
 
 
-__all__ = ("Sharding", "sharding_of", "unsharded_parameters")
+__all__ = (
+    "Sharding",
+    "any_sharded",
+    "sharding_of",
+    "shardings_of",
+    "unsharded_parameters",
+)
 
 
 @final
@@ -127,14 +134,41 @@ def sharding_of(parameter: Tensor) -> Sharding | None:
     return Sharding(shard, place.dim if simple else None)
 
 
-@contextmanager
-def unsharded_parameters(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gather *parameters*, and yield the tensors that the autograd graph has for them.
+def shardings_of(parameters: Sequence[Tensor]) -> list[Sharding | None]:
+    """Return :func:`sharding_of` for each of *parameters*.
+
+    Raises:
+        UnsupportedOperationError: As there.
+    """
+    is_special = any_sharded(parameters) or _any_has("_fsdp_flattened", parameters)
+    return [*map(sharding_of, parameters)] if is_special else [None] * len(parameters)
+
+
+def any_sharded(parameters: Sequence[Tensor]) -> bool:
+    """Whether one of *parameters* is a ``DTensor``."""
+    return _any_has("placements", parameters)
+
+
+def _any_has(name: str, parameters: Sequence[Tensor]) -> bool:
+    # A loop in C: of all parameters, several times a step.
+    return any(map(hasattr, parameters, repeat(name)))
+
+
+def unsharded_parameters(
+    parameters: Sequence[Tensor],
+) -> AbstractContextManager[list[Tensor]]:
+    """Gather *parameters*; the context is the tensors that the autograd graph has for them.
 
     Every rank must enter, even one without examples, since an all-gather needs them all.
     Inside, backward passes start no collectives, so ranks may run different numbers of
     them.
     """
+    is_sharded = any_sharded(parameters)
+    return _gathered(parameters) if is_sharded else nullcontext([*parameters])
+
+
+@contextmanager
+def _gathered(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     managed = _managed(parameters)
     with ExitStack() as stack:
         for module in _modules_beside(managed.values()):
@@ -156,9 +190,6 @@ class _Managed:
 
 def _managed(parameters: Sequence[Tensor]) -> dict[int, _Managed]:
     """Return the managing FSDP modules of the sharded parameters, by parameter id."""
-    sharded = {id(p) for p in parameters if hasattr(p, "placements")}
-    if not sharded:
-        return {}
     # torch has no public way from a parameter to its FSDP module; its own fully_shard
     # looks modules up in this mapping.
     from torch.distributed._composable_state import (  # noqa: PLC0415 -- as above

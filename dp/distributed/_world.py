@@ -59,19 +59,14 @@ class World:
         _, size = rank_and_size()
         return cls(size)
 
-    @contextmanager
-    def telling_failures(self) -> Iterator[None]:
-        """Tell the other ranks if the block raises, so that they do not wait for this one.
+    def tell_failure(self) -> None:
+        """Tell the other ranks that this one raised, so that they do not wait for it.
 
-        Must come right before :meth:`agree_or_raise`, where the others listen.
+        In place of :meth:`agree_or_raise`, where the others listen.
         """
-        try:
-            yield
-        except Exception:
-            if self.size > 1:
-                with suppress(RankFailedError):  # This rank's own error explains more.
-                    self._exchanged([])
-            raise
+        if self.size > 1:
+            with suppress(RankFailedError):  # This rank's own error explains more.
+                self._exchanged([])
 
     def agree_or_raise(
         self, facts: Mapping[str, object], *, agreed: bool, asks: bool = False

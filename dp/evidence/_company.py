@@ -1,5 +1,6 @@
 """Find out how the examples of a batch can be exchanged."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ from dp.evidence._exchange import (
     fits,
     possible_axes,
 )
-from dp.evidence._look import Company
 from dp.sampling import TicketedLoader, fetch
 
 
-__all__ = ("Companies",)
+__all__ = ("Companies", "Company")
 
 Units = NDArray[np.int64]
 _NUM_ASKED: Final = 4  # Rows of a dataset that are collated to see how batches grow.
@@ -53,6 +53,59 @@ class Drawn:
         part = slice(None) if loader.part is None else loader.part
         units = draw.unit_of_row
         return cls(draw.rows[part], None if units is None else units[part])
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Company:
+    """A batch whose examples can be exchanged.
+
+    Attributes:
+        num_units: How many units of privacy have rows in it; they are numbered.
+        unit_of_row: The unit of each of its rows.
+        unit_of_loss: That of each loss of the function.
+        ways: Ways to make the batch that has at position i the row ``order[i]``: the
+            likeliest first, and others if the axis of the examples is uncertain.
+    """
+
+    num_units: int
+    unit_of_row: NDArray[np.int64]
+    unit_of_loss: NDArray[np.int64]
+    ways: Sequence[Callable[[Sequence[int]], Any]]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the batch has."""
+        return len(self.unit_of_row)
+
+    def halves(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield an order of rows, and which losses must not change; two times.
+
+        Each half of the units gives its places away once.
+        """
+        # From the operating system: never from generators that a look puts back.
+        # Example: 5 units are shuffled to 3, 0, 4 and 1, 2. First 3, 0 and 4 stay, and
+        # the rows of 1 and 2 become copies of unit 3's first row; then the other way
+        # round.
+        units, middle = self._shuffled(), (self.num_units + 1) // 2
+        for stays in (units[:middle], units[middle:]):
+            yield self._left_with(stays)
+
+    def alone(self) -> tuple[list[int], Tensor]:
+        """Return the same where one unit stays, among copies of its first row."""
+        return self._left_with(self._shuffled()[:1])
+
+    def _shuffled(self) -> NDArray[np.int64]:
+        keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
+        return keys.argsort()
+
+    def _left_with(self, stays: NDArray[np.int64]) -> tuple[list[int], Tensor]:
+        stays_unit = np.zeros(self.num_units, bool)
+        stays_unit[stays] = True
+        stays_row = stays_unit[self.unit_of_row]
+        donor = np.flatnonzero(self.unit_of_row == stays[0])[0]
+        order = np.where(stays_row, np.arange(self.num_rows), donor)
+        return order.tolist(), torch.from_numpy(stays_unit[self.unit_of_loss])
 
 
 @final

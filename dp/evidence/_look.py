@@ -9,26 +9,29 @@ this label?", changes where one example is left, among copies of itself.
 Shapes: ``B`` losses.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, same_losses
+from dp.evidence._exchange import copied
 from dp.evidence._looking import look
+from dp.evidence._named_values import Values, tensors_of
 from dp.evidence._program_state import Picture, ProgramState
 from dp.evidence._random_state import RandomState
 
 
-__all__ = ("Company", "Look", "Verdict")
+__all__ = ("Followed", "Look", "Verdict")
+
+Followed = Literal["data", "numbers"]
+"""What losses follow that is not in their batch."""
 
 Verdict = Literal["alone", "mixed", "carried", "unclear", "too few"]
 """What a look saw.
@@ -46,59 +49,6 @@ _CARRIED: Final = 3  # Evaluations to ask whether state carries data on.
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Company:
-    """A batch whose examples can be exchanged.
-
-    Attributes:
-        num_units: How many units of privacy have rows in it; they are numbered.
-        unit_of_row: The unit of each of its rows.
-        unit_of_loss: That of each loss of the function.
-        ways: Ways to make the batch that has at position i the row ``order[i]``: the
-            likeliest first, and others if the axis of the examples is uncertain.
-    """
-
-    num_units: int
-    unit_of_row: NDArray[np.int64]
-    unit_of_loss: NDArray[np.int64]
-    ways: Sequence[Callable[[Sequence[int]], Any]]
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows the batch has."""
-        return len(self.unit_of_row)
-
-    def halves(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield an order of rows, and which losses must not change; two times.
-
-        Each half of the units gives its places away once.
-        """
-        # From the operating system: never from generators that a look puts back.
-        # Example: 5 units are shuffled to 3, 0, 4 and 1, 2. First 3, 0 and 4 stay, and
-        # the rows of 1 and 2 become copies of unit 3's first row; then the other way
-        # round.
-        units, middle = self._shuffled(), (self.num_units + 1) // 2
-        for stays in (units[:middle], units[middle:]):
-            yield self._left_with(stays)
-
-    def alone(self) -> tuple[list[int], Tensor]:
-        """Return the same where one unit stays, among copies of its first row."""
-        return self._left_with(self._shuffled()[:1])
-
-    def _shuffled(self) -> NDArray[np.int64]:
-        keys = np.frombuffer(os.urandom(8 * self.num_units), np.uint64)
-        return keys.argsort()
-
-    def _left_with(self, stays: NDArray[np.int64]) -> tuple[list[int], Tensor]:
-        stays_unit = np.zeros(self.num_units, bool)
-        stays_unit[stays] = True
-        stays_row = stays_unit[self.unit_of_row]
-        donor = np.flatnonzero(self.unit_of_row == stays[0])[0]
-        order = np.where(stays_row, np.arange(self.num_rows), donor)
-        return order.tolist(), torch.from_numpy(stays_unit[self.unit_of_loss])
-
-
-@final
 class Look:
     """The evaluations of one function from one state, inside of its excursion.
 
@@ -111,6 +61,7 @@ class Look:
         in_step: Make as many evaluations whatever is seen, so that collectives of
             several ranks meet.
         silenced: Called for contexts to evaluate it in.
+        earlier: Another batch, for one with a single example; None if there is none.
     """
 
     def __init__(
@@ -123,12 +74,14 @@ class Look:
         *,
         in_step: bool = False,
         silenced: Sequence[Callable[[], AbstractContextManager[None]]] = (),
+        earlier: Any = None,
     ) -> None:
         self._function = function
         self._company = company
         self._state = state
         self._in_step = in_step
         self._silenced = silenced
+        self._earlier = earlier
         self._whole = list(range(company.num_rows))
         self._left: Picture = []  # By the last evaluation.
         self._unchanged: Tensor | None = None
@@ -154,7 +107,7 @@ class Look:
         if self._in_step:
             return self._verdict_in_step(num_halves, one_alone=one_alone)
         if self._company.num_units < _FEWEST:
-            return "too few"
+            return self._of_one()
         verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
         return max(verdicts, key=_SEVERITY.index)
 
@@ -183,6 +136,22 @@ class Look:
             verdicts.append(self._if_carried(self._left))
         return max(verdicts, key=_SEVERITY.index)
 
+    def _of_one(self) -> Verdict:
+        """Return whether state carries data on, where an example has no company.
+
+        No other can change its loss but one of an earlier part of the run: parts of one
+        example each may still keep a running mean.
+        """
+        if self._earlier is None:
+            return "too few"
+        try:
+            self._again(self._whole, lambda _: copied(self._earlier))
+        except Exception:  # noqa: BLE001 -- it was another function's
+            return "too few"
+        differences = self._state.differing(self._after, self._left)
+        verdict = self._if_carried(self._left) if differences.anywhere else "alone"
+        return "too few" if verdict == "alone" else verdict
+
     def _idle(self, number: int) -> None:
         """Evaluate the batch so often as other ranks do that have more examples."""
         for _ in range(number):
@@ -209,7 +178,7 @@ class Look:
             self._unchanged = self._again(self._whole)
         unchanged_B = self._unchanged
         if same_losses(unchanged_B, exchanged_B, stays_B):
-            return "alone"  # Autograd, off in both, makes the difference.
+            return self._as_in_training(order, stays_B)
         if self._in_step:
             repeats = same_losses(unchanged_B, self._losses)
             return "mixed" if repeats and same_draws else "unclear"
@@ -223,6 +192,19 @@ class Look:
         if self._is_of_mode(order, stays_B):
             return "alone"
         return "mixed" if self._draws_as_many() else "unclear"
+
+    def _as_in_training(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
+        """Return the verdict with autograd on, if its being off made the difference.
+
+        Another kernel may have computed the losses; or the function asks whether
+        gradients are enabled, and mixes only then.
+        """
+        if self._in_step:  # Further evaluations would be this rank's alone.
+            return "alone"
+        if self._needs_autograd:
+            return "unclear"  # It was on: the function does not repeat itself.
+        self._needs_autograd, self._unchanged = True, None
+        return self._of_exchange(order, stays_B)
 
     def _is_of_mode(self, order: Sequence[int], stays_B: Tensor) -> bool:
         """Whether losses stay the same with autograd on, as in training.
@@ -271,6 +253,29 @@ class Look:
         if is_same:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
+
+    def follows(self, data: Values, numbers: Values) -> Followed | None:
+        """Return whether losses are others with what stood in some places before.
+
+        Args:
+            data: Tensors and arrays that changed since the evaluation before.
+            numbers: Numbers, which are mostly those of a schedule.
+        """
+        if self._follows(data):
+            return "data"
+        return "numbers" if self._follows(numbers) else None
+
+    def _follows(self, earlier: Values) -> bool:
+        if not earlier or self._in_step:
+            return False
+        if self._unchanged is None:
+            self._unchanged = self._again(self._whole)
+        try:
+            picture = self._state.with_values(earlier)
+            losses_B = self._again(self._whole, picture=picture)
+        except Exception:  # noqa: BLE001 -- as of another size of batch: it was read
+            return True
+        return not same_losses(self._unchanged, losses_B)
 
     def depends_on_size(self) -> bool | None:
         """Whether every loss is another one alone, or in a smaller batch.
@@ -337,6 +342,7 @@ class Look:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
         self._state.rewind(picture)
+        self._state.exchange(tensors_of(batch))
         if evaluate:
             for module in self._state.reach.modules:
                 module.training = False

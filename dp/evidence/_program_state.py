@@ -7,10 +7,9 @@ pass, and writing to these would break its backward pass.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import CellType
 from typing import Any, Final, final
 
 import numpy as np
@@ -18,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from dp.evidence._random_state import RandomState
-from dp.evidence._reach import reach_of
+from dp.evidence._reach import Place, reach_of
 
 
-__all__ = ("Differences", "Picture", "ProgramState")
+__all__ = ("Differences", "Label", "Picture", "ProgramState")
+
+Label = tuple[str, Any]
+"""What has a name, in words, and the name."""
 
 _MISSING: Final = object()
 _COMPARED: Final = (bool, int, float, complex, str, bytes, set, type(None))
@@ -94,7 +96,7 @@ class ProgramState:
         random: The generators that it may draw from, before it ran.
     """
 
-    __slots__ = ("before", "random", "reach")
+    __slots__ = ("_in_batch", "before", "random", "reach")
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class ProgramState:
             numpys=numpys,
         )
         self.before = self.picture(in_full=True)
+        self._in_batch: list[tuple[Place, Any, int]] = []
 
     def picture(self, *, in_full: bool = False) -> Picture:
         """Return what stands in every place now.
@@ -127,10 +130,6 @@ class ProgramState:
                     for n in names
                 }
             )
-        cells = dict(enumerate(map(_contents, self.reach.cells)))
-        taken.append(
-            {i: _Kept.of(v, most=_LARGEST, in_full=in_full) for i, v in cells.items()}
-        )
         return taken
 
     @contextmanager
@@ -154,8 +153,8 @@ class ProgramState:
     def _install(self, picture: Picture, *, stand_ins: bool) -> None:
         # Example: state.steps was 7, and the second evaluation makes it 8, and
         # state.cache. Put back, it is 7, and the cache is gone.
-        *rows, cells = picture
-        for place, row in zip(self.reach.places, rows, strict=True):
+        # What holds a container comes before what is in it.
+        for place, row in zip(self.reach.places, picture, strict=True):
             for name in place.current_names():
                 if name not in row:
                     del place.namespace[name]  # It was made since.
@@ -163,20 +162,63 @@ class ProgramState:
                 value = kept.stand_in() if stand_ins else kept.refilled()
                 if place.namespace.get(name, _MISSING) is not value:
                     place.namespace[name] = value
-        for index, kept in cells.items():
-            value = kept.stand_in() if stand_ins else kept.refilled()
-            _put(value, self.reach.cells[index])
+
+    def note_batch(self, tensors: Sequence[Tensor]) -> None:
+        """Note which names stand for a tensor of the batch, as a loop's own variables."""
+        known = {_where(tensor): which for which, tensor in enumerate(tensors)}
+        self._in_batch = [
+            (place, name, known[_where(value)])
+            for place, name, value in self._values()
+            if type(value) is Tensor and _where(value) in known
+        ]
+
+    def exchange(self, tensors: Sequence[Tensor]) -> None:
+        """Let names that stand for a tensor of the batch stand for another batch's."""
+        for place, name, which in self._in_batch:
+            if which < len(tensors):
+                place.namespace[name] = tensors[which]
+
+    def named(self) -> Iterator[tuple[Label, Any]]:
+        """Yield what the function names, but the batch, buffers and weights.
+
+        Frozen weights are often averages of released ones. A layer may have its weights
+        in a list as well.
+        """
+        in_batch = {(id(place), name) for place, name, _ in self._in_batch}
+        values = list(self._values())
+        buffers = {id(value) for place, _, value in values if place.holds_buffers}
+        for place, name, value in values:
+            is_weight = _is_weight(value) or id(value) in buffers
+            is_own = place.holds_buffers or is_weight or name == "training"
+            if not is_own and (id(place), name) not in in_batch:
+                yield (place.owner, name), value
+
+    def _values(self) -> Iterator[tuple[Place, Any, Any]]:
+        for place in self.reach.places:
+            for name in place.current_names():
+                yield place, name, place.namespace[name]
+
+    def with_values(self, values: Mapping[Label, Any]) -> Picture:
+        """Return the picture from before, with other values by some labels."""
+        return [
+            {
+                name: _Kept.of(values[place.owner, name], most=math.inf, in_full=True)
+                if (place.owner, name) in values and not place.holds_buffers
+                else kept
+                for name, kept in row.items()
+            }
+            for place, row in zip(self.reach.places, self.before, strict=True)
+        ]
 
     def differing(self, left: Picture, right: Picture) -> "Differences":
         """Return the places where two pictures hold other numbers."""
-        places = [*self.reach.places, None]
         names = [
-            (place, f"{place.owner}.{name}" if place else f"variable {name}")
-            for place, one, other in zip(places, left, right, strict=True)
+            (place, f"{place.owner}.{name}")
+            for place, one, other in zip(self.reach.places, left, right, strict=True)
             for name in one.keys() | other.keys()
             if name not in one or name not in other or _differ(one[name], other[name])
         ]
-        buffers = sorted(name for place, name in names if place and place.holds_buffers)
+        buffers = sorted(name for place, name in names if place.holds_buffers)
         return Differences(bool(names), buffers)
 
 
@@ -189,20 +231,11 @@ class Differences:
     buffers: list[str]
 
 
-def _contents(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # The variable was deleted.
-        return _MISSING
-
-
-def _put(value: Any, cell: CellType) -> None:
-    if _contents(cell) is value:
-        return
-    if value is _MISSING:
-        del cell.cell_contents
-    else:
-        cell.cell_contents = value
+def _where(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors of the same memory have in common."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided:
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _differ(left: _Kept, right: _Kept) -> bool:
@@ -235,6 +268,11 @@ def _unlike_values(left: Any, right: Any) -> bool:
         return not np.array_equal(left, right, equal_nan=left.dtype.kind in "fc")
     # Only plain values: comparing others may raise, or return an array.
     return isinstance(left, _COMPARED) and bool(left != right)
+
+
+def _is_weight(value: Any) -> bool:
+    is_trained = isinstance(value, Tensor) and value.is_leaf and value.requires_grad
+    return is_trained or isinstance(value, nn.Parameter)
 
 
 def _is_state(tensor: Tensor, most: float) -> bool:

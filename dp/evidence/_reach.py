@@ -1,14 +1,14 @@
 """What a function names: modules, generators, and places where it may keep something.
 
-Functions keep state in closures, in globals, in the attributes of the object that a
-method belongs to, and in modules. What lies further away (files, loggers, trackers,
-attributes of classes) is not found.
+Functions keep state in closures, in globals, in default values, in attributes of
+functions, objects and classes, and in modules, of torch and of Python. What lies further
+away (files, loggers, trackers, installed packages, caches of functools) is not found.
 """
 
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -17,15 +17,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from dp.evidence._namespaces import (
+    ClassAttributes,
+    Defaults,
+    Entries,
+    Slots,
+    Variables,
+    is_programs_own,
+)
 from dp.evidence._random_state import GENERATORS
 
 
 __all__ = ("Place", "Reach", "reach_of")
 
-_DEEPEST: Final = 4  # Objects inside of objects.
+_DEEPEST: Final = 6  # Objects inside of objects.
 _LONGEST: Final = 64  # Entries of a container that are looked into.
 _MOST: Final = 5_000  # Objects altogether.
 _MOST_FROZEN: Final = 1 << 24  # Bytes of frozen weights, which every evaluation copies.
+_MOST_CONTAINED: Final = 1 << 24  # Bytes of the tensors of a container; likewise.
 # What torch keeps in every module. `training` is state like any attribute.
 _TORCHS_OWN: Final = frozenset(vars(nn.Module())) - {"training"}
 # Objects of these are not the program's own, or are large and no state of a loss.
@@ -48,28 +57,28 @@ _NOT_LOOKED_INTO: Final = frozenset(
     ]
 )
 # Not state of a loss, or the data themselves.
-_NEVER: Final = (Tensor, Optimizer, Dataset, DataLoader, types.ModuleType, type)
+_NEVER: Final = (Tensor, Optimizer, Dataset, DataLoader, types.ModuleType)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A dictionary of names, in which a function may keep something.
+    """A mapping of names, in which a function may keep something.
 
     Attributes:
         owner: What has these names, in words.
-        namespace: The dictionary.
+        namespace: The mapping.
         names: Which of its names count; None for all.
         holds_buffers: Whether its tensors are a module's buffers or frozen weights,
             which are saved with it.
     """
 
     owner: str
-    namespace: dict[str, Any]
+    namespace: MutableMapping[Any, Any]
     names: frozenset[str] | None = None
     holds_buffers: bool = False
 
-    def current_names(self) -> list[str]:
+    def current_names(self) -> list[Any]:
         """Return the names that count and exist."""
         names = self.namespace if self.names is None else self.names
         return [n for n in names if n in self.namespace and n not in _TORCHS_OWN]
@@ -83,15 +92,13 @@ class Reach:
     Attributes:
         modules: Every module, those inside of others included.
         generators: Random number generators of the program's own.
-        places: Attributes of objects, buffers of modules, and globals.
-        cells: The variables of closures.
+        places: Attributes of objects, buffers of modules, variables, and globals.
         devices: The accelerators that hold parameters or buffers.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
     generators: list[Any] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    cells: list[types.CellType] = field(default_factory=list)
     devices: set[torch.device] = field(default_factory=set)
 
     @property
@@ -174,6 +181,7 @@ def _of_module(root: nn.Module, reach: Reach) -> Iterator[Any]:
         # A hook may keep the activations of the batch before.
         yield from module._forward_pre_hooks.values()  # noqa: SLF001
         yield from module._forward_hooks.values()  # noqa: SLF001
+        yield type(module)
 
 
 def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
@@ -184,14 +192,18 @@ def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
         return
     if _is_library(function.__module__):
         return
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # Not assigned yet.
-            continue
-        reach.cells.append(cell)
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
+    for place in (
+        Variables(function),
+        Defaults(function),
+        function.__kwdefaults__ or {},
+        vars(function),
+    ):
+        reach.places.append(Place(f"{function.__name__}()", place))
+        yield from place.values()
+    yield from _of_globals(function, reach)
+
+
+def _of_globals(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
     known = function.__globals__
     # The code names attributes and methods as well, which are no globals.
     names = frozenset(name for name in _names(function.__code__) if name in known)
@@ -199,6 +211,31 @@ def _of_function(function: types.FunctionType, reach: Reach) -> Iterator[Any]:
         reach.places.append(Place(str(known.get("__name__")), known, names))
     for name in names:
         yield known[name]
+        if isinstance(known[name], types.ModuleType):
+            yield from _of_python_module(known[name], function, reach)
+
+
+def _of_python_module(
+    module: types.ModuleType, function: types.FunctionType, reach: Reach
+) -> Iterator[Any]:
+    """Yield what a function names of one of the program's own modules."""
+    if is_programs_own(module.__name__):
+        known = vars(module)
+        names = frozenset(name for name in _names(function.__code__) if name in known)
+        reach.places.append(Place(module.__name__, known, names))
+        yield from (known[name] for name in names)
+
+
+def _of_class(kind: type, reach: Reach) -> Iterator[Any]:
+    """Yield the values and methods of a class of the program's own, and its bases."""
+    if not is_programs_own(kind.__module__):
+        return
+    values = ClassAttributes(kind)
+    reach.places.append(Place(kind.__name__, values))
+    yield from values.values()
+    yield from kind.__bases__
+    for value in list(vars(kind).values()):
+        yield getattr(value, "__func__", getattr(value, "fget", value))
 
 
 def _of_generator(generator: Any, reach: Reach) -> Iterable[Any]:
@@ -206,26 +243,36 @@ def _of_generator(generator: Any, reach: Reach) -> Iterable[Any]:
     return ()
 
 
-def _of_container(container: Any, _reach: Reach) -> Iterable[Any]:
+def _of_container(container: Any, reach: Reach) -> Iterable[Any]:
     # A long list is data; where the loss keeps its own past, that is found while it is
     # short.
     if len(container) > _LONGEST:
         return ()
-    return list(container.values() if isinstance(container, dict) else container)
+    values = list(container.values() if isinstance(container, dict) else container)
+    kind = type(container)
+    if kind in (list, set, deque):  # What is in them; and then tensors, written to.
+        reach.places.append(Place(kind.__name__, {0: container}))
+    size = sum(value.nbytes for value in values if isinstance(value, Tensor))
+    if kind in (list, dict) and size <= _MOST_CONTAINED:
+        entries = Entries(container) if kind is list else container
+        reach.places.append(Place(kind.__name__, entries))
+    return values
 
 
 def _of_method(method: types.MethodType, _reach: Reach) -> Iterable[Any]:
     return method.__func__, method.__self__
 
 
-def _of_partial(partial: functools.partial[Any], _reach: Reach) -> Iterable[Any]:
+def _of_partial(partial: functools.partial[Any], reach: Reach) -> Iterable[Any]:
+    reach.places.append(Place("partial", partial.keywords))
     return partial.func, *partial.args, *partial.keywords.values()
 
 
 def _of_object(item: Any, reach: Reach) -> Iterable[Any]:
-    reach.places.append(Place(type(item).__name__, vars(item)))
+    values = vars(item) if hasattr(item, "__dict__") else Slots(item)
+    reach.places.append(Place(type(item).__name__, values))
     call = [type(item).__call__] if callable(item) else []
-    return call + list(vars(item).values())
+    return [*call, *values.values(), type(item)]
 
 
 _READERS: Final[tuple[tuple[Any, Callable[[Any, Reach], Iterable[Any]]], ...]] = (
@@ -234,6 +281,7 @@ _READERS: Final[tuple[tuple[Any, Callable[[Any, Reach], Iterable[Any]]], ...]] =
     (types.FunctionType, _of_function),
     (types.MethodType, _of_method),
     (functools.partial, _of_partial),
+    (type, _of_class),
     ((list, tuple, set, frozenset, deque, dict), _of_container),
 )
 
@@ -246,7 +294,9 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_of_program(item: Any) -> bool:
-    return hasattr(item, "__dict__") and not _is_library(type(item).__module__)
+    if not hasattr(item, "__dict__") and not hasattr(item, "__slots__"):
+        return False
+    return not _is_library(type(item).__module__)
 
 
 def _is_library(module: str | None) -> bool:

@@ -15,12 +15,19 @@ from typing import Any, Final, Literal, final
 from torch import Tensor
 
 from dp._ranks import rank_and_size
+from dp.evidence import _texts
 from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
-from dp.evidence._company import Companies
+from dp.evidence._company import Companies, Company
 from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
 from dp.evidence._exchange import copied, devices_of
-from dp.evidence._look import Look, Verdict
+from dp.evidence._look import Followed, Look, Verdict
+from dp.evidence._named_values import (
+    Changed,
+    NamedValues,
+    labels_in_words,
+    tensors_of,
+)
 from dp.evidence._origin import is_computed
 from dp.evidence._program_state import ProgramState
 from dp.evidence._random_state import numpys_position
@@ -41,47 +48,6 @@ _Form = Literal["function", "losses"]
 _NOTHING: Final = Evidence()
 _MOST_TRIES: Final = 3  # Of comparing other sizes of batch.
 
-_FINISHED: Final = (
-    "the losses came finished, so what they were computed from cannot be seen: a"
-    " statistic of the batch, a BatchNorm in train() or an .item() in them would make"
-    " epsilon too low. Pass the function and its batch instead, as in"
-    " optimizer.backward(loss_fn, batch), or run dp.check on this model before"
-)
-_UNCLEAR: Final = (
-    "whether one example's loss depends on another could not be seen: evaluated again"
-    " on the same batch, the loss function returns other losses, draws random numbers"
-    " by what its data are, or fails. Let it draw from generators that it names, and"
-    " keep what it counts in its modules; or run dp.check on a copy that repeats itself"
-)
-_NO_AXIS: Final = (
-    "whether one example's loss depends on another could not be seen: no part of the"
-    " batch has an axis as long as its losses, and no loader can collate it anew. Pass"
-    " the batch that the loader yielded, or run dp.check(..., take=...) on this model"
-)
-_COMPUTED: Final = (
-    "the batch that the loss function is given is not the one that the loader yielded:"
-    " its numbers were computed between the two, where nothing can see whether those of"
-    " an example are made of that example alone. Give the function the loader's batch,"
-    " and standardise, augment and convert inside of it"
-)
-_MIXED: Final = (
-    "the loss of an example changed when other examples of its batch were replaced by"
-    " copies of another. Something in the loss function is computed from the whole"
-    " batch, if without a gradient: BatchNorm in train(), a mean, a largest value, a"
-    " rank or a count of the batch, an .item() of it, or mixup. Compute each example's"
-    " loss from that example alone"
-)
-_CARRIED: Final = (
-    "the loss of an example changed with the examples of the batch before it. A buffer,"
-    " an attribute or a variable of the loss function carries private data from one"
-    " batch to the next, as a running mean does. Keep no state of the data"
-)
-_SIZES: Final = (
-    "the losses of all examples changed when there were fewer of them in the batch."
-    " Something in the loss function depends on how many there are: divide no loss by a"
-    " size or a count of the batch"
-)
-
 
 @final
 class Watch:
@@ -94,6 +60,7 @@ class Watch:
         silenced: Called at every second evaluation for a context to run it in, such as
             one in which a framework logs nothing.
         together: What several ranks ask of each other.
+        follows_others: Whether losses followed what changed beside their batch.
         checks: Called with a function, its batch and the units of its losses before it
             is evaluated, each until it returns True.
     """
@@ -109,9 +76,11 @@ class Watch:
         self._tries_left = _MOST_TRIES  # 0 once other sizes were compared.
         self._numpys = True  # Whether the function drew from numpy's generator.
         self._owes_look = False
+        self._named = NamedValues()
+        self.follows_others: bool = False
+        self._single: Any = None  # The last batch of one example that was looked at.
         # Of the step at hand:
         self._segment, self._number = "", -1  # Where it will be charged.
-        self._is_due = False
         self._num_calls = 0
         self._form: _Form | None = None
         # Of steps before it:
@@ -157,8 +126,9 @@ class Watch:
             self._read_late(self._unread)
         self._num_calls += 1
         self._form = self._form or "function"
-        is_due = self._is_due and picks_call(segment, step, self._num_calls)
-        if not is_due and not self._owes_look:
+        looks = is_due(segment, step) and picks_call(segment, step, self._num_calls)
+        if not looks and not self._owes_look:
+            self._named.forget()
             losses = _called(function, batch)
             evaluated = partial(Evaluated.now, function, batch, losses, units, loader)
             if is_alone:
@@ -168,19 +138,25 @@ class Watch:
             return losses
         return self._looked_at(function, batch, segment, units, loader)
 
-    def finished(self, parameters: Iterable[Tensor], *, segment: str) -> None:
+    def assumed(self) -> tuple[str, ...]:
+        """Return what a certificate has to assume of what losses followed."""
+        return (_texts.FOLLOWED,) if self.follows_others else ()
+
+    def finished(
+        self, parameters: Callable[[], Iterable[Tensor]], *, segment: str
+    ) -> None:
         """Note that losses came finished; warn once if nothing is known of them.
 
         Args:
-            parameters: What is trained.
+            parameters: Returns what is trained.
             segment: The segment of the ledger that the step will be charged to.
         """
         self._begin(segment)
         self._form = "losses"
         if "finished" not in self._told:
-            self._checked = checked_on(parameters)
+            self._checked = checked_on(parameters())
             if self._checked is None:
-                self._tell("finished", _FINISHED)
+                self._tell("finished", _texts.FINISHED)
             self._told.add("finished")
 
     def released(self, segment: str) -> None:
@@ -220,7 +196,6 @@ class Watch:
         number = self._records.get(segment, _NOTHING).steps
         if number != self._number or segment != self._segment:
             self._segment, self._number = segment, number
-            self._is_due = is_due(segment, number)
             self._num_calls, self._form = 0, None
         return number
 
@@ -246,15 +221,18 @@ class Watch:
     ) -> Tensor:
         """Return ``function(batch)``, and look at it."""
         state = ProgramState(function, devices_of(batch), numpys=self._numpys)
+        state.note_batch(tensors_of(batch))
+        changed = self._named.earlier(state)
         position = numpys_position()
         # A function that writes to its batch does so from the first part on.
         if self._num_calls == 1 and is_computed(batch, loader):
             self._record(inconclusive=True)
-            self._tell("computed", _COMPUTED)
+            self._tell("computed", _texts.COMPUTED)
         before: Any = NO_BATCH
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)
         losses = _called(function, batch)
+        self._named.keep(state)
         if is_at_hand(losses):
             self._surprises.breaks_record(spread_of(losses))
         draws_from_numpy = numpys_position() != position
@@ -264,7 +242,7 @@ class Watch:
         self._numpys = draws_from_numpy
         if not self._owes_look:
             evaluated = Evaluated.now(function, before, losses, units, loader)
-            self._look(evaluated, state, segment)
+            self._look(evaluated, state, segment, changed)
         return losses
 
     def _look_from_here(self, evaluated: Evaluated) -> None:
@@ -273,7 +251,11 @@ class Watch:
         self._look(evaluated, state, None)
 
     def _look(
-        self, evaluated: Evaluated, state: ProgramState, segment: str | None
+        self,
+        evaluated: Evaluated,
+        state: ProgramState,
+        segment: str | None,
+        changed: Changed = ({}, {}),
     ) -> None:
         """Look at losses; *segment* is None if they surprised, and were not due."""
         losses, num_ranks = evaluated.losses, rank_and_size()[1]
@@ -281,20 +263,13 @@ class Watch:
             return  # It will be refused.
         if losses.numel() == 0 and num_ranks == 1:
             return
-        company = None
-        if evaluated.batch is not NO_BATCH:
-            company = self._companies.of(
-                evaluated.batch,
-                num_losses=losses.numel(),
-                units=evaluated.units,
-                loader=evaluated.loader,
-                drawn=evaluated.drawn,
-            )
+        company = self._company_of(evaluated)
         if company is None:
             self._record(inconclusive=True)
-            self._tell("axis", _NO_AXIS)
+            self._tell("axis", _texts.NO_AXIS)
             return
         written: list[str] = []
+        follows: Followed | None = None
         depends: bool | None = None
         try:
             with state.excursion() as after:
@@ -306,6 +281,7 @@ class Watch:
                     None if segment is None else losses,
                     in_step=num_ranks > 1,
                     silenced=self.silenced,
+                    earlier=self._earlier_than(evaluated.batch, company),
                 )
                 # What depends on one example alone shows when its place is given away:
                 # both halves are exchanged in the first look, one of them later.
@@ -319,12 +295,33 @@ class Watch:
                 if segment is not None and self._is_to_ask_size(verdict, num_ranks):
                     depends = look.depends_on_size()
                     self._tries_left = self._tries_left - 1 if depends is None else 0
+                follows = look.follows(*changed)
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
             verdict = "unclear"
         else:
             written = look.written
         self._act(verdict, depends_on_size=depends)
+        self.follows_others |= follows is not None
+        if follows == "data":
+            self._record(inconclusive=True)
+            self._tell("beside", _texts.BESIDE.format(labels_in_words(changed[0])))
         self._tell_of_buffers(written)
+
+    def _company_of(self, evaluated: Evaluated) -> Company | None:
+        if evaluated.batch is NO_BATCH:
+            return None
+        return self._companies.of(
+            evaluated.batch,
+            num_losses=evaluated.losses.numel(),
+            units=evaluated.units,
+            loader=evaluated.loader,
+            drawn=evaluated.drawn,
+        )
+
+    def _earlier_than(self, batch: Any, company: Company) -> Any:
+        """Return the batch of one example before this one, which is remembered."""
+        earlier, self._single = self._single, batch if company.num_units == 1 else None
+        return earlier
 
     def _is_to_ask_size(self, verdict: Verdict, num_ranks: int) -> bool:
         """Whether to evaluate other sizes of batch; several ranks do, or none does."""
@@ -335,13 +332,13 @@ class Watch:
     def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
         if depends_on_size is not None and verdict == "alone":
             if depends_on_size:
-                raise _mixing(_SIZES)
+                raise _mixing(_texts.SIZES)
             self._record(other_sizes=True)
         if verdict == "unclear":
             self._record(inconclusive=True)
-            self._tell("unclear", _UNCLEAR)
+            self._tell("unclear", _texts.UNCLEAR)
         elif verdict in ("mixed", "carried"):
-            raise _mixing(_MIXED if verdict == "mixed" else _CARRIED)
+            raise _mixing(_texts.MIXED if verdict == "mixed" else _texts.CARRIED)
 
     def _record(self, *, other_sizes: bool = False, inconclusive: bool = False) -> None:
         known = self._records.get(self._segment, _NOTHING)

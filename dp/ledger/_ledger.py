@@ -17,21 +17,17 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 from dp.accounting import Guarantee, Query, Release, Truncation, merge_equal_releases
-from dp.accounting._counted import NoiseBesideCount, check_counted
+from dp.accounting._counted import NoiseBesideCount
 from dp.exceptions import LedgerError
 from dp.ledger._advisories import ADVISORIES
 from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import Charge
-from dp.ledger._claim import accounted, check_noise, claim, from_version_1
-from dp.ledger._paid_pass import (
-    PaidPass,
-    charged_whole,
-    check_noise_of_passes,
-    check_place,
-)
+from dp.ledger._claim import check_noise, claim, from_version_1
+from dp.ledger._paid_pass import PaidPass, check_noise_of_passes
 from dp.ledger._segments import Totals, appended, check_unit, includes, merge, rows
 from dp.ledger._state import VERSION, read
+from dp.ledger._terms import Numbers, TermsOfSteps
 from dp.ledger._writer import Writer
 from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
@@ -64,6 +60,7 @@ class Ledger:
         self._num_advisories = len(ADVISORIES)
         self._writer = Writer()
         self._budget = Budget(plan)
+        self._terms = TermsOfSteps(plan, self._budget)
         self._totals = Totals(self._segments, steps=0, as_planned=True)
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
 
@@ -228,38 +225,33 @@ class Ledger:
             PrivacyError: If it costs more than planned, and neither *public* nor a
                 Renyi filter covers that, or if the charge of a pass does not.
         """
-        place = check_place(self._plan, in_pass, noise_multiplier)
-        charge = Charge(
-            sampling_probability=sampling_probability,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=max_grad_norm,
-            count=1,
-            truncation=truncation,
-            public=public,
-            noise_beside_count=noise_beside_count,
+        numbers = Numbers(
+            sampling_probability,
+            noise_multiplier,
+            max_grad_norm,
+            truncation,
+            public,
+            noise_beside_count,
         )
-        check_counted(noise_multiplier, noise_beside_count)
-        if place is not None:
-            charge = charged_whole(charge, place, self._plan)
         with self._lock:
             self._check_sound()
-            if place is not None and self._is_paid(place, max_grad_norm):
-                return
             totals = self._current_totals()
-            charge = accounted(self._plan, charge, totals.steps)
-            release = charge.to_release()
-            as_planned = totals.as_planned and self._budget.plans(release, totals.steps)
+            terms = self._terms.of(numbers, totals.steps, in_pass)
+            if in_pass is not None and self._is_paid(in_pass, max_grad_norm):
+                return
+            charge = terms.charge
+            as_planned = totals.as_planned and terms.is_planned
             if as_planned:
                 self._budget.check_as_planned(totals.steps, charge.count)
             else:
-                self._budget.check(self.releases(), release)
+                self._budget.check(self.releases(), terms.release)
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
             self._totals = Totals(
                 self._segments, totals.steps + charge.count, as_planned
             )
-            self._paid = None if place is None else PaidPass(place, max_grad_norm)
+            self._paid = None if in_pass is None else PaidPass(in_pass, max_grad_norm)
 
     def ask(self, name: str, *, num_values: int) -> Query:
         """Record that a planned query is asked, before its noise is drawn.

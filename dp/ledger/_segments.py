@@ -1,8 +1,9 @@
 """Segments: the charges of each process of a run, in the order in which it made them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self, final
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Final, Self, final
 
 from dp.accounting import merge_equal_releases
 from dp.exceptions import LedgerError
@@ -23,16 +24,21 @@ __all__ = (
 Segments = Mapping[str, tuple[Charge, ...]]
 """Charges by the id of the process that made them."""
 
+# All of a charge but its count: compared at every step, without building a charge.
+_kind_of: Final = attrgetter(*(f.name for f in fields(Charge) if f.name != "count"))
+
 
 def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
     """Return *segment* with *charge*, counted together with an equal last one."""
     # A run of 10 000 equal steps is one line that counts to 10 000.
     if segment and _alike(segment[-1], charge):
         last = segment[-1]
+        count = last.count + charge.count
+        if last.norms is None and last.max_grad_norm == charge.max_grad_norm:
+            return (*segment[:-1], replace(charge, count=count))
         norms = last.norm_range.around(charge.max_grad_norm)
         moved = None if norms.least == norms.largest else norms
-        both = replace(charge, count=last.count + charge.count, norms=moved)
-        return (*segment[:-1], both)
+        return (*segment[:-1], replace(charge, count=count, norms=moved))
     return (*segment, charge)
 
 
@@ -40,7 +46,7 @@ def _alike(left: Charge, right: Charge) -> bool:
     """Whether two charges differ in their count at most, or in a norm that moves."""
     if left.noise_beside_count is not None:
         right = replace(right, max_grad_norm=left.max_grad_norm, norms=left.norms)
-    return replace(left, count=right.count) == right
+    return bool(_kind_of(left) == _kind_of(right))
 
 
 def _goes_on(earlier: Charge, later: Charge) -> bool:

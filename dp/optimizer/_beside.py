@@ -14,6 +14,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from dp._mechanism.beside import Beside
+from dp.distributed import any_sharded
 from dp.ledger import Ledger
 
 
@@ -52,7 +53,7 @@ def look_beside(
         ledger: The ledger of this optimizer.
     """
     # Shards are gathered into other tensors, which FSDP writes to and which graphs have.
-    if any(hasattr(parameter, "placements") for parameter in parameters):
+    if any_sharded(parameters):
         beside.is_blind = True
         return
     if beside.was_written(parameters):

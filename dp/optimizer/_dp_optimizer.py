@@ -382,6 +382,7 @@ class DPOptimizer(PrivateStep):
             assumptions=(
                 *sentences(self.mechanism.beside),
                 *self.mechanism.options.assumed(self, self.original_optimizer),
+                *self.mechanism.watch.assumed(),
                 *assumptions,
             ),
             public_end=public_end,

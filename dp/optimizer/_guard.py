@@ -88,11 +88,11 @@ def owners_around(optimizer: Optimizer) -> list[Optimizer]:
 
     None within a private step, where the wrapped optimizer is stepped.
     """
-    if _permitted.get() or not _protected:
+    if _permitted.get():
         return []
-    if isinstance(optimizer, _protected.kinds()):
+    if _protected.has_kind_of(optimizer):
         return [optimizer]
-    return _protected.owners_of(parameters_of(optimizer))
+    return _protected.owners_of(parameters_of(optimizer)) if _protected else []
 
 
 def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +112,7 @@ def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> 
 
 def _refuse_unprivate_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     # A private step is its own business, also that of a proxy made of one's class.
-    if _permitted.get() or not _protected or isinstance(optimizer, _protected.kinds()):
+    if _permitted.get() or _protected.has_kind_of(optimizer) or not _protected:
         return
     # What leads here in the field: the inner optimizer stepped by itself (opacus#313),
     # DeepSpeed's offload rebuilding it from param_groups, a second optimizer that was

@@ -9,6 +9,7 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
@@ -46,6 +47,7 @@ from forwarding import forwarded, target
 
 __all__ = ("PrivateStep",)
 
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _BESIDE_LOSSES: Final = (
     "while losses were given to backward or private_loss: an example has one gradient a"
     " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
@@ -95,7 +97,7 @@ class PrivateStep(TransparentOptimizer):
         if not self.mechanism.beside.has_updated:
             hook_layers_around(self)
         # The update itself is post-processing of what was released, and needs no lock.
-        with self.mechanism.step.exclusive():
+        with self.mechanism.step:
             stddev = self._set_private_gradients()
         self._note_options()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
@@ -118,7 +120,7 @@ class PrivateStep(TransparentOptimizer):
     def _losses_alone(
         self, losses: LossFunction | Tensor, batch: Any, units: Tensor | None
     ) -> Tensor:
-        with self.mechanism.step.exclusive():
+        with self.mechanism.step:
             return self._losses_of(losses, batch, units)
 
     def _losses_of(
@@ -129,7 +131,7 @@ class PrivateStep(TransparentOptimizer):
         if isinstance(losses, Tensor):
             check_losses(losses, has_units=units is not None)
             segment = self.ledger.segment
-            self.mechanism.watch.finished(self._trainable(), segment=segment)
+            self.mechanism.watch.finished(self._trainable, segment=segment)
             return losses
         vector = self.mechanism.evaluate(losses, batch, units)
         check_losses(vector, has_units=units is not None)
@@ -143,7 +145,7 @@ class PrivateStep(TransparentOptimizer):
         units: Tensor | None,
         reduction: Reduction,
     ) -> None:
-        with self.mechanism.step.exclusive() as state:
+        with self.mechanism.step as state:
             vector = self._losses_of(losses, batch, units)
             self._accumulate(state, vector, units, reduction, scale=None)
 
@@ -156,7 +158,7 @@ class PrivateStep(TransparentOptimizer):
         *,
         scale: float,
     ) -> None:
-        with self.mechanism.step.exclusive() as state:
+        with self.mechanism.step as state:
             self._accumulate(state, losses, units, reduction, scale=scale)
 
     def _accumulate(
@@ -203,8 +205,10 @@ class PrivateStep(TransparentOptimizer):
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
         # Cleared only now: what is refused above leaves everything as it was.
-        for parameter in self._all_parameters():
-            parameter.grad = None  # A frozen one may still hold a raw gradient.
+        owned = self._all_parameters()
+        if len(owned) > len(parameters):
+            for parameter in owned:
+                parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
@@ -282,7 +286,7 @@ class PrivateStep(TransparentOptimizer):
             )
 
     def _trainable(self) -> list[Tensor]:
-        return [p for p in self._all_parameters() if p.requires_grad]
+        return [*filter(_REQUIRES_GRAD, self._all_parameters())]
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:

@@ -62,11 +62,25 @@ class OptimizerRegistry:
         Lightning makes proxies of an optimizer: they have its groups, and were never
         registered themselves.
         """
-        for known in [owner] if weakref.ref(owner) in self._seen else self._alive():
-            outline = _groups_signature(known)
-            now = _Seen(outline, tuple(map(id, parameters_of(known))))
-            if outline is not None and now != self._seen[weakref.ref(known)]:
-                self._seen[weakref.ref(known)] = now
+        reference = weakref.ref(owner)
+        # One look-up for each: this runs twice in every private step.
+        known = self._seen.get(reference)
+        if known is not None:
+            self._reread(reference, owner, known)
+            return
+        for other in self._alive():
+            reference = weakref.ref(other)
+            self._reread(reference, other, self._seen[reference])
+
+    def _reread(
+        self, reference: weakref.ref[Optimizer], owner: Optimizer, last: _Seen
+    ) -> None:
+        outline = _groups_signature(owner)
+        if outline is None:
+            return
+        parameters = tuple(map(id, parameters_of(owner)))
+        if outline != last.outline or parameters != last.parameters:
+            self._seen[reference] = _Seen(outline, parameters)
 
     def owners_of(self, parameters: Iterable[Tensor]) -> list[Optimizer]:
         """Return every private optimizer that has one of *parameters*."""
@@ -82,9 +96,13 @@ class OptimizerRegistry:
                     owners[id(holder)] = holder
         return list(owners.values())
 
-    def kinds(self) -> tuple[type[Optimizer], ...]:
-        """Return the classes of the private optimizers."""
-        return tuple({type(owner) for owner in self._alive()})
+    def has_kind_of(self, optimizer: object) -> bool:
+        """Whether *optimizer* is an instance of a private optimizer's class."""
+        for reference in list(self._seen):
+            owner = reference()
+            if owner is not None and isinstance(optimizer, type(owner)):
+                return True
+        return False
 
     def _alive(self) -> list[Optimizer]:
         owners = [reference() for reference in list(self._seen)]
@@ -112,8 +130,11 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     Unreadable groups are skipped; the optimizer's own step reports them.
     """
     groups: Any = getattr(optimizer, "param_groups", None)
-    lists = [g.get("params") for g in _as_sequence(groups) if isinstance(g, dict)]
-    return [p for parameters in lists for p in _as_sequence(parameters)]
+    parameters: list[Tensor] = []
+    for group in _as_sequence(groups):
+        if isinstance(group, dict):
+            parameters += _as_sequence(group.get("params"))
+    return parameters
 
 
 def _as_sequence(value: Any) -> Sequence[Any]:
@@ -130,16 +151,15 @@ def _groups_signature(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
     Returns:
         None if there is a group that cannot be read.
     """
+    outline: list[tuple[int, ...]] = []
     try:
-        lists = [group["params"] for group in owner.param_groups]
-        return [
-            (id(params), len(params), id(params[0]), id(params[-1]))
-            if params
-            else (id(params),)
-            for params in lists
-        ]
+        for group in owner.param_groups:
+            params = group["params"]
+            ends = (id(params[0]), id(params[-1])) if params else ()
+            outline.append((id(params), len(params), *ends))
     except (AttributeError, KeyError, TypeError):  # Half-built, or overwritten.
         return None
+    return outline
 
 
 def _has(owner: Optimizer, parameter: Tensor) -> bool:

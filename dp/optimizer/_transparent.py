@@ -11,13 +11,12 @@ stays on the layer it was set on: forwarded, it would call itself for ever.
 
 from collections import OrderedDict, defaultdict
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
-from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
 
-from dp.optimizer._step_hooks import step_of_wrapped, wrap_step_hooks
+from dp.optimizer._step_hooks import profiled, step_of_wrapped, wrap_step_hooks
 from forwarding import ForwardingMeta, forwarded, target
 
 
@@ -80,7 +79,7 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
         """Reset the gradients as the wrapped optimizer does."""
-        with record_function(self._zero_grad_profile_name):
+        with profiled(self._zero_grad_profile_name):
             self.original_optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -169,5 +168,7 @@ class TransparentOptimizer(Optimizer, metaclass=ForwardingMeta):
             vars(self).setdefault(name, OrderedDict())
 
     def _all_parameters(self) -> list[Tensor]:
-        groups = [cast("list[Tensor]", group["params"]) for group in self.param_groups]
-        return groups[0].copy() if len(groups) == 1 else [*chain.from_iterable(groups)]
+        groups = self.param_groups
+        if len(groups) == 1:
+            return [*groups[0]["params"]]
+        return [*chain.from_iterable(group["params"] for group in groups)]

@@ -30,12 +30,13 @@ from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
     loses_small_factors,
+    rounded_up,
     zeroed,
 )
 from dp.per_sample._rules.context import RuleContext
 
 
-__all__ = ("OuterProducts", "RowLayer", "RowLayers", "find_row_layers")
+__all__ = ("OuterProducts", "RowLayer", "RowLayers", "find_row_layers", "row_layer")
 
 # What nodes keep of their data, and the input positions of the weight and the bias.
 _KINDS: Final[Mapping[str, tuple[str, int, int | None]]] = {
@@ -92,7 +93,7 @@ def find_row_layers(
     for position, (use, layout) in enumerate(zip(graph.uses, layouts, strict=True)):
         if position not in batched and layout is not None and [*layout] == [0]:
             context = RuleContext(use, layout, num_samples)
-            layer = _row_layer(position, context, index_of)
+            layer = row_layer(position, context, index_of)
             found += [] if layer is None else [layer]
     # Norms are put together, which takes one dtype on one device.
     return [
@@ -104,10 +105,17 @@ def _kind(layer: RowLayer, parameters: Sequence[Tensor]) -> object:
     return layer.dtype, parameters[layer.weight].device
 
 
-def _row_layer(
+def row_layer(
     position: int, context: RuleContext, index_of: Mapping[int, int]
 ) -> RowLayer | None:
-    """Return a use as a layer that meets one row of each example; None if it is none."""
+    """Return a use as a layer that meets one row of each example; None if it is none.
+
+    Args:
+        position: Which of the graph's uses it is.
+        context: The use.
+        index_of: The index of each parameter that may be one of the layer's, by its
+            identity.
+    """
     use = context.use
     if use.operation not in _KINDS or not context.examples_lead:
         return None
@@ -255,6 +263,7 @@ class OuterProducts:
         squares = _squared_norms(factors)
         if loses_small_factors(squares):
             squares = _squared_norms([factor.double() for factor in factors])
+        squares = rounded_up(squares, max(factor.shape[1] for factor in factors))
         of_inputs_LB, of_grads_LB = squares.chunk(2)
         groups = {group_of[index] for index in self._place_of}
         has_bias = [layer.bias is not None for layer in self._layers]

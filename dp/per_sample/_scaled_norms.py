@@ -18,6 +18,7 @@ from dp.per_sample._parts.part import (
     chunk_bytes,
     chunks,
     loses_small_factors,
+    rounded_up,
     squared_norms,
     wide,
 )
@@ -88,6 +89,7 @@ def _of_products(part: GradPart, scale: Tensor, rows: slice) -> Tensor:
         left_BI = part.left[rows, 0].double().square()
         right_BO = part.right[rows, 0].double().square()
         scale = scale.double()
+    left_BI, right_BO = rounded_up(left_BI, 1), rounded_up(right_BO, 1)
     norms_B: Tensor = torch.linalg.vecdot(left_BI @ scale.square(), right_BO)
     # Sums of I and of O terms of one sign: each rounds by a unit a term, at most.
     eps = torch.finfo(norms_B.dtype).eps

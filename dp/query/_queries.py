@@ -10,6 +10,7 @@ accountant doubles the sensitivity, as it does for gradients. Sums are of multip
 Shapes: ``N`` units of privacy.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, final
 
@@ -25,6 +26,7 @@ from dp.ledger import Ledger
 from dp.noise import GaussianNoise
 from dp.query._answers import Answer, Histogram
 from dp.query._statistic import Statistic, noised
+from dp.sampling import TicketedLoader
 
 
 __all__ = ("Queries",)
@@ -80,7 +82,11 @@ class Queries:
 
     def __init__(self, run: Ledger | _HasLedger, *, dataset: Any = ...) -> None:
         self._ledger = run if isinstance(run, Ledger) else run.ledger
-        self._dataset = _loaded_by(run) if dataset is ... else dataset
+        loader = _loader_of(run) if dataset is ... else None
+        if dataset is ...:
+            dataset = None if loader is None else loader.dataset
+        self._dataset = dataset
+        self._most = _num_units(dataset) if loader is None else loader.num_units
         self._account = Account(self._ledger)
         self._noise = GaussianNoise()
 
@@ -99,7 +105,7 @@ class Queries:
                 does not know of it.
             UnsupportedOperationError: If there are several ranks.
         """
-        mask = _vector(mask_N) != 0
+        mask = self._vector(mask_N) != 0
         reason = "a unit is counted or not"
         (value,), stddev = self._released(name, mask.sum(dtype=torch.float64), reason)
         return Answer(name=name, value=value, stddev=stddev)
@@ -136,7 +142,9 @@ class Queries:
         """
         middle, half = _range(low, high)
         num_units = _checks.positive(num_units=num_units)
-        unit_N = ((_vector(values_N) - middle) / half).nan_to_num(nan=0.0).clamp(-1, 1)
+        unit_N = (
+            ((self._vector(values_N) - middle) / half).nan_to_num(nan=0.0).clamp(-1, 1)
+        )
         total = ((unit_N * _GRID).round() / _GRID).sum()
         reason = "a unit adds a number in [-1, 1]"
         (noisy,), stddev = self._released(name, total, reason)
@@ -172,7 +180,7 @@ class Queries:
             raise ValueError(
                 f"edges must be at least two rising numbers, got {tuple(edges)!r}"
             )
-        cells_N = torch.bucketize(_vector(values_N), sides, right=True) - 1
+        cells_N = torch.bucketize(self._vector(values_N), sides, right=True) - 1
         num_cells = len(sides) - 1
         inside_N = (cells_N >= 0) & (cells_N < num_cells)
         counts = torch.bincount(cells_N[inside_N], minlength=num_cells).double()
@@ -182,6 +190,26 @@ class Queries:
         return Histogram(
             name=name, edges=tuple(sides.tolist()), counts=noisy, stddev=stddev
         )
+
+    def _vector(self, values_N: ArrayLike | Tensor) -> Tensor:
+        """Return the values in float64, on the host.
+
+        Raises:
+            ValueError: If they are no vector, or more than there are units.
+        """
+        vector = torch.as_tensor(values_N).detach().to("cpu", torch.float64)
+        if vector.dim() != 1:
+            raise ValueError(
+                "values must be a vector, one entry a unit of privacy, got"
+                f" {vector.dim()} dimensions"
+            )
+        # Of some units only there may be values; with more, a unit counts twice.
+        if len(vector) > self._most:
+            raise ValueError(
+                "values must be one entry a unit of privacy, and are more than there are"
+                " units; add up what belongs to one unit, or take one value of it"
+            )
+        return vector
 
     def _released(
         self, name: str, sums: Tensor, reason: str
@@ -205,8 +233,8 @@ class Queries:
         return tuple(noisy.tolist()), query.noise_multiplier
 
 
-def _loaded_by(run: Ledger | _HasLedger) -> Any:
-    """Return the dataset of an optimizer's loader; None if it has no loader."""
+def _loader_of(run: Ledger | _HasLedger) -> TicketedLoader | None:
+    """Return the loader of an optimizer, if it has one."""
     if isinstance(run, Ledger):
         raise TypeError(
             "Queries(ledger) needs dataset=, whose rows the values are computed from, so"
@@ -214,18 +242,12 @@ def _loaded_by(run: Ledger | _HasLedger) -> Any:
             " dataset=None if no object of this process holds them"
         )
     loader = getattr(getattr(run, "mechanism", None), "loader", None)
-    return getattr(loader, "dataset", None)
+    return loader if isinstance(loader, TicketedLoader) else None
 
 
-def _vector(values_N: ArrayLike | Tensor) -> Tensor:
-    """Return the values in float64, on the host."""
-    vector = torch.as_tensor(values_N).detach().to("cpu", torch.float64)
-    if vector.dim() != 1:
-        raise ValueError(
-            "values must be a vector, one entry a unit of privacy, got"
-            f" {vector.dim()} dimensions"
-        )
-    return vector
+def _num_units(dataset: Any) -> float:
+    """Return how many units of privacy a dataset may have at most."""
+    return len(dataset) if hasattr(dataset, "__len__") else math.inf
 
 
 def _range(low: float, high: float) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""Whether ``collate_fn`` makes a row of a batch of several examples, as mixup does.
+"""Whether a row of a batch is made of several examples, as by mixup in ``collate_fn``.
 
 Four examples are collated together, and once more with all but one of them replaced by
 copies of one other: the row of the one that stayed must stay. The copied example is one
 that keeps the shapes, so that padding is the same and, by the same seed, so are random
 numbers. What draws another number of them for other examples cannot be compared.
+A dataset that reads several rows at once is asked for one row in other company, too.
 
 Not seen: mixing that is rare, or that four examples are too few for.
 """
@@ -11,7 +12,8 @@ Not seen: mixing that is rare, or that four examples are too few for.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
+from types import MethodType
 from typing import Any, Final
 
 import numpy as np
@@ -40,9 +42,12 @@ def check_collation(dataset: Any, collate_fn: _Collate) -> None:
     Raises:
         SampleMixingError: If one does.
     """
-    if collate_fn is default_collate or len(dataset) < _NUM:
+    if len(dataset) < _NUM:
         return
     places = [i * (len(dataset) - 1) // (_NUM - 1) for i in range(_NUM)]
+    _check_fetching(dataset, places)
+    if collate_fn is default_collate:
+        return
     try:
         examples = fetch(dataset, places)
         if not isinstance(examples, list):
@@ -56,6 +61,47 @@ def check_collation(dataset: Any, collate_fn: _Collate) -> None:
             " of its batch are exchanged, as by mixup, cutmix or a statistic of the"
             " batch. Let it only stack and pad; augment each example by itself"
         )
+
+
+def _check_fetching(dataset: Any, places: list[int]) -> None:
+    """Raise if a row that is read together with others depends on which these are."""
+    if not hasattr(dataset, "__getitems__"):
+        return
+    try:
+        (one, draws), (again, same), (other, others) = (
+            _fetched(dataset, company)
+            for company in (places, places, [places[0], *places[1:2] * (_NUM - 1)])
+        )
+    except Exception:  # noqa: BLE001 -- as above
+        return
+    # What does not repeat itself draws from a generator of its own.
+    repeats = not _differ(one, again) and draws == same == others
+    if repeats and _differ(one, other):
+        raise SampleMixingError(
+            f"{type(dataset).__name__}.__getitems__ makes rows of several examples: a"
+            " row changes if it is read together with others, as by a statistic of all"
+            " rows that are read. Make each row of its own example"
+        )
+
+
+def _fetched(dataset: Any, places: list[int]) -> tuple[Any, _Draws]:
+    """Return the row of the first place, read with others by a seed, and the draws."""
+    with _seeded(_SEEDS[0]):
+        return deepcopy(fetch(dataset, places)[0]), _states()
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two examples of the same shapes differ."""
+    parts, others = parts_of(one), parts_of(other)
+    if parts is not None and others is not None:
+        return any(_differ(parts[k], others[k]) for k in parts.keys() & others.keys())
+    if isinstance(one, Tensor | np.ndarray):
+        return _shapes(one) == _shapes(other) and not _equal(one, other)
+    return _is_plain([one, other]) and bool(one != other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 -- NaN equals itself here
 
 
 def _mixes(examples: list[Any], collate_fn: _Collate) -> bool:
@@ -117,13 +163,20 @@ def _collated(
     examples: Sequence[Any], collate_fn: _Collate, seed: int
 ) -> tuple[Any, _Draws]:
     """Return a batch by a seed, and the states in which it left the generators."""
-    with _generators_restored():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 -- whatever the function draws from
-        # Collating may use up what it is given.
-        batch = collate_fn([deepcopy(example) for example in examples])
+    with _seeded(seed):
+        # Collating may use up what it is given, and keep a statistic of it.
+        batch = _anew(collate_fn)([deepcopy(example) for example in examples])
         return batch, _states()
+
+
+def _anew(collate_fn: _Collate) -> _Collate:
+    """Return it with attributes of its own, as a first call finds them."""
+    try:
+        if isinstance(collate_fn, MethodType):
+            return MethodType(collate_fn.__func__, copy(collate_fn.__self__))
+        return copy(collate_fn)
+    except Exception:  # noqa: BLE001 -- of the caller's own types, which may refuse it
+        return collate_fn
 
 
 def _states() -> _Draws:
@@ -133,9 +186,13 @@ def _states() -> _Draws:
 
 
 @contextmanager
-def _generators_restored() -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators for a block, and restore them after it."""
     state, words = random.getstate(), np.random.get_state()  # noqa: NPY002 -- as above
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 -- whatever the function draws from
         try:
             yield
         finally:
@@ -163,7 +220,7 @@ def _row_differs(batch: Any, other: Any, larger: Any, row: int) -> bool:
         if len(grown) != 1:
             return False
         one, its = (_taken(array, row, grown[0]) for array in (batch, other))
-        return not bool(((one == its) | ((one != one) & (its != its))).all())  # noqa: PLR0124 -- NaN equals itself here
+        return not _equal(one, its)
     parts, others, more = parts_of(batch), parts_of(other), parts_of(larger)
     if parts is None or others is None or more is None:
         return False

@@ -168,6 +168,11 @@ class PoissonLoader(TicketedLoader):
         """A hash of which rows share a unit; None if every row is a unit."""
         return None if self._units is None else self._units.digest
 
+    @property
+    def num_units(self) -> int:
+        """How many units of privacy the dataset has; private, as its length is."""
+        return super().num_units if self._units is None else self._units.num_units
+
     def _begin_pass(self) -> Draws:
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()

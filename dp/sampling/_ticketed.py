@@ -117,6 +117,11 @@ class TicketedLoader(DataLoader[Any]):
         return None
 
     @property
+    def num_units(self) -> int:
+        """How many units of privacy the dataset has; private, as its length is."""
+        return len(self.dataset)  # type: ignore[arg-type] # loaders ask for a length
+
+    @property
     def part(self) -> slice | None:
         """Which rows of the batch yielded last are at hand; None if it is whole.
 

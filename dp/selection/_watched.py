@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from dp._mechanism.fingerprint import fingerprint_of_tensors
 from dp._mechanism.paid_for import apart
 from dp.accounting import merge_equal_releases
 from dp.certificate._tuning import MOST_NUMBERS
@@ -16,7 +18,10 @@ from dp.optimizer import DPOptimizer
 from dp.plan import PrivacyPlan
 
 
-__all__ = ("Watched", "watched")
+__all__ = ("Left", "Watched", "watched")
+
+Left = tuple[torch.Size, int]
+"""The shape of a weight, and the sum of its bits."""
 
 
 @final
@@ -25,10 +30,25 @@ class Watched:
     """The ledgers and noise of the private optimizers that stepped in a run.
 
     Attributes:
+        earlier: Sums of the bits of what earlier runs left in their weights.
         optimizers: The optimizers.
+        began: The sums of the bits of their weights, before their first steps.
     """
 
+    earlier: set[Left] = field(default_factory=set)
     optimizers: list[DPOptimizer] = field(default_factory=list)
+    began: set[Left] = field(default_factory=set)
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Note a private optimizer that is about to step, the first time."""
+        is_new = all(optimizer is not known for known in self.optimizers)
+        if isinstance(optimizer, DPOptimizer) and is_new:
+            self.optimizers.append(optimizer)
+            self.began |= _sums(optimizer)
+
+    def left(self) -> set[Left]:
+        """Return the sums of the bits of all weights that the run changed."""
+        return set().union(*map(_sums, self.optimizers)) - self.began
 
     def check(self, plan: PrivacyPlan, *, has_public_scores: bool) -> None:
         """Raise unless the run's charges are those that are accounted for.
@@ -40,6 +60,7 @@ class Watched:
         Raises:
             PrivacyError: If it released anything else, or nothing.
         """
+        self._check_beginning()
         ledgers = {id(o.ledger): o.ledger for o in self.optimizers}
         if not ledgers:
             raise PrivacyError(
@@ -75,6 +96,14 @@ class Watched:
         for optimizer in self.optimizers:
             _check_noise(optimizer)
 
+    def _check_beginning(self) -> None:
+        if not self.began.isdisjoint(self.earlier):
+            raise PrivacyError(
+                "the run began with weights that an earlier run had left, so it released"
+                " what both cost, and the procedure accounts for one; make a new model in"
+                " train, or load the weights that all runs begin with"
+            )
+
 
 def _check_noise(optimizer: DPOptimizer) -> None:
     noise = optimizer.mechanism.noise
@@ -93,20 +122,29 @@ def _check_noise(optimizer: DPOptimizer) -> None:
         )
 
 
+def _sums(optimizer: DPOptimizer) -> set[Left]:
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    # One number may be the same by chance.
+    several = [p for p in weights if p.numel() > 1]
+    sums = fingerprint_of_tensors(several)
+    return {(p.shape, number) for p, number in zip(several, sums, strict=True)}
+
+
 @contextmanager
-def watched() -> Iterator[Watched]:
+def watched(earlier: set[Left] | None = None) -> Iterator[Watched]:
     """Watch the private optimizers of this block.
 
     What they pay for is forgotten afterwards: the procedure pays for all runs.
+
+    Args:
+        earlier: What earlier runs left in their weights, to which this run adds.
     """
-    found = Watched()
+    found = Watched(set() if earlier is None else earlier)
 
     def look(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        is_new = all(optimizer is not known for known in found.optimizers)
-        if isinstance(optimizer, DPOptimizer) and is_new:
-            found.optimizers.append(optimizer)
+        found.note(optimizer)
 
-    handle = register_optimizer_step_post_hook(look)
+    handle = register_optimizer_step_pre_hook(look)
     try:
         with apart():
             yield found

@@ -33,6 +33,9 @@ _FEWEST_STEPS: Final = 80
 _MOST_STEPS: Final = 1000
 _STEPS_PER_TRAVEL: Final = 5
 _MOST_TRAVEL: Final = 5000.0
+# A linear regression starts at the mean, and its noise weighs more than the start.
+_AVERAGED_SHARE: Final = 0.5
+_AVERAGED_SHARE_OF_REGRESSION: Final = 0.75
 _MOMENTUM_GAIN: Final = 10.0  # 1 / (1 - momentum), at 0.9.
 
 
@@ -160,6 +163,8 @@ class Recipe:
         steps: How many steps.
         learning_rate: For SGD with momentum 0.9.
         sampling_probability: Of a unit to be in a batch; 1 trains on all at every step.
+        averaged_share: The share of the steps, counted from the last, of whose weights
+            the model is the mean.
         shares: How the budget is shared.
     """
 
@@ -167,6 +172,7 @@ class Recipe:
     steps: int
     learning_rate: float
     sampling_probability: float
+    averaged_share: float
     shares: Shares
 
     @classmethod
@@ -202,6 +208,9 @@ class Recipe:
             steps=steps,
             learning_rate=travel / (_MOMENTUM_GAIN * steps),
             sampling_probability=sampling_probability,
+            averaged_share=_AVERAGED_SHARE_OF_REGRESSION
+            if shape.is_regression and model == "linear"
+            else _AVERAGED_SHARE,
             shares=shares,
         )
 

@@ -10,6 +10,7 @@ import pytest
 from dp_accounting.pld.pld_pmf import DensePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType
+from scipy.special import ndtr
 
 from dp.accounting import (
     Release,
@@ -231,6 +232,59 @@ def test_widths_without_digits_are_not_used():
 
     assert _resolution.choose_interval(bound_at, 1.0, 1e-9) >= 0.3
     assert _resolution.choose_interval(bound_at, 0.2, 1e-9) == 0.4
+
+
+def test_widths_at_which_lost_digits_raise_epsilon_are_not_used():
+    """Below a ten-thousandth a rise is lost digits, and a wider bucket is as true."""
+
+    def bound_at(width):
+        return 1 + (0.1 if width < 2e-5 else width), 10
+
+    assert 2e-5 <= _resolution.choose_interval(bound_at, 1e-3, 1e-9) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "count", "delta"),
+    [
+        (0.25, 3000.0, 1, 1e-9),
+        (0.9, 1000.0, 1, 1e-9),
+        (1.0, 1000.0, 1, 1e-5),
+        (1.0, 3000.0, 20, 1e-5),
+    ],
+)
+def test_epsilon_of_very_large_noise_is_true_and_tight(q, sigma, count, delta):
+    """Where narrow buckets lose digits: a person adds noise of a thousand norms."""
+    release = Release(sampling_probability=q, noise_multiplier=sigma, count=count)
+    about = {"delta": delta, "neighboring_relation": "add_or_remove_one"}
+
+    bound = epsilon([release], **about).epsilon_pld
+
+    # Releases on all data are one with less noise.
+    sigma /= math.sqrt(count)
+    assert exact_delta_of_one(bound, q, sigma) <= delta * (1 + 1e-5)
+    assert exact_delta_of_one(bound / 1.001, q, sigma) >= delta * (1 - 1e-5)
+
+
+def exact_delta_of_one(eps, q, sigma):
+    """The delta of one release, of the worse of adding and removing an example."""
+    deltas = []
+    for way in (1, -1):
+        ratio = (math.exp(way * eps) - (1 - q)) / q
+        if ratio <= 0:  # The loss is never as large.
+            continue
+        x = sigma**2 * math.log(ratio) + 1 / 2
+        without, one = ndtr(-way * x / sigma), ndtr(-way * (x - 1) / sigma)
+        mixed = (1 - q) * without + q * one
+        more, less = (mixed, without) if way == 1 else (without, mixed)
+        deltas.append(more - math.exp(eps) * less)
+    return max(deltas)
+
+
+def test_the_narrowest_width_is_one_that_is_allowed():
+    """Divided by a ratio that leads there, a width may be rounded to below it."""
+    for start in range(1, 100):
+        width = _resolution.choose_interval(lambda w: (w, 10), start * 1e-5, 1e-9)
+        assert _resolution.checked(width) < 5e-7
 
 
 def test_widths_at_which_lost_digits_count_as_infinite_are_not_used():

@@ -499,8 +499,11 @@ def erring(monkeypatch):
 @pytest.mark.usefixtures("erring")
 def test_losses_that_err_are_not_certified():
     """By a hundred-thousandth only: dp_accounting is asked before anything is stated."""
-    with pytest.raises(PrivacyError, match="by the losses of this package, but"):
+    with pytest.raises(PrivacyError, match="by the accounting of this package, but"):
         certificate(charged(3, charge=LOUD, noise_multiplier=20.0))
+    release = Release(sampling_probability=0.25, noise_multiplier=20.0, count=3)
+    with pytest.raises(PrivacyError, match="by the losses of this package, but"):
+        _agreement.check_agreement((release,), 1e-5, "zero_out")
 
 
 def test_an_epsilon_that_says_nothing_is_certified_as_it_is():
@@ -528,7 +531,8 @@ def test_an_epsilon_that_says_nothing_is_certified_as_it_is():
 @pytest.mark.slow
 def test_a_closed_form_that_errs_is_found(erring):
     """Were it certified all the same, verifying would find it."""
-    erring.setattr("dp.certificate._document.check_agreement", lambda *_: None)
+    for check in ("check_agreement", "check_recomputed"):
+        erring.setattr(f"dp.certificate._document.{check}", lambda *_, **__: None)
     wrong = certificate(charged(3, charge=LOUD, noise_multiplier=20.0, steps=3))
     by_itself, by_library = quickly(wrong), verify(wrong)
 

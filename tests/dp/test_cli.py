@@ -370,6 +370,20 @@ def test_a_shell_completes_commands_and_options(shell):
     assert "--advantage" in run.stdout
 
 
+@pytest.mark.slow
+def test_completion_of_the_module_is_that_of_the_script():
+    """A shell would complete every ``python`` by it."""
+    run = subprocess.run(
+        [sys.executable, "-m", "dp", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    assert run.stdout.rstrip().endswith("_dp_completion dp")
+
+
 def test_the_version_is_told(call, monkeypatch):
     """By the script as well as by the module, whose name the help has."""
     code, out, _err = call("--version")

@@ -1,5 +1,7 @@
 """That plans, guarantees, certificates and loaders say what they are."""
 
+import html
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -63,7 +65,8 @@ def test_a_certificate_is_a_paragraph():
     text = str(stated)
 
     assert text.startswith(f"Certificate: epsilon = {stated.epsilon:.4f} at delta")
-    assert "any 2 at once (add_or_remove_one)" in text
+    assert "(PLD), for one <b>patient</b>, any 2 at once (add_or_remove_one), " in text
+    assert ", after 1 step. Released: the model" in text
     assert "whether any 2 units were in the data" in text
     assert "\n" not in text
     assert "NOT PRIVATE" in str(certificate(noise_multiplier=0.0))
@@ -82,6 +85,15 @@ def test_notebooks_show_a_table(value):
     assert table.count("<tr>") == table.count("</tr>") >= 5
     assert "<b>" not in table
     assert type(value).__name__ in table or "Plan" in table
+
+
+def test_notebooks_show_a_report_with_its_columns():
+    """Whatever it quotes is escaped."""
+    report = dp.verify(certificate())
+    shown = report._repr_html_()
+
+    assert shown == f"<pre>{html.escape(str(report))}</pre>"
+    assert shown.count("\n") >= 5
 
 
 @pytest.mark.parametrize(

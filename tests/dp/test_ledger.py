@@ -17,11 +17,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from dp.accounting import Guarantee, Release, Truncation, epsilon
 from dp.accounting._risk import NO_RISK
-from dp.exceptions import BudgetExhaustedError, LedgerError
+from dp.exceptions import BudgetExhaustedError, LedgerError, PrivacyError
 from dp.ledger import Charge, Ledger
 from dp.ledger._segments import appended
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonSampling
+from dp.schedule import Schedule
 
 
 PLANNED = {"sampling_probability": 0.5, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
@@ -696,3 +697,25 @@ def test_a_state_of_which_a_charge_would_be_lost_is_not_read(monkeypatch):
     with pytest.raises(LedgerError, match="not all of the state's charges"):
         ledger.load_state_dict(state)
     assert ledger.steps == 0
+
+
+def test_noise_that_was_enough_is_refused_once_more_is_planned():
+    """The numbers of the release are those of the step before; the plan's are not."""
+    ledger = Ledger(plan(noise_multiplier=Schedule([(1, 1.0), (9, 1.5)])))
+    ledger.reserve(**{**PLANNED, "noise_multiplier": 1.2})
+
+    with pytest.raises(PrivacyError, match=r"1\.2 is below the plan's 1\.5 at step 1"):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 1.2})
+
+    assert ledger.steps == 1
+
+
+def test_more_noise_is_charged_as_what_each_step_was_planned_with():
+    """Equal releases are two charges, where the plan has other noise for them."""
+    ledger = Ledger(plan(noise_multiplier=Schedule([(2, 1.0), (8, 1.5)])))
+    for _ in range(3):
+        ledger.reserve(**{**PLANNED, "noise_multiplier": 2.0})
+
+    charged_as = [(c.count, c.planned_noise_multiplier) for c in ledger.charges()]
+
+    assert charged_as == [(2, 1.0), (1, 1.5)]

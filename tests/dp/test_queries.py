@@ -408,6 +408,30 @@ def test_wrong_questions_are_refused_and_stay_unasked(ledger, ask, reason):
     assert ledger.asked == ()
 
 
+@pytest.mark.parametrize("size", [6, 12])
+def test_more_values_than_units_are_refused(ledger, make_plan, size):
+    """Some unit would count twice: values of rows, where a unit is a user of several."""
+    rows = TensorDataset(torch.zeros(6, 3), torch.zeros(6))
+    queries = Queries(ledger, dataset=rows)
+    ages = torch.arange(float(size))
+    if size > len(rows):
+        with pytest.raises(ValueError, match="more than there are units"):
+            queries.histogram("ages", ages, edges=(0, 1, 2, 3))
+    else:
+        queries.histogram("ages", ages, edges=(0, 1, 2, 3))
+    assert len(ledger.asked) == (size == len(rows))
+
+    plan = make_plan(queries=ASKED, unit_of_privacy="one value of user_id")
+    of_users = TensorDataset(torch.zeros(6, 3), torch.zeros(6))
+    loader = plan.loader(of_users, units=[0, 0, 1, 1, 2, 2])
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+    optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
+    with pytest.raises(ValueError, match="more than there are units") as caught:
+        Queries(optimizer).count("adults", ages[:6] > 1)
+    assert not any(c.isdigit() for c in str(caught.value))  # Sizes are private.
+    Queries(optimizer).count("adults", ages[:3] > 1)
+
+
 def test_ranks_are_refused(ledger, monkeypatch):
     """Each would draw noise of its own."""
     monkeypatch.setattr("dp.query._queries.rank_and_size", lambda: (0, 2))

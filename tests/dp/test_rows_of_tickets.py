@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.utils.data import (
     ConcatDataset,
+    Dataset,
     RandomSampler,
     Subset,
     TensorDataset,
@@ -449,9 +450,27 @@ def names_of_neighbours(examples):
     return torch.stack([y for _, y in examples]), names[1:] + names[:1]
 
 
+class Centring:
+    """Keeps the mean of the first batch, and subtracts it ever after."""
+
+    def __init__(self):
+        self.mean = None
+
+    def __call__(self, examples):
+        x, y = default_collate(examples)
+        if self.mean is None:
+            self.mean = x.mean(0)
+        return x - self.mean, y
+
+    def collate(self, examples):
+        return self(examples)
+
+
 @pytest.mark.parametrize(
     "collate",
     [
+        Centring(),
+        Centring().collate,
         neighbours_mixed,
         mixed_up,
         standardised,
@@ -477,6 +496,83 @@ def test_a_collate_fn_that_mixes_is_refused(collate):
         )
     assert states == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     assert torch.equal(before, torch.get_rng_state())
+
+
+class ReadTogether(Dataset):
+    """Makes rows as they are read, with one operation for all of them."""
+
+    def __init__(self, make):
+        self.x, self.make = torch.randn(20, 3), make
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitems__(self, rows):
+        return self.make(self.x[rows])
+
+
+def of_their_mean(x):
+    return [{"x": row, "y": 0} for row in x - x.mean(0)]
+
+
+def of_their_number(x):
+    return [(row, float(x.sum() > 0), str(float(x.max()))) for row in x]
+
+
+@pytest.mark.parametrize("make", [of_their_mean, of_their_number])
+def test_rows_that_depend_on_what_they_are_read_with_are_refused(make):
+    with pytest.raises(SampleMixingError, match="__getitems__ makes rows of several"):
+        PoissonLoader(ReadTogether(make), sampling_probability=0.5, steps=2)
+
+
+def alone(x):
+    return [(row, 1, "name", None) for row in x.masked_fill(x > 0, torch.nan)]
+
+
+def augmented(x):
+    return list(x + torch.randn_like(x))
+
+
+def augmented_by_their_own(x):
+    noise = np.random.default_rng().normal(size=tuple(x.shape))
+    return list(x + torch.tensor(noise))
+
+
+def drawn_by_what_they_are(x):
+    return [row + torch.rand(int(x.sum() > 0)).sum() for row in x]
+
+
+def padded_to_the_longest(x):
+    return [row[: 1 + int(x.max() > 2)] for row in x]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(alone, augmented, augmented_by_their_own),
+        *(drawn_by_what_they_are, padded_to_the_longest),
+    ],
+)
+def test_rows_that_are_read_together_and_made_apart_pass(make):
+    """Or that cannot be compared, as what draws from a generator of its own."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        data = ReadTogether(make)
+        assert PoissonLoader(data, sampling_probability=0.5, steps=2, empty_batch=())
+
+
+def test_a_collate_fn_that_cannot_be_copied_is_called_itself():
+    class Once:
+        def __copy__(self):
+            raise TypeError("there is one")
+
+        def __call__(self, examples):
+            return default_collate(examples)
+
+    loader = PoissonLoader(
+        records(), sampling_probability=0.5, steps=2, collate_fn=Once()
+    )
+    assert loader.ticket is None
 
 
 def padded(examples):

@@ -98,6 +98,51 @@ def test_the_best_run_is_published_with_what_all_of_it_cost(plan, file, monkeypa
     assert alone < tuned.certificate.epsilon < 3 * alone
 
 
+class Warm(Trainer):
+    """Makes its model once, or copies what the run before had left."""
+
+    def __init__(self, plan, *, copies=False, resets=False):
+        super().__init__(plan, public=True)
+        self.copies, self.resets = copies, resets
+        self.first = nn.Linear(3, 1)
+        self.begins = {k: v.clone() for k, v in self.first.state_dict().items()}
+
+    def optimizer(self, rate, plan=None):
+        optimizer, loader = super().optimizer(rate, plan)
+        if self.copies:
+            self.model.load_state_dict(self.first.state_dict())
+            self.first = self.model
+            return optimizer, loader
+        self.model = self.first
+        if self.resets:
+            self.model.load_state_dict(self.begins)
+        sgd = torch.optim.SGD(self.model.parameters(), lr=rate)
+        return dp.DPOptimizer(sgd, plan=self.plan, loader=loader), loader
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_run_that_begins_where_another_ended_is_refused(
+    plan, file, monkeypatch, copies
+):
+    """A model that is made outside of train, or a warm start: two runs cost as two."""
+    fixed(monkeypatch, 0, 0)
+    trainer = Warm(plan, copies=copies)
+
+    with pytest.raises(PrivacyError, match="weights that an earlier run had left"):
+        dp.tune(trainer, [0.1], plan=plan, file=file, runs=FEW, public_scores="no")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+def test_runs_may_begin_with_the_same_weights(plan, file, monkeypatch, rate):
+    """Those from before the first run, also if runs left them as they were."""
+    fixed(monkeypatch, 0, 0, 0)
+    trainer = Warm(plan, resets=True)
+
+    dp.tune(trainer, [rate], plan=plan, file=file, runs=FEW, public_scores="no")
+
+    assert trainer.candidates == [rate] * 3
+
+
 def test_scores_may_be_answers_of_the_plan(plan, file, monkeypatch):
     """Each run asks its own ledger, and on one dataset none is refused as a second."""
     fixed(monkeypatch, 0, 0, 1)

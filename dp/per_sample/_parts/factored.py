@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from dp.per_sample._parts.part import (
+    LOST_BY_PRODUCT,
     GradPart,
     MaterializedGrads,
     chunk_bytes,
     chunked_norms,
     chunks,
     loses_small_factors,
+    may_lose_unseen,
+    rounded_up,
     squared_norms,
     wide,
     zeroed,
@@ -115,7 +118,7 @@ class FactoredGrads(GradPart):
                 left_B = squared_norms(self.left.double())
                 right_B = squared_norms(self.right.double())
             # |x g^T|^2 = |x|^2 |g|^2.
-            return left_B * right_B
+            return rounded_up(left_B, I) * rounded_up(right_B, O)
         if self.has_gram_norms:
             return self._gram_norms()
         # The elements of N matrices.
@@ -147,6 +150,8 @@ class FactoredGrads(GradPart):
             # twice, -|g|^2 twice. Rounding may leave -1e-7 of what is 0, or 0 of what
             # is 1e-8.
             squares = squares.clamp_(min=0).add_(margin)
+            if may_lose_unseen(squares):
+                squares = squares.add_(_lost(product, other, left, right))
             norms.append(squares.view(len(squares), -1).sum(1))
         return torch.cat(norms)
 
@@ -227,6 +232,16 @@ def gram_is_cheaper(T: int, I: int, O: int) -> bool:  # noqa: E741 -- shape suff
     """Whether T by T Gram matrices take fewer operations than I by O gradients."""
     # T * T * (I + O) multiplications against T * I * O: for 768 by 768, up to T = 383.
     return T * (I + O) < I * O
+
+
+def _lost(product: Tensor, other: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return how much squared norms from Gram matrices may lack by small elements."""
+    # An entry x_t x_s lacks I of the smallest products, and is multiplied with g_t g_s.
+    # Over all t and s these are (sum |g_t|)^2, and so T times sum |g_t|^2 at most.
+    T, I = left.shape[-2:]  # noqa: E741 -- a shape suffix
+    of_left = _diagonal(other).sum(-1) * (T * I * LOST_BY_PRODUCT)
+    of_right = _diagonal(product).sum(-1) * (T * right.shape[-1] * LOST_BY_PRODUCT)
+    return of_left + of_right
 
 
 def _diagonal(product: Tensor) -> Tensor:

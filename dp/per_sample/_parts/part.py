@@ -23,12 +23,15 @@ from dp import _tuning
 
 
 __all__ = (
+    "LOST_BY_PRODUCT",
     "GradPart",
     "MaterializedGrads",
     "chunk_bytes",
     "chunked_norms",
     "chunks",
     "loses_small_factors",
+    "may_lose_unseen",
+    "rounded_up",
     "squared_norms",
     "wide",
     "zeroed",
@@ -38,6 +41,8 @@ __all__ = (
 _ROW: Final = 4096
 # Squares below float32's range, of which 4096 are lost, times this are 3e-18 at most.
 _LARGEST_SQUARE: Final = 2.0**80
+# What a float32 product that is too small for a normal number lacks, at most.
+LOST_BY_PRODUCT: Final = 2.0**-126
 
 
 class GradPart(ABC):
@@ -174,15 +179,41 @@ def loses_small_factors(*squares: Tensor) -> bool:
     Example: of ``x = 1e-23`` and ``g = 1e19`` the gradient is 1e-4, but ``x * x`` is 0 in
     float32, and so is ``|x|^2 |g|^2``. Float64 has room for both squares.
 
-    Not asked on an accelerator, which would have to wait for the answer.
+    Not asked on an accelerator, which would have to wait for the answer: there
+    :func:`rounded_up` takes what may be lost for lost.
 
     Args:
         squares: Squared norms of the factors, of any shape.
     """
-    if squares[0].dtype == torch.float64 or not squares[0].is_cpu:
+    if squares[0].dtype == torch.float64 or is_far(squares[0]):
         return False
     # NaN is not at most anything: then the others are computed again as well.
     return not all(float(one.max()) <= _LARGEST_SQUARE for one in squares)
+
+
+def may_lose_unseen(squares: Tensor) -> bool:
+    """Whether small factors may be lost, and asking would wait for an accelerator."""
+    return squares.dtype != torch.float64 and is_far(squares)
+
+
+def is_far(tensor: Tensor) -> bool:
+    """Whether reading a number of *tensor* would wait for an accelerator."""
+    return not tensor.is_cpu
+
+
+def rounded_up(squares: Tensor, length: int) -> Tensor:
+    """Return squared norms that are no smaller than they are, whatever was lost of them.
+
+    Example: of 40 elements of 1e-23 the squares are 0 in float32, and 5e-37 stands for
+    them. To a sum of 1e-29 or more it adds nothing.
+
+    Args:
+        squares: Squared norms of one factor of a product.
+        length: Of how many squares each is the sum, at most.
+    """
+    if not may_lose_unseen(squares):
+        return squares
+    return squares + length * LOST_BY_PRODUCT
 
 
 def chunked_norms(

@@ -1,5 +1,7 @@
 """Loss functions that several ranks evaluate again, together."""
 
+import threading
+
 import torch
 from ranks_training import dataset_of, losses_of, run_of, weights_of
 from torch import distributed
@@ -13,12 +15,12 @@ def train(kind="plain", *, num_steps=6, mixes=False, num_parts=1, **plan):
     model, optimizer, loader = run_of(kind, dataset=dataset_of(), **plan)
     drawn, steps = [], []
 
-    class Log:
-        looked_at = steps
+    log = threading.local()  # Out of reach, or a look would undo what it is told.
+    log.looked_at = steps
 
     def loss_fn(batch):
         if looking():
-            Log.looked_at.append(optimizer.ledger.steps)
+            log.looked_at.append(optimizer.ledger.steps)
         losses = losses_of(model, batch)
         return losses / losses.mean().item() if mixes and len(losses) else losses
 
@@ -42,12 +44,12 @@ def surprised(kind="plain"):
     model, optimizer, loader = run_of(kind, dataset=dataset_of(), q=1.0)
     steps, scale = [], 1.0
 
-    class Log:
-        looked_at = steps
+    log = threading.local()
+    log.looked_at = steps
 
     def loss_fn(batch):
         if looking():
-            Log.looked_at.append(optimizer.ledger.steps)
+            log.looked_at.append(optimizer.ledger.steps)
         losses = losses_of(model, batch)
         return losses * torch.tensor([scale] + [1.0] * (len(losses) - 1))
 

@@ -1,5 +1,6 @@
 """A run whose losses are evaluated by the library."""
 
+import threading
 from contextlib import contextmanager
 from unittest import mock
 
@@ -56,6 +57,13 @@ def make_optimizer(make_plan):
         )
 
     return make
+
+
+def out_of_reach(**attributes):
+    """Return an object with attributes that no look finds, as a file has."""
+    there = threading.local()
+    vars(there).update(attributes)
+    return there
 
 
 def evidence_of(optimizer):

@@ -147,9 +147,19 @@ def centres_of_the_batches_before(m, x, y):
 
 def slope_between_neighbours(m, x, y):
     """A gradient penalty at points between two examples."""
-    between = (0.5 * x + 0.5 * x.flip(0)).requires_grad_()
+    between = (0.5 * x + 0.5 * x.roll(1, 0)).requires_grad_()
     (slope,) = torch.autograd.grad(m(between).sum(), between, create_graph=True)
     return cross_entropy(m(x), y) + slope.square().sum(1)
+
+
+def centred_while_gradients_are_enabled(m, x, y):
+    centre = x.mean(0) if torch.is_grad_enabled() else 0.0
+    return cross_entropy(m(x - centre), y)
+
+
+def over_mean_of_losses_to_differentiate(m, x, y):
+    losses = cross_entropy(m(x), y)
+    return losses / losses.mean().detach() if losses.requires_grad else losses
 
 
 FOUND_BEFORE_A_RELEASE = [
@@ -173,6 +183,16 @@ FOUND_BEFORE_A_RELEASE = [
     mean_array_of_the_batch_before,
     centres_of_the_batches_before,
     slope_between_neighbours,
+    centred_while_gradients_are_enabled,
+    over_mean_of_losses_to_differentiate,
+]
+CARRIED_ON = [
+    running_centre_in_python,
+    running_mean_in_a_buffer,
+    centre_of_the_batch_before,
+    mean_buffer_of_the_batch_before,
+    mean_array_of_the_batch_before,
+    centres_of_the_batches_before,
 ]
 # Whether one example is in the half that changes decides over these.
 FOUND_IN_THE_FIRST_STEPS = [largest_of_batch, hardest_quarter]

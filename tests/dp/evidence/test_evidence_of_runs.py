@@ -23,7 +23,7 @@ from dp.evidence._schedule import EVERY, FIRST, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
 from dp.ledger import Ledger
 
-from .conftest import every_step_is_due, evidence_of
+from .conftest import every_step_is_due, evidence_of, out_of_reach
 from .losses import cross_entropy
 
 
@@ -108,19 +108,19 @@ def test_surprises_are_capped():
 def test_the_first_losses_are_no_surprise(make_optimizer, model):
     """Looks at the first steps know of them; few later ones break the record."""
     optimizer = make_optimizer(model)
-    num_calls = [0]
+    num_calls, counter = [0], out_of_reach(calls=0)
 
     class Function:
         def __call__(self, batch):
-            Function.calls = getattr(Function, "calls", 0) + 1  # Out of reach.
+            counter.calls += 1
             return losses_of(model)(batch)
 
     for _ in range(FIRST):
         optimizer.backward(Function(), batch_of())
         optimizer.step()
-    before = Function.calls
+    before = counter.calls
     train(optimizer, model, 1)
-    num_calls[0] = Function.calls - before
+    num_calls[0] = counter.calls - before
 
     assert num_calls == [0]
 
@@ -374,11 +374,10 @@ def test_a_loss_function_knows_whether_it_is_looked_at(make_optimizer, model):
     """For what it does outside of its modules, such as logging."""
     seen = []
 
-    class Log:
-        lines = seen  # Out of reach, as a file is.
+    log = out_of_reach(lines=seen)
 
     def losses(batch):
-        Log.lines.append(looking())
+        log.lines.append(looking())
         return losses_of(model)(batch)
 
     make_optimizer(model).backward(losses, batch_of())
@@ -393,11 +392,10 @@ def test_casts_of_a_look_are_not_kept(make_optimizer, model):
     """Autocast would keep a weight without its gradient, for a later part of the step."""
     seen = []
 
-    class Log:
-        lines = seen
+    log = out_of_reach(lines=seen)
 
     def losses(batch):
-        Log.lines.append((looking(), torch.is_autocast_cache_enabled()))
+        log.lines.append((looking(), torch.is_autocast_cache_enabled()))
         return losses_of(model)(batch).float()
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -510,12 +508,13 @@ def test_a_certificate_states_and_verifies_it(make_optimizer, model):
 
     assert again == certificate
     text = certificate.to_text()
-    assert "losses                of 4 steps a function's, evaluated again at" in text
-    assert "of 2 steps finished: not evaluated by the library" in text
-    assert "compared alone" in text
+    assert "losses                at 4 steps by a function, which was evaluated" in text
+    assert "at 2 steps as finished numbers, which the library did not" in text
+    assert "also computed alone, and among fewer others" in text
     assert verify(certificate, quick=True).ok
 
 
+@pytest.mark.slow
 def test_steps_without_an_optimizer_have_no_evidence(make_plan):
     """A ledger that was charged by hand."""
     ledger = Ledger(make_plan())
@@ -525,7 +524,7 @@ def test_steps_without_an_optimizer_have_no_evidence(make_plan):
 
     (record,) = certificate.runs[0].evidence.values()
     assert record == Evidence(steps=1)
-    assert evidence_lines(empty.runs[0]) == ["    losses                of no step"]
+    assert evidence_lines(empty.runs[0]) == ["    losses                at no step"]
 
 
 def altered(certificate, change):
@@ -630,16 +629,17 @@ def two_ranks(monkeypatch):
     monkeypatch.setattr("dp.evidence._watch.rank_and_size", lambda: (0, 2))
 
 
+_counter = out_of_reach(calls=0)
+
+
 class Counted:
     """A loss function that counts its calls where a look does not see it."""
-
-    calls = 0
 
     def __init__(self, function):
         self.function = function
 
     def __call__(self, batch):
-        Counted.calls += 1
+        _counter.calls += 1
         return self.function(batch)
 
 
@@ -650,9 +650,9 @@ def test_ranks_evaluate_as_often_whatever_they_drew(model, first):
     numbers = set()
     for size in (0, 1, 2, 9):
         watch = Watch({} if first else {"a": Evidence(steps=1)})
-        Counted.calls = 0
+        _counter.calls = 0
         watch.losses(Counted(losses_of(model)), batch_of(size), segment="a")
-        numbers.add(Counted.calls)
+        numbers.add(_counter.calls)
 
     assert numbers == ({15} if first else {4})
 
@@ -667,7 +667,7 @@ def test_a_rank_that_sees_mixing_raises(model):
             batch_of(),
             segment="a",
         )
-    counter = Counted(lambda b: b[0].sum(1) * Counted.calls)
+    counter = Counted(lambda b: b[0].sum(1) * _counter.calls)
     with pytest.warns(EvidenceWarning, match="could not be seen"):
         watch.losses(counter, batch_of(), segment="a")
 
@@ -765,9 +765,9 @@ def test_ranks_look_as_often_whoever_was_surprised(model, not_due):
         if not others_ask:
             batch[0][0] *= 1e4
         step_of(watch, function, batch, not_due, others_ask=others_ask)
-        Counted.calls = 0
+        _counter.calls = 0
         step_of(watch, function, batch_of(size), not_due)
-        numbers.add(Counted.calls)
+        numbers.add(_counter.calls)
 
     assert numbers == {1 + 8}
 
@@ -777,10 +777,10 @@ def test_a_rank_that_kept_nothing_has_nothing_to_look_at(model, not_due):
     """As one whose losses came finished."""
     watch = Watch({not_due: Evidence(steps=FIRST)})
     watch.together.answer(asked=True)
-    Counted.calls = 0
+    _counter.calls = 0
     watch.losses(Counted(losses_of(model)), batch_of(), segment=not_due)
 
-    assert Counted.calls == 1
+    assert _counter.calls == 1
 
 
 # Corners.

@@ -16,7 +16,7 @@ import dp
 from dp import DPOptimizer, EvidenceWarning, GaussianNoise
 from dp.evidence import Watch
 
-from .conftest import every_step_is_due
+from .conftest import every_step_is_due, out_of_reach
 from .losses import cross_entropy
 
 
@@ -356,13 +356,11 @@ def test_draws_that_depend_on_the_data_are_told_and_not_taken_for_mixing():
 
 def test_a_function_that_does_not_repeat_itself_is_told():
     """Its counter is where a look does not see it."""
-
-    class Counter:
-        calls = 0  # Of the class.
+    counter = out_of_reach(calls=0)
 
     def losses(b):
-        Counter.calls += 1
-        return b[0].sum(1) * Counter.calls
+        counter.calls += 1
+        return b[0].sum(1) * counter.calls
 
     watch = Watch()
     with pytest.warns(EvidenceWarning, match="returns other losses"):
@@ -372,13 +370,11 @@ def test_a_function_that_does_not_repeat_itself_is_told():
 
 def test_a_counter_that_moves_between_two_evaluations_is_told():
     """The exchange differs, but does not repeat itself."""
-
-    class Counter:
-        calls = 0
+    counter = out_of_reach(calls=0)
 
     def losses(b):
-        Counter.calls += 1
-        return b[0].sum(1) * (1.0 if Counter.calls < 2 else 2.0 + (Counter.calls == 2))
+        counter.calls += 1
+        return b[0].sum(1) * (1.0 if counter.calls < 2 else 2.0 + (counter.calls == 2))
 
     watch = Watch()
     with pytest.warns(EvidenceWarning, match="returns other losses"):
@@ -480,13 +476,11 @@ def test_a_function_that_takes_no_smaller_batch_is_not_compared_in_size():
 @pytest.mark.parametrize("ends_alike", [0, 1, 2])
 def test_draws_that_end_alike_by_chance_are_asked_for_again(ends_alike):
     """Rejection may use as many numbers for two batches, and others for a third."""
-
-    class Counter:
-        calls = 0
+    counter = out_of_reach(calls=0)
 
     def losses(b):
-        Counter.calls += 1
-        if Counter.calls > 6 + ends_alike:
+        counter.calls += 1
+        if counter.calls > 6 + ends_alike:
             torch.rand(1)
         return b[0].sum(1) + b[0].mean()
 

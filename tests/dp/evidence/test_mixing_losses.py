@@ -1,5 +1,6 @@
 """Losses that use other examples without a gradient end a run."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 import dp
 from dp import LedgerError, SampleMixingError
-from dp.evidence._look import Company
+from dp.evidence._company import Company
 
 from . import losses as attacks
 from .conftest import evidence_of
@@ -223,3 +224,53 @@ def test_checked_losses_of_micro_batches_end_a_run(make_optimizer):
 
     with pytest.raises(SampleMixingError):
         optimizer.backward(lambda b: attacks.frozen_batch_norm(model, *b), batch_of())
+
+
+@pytest.mark.parametrize("loss", attacks.CARRIED_ON)
+def test_what_parts_of_one_example_carry_on_is_found(make_optimizer, loss):
+    """No example can take another's place there; the part before stands for others."""
+    model = Net()
+    optimizer = make_optimizer(
+        model.a, model.b, sampling=dp.Unamplified(backwards_per_step=2)
+    )
+    optimizer.backward(lambda b: loss(model, *b), batch_of(1))
+
+    with pytest.raises(SampleMixingError, match="of the batch before it"):
+        optimizer.backward(lambda b: loss(model, *b), batch_of(1))
+    assert optimizer.ledger.steps == 0
+
+
+def test_other_losses_than_the_first_time_are_told(make_optimizer):
+    """Whatever others are exchanged then: what was first computed was not looked at."""
+    model, calls = Net(), itertools.count()  # Which is out of reach.
+    optimizer = make_optimizer(model.a, model.b)
+
+    def centred_at_first(batch):
+        x, y = batch
+        return cross_entropy(model(x - x.mean(0) * (next(calls) == 0)), y)
+
+    with pytest.warns(dp.EvidenceWarning, match="returns other losses"):
+        optimizer.backward(centred_at_first, batch_of())
+
+
+def test_parts_of_one_example_that_count_are_not_accused(make_optimizer):
+    """Nor is a function to whose losses the part before does not fit."""
+    model, counts = Net(), {"calls": 0}
+    optimizer = make_optimizer(
+        model.a, model.b, sampling=dp.Unamplified(backwards_per_step=3)
+    )
+
+    def annealed(batch):
+        counts["calls"] += 1
+        return cross_entropy(model(batch[0]), batch[1]) * min(1, counts["calls"] / 10)
+
+    for _ in range(2):
+        for size in (1, 1, 1):
+            optimizer.backward(annealed, batch_of(size))
+        optimizer.step()
+    optimizer.backward(annealed, batch_of(1))
+    optimizer.backward(lambda x: model(x).square().sum(1), torch.randn(1, 4))
+
+    assert counts["calls"] == 7
+    assert not evidence_of(optimizer).inconclusive
+    assert not evidence_of(optimizer).other_sizes

@@ -23,7 +23,7 @@ number = 1.0  # A global that a function below changes.
 class Keeper:
     """An object of the program's own, with some state."""
 
-    kind = 0  # Of the class: out of reach.
+    kind = 0  # Of the class.
 
     def __init__(self):
         self.count = 0
@@ -260,7 +260,9 @@ def test_data_and_weights_are_not_copied():
     sparse = torch.zeros(2, 2).to_sparse()
     state = ProgramState(lambda b: b * large.sum() * weight * sparse)
 
-    assert all(kept.copy is None for kept in state.before[-1].values())
+    variables = state.before[0]
+    assert variables.keys() == {"large", "weight", "sparse"}
+    assert all(kept.copy is None for kept in variables.values())
 
 
 def test_the_data_and_optimizers_are_not_walked(make_optimizer):
@@ -268,13 +270,14 @@ def test_the_data_and_optimizers_are_not_walked(make_optimizer):
     optimizer = make_optimizer(nn.Linear(2, 2))
     dataset = TensorDataset(torch.zeros(3))
     loader = torch.utils.data.DataLoader(dataset)
-    long, deep = [[nn.Linear(1, 1)]] * 100, [[[[[[nn.Linear(1, 1)]]]]]]
+    long, deep = [[nn.Linear(1, 1)]] * 100, [[[[[[[[nn.Linear(1, 1)]]]]]]]]
     reach = reach_of(
         lambda _: (optimizer, dataset, loader, long, deep, dp, TensorDataset)
     )
 
     assert reach.modules == []
-    assert [p.owner for p in reach.places] == [__name__]
+    assert {p.owner for p in reach.places} == {"<lambda>()", __name__, "list"}
+    assert all(len(p.namespace) == 1 for p in reach.places if p.owner == "list")
 
 
 def test_compiled_functions_are_followed():

@@ -480,6 +480,13 @@ def test_the_task_follows_from_the_target_unless_it_is_stated(csv):
         ([HEADER, *(f"{row},5" for row in ROWS)], "class", "cannot be read as CSV"),
         (["x" + ",c" * 12, *ROWS], None, ", ..."),
         (["0.1,0.2,secret", *ROWS], "class", "looks like data, not like the names"),
+        (["secret,b,no", *("n,b,no", "m,c,yes") * 20], "no", "looks like data"),
+        (["n,y", *(f"a,{i}" for i in range(20))], "y", "numbers by --task regression"),
+        (
+            ["x;class", *("1;a", "2;b") * 20],
+            "class",
+            "if ',' separates them (--sep says",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line(call, csv, lines, target, told):
@@ -507,7 +514,10 @@ def test_a_bad_file_is_one_line(call, csv, lines, target, told):
         (["--unit-column", "y"], "values of --unit-column; at least 20 are needed"),
         (["--encoding", "utf-99"], "--encoding 'utf-99' is not known"),
         (["--encoding", "utf-16"], "is not written in utf-16; state its --encoding"),
-        (["--sep", "toolong", "--decimal", "xx"], "cannot be read as CSV: ValueError"),
+        (["--sep", "toolong"], "--sep must be one character, or \\t for a tab, got"),
+        (["--decimal", ""], "--decimal must be one character, got ''"),
+        (["--decimal", ","], "--decimal ',' also separates columns; state another"),
+        (["--task", "sorting"], "'--task': 'sorting' is not one of 'classification'"),
         (["--classes", "a"], "--classes must name two classes or more"),
         (
             ["--classes", "a,b", "--task", "regression"],
@@ -586,10 +596,31 @@ def test_a_missing_file_is_one_line(call, tmp_path):
     assert code == 2
     assert "cannot be read as CSV" in err
 
+    (tmp_path / "table.XLSX").write_bytes(b"PK")
+    code, _out, err = call("train", "--data", tmp_path / "table.XLSX")
+    assert code == 2
+    assert "is no CSV file; write one from it, such as by pandas.read_excel(" in err
+
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x80\n")
     code, _out, err = call("train", "--data", tmp_path / "binary.csv")
     assert code == 2
     assert "is not written in utf-8" in err
+
+
+def test_a_tab_can_be_typed(csv):
+    """As a shell passes it on: a backslash and a letter."""
+    file = read_csv(csv("x\ty", "1\t2"), Layout(sep="\\t"), known="")
+
+    assert file.names == ("x", "y")
+
+
+def test_a_class_with_a_comma_is_quoted(csv):
+    """As it would be in the file."""
+    path = csv("x,z", *('1,"high, really"', "2,low") * 20)
+
+    declared = opened(path, target="z", classes=['"high, really", low'])
+    assert declared.classes == ("high, really", "low")
+    assert sorted(declared.answers) == [0] * 20 + [1] * 20
 
 
 def test_short_rows_lack_values(csv):

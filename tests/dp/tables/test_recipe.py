@@ -49,6 +49,17 @@ def test_statistics_and_training_cost_the_target_together(table, spent):
     assert plan.guarantee().epsilon <= plan.target_epsilon
 
 
+@pytest.mark.parametrize(
+    ("is_regression", "model", "share"),
+    [(True, "linear", 0.75), (True, "mlp", 0.5), (False, "linear", 0.5)],
+)
+def test_a_linear_regression_averages_more_of_its_steps(is_regression, model, share):
+    """Elsewhere weights of the first half have not arrived yet."""
+    table = shape(num_outputs=1, is_regression=is_regression)
+
+    assert Recipe.of(table, target(), model=model).averaged_share == share
+
+
 def test_few_rows_are_trained_on_whole():
     """Batches are drawn from more than 5000, and steps are capped."""
     few = Recipe.of(shape(), target()).plan(shape(), target(), max_grad_norm=1.0)

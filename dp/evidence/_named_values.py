@@ -1,0 +1,96 @@
+"""What a loss function reads beside its batch, and what of that changes between steps.
+
+A mean of the batch that a training loop computed, and the function names, is in no batch
+that looks exchange: whatever it was made of, the losses stay as they are. What changes
+between two evaluations by something else than the function is seen, and so is whether
+losses follow it: they are others with what stood in its place before.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dp._containers import parts_of
+from dp.evidence._program_state import Label, ProgramState
+
+
+__all__ = ("Changed", "NamedValues", "Values", "labels_in_words", "tensors_of")
+
+Values = Mapping[Label, Any]
+Changed = tuple[Values, Values]
+"""What has changed, as it was: tensors and arrays, and numbers."""
+
+_NUMBERS: Final = (bool, int, float, complex)
+_LARGEST: Final = 1 << 20  # Bytes: each is copied in every look.
+
+
+@final
+class NamedValues:
+    """The numbers, tensors and arrays that a function names, from look to look."""
+
+    def __init__(self) -> None:
+        self._last: Values | None = None
+
+    def forget(self) -> None:
+        """Note that the function ran and was not looked at: it may write them itself."""
+        self._last = None
+
+    def keep(self, state: ProgramState) -> None:
+        """Keep what the function left."""
+        self._last = dict(_named(state))
+
+    def earlier(self, state: ProgramState) -> Changed:
+        """Return what has changed since."""
+        last = self._last or {}
+        changed = {
+            label: last[label]
+            for label, value in _named(state)
+            if label in last and not _is_equal(last[label], value)
+        }
+        numbers = {k: v for k, v in changed.items() if isinstance(v, _NUMBERS)}
+        return {k: v for k, v in changed.items() if k not in numbers}, numbers
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Return the tensors of a batch, in its order."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return [t for part in (parts_of(batch) or {}).values() for t in tensors_of(part)]
+
+
+def _named(state: ProgramState) -> Iterator[tuple[Label, Any]]:
+    """Yield copies of what can be told from others by its label."""
+    found = [
+        (label, value)
+        for label, value in state.named()
+        if isinstance(value, (*_NUMBERS, np.ndarray, Tensor))
+    ]
+    counts = Counter(label for label, _ in found)
+    for label, value in found:
+        if counts[label] == 1 and getattr(value, "nbytes", 0) <= _LARGEST:
+            yield label, _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)
+
+
+def labels_in_words(labels: Iterable[Label]) -> str:
+    """Return the names of what changed, in words."""
+    return ", ".join(sorted(f"{owner}.{name}" for owner, name in labels))
