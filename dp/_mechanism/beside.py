@@ -76,6 +76,7 @@ class Beside:
 
     def __init__(self) -> None:
         self.has_others = False
+        self.has_hooks = False
         self.has_writes: bool = False
         self.is_blind = False  # Of shards nothing can be seen.
         self._since: Literal["made", "updated"] | None = None

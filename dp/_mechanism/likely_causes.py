@@ -25,9 +25,11 @@ def check_attached(gradients: PerSampleGradients, parameters: Sequence[Tensor]) 
     if gradients.is_detached and parameters:
         raise UnsupportedOperationError(
             "none of the optimizer's parameters takes part in the losses, so the step"
-            " would be noise alone: they were computed under no_grad or by another"
-            " model, or a framework trains copies in place of the model's parameters,"
-            " for which there is no gradient of one example" + explain_deepspeed()
+            " would be noise alone: they were computed under no_grad, in a checkpoint"
+            " with use_reentrant=True (pass False) or by another model; or copies are in"
+            " place of the parameters, as by load_state_dict(..., assign=True) or a"
+            " framework, for which there is no gradient of one example"
+            + explain_deepspeed()
         )
 
 

@@ -42,7 +42,7 @@ def look_beside(
     ledger_of: Callable[[Tensor], Ledger | None],
     ledger: Ledger,
 ) -> None:
-    """Warn, once each, of weights that may learn without noise.
+    """Warn, once each, of weights that may learn without noise, and of hooks on them.
 
     Args:
         beside: What was seen before.
@@ -76,6 +76,7 @@ def look_beside(
         and id(leaf) not in ours
         and ledger_of(leaf) is not ledger
     ]
+    _tell_of_hooks(beside, [leaf for leaf in leaves if id(leaf) in ours])
     # Losses that none of ours takes part in are refused, with a reason of their own.
     takes_part = any(id(leaf) in ours for leaf in leaves)
     if others and takes_part and not beside.has_others:
@@ -89,6 +90,26 @@ def look_beside(
             " or share the ledger of a private one (continue_from=). If nothing trains"
             " them, call requires_grad_(False) on them",
             stacklevel=5,
+        )
+
+
+def _tell_of_hooks(beside: Beside, parameters: Sequence[Tensor]) -> None:
+    """Warn, once, of hooks that a plain backward would call with a gradient."""
+    # By torch's own names; both are None until the first hook is registered.
+    hooked = [
+        parameter
+        for parameter in parameters
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # noqa: SLF001 -- no public list
+    ]
+    if hooked and not beside.has_hooks:
+        beside.has_hooks = True
+        warnings.warn(
+            f"a hook is registered on a parameter of shape {tuple(hooked[0].shape)}, and"
+            " is not called: what it would see are gradients before clipping and noise."
+            " Where it changes a gradient, as by a mask, change the private one, in a"
+            " hook of the wrapped optimizer:"
+            " original_optimizer.register_step_pre_hook(...)",
+            stacklevel=6,
         )
 
 

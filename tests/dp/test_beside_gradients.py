@@ -230,6 +230,22 @@ def test_many_of_them_are_counted(make_optimizer):
         optimizer.backward(head(body(torch.randn(8, 4))).squeeze(1))
 
 
+@pytest.mark.parametrize("name", ["hook", "post_accumulate_grad_hook"])
+def test_hooks_that_are_not_called_are_told(make_optimizer, name):
+    """A mask by a hook would freeze nothing, in silence; one that is removed is fine."""
+    model, mask = nn.Linear(3, 1), torch.zeros(1, 3)
+    optimizer = make_optimizer(model)
+    handle = getattr(model.weight, f"register_{name}")(lambda grad: grad * mask)
+    with pytest.warns(UserWarning, match=r"hook .* of shape \(1, 3\).* is not called"):
+        step(optimizer, model(torch.randn(4, 3)).squeeze(1))
+    step(optimizer, model(torch.randn(4, 3)).squeeze(1))  # Told once.
+
+    other = nn.Linear(3, 1)
+    handle.remove()
+    getattr(other.weight, f"register_{name}")(lambda grad: grad * mask).remove()
+    step(make_optimizer(other), other(torch.randn(4, 3)).squeeze(1))
+
+
 def test_what_is_frozen_or_in_this_ledger_is_fine(make_optimizer):
     """No false alarm: a frozen body, trainable inputs, a shared ledger, a frozen group."""
     body, head = nn.Linear(4, 8), nn.Linear(8, 1)
