@@ -36,8 +36,10 @@ __all__ = (
 
 KEY_BITS: Final = 256
 _BLOCK: Final = 16  # Bytes of AES at a time.
+_FROM_ZERO: Final = CTR(bytes(_BLOCK))
 _replayed: ContextVar["RepeatedKeys | None"] = ContextVar("repeated keys", default=None)
-_ZEROS: Final = bytes(1 << 20)  # Never written, so it is one page of memory.
+# Never written, so it is one page of memory; a part of a view is no copy.
+_ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 def are_replayed() -> bool:
@@ -124,7 +126,7 @@ class Keystream:
 
     def __init__(self, purpose: str = "coins") -> None:
         self._key = AES256(new_key(purpose))
-        self._cipher: CipherContext = Cipher(self._key, CTR(bytes(_BLOCK))).encryptor()
+        self._cipher: CipherContext = Cipher(self._key, _FROM_ZERO).encryptor()
         self.position = 0
 
     def fill(self, words: NDArray[Any]) -> None:

@@ -28,7 +28,7 @@ MANY_CHANNEL_PAIRS: Final = {"cpu": 64 * 64}
 # Bytes of one use's gradients that are not worth counting against the budget.
 UNCOUNTED_BYTES: Final = 1 << 16
 # Multiplications in the time that it takes to write and read a number three times.
-FLOPS_PER_ELEMENT: Final = 60
+FLOPS_PER_ELEMENT: Final = 40
 # What held gradients may take beyond what the backward pass frees: a share of the
 # activations' bytes, and for a small model as much as one chunk of a large one.
 ALLOWED_SHARE: Final = 0.05

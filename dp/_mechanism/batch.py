@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -161,8 +162,7 @@ class PendingBatch:
                 " and run the batch again"
             )
         if len(self.parameters) != len(parameters) or any(
-            ours is not theirs
-            for ours, theirs in zip(self.parameters, parameters, strict=True)
+            map(is_not, self.parameters, parameters)
         ):
             raise PrivacyError(
                 "the optimizer's trainable parameters changed between backward and"

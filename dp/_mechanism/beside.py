@@ -44,9 +44,10 @@ class _Versions:
     def num_written(self, parameters: Sequence[Tensor]) -> int:
         """Return how many are known, and have another version by now."""
         now: list[int] = [*map(_version, parameters)]
-        noted = map(self._of.get, map(id, parameters), now)
-        num_written = sum(map(int.__ne__, noted, now))
-        return num_written or (self._num_rewritten(parameters) if self._bits else 0)
+        noted: list[int] = [*map(self._of.get, map(id, parameters), now)]
+        if noted == now:
+            return self._num_rewritten(parameters) if self._bits else 0
+        return sum(map(int.__ne__, noted, now))
 
     def _num_rewritten(self, parameters: Sequence[Tensor]) -> int:
         """Return how many have other bits than were noted, which are compared once."""

@@ -53,7 +53,7 @@ class ChangedOptions:
         The first time that they changed, warns of schedulers on one of *optimizers*
         that follow a metric.
         """
-        options = [_options(group) for group in groups]
+        options = [*map(_options, groups)]
         if not self.have_changed and self._last not in (None, options):
             self.have_changed = True
             warn_of_metrics_on(optimizers)

@@ -194,8 +194,7 @@ class Mechanism(PrivateRun):
         """
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
-        world, batch = self._ready_to_release(parameters)
-        noises = self._noises()
+        world, batch, noises = self._ready_to_release(parameters)
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
         summed = [*sums, *count]
@@ -229,8 +228,8 @@ class Mechanism(PrivateRun):
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
-    ) -> tuple[World, PendingBatch]:
-        """Return the ranks and the batch once nothing speaks against its release.
+    ) -> tuple[World, PendingBatch, NoiseBesideCount | None]:
+        """Return the ranks, the batch and its noises if nothing speaks against a release.
 
         Raises:
             SamplingMismatchError: If the batch does not match its ticket.
@@ -247,8 +246,9 @@ class Mechanism(PrivateRun):
             dataset = None if self.loader is None else self.loader.dataset
             self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.
-            stddev = self._stddev(batch, self._noises())
-            self.noise.check(batch.sums.buffers, stddev=stddev)
+            size = self.plan.expected_batch_size
+            noises = self.count.noises(self.noise_multiplier, size)
+            self.noise.check(batch.sums.buffers, stddev=self._stddev(batch, noises))
         except Exception:
             world.tell_failure()
             raise
@@ -264,10 +264,7 @@ class Mechanism(PrivateRun):
             asks=self.watch.together.asks,
         )
         self.watch.together.answer(asked=asked)
-        return world, batch
-
-    def _noises(self) -> NoiseBesideCount | None:
-        return self.count.noises(self.noise_multiplier, self.plan.expected_batch_size)
+        return world, batch, noises
 
     def _stddev(self, batch: PendingBatch, noises: NoiseBesideCount | None) -> float:
         sigma = self.noise_multiplier if noises is None else noises.gradients

@@ -121,9 +121,6 @@ class PrivateRun:
 
     def note_debugging(self) -> None:
         """Tell the ledger of noise or batches that anyone can repeat."""
-        seeds = (
-            self.noise.seed,
-            None if self.loader is None else self.loader.debug_seed,
-        )
-        if any(seed is not None for seed in seeds):
+        of_loader = None if self.loader is None else self.loader.debug_seed
+        if self.noise.seed is not None or of_loader is not None:
             self.ledger.note_debugging_seed()

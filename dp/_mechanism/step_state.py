@@ -142,8 +142,11 @@ class StepState:
 
     def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of another loss joined the batch at hand."""
-        found = [(p, grad) for p in parameters if (grad := p.grad) is not None]
-        return any(bool(grad.any()) for p, grad in found if not self._is_ours(p, grad))
+        for parameter in parameters:
+            grad = parameter.grad
+            if grad is not None and not self._is_ours(parameter, grad) and grad.any():
+                return True
+        return False
 
     def _is_ours(self, parameter: Tensor, grad: Tensor) -> bool:
         # A scaler makes NaN of an infinite stand-in, and nobody else wrote to zeros.

@@ -1,6 +1,8 @@
 """The tensors that clipped gradients are added up in, and that noise is added to."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
 from typing import final
 
 import torch
@@ -72,24 +74,26 @@ class Sums:
 
     def _allocated(self, finished: Sequence[JointSums]) -> Sequence[Tensor]:
         """Return finished sums of small parameters, and memory for all others."""
-        kinds = [(p.dtype, p.device) for p in self._parameters]
+        # At every step, of thousands of small parameters: loops are in C where they can.
+        kinds: list[_Kind] = [*map(attrgetter("dtype", "device"), self._parameters)]
         kept = [joint for joint in finished if _may_be_kept(joint, kinds)]
         views = {i: s for joint in kept for i, s in zip(joint.indices, joint.sums)}  # noqa: B905 -- fast
         self._buffers = [joint.memory for joint in kept]
+        sizes = [*map(Tensor.numel, self._parameters)]
         together: dict[object, list[int]] = {}
-        for index, parameter in enumerate(self._parameters):
+        for index, kind in enumerate(kinds):
             if index not in views:
-                is_small = parameter.numel() <= _tuning.SMALL_SUM
-                kind = kinds[index] if is_small else index
-                together.setdefault(kind, []).append(index)
+                is_small = sizes[index] <= _tuning.SMALL_SUM
+                together.setdefault(kind if is_small else index, []).append(index)
         for indices in together.values():
             dtype, device = kinds[indices[0]]
-            shapes = [self._parameters[index].shape for index in indices]
-            sizes = [shape.numel() for shape in shapes]
-            memory = torch.empty(sum(sizes), dtype=_wide(dtype), device=device)
+            lengths = [sizes[index] for index in indices]
+            memory = torch.empty(sum(lengths), dtype=_wide(dtype), device=device)
             self._buffers.append(memory)
-            parts = map(Tensor.view, memory.split_with_sizes(sizes), shapes)
-            views.update(zip(indices, parts, strict=True))
+            shapes = [self._parameters[index].shape for index in indices]
+            parts = zip(memory.split_with_sizes(lengths), shapes, strict=True)
+            whole = [p if len(shape) == 1 else p.view(shape) for p, shape in parts]
+            views.update(zip(indices, whole, strict=True))
         return [views[index] for index in range(len(self._parameters))]
 
 
@@ -100,6 +104,7 @@ def _may_be_kept(joint: JointSums, kinds: Sequence[_Kind]) -> bool:
     return {(_wide(dtype), device) for dtype, device in found} == {wanted}
 
 
+@lru_cache
 def _wide(dtype: torch.dtype) -> torch.dtype:
     # The precision of sums and noise is never below float32.
     return torch.promote_types(dtype, torch.float32)

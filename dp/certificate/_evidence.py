@@ -29,23 +29,25 @@ def evidence_sentences(run: CertifiedRun) -> list[str]:
     sentences = []
     if evaluated:
         sentences.append(
-            f"of {evaluated} steps a function's, evaluated again at {looks} of them with"
-            f" other examples exchanged: the first {FIRST} of each process, and one in"
-            f" {EVERY} that its id picks"
+            f"at {evaluated} steps by a function, which was evaluated again at {looks} of"
+            f" them with other examples in the batch: at the first {FIRST} of each"
+            f" process, and at one in {EVERY} that its id picks"
         )
         if any(e.other_sizes for e in seen):
             sentences.append(
-                "an example's was once compared alone, and with fewer others"
+                "at one step that of an example was also computed alone, and among fewer others"
             )
     if any(e.inconclusive for e in seen):
         sentences.append("a look could not tell whether examples were mixed")
     if finished:
-        sentences.append(f"of {finished} steps finished: not evaluated by the library")
+        sentences.append(
+            f"at {finished} steps as finished numbers, which the library did not evaluate"
+        )
     if finished and None not in days:
         sentences.append(
             f"dp.check found nothing in this model on {min(map(str, days))}"
         )
-    return sentences or ["of no step"]
+    return sentences or ["at no step"]
 
 
 def evidence_finding(claim: str, run: CertifiedRun) -> Finding:

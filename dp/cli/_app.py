@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from typer.exceptions import TyperException
 
+from dp.cli._errors import USAGE_ERRORS, InputError
 from dp.cli._examine import audit_command, check_command
 from dp.cli._planning import calibrate_command, epsilon_command
 from dp.cli._published import compose_command, verify_command
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         name = _name(sys.argv[1:] if given is None else given)
         code = command.main(given, prog_name=name, standalone_mode=False)
-    except (TyperException, PrivacyError) as error:
-        message = error.format_message() if isinstance(error, TyperException) else error
-        if str(message):  # Empty if there was no command at all: help was shown.
-            line = " ".join(str(message).split()).replace("Value error, ", "")
+    except (USAGE_ERRORS, InputError, PrivacyError) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        if message:  # Empty if there was no command at all: help was shown.
+            line = " ".join(message.split()).replace("Value error, ", "")
             print(f"Error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE_ERROR)
     sys.exit(code)

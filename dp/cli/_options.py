@@ -123,8 +123,8 @@ LeaveOut = Annotated[
 Classes = Annotated[
     list[str] | None,
     typer.Option(
-        help="CSV only: the classes of the target. By default those that occur, which"
-        " the certificate then calls public.",
+        help="CSV only: the classes of the target, quoted if they have commas. By"
+        " default those that occur, which the certificate then calls public.",
         metavar="CLASS,...",
     ),
 ]
@@ -145,9 +145,7 @@ UnitColumn = Annotated[
 ]
 Sep = Annotated[
     str,
-    typer.Option(
-        help="CSV only: what separates columns; \\t is a tab.", metavar="CHARACTER"
-    ),
+    typer.Option(help="CSV only: the separator; \\t is a tab.", metavar="CHARACTER"),
 ]
 Encoding = Annotated[
     str,

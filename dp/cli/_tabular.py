@@ -7,6 +7,7 @@ learnt of the rows that are trained on is a private statistic, or a function of 
 Shapes: ``N`` rows.
 """
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -281,8 +282,9 @@ def _answers(
 def _declared_classes(
     texts: Sequence[str], labels_N: Integers, given: Sequence[str]
 ) -> tuple[tuple[str, ...], Integers]:
-    """Return the declared classes; rows of any other have none."""
-    classes = tuple(dict.fromkeys(c.strip() for text in given for c in text.split(",")))
+    """Return the declared classes, which may be quoted; rows of any other have none."""
+    rows = csv.reader(given, skipinitialspace=True)
+    classes = tuple(dict.fromkeys(name.strip() for row in rows for name in row))
     if len(classes) < _FEWEST_CLASSES:
         raise InputError(f"--classes must name two classes or more, got {classes}")
     numbers = {name: number for number, name in enumerate(classes)}

@@ -247,7 +247,8 @@ def _tell_unseen(fitted: Fitted, console: Console) -> None:
         console.print(
             "Columns in which nothing stands out from the noise, so that they say"
             f" little: {', '.join(fitted.unseen)}. Names and ids have no"
-            " frequent value (--leave-out); otherwise --ranges and --levels help."
+            " frequent value (--leave-out), and dates in other forms than 2001-02-03"
+            " need --dates and --date-format; otherwise --ranges and --levels help."
         )
 
 

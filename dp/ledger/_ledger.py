@@ -24,7 +24,7 @@ from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import Charge
 from dp.ledger._claim import check_noise, claim, from_version_1
-from dp.ledger._paid_pass import PaidPass, check_noise_of_passes, check_place
+from dp.ledger._paid_pass import PaidPass, check_noise_of_passes
 from dp.ledger._segments import Totals, appended, check_unit, includes, merge, rows
 from dp.ledger._state import VERSION, read
 from dp.ledger._terms import Numbers, TermsOfSteps
@@ -225,7 +225,6 @@ class Ledger:
             PrivacyError: If it costs more than planned, and neither *public* nor a
                 Renyi filter covers that, or if the charge of a pass does not.
         """
-        place = check_place(self._plan, in_pass, noise_multiplier)
         numbers = Numbers(
             sampling_probability,
             noise_multiplier,
@@ -236,10 +235,10 @@ class Ledger:
         )
         with self._lock:
             self._check_sound()
-            if place is not None and self._is_paid(place, max_grad_norm):
-                return
             totals = self._current_totals()
-            terms = self._terms.of(numbers, totals.steps, place)
+            terms = self._terms.of(numbers, totals.steps, in_pass)
+            if in_pass is not None and self._is_paid(in_pass, max_grad_norm):
+                return
             charge = terms.charge
             as_planned = totals.as_planned and terms.is_planned
             if as_planned:
@@ -252,7 +251,7 @@ class Ledger:
             self._totals = Totals(
                 self._segments, totals.steps + charge.count, as_planned
             )
-            self._paid = None if place is None else PaidPass(place, max_grad_norm)
+            self._paid = None if in_pass is None else PaidPass(in_pass, max_grad_norm)
 
     def ask(self, name: str, *, num_values: int) -> Query:
         """Record that a planned query is asked, before its noise is drawn.

@@ -77,8 +77,8 @@ class PaidPass:
 
 def check_place(
     plan: PrivacyPlan, in_pass: PassStep | None, noise_multiplier: float
-) -> PassStep | None:
-    """Return *in_pass* if it is one that the plan's charges cover.
+) -> None:
+    """Raise unless *in_pass* is one that the plan's charges cover.
 
     Raises:
         SamplingMismatchError: If it is missing or another scheme's.
@@ -95,7 +95,6 @@ def check_place(
             " release batches of plan.loader(dataset)"
         )
     check_noise_of_passes(plan, noise_multiplier)
-    return in_pass
 
 
 def check_noise_of_passes(plan: PrivacyPlan, noise_multiplier: float) -> None:

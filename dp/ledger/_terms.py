@@ -13,7 +13,7 @@ from dp.accounting._counted import NoiseBesideCount, check_counted
 from dp.ledger._budget import Budget
 from dp.ledger._charge import Charge
 from dp.ledger._claim import accounted
-from dp.ledger._paid_pass import charged_whole
+from dp.ledger._paid_pass import charged_whole, check_place
 from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
@@ -66,18 +66,21 @@ class TermsOfSteps:
             place: Which step of which pass or round it is, all of which is charged.
 
         Raises:
+            SamplingMismatchError: If *place* is missing, or another scheme's.
             ValueError: If a sum and a count have less noise than they are charged as.
             PrivacyError: If it costs more than planned, and nothing covers that.
         """
-        # Plans cannot change: of this one, a step decides the noise multiplier alone, and
-        # a place the number of steps that are charged.
+        # Plans cannot change: of this one, a step decides the noise multiplier alone; of
+        # a place counts what it is part of, a pass or a round of how many steps.
         of_step = self._plan.noise_multiplier_at(step)
-        about = numbers, of_step, None if place is None else place.num_steps
+        part = None if place is None else (place.num_steps, place.chain is None)
+        about = numbers, of_step, part
         if self._last is None or self._last[0] != about:
             self._last = about, self._found(numbers, step, place)
         return self._last[1]
 
     def _found(self, numbers: Numbers, step: int, place: PassStep | None) -> Terms:
+        check_place(self._plan, place, numbers.noise_multiplier)
         check_counted(numbers.noise_multiplier, numbers.noise_beside_count)
         charge = Charge(**numbers._asdict(), count=1)
         if place is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from operator import attrgetter
 from typing import Final, Literal, final
 
 import torch
@@ -40,6 +41,7 @@ _DESCRIPTIONS: Final = {
 _LOG2_RANGE: Final = {torch.float32: 64, torch.float64: 512}
 
 _LARGEST_EPSILON: Final = 700.0  # exp(epsilon) overflows above 709.
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
 # Devices that round by themselves; others lack float64, or emulate it slowly.
 _WITH_FLOAT64: Final = frozenset({"cuda"})
 
@@ -147,7 +149,6 @@ class GaussianNoise:
         # Never its state: a copy draws other noise.
         return _rebuilt, (self._rng, self._seed)
 
-    @torch.no_grad()
     def add_(self, sums: Sequence[Tensor], *, stddev: float) -> float:
         """Add noise of standard deviation *stddev* to every element, in place.
 
@@ -165,6 +166,8 @@ class GaussianNoise:
             WrongNoiseError: If an element did not get its noise: elements on the host
                 are verified in the first three calls, and one in 128 after that.
         """
+        if any(map(_REQUIRES_GRAD, sums)):  # No graph is made of noise.
+            sums = [tensor.detach() for tensor in sums]
         witness = _witness.get()
         if witness is None:
             return self._add(sums, stddev)

@@ -9,6 +9,7 @@ Shapes: ``B`` examples in a batch.
 
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
@@ -46,6 +47,7 @@ from forwarding import forwarded, target
 
 __all__ = ("PrivateStep",)
 
+_REQUIRES_GRAD: Final = attrgetter("requires_grad")
 _BESIDE_LOSSES: Final = (
     "while losses were given to backward or private_loss: an example has one gradient a"
     " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
@@ -97,13 +99,12 @@ class PrivateStep(TransparentOptimizer):
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step:
             stddev = self._set_private_gradients()
-        self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
-        self.mechanism.beside.forget()  # Until noted: an update may be broken off.
+        self._note_options()
         result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
         if self.bias_correction is not None and stddev is not None:
             inner = self.original_optimizer
             self.bias_correction.apply_(inner, noise_stddev=stddev)
-        self.mechanism.beside.note(self._trainable(), since="updated")
+        self._note_update()
         return result if closure is None else loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 -- torch's signature
@@ -214,6 +215,16 @@ class PrivateStep(TransparentOptimizer):
         self.mechanism.step.show([p.grad for p in parameters[:1] if p.grad is not None])
         return self.mechanism.released_stddev
 
+    @disable_dynamo
+    def _note_options(self) -> None:
+        self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
+        self.mechanism.beside.forget()  # Until noted: an update may be broken off.
+
+    @disable_dynamo
+    def _note_update(self) -> None:
+        # What is kept by the identity of parameters that come and go must not be traced.
+        self.mechanism.beside.note(self._trainable(), since="updated")
+
     def _find_scales(self) -> None:
         """Tell the mechanism of the wrapped optimizer, which others may replace."""
         inner = self.original_optimizer
@@ -275,7 +286,7 @@ class PrivateStep(TransparentOptimizer):
             )
 
     def _trainable(self) -> list[Tensor]:
-        return [p for p in self._all_parameters() if p.requires_grad]
+        return [*filter(_REQUIRES_GRAD, self._all_parameters())]
 
 
 def _ledger_of(parameter: Tensor) -> Ledger | None:

@@ -151,16 +151,15 @@ def _groups_signature(owner: Optimizer) -> Sequence[tuple[int, ...]] | None:
     Returns:
         None if there is a group that cannot be read.
     """
+    outline: list[tuple[int, ...]] = []
     try:
-        lists = [group["params"] for group in owner.param_groups]
-        return [
-            (id(params), len(params), id(params[0]), id(params[-1]))
-            if params
-            else (id(params),)
-            for params in lists
-        ]
+        for group in owner.param_groups:
+            params = group["params"]
+            ends = (id(params[0]), id(params[-1])) if params else ()
+            outline.append((id(params), len(params), *ends))
     except (AttributeError, KeyError, TypeError):  # Half-built, or overwritten.
         return None
+    return outline
 
 
 def _has(owner: Optimizer, parameter: Tensor) -> bool:

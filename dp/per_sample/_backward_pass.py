@@ -3,7 +3,7 @@
 Shapes: ``B`` examples.
 """
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 from functools import partial
 from typing import cast, final
 
@@ -19,8 +19,7 @@ from dp.per_sample._known_graphs import Found
 from dp.per_sample._layer_batching import BatchedLayers, batch_layers
 from dp.per_sample._parts.part import GradPart
 from dp.per_sample._parts.reparametrized import parts_of_parameters
-from dp.per_sample._parts.row_groups import RowGroups
-from dp.per_sample._repeated_layers import parts_of_steps
+from dp.per_sample._repeated_layers import RepeatedLayer, parts_of_steps
 from dp.per_sample._row_layers import OuterProducts, RowLayers
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import Grads, MemoryBudget, Rule, RuleContext
@@ -31,7 +30,6 @@ __all__ = ("BackwardPass",)
 
 
 _Parts = dict[int, list[GradPart]]  # By the identity of the parameter.
-_Groups = dict[Hashable, RowGroups]  # Shared by the uses of a batch.
 _Item = tuple[
     RuleContext, Rule | None, float
 ]  # With the bytes that are freed before it.
@@ -72,10 +70,10 @@ class BackwardPass:
         self._repeated = self._repeated_layers(known)
         in_rows: set[int] = set()
         freed = plan.bytes_freed
-        for rows in (self._rows, *self._repeated):
+        for rows in self._by_row():
             in_rows.update(layer.position for layer in rows.layers)
             freed = rows.bytes_freed(freed)
-        groups: _Groups = {}
+        groups = known.shortcuts.groups
         for position, (use, bytes_freed) in enumerate(
             zip(graph.uses, freed, strict=True)
         ):
@@ -96,13 +94,20 @@ class BackwardPass:
                 self.without_rule.append(site)
             self._sites.append((site, rule, bytes_freed))
 
-    def _repeated_layers(self, known: Found) -> list[RowLayers]:
+    def _repeated_layers(self, known: Found) -> list[tuple[RepeatedLayer, RowLayers]]:
         """Return the layers of many steps, where no step differs in this batch."""
         found = [
-            (steps, RowLayers(known.graph.uses, steps))
-            for steps in known.shortcuts.repeated
+            (layer, RowLayers(known.graph.uses, layer.steps))
+            for layer in known.shortcuts.repeated
         ]
-        return [rows for steps, rows in found if len(rows.layers) == len(steps)]
+        return [
+            (layer, rows)
+            for layer, rows in found
+            if len(rows.layers) == len(layer.steps)
+        ]
+
+    def _by_row(self) -> list[RowLayers]:
+        return [self._rows, *(rows for _, rows in self._repeated)]
 
     def _put_together(self, known: Found, budget: MemoryBudget) -> set[int]:
         """Make one of layers that are alike, and return the positions of these."""
@@ -167,8 +172,9 @@ class BackwardPass:
             self.rows = self._rows.gradients(
                 [remaining.pop() for _ in self._rows.nodes]
             )
-            for rows in self._repeated:
-                self._add_steps(rows, [remaining.pop() for _ in rows.nodes])
+            for layer, rows in self._repeated:
+                grads = [remaining.pop() for _ in rows.nodes]
+                self._add_steps(layer, rows.inputs, grads)
 
     def _edges(self) -> list[GradientEdge]:
         """Return where gradients are asked for: at the last uses, stacks and rows."""
@@ -180,8 +186,9 @@ class BackwardPass:
         edges += [
             GradientEdge(node, 0) for stack in self._stacks for node in stack.nodes
         ]
-        rows = (self._rows, *self._repeated)
-        return edges + [GradientEdge(node, 0) for one in rows for node in one.nodes]
+        return edges + [
+            GradientEdge(node, 0) for rows in self._by_row() for node in rows.nodes
+        ]
 
     def _last(self) -> list[_Item]:
         return [item for item in self._sites if item[0].use.is_last]
@@ -235,10 +242,12 @@ class BackwardPass:
             for position, part in stack.parts(grads).items()
         ]
 
-    def _add_steps(self, steps: RowLayers, grads: Grads) -> None:
-        use = self._graph.uses[steps.layers[0].position]
+    def _add_steps(
+        self, layer: RepeatedLayer, inputs: Sequence[Tensor], grads: Grads
+    ) -> None:
+        use = self._graph.uses[layer.steps[0].position]
         context = RuleContext(use, {}, self._num_samples, self._budget)
-        self.repeated.update(parts_of_steps(steps, grads, context))
+        self.repeated.update(parts_of_steps(layer, inputs, grads, context))
 
     def _add_instead(
         self, site: RuleContext, rule: Rule | None, bytes_freed: float, grads: Grads

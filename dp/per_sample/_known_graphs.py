@@ -252,8 +252,8 @@ def _of_sizes(
         return _OfSizes(analysis.plan, ())
     moved = analysis.followed.moved
     place_of = {node: place for place, node in enumerate(nodes)} if moved else {}
-    layouts, num_units = analysis.plan.layouts, analysis.followed.num_units
-    shortcuts = find_shortcuts(graph, layouts, parameters, num_samples=num_units)
+    num_units = analysis.followed.num_units
+    shortcuts = find_shortcuts(graph, analysis.plan, parameters, num_samples=num_units)
     return _OfSizes(
         analysis.plan, [(place_of[node], one) for node, one in moved], shortcuts
     )

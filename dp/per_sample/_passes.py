@@ -73,7 +73,9 @@ class Passes:
         )
         seeds = self.whose.by_loss(factor_U, self.losses)
         collected.run(self.losses, seeds, keep_graph=keep_graph)
-        index_of = {id(p): i for i, p in enumerate(self.parameters)}
+        # Of a perceptron no part is left to look up.
+        numbered = enumerate(self.parameters if collected.parts else ())
+        index_of = {id(p): i for i, p in numbered}
         parts = {index_of[key]: parts for key, parts in collected.parts.items()}
         parts |= {index: [part] for index, part in collected.repeated.items()}
         return PerSampleGradients(

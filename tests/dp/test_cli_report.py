@@ -38,7 +38,8 @@ def table():
 
 @pytest.fixture
 def certificate(make_plan, monkeypatch):
-    monkeypatch.setattr("dp.certificate._document.check_agreement", lambda *_: None)
+    for check in ("check_agreement", "check_recomputed"):
+        monkeypatch.setattr(f"dp.certificate._document.{check}", lambda *_, **__: None)
     return Certificate.of(Ledger(make_plan()), noise=GaussianNoise(), num_parameters=4)
 
 

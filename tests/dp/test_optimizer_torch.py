@@ -12,6 +12,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 import dp
 from dp import DPOptimizer, PoissonSampling, UnsupportedOperationError
+from dp._mechanism.beside import Beside
+from dp._mechanism.changed_options import ChangedOptions
 
 
 with warnings.catch_warnings():
@@ -72,6 +74,26 @@ def test_a_compiled_step_releases_and_charges_as_ever(make_run, kind):
         assert run.optimizer.ledger.steps == number
 
     torch.testing.assert_close(run.model.weight, twin.model.weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_nothing_that_is_kept_by_identity_is_traced(make_run, monkeypatch):
+    """Parameters that die before their guard is made would fail the compilation."""
+    run, seen = make_run(), []
+
+    def noted(note):
+        def tell(self, *args, **kwargs):
+            seen.append(torch.compiler.is_compiling())
+            return note(self, *args, **kwargs)
+
+        return tell
+
+    for kind in (Beside, ChangedOptions):
+        monkeypatch.setattr(kind, "note", noted(kind.note))
+    run.optimizer.backward(run.losses(next(iter(run.loader))))
+    torch.compile(run.optimizer.step, backend="eager")()
+
+    assert seen == [False, False]
 
 
 def test_a_redundancy_free_optimizer_goes_inside(make_run, process_group):  # noqa: ARG001 -- held open

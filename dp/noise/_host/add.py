@@ -49,7 +49,7 @@ def add_on_host(
         for workspace in workspaces
     ]
     done: list[Chunk] = []
-    if num_threads <= 1:
+    if len(noises) == 1:
         _add_to_waiting(noises[0], waiting, done)
     else:
         with ThreadPoolExecutor(num_threads - 1) as pool:
@@ -64,7 +64,6 @@ def add_on_host(
     return done
 
 
-@torch.no_grad()
 def _add_to_waiting(
     noise: RoundedGaussian, waiting: deque[list[Tensor]], done: list[Chunk]
 ) -> None:

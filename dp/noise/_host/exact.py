@@ -73,13 +73,11 @@ def decide(
     spacing = granularity(stddev)
     # Example: a sum of 0.3 on a lattice of 1/16 is 4.8 steps: 5 whole ones, and -0.2
     # to which noise is added.
-    units_E = x_E * (1 / spacing)
-    whole_E = np.rint(units_E)
+    fraction_E = x_E * (1 / spacing)
+    whole_E = np.rint(fraction_E)
+    fraction_E -= whole_E  # Exact: magnitudes are alike, or whole is 0.
     steps_E = round_refined(
-        bits_E,
-        units_E - whole_E,  # Exact: magnitudes are alike, or whole is 0.
-        scale=stddev / spacing,
-        keystream=keystream,
+        bits_E, fraction_E, scale=stddev / spacing, keystream=keystream
     )
     steps_E += whole_E
     steps_E *= spacing
@@ -101,6 +99,8 @@ def round_refined(
     more_E = np.empty(len(bits_E), _UINT64)
     keystream.fill(more_E)
     steps_E, unsure_E = _in_float64(bits_E, more_E, fraction_E, scale)
+    if not unsure_E.any():  # The usual call.
+        return steps_E
     # A sum without a value stays so; more digits would search for it without an end.
     unsure_E &= np.isfinite(steps_E)
     for i in np.flatnonzero(unsure_E):
@@ -134,19 +134,28 @@ def _in_float64(
     The quantile function errs by less than ``2**-40``. In lattice units, with the rounding
     of the sum: less than ``2**-33``.
     """
+    # In as few calls as will do: there are a dozen elements of a small model, and each
+    # call takes as long as a thousand would.
     half = 1 << (FIRST_BITS - 1)
     # Example: U = 0.9 is computed as 1 - 0.9 with the sign turned, since 0.1 has more
     # digits left of the tail than 0.9 has.
     upper_E = bits_E >= half
     bits_E = np.where(upper_E, 2 * half - 1 - bits_E.astype(np.int64), bits_E)
     more_E = np.where(upper_E, ~more_E, more_E)
-    tail_E = (bits_E + more_E * 2.0**-MORE_BITS) * 2.0**-FIRST_BITS
+    tail_E = more_E.astype(np.float64)
+    tail_E *= 2.0**-MORE_BITS
+    tail_E += bits_E
+    tail_E *= 2.0**-FIRST_BITS
     unsure_E = tail_E < MIN_PROBABILITY
-    normal_E = quantiles(np.maximum(tail_E, 2.0 ** -(FIRST_BITS + MORE_BITS)))
-    sum_E = fraction_E + scale * np.where(upper_E, -normal_E, normal_E)
+    np.maximum(tail_E, 2.0 ** -(FIRST_BITS + MORE_BITS), out=tail_E)
+    sum_E = quantiles(tail_E)
+    np.negative(sum_E, out=sum_E, where=upper_E)
+    sum_E *= scale
+    sum_E += fraction_E
     steps_E = np.rint(sum_E)
+    sum_E -= steps_E
     # A sum within 2**-31 of a midpoint, where errors of 2**-33 could decide.
-    unsure_E |= np.abs(sum_E - steps_E) > SAFE_DISTANCE
+    unsure_E |= np.abs(sum_E, out=sum_E) > SAFE_DISTANCE
     return steps_E, unsure_E
 
 

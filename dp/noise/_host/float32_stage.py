@@ -39,7 +39,7 @@ class Undecided(NamedTuple):
         """Return the undecided elements of several blocks."""
         if len(blocks) == 1:
             return cls(*blocks[0])
-        return cls(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+        return cls(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 class Constants(NamedTuple):

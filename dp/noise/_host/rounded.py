@@ -53,10 +53,11 @@ class RoundedGaussian:
         self._stddev = stddev
         lattice = Lattice.of(stddev)
         self._keystream = keystream
-        self._numpy = NumpyFloat32(lattice, workspace)
-        self._compiled: CompiledFloat32 | None = None
-        if kernel is not None:
-            self._compiled = CompiledFloat32(lattice, kernel, workspace)
+        self._stage = (
+            NumpyFloat32(lattice, workspace)
+            if kernel is None
+            else CompiledFloat32(lattice, kernel, workspace)
+        )
         self._workspace = workspace
 
     @property
@@ -67,20 +68,20 @@ class RoundedGaussian:
     @np.errstate(all="ignore")  # An infinite sum may become NaN, as with any noise.
     def add_(self, parts: list[Tensor]) -> None:
         """Add noise to tensors of one dtype, float32 or float64, in place."""
-        if self._compiled is None:
+        if isinstance(self._stage, NumpyFloat32):
             with as_vector(parts, torch.device("cpu")) as x:
-                self._add_to_vector(x.numpy())
+                self._add_to_vector(x.numpy(), self._stage)
         elif (vectors := Vectors.of(parts)) is not None:
-            self._add_to_vectors(vectors, self._compiled)
+            self._add_to_vectors(vectors, self._stage)
         else:  # Of a device that does not round by itself: copied here, and back.
             with as_vector(parts, torch.device("cpu")) as x:
                 self.add_([x])
 
-    def _add_to_vector(self, x_N: _Array) -> None:
+    def _add_to_vector(self, x_N: _Array, stage: NumpyFloat32) -> None:
         blocks = []
         for start, words_N, points_N in self._drawn_blocks(len(x_N)):
             block = x_N[start : start + len(words_N)]
-            left = self._numpy.round_(block, words_N, points_N)
+            left = stage.round_(block, words_N, points_N)
             blocks.append(left._replace(where=left.where + start))
         if blocks:
             left = Undecided.of(blocks)

@@ -128,10 +128,12 @@ def couples(axes_of: Callable[[Node, int], Sequence[int]]) -> IntegerRule:
 
 
 def leading(num_axes: int) -> IntegerRule:
-    """Operations in which all but the first axes are coupled."""
+    """Operations in which all but the first axes are coupled, or some of the last."""
 
-    def rule(_node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
-        answer = EVERYBODYS if owners.axis >= num_axes else owners
+    def rule(node: Node, owners: Owners, shapes: Shapes) -> IntegerAnswers:
+        rank = len(output_shape(node, 0))
+        num_apart = num_axes if num_axes > 0 else rank + num_axes
+        answer = EVERYBODYS if owners.axis >= num_apart else owners
         return [None if s is None else answer for s in shapes]
 
     return rule

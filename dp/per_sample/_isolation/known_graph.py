@@ -28,7 +28,7 @@ from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
 from dp.per_sample._isolation.rule_table import arguments_reader
 
 
-__all__ = ("FOLLOWING", "Template")
+__all__ = ("BROADCASTING", "FOLLOWING", "Template")
 
 # Operations of one tensor whose output has the shape of that tensor.
 FOLLOWING: Final = frozenset(
@@ -56,6 +56,11 @@ FOLLOWING: Final = frozenset(
             "Tanh",
         ),
     )
+)
+
+# Operations of two tensors whose output has the shape that theirs are broadcast to.
+BROADCASTING: Final = frozenset(
+    f"{name}Backward0" for name in ("Add", "Div", "Mul", "Sub")
 )
 
 _NOBODY: Final = 0  # The place of an input that has no graph.
@@ -195,7 +200,13 @@ class Template:
         # A leaf is a parameter of this optimizer, or of nobody here: frozen, or another's.
         for place, kind, owner in self._leaves:
             leaf = nodes[place]
-            if type(leaf) is not kind or _owner(leaf, self._parameters) != owner:
+            # Of a kind that has a parameter, as nearly all are: one call less for each.
+            is_same = type(leaf) is kind and owner == (
+                _owner(leaf, self._parameters)
+                if owner is None
+                else id(nodes[place].variable)
+            )
+            if not is_same:
                 return False
         return all(
             facts(nodes[place], behind, self._public) == expected
@@ -277,10 +288,12 @@ def _steps_and_leaves(
 def _follows(
     node: Node, place_of: Mapping[Node | None, int], own: Collection[int]
 ) -> bool:
-    """Whether the shape of a node's output is known where that of its input is."""
+    """Whether the shape of a node's output is known where those of its inputs are."""
     name, inputs = name_of(node), node.next_functions
     if name in FOLLOWING:
         return len(inputs) == 1
+    if name in BROADCASTING:  # What has no graph has a shape of its own.
+        return all(child is not None for child, _ in inputs)
     # Of a parameter itself, a matrix: the shape is that of the parameter, turned round.
     return name == "TBackward0" and place_of[inputs[0][0]] in own
 

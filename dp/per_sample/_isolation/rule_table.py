@@ -153,8 +153,7 @@ _COUPLING: Final = """
 _IMAGES: Final = """
     AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D AvgPool2D
     AvgPool3D GridSampler2D GridSampler3D MaxPool2DWithIndices MaxPool3DWithIndices
-    Im2Col ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D
-    ReplicationPad2D ReplicationPad3D UpsampleBicubic2D UpsampleBilinear2D
+    Im2Col UpsampleBicubic2D UpsampleBilinear2D
     UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
     UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D
     UpsampleTrilinear3D
@@ -226,6 +225,13 @@ def _groups() -> Iterator[tuple[str, FollowingRule]]:
     yield _COUPLING, _COUPLED
     yield "FftC2C FftC2R FftR2C", _TRANSFORMED
     yield _IMAGES, _IMAGE
+    # Of [1, B, T], as torch.stft pads signals, only the last axis is coupled.
+    for axes in (1, 2, 3):
+        names = f"ReflectionPad{axes}D ReplicationPad{axes}D"
+        yield (
+            names,
+            FollowingRule(rows=static.leading(-axes), integers=integers.leading(-axes)),
+        )
     yield " ".join(ATTENTION), _HEADS
     yield "Convolution ConvolutionOverrideable NativeGroupNorm", _CONVOLUTION
     yield "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm", _BATCH_NORM

@@ -149,13 +149,18 @@ def couples(axes_of: _Axes) -> RowsRule:
 
 
 def leading(num_axes: int) -> RowsRule:
-    """Convolutions, pools, attention: all but the first axes are coupled."""
+    """Convolutions, pools, attention: all but the first axes are coupled.
+
+    Args:
+        num_axes: How many are not; negative, how many of the last are.
+    """
 
     def rule(_node: Node, rows: Tensor, shapes: Shapes) -> Answers:
-        whole = meet_over(rows, range(num_axes, rows.dim()))
+        num_apart = num_axes if num_axes > 0 else rows.dim() + num_axes
+        whole = meet_over(rows, range(num_apart, rows.dim()))
         # Inputs may have other lengths behind, and even another number of axes: what is
         # left of the owners has length 1 there, and fits all of them.
-        lead = whole.shape[:num_axes]
+        lead = whole.shape[:num_apart]
         return [
             None
             if s is None

@@ -58,6 +58,7 @@ class Trial:
         self.parameters = parameters
         self.groups = groups
         self.num_elements = sum(parameter.numel() for parameter in parameters)
+        self._most = powers(narrowest) - 1
         generator = private_generator(device)
         # Example: 4 units may get the exponents 3, 0, 15, 3. Units 0 and 3 could not be
         # told apart in this trial, which happens to one pair in 16.
@@ -81,10 +82,14 @@ class Trial:
         gradients = run(self._exponent_U.exp2())
         return Coded(self, gradients, self._exponent_U, self._everyone_U)
 
-    def by_one_power(self, run: Pass) -> "Coded":
-        """Run a pass in which all losses have the same power, to see if it is linear."""
-        exponent_U = self._none_U + _ONE_POWER
-        return Coded(self, run(exponent_U.exp2()), exponent_U, self._everyone_U)
+    def by_one_power(self, run: Pass) -> Iterator["Coded"]:
+        """Run passes in which all losses have the same power, to see if they are linear.
+
+        A small one, which leaves no range, and the largest that any unit may have.
+        """
+        for power in sorted({_ONE_POWER, self._most}):
+            exponent_U = self._none_U + power
+            yield Coded(self, run(exponent_U.exp2()), exponent_U, self._everyone_U)
 
     def by_halves(self, run: Pass) -> Iterator["Coded"]:
         """Run two passes, in each of which one half of the units is left as it is."""

@@ -24,7 +24,7 @@ verification with probability ``1 - s``. A single pair of units that is mixed is
 by the powers of one verification with probability 1 / 16, which is that of equal powers.
 
 Some backward passes are not linear, as by a hook that clamps gradients: multiplying
-all losses by 8 shows it once. They are verified by halves from then on: the powers of
+all losses by 8, and by the largest power, shows it once. They are verified by halves from then on: the powers of
 one half of the units may not change anything of the other half, which misses a single
 pair every other time; and torch's own sums are compared for weights 0 and 1 alone.
 
@@ -42,7 +42,8 @@ from torch import Tensor
 
 from dp.exceptions import SampleMixingError, WrongGradientError
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._graph.uses import shapes_of
+from dp.per_sample._graph.nodes import name_of
+from dp.per_sample._graph.uses import Graph, shapes_of
 from dp.per_sample._isolation.reference import Reference
 from dp.per_sample._isolation.rounding import coarsest, sure_of
 from dp.per_sample._isolation.trial import Coded, Trial
@@ -56,6 +57,10 @@ __all__ = ("Verification", "Verifier")
 # One round misses a pair if both are in one half, or else have equal powers: 1/2 + 1/2
 # * 1/16 = 0.53, and 0.53**11 is 1e-3.
 _FIRST_ROUNDS: Final = 11
+# How many terms matrix_exp adds up depends on it; logcumsumexp takes its logarithm.
+_ROUNDING_BY_LENGTH: Final = frozenset(
+    {"LinalgMatrixExpBackward0", "LogcumsumexpBackward0"}
+)
 _OTHER_SUM: Final = (
     "the sum of gradients of parameters of shape {} is not the one that torch's own"
     " backward pass finds"
@@ -166,13 +171,16 @@ class Verifier:
         """Run passes with powers of two."""
         rounds = 1
         ones_U = torch.ones_like(passes.factors)
+        if self._is_linear is not False and _may_round_otherwise(passes.known.graph):
+            self._is_linear, rounds = False, _FIRST_ROUNDS
         if self._is_linear is None:
             # A hook that clamps gradients to [-1, 1] makes 8 * g another gradient than
             # 8 times that of g, for every unit alone: not linear, and not mixed either.
-            one_power = trial.by_one_power(passes.scaled)
-            one_power.keep_sums(ones_U)
-            plain = passes.scaled(ones_U)
-            self._is_linear = one_power.differs(plain) is None
+            plain, self._is_linear = passes.scaled(ones_U), True
+            for one_power in trial.by_one_power(passes.scaled):
+                one_power.keep_sums(ones_U)
+                self._is_linear &= one_power.differs(plain) is None
+            del plain
             rounds = _FIRST_ROUNDS
         if self._is_linear:
             return [trial.by_powers(passes.scaled)]
@@ -232,6 +240,24 @@ class Verifier:
         )
         error.began_earlier = self._num_passes > 1
         return error
+
+
+def _may_round_otherwise(graph: Graph) -> bool:
+    """Whether some gradients are not rounded alike whatever they are multiplied with.
+
+    How many terms the backward of ``matrix_exp`` adds up depends on the length of the
+    gradient, unless the matrix is longer, as at the start of a training it may be.
+    """
+    operands = [operand for use in graph.uses for operand in use.operands.values()]
+    pending = [operand.edge[0] for operand in operands if operand.chain is None]
+    seen = {None, *pending}  # None in place of an input without a graph.
+    for node in pending:  # Which grows meanwhile.
+        new = {child for child, _ in node.next_functions} - seen
+        seen |= new
+        pending.extend(new)
+    return any(
+        name_of(node) in _ROUNDING_BY_LENGTH for node in (*graph.nodes, *pending)
+    )
 
 
 def _trial(passes: Passes) -> Trial:

@@ -86,6 +86,13 @@ def _by_row(context: RuleContext) -> tuple[RuleContext, RowGroups] | None:
 
     None if the outputs that matter do not have the same rows.
     """
+    # Asked for when a rule is chosen, and again when it is served.
+    if context.by_row is None:
+        context.by_row = _found_by_row(context)
+    return context.by_row
+
+
+def _found_by_row(context: RuleContext) -> tuple[RuleContext, RowGroups] | None:
     first: RowGroups | None = None
     layouts: dict[int, Layout | SpreadLayout] = {}
     for output, owners in context.owners.items():
@@ -109,7 +116,7 @@ def _groups(context: RuleContext, output: int) -> RowGroups | None:
     owners = context.owners.get(output)
     if owners is None or (owners.rows is None and not owners.is_regular):
         return None
-    # The plan holds the tensor while the batch is served, so its id is no other's.
+    # The plan holds the tensor as long as groups are kept, so its id is no other's.
     key = (id(owners.rows), *owners[1:3])
     groups = context.groups.get(key)
     if groups is None:

@@ -106,7 +106,9 @@ class RuleContext:
         held: Saved values that were read before, by name; the node's own otherwise.
         owners: By output, the unit that owns each element, where units lie along no
             axis. There are no layouts then.
-        groups: The rows of uses by unit, which all uses of a batch may share.
+        groups: The rows of uses by unit, which all uses of a graph may share.
+        by_row: The use with every row as an example, and the units of the rows, once
+            they were asked for.
         input_grad: A tensor to which the rule adds the gradient of the node's first
             input, whose own backward does not run then; None if it does.
     """
@@ -118,6 +120,7 @@ class RuleContext:
     held: Mapping[str, Any] = field(default_factory=dict)
     owners: Mapping[int, Owners] = field(default_factory=dict)
     groups: dict[Hashable, RowGroups] = field(default_factory=dict)
+    by_row: "tuple[RuleContext, RowGroups] | None" = None
     input_grad: Tensor | None = None
 
     @property

@@ -30,6 +30,7 @@ def _on_the_host(monkeypatch):
         state._reset_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accuracy"),
     [
@@ -72,6 +73,7 @@ def test_a_shorter_run_of_an_example_learns_too(name, size, reached):
     assert 0.9 * planned < epsilon <= planned
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_adapters_learn_to_spell_by_one_line():
     """The loss on other lines falls far below that of guessing, within the budget."""

@@ -110,6 +110,7 @@ def test_the_number_of_rows_is_the_callers_and_never_read(make_trainer):
     assert few == many
 
 
+@pytest.mark.slow
 def test_a_trainer_trains_saves_resumes_and_reports(make_trainer, tmp_path):
     """Under its old name too; a resumed run counts both parts, and its epochs go on."""
     plain = make_trainer(save_strategy="steps", save_steps=4, num_train_epochs=2)
@@ -147,6 +148,7 @@ def test_a_trainer_trains_saves_resumes_and_reports(make_trainer, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_model_card_says_what_is_guaranteed_once(make_trainer, tmp_path):
     """However often it is created; before training there is nothing to say."""
     trainer = dp.private(make_trainer(max_steps=2), **NUMBERS)
@@ -163,6 +165,7 @@ def test_the_model_card_says_what_is_guaranteed_once(make_trainer, tmp_path):
     assert "| protects | one training example |" in card
 
 
+@pytest.mark.slow
 def test_what_batches_cost_to_compute_is_not_saved(make_trainer, tmp_path):
     """It tells how many examples were drawn, and gets no noise."""
     trainer = dp.private(
@@ -197,6 +200,7 @@ def gradients_of(data):
     return torch.stack([row["x"] for row in data])
 
 
+@pytest.mark.slow
 def test_all_rows_of_a_user_are_clipped_as_one(make_trainer):
     """The update is that of a loop over users.
 
@@ -340,6 +344,7 @@ def test_methods_that_would_be_left_without_effect_are_refused(
         dp.private(make_trainer(kind), **NUMBERS)
 
 
+@pytest.mark.slow
 def test_a_trainer_with_losses_of_its_own_trains_by_them(make_trainer):
     """Its method is called, not ours."""
     trainer = dp.private(make_trainer(OwnLossAndLosses, max_steps=2), **NUMBERS)

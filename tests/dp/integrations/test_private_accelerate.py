@@ -39,6 +39,7 @@ def losses_of(model):
     return lambda batch: cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "steps"), [(1, 12), (2, 6)])
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_loop_trains_privately_and_reports(tmp_path, parts, steps, finished):
@@ -86,6 +87,7 @@ def test_a_state_that_is_saved_has_its_ledger(tmp_path):
     assert accelerator.private_optimizer.ledger.steps == 12
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_has_no_steps_left(tmp_path):
     """The same loop passes over nothing, and reports once more."""
     data = rows()

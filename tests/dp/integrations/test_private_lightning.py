@@ -86,6 +86,7 @@ def make_trainer(tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "numbers"),
     [
@@ -110,6 +111,7 @@ def test_the_plan_follows_from_the_trainer_and_its_loader(
     assert dp.verify(tmp_path / "privacy/certificate.json", quick=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduled",
     [
@@ -137,6 +139,7 @@ def test_schedulers_go_on_with_the_private_optimizer(make_trainer, scheduled):
     assert private.param_groups[0]["lr"] == pytest.approx(0.05 if schedulers else 0.1)
 
 
+@pytest.mark.slow
 def test_the_module_is_its_own_again_after_the_fit(make_trainer):
     """Nothing of the private run stays on it."""
     module = Named()
@@ -147,6 +150,7 @@ def test_the_module_is_its_own_again_after_the_fit(make_trainer):
     assert not {"training_step", "configure_optimizers"} & set(vars(module))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_ledger(make_trainer, tmp_path):
     """In a trainer of its own; both parts together keep the target."""
     data, path = rows(), tmp_path / "half.ckpt"
@@ -166,6 +170,7 @@ def test_a_run_resumes_with_its_ledger(make_trainer, tmp_path):
     assert again.certificate().epsilon <= 3.0
 
 
+@pytest.mark.slow
 def test_users_are_one_value_a_row(make_trainer):
     """A dataset of tensors has no column to name."""
     users = [row // 3 for row in range(60)]
@@ -180,6 +185,7 @@ def test_users_are_one_value_a_row(make_trainer):
     assert trainer.private_optimizer.mechanism.loader.units_digest is not None
 
 
+@pytest.mark.slow
 def test_a_single_example_is_not_checked(make_trainer):
     """There is no second one to compare it with."""
     trainer = dp.private(make_trainer(max_epochs=1), **{**NUMBERS, "dataset_size": 1})
@@ -199,6 +205,7 @@ class Mixing(Classifier):
         return super().training_step((self.norm(batch[0]), batch[1]), batch_idx)
 
 
+@pytest.mark.slow
 def test_a_loss_that_mixes_examples_is_found_before_the_first_step(make_trainer):
     """By dp.check; the trainer may fit again when the module is mended."""
     trainer = dp.private(make_trainer(max_epochs=1), **NUMBERS)
@@ -302,6 +309,7 @@ def test_what_a_fit_cannot_make_private_is_refused(
         trainer.fit(module(), loader)
 
 
+@pytest.mark.slow
 def test_a_second_fit_is_refused(make_trainer):
     """It would cost as much again."""
     trainer = dp.private(make_trainer(max_epochs=1), **NUMBERS)

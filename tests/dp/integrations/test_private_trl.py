@@ -177,6 +177,7 @@ def values(trainer):
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("units", "num_units"), [(None, 40), ("user", 10)], ids=["texts", "users"]
 )
@@ -220,6 +221,7 @@ def test_a_texts_loss_is_trls_own_for_it_alone(make_sft):
     assert together.tolist() == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_adapters_made_before_or_after_a_move_are_the_trained_ones(make_sft, before):
     """opacus#820: an optimizer of tensors that a move replaced trains nothing."""

@@ -7,10 +7,12 @@ Shapes: ``U`` units, ``R`` rows, ``P`` elements of a parameter.
 """
 
 import itertools
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch import nn
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
@@ -18,12 +20,15 @@ from dp.per_sample import Engine, PerSampleGradients
 from dp.per_sample._graph.public import PublicTensors
 from dp.per_sample._graph.walk import find_uses
 from dp.per_sample._isolation.owners import MIXED, NOBODY, NOBODYS, Owners, meet
+from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._parts.grouped import GroupedGrads
 from dp.per_sample._parts.reparametrized import parts_of_parameters
+from dp.per_sample._parts.row_groups import RowGroups
+from dp.per_sample._rules import by_owner
 from dp.per_sample._rules.by_owner import fitting_rule, parts_of_use
 from dp.per_sample._rules.context import RuleContext
 
-from .ragged_models import MODELS, U, by_unit
+from .ragged_models import MODELS, D, U, by_unit
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -464,3 +469,23 @@ def test_any_owners_along_two_axes_are_as_by_a_loop(owner_BT, name):
     owner = torch.tensor(owner_BT).view(3, 4, 1)
 
     assert_use_is_as_by_loop(output, [parameter], owner, 5)
+
+
+def test_rows_are_sorted_once_for_units_as_before():
+    """By their units; each use is looked at once a batch, not once more to serve it."""
+    model = nn.Sequential(nn.Linear(D, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    units = torch.tensor([2, 0, 2, 1, 0, 2])
+    engine = Engine(verification=Verification(first=0, every=1 << 60))
+    counts = []
+
+    with (
+        patch.object(by_owner, "RowGroups", wraps=RowGroups) as groups,
+        patch.object(by_owner, "_found_by_row", wraps=by_owner._found_by_row) as uses,
+    ):
+        for _ in range(4):
+            losses = model(torch.randn(6, D)).square().sum(1)
+            engine.gradients(losses, [*model.parameters()], units=units)
+            counts.append((groups.call_count, uses.call_count))
+
+    # The graph is walked in the first batch, and followed once more in the second.
+    assert counts == [(1, 3), (2, 6), (2, 9), (2, 12)]

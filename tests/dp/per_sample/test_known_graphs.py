@@ -20,7 +20,7 @@ from dp.per_sample import (
 )
 from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._graph.uses import Use
-from dp.per_sample._isolation.known_graph import FOLLOWING
+from dp.per_sample._isolation.known_graph import BROADCASTING, FOLLOWING
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -447,3 +447,25 @@ def test_shapes_that_are_not_looked_at_follow_from_others(name):
 
     assert type(y.grad_fn).__name__ == name
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("name", sorted(BROADCASTING))
+def test_shapes_of_two_tensors_say_that_of_the_result(name):
+    """In place too, where the first of them has the result's shape."""
+    function = getattr(torch.Tensor, name.removesuffix("Backward0").lower())
+    x, y = torch.rand(4, 1, 3, requires_grad=True), torch.rand(2, 1, requires_grad=True)
+    in_place = getattr(torch.Tensor, f"{function.__name__}_")
+
+    for result in (function(x, y), in_place(function(x, y), y)):
+        assert type(result.grad_fn).__name__ == name
+        assert result.shape == torch.broadcast_shapes(x.shape, y.shape)
+
+
+def test_the_shape_of_what_has_no_graph_is_looked_at(assert_exact):
+    """A sum with data may be larger than the other side of it."""
+    w, engine = nn.Parameter(torch.randn(3)), Engine()
+    for rows in (1, 1, 2):
+        sums = torch.randn(B, 1, 3) * w + torch.randn(B, rows, 3)
+        assert_exact(sums.sin().sum((1, 2)), [w], engine=engine)
+
+    assert len(engine._graphs._known[0].by_sizes) == 2

@@ -158,6 +158,22 @@ OPERATIONS = {
         nn.Conv3d(2, 4, 2, dilation=2, groups=2),
         torch.randn(B, 2, 4, 3, 4),
     ),
+    "conv of one channel": lambda: (
+        nn.Conv2d(1, 3, (3, 2), (2, 3), padding=(2, 1), dilation=(1, 2)),
+        torch.randn(B, 1, 6, 9),
+    ),
+    "conv 1d of one channel": lambda: (nn.Conv1d(1, 2, 3, 4), torch.randn(B, 1, 9)),
+    "conv 3d of one channel": lambda: (
+        nn.Conv3d(1, 2, 2, padding=1),
+        torch.randn(B, 1, 3, 2, 3),
+    ),
+    "conv of one channel, over frames": of(
+        frames, randn(B, 3, 1, 4, 4), layer=lambda: nn.Conv2d(1, 3, 2, 3)
+    ),
+    "conv transposed, of one channel": lambda: (
+        nn.ConvTranspose2d(3, 1, 2),
+        torch.randn(B, 3, 3, 2),
+    ),
     "large kernels, transposed": lambda: (
         nn.ConvTranspose2d(30, 20, 2),
         torch.randn(B, 30, 2, 2),
@@ -351,6 +367,13 @@ OPERATIONS = {
     ),
     "queries for every example": of(
         queries_of_examples, randn(B, 2, 3, 8), queries=parameter(B, 2, 3, 8)
+    ),
+    "spectrogram": of(
+        lambda m, x: torch.stft(
+            m.layer(x), 8, window=torch.hann_window(8), return_complex=True
+        ).abs(),
+        randn(B, 12),
+        layer=lambda: nn.Linear(12, 32),
     ),
     "slices of one parameter": of(packed, randn(B, 4), w=parameter(5, 4)),
     "one parameter in three shapes": of(

@@ -26,9 +26,9 @@ def joined():
     """How many steps of each layer were served as one, in the order of the passes."""
     counts = []
 
-    def counted(steps, *args):
-        counts.append(len(steps.layers))
-        return parts_of_steps(steps, *args)
+    def counted(layer, *args):
+        counts.append(len(layer.steps))
+        return parts_of_steps(layer, *args)
 
     with patch.object(_backward_pass, "parts_of_steps", counted):
         yield counts
@@ -115,6 +115,67 @@ def test_gradients_are_those_of_the_loop(name, joined, assert_exact, per_example
     assert joined == 3 * expected
 
 
+class Packed(Recurrent):
+    """Sequences of any length: fewer of them at every step."""
+
+    LENGTHS = torch.tensor([4, 4, 3, 2, 1])
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x, self.LENGTHS, batch_first=True)
+        return self.layer(packed)[1][0]
+
+
+class InColumns(Packed):
+    """Another layer, whose rows lie along the other axis."""
+
+    def __init__(self):
+        super().__init__(nn.RNN)
+        self.w = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        return super().forward(torch.stack([(self.w @ s.mT).mT for s in x]))
+
+
+PACKED = {
+    "a GRU": (Packed, [T]),
+    "torch's plain layer": (lambda: Packed(nn.RNN), [T]),
+    "no bias": (lambda: Packed(bias=False), [T]),
+    "a layer in columns": (InColumns, [T]),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_steps_may_have_rows_of_some_units_alone(
+    name, joined, assert_exact, per_example
+):
+    """As of sequences of different lengths, whose units are given."""
+    made, expected = PACKED[name]
+    model, engine = made(), unverified()
+
+    for _ in range(4):
+        losses_B = per_example(model(torch.randn(B, T, 3)))
+        units = torch.arange(B)
+        assert_exact(losses_B, trained(model), engine=engine, units=units)
+
+    assert joined == 3 * expected
+
+
+def test_units_may_have_several_rows_of_each_step(joined, by_loop, per_example):
+    """As of users with several losses, in any order."""
+    model, engine, units = Steps(), unverified(), torch.tensor([1, 0, 1, 2, 0])
+    parameters = trained(model)
+
+    for _ in range(2):
+        losses_B = per_example(model(torch.randn(B, T, 3)))
+        rows = [r.flatten(1) for r in by_loop(losses_B, parameters)]
+        by_unit = torch.zeros(3, 12).index_add(0, units, torch.cat(rows, 1))
+        gradients = engine.gradients(losses_B, parameters, units=units)
+
+    norms = gradients.squared_norms([0] * len(parameters))[0]
+    torch.testing.assert_close(norms, by_unit.square().sum(1))
+    assert joined == [T]
+
+
 def test_two_steps_are_served_one_by_one(joined, assert_exact, per_example):
     """They are not worth the copy."""
     model, engine = Steps(), unverified()
@@ -148,11 +209,11 @@ def test_steps_that_nothing_reaches_add_nothing(per_example):
     """Their gradients are None, as of what a custom function cuts off."""
     model, engine, found = Steps(), unverified(), []
 
-    def cut(steps, grads, context):
-        assert parts_of_steps(steps, [None] * T, context) == {}
+    def cut(layer, inputs, grads, context):
+        assert parts_of_steps(layer, inputs, [None] * T, context) == {}
         zeros = [torch.zeros_like(grads[0]), *grads[1:]]
         for some in (zeros, [None, *grads[1:]]):
-            parts = parts_of_steps(steps, some, context)
+            parts = parts_of_steps(layer, inputs, some, context)
             found.append({i: part.gradients(slice(None)) for i, part in parts.items()})
         return parts
 
@@ -208,8 +269,8 @@ def test_wrong_steps_are_noticed(name, per_example):
     change, error = DEFECTS[name]
     engine.gradients(per_example(model(torch.randn(B, T, 3))), trained(model))
 
-    def wrong(steps, grads, context):
-        return parts_of_steps(steps, change(grads), context)
+    def wrong(layer, inputs, grads, context):
+        return parts_of_steps(layer, inputs, change(grads), context)
 
     with (
         patch.object(_backward_pass, "parts_of_steps", wrong),

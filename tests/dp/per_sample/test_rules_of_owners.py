@@ -198,6 +198,15 @@ OPERATIONS = {
     "pad": lambda: F.pad(leaf(*X), (1, 1, 2, 0)),
     "pad the batch": lambda: F.pad(leaf(*X), (0, 0, 0, 0, 1, 2)),
     "cut": lambda: F.pad(leaf(*X), (0, 0, 0, 0, -1, 0)),
+    "pad by reflection": lambda: F.pad(leaf(*X), (1, 2), mode="reflect"),
+    "pad rows by reflection": lambda: F.pad(leaf(6, 8), (1, 2), mode="reflect"),
+    "pad images by reflection": lambda: F.pad(leaf(*X), (1, 2, 0, 1), mode="reflect"),
+    "pad a batch of images by the edge": lambda: F.pad(
+        leaf(2, *X), (1, 2, 0, 1), mode="replicate"
+    ),
+    "pad volumes by the edge": lambda: F.pad(
+        leaf(2, 3, *X), (1, 2, 0, 1, 1, 1), mode="replicate"
+    ),
     "index": lambda: leaf(*X)[numbers(4, 7)],
     "index two axes": lambda: leaf(*X)[numbers(4, 7), numbers(6, 7)],
     "index by a mask": lambda: leaf(*X)[mask(4, 6)],
@@ -298,6 +307,11 @@ LOOSE = {
     "index_copy",
     "tril",
     "masked_scatter",
+    "pad a batch of images by the edge",
+    "pad by reflection",
+    "pad images by reflection",
+    "pad rows by reflection",
+    "pad volumes by the edge",
     "max_pool2d",
     "interpolate",
     "adaptive_avg_pool2d",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+from torch.nn.utils import parametrizations
 
 from dp.exceptions import SampleMixingError, WrongGradientError
 from dp.per_sample import Engine, PerSampleGradients, Verification
@@ -110,6 +111,7 @@ NOT_MIXING = {
     "none": None,
     "scaled": lambda g: g * 0.3,
     "clamped": lambda g: g.clamp(-1e-3, 1e-3),
+    "clamped by much": lambda g: g.clamp(-1e3, 1e3),
     "clipped by row": lambda g: g * (1e-3 / g.norm(dim=1, keepdim=True)).clamp(max=1),
     "signs": torch.sign,
     "none flows": lambda g: g * 0,
@@ -123,6 +125,45 @@ def test_a_hook_that_keeps_examples_apart_is_no_alarm(name):
     for _ in range(20):
         losses = hooked_losses(model, NOT_MIXING[name])
         assert engine.gradients(losses, [*model.parameters()]).num_samples == B
+
+
+def orthogonal(size):
+    """Return a layer by matrix_exp, whose backward rounds by a gradient's length."""
+    layer = parametrizations.orthogonal(nn.Linear(size, size))
+    with torch.no_grad():
+        layer.parametrizations.weight.original.normal_()
+    return layer
+
+
+def exponential(model, x):
+    return torch.linalg.matrix_exp(model(x).unflatten(1, (2, 2))).flatten(1)
+
+
+def logarithmic(model, x):
+    return model(x).logcumsumexp(1)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+@pytest.mark.parametrize("outputs", [None, exponential, logarithmic])
+def test_an_operation_that_rounds_by_the_length_of_gradients_is_no_alarm(outputs):
+    """Were it one, orthogonal weights would end a run at its second or third step."""
+    model = orthogonal(4) if outputs is None else net(4, 4, 4)
+    engine = Engine(public=model.buffers(), verification=ALWAYS)
+    for step in range(6):
+        x = torch.randn(B, 4) * 10.0 ** (step % 3 - 1)
+        losses = (model(x) if outputs is None else outputs(model, x)).sin().sum(1)
+        engine.gradients(losses, [*model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_mixing_behind_such_an_operation_is_found():
+    """It is verified by halves from the first step on."""
+    model, first = orthogonal(4), nn.Linear(12, 4)
+    engine = Engine(public=model.buffers(), verification=ALWAYS)
+
+    losses = hooked_losses(nn.Sequential(first, model), lambda g: g.roll(1, 0))
+    with pytest.raises((SampleMixingError, WrongGradientError)):
+        engine.gradients(losses, [*first.parameters(), *model.parameters()])
 
 
 def test_a_hook_that_is_not_linear_and_mixes_is_found():

@@ -614,6 +614,15 @@ def test_a_tab_can_be_typed(csv):
     assert file.names == ("x", "y")
 
 
+def test_a_class_with_a_comma_is_quoted(csv):
+    """As it would be in the file."""
+    path = csv("x,z", *('1,"high, really"', "2,low") * 20)
+
+    declared = opened(path, target="z", classes=['"high, really", low'])
+    assert declared.classes == ("high, really", "low")
+    assert sorted(declared.answers) == [0] * 20 + [1] * 20
+
+
 def test_short_rows_lack_values(csv):
     """Rows that end early, as spreadsheets write them."""
     path = csv(HEADER, *(f"{i},{'ab'[i % 2]}" for i in range(3)), *ROWS)
