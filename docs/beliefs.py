@@ -123,6 +123,8 @@ STATED = (
     Belief("A learning rate, or another option, that changes follows from no private data.", "by who trains; the first step at another rate warns of schedulers that follow a metric, as `ReduceLROnPlateau` and `GreedyLR`", "Learning rates and other options of the optimizer that changed between steps follow from public facts and released values.",
            (_OPTIONS + "a_rate_that_follows_a_loss_is_warned_of", _OPTIONS + "every_option_that_changed_is_named_in_the_certificate"),
            ("a rate that follows a loss is not warned of", "options that changed are not named")),
+    Belief("A clipping norm that was assigned follows from no private data.", "by who trains", "Clipping norms other than the plan's were chosen from public facts and released values alone.",
+           (_CERTIFICATE + "clipping_norms_that_were_assigned_have_to_be_public",), ("clipping norms that were assigned are not assumed to be public",)),
     Belief("Nothing else looked at private data.", "by `private_data_touches=`", "not stated: whether hyper-parameters",
            (_CERTIFICATE + "what_nobody_said_is_not_taken_for_nothing",)),
     Belief("Buffers that a forward pass changes are not released, or are public.", "by who trains; a look warns of them", "Buffers that a forward pass changes, such as running statistics.",

@@ -119,6 +119,19 @@ class CertifiedRun:
         return self.steps + sum(release.count for release in self.remaining)
 
     @property
+    def has_other_norms(self) -> bool:
+        """Whether gradients were clipped to a norm that was assigned, not planned.
+
+        Norms that follow a quantile follow what was released.
+        """
+        planned = values_of(self.plan.max_grad_norm)
+        return any(
+            charge.max_grad_norm not in planned
+            for charge in self.charges
+            if charge.noise_beside_count is None
+        )
+
+    @property
     def is_off_plan(self) -> bool:
         """Whether releases were charged that no rule of this plan covers.
 

@@ -53,6 +53,10 @@ _ADAPTIVE_NOISE: Final = (
     "Noise multipliers were chosen from what was released and public facts alone; the"
     " order of the Renyi filter was fixed before the first release."
 )
+_OTHER_NORMS: Final = (
+    "Clipping norms other than the plan's were chosen from public facts and released values"
+    " alone."
+)
 _OFF_PLAN: Final = (
     "Releases at other numbers than the plan's were planned so, in a plan of their own,"
     " before anything was released."
@@ -110,6 +114,8 @@ def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:
     sentences = []
     if any(run.plan.renyi_order is not None for run in runs):
         sentences.append(_ADAPTIVE_NOISE)
+    if any(run.has_other_norms for run in runs):
+        sentences.append(_OTHER_NORMS)
     if any(run.is_off_plan for run in runs):
         sentences.append(_OFF_PLAN)
     reasons = dict.fromkeys(c.public for run in runs for c in run.charges)

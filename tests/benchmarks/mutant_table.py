@@ -595,4 +595,5 @@ MUTANTS = (
     Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
     Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
+    Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
 )  # fmt: skip

@@ -742,6 +742,30 @@ def test_standard_sentences_are_demanded(one, claim, change):
     assert {f.claim for f in quickly(wrong).findings if not f.holds} == {claim}
 
 
+@pytest.mark.parametrize(
+    ("planned", "norm", "is_said"),
+    [
+        (1.0, 1.5, True),
+        (1.0, 1.0, False),
+        (Schedule([(1, 1.0), (9, 1.5)]), 1.5, False),
+    ],
+)
+def test_clipping_norms_that_were_assigned_have_to_be_public(planned, norm, is_said):
+    """They are printed, and may follow the norms of private gradients."""
+    charge = {**CHARGE, "max_grad_norm": norm}
+    statement = certificate(charged(2, charge=charge, max_grad_norm=planned))
+    said = [a for a in statement.assumptions if a.startswith("Clipping norms other")]
+
+    assert len(said) == is_said
+    assert quickly(statement).ok
+    if is_said:
+        without = dataclasses.replace(
+            statement,
+            assumptions=tuple(a for a in statement.assumptions if a not in said),
+        )
+        assert not quickly(without).ok
+
+
 def test_more_may_be_said(one):
     """What a user adds does not hide the standard sentences."""
     more = dataclasses.replace(
