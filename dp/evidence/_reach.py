@@ -254,7 +254,7 @@ def _of_container(container: Any, reach: Reach) -> Iterable[Any]:
         reach.places.append(Place(kind.__name__, {0: container}))
     size = sum(value.nbytes for value in values if isinstance(value, Tensor))
     if kind in (list, dict) and size <= _MOST_CONTAINED:
-        entries = Entries(container) if kind is list else container
+        entries = Entries(container) if isinstance(container, list) else container
         reach.places.append(Place(kind.__name__, entries))
     return values
 
