@@ -312,7 +312,7 @@ def test_a_width_without_digits_anywhere_ends_the_search():
     def bound_at(_width):
         raise _resolution.DigitsLostError
 
-    width = _resolution._first_width(bound_at, 1.0)
+    width = _resolution.first_width(bound_at, 1.0)
 
     assert _resolution.LARGEST <= width < 2 * _resolution.LARGEST
 

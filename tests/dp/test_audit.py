@@ -41,6 +41,7 @@ from audit_builds import refuted, take_down
 
 
 pytestmark = pytest.mark.statistical
+TRACED = pytest.mark.statistical(traced=True)  # Refusals, which are quick.
 
 NUM_RECORDS = 3000
 NUM_CANARIES = 60_000  # Half the noise is missed with 3000, in one of six runs.
@@ -414,6 +415,7 @@ def test_a_schedule_of_noise_and_norm_is_audited(plan, decisions):
     assert "scale" in refuted(report)
 
 
+@TRACED
 @pytest.mark.parametrize("audit", [conformance, canaries])
 def test_a_function_that_trains_without_privacy_is_refused(audit):
     """There is nothing to audit in it."""
@@ -427,6 +429,7 @@ def test_a_function_that_trains_without_privacy_is_refused(audit):
         audit(train)
 
 
+@TRACED
 def test_an_error_of_the_training_function_reaches_the_caller(train):
     """Also one about the budget, where it is not the resumed run's."""
 
@@ -438,6 +441,7 @@ def test_an_error_of_the_training_function_reaches_the_caller(train):
         conformance(greedy, num_records=1000)
 
 
+@TRACED
 def test_parameters_must_be_stepped_together(plan):
     """A canary has two; a function that trains one of them hides the other."""
 
@@ -455,6 +459,7 @@ def test_parameters_must_be_stepped_together(plan):
         conformance(train, num_records=1000)
 
 
+@TRACED
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -468,6 +473,7 @@ def test_a_plan_that_cannot_be_audited_is_refused(plan, changes, told):
         conformance(training(changed(plan, **changes)), num_records=1000)
 
 
+@TRACED
 @pytest.mark.parametrize("number", [0, 999, 1.5])
 def test_too_few_records_are_refused(train, number):
     """The tests need thousands."""

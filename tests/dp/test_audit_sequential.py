@@ -245,7 +245,7 @@ def test_a_right_run_is_watched_to_its_end():
     report.raise_if_failed()
 
 
-@pytest.mark.statistical
+@pytest.mark.statistical(traced=True)
 def test_a_run_with_too_little_noise_is_left_as_soon_as_it_is_refuted():
     """A tenth of the noise: after 14 to 25 steps in 20 runs that were seen."""
     seen = []

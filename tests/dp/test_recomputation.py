@@ -84,6 +84,8 @@ def test_nothing_and_no_noise_cost_what_they_cost():
     """0 and infinity, of which no accountant is asked."""
     assert certified(num_steps=0).epsilon == 0
     assert certified(sigma=0.0, noise_multiplier=0.0).epsilon == math.inf
+    without = (((0.25, 0.0, None), 12),)
+    assert _recomputation._composed(without, 1e-5, "zero_out", None) == math.inf
 
 
 def test_planned_queries_are_recomputed_too(monkeypatch):

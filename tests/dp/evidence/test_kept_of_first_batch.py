@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from dp import SampleMixingError
-from dp.evidence._namespaces import Defaults, Entries, Slots, is_programs_own
+from dp.evidence._namespaces import (
+    ClassAttributes,
+    Defaults,
+    Entries,
+    Slots,
+    is_programs_own,
+)
 from dp.evidence._program_state import ProgramState
 from dp.evidence._reach import reach_of
 
@@ -271,3 +277,17 @@ def test_a_slot_that_was_emptied_is_filled_again():
         assert slotted.centre == 1.0
 
     assert not hasattr(slotted, "centre")
+
+
+def test_what_a_class_was_given_since_is_taken_away_again():
+    """As after the evaluation that made it."""
+
+    class Empty:
+        pass
+
+    values = ClassAttributes(Empty)
+    values["mean"] = 0.5
+    assert dict(values) == {"mean": 0.5}
+    del values["mean"]
+
+    assert not hasattr(Empty, "mean")

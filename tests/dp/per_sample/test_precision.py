@@ -80,12 +80,12 @@ def test_one_example_is_not_longer_than_the_bound_under_autocast(model):
 
 def norms_of_small_factors(positions, data, slope, *, is_scaled):
     """Yield norms of an example with such factors and of an ordinary one, and both."""
-    layer = nn.Linear(40, 40, bias=False)
-    x = torch.full((2, *positions, 40), data)
+    layer = nn.Linear(100, 100, bias=False)  # Too large to hold gradients of.
+    x = torch.full((2, *positions, 100), data)
     x[1] = 1.0  # An ordinary example beside it.
     slopes = torch.tensor([slope, 1.0]).view(2, *[1] * (x.dim() - 1))
-    num_positions = x[0].numel() // 40
-    expected_B = num_positions * 40 * torch.tensor([1e-4, 1.0])
+    num_positions = x[0].numel() // 100
+    expected_B = num_positions * 100 * torch.tensor([1e-4, 1.0])
     scales = [torch.ones_like(layer.weight)] if is_scaled else []
 
     engine = Engine()
@@ -128,7 +128,8 @@ def test_an_accelerator_takes_for_lost_what_may_be(
         positions, data, slope, is_scaled=is_scaled
     ):
         assert norms_B[0] >= expected_B[0] * (1 - 1e-5)
-        torch.testing.assert_close(norms_B[1], expected_B[1], rtol=1e-5, atol=0)
+        # From Gram matrices, norms of float32 are a hair larger in any case.
+        torch.testing.assert_close(norms_B[1], expected_B[1], rtol=1e-4, atol=0)
 
 
 def test_products_are_not_rounded_while_norms_and_sums_are_found(
