@@ -127,7 +127,8 @@ def test_an_accelerator_takes_for_lost_what_may_be(
     for norms_B, expected_B in norms_of_small_factors(
         positions, data, slope, is_scaled=is_scaled
     ):
-        assert norms_B[0] >= expected_B[0] * (1 - 1e-5)
+        # Or NaN, where the other factor's square is infinite: it is clipped to nothing.
+        assert not norms_B[0] < expected_B[0] * (1 - 1e-5)
         # From Gram matrices, norms of float32 are a hair larger in any case.
         torch.testing.assert_close(norms_B[1], expected_B[1], rtol=1e-4, atol=0)
 
