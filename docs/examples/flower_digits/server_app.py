@@ -6,6 +6,7 @@ own, the change that it sends is clipped as a whole, and the sum is noised and c
 before the new weights go out. Clients trust the server, which sees their changes.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -88,11 +89,13 @@ def asked(
         )
         for node, places in of_nodes.items()
     ]
-    answered = {
-        reply.metadata.src_node_id: reply.content.array_records["changes"]
-        for reply in grid.send_and_receive(messages)
-        if not reply.has_error()
-    }
+    answered = {}
+    for reply in grid.send_and_receive(messages):
+        node = reply.metadata.src_node_id
+        if reply.has_error():  # If all do, every step is noise alone.
+            warnings.warn(f"SuperNode {node} answered: {reply.error}", stacklevel=2)
+        else:
+            answered[node] = reply.content.array_records["changes"]
     for node, places in of_nodes.items():
         changes = (
             answered[node].to_torch_state_dict()
