@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dp.accounting._risk import question
 from dp.certificate._chart import Bar, Chart, Line, Mark
 from dp.certificate._evidence import evidence_sentences
-from dp.certificate._picture import attack_curve, epsilon_over_steps
+from dp.certificate._picture import attack_curve, epsilon_over_steps, targets
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
 from dp.certificate._statement import Statement
@@ -124,14 +124,13 @@ def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
     if not c.is_private:
         return
     curve = epsilon_over_steps(c)
-    target = _target(c)
     if curve:
         yield Chart(
             title="Epsilon over the steps",
             x_label="steps",
             y_label="epsilon, if planned to stop here",
             lines=[Line(points=curve, label="epsilon")],
-            target=None if target is None else Mark(value=target, label="target"),
+            targets=[Mark(value=y, label=label) for y, label in targets(c)],
             end=Mark(value=c.steps, label="ended here")
             if any(run.remaining for run in c.runs)
             else None,
@@ -192,7 +191,3 @@ def _agreement(c: Statement) -> str | None:
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Leave out scores of a model that diverged."""
     return [(x, y) for x, y in points if math.isfinite(y)]
-
-
-def _target(c: Statement) -> float | None:
-    return c.runs[0].plan.target_epsilon if len(c.runs) == 1 else None

@@ -11,7 +11,7 @@ from dp.certificate._statement import Statement
 from dp.certificate._text import RELATIONS, why_not
 
 
-__all__ = ("attack_curve", "draw", "epsilon_over_steps")
+__all__ = ("attack_curve", "draw", "epsilon_over_steps", "targets")
 
 _NUM_POINTS: Final = 20
 
@@ -69,9 +69,8 @@ def _draw_over_steps(c: Statement, axes: Any) -> None:
         axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
     if any(run.remaining for run in c.runs):
         axes.axvline(c.steps, color="tab:gray", ls="--", label="ended here")
-    for run in c.runs if len(c.runs) == 1 else ():
-        if run.plan.target_epsilon is not None:
-            axes.axhline(run.plan.target_epsilon, ls=":", label="target")
+    for target, label in targets(c):
+        axes.axhline(target, ls=":", label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 
@@ -98,6 +97,34 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
     # About where epsilon_curve computes; between, it repeats the next value.
     points = sorted({math.ceil(last * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
     return [(step, curve[step]) for step in points if step]
+
+
+def targets(c: Statement) -> list[tuple[float, str]]:
+    """Return the epsilons that were aimed at, in ascending order, and whose they are.
+
+    A target is one run's: what several cost together may well exceed it.
+    """
+    numbers: dict[tuple[float, float], list[int]] = {}
+    for number, run in enumerate(c.runs, start=1):
+        if run.plan.target_epsilon is not None:
+            target = run.plan.target_epsilon, run.plan.target_delta
+            numbers.setdefault(target, []).append(number)
+    return [
+        (epsilon, _words_of_target(c, epsilon, delta, of_runs))
+        for (epsilon, delta), of_runs in sorted(numbers.items())
+    ]
+
+
+def _words_of_target(
+    c: Statement, epsilon: float, delta: float, of_runs: list[int]
+) -> str:
+    if len(c.runs) == 1:
+        return f"target {epsilon:g}"
+    whose = "each run"
+    if len(of_runs) < len(c.runs):
+        whose = f"run {of_runs[0]}" if len(of_runs) == 1 else f"{len(of_runs)} runs"
+    elsewhere = "" if delta == c.delta else f" at delta {delta:g}"
+    return f"target of {whose}: {epsilon:g}{elsewhere}"
 
 
 def attack_curve(c: Statement) -> list[tuple[float, float]]:
