@@ -39,7 +39,9 @@ _MOST_RELEASES: Final = 20  # That are listed; the JSON has all.
 _PRIORS: Final = (0.01, 0.1, 0.5)
 
 
-def html(c: Statement, scores: Scores | None = None) -> str:
+def html(
+    c: Statement, scores: Scores | None = None, target_epsilon: float | None = None
+) -> str:
     """Return the page of a certificate, and of scores along its run."""
     return (
         _environment()
@@ -53,7 +55,7 @@ def html(c: Statement, scores: Scores | None = None) -> str:
             who=c.unit_of_privacy if c.group_size == 1 else f"{c.group_size} units",
             beliefs=[(prior, c.risk.belief(prior)) for prior in _PRIORS],
             agreement=_agreement(c),
-            charts=list(_charts(c, scores)),
+            charts=list(_charts(c, scores, target_epsilon)),
             scores=scores,
             unproven=unproven(allocated=any(run.is_allocated for run in c.runs)),
             runs=[_told(run) for run in c.runs],
@@ -118,7 +120,9 @@ def _percent(share: float) -> str:
     return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"
 
 
-def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
+def _charts(
+    c: Statement, scores: Scores | None, target_epsilon: float | None
+) -> Iterator[Chart]:
     if scores is not None and len(scores.steps) > 1:
         yield _chart_of_scores(scores)
     if not c.is_private:
@@ -130,7 +134,9 @@ def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
             x_label="steps",
             y_label="epsilon, if planned to stop here",
             lines=[Line(points=curve, label="epsilon")],
-            targets=[Mark(value=y, label=label) for y, label in targets(c)],
+            targets=[
+                Mark(value=y, label=words) for y, words in targets(c, target_epsilon)
+            ],
             end=Mark(value=c.steps, label="ended here")
             if any(run.remaining for run in c.runs)
             else None,

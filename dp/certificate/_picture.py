@@ -16,7 +16,7 @@ __all__ = ("attack_curve", "draw", "epsilon_over_steps", "targets")
 _NUM_POINTS: Final = 20
 
 
-def draw(c: Statement, path: Path) -> None:
+def draw(c: Statement, path: Path, target_epsilon: float | None) -> None:
     """Draw epsilon over the planned number of steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 
@@ -29,7 +29,7 @@ def draw(c: Statement, path: Path) -> None:
             f"epsilon = {bound(c.epsilon, 3)} at delta = {c.delta:g}"
             f" ({c.unit_of_privacy}; {RELATIONS[c.neighboring_relation]})"
         )
-        _draw_over_steps(c, over_steps)
+        _draw_over_steps(c, over_steps, target_epsilon)
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
         finite[c.group_size] = c.epsilon
         sizes = sorted(finite)
@@ -60,7 +60,7 @@ def draw(c: Statement, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_over_steps(c: Statement, axes: Any) -> None:
+def _draw_over_steps(c: Statement, axes: Any, target_epsilon: float | None) -> None:
     """Draw what a run of each length would have cost, and where this one ended."""
     curve = epsilon_over_steps(c)
     if curve:
@@ -69,7 +69,7 @@ def _draw_over_steps(c: Statement, axes: Any) -> None:
         axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
     if any(run.remaining for run in c.runs):
         axes.axvline(c.steps, color="tab:gray", ls="--", label="ended here")
-    for target, label in targets(c):
+    for target, label in targets(c, target_epsilon):
         axes.axhline(target, ls=":", label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -99,11 +99,16 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
     return [(step, curve[step]) for step in points if step]
 
 
-def targets(c: Statement) -> list[tuple[float, str]]:
+def targets(
+    c: Statement, target_epsilon: float | None = None
+) -> list[tuple[float, str]]:
     """Return the epsilons that were aimed at, in ascending order, and whose they are.
 
-    A target is one run's: what several cost together may well exceed it.
+    *target_epsilon* is that of all runs together, if there was one. Any other is one
+    run's, which what several cost together may well exceed.
     """
+    if target_epsilon is not None:
+        return [(target_epsilon, f"target {target_epsilon:g}")]
     numbers: dict[tuple[float, float], list[int]] = {}
     for number, run in enumerate(c.runs, start=1):
         if run.plan.target_epsilon is not None:

@@ -367,6 +367,7 @@ def test_the_targets_of_all_runs_are_marked(monkeypatch, runs, delta, marked):
     stated = made[0] if len(made) == 1 else compose(*made, delta=delta)
 
     assert targets(stated) == marked
+    assert targets(stated, 4.0) == [(4.0, "target 4")]
     text = stated.to_html()
     assert text.count('<line class="target"') == len(marked)
     assert all(f">{words}</text>" in text for _, words in marked)
