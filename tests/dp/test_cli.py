@@ -481,6 +481,16 @@ def test_what_is_no_certificate_is_one_line(call, tmp_path, text):
     assert "cannot be verified" in err
 
 
+@pytest.mark.parametrize("command", ["verify", "compose"])
+def test_a_certificate_that_is_not_there_is_named(call, tmp_path, command):
+    """With what the system says of it, and no number of an error."""
+    path = tmp_path / "nothing.json"
+    code, _out, err = call(command, path)
+
+    assert code == 2
+    assert err == f"Error: {path} cannot be read: No such file or directory\n"
+
+
 def test_without_a_command_the_help_is_shown(call):
     """A stranger who types the name alone learns what it can do."""
     _code, out, err = call()
@@ -579,3 +589,16 @@ def test_what_cannot_be_composed_is_one_line(call, certified, tmp_path, delta):
 
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
+
+
+def test_certificates_at_several_deltas_are_told_to_share_one(
+    call, certified, tmp_path
+):
+    """Unless the option states one for all of them."""
+    first = dp.Certificate.from_json(certified[0].read_text("utf-8"))
+    other = tmp_path / "other.json"
+    other.write_text(dp.compose(first, delta=first.delta / 2).to_json())
+    code, _out, err = call("compose", certified[0], other)
+
+    assert code == 2
+    assert "cannot be composed: certificates to compose must share their delta" in err
