@@ -596,4 +596,6 @@ MUTANTS = (
     Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
+    Mutant("sampling/_units", "if isinstance(part, _NUMBERS) and part != part:", "if False:", "each row without a user is a user of its own", "test_units.py"),
+    Mutant("sampling/_units", "if part is not None and type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
 )  # fmt: skip
