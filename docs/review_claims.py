@@ -239,6 +239,7 @@ TABLES: dict[str, Claim] = {
 }  # fmt: skip
 
 CERTIFICATE: dict[str, Claim] = {
+    "dp/ledger/_remarks.py": Claim("Whatever is known of one charge's noise, public tensors and assumptions, every certificate of it says.", ("dp/test_remarks.py::test_noise_of_earlier_steps_is_stated_as_it_was", "dp/test_remarks.py::test_what_others_saw_of_earlier_steps_is_stated")),
     "dp/certificate/_run.py": Claim("A run has every charge of its ledger.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged",)),
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
     "dp/certificate/_numbers.py": Claim("Every number is computed from all charges of all runs.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged", _CERTIFICATE + "other_plans_are_stated_and_verify")),

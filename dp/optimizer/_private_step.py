@@ -22,7 +22,7 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
-from dp.optimizer._beside import look_beside
+from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
     check_in_place,
@@ -218,6 +218,7 @@ class PrivateStep(TransparentOptimizer):
     @disable_dynamo
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
+        remark(self.mechanism, self._all_parameters())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo

@@ -320,7 +320,7 @@ MUTANTS = (
     Mutant("ledger/_ledger", "as_planned = totals.as_planned and terms.is_planned", "as_planned = terms.is_planned", "a run that spent more than planned goes on past its target", "test_ledger.py"),
     Mutant("ledger/_terms", "about = numbers, of_step, part", "about = numbers, part", "a step is charged as the one before it, whatever is planned for it", "test_ledger.py"),
     Mutant("ledger/_budget", "            and release.truncation == plan.truncation", "", "a truncated release counts as the planned one", "test_ledger.py"),
-    Mutant("ledger/_ledger", "fork._num_advisories = self._num_advisories", "pass", "a copy of a ledger forgets what older release charged it", "test_claims.py"),
+    Mutant("ledger/_remarks", "num_advisories=min(self.num_advisories, other.num_advisories)", "num_advisories=self.num_advisories", "what an older release charged counts as charged by this one", "test_claims.py"),
     Mutant("ledger/_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
     Mutant("_mechanism/private_run", "        if self.noise.seed is not None or of_loader is not None:", "        if False:", "a debugging seed is certified as private", "test_debugging_seed.py"),
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
@@ -392,8 +392,8 @@ MUTANTS = (
     Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
     Mutant("certificate/_verification", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
     # Declarations
-    Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
-    Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "fork._remarks = self._remarks", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "            self.remark(remarks)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "map(_about_unit, units)", "map(_about_unit, ())", "that a unit is a person is not assumed", "test_certificate.py"),
@@ -598,4 +598,7 @@ MUTANTS = (
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
     Mutant("sampling/_units", "if isinstance(part, _NUMBERS) and part != part:", "if False:", "each row without a user is a user of its own", "test_units.py"),
     Mutant("sampling/_units", "if part is not None and type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
+    Mutant("ledger/_remarks", "rng=weakest(self.rng, other.rng)", "rng=other.rng", "noise of before a resume is stated as that after it", "test_remarks.py"),
+    Mutant("optimizer/_private_step", "        remark(self.mechanism, self._all_parameters())", "        pass", "a resumed run forgets what has to be assumed of it", "test_remarks.py"),
+    Mutant("certificate/_document", "        said = _said_of(run, runs)", "        said = run", "of two documents about the same charges the first is believed", "test_remarks.py"),
 )  # fmt: skip
