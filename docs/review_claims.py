@@ -350,6 +350,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/evidence/_callers.py": Checked("Where a warning points.", ("dp/test_stand_in.py::test_what_clips_scales_or_measures_is_told_once",)),
     "dp/_mechanism/changed_options.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_changed_options.py::test_every_option_that_changed_is_named_in_the_certificate",)),
     "dp/optimizer/_layers_around.py": Checked("It can only let a warning out, of what is written while a step ends.", (_BESIDE + "what_a_layer_writes_in_its_own_step_is_an_update",)),
+    "dp/optimizer/_left_out.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_left_out.py::test_a_batch_that_is_left_out_is_told_and_named",)),
     "dp/optimizer/_beside.py": Checked("It can only warn, and add what a certificate assumes.", (_BESIDE + "weights_that_another_optimizer_may_train_are_told",)),
     "dp/sampling/_unamplified_loader.py": Checked("It counts indices that repeat; without it they would not be counted.", (_ROWS + "sampling_with_replacement_is_refused",)),
     "dp/sampling/_yielded.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_freed_storage_is_not_taken_for_another_at_its_address")),

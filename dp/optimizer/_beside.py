@@ -31,6 +31,10 @@ _OTHERS: Final = (
 _WRITTEN: Final = (
     "Parameters that were written to between steps were so without private data."
 )
+_LEFT_OUT: Final = (
+    "Batches that were drawn and not released were left out for public reasons: neither"
+    " what was in them nor their losses decided it."
+)
 _SHARDED: Final = (
     "Sharded parameters were changed by steps alone, and no optimizer whose cost is not"
     " added trained other parameters on the same losses; neither was looked at."
@@ -119,8 +123,13 @@ def _tell_of_hooks(beside: Beside, parameters: Sequence[Tensor]) -> None:
 
 def sentences(beside: Beside) -> tuple[str, ...]:
     """Return what a certificate has to assume of what was seen."""
-    is_needed = beside.has_others, beside.has_writes, beside.is_blind
-    return tuple(compress((_OTHERS, _WRITTEN, _SHARDED), is_needed))
+    is_needed = (
+        beside.has_others,
+        beside.has_writes,
+        beside.has_left_out,
+        beside.is_blind,
+    )
+    return tuple(compress((_OTHERS, _WRITTEN, _LEFT_OUT, _SHARDED), is_needed))
 
 
 def remark(mechanism: Mechanism, parameters: Iterable[Tensor]) -> None:

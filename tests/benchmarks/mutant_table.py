@@ -552,7 +552,7 @@ MUTANTS = (
     Mutant("_keystream", "if start + size > self.position:", "if False:", "bytes are read that will be drawn", "test_noise_verification.py"),
     Mutant("_mechanism/mechanism", 'self.ledger.fail(f"noise was wrong: {error}")', "pass", "a run whose noise was wrong goes on", "test_mixing_ends_a_run.py"),
     # States of ledgers
-    Mutant("ledger/_ledger", "        if read(state) != said:", "        if False:", "a state that says fewer charges is written", "test_ledger.py"),
+    Mutant("ledger/_ledger", "        if read(state) != (self._segments, self._remarks):", "        if False:", "a state that says fewer charges is written", "test_ledger.py"),
     Mutant("ledger/_ledger", 'if rows(loaded) != state_dict["segments"]:', "if False:", "a part of a state's charges is read", "test_ledger.py"),
     Mutant("sampling/_rows_read", "return np.unique(places // step)", "return np.unique(places)", "other columns of a row are taken for another example", ROWS),
     Mutant("sampling/_rows_read", "if extent >= step or", "if", "a part that is cut across rows has the rows it begins in", ROWS),
@@ -601,4 +601,6 @@ MUTANTS = (
     Mutant("ledger/_remarks", "rng=weakest(self.rng, other.rng)", "rng=other.rng", "noise of before a resume is stated as that after it", "test_remarks.py"),
     Mutant("optimizer/_private_step", "        remark(self.mechanism, self._all_parameters())", "        pass", "a resumed run forgets what has to be assumed of it", "test_remarks.py"),
     Mutant("certificate/_document", "        said = _said_of(run, runs)", "        said = run", "of two documents about the same charges the first is believed", "test_remarks.py"),
+    Mutant("optimizer/_left_out", "    beside.has_left_out = True", "    return", "steps that losses decide to skip are not told", "test_left_out.py"),
+    Mutant("accounting/_accountant", "    if found > 0:", "    if True:", "a divergence without a digit bounds epsilon by 0", "test_accounting.py"),
 )  # fmt: skip
