@@ -83,6 +83,8 @@ REFUSED = (
            (_ROWS + "an_example_in_two_rows_is_refused",), ("an example may be in two rows",)),
     Belief("`collate_fn` and `__getitems__` make each row of one example.", "when a loader is made", "`SampleMixingError`",
            (_ROWS + "a_collate_fn_that_mixes_is_refused", _ROWS + "rows_that_depend_on_what_they_are_read_with_are_refused"), ("a collate_fn may mix examples", "a statistic that a collate_fn keeps of its first batch is not seen", "rows that are read together may be mixed")),
+    Belief("`__getitem__` makes a row of one unit's examples, whichever row was read before.", "when a loader is made: four rows are made again, while what the dataset keeps by row is watched", "`SampleMixingError`",
+           ("test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",), ("a dataset mixes examples as it reads them", "a dataset keeps a part of the row before")),
     Belief("A loss is made of one row.", "at every `backward`", "`SampleMixingError`",
            (_ROWS + "losses_of_pieces_of_several_rows_are_refused",), ("a loss may be made of pieces of several rows",)),
     Belief("Weights and data were not paid for by another ledger of this process.", "before every release", "`LedgerError`; go on with `continue_from=`",

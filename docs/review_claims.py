@@ -356,6 +356,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/sampling/_yielded.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_freed_storage_is_not_taken_for_another_at_its_address")),
     "dp/sampling/_rows_read.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "a_micro_batch_twice_and_another_never_is_refused",)),
     "dp/sampling/_distinct_rows.py": Checked("It is itself a check, and can only refuse a dataset.", (_ROWS + "an_example_in_two_rows_is_refused",)),
+    "dp/sampling/_own_rows.py": Checked("It is itself a check, and can only refuse a dataset.", ("dp/test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",)),
     "dp/sampling/_collation.py": Checked("It is itself a check, and can only refuse a function.", (_ROWS + "a_collate_fn_that_mixes_is_refused",)),
     "dp/sampling/_refused_arguments.py": Checked("It explains; batches come from the loader's own sampler with or without it.", (_SAMPLING + "arguments_that_choose_the_batches_are_refused",)),
     "dp/accounting/_sampled_losses.py": Checked(_AGREES, (_CERTIFICATE + "losses_that_err_are_not_certified",)),

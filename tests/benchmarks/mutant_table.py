@@ -589,7 +589,7 @@ MUTANTS = (
     Mutant("evidence/_look", "        if self._follows(data):", "        if False:", "losses that follow what changes beside their batch are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", '        return "numbers" if self._follows(numbers) else None', "        return None", "numbers that losses follow are not stated", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", "        self._state.exchange(tensors_of(batch))", "        pass", "other names of the batch keep its examples in a look", "evidence/test_read_beside_batch.py"),
-    Mutant("sampling/_collation", "    if repeats and _differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
+    Mutant("sampling/_collation", "    if repeats and differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
     Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
     Mutant("per_sample/_parts/part", "    return squares + length * LOST_BY_PRODUCT", "    return squares", "an accelerator does not count a small factor of a large gradient", "per_sample/test_precision.py"),
     Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
@@ -603,4 +603,7 @@ MUTANTS = (
     Mutant("certificate/_document", "        said = _said_of(run, runs)", "        said = run", "of two documents about the same charges the first is believed", "test_remarks.py"),
     Mutant("optimizer/_left_out", "    beside.has_left_out = True", "    return", "steps that losses decide to skip are not told", "test_left_out.py"),
     Mutant("accounting/_accountant", "    if found > 0:", "    if True:", "a divergence without a digit bounds epsilon by 0", "test_accounting.py"),
+    Mutant("sampling/_own_rows", "    return draws == same and differ(row, alone)", "    return False", "a dataset mixes examples as it reads them", "test_own_rows.py"),
+    Mutant("sampling/_own_rows", "    return draws == others_draws and differ(once, after)", "    return False", "a dataset keeps a part of the row before", "test_own_rows.py"),
+    Mutant("sampling/_own_rows", "        if place in entries.read", "        if entries.read", "a table that is as long as the data is taken for its rows", "test_own_rows.py"),
 )  # fmt: skip
