@@ -596,6 +596,8 @@ MUTANTS = (
     Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
+    Mutant("per_sample/_isolation/routing_rules", "is_read_TB = torch.arange(B) < sizes_T[:, None]", "is_read_TB = torch.arange(B).flip(0) < sizes_T[:, None]", "rows of packed sequences are taken for other units'", ISOLATION),
+    Mutant("per_sample/_parts/row_groups", ".index_fill_(0, self.padding, 0)", "", "a unit with few rows gets rows of another", "per_sample/test_parts.py per_sample/test_by_owner.py"),
     Mutant("sampling/_units", "if isinstance(part, _NUMBERS) and part != part:", "if False:", "each row without a user is a user of its own", "test_units.py"),
     Mutant("sampling/_units", "if part is not None and type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
     Mutant("ledger/_remarks", "rng=weakest(self.rng, other.rng)", "rng=other.rng", "noise of before a resume is stated as that after it", "test_remarks.py"),
