@@ -239,6 +239,7 @@ TABLES: dict[str, Claim] = {
 }  # fmt: skip
 
 CERTIFICATE: dict[str, Claim] = {
+    "dp/ledger/_remarks.py": Claim("Whatever is known of one charge's noise, public tensors and assumptions, every certificate of it says.", ("dp/test_remarks.py::test_noise_of_earlier_steps_is_stated_as_it_was", "dp/test_remarks.py::test_what_others_saw_of_earlier_steps_is_stated")),
     "dp/certificate/_run.py": Claim("A run has every charge of its ledger.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged",)),
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
     "dp/certificate/_numbers.py": Claim("Every number is computed from all charges of all runs.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged", _CERTIFICATE + "other_plans_are_stated_and_verify")),
@@ -349,11 +350,13 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/evidence/_callers.py": Checked("Where a warning points.", ("dp/test_stand_in.py::test_what_clips_scales_or_measures_is_told_once",)),
     "dp/_mechanism/changed_options.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_changed_options.py::test_every_option_that_changed_is_named_in_the_certificate",)),
     "dp/optimizer/_layers_around.py": Checked("It can only let a warning out, of what is written while a step ends.", (_BESIDE + "what_a_layer_writes_in_its_own_step_is_an_update",)),
+    "dp/optimizer/_left_out.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_left_out.py::test_a_batch_that_is_left_out_is_told_and_named",)),
     "dp/optimizer/_beside.py": Checked("It can only warn, and add what a certificate assumes.", (_BESIDE + "weights_that_another_optimizer_may_train_are_told",)),
     "dp/sampling/_unamplified_loader.py": Checked("It counts indices that repeat; without it they would not be counted.", (_ROWS + "sampling_with_replacement_is_refused",)),
     "dp/sampling/_yielded.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_freed_storage_is_not_taken_for_another_at_its_address")),
     "dp/sampling/_rows_read.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "a_micro_batch_twice_and_another_never_is_refused",)),
     "dp/sampling/_distinct_rows.py": Checked("It is itself a check, and can only refuse a dataset.", (_ROWS + "an_example_in_two_rows_is_refused",)),
+    "dp/sampling/_own_rows.py": Checked("It is itself a check, and can only refuse a dataset.", ("dp/test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",)),
     "dp/sampling/_collation.py": Checked("It is itself a check, and can only refuse a function.", (_ROWS + "a_collate_fn_that_mixes_is_refused",)),
     "dp/sampling/_refused_arguments.py": Checked("It explains; batches come from the loader's own sampler with or without it.", (_SAMPLING + "arguments_that_choose_the_batches_are_refused",)),
     "dp/accounting/_sampled_losses.py": Checked(_AGREES, (_CERTIFICATE + "losses_that_err_are_not_certified",)),

@@ -23,7 +23,7 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
-from dp.optimizer._beside import look_beside
+from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
     check_in_place,
@@ -32,6 +32,7 @@ from dp.optimizer._guard import (
     run_permitted,
 )
 from dp.optimizer._layers_around import hook_layers_around
+from dp.optimizer._left_out import note_release
 from dp.optimizer._private_loss import power_of_two_for
 from dp.optimizer._second_moments import scaling_of
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
@@ -221,6 +222,8 @@ class PrivateStep(TransparentOptimizer):
     @disable_dynamo
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
+        note_release(self.mechanism.beside, self.mechanism.loader)
+        remark(self.mechanism, self._all_parameters())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo
