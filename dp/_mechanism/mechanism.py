@@ -24,6 +24,7 @@ from dp._mechanism.correlated import correlated_step
 from dp._mechanism.likely_causes import check_attached, warn_of_many_rows
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.private_run import PrivateRun
+from dp._mechanism.row_map import KeptRows
 from dp._mechanism.sums import Sums
 from dp.accounting._counted import NoiseBesideCount
 from dp.distributed import Exchange, World, shardings_of, unsharded_parameters
@@ -174,10 +175,12 @@ class Mechanism(PrivateRun):
         groups = self.effective_clipping.group_of(batch.parameters)
         norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
+        touched = self.row_map.of(gradients, batch.parameters)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
         batch.num_within += self.count.of(norms_GB, batch.max_grad_norm)
+        batch.num_touched += touched
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the private gradient of the batch.
@@ -190,23 +193,29 @@ class Mechanism(PrivateRun):
             * Nothing changes if the batch does not match its ticket, if the budget
               does not allow the release, or if the ranks do not agree.
             * Every parameter gets noise, also one that no example reached, and gets
-              it once, whatever the number of ranks is.
+              it once, whatever the number of ranks is; but for rows of tables that a
+              sparse rule leaves at zero.
         """
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch, noises = self._ready_to_release(parameters)
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
-        sums = batch.sums.of_parameters()
+        sums, buffers = batch.sums.of_parameters(), batch.sums.buffers
+        stddev = self._charge(batch, noises)
+        for total, scale in zip(sums, batch.scales, strict=False):
+            total.mul_(scale)  # As it was clipped; none is there without scales.
+        rows = self._kept_rows(world, batch, noises, stddev)
+        if rows is not None:
+            sums = buffers = rows.of(
+                sums
+            )  # What is not kept gets no noise, and is gone.
         summed = [*sums, *count]
         totals = Exchange(
             world,
             summed,
             [*shardings_of(parameters), *[None] * len(count)],
-            buffers=[*batch.sums.buffers, *count],
+            buffers=[*buffers, *count],
         )
-        stddev = self._charge(batch, noises)
-        for total, scale in zip(sums, batch.scales, strict=False):
-            total.mul_(scale)  # As it was clipped; none is there without scales.
         with correlated_step(
             self.recursion, batch, summed, self.ledger.segment, world.size
         ) as recursion:
@@ -224,7 +233,8 @@ class Mechanism(PrivateRun):
             gradient.div_(scale)
         growth = 1.0 if self.recursion is None else self.recursion.noise_growth
         self.released_stddev: float = growth * stddev / self.plan.expected_batch_size
-        return released[: len(parameters)]
+        released = released[: len(parameters)]
+        return released if rows is None else rows.spread(released, parameters)
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -248,6 +258,7 @@ class Mechanism(PrivateRun):
             # Charged is only what can be released: noise may not fit into the sums.
             size = self.plan.expected_batch_size
             noises = self.count.noises(self.noise_multiplier, size)
+            noises = noises or self.row_map.noises(self.noise_multiplier, parameters)
             self.noise.check(batch.sums.buffers, stddev=self._stddev(batch, noises))
         except Exception:
             world.tell_failure()
@@ -291,6 +302,24 @@ class Mechanism(PrivateRun):
         self.step.release()
         batch.spend_ticket(self.loader)
         return stddev
+
+    def _kept_rows(
+        self,
+        world: World,
+        batch: PendingBatch,
+        noises: NoiseBesideCount | None,
+        stddev: float,
+    ) -> KeptRows | None:
+        """Release who touched which rows; return those to keep, or None for all."""
+        counts = self.row_map.as_sums(batch, noises)
+        if not counts:
+            return None
+        totals = Exchange(world, counts, [None])
+        for share in totals:
+            self._add_noise(share, stddev)  # Private from here on.
+            totals.start_all_gather()
+        (noisy_V,) = totals.results()
+        return self.row_map.kept(noisy_V, batch.parameters, stddev)
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""
