@@ -316,7 +316,7 @@ class Mechanism(PrivateRun):
             return None
         totals = Exchange(world, counts, [None])
         for share in totals:
-            self._add_noise(share, stddev)  # Private from here on.
+            self._add_noise(share, stddev)  # Counts are private from here on.
             totals.start_all_gather()
         (noisy_V,) = totals.results()
         return self.row_map.kept(noisy_V, batch.parameters, stddev)

@@ -4,8 +4,9 @@ Shapes: ``T`` releases, ``M`` records that might be in the data, ``B`` in a batc
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from dp.audit._subject import (
     fixed_seeds,
     hooked,
 )
-from dp.clipping import ScaledClipping
+from dp.clipping import ScaledClipping, SparseClipping
 from dp.exceptions import (
     BudgetExhaustedError,
     PrivacyError,
@@ -39,6 +40,20 @@ from dp.sampling import PassStep
 
 
 __all__ = ("Observation", "observe_training")
+
+# Rules whose releases this audit cannot explain, and what else to do.
+_UNKNOWN: Final[Mapping[type, str]] = {
+    ScaledClipping: (
+        "clipping=ScaledClipping noises each coordinate on a scale of its own, and this"
+        " audit knows none; audit the plan with FlatClipping, and scaled gradients by"
+        " dp.audit.replay"
+    ),
+    SparseClipping: (
+        "clipping=SparseClipping keeps rows that several examples touched, and in this"
+        " audit each record has rows of its own, which are hardly ever kept; audit the"
+        " plan with FlatClipping, and the rows of tables by dp.audit.replay"
+    ),
+}
 
 
 @final
@@ -184,12 +199,9 @@ class Observation:
                 "a step left no gradient on the canaries: the training function must"
                 " step every parameter of the model"
             )
-        if isinstance(self.optimizer.mechanism.clipping, ScaledClipping):
-            raise UnsupportedOperationError(
-                "clipping=ScaledClipping noises each coordinate on a scale of its own,"
-                " and this audit knows none; audit the plan with FlatClipping, and scaled"
-                " gradients by dp.audit.replay"
-            )
+        told = _UNKNOWN.get(type(self.optimizer.mechanism.clipping))
+        if told is not None:
+            raise UnsupportedOperationError(told)
         charged = self.optimizer.ledger.charges()
         plan, step = self.optimizer.plan, len(self.charges)
         charge = charged[-1] if charged else _planned(plan, step)
