@@ -75,6 +75,7 @@ _TUNE = "dp/test_tune.py::test_"
 _QUERIES = "dp/test_queries.py::test_"
 _SCALED = "dp/test_scaled_clipping.py::test_"
 _QUANTILE = "dp/test_quantile_clipping.py::test_"
+_SPARSE, _KEPT = "dp/test_sparse_clipping.py::test_", "dp/test_sparse_release.py::test_"
 _CORRELATED = "dp/test_correlated.py::test_"
 _CYCLIC = "dp/test_cyclic_sampling.py::test_"
 _OF_PASSES = "dp/test_accounting_allocation.py::test_"
@@ -186,6 +187,8 @@ OPTIONS: dict[str, Claim] = {
     "dp/sampling/_passes.py": Claim("With `RandomAllocation` or `DisjointBatches`: the numbers of the scheme are in their range, and those of the plan.", (_ALLOCATION + "a_plan_without_a_bound_is_refused", _DISJOINT + "a_plan_that_is_no_passes_is_refused")),
     "dp/clipping/_quantile.py": Claim("With `QuantileClipping`: the norm of a step follows from what was released, and gradients are clipped as by flat clipping.", (_QUANTILE + "the_norm_moves_towards_the_quantile",)),
     "dp/_mechanism/norm_count.py": Claim("With `QuantileClipping`: an example moves the count by 1/2, and the count is noised as one more element of the sums.", (_QUANTILE + "one_example_moves_the_count_by_a_half", _QUANTILE + "noise_of_gradients_and_count_is_what_was_charged")),
+    "dp/clipping/_sparse.py": Claim("With `SparseClipping`: an example moves the counts of rows by the root of `rows_per_example` at most, and gradients are clipped as by flat clipping.", (_SPARSE + "one_example_moves_the_counts_by_the_root_of_its_rows_at_most",)),
+    "dp/_mechanism/row_map.py": Claim("With `SparseClipping`: an example counts in the rows that it touched, and which rows are kept follows from noisy counts alone.", (_SPARSE + "one_example_moves_the_map_by_no_more", _KEPT + "noise_of_counts_and_of_kept_rows_is_what_was_charged", _KEPT + "rows_that_are_selected_without_noise_do_not_replay", _KEPT + "sums_of_unkept_rows_do_not_replay")),
     "dp/clipping/_scaled.py": Claim("With `ScaledClipping`: gradients times public scales are clipped as by flat clipping.", (_SCALED + "the_rule_clips_as_flat_clipping_does",)),
     "dp/per_sample/_scaled_norms.py": Claim("With `ScaledClipping`: norms of scaled gradients are no smaller than they are.", (_SCALED + "norms_of_scaled_gradients_are_those_of_the_loop",)),
     "dp/optimizer/_second_moments.py": Claim("With `ScaledClipping`: scales are functions of what was released before.", (_SCALED + "subclasses_are_refused_as_their_state_may_mean_something_else", _SCALED + "scales_stay_those_that_gradients_were_clipped_with")),
@@ -204,9 +207,9 @@ OPTIONS: dict[str, Claim] = {
     "dp/query/_queries.py": Claim("With `dp.query`: a unit of privacy adds a vector of norm 1 at most, and each query is recorded before its noise is drawn.", (_QUERIES + "one_unit_moves_an_answer_by_its_sensitivity_at_most", _QUERIES + "a_query_is_recorded_before_noise_is_drawn")),
     "dp/ledger/_asked.py": Claim("With `dp.query`: a planned query is asked once, in all processes of a run.", (_QUERIES + "a_query_is_asked_once", _QUERIES + "runs_that_asked_the_same_query_fail_when_they_meet")),
     "dp/accounting/_query.py": Claim("With `dp.query`: a query is accounted as one release on all units.", (_QUERIES + "queries_are_part_of_every_epsilon",)),
-    "dp/optimizer/_adapts.py": Claim("With `QuantileClipping`: the norm is only found where the plan's charges allow another one at every step.", (_QUANTILE + "plans_that_do_not_fit_are_refused",)),
+    "dp/optimizer/_adapts.py": Claim("With `QuantileClipping` or `SparseClipping`: norms are only found, and rows selected, where the plan's charges allow others at every step.", (_QUANTILE + "plans_that_do_not_fit_are_refused", _SPARSE + "correlated_noise_is_refused")),
     "dp/ledger/_norm_range.py": Claim("With `QuantileClipping`: releases whose norm moved are counted together between their norms, and none is left out.", (_QUANTILE + "the_ledger_does_not_grow_with_norms_that_move", _QUANTILE + "a_state_that_contradicts_moving_norms_is_refused")),
-    "dp/accounting/_counted.py": Claim("With `QuantileClipping`: sum and count have together at least the noise that they are charged as.", (_QUANTILE + "the_two_never_have_less_noise_together_than_is_charged", _QUANTILE + "an_example_moves_the_pair_by_one_over_sigma")),
+    "dp/accounting/_counted.py": Claim("With `QuantileClipping` or `SparseClipping`: sum and counts have together at least the noise that they are charged as.", (_QUANTILE + "the_two_never_have_less_noise_together_than_is_charged", _QUANTILE + "an_example_moves_the_pair_by_one_over_sigma", _SPARSE + "the_two_never_have_less_noise_together_than_is_charged")),
     "dp/sampling/_allocation_loader.py": Claim("With `RandomAllocation`: each unit is in one batch of a pass, allocated anew for every pass, and the batch's ticket says which.", (_ALLOCATION + "every_example_is_in_one_batch_of_each_pass", _ALLOCATION + "a_pass_is_allocated_anew_every_time", _ALLOCATION + "batches_hold_what_their_tickets_count")),
     "dp/sampling/_disjoint_loader.py": Claim("With `DisjointBatches`: batches are assigned as its scheme says, by coins or by a random order that no data decides.", (_DISJOINT + "every_example_is_in_one_batch_of_each_pass", _DISJOINT + "the_order_depends_on_no_data_and_no_seed", _DISJOINT + "one_example_changes_one_step_of_a_pass")),
     "dp/accounting/_disjoint.py": Claim("With `DisjointBatches`: a pass, or a part of one, costs one release on all of the data.", (_DISJOINT + "a_pass_costs_one_release_on_all_data", _DISJOINT + "a_group_is_at_worst_in_one_step", _DISJOINT + "every_accountant_sees_one_release_a_pass")),

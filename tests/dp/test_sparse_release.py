@@ -134,29 +134,31 @@ def test_other_parameters_get_noise_in_every_element(make_plan):
     assert (model.last.weight.grad != 0).sum() > 800
 
 
-def test_the_noise_follows_a_schedule_of_norms(make_plan):
+def test_the_noise_on_counts_is_the_same_at_every_norm(make_plan):
     """Counts are weighted by the norm of the step, whose noise they take."""
     norms = dp.Schedule(((1, 1.0), (19, 0.25)))
-    model, loader, optimizer = make_run(make_plan, max_grad_norm=norms)
-    stddevs = []
+    model, loader, optimizer = make_run(
+        make_plan,
+        max_grad_norm=norms,
+        sampling=dp.PoissonSampling(sampling_probability=1.0),
+    )
+    of_counts = []
     right = Mechanism._kept_rows
 
     def kept_rows(self, world, batch, noises, stddev):
-        stddevs.append((stddev / batch.max_grad_norm, noises.weight))
+        (weighted_V,) = self.row_map.as_sums(batch, noises)
+        of_counts.append(stddev * (batch.num_touched.sum() / weighted_V.sum()).item())
         return right(self, world, batch, noises, stddev)
 
     with mock.patch.object(Mechanism, "_kept_rows", kept_rows):
         train(model, loader, optimizer, 3)
 
-    (ratio, weight), *others = stddevs
-    assert others == [(ratio, weight)] * 2
+    in_examples = optimizer.mechanism.clipping.count_stddev_of(1.0)
+    assert of_counts == [pytest.approx(in_examples)] * 3
     assert [charge.max_grad_norm for charge in optimizer.ledger.charges()] == [
         1.0,
         0.25,
     ]
-    # A count in examples has noise of ratio / weight.
-    rule = optimizer.mechanism.clipping
-    assert ratio / weight == pytest.approx(rule.count_stddev_of(1.0))
 
 
 @pytest.mark.parametrize(
