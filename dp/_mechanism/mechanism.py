@@ -24,7 +24,6 @@ from dp._mechanism.correlated import correlated_step
 from dp._mechanism.likely_causes import check_attached, warn_of_many_rows
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
 from dp._mechanism.private_run import PrivateRun
-from dp._mechanism.row_map import KeptRows
 from dp._mechanism.sums import Sums
 from dp.accounting._counted import NoiseBesideCount
 from dp.distributed import Exchange, World, shardings_of, unsharded_parameters
@@ -204,11 +203,9 @@ class Mechanism(PrivateRun):
         stddev = self._charge(batch, noises)
         for total, scale in zip(sums, batch.scales, strict=False):
             total.mul_(scale)  # As it was clipped; none is there without scales.
-        rows = self._kept_rows(world, batch, noises, stddev)
-        if rows is not None:
-            sums = buffers = rows.of(
-                sums
-            )  # What is not kept gets no noise, and is gone.
+        rows = self.row_map.release(world, batch, noises, stddev, self._add_noise)
+        if rows is not None:  # What is not kept gets no noise, and is gone.
+            sums = buffers = rows.of(sums)
         summed = [*sums, *count]
         totals = Exchange(
             world,
@@ -302,24 +299,6 @@ class Mechanism(PrivateRun):
         self.step.release()
         batch.spend_ticket(self.loader)
         return stddev
-
-    def _kept_rows(
-        self,
-        world: World,
-        batch: PendingBatch,
-        noises: NoiseBesideCount | None,
-        stddev: float,
-    ) -> KeptRows | None:
-        """Release who touched which rows; return those to keep, or None for all."""
-        counts = self.row_map.as_sums(batch, noises)
-        if not counts:
-            return None
-        totals = Exchange(world, counts, [None])
-        for share in totals:
-            self._add_noise(share, stddev)  # Counts are private from here on.
-            totals.start_all_gather()
-        (noisy_V,) = totals.results()
-        return self.row_map.kept(noisy_V, batch.parameters, stddev)
 
     def _add_noise(self, share: Sequence[Tensor], stddev: float) -> None:
         """Add noise to a share of the totals, once, on the rank that has it."""

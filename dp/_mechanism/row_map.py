@@ -12,7 +12,7 @@ of all others and of the counts; and noise that would be thrown away is not draw
 Shapes: ``B`` examples, ``V`` rows of all tables, ``K`` pairs of an example and a row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -23,7 +23,11 @@ from dp._mechanism.batch import PendingBatch
 from dp._mechanism.norm_count import count_dtype
 from dp.accounting._counted import NoiseBesideCount
 from dp.clipping import Clipping, SparseClipping
+from dp.distributed import Exchange, World
+from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import PerSampleGradients
+from dp.per_sample._parts.embedding import EmbeddingGrads
+from dp.per_sample._parts.part import GradPart
 
 
 __all__ = ("KeptRows", "RowMap")
@@ -102,7 +106,7 @@ class RowMap:
         tables = self.rule.tables_among(parameters)
         device, dtype = tables[0].device, count_dtype(tables[0])
         pairs = [
-            [part_K.to(device) for part_K in gradients.touched_rows(index)]
+            [part_K.to(device) for part_K in _touched(gradients.parts(index), index)]
             for index in self.rule.tables
         ]
         num_rows_B = torch.zeros(gradients.num_samples, dtype=dtype, device=device)
@@ -113,6 +117,33 @@ class RowMap:
         for count_V, (owners_K, rows_K) in zip(counts, pairs, strict=True):
             count_V.index_add_(0, rows_K, weights_B[owners_K])
         return torch.cat(counts)
+
+    def release(
+        self,
+        world: World,
+        batch: PendingBatch,
+        noises: NoiseBesideCount | None,
+        stddev: float,
+        add_noise: Callable[[Sequence[Tensor], float], None],
+    ) -> KeptRows | None:
+        """Release who touched which rows; return those to keep, or None for all.
+
+        Args:
+            world: The ranks, whose counts are added up.
+            batch: The batch, whose release was charged.
+            noises: What the counts are weighted by.
+            stddev: The standard deviation of the noise on weighted counts.
+            add_noise: Adds noise to a share of the totals.
+        """
+        counts = self.as_sums(batch, noises)
+        if not counts:
+            return None
+        totals = Exchange(world, counts, [None])
+        for share in totals:
+            add_noise(share, stddev)  # Private from here on.
+            totals.start_all_gather()
+        (noisy_V,) = totals.results()
+        return self.kept(noisy_V, batch.parameters, stddev)
 
     def as_sums(
         self, batch: PendingBatch, noises: NoiseBesideCount | None
@@ -149,3 +180,23 @@ class RowMap:
                 )
             }
         )
+
+
+def _touched(parts: Sequence[GradPart], index: int) -> tuple[Tensor, Tensor]:
+    """Return the pairs of an example and a row that it looked up, each once.
+
+    Lookups whose gradient is zero, such as those of padding, touch nothing.
+    """
+    match [*parts]:
+        case []:
+            return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        case [EmbeddingGrads() as lookups]:
+            keys_L = lookups.indices_L + lookups.owners_L * lookups.num_rows
+            keys_K = keys_L[lookups.grads_LD.any(1)].unique()
+            owners_K = keys_K.div(lookups.num_rows, rounding_mode="floor")
+            return owners_K, keys_K % lookups.num_rows
+    raise UnsupportedOperationError(
+        f"the table at {index} of the trainable parameters is not only looked up by rows,"
+        " so that which rows an example touched is not known; leave it out of"
+        " clipping.tables"
+    )

@@ -19,9 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dp import _tuning
-from dp.exceptions import UnsupportedOperationError
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.embedding import EmbeddingGrads
 from dp.per_sample._parts.factored import FactoredGrads, share_grams
 from dp.per_sample._parts.part import (
     GradPart,
@@ -171,25 +169,9 @@ class PerSampleGradients:
         """
         return self._weigh(factors_GB, group_of, allocated, beta=0, consumes=True)
 
-    def touched_rows(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the pairs of an example and a row of a table that it touched.
-
-        Args:
-            index: The index of the table.
-
-        Raises:
-            UnsupportedOperationError: If it is used otherwise than by looking up rows.
-        """
-        match [*self._located(index)[0]]:
-            case []:
-                return (none_K := self._nonfinite_B.new_empty(0).long()), none_K
-            case [EmbeddingGrads() as lookups]:
-                return lookups.touched()
-        raise UnsupportedOperationError(
-            f"the parameter at {index}, of shape {tuple(self._parameters[index].shape)},"
-            " is not only looked up by rows, as an embedding table is, so that which rows"
-            " an example touched is not known; leave it out of tables"
-        )
+    def parts(self, index: int) -> Sequence[GradPart]:
+        """Return the gradients of a parameter's uses; none if it has no gradient."""
+        return self._located(index)[0]
 
     def _weigh(
         self,

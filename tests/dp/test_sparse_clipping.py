@@ -250,7 +250,7 @@ def test_a_table_that_is_not_only_looked_up_is_refused(make_plan, kind):
     batch = next(iter(loader))
 
     with pytest.raises(
-        UnsupportedOperationError, match=r"at 0, of shape \(30, 4\), is"
+        UnsupportedOperationError, match="the table at 0 of the trainable"
     ):
         optimizer.backward(model, batch)
 
@@ -264,7 +264,7 @@ def test_gradients_of_other_libraries_are_refused(make_plan):
     for parameter in model.parameters():
         parameter.grad_sample = torch.ones(size, *parameter.shape)
 
-    with pytest.raises(UnsupportedOperationError, match="leave it out of tables"):
+    with pytest.raises(UnsupportedOperationError, match="leave it out of clipping"):
         optimizer.step()
 
     assert optimizer.ledger.steps == 0

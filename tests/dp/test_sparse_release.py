@@ -19,8 +19,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dp
-from dp._mechanism.mechanism import Mechanism
-from dp._mechanism.row_map import KeptRows
+from dp._mechanism.row_map import KeptRows, RowMap
 from dp.accounting._counted import NoiseBesideCount
 from dp.exceptions import LedgerError, UnsupportedOperationError
 from dp.ledger import Charge, Ledger
@@ -143,14 +142,14 @@ def test_the_noise_on_counts_is_the_same_at_every_norm(make_plan):
         sampling=dp.PoissonSampling(sampling_probability=1.0),
     )
     of_counts = []
-    right = Mechanism._kept_rows
+    right = RowMap.release
 
-    def kept_rows(self, world, batch, noises, stddev):
-        (weighted_V,) = self.row_map.as_sums(batch, noises)
+    def release(self, world, batch, noises, stddev, *others):
+        (weighted_V,) = self.as_sums(batch, noises)
         of_counts.append(stddev * (batch.num_touched.sum() / weighted_V.sum()).item())
-        return right(self, world, batch, noises, stddev)
+        return right(self, world, batch, noises, stddev, *others)
 
-    with mock.patch.object(Mechanism, "_kept_rows", kept_rows):
+    with mock.patch.object(RowMap, "release", release):
         train(model, loader, optimizer, 3)
 
     in_examples = optimizer.mechanism.clipping.count_stddev_of(1.0)
@@ -336,16 +335,15 @@ def test_a_replay_holds(make_plan):
     assert report.ok, report.to_text()
 
 
-def counts_without_noise(self, world, batch, noises, stddev):
+def counts_without_noise(self, _world, batch, noises, stddev, *_others):
     """Select rows by the counts as they are."""
-    del world
-    (counts_V,) = self.row_map.as_sums(batch, noises)
-    return self.row_map.kept(counts_V, batch.parameters, 0.5 * stddev)
+    (counts_V,) = self.as_sums(batch, noises)
+    return self.kept(counts_V, batch.parameters, 0.5 * stddev)
 
 
 def test_rows_that_are_selected_without_noise_do_not_replay(make_plan):
     """Which rows are kept tells who is in the data."""
-    with mock.patch.object(Mechanism, "_kept_rows", counts_without_noise):
+    with mock.patch.object(RowMap, "release", counts_without_noise):
         report = replayed(make_plan)
 
     assert "public state is equal" in failures(report)

@@ -72,15 +72,6 @@ class EmbeddingGrads(GradPart):
         norms_B = grads_LD.new_zeros(self.num_samples)
         return norms_B.index_add_(0, owners_K, squared_norms(rows_KD))
 
-    def touched(self) -> tuple[Tensor, Tensor]:
-        """Return the pairs of an example and a row that it looked up, each once.
-
-        Lookups whose gradient is zero, such as those of padding, touch nothing.
-        """
-        keys_L = self.indices_L + self.owners_L * self.num_rows
-        keys_K = keys_L[self.grads_LD.any(1)].unique()
-        return keys_K.div(self.num_rows, rounding_mode="floor"), keys_K % self.num_rows
-
     def products_with(self, head: FactoredGrads | MaterializedGrads) -> Tensor:
         """Return each example's inner product with the gradient of an output layer.
 
