@@ -58,8 +58,10 @@ HOST_CHUNK: Final = 1 << 20
 SHORT_HOST_CHUNK: Final = 1 << 16
 # Elements that are drawn and rounded while they are in cache.
 HOST_BLOCK: Final = 1 << 17
-# Elements of a call that are worth loading numba and compiling, which takes 2 s or so.
-FEWEST_FOR_NUMBA: Final = 1 << 16
+# Elements drawn in numpy's operations before numba is loaded: they take 2.7 ns more each
+# than a compiled loop, which is loaded in 0.6 s; and a call as much as so many elements.
+DRAWN_BEFORE_NUMBA: Final = 1 << 27
+CALL_IN_ELEMENTS: Final = 1 << 15
 DEVICE_CHUNK_BYTES: Final = 1 << 27  # Worth the launches, and their temporaries.
 CHUNKS_PER_THREAD: Final = 2  # Fewer are not worth a thread.
 # Without a kernel: threads wait for each other between numpy's calls, and 16 of them took

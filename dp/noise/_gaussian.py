@@ -75,9 +75,9 @@ class GaussianNoise:
             rounded there, with random bits from ChaCha20 where Triton is installed, or
             else from AES on the host. Tensors on other devices are copied to the host
             and back in chunks. On the host, numba halves the time where it is installed,
-            without a change to any result. The first call on a CUDA device, and the
-            first large one with numba, take a few seconds more, to compile and check
-            kernels. ``"fast"`` draws from torch's generator on
+            without a change to any result, once 134 million elements were drawn. The first
+            call on a CUDA device, and the first with numba, take a few seconds more, to
+            compile and check kernels. ``"fast"`` draws from torch's generator on
             the tensor's device, seeded by the operating system, and adds in floating
             point; an attacker who guesses the seed can subtract the noise.
             ``"debug"`` is NOT PRIVATE: a program that needs the same run twice gets

@@ -614,4 +614,5 @@ MUTANTS = (
     Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
+    Mutant("per_sample/_isolation/routing_rules", "is_read_TB = torch.arange(B) < sizes_T[:, None]", "is_read_TB = torch.arange(B).flip(0) < sizes_T[:, None]", "rows of packed sequences are taken for other units'", ISOLATION),
 )  # fmt: skip

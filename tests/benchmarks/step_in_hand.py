@@ -31,6 +31,8 @@ from step_models import MODELS, Subject
 from step_models_in_hand import IN_HAND
 from step_ways import WAYS
 
+from dp.noise._host.compiled_stage import verified_kernel
+
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
 SUBJECTS = {**IN_HAND, **{name: MODELS[name] for name in ("BERT", "LoRA")}}
@@ -104,6 +106,7 @@ def time_rows(options: argparse.Namespace) -> list[list[str]]:
     """Return the rows of the table of times."""
     firsts = [f"step {n}" for n in range(1, 1 + _FIRST)]
     rows = _head("model", "batch", "ordinary step", *options.ways, *firsts)
+    verified_kernel()  # Which a run of a few seconds loads.
     for name in options.models or SUBJECTS:
         subject = made(name)
         steps, first = {}, [""] * _FIRST

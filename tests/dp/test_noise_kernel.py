@@ -19,7 +19,7 @@ from dp import _tuning
 from dp._keystream import Keystream
 from dp.noise import GaussianNoise
 from dp.noise._host import add, compiled_stage
-from dp.noise._host.compiled_stage import Vectors, kernel_for, verified_kernel
+from dp.noise._host.compiled_stage import KernelInTime, Vectors, verified_kernel
 from dp.noise._host.rounded import RoundedGaussian
 from dp.noise._host.workspace import borrow
 
@@ -197,12 +197,23 @@ def test_without_numba_there_is_no_kernel(module, monkeypatch):
 
 
 def test_little_noise_does_not_load_numba(module):
-    """Seconds of compiling pay for large models; what is loaded is always used."""
-    half = torch.zeros(_tuning.FEWEST_FOR_NUMBA // 2)
+    """It is loaded once it would have saved as much time as loading takes."""
+    kernel_for = KernelInTime()
+    half = torch.zeros(1).expand(
+        _tuning.DRAWN_BEFORE_NUMBA // 2 - _tuning.CALL_IN_ELEMENTS
+    )
 
-    assert kernel_for([half, half[1:]]) is None
-    assert kernel_for([half, half]) is module
+    assert kernel_for([half[1:]]) is None
+    assert kernel_for([half[1:]]) is None
     assert kernel_for([half[:1]]) is module
+
+
+def test_noise_of_a_large_model_loads_numba_at_once(module):
+    """What is loaded is used from then on, for little noise and by everyone."""
+    large = torch.zeros(1).expand(_tuning.DRAWN_BEFORE_NUMBA)
+
+    assert KernelInTime()([large]) is module
+    assert KernelInTime()([large[:1]]) is module
 
 
 def test_memory_that_is_not_dense_on_the_host_has_no_address():

@@ -28,7 +28,14 @@ from dp.noise._host.workspace import Workspace
 from dp.noise._load_kernel import load_verified_kernel
 
 
-__all__ = ("CompiledFloat32", "Kernel", "Vectors", "kernel_for", "verified_kernel")
+__all__ = (
+    "CompiledFloat32",
+    "Kernel",
+    "KernelInTime",
+    "Vectors",
+    "kernel_for",
+    "verified_kernel",
+)
 
 _CHECKED: Final = (1 << 16) + 77  # Elements: each cell of the table.
 _CHECKED_SIZES: Final = (1, 0, 1000, 513, 255, _CHECKED - 1769)
@@ -129,16 +136,30 @@ class CompiledFloat32:
         self._kernel.write(left.where, values_C.astype(x.dtype))
 
 
-def kernel_for(sums: Iterable[Tensor]) -> Kernel | None:
-    """Return a verified kernel, or None where numba is missing or not worth loading.
+@final
+class KernelInTime:
+    """A kernel, as soon as the noise of this process was worth loading one.
 
-    If there is a kernel that cannot be used, a warning says why.
+    Loading takes 0.6 s, or 2 s where it must be compiled: longer than all noise of a short
+    run. A long run is delayed by no more than the loading itself takes.
     """
-    is_loaded = verified_kernel.cache_info().currsize > 0
-    # Not for a small model: loading and compiling may take longer than all its noise.
-    if not is_loaded and sum(map(Tensor.numel, sums)) < _tuning.FEWEST_FOR_NUMBA:
-        return None
-    return verified_kernel()
+
+    def __init__(self) -> None:
+        self._drawn = 0
+
+    def __call__(self, sums: Iterable[Tensor]) -> Kernel | None:
+        """Return a verified kernel, or None where numba is missing or not worth loading.
+
+        If there is a kernel that cannot be used, a warning says why.
+        """
+        if verified_kernel.cache_info().currsize == 0:
+            self._drawn += _tuning.CALL_IN_ELEMENTS + sum(map(Tensor.numel, sums))
+            if self._drawn < _tuning.DRAWN_BEFORE_NUMBA:
+                return None
+        return verified_kernel()
+
+
+kernel_for: Final = KernelInTime()
 
 
 @lru_cache

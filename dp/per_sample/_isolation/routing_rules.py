@@ -29,6 +29,7 @@ __all__ = (
     "masked_scatter",
     "masked_select",
     "mm",
+    "pack_padded",
     "scatter",
     "sparse_addmm",
     "with_source",
@@ -194,6 +195,22 @@ def masked_select(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     mask = mask.expand(shape)
     owners[mask] = rows.expand(int(mask.sum()))
     return [owners]
+
+
+def pack_padded(node: Node, rows: Tensor, shapes: Shapes) -> Answers:
+    """Serve ``pack_padded_sequence``: the first steps of all sequences, then the second."""
+    (shape,) = shapes
+    assert shape is not None  # noqa: S101 -- the node's only input
+    is_batch_first = node._saved_batch_first  # noqa: SLF001 -- as above
+    T, B = shape[1::-1] if is_batch_first else shape[:2]
+    # Example: sequences of 3, 2 and 1 steps lie as a a a, b b, c in [T, B]; packed, the
+    # sizes are 3, 2, 1 and the rows a0 b0 c0 a1 b1 a2. Padding is not read.
+    sizes_T = saved(node, "result1")
+    is_read_TB = torch.arange(B) < sizes_T[:, None]
+    owners = rows.new_full([T, B, *rows.shape[1:]], NOBODY)
+    written = rows.expand([int(sizes_T.sum()), *rows.shape[1:]])
+    owners[: len(sizes_T)][is_read_TB.to(rows.device)] = written
+    return [owners.transpose(0, 1) if is_batch_first else owners]
 
 
 def mm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:

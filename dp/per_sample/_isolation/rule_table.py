@@ -278,6 +278,7 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
     "MaskedSelect": _routing(routing.masked_select, None),
     "MkldnnRnnLayer": FollowingRule(of_output=static.sequences, reads=("batch_sizes",)),
     "Mm": FollowingRule(rows=routing.mm, integers=integers.mm, kind=Kind.ROUTING),
+    "PackPaddedSequence": _routing(routing.pack_padded, None),
     "Permute": FollowingRule(
         rows=static.permute, integers=integers.permute, reads=("dims",)
     ),

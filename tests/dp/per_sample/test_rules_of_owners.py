@@ -12,6 +12,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from dp.per_sample._graph.nodes import edge_shape, name_of, output_shape
 from dp.per_sample._isolation.following import _answers
@@ -50,6 +51,10 @@ def sparse(*shape):
 def lstm(output):
     out = torch.nn.LSTM(4, 5)(leaf(6, 3, 4))
     return out[0] if output == 0 else out[1][output - 1][0]
+
+
+def packed(x, lengths, **options):
+    return pack_padded_sequence(x, torch.tensor(lengths), **options).data
 
 
 def written(x, y):
@@ -257,6 +262,10 @@ OPERATIONS = {
     "gather of a number": lambda: leaf().gather(0, torch.tensor(0)),
     "index_select of a number": lambda: leaf().index_select(0, torch.tensor([0])),
     "index_add of numbers": lambda: leaf().index_add(0, torch.tensor(0), leaf()),
+    "pack": lambda: packed(leaf(3, 5, 2), [5, 3, 1], batch_first=True),
+    "pack steps first": lambda: packed(leaf(5, 3, 2), [5, 3, 3]),
+    "pack what is longer": lambda: packed(leaf(6, 3, 2), [4, 4, 1]),
+    "pack numbers": lambda: packed(leaf(5, 3), [5, 3, 1]),
     "write": lambda: written(leaf(*X), leaf(*X)),
     "diagonal": lambda: leaf(*X).diagonal(dim1=0, dim2=1),
     "unfold": lambda: leaf(*X).unfold(1, 3, 1),
