@@ -174,12 +174,11 @@ class Mechanism(PrivateRun):
         groups = self.effective_clipping.group_of(batch.parameters)
         norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
-        touched = self.row_map.of(gradients, batch.parameters)
+        batch.num_touched += self.row_map.of(gradients, batch.parameters)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
         batch.num_within += self.count.of(norms_GB, batch.max_grad_norm)
-        batch.num_touched += touched
 
     def release(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Charge the ledger, then return the private gradient of the batch.
@@ -199,13 +198,13 @@ class Mechanism(PrivateRun):
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch, noises = self._ready_to_release(parameters)
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
-        sums, buffers = batch.sums.of_parameters(), batch.sums.buffers
+        sums = batch.sums.of_parameters()
         stddev = self._charge(batch, noises)
         for total, scale in zip(sums, batch.scales, strict=False):
             total.mul_(scale)  # As it was clipped; none is there without scales.
         rows = self.row_map.release(world, batch, noises, stddev, self._add_noise)
-        if rows is not None:  # What is not kept gets no noise, and is gone.
-            sums = buffers = rows.of(sums)
+        # Of tables with a sparse rule, what is not kept gets no noise, and is gone.
+        sums, buffers = rows.of(sums, batch.sums.buffers)
         summed = [*sums, *count]
         totals = Exchange(
             world,
@@ -230,8 +229,7 @@ class Mechanism(PrivateRun):
             gradient.div_(scale)
         growth = 1.0 if self.recursion is None else self.recursion.noise_growth
         self.released_stddev: float = growth * stddev / self.plan.expected_batch_size
-        released = released[: len(parameters)]
-        return released if rows is None else rows.spread(released, parameters)
+        return rows.spread(released[: len(parameters)], parameters)
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]

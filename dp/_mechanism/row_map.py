@@ -14,7 +14,7 @@ Shapes: ``B`` examples, ``V`` rows of all tables, ``K`` pairs of an example and 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -39,17 +39,22 @@ class KeptRows:
     """The rows of tables that a release is about.
 
     Attributes:
-        of_table: The rows that are kept, by the index of each table.
+        of_table: The rows that are kept, by the index of each table; none for all.
     """
 
     of_table: Mapping[int, Tensor]
 
-    def of(self, sums: Sequence[Tensor]) -> list[Tensor]:
-        """Return sums with those of the kept rows in the place of a table's."""
-        return [
+    def of(
+        self, sums: list[Tensor], buffers: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return sums and their memory, with that of kept rows in the place of a table's."""
+        if not self.of_table:
+            return sums, buffers
+        kept = [
             total[self.of_table[i]] if i in self.of_table else total
             for i, total in enumerate(sums)
         ]
+        return kept, kept
 
     def spread(
         self, released: Sequence[Tensor], parameters: Sequence[Tensor]
@@ -60,6 +65,9 @@ class KeptRows:
             whole = released[index].new_zeros(parameters[index].shape)
             spread[index] = whole.index_copy_(0, rows, released[index])
         return spread
+
+
+_ALL_ROWS: Final = KeptRows({})
 
 
 @final
@@ -125,8 +133,8 @@ class RowMap:
         noises: NoiseBesideCount | None,
         stddev: float,
         add_noise: Callable[[Sequence[Tensor], float], None],
-    ) -> KeptRows | None:
-        """Release who touched which rows; return those to keep, or None for all.
+    ) -> KeptRows:
+        """Release who touched which rows; return those to keep.
 
         Args:
             world: The ranks, whose counts are added up.
@@ -137,7 +145,7 @@ class RowMap:
         """
         counts = self.as_sums(batch, noises)
         if not counts:
-            return None
+            return _ALL_ROWS
         totals = Exchange(world, counts, [None])
         for share in totals:
             add_noise(share, stddev)  # Private from here on.

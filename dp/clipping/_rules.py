@@ -24,7 +24,6 @@ __all__ = (
     "FlatClipping",
     "PerGroupClipping",
     "PerLayerClipping",
-    "below_one",
 )
 
 # The norm is rounded, and so are the factor and every product with it. Their relative
@@ -88,7 +87,7 @@ class FlatClipping(Clipping):
 
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``min(1, C / norm)``, a hair below where it clips."""
-        bound = self.max_grad_norm * below_one(norms_GB.dtype)
+        bound = self.max_grad_norm * _below_one(norms_GB.dtype)
         return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
@@ -137,7 +136,7 @@ class PerLayerClipping(Clipping):
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``min(1, C / (sqrt(G) * norm))``, a hair below where it clips."""
         share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))
-        bound = share * below_one(norms_GB.dtype)
+        bound = share * _below_one(norms_GB.dtype)
         return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
@@ -194,7 +193,7 @@ class PerGroupClipping(Clipping):
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``min(1, C / norm)`` of each group, a hair below where it clips."""
         bounds_G = norms_GB.new_tensor(self.max_grad_norms)
-        bounds_G *= below_one(norms_GB.dtype)
+        bounds_G *= _below_one(norms_GB.dtype)
         return _usable((bounds_G[:, None] / norms_GB).clamp(max=1.0), norms_GB)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
@@ -243,7 +242,7 @@ class AutomaticClipping(Clipping):
 
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``C / (norm + stability)``, a hair below."""
-        bound = self.max_grad_norm * below_one(norms_GB.dtype)
+        bound = self.max_grad_norm * _below_one(norms_GB.dtype)
         return _usable(bound / (norms_GB + self.stability), norms_GB)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
@@ -251,7 +250,7 @@ class AutomaticClipping(Clipping):
         return _sensitivity(self.max_grad_norm, relation)
 
 
-def below_one(dtype: torch.dtype) -> float:
+def _below_one(dtype: torch.dtype) -> float:
     return 1 - _MARGIN_EPS * torch.finfo(dtype).eps
 
 

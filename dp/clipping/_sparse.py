@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp import _checks
 from dp._typing import NeighboringRelation
-from dp.clipping._rules import Clipping, FlatClipping, below_one
+from dp.clipping._rules import Clipping, FlatClipping
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -136,6 +135,9 @@ class SparseClipping(Clipping):
     def weights(self, num_rows_B: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return what each example adds to the count of every row that it touched.
 
+        A vector of ones, clipped to the root of :attr:`most_rows`.
+
+        >>> import torch
         >>> clipping = SparseClipping(max_grad_norm=1.0, tables=(0,))
         >>> clipping.weights(torch.tensor([0.0, 1.0, 4.0]))
         tensor([1.0000, 1.0000, 0.5000])
@@ -143,8 +145,8 @@ class SparseClipping(Clipping):
         Guarantees:
             * ``weight * sqrt(num_rows) <= sqrt(most_rows)``, also before rounding.
         """
-        clipped_B = (self.most_rows / num_rows_B).sqrt() * below_one(num_rows_B.dtype)
-        return torch.where(num_rows_B > self.most_rows, clipped_B, 1.0)
+        clipped = FlatClipping(max_grad_norm=math.sqrt(self.most_rows))
+        return clipped.factors(num_rows_B.sqrt()[None])[0]
 
     def tables_among(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return the tables; raise if one of them can be none.

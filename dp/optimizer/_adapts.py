@@ -7,11 +7,12 @@ from torch.optim import Optimizer
 
 from dp.accounting._counted import NoiseBesideCount
 from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClipping
+from dp.optimizer._second_moments import check_scalable
 from dp.plan import PrivacyPlan
 from dp.schedule import Schedule, values_of
 
 
-__all__ = ("check_adapts", "check_tables", "num_counts")
+__all__ = ("check_adapts", "check_fits", "num_counts")
 
 
 def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
@@ -53,12 +54,14 @@ def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
         )
 
 
-def check_tables(clipping: Clipping, optimizer: Optimizer) -> None:
-    """Raise if *clipping* selects rows of tables that *optimizer* does not have.
+def check_fits(clipping: Clipping, optimizer: Optimizer) -> None:
+    """Raise if *clipping* needs moments or tables that *optimizer* does not have.
 
     Raises:
-        ValueError, UnsupportedOperationError: As :meth:`SparseClipping.tables_among`.
+        ValueError: If it selects rows of what is no table.
+        UnsupportedOperationError: If no moments are known, or if a table is sharded.
     """
+    check_scalable(clipping, optimizer)
     if isinstance(clipping, SparseClipping):
         of_groups = [group["params"] for group in optimizer.param_groups]
         clipping.tables_among(

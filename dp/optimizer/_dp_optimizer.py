@@ -26,7 +26,7 @@ from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
-from dp.optimizer._adapts import num_counts
+from dp.optimizer._adapts import check_fits, num_counts
 from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
@@ -143,7 +143,8 @@ class DPOptimizer(PrivateStep):
         for group in original_optimizer.param_groups:
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
-        rule = clipping_for(plan, clipping, original_optimizer)
+        rule = clipping_for(plan, clipping)
+        check_fits(rule, original_optimizer)
         check_correctable(bias_correction, original_optimizer, rule, plan)
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)

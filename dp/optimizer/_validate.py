@@ -4,13 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
-from dp.optimizer._adapts import check_adapts, check_tables
-from dp.optimizer._second_moments import check_scalable
+from dp.optimizer._adapts import check_adapts
 from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
 from dp.sampling import PoissonLoader, TicketedLoader, Unamplified, UnamplifiedLoader
@@ -128,20 +126,11 @@ def ledger_for(plan: PrivacyPlan, continue_from: Any) -> Ledger:
     return ledger
 
 
-def clipping_for(
-    plan: PrivacyPlan, clipping: Clipping | None, optimizer: Optimizer
-) -> Clipping:
-    """Return *clipping*, or flat clipping; raise if it is not what *plan* noises.
-
-    Raises:
-        ValueError: If it is not, or if its tables are none of *optimizer*.
-        UnsupportedOperationError: If it does not fit the *optimizer* that is wrapped.
-    """
+def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:
+    """Return *clipping*, or flat clipping; raise if it is not what *plan* noises."""
     if clipping is None:
         return FlatClipping(max_grad_norm=plan.max_grad_norm_at(0))
     check_adapts(plan, clipping)
-    check_scalable(clipping, optimizer)
-    check_tables(clipping, optimizer)
     sensitivity = clipping.sensitivity("add_or_remove_one")
     if sensitivity != plan.max_grad_norm_at(0):
         raise ValueError(

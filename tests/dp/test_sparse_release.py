@@ -224,15 +224,19 @@ def test_the_charge_states_both_noises(make_plan):
     assert loaded.charges() == (charge,)
 
 
-def test_a_count_of_norms_is_written_as_before():
-    """Rows of earlier releases of this package say nothing of tables, and read the same."""
-    charge = Charge(
+def charge_of(noises):
+    return Charge(
         sampling_probability=0.5,
         noise_multiplier=1.0,
         max_grad_norm=1.0,
         count=1,
-        noise_beside_count=NoiseBesideCount.of(1.0, 5.0),
+        noise_beside_count=noises,
     )
+
+
+def test_a_count_of_norms_is_written_as_before():
+    """Rows of earlier releases of this package say nothing of tables, and read the same."""
+    charge = charge_of(NoiseBesideCount.of(1.0, 5.0))
 
     row = charge.to_dict()
 
@@ -267,15 +271,7 @@ def test_norms_that_are_assigned_stay_apart(make_plan):
 )
 def test_a_charge_of_less_noise_than_it_says_is_damaged(make_plan, split, reason):
     """A state whose numbers do not fit together is not loaded."""
-    noises = NoiseBesideCount.of(1.0, 9.0, rows_per_example=4)
-    charge = Charge(
-        sampling_probability=0.5,
-        noise_multiplier=1.0,
-        max_grad_norm=1.0,
-        count=1,
-        noise_beside_count=noises,
-    )
-    row = charge.to_dict()
+    row = charge_of(NoiseBesideCount.of(1.0, 9.0, rows_per_example=4)).to_dict()
     row["noise_beside_count"] |= split
     ledger = Ledger(make_plan())
 
@@ -367,9 +363,9 @@ def test_sums_of_unkept_rows_do_not_replay(make_plan):
     """A gradient that is left where no noise was added is one record's alone."""
     of, sums_of = KeptRows.of, {}
 
-    def keep(self, sums):
+    def keep(self, sums, buffers):
         sums_of.update(enumerate(sums))
-        return of(self, sums)
+        return of(self, sums, buffers)
 
     def spread(self, released, _parameters):
         whole = list(released)
