@@ -4,9 +4,8 @@ Shapes: ``T`` releases, ``M`` records that might be in the data, ``B`` in a batc
 """
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -39,21 +38,7 @@ from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
 
-__all__ = ("Observation", "observe_training")
-
-# Rules whose releases this audit cannot explain, and what else to do.
-_UNKNOWN: Final[Mapping[type, str]] = {
-    ScaledClipping: (
-        "clipping=ScaledClipping noises each coordinate on a scale of its own, and this"
-        " audit knows none; audit the plan with FlatClipping, and scaled gradients by"
-        " dp.audit.replay"
-    ),
-    SparseClipping: (
-        "clipping=SparseClipping keeps rows that several examples touched, and in this"
-        " audit each record has rows of its own, which are hardly ever kept; audit the"
-        " plan with FlatClipping, and the rows of tables by dp.audit.replay"
-    ),
-}
+__all__ = ("Observation", "check_every_row", "observe_training")
 
 
 @final
@@ -199,9 +184,12 @@ class Observation:
                 "a step left no gradient on the canaries: the training function must"
                 " step every parameter of the model"
             )
-        told = _UNKNOWN.get(type(self.optimizer.mechanism.clipping))
-        if told is not None:
-            raise UnsupportedOperationError(told)
+        if isinstance(self.optimizer.mechanism.clipping, ScaledClipping):
+            raise UnsupportedOperationError(
+                "clipping=ScaledClipping noises each coordinate on a scale of its own,"
+                " and this audit knows none; audit the plan with FlatClipping, and scaled"
+                " gradients by dp.audit.replay"
+            )
         charged = self.optimizer.ledger.charges()
         plan, step = self.optimizer.plan, len(self.charges)
         charge = charged[-1] if charged else _planned(plan, step)
@@ -282,6 +270,21 @@ class _Watch:
             self.checkpoint = _saved(owner)
             if self._resumed is not None:
                 owner.load_state_dict(torch.load(io.BytesIO(self._resumed)))
+
+
+def check_every_row(optimizer: DPOptimizer) -> None:
+    """Raise if rows of the canaries' tables may not be kept, which tell nothing then.
+
+    Raises:
+        UnsupportedOperationError: With what else to do.
+    """
+    if isinstance(optimizer.mechanism.clipping, SparseClipping):
+        raise UnsupportedOperationError(
+            "clipping=SparseClipping keeps rows that several examples touched, and in"
+            " this audit each record has rows of its own, which are hardly ever kept;"
+            " audit the plan with FlatClipping, and the rows of tables by"
+            " dp.audit.conformance and dp.audit.replay"
+        )
 
 
 def _check(charge: Charge) -> None:

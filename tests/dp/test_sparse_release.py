@@ -9,7 +9,6 @@ import json
 import math
 import pickle
 import sys
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +20,7 @@ from torch.utils.data import TensorDataset
 import dp
 from dp._mechanism.row_map import KeptRows, RowMap
 from dp.accounting._counted import NoiseBesideCount
-from dp.exceptions import LedgerError, UnsupportedOperationError
+from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger
 
 
@@ -380,18 +379,3 @@ def test_sums_of_unkept_rows_do_not_replay(make_plan):
         report = replayed(make_plan)
 
     assert "public state is equal" in failures(report)
-
-
-@pytest.mark.parametrize(
-    "audit",
-    [
-        partial(dp.audit.conformance, num_records=1000),
-        partial(dp.audit.canaries, num_canaries=1000),
-    ],
-)
-def test_audits_whose_records_have_rows_of_their_own_are_refused(make_plan, audit):
-    """By name, with what to do."""
-    plan = make_plan(expected_batch_size=500.0, steps=2)
-
-    with pytest.raises(UnsupportedOperationError, match="which are hardly ever kept"):
-        audit(training(plan))
