@@ -614,4 +614,5 @@ MUTANTS = (
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
     Mutant("per_sample/_isolation/routing_rules", "is_read_TB = torch.arange(B) < sizes_T[:, None]", "is_read_TB = torch.arange(B).flip(0) < sizes_T[:, None]", "rows of packed sequences are taken for other units'", ISOLATION),
+    Mutant("per_sample/_parts/row_groups", ".index_fill_(0, self.padding, 0)", "", "a unit with few rows gets rows of another", "per_sample/test_parts.py per_sample/test_by_owner.py"),
 )  # fmt: skip

@@ -1,10 +1,12 @@
 """The command line, as a user meets it."""
 
+import inspect
 import json
 import os
 import runpy
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -16,8 +18,12 @@ from torch import nn
 
 import dp
 from dp.cli import main
+from dp.cli._examine import audit_command, check_command
 from dp.cli._input import built_in
 from dp.cli._models import model_for
+from dp.cli._planning import calibrate_command, epsilon_command
+from dp.cli._published import compose_command, verify_command
+from dp.cli._train_command import predict_command, train_command
 from dp.cli._training import Setup, optimizer_for
 
 
@@ -483,15 +489,30 @@ def test_without_a_command_the_help_is_shown(call):
     assert "Error" not in err
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "predict", "epsilon", "calibrate", "verify", "compose"]
-)
-def test_every_option_is_explained(call, command):
-    """The help of each command names each of its options."""
-    code, out, _err = call(command, "--help")
+COMMANDS = {
+    "train": train_command,
+    "predict": predict_command,
+    "epsilon": epsilon_command,
+    "calibrate": calibrate_command,
+    "verify": verify_command,
+    "compose": compose_command,
+    "check": check_command,
+    "audit": audit_command,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_the_terminal(call, monkeypatch, name):
+    """Its paragraphs are wrapped where the terminal ends, not where the code does."""
+    monkeypatch.setenv("COLUMNS", "70")
+    code, out, _err = call(name, "--help")
+    shown = [line.strip() for line in out.splitlines()]
 
     assert code == 0
     assert "Usage: python -m dp" in out
+    for paragraph in inspect.getdoc(COMMANDS[name]).split("\n\n"):
+        lines = textwrap.wrap(" ".join(paragraph.split()), width=68)
+        assert [line for line in lines if line not in shown] == []
 
 
 def test_the_module_runs(capsys, monkeypatch):

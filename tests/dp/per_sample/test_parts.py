@@ -3,12 +3,16 @@
 Shapes: ``B`` examples, ``T`` positions, ``I`` inputs, ``O`` outputs.
 """
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from dp import _tuning
 from dp.per_sample._parts.embedding import EmbeddingGrads
 from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.row_groups import RowGroups
 
 
 B, T, I, O = 3, 4, 7, 5  # noqa: E741 -- shape suffixes
@@ -76,3 +80,50 @@ def test_gram_matrices_lose_no_square_of_a_small_factor(left, right):
     norms_B = part.squared_norms().sqrt()
 
     torch.testing.assert_close(norms_B, torch.full([B], 3e-6 * 40), rtol=1e-5, atol=0)
+
+
+def rows_of(counts):
+    """Rows of units in an order that is not theirs."""
+    owner_R = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return owner_R[torch.randperm(len(owner_R))]
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=40))
+def test_buckets_hold_every_row_of_a_unit_once(counts):
+    """In their order, with zeros behind them, and with little padding in all."""
+    owner_R = rows_of(counts)
+    values_R = torch.arange(1.0, len(owner_R) + 1)
+    values_R[:1] = math.inf
+    buckets = RowGroups(owner_R, len(counts)).buckets
+    found = {
+        unit: values
+        for bucket in buckets
+        for unit, values in zip(
+            bucket.units_u.tolist(), bucket.gather(values_R).tolist(), strict=True
+        )
+    }
+
+    for unit, count in enumerate(counts):
+        expected = values_R[owner_R == unit].tolist()
+        expected += [0.0] * (len(found.get(unit, ())) - count)
+        assert found.get(unit, []) == expected
+    padded = sum(len(bucket.rows) for bucket in buckets)
+    assert padded <= (2 + 1 / 16) * len(owner_R)
+
+
+@pytest.mark.parametrize(
+    ("counts", "shapes"),
+    [
+        ([1, 5, 6, 20], [(1, 1), (2, 6), (1, 20)]),
+        ([1, 5, 6, *[20] * 20], [(3, 6), (20, 20)]),
+        # Twice as many rows, though few pairs beside those of the longest unit.
+        ([*[1] * 1000, 3, 1000], [(1000, 1), (1, 3), (1, 1000)]),
+        # Few rows more, and many pairs: products of a unit's rows would take longer.
+        ([*[1] * 4000, *[20] * 3, 80], [(4000, 1), (3, 20), (1, 80)]),
+    ],
+)
+def test_few_short_units_join_longer_ones(counts, shapes):
+    """Where that adds little to the rows, and to the pairs of a unit's rows."""
+    buckets = RowGroups(rows_of(counts), len(counts)).buckets
+
+    assert [(len(bucket.units_u), bucket.length) for bucket in buckets] == shapes
