@@ -43,6 +43,7 @@ QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
 QUANTILE = "test_quantile_clipping.py"
+SPARSE, KEPT = "test_sparse_clipping.py", "test_sparse_release.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
@@ -57,22 +58,38 @@ MUTANTS = (
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer/_validate", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
     # Quantile clipping
-    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - 1 / (2 * count_stddev) ** 2", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
+    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - noises.counts_cost", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
     Mutant("accounting/_counted", "_MARGIN: Final = 8 * sys.float_info.epsilon", "_MARGIN: Final = 0.0", "rounding takes noise from the two", QUANTILE),
-    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + of_count)", "return self.gradients", "the ledger does not see the count", QUANTILE),
+    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + self.counts_cost)", "return self.gradients", "the ledger does not see the count", QUANTILE),
     Mutant("accounting/_counted", "return self.gradients / self.count_stddev if self.gradients else 1.0", "return 2 * self.gradients / self.count_stddev if self.gradients else 1.0", "the count gets half its noise", QUANTILE),
     Mutant("_mechanism/norm_count", "- len(within_B) / 2", "", "an example moves the count by one", QUANTILE),
     Mutant("_mechanism/norm_count", "within_B = norms_GB[0] <= max_grad_norm", "within_B = norms_GB[0] < max_grad_norm", "a norm of C counts as beyond it", QUANTILE),
     Mutant("_mechanism/norm_count", "(noises.weight * norm) + 1 / 2", "(noises.weight * norm)", "a centred count is taken for a count", QUANTILE),
     Mutant("_mechanism/mechanism", "sigma = self.noise_multiplier if noises is None else noises.gradients", "sigma = self.noise_multiplier", "gradients beside a count get the noise of gradients alone", QUANTILE),
-    Mutant("_mechanism/mechanism", "buffers=[*batch.sums.buffers, *count],", "buffers=batch.sums.buffers,", "the count gets no noise", QUANTILE),
+    Mutant("_mechanism/mechanism", "buffers=[*buffers, *count],", "buffers=buffers,", "the count gets no noise", QUANTILE),
     Mutant("_mechanism/mechanism", "batch.num_within += self.count", "batch.num_within = self.count", "only the last part of a batch is counted", QUANTILE),
     Mutant("accounting/_counted", "if noises.joint < noise_multiplier:", "if False:", "noise beside a count may be less than is charged", QUANTILE),
     Mutant("ledger/_terms", "        check_counted(numbers.noise_multiplier, numbers.noise_beside_count)", "        pass", "a release with less noise than it is charged as is taken", QUANTILE),
     Mutant("ledger/_state", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
     Mutant("certificate/_soundness", "wrong = str(error)", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None or plan.bands is not None:", "if False:", "the norm may change within a pass", QUANTILE),
-    Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    Mutant("optimizer/_dp_optimizer", "+ num_counts(self.mechanism.clipping, self._trainable())", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    # Rows that are kept
+    Mutant("accounting/_counted", "else math.sqrt(self.rows_per_example)", "else 1.0", "an example moves counts of many rows as one", SPARSE),
+    Mutant("clipping/_sparse", "max_grad_norm=math.sqrt(self.most_rows)", "max_grad_norm=self.most_rows", "an example of many rows counts more in each", SPARSE),
+    Mutant("clipping/_sparse", 'if hasattr(parameters[position], "placements"):', "if False:", "rows of a shard are selected", SPARSE),
+    Mutant("_mechanism/row_map", "keys_K = keys_L[lookups.grads_LD.any(1)].unique()", "keys_K = keys_L[lookups.grads_LD.any(1)]", "a row that is looked up twice counts twice", SPARSE),
+    Mutant("_mechanism/row_map", "keys_L[lookups.grads_LD.any(1)]", "keys_L", "padding is touched by every example", SPARSE),
+    Mutant("_mechanism/mechanism", "batch.num_touched += self.row_map", "batch.num_touched = self.row_map", "only the last part of a batch touches rows", SPARSE),
+    Mutant("optimizer/_adapts", "isinstance(clipping, SparseClipping) and plan.correlation", "False and plan.correlation", "noise of rows that are not kept is taken back", SPARSE),
+    Mutant("optimizer/_bias_correction", "isinstance(clipping, ScaledClipping | SparseClipping)", "isinstance(clipping, ScaledClipping)", "the variance of noise is taken from rows without it", SPARSE),
+    Mutant("_mechanism/row_map", "            add_noise(share, stddev)", "            pass", "rows are selected by counts without noise", KEPT),
+    Mutant("_mechanism/row_map", "rule.threshold * stddev", "0 * stddev", "half of all untouched rows are kept", KEPT),
+    Mutant("_mechanism/row_map", "self.rule.count_stddev_of(noise_multiplier) or 1.0", "0.5 * self.rule.count_stddev_of(noise_multiplier) or 1.0", "counts take more of the noise than they were to", KEPT),
+    Mutant("_mechanism/row_map", "(noises.weight * batch.max_grad_norm)", "noises.weight", "counts are weighted without C", KEPT),
+    Mutant("_mechanism/norm_count", "if noises is None or noises.rows_per_example is not None:", "if noises is None:", "norms are counted beside rows", KEPT),
+    Mutant("ledger/_segments", "if left.norm_moves:", "if left.noise_beside_count is not None:", "norms that were assigned are counted together", KEPT),
+    Mutant("certificate/_run", "if not charge.norm_moves", "if charge.noise_beside_count is None", "a norm that was assigned beside counts of rows is not told", KEPT),
     # Scaled clipping, and corrected second moments
     Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
     Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
