@@ -7,7 +7,7 @@ is told once, and named in the certificate.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Final
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from dp._mechanism.beside import Beside
 from dp._mechanism.changed_options import CHANGED
 from dp._mechanism.mechanism import Mechanism
-from dp.clipping import QuantileClipping
 from dp.distributed import any_sharded
 from dp.ledger import Ledger
 from dp.ledger._remarks import Remarks, weakest
@@ -132,19 +131,16 @@ def sentences(beside: Beside) -> tuple[str, ...]:
     return tuple(compress((_OTHERS, _WRITTEN, _LEFT_OUT, _SHARDED), is_needed))
 
 
-def remark(mechanism: Mechanism, parameters: Iterable[Tensor]) -> None:
+def remark(mechanism: Mechanism, num_parameters: int) -> None:
     """Tell the ledger what certificates of its charges have to say of a step.
 
     Whoever resumes the run, or shares the ledger, did not see this step.
 
     Args:
         mechanism: What released the step.
-        parameters: What is in the groups of its optimizer.
+        num_parameters: How many numbers it noised, at most.
     """
     known, rng = mechanism.ledger.remarks, mechanism.noise.rng
-    # A count beside the gradients is one more number that was noised.
-    counted = isinstance(mechanism.clipping, QuantileClipping)
-    num_parameters = sum(map(Tensor.numel, parameters)) + counted
     assumptions = (
         *sentences(mechanism.beside),
         *((CHANGED,) if mechanism.options.have_changed else ()),

@@ -26,7 +26,7 @@ from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
-from dp.optimizer._adapts import check_fits, num_counts
+from dp.optimizer._adapts import check_fits
 from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
@@ -374,9 +374,7 @@ class DPOptimizer(PrivateStep):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            # A count beside the gradients is one more number that was noised.
-            num_parameters=sum(p.numel() for p in self._all_parameters())
-            + num_counts(self.mechanism.clipping, self._trainable()),
+            num_parameters=self._num_noised(),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(

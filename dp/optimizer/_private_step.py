@@ -23,6 +23,7 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
+from dp.optimizer._adapts import num_counts
 from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
@@ -223,7 +224,7 @@ class PrivateStep(TransparentOptimizer):
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         note_release(self.mechanism.beside, self.mechanism.loader)
-        remark(self.mechanism, self._all_parameters())
+        remark(self.mechanism, self._num_noised())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo
@@ -290,6 +291,11 @@ class PrivateStep(TransparentOptimizer):
                 " backward(), which clips them as they are; call"
                 " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
             )
+
+    def _num_noised(self) -> int:
+        # Counts beside the gradients are more numbers that are noised.
+        sizes = sum(map(Tensor.numel, self._all_parameters()))
+        return sizes + num_counts(self.mechanism.clipping, self._trainable())
 
     def _trainable(self) -> list[Tensor]:
         return [*filter(_REQUIRES_GRAD, self._all_parameters())]
