@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant("ledger/_state", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
     Mutant("certificate/_soundness", "wrong = str(error)", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None or plan.bands is not None:", "if False:", "the norm may change within a pass", QUANTILE),
-    Mutant("optimizer/_dp_optimizer", "+ num_counts(self.mechanism.clipping, self._trainable())", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    Mutant("optimizer/_adapts", "sum(map(Tensor.numel, parameters)) + counts", "sum(map(Tensor.numel, parameters))", "the count is not among the numbers that were noised", QUANTILE),
     # Rows that are kept
     Mutant("accounting/_counted", "else math.sqrt(self.rows_per_example)", "else 1.0", "an example moves counts of many rows as one", SPARSE),
     Mutant("clipping/_sparse", "max_grad_norm=math.sqrt(self.most_rows)", "max_grad_norm=self.most_rows", "an example of many rows counts more in each", SPARSE),
