@@ -79,6 +79,7 @@ MUTANTS = (
     Mutant("clipping/_sparse", "max_grad_norm=math.sqrt(self.most_rows)", "max_grad_norm=self.most_rows", "an example of many rows counts more in each", SPARSE),
     Mutant("clipping/_sparse", 'if hasattr(parameters[position], "placements"):', "if False:", "rows of a shard are selected", SPARSE),
     Mutant("_mechanism/row_map", "keys_K = keys_L[lookups.grads_LD.any(1)].unique()", "keys_K = keys_L[lookups.grads_LD.any(1)]", "a row that is looked up twice counts twice", SPARSE),
+    Mutant("certificate/_sentences", "if any(charge.counts_rows for run in runs for charge in run.charges):", "if False:", "what is assumed of rows that nobody touched is not stated", KEPT),
     Mutant("_mechanism/row_map", "self.rule.weights(num_rows_B) * is_usable_B", "self.rule.weights(num_rows_B)", "an example that is no number touches rows where another one is", SPARSE),
     Mutant("_mechanism/row_map", "keys_L[lookups.grads_LD.any(1)]", "keys_L", "padding is touched by every example", SPARSE),
     Mutant("_mechanism/mechanism", "batch.num_touched += self.row_map", "batch.num_touched = self.row_map", "only the last part of a batch touches rows", SPARSE),
