@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from dp._checks import shown
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
@@ -93,7 +94,7 @@ def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
     if not isinstance(loader, PoissonLoader):
         raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
             f"the plan claims amplification by {plan.sampling!r}, which only"
-            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
+            f" plan.loader(dataset) can prove, got loader={shown(loader)}; pass that"
             " loader, or plan with Unamplified()"
         )
     check_units(plan.unit_of_privacy, has_units=loader.units_digest is not None)

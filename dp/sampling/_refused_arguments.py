@@ -6,6 +6,7 @@ from typing import Final
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from dp._checks import shown
 from dp.exceptions import did_you_mean
 
 
@@ -39,14 +40,14 @@ def reject_plan_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED:
             raise TypeError(
-                f"plan.loader takes no {name}, got {value!r}: {_REFUSED[name]}"
+                f"plan.loader takes no {name}, got {shown(value)}: {_REFUSED[name]}"
             )
         if name not in inspect.signature(DataLoader).parameters:
             raise TypeError(
-                f"plan.loader takes no {name}, got {value!r}{did_you_mean(name, _TAKEN)}"
+                f"plan.loader takes no {name}, got {shown(value)}{did_you_mean(name, _TAKEN)}"
             )
         raise TypeError(
-            f"plan.loader takes no {name}, got {value!r}; build the loader that takes"
+            f"plan.loader takes no {name}, got {shown(value)}; build the loader that takes"
             f" it: dp.PoissonLoader(dataset, sampling_probability=plan."
             f"sampling_probability, steps=plan.steps, {name}=...)"
         )
@@ -57,9 +58,11 @@ def reject_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED:
             raise TypeError(
-                f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
+                f"PoissonLoader takes no {name}, got {shown(value)}: {_REFUSED[name]}"
             )
-        raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
+        raise TypeError(
+            f"PoissonLoader got an unexpected argument {name}={shown(value)}"
+        )
 
 
 _ALLOCATED: Final = (
@@ -80,7 +83,7 @@ def reject_allocation_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED_OF_ALLOCATION:
             raise TypeError(
-                f"AllocationLoader takes no {name}, got {value!r}:"
+                f"AllocationLoader takes no {name}, got {shown(value)}:"
                 f" {_REFUSED_OF_ALLOCATION[name]}"
             )
 
@@ -102,7 +105,7 @@ def reject_cyclic_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED_OF_ROUNDS:
             raise TypeError(
-                f"CyclicPoissonLoader takes no {name}, got {value!r}:"
+                f"CyclicPoissonLoader takes no {name}, got {shown(value)}:"
                 f" {_REFUSED_OF_ROUNDS[name]}"
             )
 
