@@ -18,6 +18,7 @@ __all__ = (
     "check_attached",
     "explain_deepspeed",
     "warn_of_many_rows",
+    "warn_of_other_gradients",
     "warn_without_callback",
 )
 
@@ -46,6 +47,16 @@ def warn_of_many_rows(*, stacklevel: int) -> None:
         " each is clipped as an example of its own: where several are of one example, as"
         " of its augmented views or its tokens, it counts as often. Say whose they are"
         " (units=), or train on a dp.UnamplifiedLoader, whose batches say it",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def warn_of_other_gradients(*, stacklevel: int) -> None:
+    """Warn that gradients that no private loss made were dropped."""
+    warnings.warn(
+        "gradients of another loss were found on private parameters and dropped: only"
+        " losses given to backward or private_loss count. Add every other term, such as"
+        " a penalty on the weights, to each example's loss",
         stacklevel=stacklevel + 1,
     )
 

@@ -131,6 +131,14 @@ class Release:
         _checks.cyclic_coin(self.sampling_probability, bands)
 
     @property
+    def is_on_all_data(self) -> bool:
+        """Whether every example takes part in every release: *count* are one Gaussian.
+
+        Not where batches are truncated, also if all examples are drawn for them.
+        """
+        return self.sampling_probability == 1 and self.truncation is None
+
+    @property
     def steps_per_charge(self) -> int:
         """Number of releases that are charged at once (a pass, a round, or one)."""
         return self.steps_per_pass or self.bands or 1

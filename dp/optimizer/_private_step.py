@@ -7,7 +7,6 @@ update of the optimizer that it wraps. What a release is, is
 Shapes: ``B`` examples in a batch.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dp._checks import shown
-from dp._mechanism.likely_causes import warn_without_callback
+from dp._mechanism.likely_causes import warn_of_other_gradients, warn_without_callback
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -24,7 +23,6 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
-from dp.optimizer._adapts import num_counts
 from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
@@ -177,7 +175,7 @@ class PrivateStep(TransparentOptimizer):
         scale: float | None,
     ) -> None:
         refresh(self)
-        self._drop_cleared()
+        self.mechanism.step.drop_cleared()
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
         parameters = self._trainable()
         self._find_scales()
@@ -211,10 +209,8 @@ class PrivateStep(TransparentOptimizer):
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
         # Cleared only now: what is refused above leaves everything as it was.
-        owned = self._all_parameters()
-        if len(owned) > len(parameters):
-            for parameter in owned:
-                parameter.grad = None  # A frozen one may still hold a raw gradient.
+        for parameter in self._all_parameters():
+            parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
@@ -225,7 +221,7 @@ class PrivateStep(TransparentOptimizer):
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         note_release(self.mechanism.beside, self.mechanism.loader)
-        remark(self.mechanism, self._num_noised())
+        remark(self.mechanism, self._all_parameters())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo
@@ -249,19 +245,14 @@ class PrivateStep(TransparentOptimizer):
         """
         check_in_place(self.param_groups)
         refresh(self)
-        self._drop_cleared()
+        self.mechanism.step.drop_cleared()
         self._check_scaled()
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
             return
         check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
         if self.mechanism.step.has_foreign_grads(parameters):
-            warnings.warn(
-                "gradients of another loss were found on private parameters and dropped:"
-                " only losses given to backward or private_loss count. Add every other"
-                " term, such as a penalty on the weights, to each example's loss",
-                stacklevel=5,
-            )
+            warn_of_other_gradients(stacklevel=5)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -278,11 +269,6 @@ class PrivateStep(TransparentOptimizer):
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
         )
 
-    def _drop_cleared(self) -> None:
-        """Drop the batch at hand if its gradients were set to None on the model."""
-        if self.mechanism.step.was_cleared():
-            self.mechanism.step.drop()
-
     def _check_scaled(self) -> None:
         pending = self.mechanism.pending
         all_scaled = pending is None or pending.all_scaled
@@ -292,11 +278,6 @@ class PrivateStep(TransparentOptimizer):
                 " backward(), which clips them as they are; call"
                 " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
             )
-
-    def _num_noised(self) -> int:
-        # Counts beside the gradients are more numbers that are noised.
-        sizes = sum(map(Tensor.numel, self._all_parameters()))
-        return sizes + num_counts(self.mechanism.clipping, self._trainable())
 
     def _trainable(self) -> list[Tensor]:
         return [*filter(_REQUIRES_GRAD, self._all_parameters())]

@@ -624,6 +624,21 @@ def test_what_two_certificates_share_counts_once():
     assert compose(before, after).private_data_touches is None
 
 
+def test_what_either_of_two_certificates_published_is_stated():
+    """Of the same charges, which one of the two states: the other is left out."""
+    ledger = charged(2)
+    one = certificate(ledger, released="the weights")
+    other = certificate(ledger, released="the weights, and their mean")
+
+    for documents in ((one, other), (other, one)):
+        both = compose(*documents)
+        (run,) = both.runs
+        for document in documents:
+            assert document.released in both.released.split("; ")
+        assert run.released == both.released
+        assert quickly(both).ok
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

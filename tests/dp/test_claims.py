@@ -550,6 +550,55 @@ def test_leaving_out_the_rest_of_the_plan_is_found():
     assert "run 1: remaining steps" in refuted(silent)
 
 
+def cut(document, *places):
+    """Leave out what remained of some of its runs."""
+    runs = [
+        replace(run, remaining=()) if place in places else run
+        for place, run in enumerate(document.runs)
+    ]
+    return replace(document, runs=tuple(runs))
+
+
+def test_leaving_out_the_rest_of_one_of_several_runs_is_found():
+    """Of other plans, of the same plan, and of forks."""
+    ledger = charged(5)
+    fork = charged(3, ledger=copy.deepcopy(ledger))
+    one, other = (
+        certified(ledger),
+        certified(
+            charged(
+                3, noise_multiplier=4.0, charge={**PLANNED, "noise_multiplier": 4.0}
+            )
+        ),
+    )
+    apart = dp.compose(one, other)
+    alike = dp.compose(one, certified(charged(2)))
+    forked = dp.compose(one, certified(fork), certified(charged(2, ledger=ledger)))
+
+    for document in (apart, alike, forked):
+        assert dp.verify(document, quick=True).ok
+        every = range(len(document.runs))
+        assert "run 1: remaining steps" in refuted(cut(document, *every))
+    assert "run 1: remaining steps" in refuted(cut(apart, 0))
+    assert "run 2: remaining steps" in refuted(cut(apart, 1))
+    run = alike.runs[0]
+    quieter = (replace(run.remaining[0], noise_multiplier=50.0),)
+    altered = replace(alike, runs=(replace(run, remaining=quieter), alike.runs[1]))
+    assert "run 2: remaining steps" in refuted(altered)
+
+
+def test_a_public_end_in_a_composition_leaves_nothing():
+    """By the word of the last certificate of the run, whichever comes first."""
+    ledger = charged(5)
+    early = certified(ledger)
+    late = certified(charged(4, ledger=ledger), public_end="a limit")
+
+    for documents in ((early, late), (late, early)):
+        both = dp.compose(*documents)
+        assert both.epsilon == composed((9, 2.0))
+        assert dp.verify(both, quick=True).ok
+
+
 def test_only_steps_beyond_the_target_may_be_missing(tmp_path):
     """Of a plan whose steps do not all keep it."""
     target = composed((12, 2.0)) * (1 + 1e-4)

@@ -386,6 +386,20 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
     assert dp.compose(one, trained_too).epsilon == pytest.approx(whole, rel=1e-3)
 
 
+def test_a_run_that_only_answered_is_no_part_of_another(make_plan):
+    """Its answers may have decided that it took no step, so that its plan counts, too."""
+    plan = make_plan(queries=ASKED, steps=4)
+    ledger = Ledger(plan)
+    Queries(ledger, dataset=None).count("adults", [True])
+    answered = dp.Certificate.of(ledger, noise=GaussianNoise(), num_parameters=4)
+    trained_too = trained(plan).certificate()
+
+    asked = [(1, query.noise_multiplier, 1) for query in ASKED]
+    whole = reference_epsilon((0.5, 1.0, 8), *asked, *asked)
+    for documents in ((answered, trained_too), (trained_too, answered)):
+        assert dp.compose(*documents).epsilon == pytest.approx(whole, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("ask", "reason"),
     [
