@@ -7,6 +7,7 @@ Each check takes one keyword argument, whose name is the name in the message:
 import math
 import operator
 import warnings
+from numbers import Number
 from typing import Final, SupportsIndex, get_args
 
 from dp._typing import NeighboringRelation
@@ -21,6 +22,7 @@ __all__ = (
     "positive",
     "probability",
     "relation",
+    "shown",
     "small_delta",
 )
 
@@ -29,13 +31,31 @@ _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
 _MOST_EXAMPLES: Final = 1e9
 _ROUNDING: Final = 1e-12  # Of a product that is 1 but for rounding.
+_LONGEST_NAME: Final = 60  # Options are shorter; a longer text may be a row.
+
+
+def shown(value: object) -> str:
+    """Return *value* as an error shows it, whatever was passed in its place.
+
+    A dataset, a batch or a label that was passed for a number has private values in
+    its text, and errors end up in logs: of such a value only the type is told.
+
+    >>> shown(-1.5), shown("os"), shown([31, 41])
+    ('-1.5', "'os'", 'a list')
+    """
+    is_option = value is None or isinstance(value, Number | type)
+    is_name = isinstance(value, str) and len(value) <= _LONGEST_NAME
+    is_empty = isinstance(value, list | tuple | dict) and not value
+    if is_option or is_name or is_empty:
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def positive(**named: float) -> float:
     """Return the value if it is a finite number above 0."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+        raise ValueError(f"{name} must be > 0 and finite, got {shown(value)}")
     return float(value)
 
 
@@ -50,7 +70,7 @@ def clipping_norm(**named: float) -> float:
     if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
         raise ValueError(
             f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares"
-            f" are float32 numbers, got {value!r}; scale the loss"
+            f" are float32 numbers, got {shown(value)}; scale the loss"
         )
     return float(value)
 
@@ -59,7 +79,7 @@ def non_negative(**named: float) -> float:
     """Return the value if it is a finite number of at least 0."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
+        raise ValueError(f"{name} must be >= 0 and finite, got {shown(value)}")
     return float(value)
 
 
@@ -67,7 +87,7 @@ def probability(**named: float) -> float:
     """Return the value if it lies in ``(0, 1]``."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
     return float(value)
 
 
@@ -75,7 +95,7 @@ def open_unit(**named: float) -> float:
     """Return the value if it lies strictly between 0 and 1."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < 1:
-        raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}")
+        raise ValueError(f"{name} must be strictly between 0 and 1, got {shown(value)}")
     return float(value)
 
 
@@ -83,10 +103,10 @@ def count(**named: SupportsIndex) -> int:
     """Return the value if it is a whole number of at least 1."""
     ((name, value),) = named.items()
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        raise ValueError(f"{name} must be a whole number >= 1, got {shown(value)}")
     number = operator.index(value)
     if number < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        raise ValueError(f"{name} must be a whole number >= 1, got {shown(value)}")
     return number
 
 
@@ -109,7 +129,7 @@ def relation(
     if neighboring_relation not in known:
         raise ValueError(
             f"neighboring_relation must be one of {', '.join(map(repr, known))}, got"
-            f" {neighboring_relation!r}"
+            f" {shown(neighboring_relation)}"
         )
     if truncated and neighboring_relation == "add_or_remove_one":
         raise ValueError(

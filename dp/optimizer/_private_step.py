@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from dp._checks import shown
 from dp._mechanism.likely_causes import warn_of_other_gradients, warn_without_callback
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
@@ -292,7 +293,7 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
         return None
     if not callable(closure):
         raise TypeError(
-            f"the first argument of step is a closure, or None, got {closure!r}; pass"
+            f"the first argument of step is a closure, or None, got {shown(closure)}; pass"
             " arguments of the wrapped optimizer's step by name"
         )
     with torch.enable_grad():

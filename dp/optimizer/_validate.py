@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from dp._checks import shown
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
@@ -51,11 +52,16 @@ def check_form(losses: object, *, has_batch: bool) -> None:
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
     """Raise unless *losses* is a vector of losses, or any tensor of them with units."""
     if (losses.dim() != 1 and not has_units) or not losses.is_floating_point():
+        remedy = (
+            "use reduction='none', and reduce over each example's own terms only"
+            if losses.dim() < 2  # noqa: PLR2004 -- a matrix
+            else "give outputs and targets one shape, since [n, 1] and [n] make [n, n],"
+            " and take the mean over each example's own terms: losses.flatten(1).mean(1)"
+        )
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses.dtype} with {losses.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only, or"
-            " pass units= with the example of every loss"
+            f" {losses.dtype} with {losses.dim()} dimensions; {remedy}; or pass units="
+            " with the example of every loss"
         )
 
 
@@ -93,7 +99,7 @@ def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
     if not isinstance(loader, PoissonLoader):
         raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
             f"the plan claims amplification by {plan.sampling!r}, which only"
-            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
+            f" plan.loader(dataset) can prove, got loader={shown(loader)}; pass that"
             " loader, or plan with Unamplified()"
         )
     check_units(plan.unit_of_privacy, has_units=loader.units_digest is not None)

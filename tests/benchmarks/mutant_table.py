@@ -276,6 +276,8 @@ MUTANTS = (
     Mutant("sampling/_draws", "2**64 - 2**64 % below - 1", "2**64 - 1", "small indices are likelier", "test_sampling_draws.py"),
     Mutant("sampling/_draws", "np.argsort(_distinct_words(len(indices)))[:size]", "np.arange(size)", "of a large batch the first examples are kept", "test_truncated.py"),
     Mutant("accounting/_sampled_losses", "min(1.0, taken / full), sigma / 2", "min(1.0, taken / full), sigma", "a displaced example is forgotten", "test_truncated.py"),
+    Mutant("integrations/private/_accelerate", "if accelerator._optimizers:", "if False:", "a loop goes on with an optimizer that was prepared without privacy", "integrations/test_private_accelerate.py"),
+    Mutant("_checks", "if is_option or is_name or is_empty:", "if True:", "an error prints the dataset that was passed as its size", "test_checks.py"),
     Mutant("_checks", 'if truncated and neighboring_relation == "add_or_remove_one":', "if False:", "truncated batches are accounted where their number is private", "test_truncated.py"),
     # Ledger
     Mutant("_mechanism/mechanism", "        self.ledger.reserve(", "        (lambda **k: self._add_noise([], stddev) or self.ledger.reserve(**k))(", "noise is drawn before the ledger is charged", OPTIMIZER),
