@@ -277,7 +277,7 @@ MUTANTS = (
     Mutant("sampling/_draws", "np.argsort(_distinct_words(len(indices)))[:size]", "np.arange(size)", "of a large batch the first examples are kept", "test_truncated.py"),
     Mutant("accounting/_sampled_losses", "min(1.0, taken / full), sigma / 2", "min(1.0, taken / full), sigma", "a displaced example is forgotten", "test_truncated.py"),
     Mutant("integrations/private/_accelerate", "if accelerator._optimizers:", "if False:", "a loop goes on with an optimizer that was prepared without privacy", "integrations/test_private_accelerate.py"),
-    Mutant("_checks", "if is_option or is_name or is_empty:", "if True:", "an error prints the dataset that was passed as its size", "test_checks.py"),
+    Mutant("_reports", "if is_option or is_name or is_empty:", "if True:", "an error prints the dataset that was passed as its size", "test_checks.py"),
     Mutant("_checks", 'if truncated and neighboring_relation == "add_or_remove_one":', "if False:", "truncated batches are accounted where their number is private", "test_truncated.py"),
     # Ledger
     Mutant("_mechanism/mechanism", "        self.ledger.reserve(", "        (lambda **k: self._add_noise([], stddev) or self.ledger.reserve(**k))(", "noise is drawn before the ledger is charged", OPTIMIZER),
@@ -314,7 +314,7 @@ MUTANTS = (
     Mutant("optimizer/_registry", "if _groups_signature(owner) != self._seen[weakref.ref(owner)].outline:", "if False:", "parameters that a framework exchanges may be stepped by others", "test_guard.py"),
     Mutant("_mechanism/current_values", "self.assigned.update(assigned)", "pass", "a resumed run forgets that its noise was raised", "test_optimizer_checkpoint.py"),
     Mutant("_mechanism/mechanism", "check_attached(gradients, leaves)", "pass", "copies that a framework trains get steps of noise alone", "integrations/test_deepspeed.py"),
-    Mutant("optimizer", "check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)", "pass", "gradients of two sources count for one batch", "test_grad_samples.py"),
+    Mutant("optimizer", "check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=True)", "pass", "gradients of two sources count for one batch", "test_grad_samples.py"),
     Mutant("optimizer/_transparent", " = forwarded(original_optimizer.param_groups)", "", "param_groups is not forwarded", "test_transparent.py test_optimizer.py"),
     Mutant("optimizer/_transparent", "setattr(self.original_optimizer, name, value)", "super().__setattr__(name, value)", "writes stay on the wrapper", "test_transparent.py test_transparent_surface.py"),
     Mutant("optimizer", "parameter.grad = None  # A frozen", "pass  # A frozen", "a frozen parameter keeps its raw gradient", OPTIMIZER),
