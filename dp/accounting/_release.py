@@ -92,7 +92,7 @@ class Release:
         _checks.count(count=self.count)
         if self.disjoint not in {None, *get_args(Assignment)}:
             raise ValueError(
-                f"disjoint must be 'coin', 'position' or None, got {self.disjoint!r}"
+                f"disjoint must be 'coin', 'position' or None, got {_checks.shown(self.disjoint)}"
             )
         if self.steps_per_pass is not None:
             self._check_passes(_checks.count(steps_per_pass=self.steps_per_pass))
