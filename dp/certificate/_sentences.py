@@ -73,10 +73,6 @@ _QUERIES: Final = (
     "Planned queries were asked once each, of one value a unit of privacy that was"
     " computed without other units, with ranges and edges that are no data."
 )
-_TOUCHED: Final = (
-    "Whether an example's gradient in a row of a table is exactly zero, so that it did not"
-    " touch the row, followed from that example alone, also where terms cancelled."
-)
 _ROWS: Final = "Every row of the data is made of one example, which no other row is."
 _ALWAYS: Final = (
     "One example's loss depended on that example and the parameters only.",
@@ -104,22 +100,13 @@ def assumed(runs: Sequence[CertifiedRun]) -> tuple[str, ...]:
         sentences.append(_TRUNCATED)
     if not charges or not all(amplified):
         sentences.append(_UNSAMPLED)
-    sentences.extend(_about_values(runs))
-    units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)
-    sentences.extend(map(_about_unit, units))
-    return (*sentences, *_about_plans(runs), *_ALWAYS)
-
-
-def _about_values(runs: Sequence[CertifiedRun]) -> list[str]:
-    """Return what has to be assumed of what was counted, asked, and declared public."""
-    sentences = []
-    if any(charge.counts_rows for run in runs for charge in run.charges):
-        sentences.append(_TOUCHED)
     if any(run.plan.queries for run in runs):
         sentences.append(_QUERIES)
     if any(run.declared_public for run in runs):
         sentences.append(_PUBLIC)
-    return sentences
+    units = dict.fromkeys(run.plan.unit_of_privacy for run in runs)
+    sentences.extend(map(_about_unit, units))
+    return (*sentences, *_about_plans(runs), *_ALWAYS)
 
 
 def _about_plans(runs: Sequence[CertifiedRun]) -> list[str]:

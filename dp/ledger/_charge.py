@@ -83,12 +83,6 @@ class Charge:
         return noises is not None and noises.rows_per_example is None
 
     @property
-    def counts_rows(self) -> bool:
-        """Whether counts of touched rows of tables were released beside the sum."""
-        noises = self.noise_beside_count
-        return noises is not None and noises.rows_per_example is not None
-
-    @property
     def norm_range(self) -> NormRange:
         """The norms of the sums that were noised."""
         norm = self.max_grad_norm

@@ -9,7 +9,6 @@ import json
 import math
 import pickle
 import sys
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -293,11 +292,6 @@ def test_the_certificate_says_what_was_released_and_verifies(make_plan):
     ) in certificate.to_text()
     num_elements = sum(p.numel() for p in model.parameters())
     assert certificate.runs[0].num_parameters == num_elements + 2 * V
-    (trusted,) = [s for s in certificate.assumptions if "did not touch the row" in s]
-    silent = replace(
-        certificate, assumptions=tuple({*certificate.assumptions} - {trusted})
-    )
-    assert not dp.verify(silent, quick=True).ok
     assert dp.Certificate.from_json(certificate.to_json()) == certificate
     assert dp.verify(certificate, quick=True).ok
     altered = certificate.to_json().replace(
