@@ -89,6 +89,85 @@ def test_an_example_counts_once_in_each_row_that_it_touched():
     torch.testing.assert_close(counts_V.view(2, V), expected)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-6, 0.0])
+def test_a_faint_gradient_counts_in_part(scale):
+    """So that what rounding makes of terms that cancel is no row more or less."""
+    table = nn.Parameter(torch.randn(V, 1))
+    losses_B = scale * table[torch.tensor([3, 3, 5])][:, 0]
+
+    gradients = Engine().gradients(losses_B, [table])
+
+    rule = dp.SparseClipping(max_grad_norm=2.0, tables=(0,))
+    norms_GB = gradients.squared_norms([0]).sqrt()
+    counts_V = RowMap(rule).of(gradients, [table], norms_GB, 2.0)
+    share = min(1.0, scale * 1024 / 2.0)
+    assert counts_V[3].item() == pytest.approx(2 * share)
+    assert counts_V.sum().item() == pytest.approx(3 * share)
+
+
+def test_a_loss_scale_makes_no_gradient_less_faint():
+    """What a gradient scaler multiplies losses by is divided out."""
+    table = nn.Parameter(torch.randn(V, 1))
+    rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,))
+    found = []
+    for loss_scale in (1.0, 2.0**16):
+        losses_B = 2.0**-12 * table[torch.tensor([3])][:, 0]
+        gradients = Engine().gradients(losses_B, [table], loss_scale=loss_scale)
+        norms_GB = gradients.squared_norms([0]).sqrt()
+        found.append(RowMap(rule).of(gradients, [table], norms_GB, 1.0)[3].item())
+
+    assert found == [pytest.approx(0.25)] * 2
+
+
+def padded(table, batch):
+    """Losses of sequences that are padded to the longest one, with a row like others."""
+    rows_BT = nn.utils.rnn.pad_sequence(batch, batch_first=True)
+    is_there_BT = (
+        torch.arange(rows_BT.shape[1]) < torch.tensor([*map(len, batch)])[:, None]
+    )
+    return (table[rows_BT][..., 0] * is_there_BT).sum(1)
+
+
+def looked_up_for_all(table, batch):
+    """Losses that look up more for every example if one of them is long."""
+    losses_B = torch.stack([table[rows][:, 0].sum() for rows in batch])
+    is_long_B = torch.tensor([len(rows) > 2 for rows in batch])
+    if is_long_B.any():
+        losses_B = losses_B + is_long_B * table[torch.full((len(batch),), 9)][:, 0]
+    return losses_B
+
+
+def cancelling(table, batch):
+    """Losses whose gradient is zero, but for how a product of so many rows is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    values_H = torch.randn(6, generator=generator)
+    signed_H = torch.cat([values_H, -values_H])[torch.randperm(12, generator=generator)]
+    features_B1 = table[torch.stack([rows[0] for rows in batch])]
+    return (features_B1 @ signed_H[None]).sum(1)
+
+
+@pytest.mark.parametrize("losses", [padded, looked_up_for_all, cancelling])
+def test_another_example_changes_nothing_for_the_others(losses):
+    """Whichever row it makes the program look up for them, and however it rounds."""
+    rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,), rows_per_example=4)
+    generator = torch.Generator().manual_seed(1)
+    table = nn.Parameter(torch.randn(V, 1, generator=generator))
+
+    def counts(batch):
+        gradients = Engine().gradients(losses(table, batch), [table])
+        norms_GB = gradients.squared_norms([0]).sqrt()
+        return RowMap(rule).of(gradients, [table], norms_GB, 1.0)
+
+    for size in range(1, 20):
+        others = [torch.tensor([size % 5, 5 + i % 3]) for i in range(size)]
+        moved = counts([*others, torch.tensor([20, 21, 22, 23])]) - counts(others)
+
+        assert moved.norm().item() <= 2
+        assert not moved[:20].abs().max() > (
+            1 + 1e-3 if losses is looked_up_for_all else 1e-3
+        )
+
+
 def test_an_example_of_many_rows_counts_less_in_each():
     """Of four rows where two may be touched: the root of a half, in all of them."""
     batch = torch.tensor([7]), torch.tensor([[3, 4, 5]]), torch.ones(1)
@@ -169,7 +248,7 @@ def test_a_table_that_a_loss_does_not_use_is_touched_by_nobody():
     gradients = Engine().gradients(losses_B, parameters)
 
     norms_GB = gradients.squared_norms([0] * len(parameters)).sqrt()
-    counts_V = RowMap(rule_of(model)).of(gradients, parameters, norms_GB)
+    counts_V = RowMap(rule_of(model)).of(gradients, parameters, norms_GB, 1.0)
     assert counts_V.nonzero().flatten().tolist() == [1, 2]
 
 
@@ -211,7 +290,7 @@ def test_other_rules_count_nothing():
     rows = RowMap(dp.FlatClipping(max_grad_norm=1.0))
 
     assert rows.noises(1.0, []) is None
-    assert rows.of(None, [], torch.zeros(1, 0)) == 0.0
+    assert rows.of(None, [], torch.zeros(1, 0), 1.0) == 0.0
     assert rows.as_sums(None, NoiseBesideCount.of(1.0, 5.0)) == []
 
 
