@@ -28,7 +28,7 @@ from dp.distributed import Exchange, World
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._parts.embedding import EmbeddingGrads
-from dp.per_sample._parts.part import GradPart
+from dp.per_sample._parts.part import GradPart, squared_norms
 
 
 __all__ = ("KeptRows", "RowMap")
@@ -226,7 +226,7 @@ def _touched(
         case [EmbeddingGrads() as lookups]:
             keys_L = lookups.indices_L + lookups.owners_L * lookups.num_rows
             keys_K, where_L = keys_L.unique(return_inverse=True)
-            norms_L = torch.linalg.vector_norm(lookups.grads_LD, dim=1, dtype=dtype)
+            norms_L = squared_norms(lookups.grads_LD).sqrt().to(dtype)
             shares_L = (norms_L / faint).clamp(max=1.0).nan_to_num(nan=0.0)
             shares_K = torch.zeros_like(keys_K, dtype=dtype)
             shares_K.scatter_reduce_(0, where_L, shares_L, "amax")
