@@ -363,6 +363,8 @@ MUTANTS = (
     Mutant("accounting/_renyi", "math.log1p(-1 / order) - math.log(delta * order) / (order - 1)", "math.log1p(-1 / order) - math.log(order) / (order - 1)", "epsilon at an order forgets delta", "test_claims.py"),
     Mutant("certificate/_numbers", "return max(cost, kept)", "return cost", "a filtered run is certified at what it spent", "test_claims.py"),
     Mutant("certificate/_repeats", "remaining=() if later else run.remaining", "remaining=()", "a composition forgets what forks could have done", "test_claims.py"),
+    Mutant("certificate/_tuning", "            check_tunable(one)", "            pass", "the best of several runs is stated for groups as for one unit", TUNE),
+    Mutant("certificate/_tuning_findings", "holds, obstacle = False, str(error)", "pass", "a choice among runs without a bound verifies", TUNE),
     Mutant("certificate/_repeats", "and bool(earlier.segments)", "", "any run goes on from one that took no step", QUERIES),
     Mutant("certificate/_repeats", "public_end=next(filter(None, ends), run.public_end),", "", "a composition forgets that an end was declared public", "test_claims.py"),
     Mutant("certificate/_repeats", "        released=released(others),", "", "a composition forgets what was published of charges that two documents state", "test_certificate.py"),
