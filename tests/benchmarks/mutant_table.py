@@ -150,8 +150,8 @@ MUTANTS = (
     Mutant("selection/_watched", "if not has_public_scores and not ledger.asked:", "if False:", "scores have no noise", TUNE),
     Mutant("selection/_watched", 'if noise.rng != "os":', "if False:", "runs draw noise that no bound is known of", TUNE),
     Mutant("selection/_tune", "if public_scores is None and not all(plan.queries for plan in plans):", "if False:", "scores without noise are planned", TUNE),
-    Mutant("selection/_tune", "check_selectable(releases, one.neighboring_relation, one.group_size)", "pass", "groups are tuned as single units", TUNE),
-    Mutant("selection/_tune", "if one.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
+    Mutant("certificate/_tuning", "check_selectable(releases, plan.neighboring_relation, plan.group_size)", "pass", "groups are tuned as single units", TUNE),
+    Mutant("certificate/_tuning", "if plan.renyi_order is not None:", "if False:", "a filter's noise is chosen in a run", TUNE),
     Mutant("certificate/_tuning", "+ (1 + math.exp(min(spent, 700.0))) * 2.0**-50", "", "nothing is added for the draw of the number", TUNE),
     # Noise
     Mutant("_mechanism/mechanism", "return sigma * batch.max_grad_norm", "return sigma", "sigma without C", OPTIMIZER),
