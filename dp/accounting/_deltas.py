@@ -40,7 +40,7 @@ def deltas_by_epsilon(
         at = library.deltas_of_example(releases, relation, interval)
     else:
         at = library.deltas_of_group(releases, group_size, interval)
-    lost = _composition.rounding(releases)
+    lost = _composition.most_rounded(releases)
 
     def deltas_at(epsilons_E: "Floats") -> "Floats":
         return at(epsilons_E) + lost

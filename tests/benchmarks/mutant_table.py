@@ -303,7 +303,7 @@ MUTANTS = (
     Mutant("accounting/_dp_events", "SelfComposedDpEvent(event, release.count)", "SelfComposedDpEvent(event, max(1, release.count - 1))", "RDP forgets a step", ACCOUNTING),
     Mutant("calibration", "if -WASTE <= excess <= 0 or (", "if -WASTE <= excess <= 0.1 or (", "calibration may overshoot", "test_calibration.py"),
     Mutant("accounting/_agreement", "if ours != theirs and not", "if False and not", "losses that dp_accounting contradicts are certified", "test_certificate.py"),
-    Mutant("accounting/_composition", "return _UNIT * sum(", "return 0 * sum(", "rounding may lower epsilon", "test_accounting_exact.py"),
+    Mutant("accounting/_composition", "return _MOST_UNITS * rounding(releases)", "return rounding(releases)", "rounding may lower epsilon", "test_accounting_exact.py"),
     Mutant("accounting/_release", "return self.sampling_probability == 1 and self.truncation is None", "return self.sampling_probability == 1", "truncated batches of everyone are charged once for all steps", "test_truncated.py"),
     Mutant("accounting/_composition", "/ distance,", "/ apart,", "a displaced example is forgotten beyond large epsilons", "test_truncated.py test_accounting_exact.py"),
     Mutant("accounting/_group_losses", "term_L = weight * np.exp(exponent_L)", "term_L = np.exp(exponent_L) / len(shifts)", "a group is in a batch more or less often", "test_accounting_exact.py"),
