@@ -35,6 +35,7 @@ ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
 REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
+ROUNDING = "evidence/test_rounding.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
 SELECTION = "test_selection_accounting.py"
@@ -430,8 +431,11 @@ MUTANTS = (
     Mutant("evidence/_look", "exchanges = [*islice(self._company.halves(), num_halves)]", "exchanges = [*islice(self._company.halves(), 1)]", "half of the examples are never exchanged", EVIDENCE),
     Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
-    Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
-    Mutant("evidence/_look", "        if self._is_of_mode(order, stays_B):", "        if False:", "a path that training does not take is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        if same_losses(*compared):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        if self._is_of_mode(order, stays_B) or", "        if", "a path that training does not take is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", " or self._is_rounding(*compared):", ":", "another order of sums is taken for mixing", ROUNDING),
+    Mutant("evidence/_comparison", "_NEARLY: Final = 2.0**-10", "_NEARLY: Final = 2.0**10", "ranks take mixing for rounding", ROUNDING),
+    Mutant("evidence/_rounding", "error_B = (square_B / _NUM_EVALUATIONS).sqrt()", "error_B = (square_B / _NUM_EVALUATIONS).sqrt() + 1", "a little mixing is taken for rounding", ROUNDING),
     Mutant("evidence/_look", "        torch.set_autocast_cache_enabled(False)", "        pass", "a weight that is cast in a look loses its gradient", EVIDENCE),
     Mutant("evidence/_watch", "        if not looks and not self._owes_look:", "        if True:", "no step that is due is looked at", EVIDENCE),
     Mutant("evidence/_watch", "        elif self._surprises.admits(spread_of(losses), self._number):", "        elif False:", "a gate for outliers opens unseen", EVIDENCE),
