@@ -5,7 +5,8 @@ A step that :func:`check_attached` lets through by mistake is noise alone.
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,12 @@ from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import PerSampleGradients
 
 
-__all__ = ("check_attached", "explain_deepspeed", "warn_of_many_rows")
+__all__ = (
+    "check_attached",
+    "explain_deepspeed",
+    "warn_of_many_rows",
+    "warn_without_callback",
+)
 
 
 def check_attached(gradients: PerSampleGradients, parameters: Sequence[Tensor]) -> None:
@@ -42,6 +48,26 @@ def warn_of_many_rows(*, stacklevel: int) -> None:
         " (units=), or train on a dp.UnamplifiedLoader, whose batches say it",
         stacklevel=stacklevel + 1,
     )
+
+
+def warn_without_callback(
+    closure: Callable[[], Any] | None, *, stacklevel: int
+) -> None:
+    """Warn if *closure* is that of a Lightning trainer without our callback.
+
+    For the first step of an optimizer whose evaluations no callback has silenced.
+    """
+    # Lightning hands the optimizer a partial of its precision plugin's own method.
+    module = getattr(getattr(closure, "func", None), "__module__", None) or ""
+    if module.startswith("lightning.pytorch."):
+        warnings.warn(
+            "Lightning takes private steps without PrivacyCallback: epsilon holds, but"
+            " dp.check does not run before the first step, trainer options that have no"
+            " effect are not refused, training does not stop at the end of the plan but"
+            " raises, and what losses log may count twice. Pass"
+            " Trainer(callbacks=[dp.integrations.lightning.PrivacyCallback()])",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def explain_deepspeed() -> str:

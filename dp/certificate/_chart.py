@@ -67,7 +67,7 @@ class Chart:
         y_label: What is up.
         lines: The lines, if it is one of lines.
         bars: The bars, if it is one of bars.
-        target: A value of y that is marked.
+        targets: Values of y that are marked, in ascending order.
         end: A value of x that is marked.
         lowest: Where the y axis begins; None lets the data decide.
         highest: Where it may end at most; None lets the data decide.
@@ -78,7 +78,7 @@ class Chart:
     y_label: str
     lines: Sequence[Line] = ()
     bars: Sequence[Bar] = ()
-    target: Mark | None = None
+    targets: Sequence[Mark] = ()
     end: Mark | None = None
     lowest: float | None = 0.0
     highest: float | None = None
@@ -156,7 +156,7 @@ class Chart:
     def _up(self) -> tuple[float, float]:
         ys = [y for line in self.lines for _, y in line.points if math.isfinite(y)]
         ys += [bar.value for bar in self.bars]
-        ys += [self.target.value] if self.target else []
+        ys += [mark.value for mark in self.targets]
         ys = ys or [0.0, 1.0]
         top = max(ys)
         low = min(ys) if self.lowest is None else self.lowest

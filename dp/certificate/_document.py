@@ -160,35 +160,48 @@ class Certificate(Statement):
         """Return the certificate for people to read."""
         return "\n".join(_text.lines(self)) + "\n"
 
-    def draw(self, path: Path | str) -> None:
+    def draw(self, path: Path | str, *, target_epsilon: float | None = None) -> None:
         """Draw epsilon over the steps, and of groups, as a picture.
 
         Args:
             path: Where to write it; the ending says in what format, such as ``.png``.
+            target_epsilon: What all runs together may cost, to mark in the picture; if
+                None, the target of each run is marked.
         """
-        _picture.draw(self, Path(path))
+        _picture.draw(self, Path(path), target_epsilon)
 
-    def to_html(self, *, scores: Scores | None = None) -> str:
+    def to_html(
+        self, *, scores: Scores | None = None, target_epsilon: float | None = None
+    ) -> str:
         """Return the certificate as a page for a browser, which loads nothing.
 
         Args:
             scores: How good the model was along the run, to show beside epsilon.
+            target_epsilon: As of :meth:`draw`.
         """
-        return _page.html(self, scores)
+        return _page.html(self, scores, target_epsilon)
 
-    def write(self, folder: Path | str, *, scores: Scores | None = None) -> None:
+    def write(
+        self,
+        folder: Path | str,
+        *,
+        scores: Scores | None = None,
+        target_epsilon: float | None = None,
+    ) -> None:
         """Write ``certificate.json``, ``.txt``, ``.png`` and ``index.html``.
 
         Args:
             folder: Where to write them; it is made if it is not there.
             scores: As of :meth:`to_html`.
+            target_epsilon: As of :meth:`draw`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "certificate.json").write_text(self.to_json(), encoding="utf-8")
         (folder / "certificate.txt").write_text(self.to_text(), encoding="utf-8")
-        (folder / "index.html").write_text(self.to_html(scores=scores), "utf-8")
-        self.draw(folder / "certificate.png")
+        page = self.to_html(scores=scores, target_epsilon=target_epsilon)
+        (folder / "index.html").write_text(page, "utf-8")
+        self.draw(folder / "certificate.png", target_epsilon=target_epsilon)
 
 
 def compose(*certificates: Certificate, delta: float | None = None) -> Certificate:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dp.accounting._risk import question
 from dp.certificate._chart import Bar, Chart, Line, Mark
 from dp.certificate._evidence import evidence_sentences
-from dp.certificate._picture import attack_curve, epsilon_over_steps
+from dp.certificate._picture import attack_curve, epsilon_over_steps, targets
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
 from dp.certificate._statement import Statement
@@ -39,7 +39,9 @@ _MOST_RELEASES: Final = 20  # That are listed; the JSON has all.
 _PRIORS: Final = (0.01, 0.1, 0.5)
 
 
-def html(c: Statement, scores: Scores | None = None) -> str:
+def html(
+    c: Statement, scores: Scores | None = None, target_epsilon: float | None = None
+) -> str:
     """Return the page of a certificate, and of scores along its run."""
     return (
         _environment()
@@ -53,7 +55,7 @@ def html(c: Statement, scores: Scores | None = None) -> str:
             who=c.unit_of_privacy if c.group_size == 1 else f"{c.group_size} units",
             beliefs=[(prior, c.risk.belief(prior)) for prior in _PRIORS],
             agreement=_agreement(c),
-            charts=list(_charts(c, scores)),
+            charts=list(_charts(c, scores, target_epsilon)),
             scores=scores,
             unproven=unproven(allocated=any(run.is_allocated for run in c.runs)),
             runs=[_told(run) for run in c.runs],
@@ -118,20 +120,23 @@ def _percent(share: float) -> str:
     return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"
 
 
-def _charts(c: Statement, scores: Scores | None) -> Iterator[Chart]:
+def _charts(
+    c: Statement, scores: Scores | None, target_epsilon: float | None
+) -> Iterator[Chart]:
     if scores is not None and len(scores.steps) > 1:
         yield _chart_of_scores(scores)
     if not c.is_private:
         return
     curve = epsilon_over_steps(c)
-    target = _target(c)
     if curve:
         yield Chart(
             title="Epsilon over the steps",
             x_label="steps",
             y_label="epsilon, if planned to stop here",
             lines=[Line(points=curve, label="epsilon")],
-            target=None if target is None else Mark(value=target, label="target"),
+            targets=[
+                Mark(value=y, label=words) for y, words in targets(c, target_epsilon)
+            ],
             end=Mark(value=c.steps, label="ended here")
             if any(run.remaining for run in c.runs)
             else None,
@@ -192,7 +197,3 @@ def _agreement(c: Statement) -> str | None:
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Leave out scores of a model that diverged."""
     return [(x, y) for x, y in points if math.isfinite(y)]
-
-
-def _target(c: Statement) -> float | None:
-    return c.runs[0].plan.target_epsilon if len(c.runs) == 1 else None

@@ -11,12 +11,12 @@ from dp.certificate._statement import Statement
 from dp.certificate._text import RELATIONS, why_not
 
 
-__all__ = ("attack_curve", "draw", "epsilon_over_steps")
+__all__ = ("attack_curve", "draw", "epsilon_over_steps", "targets")
 
 _NUM_POINTS: Final = 20
 
 
-def draw(c: Statement, path: Path) -> None:
+def draw(c: Statement, path: Path, target_epsilon: float | None) -> None:
     """Draw epsilon over the planned number of steps beside epsilon of groups."""
     from matplotlib.figure import Figure
 
@@ -29,7 +29,7 @@ def draw(c: Statement, path: Path) -> None:
             f"epsilon = {bound(c.epsilon, 3)} at delta = {c.delta:g}"
             f" ({c.unit_of_privacy}; {RELATIONS[c.neighboring_relation]})"
         )
-        _draw_over_steps(c, over_steps)
+        _draw_over_steps(c, over_steps, target_epsilon)
         finite = {k: e for k, e in c.epsilon_of_groups.items() if math.isfinite(e)}
         finite[c.group_size] = c.epsilon
         sizes = sorted(finite)
@@ -60,7 +60,7 @@ def draw(c: Statement, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_over_steps(c: Statement, axes: Any) -> None:
+def _draw_over_steps(c: Statement, axes: Any, target_epsilon: float | None) -> None:
     """Draw what a run of each length would have cost, and where this one ended."""
     curve = epsilon_over_steps(c)
     if curve:
@@ -69,9 +69,8 @@ def _draw_over_steps(c: Statement, axes: Any) -> None:
         axes.axhline(c.epsilon, color="tab:red", label=c.accountant)
     if any(run.remaining for run in c.runs):
         axes.axvline(c.steps, color="tab:gray", ls="--", label="ended here")
-    for run in c.runs if len(c.runs) == 1 else ():
-        if run.plan.target_epsilon is not None:
-            axes.axhline(run.plan.target_epsilon, ls=":", label="target")
+    for target, label in targets(c, target_epsilon):
+        axes.axhline(target, ls=":", label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 
@@ -98,6 +97,39 @@ def epsilon_over_steps(c: Statement) -> list[tuple[float, float]]:
     # About where epsilon_curve computes; between, it repeats the next value.
     points = sorted({math.ceil(last * i / _NUM_POINTS) for i in range(_NUM_POINTS + 1)})
     return [(step, curve[step]) for step in points if step]
+
+
+def targets(
+    c: Statement, target_epsilon: float | None = None
+) -> list[tuple[float, str]]:
+    """Return the epsilons that were aimed at, in ascending order, and whose they are.
+
+    *target_epsilon* is that of all runs together, if there was one. Any other is one
+    run's, which what several cost together may well exceed.
+    """
+    if target_epsilon is not None:
+        return [(target_epsilon, f"target {target_epsilon:g}")]
+    numbers: dict[tuple[float, float], list[int]] = {}
+    for number, run in enumerate(c.runs, start=1):
+        if run.plan.target_epsilon is not None:
+            target = run.plan.target_epsilon, run.plan.target_delta
+            numbers.setdefault(target, []).append(number)
+    return [
+        (epsilon, _words_of_target(c, epsilon, delta, of_runs))
+        for (epsilon, delta), of_runs in sorted(numbers.items())
+    ]
+
+
+def _words_of_target(
+    c: Statement, epsilon: float, delta: float, of_runs: list[int]
+) -> str:
+    if len(c.runs) == 1:
+        return f"target {epsilon:g}"
+    whose = "each run"
+    if len(of_runs) < len(c.runs):
+        whose = f"run {of_runs[0]}" if len(of_runs) == 1 else f"{len(of_runs)} runs"
+    elsewhere = "" if delta == c.delta else f" at delta {delta:g}"
+    return f"target of {whose}: {epsilon:g}{elsewhere}"
 
 
 def attack_curve(c: Statement) -> list[tuple[float, float]]:

@@ -130,8 +130,9 @@ def run_facts(run: CertifiedRun) -> dict[str, str]:
         if plan.renyi_order is None
         else f", Renyi filter of order {plan.renyi_order:g}"
     )
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
     return {
-        "planned": f"{plan.steps} steps, target epsilon {target}{order}",
+        "planned": f"{steps}, target epsilon {target}{order}",
         "ended": _end(run),
         "plan": f"sha256 {plan_id(run.plan_sha256)}",
         "planned noise": _number(plan.noise_multiplier),

@@ -44,9 +44,12 @@ def write(
     certificate: Certificate,
     private: Run,
     plain: Run | None,
+    *,
+    target_epsilon: float,
 ) -> None:
     """Write the certificate, the scores and the picture, over earlier ones."""
-    certificate.write(folder, scores=_along(table, private, plain))
+    along = _along(table, private, plain)
+    certificate.write(folder, scores=along, target_epsilon=target_epsilon)
     scores = {
         "score": table.problem.score_name,
         "held_out_rows": _held_out(table),
@@ -55,7 +58,7 @@ def write(
     }
     text = json.dumps(scores, indent=2)
     (folder / SCORES).write_text(text + "\n", encoding="utf-8")
-    _draw(folder / PICTURE, table, private, plain)
+    _draw(folder / PICTURE, table, private, plain, target_epsilon=target_epsilon)
 
 
 def _along(table: Table, private: Run, plain: Run | None) -> Scores | None:
@@ -161,7 +164,14 @@ def _summary(
     return grid
 
 
-def _draw(path: Path, table: Table, private: Run, plain: Run | None) -> None:
+def _draw(
+    path: Path,
+    table: Table,
+    private: Run,
+    plain: Run | None,
+    *,
+    target_epsilon: float,
+) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -191,6 +201,9 @@ def _draw(path: Path, table: Table, private: Run, plain: Run | None) -> None:
         color="tab:red",
         label="epsilon, if planned to stop here",
     )
+    cost.axhline(
+        target_epsilon, color="tab:red", ls=":", label=f"target {target_epsilon:g}"
+    )
     cost.set(ylabel="epsilon", ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)

@@ -276,6 +276,7 @@ def _train(
         f"{table.name}: {table.num_units} to train on, {batch}, {plan.steps} steps, noise"
         f" multiplier {plan.noise_multiplier_at(0):.4g}"
     )
+    console.print("Epsilon beside the bar is that of a run planned to stop there.")
     with progress_bars(console=console) as bars:
         show = _shown(bars, table, "private", plan.steps)
         private, optimizer = _training.train_privately(model, table, setup, show=show)
@@ -293,7 +294,14 @@ def _train(
         released = statistics.certificates(private_data_touches=touches)
         certificate = compose(*released, certificate)
     _report.show(console, table, certificate, private, plain)
-    _report.write(request.report, table, certificate, private, plain)
+    _report.write(
+        request.report,
+        table,
+        certificate,
+        private,
+        plain,
+        target_epsilon=request.epsilon,
+    )
     _saved.write(request.report, private.model, saved)
     console.print(
         f"The report is {request.report / 'index.html'}; the certificate (JSON, text and"
@@ -337,13 +345,9 @@ def _shown(bars: Bars, table: Table, name: str, num_steps: int) -> _training.Sho
 
     def show(taken: int, point: _training.Point) -> None:
         is_private = point.epsilon < float("inf")
-        cost = (
-            f"  eps {bound(point.epsilon, 2)} if planned to stop here"
-            if is_private
-            else "  NOT PRIVATE"
-        )
+        cost = f"epsilon {bound(point.epsilon, 2)}" if is_private else "NOT PRIVATE"
         name = table.problem.score_name
         score = "" if table.test is None else f"  {name} {point.score:.4g}"
-        bar.show(taken, num_steps, f"{score}{cost}")
+        bar.show(taken, num_steps, f"{score}  {cost}")
 
     return show

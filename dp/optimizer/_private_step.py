@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from dp._mechanism.likely_causes import warn_without_callback
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -96,6 +97,8 @@ class PrivateStep(TransparentOptimizer):
         loss = _evaluated(closure)
         if not self.mechanism.beside.has_updated:
             hook_layers_around(self)
+            if not self.mechanism.watch.silenced:
+                warn_without_callback(closure, stacklevel=3)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step:
             stddev = self._set_private_gradients()

@@ -132,7 +132,7 @@ def opacus(sigma: float, q: float, steps: int) -> tuple[float, float]:
 
 
 def time_planning() -> bool:
-    """Calibrate the noise for five epsilons; return whether one took too long."""
+    """Calibrate the noise for four epsilons; return whether one took too long."""
     slow = False
     for target in (0.1, 1.0, 3.0, 8.0):
         for q, steps in itertools.product((0.001, 0.01, 0.1), (1000, 10_000)):

@@ -23,7 +23,7 @@ from dp import (
 )
 from dp.certificate import Certificate, Scores, _page
 from dp.certificate._chart import Bar, Chart, Line, Mark, ticks
-from dp.certificate._picture import epsilon_over_steps
+from dp.certificate._picture import epsilon_over_steps, targets
 from dp.ledger import Ledger
 from dp.sampling import PassStep
 
@@ -336,6 +336,43 @@ def test_the_curve_of_a_run_ends_at_its_epsilon():
         assert sorted(costs) == list(costs)
 
 
+@pytest.mark.parametrize(
+    ("runs", "delta", "marked"),
+    [
+        ([{}], None, []),
+        ([{"target_epsilon": 3.0}], None, [(3.0, "target 3")]),
+        ([{"target_epsilon": 3.0}] * 2, None, [(3.0, "target of each run: 3")]),
+        (
+            [{"target_epsilon": 3.0}, {}, {"target_epsilon": 2.5}],
+            None,
+            [(2.5, "target of run 3: 2.5"), (3.0, "target of run 1: 3")],
+        ),
+        (
+            [{"target_epsilon": 3.0}, {}, {"target_epsilon": 3.0}],
+            1e-4,
+            [(3.0, "target of 2 runs: 3 at delta 1e-05")],
+        ),
+    ],
+    ids=["none", "one", "the same", "several", "at another delta"],
+)
+def test_the_targets_of_all_runs_are_marked(monkeypatch, runs, delta, marked):
+    """Each with whose it is: what runs cost together may exceed the target of each."""
+    # The curves themselves, which take seconds, do not depend on targets.
+    monkeypatch.setattr(_page, "epsilon_over_steps", lambda _: [(1, 0.5), (20, 1.0)])
+    monkeypatch.setattr(_page, "attack_curve", lambda _: [])
+    made = [
+        certificate(noise_multiplier=8.0 + place, **run)
+        for place, run in enumerate(runs)
+    ]
+    stated = made[0] if len(made) == 1 else compose(*made, delta=delta)
+
+    assert targets(stated) == marked
+    assert targets(stated, 4.0) == [(4.0, "target 4")]
+    text = stated.to_html()
+    assert text.count('<line class="target"') == len(marked)
+    assert all(f">{words}</text>" in text for _, words in marked)
+
+
 def test_points_are_drawn_where_their_values_are():
     """Between the ticks, in proportion; y grows downwards in SVG."""
     chart = Chart(
@@ -343,7 +380,7 @@ def test_points_are_drawn_where_their_values_are():
         x_label="x",
         y_label="y",
         lines=[Line(points=[(0, 0.0), (50, 1.0), (100, 4.0)], label="l")],
-        target=Mark(value=5.0, label="target"),
+        targets=[Mark(value=5.0, label="target")],
     )
     (_, points), *_ = chart.paths
     ((x0, y0), (x1, y1), (x2, y2)) = (

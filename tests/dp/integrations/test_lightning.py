@@ -204,6 +204,18 @@ def test_a_checkpoint_resumes_with_its_ledger(make_script, make_trainer, tmp_pat
     assert all(state["step"] == 6 for state in resumed.optimizer.state.values())
 
 
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_a_fit_without_the_callback_is_warned_of(make_script, make_trainer, manual):
+    """Its steps are private, but nothing is checked before them; it is said once."""
+    script, trainer = make_script(), make_trainer(max_epochs=1)
+    trainer.callbacks[:] = []
+    with pytest.warns(UserWarning, match="without PrivacyCallback") as told:
+        trainer.fit(Classifier(script, manual=manual), script.loader)
+
+    assert len([w for w in told if "PrivacyCallback" in str(w.message)]) == 1
+    script.assert_private(steps=6, rates=[0.1] * 6)
+
+
 def test_validation_in_between_costs_nothing(make_script, make_trainer):
     """It is run and logged as ever; the training batch at hand is not disturbed."""
     script = make_script()

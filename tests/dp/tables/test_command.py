@@ -62,6 +62,7 @@ def test_a_table_is_trained_on_without_being_told_its_ranges(train, csv):
     assert scores_of(report)["private"]["score"] > 0.9
     assert "always the commonest class" in out
     assert "WARNING" not in out
+    assert ">target 3</text>" in (report / "index.html").read_text("utf-8")
     assert 0.9995 * 3 <= certificate.epsilon <= 3
     assert certificate.delta == 1e-5
     assert certificate.neighboring_relation == "zero_out"
