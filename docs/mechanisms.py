@@ -13,12 +13,15 @@ from typing import Any
 
 import dp
 from dp.calibration import calibrate_noise_multiplier
+from dp.clipping import Clipping
 from dp.exceptions import UnsupportedOperationError
+from dp.optimizer._adapts import check_adapts
 from dp.plan import PrivacyPlan
 
 
 PAGE = Path(__file__).parent / "reference" / "mechanisms.md"
 _SUPPORT = ("<!-- support -->", "<!-- end of support -->")
+_RULES = ("<!-- rules -->", "<!-- end of rules -->")
 _NOISE = ("<!-- noise -->", "<!-- end of noise -->")
 _CORRELATED = ("<!-- correlated -->", "<!-- end of correlated -->")
 DELTA = 1e-5
@@ -124,19 +127,18 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+RULES: tuple[Clipping, ...] = (
+    dp.FlatClipping(max_grad_norm=1.0),
+    dp.QuantileClipping(max_grad_norm=1.0),
+    dp.ScaledClipping(max_grad_norm=1.0),
+    dp.SparseClipping(max_grad_norm=1.0, tables=(0,)),
+)
+
 
 def is_accepted(way: Way, changes: dict[str, Any]) -> bool:
     """Whether a plan with these numbers can be made, and has an epsilon."""
-    numbers: dict[str, Any] = {
-        "sampling": way.scheme,
-        "noise_multiplier": 2.0,
-        "max_grad_norm": 1.0,
-        "expected_batch_size": 100,
-        "steps": 20,
-        "target_delta": DELTA,
-    }
     try:
-        PrivacyPlan(**{**numbers, **changes}).guarantee()
+        _plan(way, changes).guarantee()
     except (UnsupportedOperationError, ValueError):
         return False
     return True
@@ -152,10 +154,52 @@ def support() -> str:
     for way in WAYS:
         answers = [is_accepted(way, changes) for changes in QUESTIONS.values()]
         cells = ["yes" if yes else "refused" for yes in (*answers, True, way.on_ranks)]
-        by = getattr(way.scheme, "assigned_by", None)
-        name = f"`{type(way.scheme).__name__}`" + (f" by {by}" if by else "")
-        rows.append("| " + " | ".join([name, *cells, way.proven]) + " |")
+        rows.append("| " + " | ".join([_name(way), *cells, way.proven]) + " |")
     return "\n".join(rows)
+
+
+def rules() -> str:
+    """Return which clipping rules go with which batches, as a table."""
+    correlated = {"correlation": dp.BandedNoise(coefficients=(1.0, 0.5, 0.25, 0.125))}
+    ways = [(_name(way), way, {}) for way in WAYS]
+    ways.append(("`CyclicPoisson` with `BandedNoise`", WAYS[2], correlated))
+    names = [f"`{type(rule).__name__}`" for rule in RULES]
+    rows = [
+        "| batches by | " + " | ".join(names) + " |",
+        "| --- " * (len(RULES) + 1) + "|",
+    ]
+    for name, way, changes in ways:
+        answers = [is_clipped(way, rule, changes) for rule in RULES]
+        cells = ["yes" if yes else "refused" for yes in answers]
+        rows.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(rows)
+
+
+def is_clipped(way: Way, rule: Clipping, changes: dict[str, Any]) -> bool:
+    """Whether a plan that draws in this way goes with a rule."""
+    plan = _plan(way, {"neighboring_relation": "zero_out", **changes})
+    try:
+        check_adapts(plan, rule)
+    except ValueError:
+        return False
+    return True
+
+
+def _plan(way: Way, changes: dict[str, Any]) -> PrivacyPlan:
+    numbers: dict[str, Any] = {
+        "sampling": way.scheme,
+        "noise_multiplier": 2.0,
+        "max_grad_norm": 1.0,
+        "expected_batch_size": 100,
+        "steps": 20,
+        "target_delta": DELTA,
+    }
+    return PrivacyPlan(**{**numbers, **changes})
+
+
+def _name(way: Way) -> str:
+    by = getattr(way.scheme, "assigned_by", None)
+    return f"`{type(way.scheme).__name__}`" + (f" by {by}" if by else "")
 
 
 def noise() -> str:
@@ -224,6 +268,7 @@ def main() -> None:
     """Write all tables."""
     page = PAGE.read_text("utf-8")
     page = replaced(page, _SUPPORT, support())
+    page = replaced(page, _RULES, rules())
     page = replaced(page, _NOISE, noise())
     page = replaced(page, _CORRELATED, correlated())
     PAGE.write_text(page, "utf-8")

@@ -75,6 +75,7 @@ _TUNE = "dp/test_tune.py::test_"
 _QUERIES = "dp/test_queries.py::test_"
 _SCALED = "dp/test_scaled_clipping.py::test_"
 _QUANTILE = "dp/test_quantile_clipping.py::test_"
+_SPARSE, _KEPT = "dp/test_sparse_clipping.py::test_", "dp/test_sparse_release.py::test_"
 _CORRELATED = "dp/test_correlated.py::test_"
 _CYCLIC = "dp/test_cyclic_sampling.py::test_"
 _OF_PASSES = "dp/test_accounting_allocation.py::test_"
@@ -100,7 +101,7 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/optimizer/_validate.py": Claim("The loader and the clipping rule are those that the plan claims.", (_OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says", _OPTIMIZER + "a_loader_of_another_rate_cannot_be_attached")),
         "dp/optimizer/_private_loss.py": Claim("A trainer's loss scale is divided out before clipping, and no step depends on whether a gradient overflowed.", ("dp/test_optimizer_scaler.py::test_one_example_can_neither_skip_a_step_nor_change_the_scale",)),
         "dp/optimizer/_checkpoint.py": Claim("A state carries its whole ledger, and a state without one is refused.", (_OPTIMIZER + "a_state_without_a_ledger_is_refused", "dp/test_optimizer_checkpoint.py::test_a_state_whose_ledger_was_altered_is_refused")),
-        "dp/_mechanism/mechanism.py": Claim("A release is the clipped sum of one batch; it is charged, then gets noise of the charged scale on every element.", (_OPTIMIZER + "noise_of_another_size_than_was_charged_is_never_released", "dp/test_crash.py::test_a_crash_at_any_line_of_a_step_loses_no_charge")),
+        "dp/_mechanism/mechanism.py": Claim("A release is the clipped sum of one batch; it is charged, then gets noise of the charged scale on every element that it releases.", (_OPTIMIZER + "noise_of_another_size_than_was_charged_is_never_released", "dp/test_crash.py::test_a_crash_at_any_line_of_a_step_loses_no_charge")),
         "dp/_mechanism/private_run.py": Claim("A run's parts share one plan, ledger and clipping rule, and a debugging seed is told to the ledger.", ("dp/test_debugging_seed.py::test_it_says_everywhere_that_nothing_is_private", "dp/test_debugging_seed.py::test_a_loader_that_is_attached_is_seeded_too")),
         "dp/_mechanism/batch.py": Claim("A release has as many losses as its ticket counts examples, and a ticket is spent by one release.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused", _OPTIMIZER + "a_batch_is_good_for_one_step_only")),
         "dp/_mechanism/loss_units.py": Claim("Each loss counts for the unit that the loader drew its row for, or for a drawn unit that the caller names.", (_UNITS + "a_unit_is_clipped_once_however_many_rows_it_has", _UNITS + "a_batch_that_was_split_by_hand_is_refused", _UNITS + "units_that_were_not_drawn_are_refused")),
@@ -186,6 +187,8 @@ OPTIONS: dict[str, Claim] = {
     "dp/sampling/_passes.py": Claim("With `RandomAllocation` or `DisjointBatches`: the numbers of the scheme are in their range, and those of the plan.", (_ALLOCATION + "a_plan_without_a_bound_is_refused", _DISJOINT + "a_plan_that_is_no_passes_is_refused")),
     "dp/clipping/_quantile.py": Claim("With `QuantileClipping`: the norm of a step follows from what was released, and gradients are clipped as by flat clipping.", (_QUANTILE + "the_norm_moves_towards_the_quantile",)),
     "dp/_mechanism/norm_count.py": Claim("With `QuantileClipping`: an example moves the count by 1/2, and the count is noised as one more element of the sums.", (_QUANTILE + "one_example_moves_the_count_by_a_half", _QUANTILE + "noise_of_gradients_and_count_is_what_was_charged")),
+    "dp/clipping/_sparse.py": Claim("With `SparseClipping`: an example moves the counts of rows by the root of `rows_per_example` at most, and gradients are clipped as by flat clipping.", (_SPARSE + "one_example_moves_the_counts_by_the_root_of_its_rows_at_most",)),
+    "dp/_mechanism/row_map.py": Claim("With `SparseClipping`: an example counts in the rows that it touched, and which rows are kept follows from noisy counts alone.", (_SPARSE + "one_example_moves_the_map_by_no_more", _KEPT + "noise_of_counts_and_of_kept_rows_is_what_was_charged", _KEPT + "rows_that_are_selected_without_noise_do_not_replay", _KEPT + "sums_of_unkept_rows_do_not_replay")),
     "dp/clipping/_scaled.py": Claim("With `ScaledClipping`: gradients times public scales are clipped as by flat clipping.", (_SCALED + "the_rule_clips_as_flat_clipping_does",)),
     "dp/per_sample/_scaled_norms.py": Claim("With `ScaledClipping`: norms of scaled gradients are no smaller than they are.", (_SCALED + "norms_of_scaled_gradients_are_those_of_the_loop",)),
     "dp/optimizer/_second_moments.py": Claim("With `ScaledClipping`: scales are functions of what was released before.", (_SCALED + "subclasses_are_refused_as_their_state_may_mean_something_else", _SCALED + "scales_stay_those_that_gradients_were_clipped_with")),
@@ -204,9 +207,9 @@ OPTIONS: dict[str, Claim] = {
     "dp/query/_queries.py": Claim("With `dp.query`: a unit of privacy adds a vector of norm 1 at most, and each query is recorded before its noise is drawn.", (_QUERIES + "one_unit_moves_an_answer_by_its_sensitivity_at_most", _QUERIES + "a_query_is_recorded_before_noise_is_drawn")),
     "dp/ledger/_asked.py": Claim("With `dp.query`: a planned query is asked once, in all processes of a run.", (_QUERIES + "a_query_is_asked_once", _QUERIES + "runs_that_asked_the_same_query_fail_when_they_meet")),
     "dp/accounting/_query.py": Claim("With `dp.query`: a query is accounted as one release on all units.", (_QUERIES + "queries_are_part_of_every_epsilon",)),
-    "dp/optimizer/_adapts.py": Claim("With `QuantileClipping`: the norm is only found where the plan's charges allow another one at every step.", (_QUANTILE + "plans_that_do_not_fit_are_refused",)),
+    "dp/optimizer/_adapts.py": Claim("With `QuantileClipping` or `SparseClipping`: norms are only found, and rows selected, where the plan's charges allow others at every step.", (_QUANTILE + "plans_that_do_not_fit_are_refused", _SPARSE + "correlated_noise_is_refused")),
     "dp/ledger/_norm_range.py": Claim("With `QuantileClipping`: releases whose norm moved are counted together between their norms, and none is left out.", (_QUANTILE + "the_ledger_does_not_grow_with_norms_that_move", _QUANTILE + "a_state_that_contradicts_moving_norms_is_refused")),
-    "dp/accounting/_counted.py": Claim("With `QuantileClipping`: sum and count have together at least the noise that they are charged as.", (_QUANTILE + "the_two_never_have_less_noise_together_than_is_charged", _QUANTILE + "an_example_moves_the_pair_by_one_over_sigma")),
+    "dp/accounting/_counted.py": Claim("With `QuantileClipping` or `SparseClipping`: sum and counts have together at least the noise that they are charged as.", (_QUANTILE + "the_two_never_have_less_noise_together_than_is_charged", _QUANTILE + "an_example_moves_the_pair_by_one_over_sigma", _SPARSE + "the_two_never_have_less_noise_together_than_is_charged")),
     "dp/sampling/_allocation_loader.py": Claim("With `RandomAllocation`: each unit is in one batch of a pass, allocated anew for every pass, and the batch's ticket says which.", (_ALLOCATION + "every_example_is_in_one_batch_of_each_pass", _ALLOCATION + "a_pass_is_allocated_anew_every_time", _ALLOCATION + "batches_hold_what_their_tickets_count")),
     "dp/sampling/_disjoint_loader.py": Claim("With `DisjointBatches`: batches are assigned as its scheme says, by coins or by a random order that no data decides.", (_DISJOINT + "every_example_is_in_one_batch_of_each_pass", _DISJOINT + "the_order_depends_on_no_data_and_no_seed", _DISJOINT + "one_example_changes_one_step_of_a_pass")),
     "dp/accounting/_disjoint.py": Claim("With `DisjointBatches`: a pass, or a part of one, costs one release on all of the data.", (_DISJOINT + "a_pass_costs_one_release_on_all_data", _DISJOINT + "a_group_is_at_worst_in_one_step", _DISJOINT + "every_accountant_sees_one_release_a_pass")),
@@ -239,6 +242,7 @@ TABLES: dict[str, Claim] = {
 }  # fmt: skip
 
 CERTIFICATE: dict[str, Claim] = {
+    "dp/ledger/_remarks.py": Claim("Whatever is known of one charge's noise, public tensors and assumptions, every certificate of it says.", ("dp/test_remarks.py::test_noise_of_earlier_steps_is_stated_as_it_was", "dp/test_remarks.py::test_what_others_saw_of_earlier_steps_is_stated")),
     "dp/certificate/_run.py": Claim("A run has every charge of its ledger.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged",)),
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
     "dp/certificate/_numbers.py": Claim("Every number is computed from all charges of all runs.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged", _CERTIFICATE + "other_plans_are_stated_and_verify")),
@@ -349,11 +353,13 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/evidence/_callers.py": Checked("Where a warning points.", ("dp/test_stand_in.py::test_what_clips_scales_or_measures_is_told_once",)),
     "dp/_mechanism/changed_options.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_changed_options.py::test_every_option_that_changed_is_named_in_the_certificate",)),
     "dp/optimizer/_layers_around.py": Checked("It can only let a warning out, of what is written while a step ends.", (_BESIDE + "what_a_layer_writes_in_its_own_step_is_an_update",)),
+    "dp/optimizer/_left_out.py": Checked("It can only warn, and add what a certificate assumes.", ("dp/test_left_out.py::test_a_batch_that_is_left_out_is_told_and_named",)),
     "dp/optimizer/_beside.py": Checked("It can only warn, and add what a certificate assumes.", (_BESIDE + "weights_that_another_optimizer_may_train_are_told",)),
     "dp/sampling/_unamplified_loader.py": Checked("It counts indices that repeat; without it they would not be counted.", (_ROWS + "sampling_with_replacement_is_refused",)),
     "dp/sampling/_yielded.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "another_batch_of_the_same_size_is_refused", _ROWS + "a_freed_storage_is_not_taken_for_another_at_its_address")),
     "dp/sampling/_rows_read.py": Checked("It is itself a check, and can only refuse a step.", (_ROWS + "a_micro_batch_twice_and_another_never_is_refused",)),
     "dp/sampling/_distinct_rows.py": Checked("It is itself a check, and can only refuse a dataset.", (_ROWS + "an_example_in_two_rows_is_refused",)),
+    "dp/sampling/_own_rows.py": Checked("It is itself a check, and can only refuse a dataset.", ("dp/test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",)),
     "dp/sampling/_collation.py": Checked("It is itself a check, and can only refuse a function.", (_ROWS + "a_collate_fn_that_mixes_is_refused",)),
     "dp/sampling/_refused_arguments.py": Checked("It explains; batches come from the loader's own sampler with or without it.", (_SAMPLING + "arguments_that_choose_the_batches_are_refused",)),
     "dp/accounting/_sampled_losses.py": Checked(_AGREES, (_CERTIFICATE + "losses_that_err_are_not_certified",)),

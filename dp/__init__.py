@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         PerLayerClipping,
         QuantileClipping,
         ScaledClipping,
+        SparseClipping,
     )
     from dp.evidence import Evidence, looking
     from dp.exceptions import (
@@ -137,6 +138,7 @@ __all__ = (
     "SamplingMismatchError",
     "ScaledClipping",
     "Schedule",
+    "SparseClipping",
     "TruncatedPoissonSampling",
     "TuningCertificate",
     "Unamplified",
@@ -165,7 +167,7 @@ _HOME: Final = {
         "certificate": "Certificate TuningCertificate compose verify",
         "checking": "CheckReport check",
         "clipping": "AutomaticClipping FlatClipping PerGroupClipping PerLayerClipping"
-        " QuantileClipping ScaledClipping",
+        " QuantileClipping ScaledClipping SparseClipping",
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"

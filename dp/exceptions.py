@@ -129,12 +129,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
     >>> did_you_mean("poison", ["poisson", "allocation"])
     "; did you mean 'poisson'?"
+    >>> did_you_mean("eps", ["epochs", "epsilon"])
+    "; did you mean 'epsilon'?"
     >>> did_you_mean("uniform", ["poisson", "allocation"])
     ''
     """
     from difflib import get_close_matches  # noqa: PLC0415 -- no program that works needs it
 
-    near = get_close_matches(name, list(names), n=1)
+    names = list(names)
+    begun = [other for other in names if name and other.startswith(name)]
+    near = begun or get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

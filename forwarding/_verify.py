@@ -92,7 +92,7 @@ def _shadowed(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
         hidden = {*coverage(wrapper, target).shadowed} & own.keys()
         for name in sorted(hidden - _elsewhere(wrapper, specs, root)):
             yield (
-                f"{name!r} in the wrapper's __dict__ hides that of {type(target).__name__}; "
+                f"{name!r} in the wrapper's __dict__ hides {type(target).__name__}'s; "
                 "forward it, or say that it is the wrapper's: annotate it, or name it in but="
             )
 

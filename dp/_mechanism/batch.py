@@ -57,6 +57,8 @@ class PendingBatch:
         num_samples: How many units were added. Private.
         num_within: How many of them had norms within ``max_grad_norm``, less half of
             all, where the clipping rule counts that. Private.
+        num_touched: How many of them touched each row of the tables, where it counts
+            that. Private.
         units: Which of the drawn units were added, where calls said so. Private.
         rows_read: Which rows of the batch were read for them, as far as can be seen.
             Private.
@@ -73,6 +75,7 @@ class PendingBatch:
     scales: Sequence[Tensor] = ()
     num_samples: int = 0
     num_within: float | Tensor = 0.0
+    num_touched: float | Tensor = 0.0
     units: set[int] = field(default_factory=set)
     rows_read: RowsRead = field(default_factory=RowsRead)
     may_lack_units: bool = False

@@ -78,6 +78,7 @@ class Beside:
         self.has_others = False
         self.has_hooks = False
         self.has_writes: bool = False
+        self.has_left_out: bool = False
         self.is_blind = False  # Of shards nothing can be seen.
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = self._num_updates = 0

@@ -66,10 +66,12 @@ class Consensus:
         def identity() -> Hashable:
             return world, ledger.segment, id(loader), tuple(map(id, parameters))
 
+        # What was seen of losses and weights may differ: each rank has its own.
+        charged = ledger.state_dict() | {"remarks": None}
         agreement = world.agree_or_raise(
             {
                 "the batch": None if ticket is None else _place(ticket),
-                "the ledger": json.dumps(ledger.state_dict(), sort_keys=True),
+                "the ledger": json.dumps(charged, sort_keys=True),
                 "the clipping norm": max_grad_norm,
                 "the noise": values.noise_multiplier,
             },

@@ -174,6 +174,7 @@ class Mechanism(PrivateRun):
         groups = self.effective_clipping.group_of(batch.parameters)
         norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
+        batch.num_touched += self.row_map.of(gradients, batch.parameters)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
@@ -190,23 +191,27 @@ class Mechanism(PrivateRun):
             * Nothing changes if the batch does not match its ticket, if the budget
               does not allow the release, or if the ranks do not agree.
             * Every parameter gets noise, also one that no example reached, and gets
-              it once, whatever the number of ranks is.
+              it once, whatever the number of ranks is; but for rows of tables that a
+              sparse rule leaves at zero.
         """
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch, noises = self._ready_to_release(parameters)
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
+        stddev = self._charge(batch, noises)
+        for total, scale in zip(sums, batch.scales, strict=False):
+            total.mul_(scale)  # As it was clipped; none is there without scales.
+        rows = self.row_map.release(world, batch, noises, stddev, self._add_noise)
+        # Of tables with a sparse rule, what is not kept gets no noise, and is gone.
+        sums, buffers = rows.of(sums, batch.sums.buffers)
         summed = [*sums, *count]
         totals = Exchange(
             world,
             summed,
             [*shardings_of(parameters), *[None] * len(count)],
-            buffers=[*batch.sums.buffers, *count],
+            buffers=[*buffers, *count],
         )
-        stddev = self._charge(batch, noises)
-        for total, scale in zip(sums, batch.scales, strict=False):
-            total.mul_(scale)  # As it was clipped; none is there without scales.
         with correlated_step(
             self.recursion, batch, summed, self.ledger.segment, world.size
         ) as recursion:
@@ -224,7 +229,7 @@ class Mechanism(PrivateRun):
             gradient.div_(scale)
         growth = 1.0 if self.recursion is None else self.recursion.noise_growth
         self.released_stddev: float = growth * stddev / self.plan.expected_batch_size
-        return released[: len(parameters)]
+        return rows.spread(released[: len(parameters)], parameters)
 
     def _ready_to_release(
         self, parameters: Sequence[Tensor]
@@ -248,6 +253,7 @@ class Mechanism(PrivateRun):
             # Charged is only what can be released: noise may not fit into the sums.
             size = self.plan.expected_batch_size
             noises = self.count.noises(self.noise_multiplier, size)
+            noises = noises or self.row_map.noises(self.noise_multiplier, parameters)
             self.noise.check(batch.sums.buffers, stddev=self._stddev(batch, noises))
         except Exception:
             world.tell_failure()

@@ -22,7 +22,7 @@ from dp.accounting._counted import NoiseBesideCount
 from dp.clipping import Clipping, QuantileClipping
 
 
-__all__ = ("NormCount",)
+__all__ = ("NormCount", "count_dtype")
 
 
 @final
@@ -60,16 +60,16 @@ class NormCount:
         if type(self.rule) is not QuantileClipping:
             return 0.0
         within_B = norms_GB[0] <= max_grad_norm
-        return within_B.sum(dtype=_dtype(norms_GB)) - len(within_B) / 2
+        return within_B.sum(dtype=count_dtype(norms_GB)) - len(within_B) / 2
 
     @staticmethod
     def as_sums(batch: PendingBatch, noises: NoiseBesideCount | None) -> list[Tensor]:
         """Return the count of a batch as one more element of its sums."""
-        if noises is None:
+        if noises is None or noises.rows_per_example is not None:
             return []
         like = next(iter(batch.sums.buffers), torch.empty(0))
         count = torch.as_tensor(
-            batch.num_within, dtype=_dtype(like), device=like.device
+            batch.num_within, dtype=count_dtype(like), device=like.device
         )
         return [count * (noises.weight * batch.max_grad_norm)]
 
@@ -95,6 +95,7 @@ class NormCount:
         values.assign("max_grad_norm", adapted)
 
 
-def _dtype(like: Tensor) -> torch.dtype:
+def count_dtype(like: Tensor) -> torch.dtype:
+    """Return the precision of counts where a tensor is."""
     # Weighted counts of millions of examples are no float32 numbers. MPS has no other.
     return torch.float32 if like.device.type == "mps" else torch.float64

@@ -16,6 +16,7 @@ from dp._mechanism.correlated import Recursion, recursion_of
 from dp._mechanism.current_values import CurrentValues, ScheduledClipping
 from dp._mechanism.norm_count import NormCount
 from dp._mechanism.paid_for import Account
+from dp._mechanism.row_map import RowMap
 from dp._mechanism.step_state import StepState
 from dp.clipping import Clipping
 from dp.evidence import Watch
@@ -59,6 +60,7 @@ class PrivateRun:
     values: CurrentValues = field(init=False)
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
+    row_map: RowMap = field(init=False)
     scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = field(
         default=None, init=False
     )
@@ -74,6 +76,7 @@ class PrivateRun:
         self.account = Account(self.ledger)
         self.effective_clipping = ScheduledClipping(self.clipping, self.values)
         self.count = NormCount(self.clipping)
+        self.row_map = RowMap(self.clipping)
         self.engine = Engine(public=self.public)
         self.recursion = recursion_of(self.plan)
         if self.noise.seed is not None and self.loader is not None:

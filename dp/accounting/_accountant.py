@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import final
+from typing import Final, final
 
 from dp import _checks
 from dp._reports import Described
@@ -32,6 +32,8 @@ from dp.accounting._widths import interval_for
 
 
 __all__ = ("Guarantee", "epsilon")
+
+_ROUNDED: Final = 1e-14  # By which dp_accounting rounds a divergence, at most.
 
 
 @final
@@ -259,10 +261,18 @@ def _by_rdp(
 def _by_own_rdp(
     releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
 ) -> float:
-    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
 
     # The library's own orders: any order bounds epsilon, and the least bound is taken.
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
     with without_advice():
         accountant.compose(to_dp_event(releases))
-        return max(0.0, float(accountant.get_epsilon(delta)))
+        found = float(accountant.get_epsilon(delta))
+    if found > 0:
+        return found
+    # Example: of samples of 1e-9 with sigma 500, a divergence of 2e-24 is found to be 0,
+    # and epsilon 0 at every delta. What is known is that it is no more than is rounded.
+    most = _ROUNDED * sum(release.num_participations for release in releases)
+    divergences = [max(float(r), most) for r in accountant._rdp]  # noqa: SLF001 -- there are no public ones
+    found, _ = compute_epsilon([*accountant._orders], divergences, delta)  # noqa: SLF001
+    return max(0.0, float(found))

@@ -16,7 +16,7 @@ from dp._progress import progress_bars
 from dp._reports import Finding
 from dp.accounting import epsilon
 from dp.audit._attack_report import AttackReport
-from dp.audit._observation import Observation, observe_training
+from dp.audit._observation import Observation, check_every_row, observe_training
 from dp.audit._statistics import FALSE_ALARM, Floats, lower_limit, upper_limit
 from dp.audit._subject import Bools, Train, sample_membership
 
@@ -137,6 +137,7 @@ def canaries(
     present_M = sample_membership(num_canaries)
     with progress_bars(shown=progress) as bars:
         run, _ = observe_training(train, present_M, bar=bars.begin("canaries"))
+    check_every_row(run.optimizer)
     claim, spent = _claimed(run), run.optimizer.guarantee()
     attack = _Attack(_scores(run), present_M)
 

@@ -17,6 +17,7 @@ from dp.audit._draws import Draws
 from dp.audit._observation import Observation, observe_training
 from dp.audit._report import AuditReport
 from dp.audit._rounds import about_rounds
+from dp.audit._rows import about_rows
 from dp.audit._statistics import (
     Floats,
     correlation_p,
@@ -28,7 +29,7 @@ from dp.audit._statistics import (
     variance_p,
 )
 from dp.audit._subject import Bools, Train, sample_membership
-from dp.clipping import QuantileClipping
+from dp.clipping import QuantileClipping, SparseClipping
 
 
 __all__ = ("conformance",)
@@ -78,14 +79,19 @@ def conformance(
         second, _ = observe_training(
             train, included_M, bar=bars.begin("resumed run"), resumed=checkpoint
         )
+    is_sparse = isinstance(first.optimizer.mechanism.clipping, SparseClipping)
     findings = [
-        *_about_noise(first, second),
-        *_about_clipping(first),
-        *_about_counts(first),
+        *(about_rows(first) if is_sparse else _about_releases(first, second)),
         *_about_sampling(first, second, included_M),
         *_about_ledger(first, second),
     ]
     return AuditReport(name="conformance", findings=tuple(findings))
+
+
+def _about_releases(first: Observation, second: Observation) -> Iterator[Finding]:
+    yield from _about_noise(first, second)
+    yield from _about_clipping(first)
+    yield from _about_counts(first)
 
 
 def _about_noise(first: Observation, second: Observation) -> Iterator[Finding]:

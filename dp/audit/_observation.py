@@ -25,7 +25,7 @@ from dp.audit._subject import (
     fixed_seeds,
     hooked,
 )
-from dp.clipping import ScaledClipping
+from dp.clipping import ScaledClipping, SparseClipping
 from dp.exceptions import (
     BudgetExhaustedError,
     PrivacyError,
@@ -38,7 +38,7 @@ from dp.plan import PrivacyPlan
 from dp.sampling import PassStep
 
 
-__all__ = ("Observation", "observe_training")
+__all__ = ("Observation", "check_every_row", "observe_training")
 
 
 @final
@@ -270,6 +270,21 @@ class _Watch:
             self.checkpoint = _saved(owner)
             if self._resumed is not None:
                 owner.load_state_dict(torch.load(io.BytesIO(self._resumed)))
+
+
+def check_every_row(optimizer: DPOptimizer) -> None:
+    """Raise if rows of the canaries' tables may not be kept, which tell nothing then.
+
+    Raises:
+        UnsupportedOperationError: With what else to do.
+    """
+    if isinstance(optimizer.mechanism.clipping, SparseClipping):
+        raise UnsupportedOperationError(
+            "clipping=SparseClipping keeps rows that several examples touched, and in"
+            " this audit each record has rows of its own, which are hardly ever kept;"
+            " audit the plan with FlatClipping, and the rows of tables by"
+            " dp.audit.conformance and dp.audit.replay"
+        )
 
 
 def _check(charge: Charge) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -38,10 +39,19 @@ class Tape:
     optimizers: list[DPOptimizer] = field(default_factory=list)
     sums: list[list[Tensor]] = field(default_factory=list)
     released: list[list[Tensor]] = field(default_factory=list)
+    num_sums: list[int] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     sensitivities: list[float] = field(default_factory=list)
     output: str = ""
     error: str | None = None
+
+    def sums_of_steps(self) -> list[list[Tensor]]:
+        """Return what noise was added to until each step, in one call or several."""
+        starts = [0, *self.num_sums]
+        return [
+            [total for sums in self.sums[start:end] for total in sums]
+            for start, end in pairwise(starts)
+        ]
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -77,6 +87,7 @@ def record(
         owns = any(private_owner_of(parameter) is optimizer for parameter in parameters)
         if isinstance(optimizer, DPOptimizer) and owns:
             tape.optimizers.append(optimizer)
+            tape.num_sums.append(len(tape.sums))
             tape.states.append(_state(model, optimizer))
             tape.sensitivities.append(_sensitivity(optimizer, len(tape.states) - 1))
             bar.show(len(tape.states), optimizer.plan.steps)

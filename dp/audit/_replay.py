@@ -215,7 +215,8 @@ def _about_sums(first: Tape, second: Tape, *, two_changes: bool) -> Finding:
     twice = two_changes or plan.neighboring_relation == "replace_one"
     # What followed the last step, and was charged for no update, is compared by number.
     charged = first.sensitivities
-    pairs = list(zip(first.sums, second.sums, charged, strict=False))
+    sums = first.sums_of_steps(), second.sums_of_steps()
+    pairs = list(zip(*sums, charged, strict=False))
     distances = _over_bands([_distance(a, b) for a, b, _ in pairs], plan.bands or 1)
     allowed = [sensitivity * (2 if twice else 1) for *_, sensitivity in pairs]
     worst = max(range(len(pairs)), key=lambda t: distances[t] / allowed[t], default=0)

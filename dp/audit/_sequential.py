@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from dp import _checks
 from dp._progress import Bar, progress_bars
 from dp._reports import Finding, Report, lines_of
-from dp.audit._observation import Observation
+from dp.audit._observation import Observation, check_every_row
 from dp.audit._sequential_test import SequentialTest
 from dp.audit._statistics import FALSE_ALARM
 from dp.audit._subject import (
@@ -141,6 +141,7 @@ class _Watch:
         if not isinstance(owner, DPOptimizer) or optimizer is not owner:
             return  # What wraps it, or steps other parameters.
         _check_plan(owner)
+        check_every_row(owner)
         # Of one step each: what came before was bet on.
         step = Observation(optimizer=owner, num_records=len(self._included_M))
         step.add(self.model)

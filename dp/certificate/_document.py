@@ -19,6 +19,7 @@ from dp.certificate._statement import Statement
 from dp.evidence import Evidence, longest, of_segments
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger, remaining
+from dp.ledger._remarks import weakest
 from dp.ledger._segments import merge
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
@@ -108,15 +109,22 @@ class Certificate(Statement):
                 "public_end must say why it is public when the run ended, got"
                 f" {public_end!r}: the certificate prints it"
             )
+        # Others may have charged this ledger, before a resume or beside this optimizer.
+        said = ledger.remarks
+        rng = weakest(noise.rng, said.rng)
+        if rng != noise.rng:
+            noise = GaussianNoise(rng=rng, seed=0 if rng == "debug" else None)
         run = CertifiedRun(
             plan=ledger.plan,
             plan_sha256=_json.sha256(ledger.plan.to_dict()),
             segments=dict(ledger.segments()),
-            num_parameters=_checks.count(num_parameters=num_parameters),
-            rng=noise.rng,
+            num_parameters=max(
+                _checks.count(num_parameters=num_parameters), said.num_parameters
+            ),
+            rng=rng,
             noise=noise.description,
             evidence={},
-            declared_public=ledger.declared_public,
+            declared_public=said.declared_public,
             failure=ledger.failure,
             released=released,
             remaining=()
@@ -130,7 +138,7 @@ class Certificate(Statement):
             (run,),
             delta=ledger.plan.target_delta,
             touches=private_data_touches,
-            assumptions=assumptions,
+            assumptions=[*said.assumptions, *assumptions],
         )
 
     def to_json(self) -> str:
@@ -314,7 +322,8 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
             if i != index
         )
         rest = () if goes_on else run.remaining
-        kept.append(replace(run, segments=ours, evidence=seen, remaining=rest))
+        said = _said_of(run, runs)
+        kept.append(replace(said, segments=ours, evidence=seen, remaining=rest))
     # A failed run counts even if an earlier certificate has all that it was charged. So
     # do queries: whether two runs asked the same ones, or each its own, is not known.
     counted = [
@@ -323,6 +332,25 @@ def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
         if run.segments or run.remaining or run.has_failed or run.plan.queries
     ]
     return tuple(counted) or tuple(kept[:1])
+
+
+def _said_of(run: CertifiedRun, runs: Sequence[CertifiedRun]) -> CertifiedRun:
+    """Return *run* with what is said of its charges where others state them, too."""
+    # Example: two optimizers share a ledger, and one took noise from "fast". Each
+    # states all charges, which count once, in one of the two documents.
+    others = [
+        o for o in runs if o is run or not run.segments.keys().isdisjoint(o.segments)
+    ]
+    weakest_rng = weakest(*(o.rng for o in others))
+    declared = [name for o in others for name in o.declared_public]
+    return replace(
+        run,
+        rng=weakest_rng,
+        noise=next(o.noise for o in others if o.rng == weakest_rng),
+        num_parameters=max(o.num_parameters for o in others),
+        declared_public=tuple(dict.fromkeys([*run.declared_public, *declared])),
+        num_advisories=min(o.num_advisories for o in others),
+    )
 
 
 def _continues(later: CertifiedRun, earlier: CertifiedRun) -> bool:

@@ -108,7 +108,7 @@ def targets(
     run's, which what several cost together may well exceed.
     """
     if target_epsilon is not None:
-        return [(target_epsilon, f"target {target_epsilon:g}")]
+        return [(target_epsilon, f"target {target_epsilon:.4g}")]
     numbers: dict[tuple[float, float], list[int]] = {}
     for number, run in enumerate(c.runs, start=1):
         if run.plan.target_epsilon is not None:
@@ -124,12 +124,13 @@ def _words_of_target(
     c: Statement, epsilon: float, delta: float, of_runs: list[int]
 ) -> str:
     if len(c.runs) == 1:
-        return f"target {epsilon:g}"
+        return f"target {epsilon:.4g}"
     whose = "each run"
     if len(of_runs) < len(c.runs):
-        whose = f"run {of_runs[0]}" if len(of_runs) == 1 else f"{len(of_runs)} runs"
+        several = f"each of {len(of_runs)} runs"
+        whose = f"run {of_runs[0]}" if len(of_runs) == 1 else several
     elsewhere = "" if delta == c.delta else f" at delta {delta:g}"
-    return f"target of {whose}: {epsilon:g}{elsewhere}"
+    return f"target of {whose}: {epsilon:.4g}{elsewhere}"
 
 
 def attack_curve(c: Statement) -> list[tuple[float, float]]:

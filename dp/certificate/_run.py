@@ -128,7 +128,7 @@ class CertifiedRun:
         return any(
             charge.max_grad_norm not in planned
             for charge in self.charges
-            if charge.noise_beside_count is None
+            if not charge.norm_moves
         )
 
     @property

@@ -163,10 +163,13 @@ def _counted(charge: Charge) -> str:
     noises = charge.noise_beside_count
     if noises is None:
         return ""
-    return (
-        f", together of gradients (sigma = {noises.gradients:g}) and of the"
-        f" count of those within C (noise {noises.count_stddev:g})"
+    rows = noises.rows_per_example
+    counted = (
+        f"the count of those within C (noise {noises.count_stddev:g})"
+        if rows is None
+        else f"counts of touched rows (noise {noises.count_stddev:g}, {rows} an example)"
     )
+    return f", together of gradients (sigma = {noises.gradients:g}) and of {counted}"
 
 
 def _sampled(charge: Charge) -> str:

@@ -349,8 +349,9 @@ def _about_emptiness(
             name="empty batch",
             detail="Poisson sampling may draw no example, and the loss of an empty"
             f" batch fails ({reason})",
-            remedy="skip the forward pass and backward() of an empty batch; call step()"
-            " all the same: it adds noise and is charged",
+            remedy="pass backward() the loss function and its batch: in a single process"
+            " it is not called for an empty one. With finished losses skip the forward"
+            " pass and backward(); call step() all the same: it adds noise and is charged",
         )
 
 

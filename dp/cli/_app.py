@@ -6,10 +6,11 @@ Torch is loaded by the commands that train or read a certificate, and by no othe
 that help, ``epsilon`` and ``calibrate`` answer at once.
 """
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -81,11 +82,18 @@ def _options(
     del show_version  # Its callback has ended the program, if it was given.
 
 
-app.command("train")(train_command)
-app.command("predict")(predict_command)
-app.command("epsilon")(epsilon_command)
-app.command("calibrate")(calibrate_command)
-app.command("verify")(verify_command)
-app.command("compose")(compose_command)
-app.command("check")(check_command)
-app.command("audit")(audit_command)
+def _add(name: str, command: Callable[..., Any]) -> None:
+    """Add a command whose help is its docstring, for the terminal to wrap."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(name, help=text)(command)
+
+
+_add("train", train_command)
+_add("predict", predict_command)
+_add("epsilon", epsilon_command)
+_add("calibrate", calibrate_command)
+_add("verify", verify_command)
+_add("compose", compose_command)
+_add("check", check_command)
+_add("audit", audit_command)

@@ -1,5 +1,6 @@
 """The commands on certificates that were published: ``verify`` and ``compose``."""
 
+from pathlib import Path
 from typing import Final
 
 import typer
@@ -39,7 +40,9 @@ def verify_command(certificate: CertificatePath, *, quick: Quick = False) -> Non
         ) as bars:
             bar = bars.begin("composing releases")
             verification = verify(certificate, quick=quick, progress=bar.show)
-    except (OSError, UnicodeError, LedgerError) as error:
+    except OSError as error:
+        raise _unreadable(certificate, error) from error
+    except (UnicodeError, LedgerError) as error:
         raise InputError(f"{certificate} cannot be verified: {error}") from error
     for finding in verification.findings:
         verdict = "yes" if finding.holds else "NO "
@@ -57,12 +60,23 @@ def compose_command(
     from dp.certificate import Certificate, compose  # noqa: PLC0415 -- torch
     from dp.cli._report import open_folder  # noqa: PLC0415 -- torch
 
+    parts = []
+    for path in certificates:
+        try:
+            parts.append(Certificate.from_json(path.read_text("utf-8")))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except ValueError as error:
+            raise InputError(f"{path} cannot be composed: {error}") from error
     try:
-        parts = [Certificate.from_json(p.read_text("utf-8")) for p in certificates]
         whole = compose(*parts, delta=delta)
-    except (OSError, UnicodeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"the certificates cannot be composed: {error}") from error
     typer.echo(whole.to_text(), nl=False)
     if report is not None:
         open_folder(report, "certificate.png")
         whole.write(report)
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read: {error.strerror}")

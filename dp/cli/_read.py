@@ -239,9 +239,10 @@ def _is_number(text: str) -> bool:
 
 
 def one_of(names: Sequence[str], *, at_most: int = 8) -> str:
-    """Return the first few names."""
-    shown = ", ".join(names[:at_most])
-    return f"{shown}, ..." if len(names) > at_most else shown
+    """Return the first few names, and the last one, which a target often is."""
+    if len(names) <= at_most:
+        return ", ".join(names)
+    return ", ".join([*names[: at_most - 1], "...", names[-1]])
 
 
 def missing_package(package: str, error: ImportError) -> InputError:

@@ -14,6 +14,7 @@ from dp.clipping._rules import (
     PerLayerClipping,
 )
 from dp.clipping._scaled import ScaledClipping
+from dp.clipping._sparse import SparseClipping
 
 
 __all__ = (
@@ -24,6 +25,7 @@ __all__ = (
     "PerLayerClipping",
     "QuantileClipping",
     "ScaledClipping",
+    "SparseClipping",
 )
 
 for _public in (
@@ -34,5 +36,6 @@ for _public in (
     PerLayerClipping,
     QuantileClipping,
     ScaledClipping,
+    SparseClipping,
 ):
     _public.__module__ = __name__  # What pickles and tracebacks show.

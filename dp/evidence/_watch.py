@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal, final
 
+import torch
 from torch import Tensor
 
 from dp._ranks import rank_and_size
@@ -105,6 +106,9 @@ class Watch:
     ) -> Tensor:
         """Return ``function(batch)``, and look at it if it is time.
 
+        Alone, the function is not called for a draw of no examples, which many a model
+        cannot take: there are no losses. Ranks may need each other's forward passes.
+
         Args:
             function: Returns the losses of a batch, with their graph.
             batch: The batch.
@@ -116,10 +120,14 @@ class Watch:
             SampleMixingError: If one example's loss depends on another example.
             TypeError: If *function* does not return a tensor.
         """
+        is_alone = rank_and_size()[1] == 1
+        if is_alone and _holds_nothing(batch, loader):
+            return torch.zeros(
+                0, device=tensors_of(batch)[0].device, requires_grad=True
+            )
         if self.checks:
             self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
-        is_alone = rank_and_size()[1] == 1
         if (kept := self.together.take()) is not None:
             self._look_from_here(kept)
         if self._unread is not None and is_alone:
@@ -375,6 +383,15 @@ def _called(function: LossFunction, batch: Any) -> Tensor:
             f" {type(losses).__name__}"
         )
     return losses
+
+
+def _holds_nothing(batch: Any, loader: TicketedLoader | None) -> bool:
+    """Whether nothing was drawn, and every tensor of the batch says so, too."""
+    ticket = None if loader is None else loader.ticket
+    if ticket is None or ticket.num_samples:
+        return False
+    tensors = tensors_of(batch)
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def _mixing(text: str) -> SampleMixingError:

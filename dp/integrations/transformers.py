@@ -6,6 +6,7 @@ One class and one argument of a script change::
     trainer.train()
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -207,11 +208,12 @@ class PrivateTrainer(Trainer):
         self._collate, self._rows = self._collation(own.collate_fn), own.dataset
         if isinstance(self.plan.sampling, Unamplified):
             return own
-        probability = self.plan.sampling.sampling_probability
+        # Rounded up, as where dp.private counts epochs; 1 / 0.2 may be more than 5.
+        per_epoch = math.ceil(1 / self.plan.sampling.sampling_probability - 1e-9)
         self._loader = loader_of(
             self.plan.sampling,
             own.dataset,
-            steps=min(self.plan.steps, max(1, round(1 / probability))),
+            steps=min(self.plan.steps, per_epoch),
             collate_fn=self._collate,
             num_workers=own.num_workers,
             pin_memory=own.pin_memory,

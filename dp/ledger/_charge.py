@@ -1,6 +1,6 @@
 """One line of a ledger: what a number of equal releases was charged as."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -36,8 +36,8 @@ class Charge:
         public: Why the numbers are public, where they are not the plan's and were
             declared so.
         noise_beside_count: The noise on the sum and on a count of the gradients within
-            ``max_grad_norm``, where one was released beside it: then
-            ``noise_multiplier`` is what the two are charged as.
+            ``max_grad_norm``, or on counts of touched rows of tables, where they were
+            released beside it: then ``noise_multiplier`` is what the two are charged as.
         norms: Between which norms the sums were, where that followed a quantile; None
             if all have ``max_grad_norm``.
     """
@@ -74,7 +74,13 @@ class Charge:
     def to_dict(self) -> dict[str, Any]:
         """Return the charge in plain types, without what it has not."""
         # So that the row of an ordinary one reads the same as before a field existed.
-        return {name: part for name, part in asdict(self).items() if part is not None}
+        return asdict(self, dict_factory=_stated)
+
+    @property
+    def norm_moves(self) -> bool:
+        """Whether the norm followed a quantile, by a count beside the sum."""
+        noises = self.noise_beside_count
+        return noises is not None and noises.rows_per_example is None
 
     @property
     def norm_range(self) -> NormRange:
@@ -98,3 +104,7 @@ class Charge:
             disjoint=self.disjoint,
             bands=self.bands,
         )
+
+
+def _stated(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: part for name, part in parts if part is not None}

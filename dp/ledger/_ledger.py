@@ -19,12 +19,12 @@ from typing import Any, Final, final
 from dp.accounting import Guarantee, Query, Release, Truncation, merge_equal_releases
 from dp.accounting._counted import NoiseBesideCount
 from dp.exceptions import LedgerError
-from dp.ledger._advisories import ADVISORIES
 from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import Charge
 from dp.ledger._claim import check_noise, claim, from_version_1
 from dp.ledger._paid_pass import PaidPass, check_noise_of_passes
+from dp.ledger._remarks import Remarks
 from dp.ledger._segments import Totals, appended, check_unit, includes, merge, rows
 from dp.ledger._state import VERSION, read
 from dp.ledger._terms import Numbers, TermsOfSteps
@@ -55,9 +55,8 @@ class Ledger:
         self._segments: dict[str, tuple[Charge, ...]] = {}
         self._failure: str | None = None
         self._paid: PaidPass | None = None
-        self._declared_public: tuple[str, ...] = ()
+        self._remarks = Remarks()
         self._asked = Asked()
-        self._num_advisories = len(ADVISORIES)
         self._writer = Writer()
         self._budget = Budget(plan)
         self._terms = TermsOfSteps(plan, self._budget)
@@ -164,12 +163,12 @@ class Ledger:
         Runs that were charged by an older release have its faults, whatever goes on
         from them.
         """
-        return self._num_advisories
+        return self._remarks.num_advisories
 
     @property
     def declared_public(self) -> tuple[str, ...]:
         """The tensors that were declared to be no data, one description each."""
-        return self._declared_public
+        return self._remarks.declared_public
 
     def declare_public(self, tensors: Iterable[str]) -> None:
         """Record tensors that gradients are computed with as constants of the program.
@@ -177,7 +176,16 @@ class Ledger:
         The charges hold only if they are, so the declaration stays with them: in
         copies, states and certificates.
         """
-        self._declared_public = tuple(dict.fromkeys([*self._declared_public, *tensors]))
+        self.remark(Remarks(declared_public=tuple(tensors)))
+
+    @property
+    def remarks(self) -> Remarks:
+        """What a certificate has to say of the charges besides their numbers."""
+        return self._remarks
+
+    def remark(self, remarks: Remarks) -> None:
+        """Record what else has to be said of the charges, by whoever certifies them."""
+        self._remarks = self._remarks.joined(remarks)
 
     @property
     def is_exhausted(self) -> bool:
@@ -302,19 +310,16 @@ class Ledger:
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
-            "advisories": self._num_advisories,
             "segments": rows(self._segments),
+            **self._remarks.to_dict(),
         }
         if self._failure is not None:
             state["failure"] = self._failure
         if self._asked.segments:
             state["queries"] = self._asked.rows()
-        if self._declared_public:
-            state["declared_public"] = list(self._declared_public)
         # What could not be read again is not written, so that reading and writing need
         # not be believed.
-        said = self._segments, self._declared_public, self._num_advisories
-        if read(state) != said:
+        if read(state) != (self._segments, self._remarks):
             raise LedgerError(f"the state of {self!r} says other charges: {_BUG}")
         return state
 
@@ -326,7 +331,7 @@ class Ledger:
                 or contradicts what this ledger knows of the same segment; nothing is
                 loaded.
         """
-        loaded, declared, num_advisories = read(state_dict)
+        loaded, remarks = read(state_dict)
         if rows(loaded) != state_dict["segments"]:
             raise LedgerError(f"not all of the state's charges were read: {_BUG}")
         asked = Asked.of_state(state_dict, self._plan)
@@ -342,10 +347,9 @@ class Ledger:
             self._asked, twice = self._asked.merged(asked)
             if twice:
                 self.fail(f"two runs that met asked the same queries: {twice}")
-            self._num_advisories = min(self._num_advisories, num_advisories)
+            self.remark(remarks)
             self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
-            self.declare_public(declared)
 
     def _take_failure(self, failure: object) -> None:
         if failure == DEBUGGING:
@@ -365,9 +369,8 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
-        fork._declared_public = self._declared_public
+        fork._remarks = self._remarks
         fork._asked = self._asked
-        fork._num_advisories = self._num_advisories
         return fork
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ def appended(segment: tuple[Charge, ...], charge: Charge) -> tuple[Charge, ...]:
 
 def _alike(left: Charge, right: Charge) -> bool:
     """Whether two charges differ in their count at most, or in a norm that moves."""
-    if left.noise_beside_count is not None:
+    if left.norm_moves:
         right = replace(right, max_grad_norm=left.max_grad_norm, norms=left.norms)
     return bool(_kind_of(left) == _kind_of(right))
 

@@ -11,6 +11,7 @@ from dp import _checks
 from dp.accounting._counted import check_counted
 from dp.exceptions import LedgerError
 from dp.ledger._charge import Charge
+from dp.ledger._remarks import Remarks
 from dp.ledger._segments import Segments
 
 
@@ -25,13 +26,11 @@ class Read(NamedTuple):
 
     Attributes:
         segments: The charges of each process, each checked.
-        declared_public: The tensors that were declared public.
-        num_advisories: How many advisories were known where it was written.
+        remarks: What has to be said of them besides.
     """
 
     segments: Segments
-    declared_public: tuple[str, ...]
-    num_advisories: int
+    remarks: Remarks
 
 
 def read(state_dict: Mapping[str, Any]) -> Read:
@@ -40,7 +39,7 @@ def read(state_dict: Mapping[str, Any]) -> Read:
     Raises:
         LedgerError: If it is of an unknown version, or damaged.
     """
-    return Read(_segments(state_dict), _declared(state_dict), _advisories(state_dict))
+    return Read(_segments(state_dict), Remarks.of_state(state_dict))
 
 
 def _segments(state_dict: Mapping[str, Any]) -> Segments:
@@ -57,25 +56,6 @@ def _segments(state_dict: Mapping[str, Any]) -> Segments:
     if not isinstance(segments, Mapping):
         raise LedgerError("the ledger has no segments: it is damaged")
     return {str(key): _segment(rows) for key, rows in segments.items()}
-
-
-def _declared(state_dict: Mapping[str, Any]) -> tuple[str, ...]:
-    declared = state_dict.get("declared_public", [])
-    if not isinstance(declared, list) or not all(
-        isinstance(one, str) for one in declared
-    ):
-        raise LedgerError(
-            "the ledger does not list the tensors that were declared public by their"
-            " descriptions: it is damaged"
-        )
-    return tuple(declared)
-
-
-def _advisories(state_dict: Mapping[str, Any]) -> int:
-    known = state_dict.get("advisories", 0)  # Version 1 was written before the first.
-    if not isinstance(known, int) or known < 0:
-        raise LedgerError(f"the ledger states {known!r} advisories: it is damaged")
-    return known
 
 
 def _segment(rows: object) -> tuple[Charge, ...]:

@@ -1,12 +1,18 @@
-"""Whether a plan lets a clipping rule find the norm, or the scales, of each step."""
+"""Whether a clipping rule that uses what is released fits the plan and the optimizer."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
 
 from dp.accounting._counted import NoiseBesideCount
-from dp.clipping import Clipping, QuantileClipping, ScaledClipping
+from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClipping
+from dp.optimizer._second_moments import check_scalable
 from dp.plan import PrivacyPlan
 from dp.schedule import Schedule, values_of
 
 
-__all__ = ("check_adapts",)
+__all__ = ("check_adapts", "check_fits", "num_counts")
 
 
 def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
@@ -22,6 +28,12 @@ def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
             "clipping=ScaledClipping gives gradients other scales at every step, but the"
             f" plan correlates the noise of {plan.correlation.bands} steps, which then"
             " would not cancel; plan with independent noise, or take FlatClipping"
+        )
+    if isinstance(clipping, SparseClipping) and plan.correlation is not None:
+        raise ValueError(
+            "clipping=SparseClipping selects other rows at every step, but the plan"
+            f" correlates the noise of {plan.correlation.bands} steps, which then would"
+            " not cancel; plan with independent noise, or take FlatClipping"
         )
     if not isinstance(clipping, QuantileClipping):
         return
@@ -40,3 +52,26 @@ def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
         NoiseBesideCount.of(
             noise_multiplier, clipping.count_stddev_of(plan.expected_batch_size)
         )
+
+
+def check_fits(clipping: Clipping, optimizer: Optimizer) -> None:
+    """Raise if *clipping* needs moments or tables that *optimizer* does not have.
+
+    Raises:
+        ValueError: If it selects rows of what is no table.
+        UnsupportedOperationError: If no moments are known, or if a table is sharded.
+    """
+    check_scalable(clipping, optimizer)
+    if isinstance(clipping, SparseClipping):
+        of_groups = [group["params"] for group in optimizer.param_groups]
+        clipping.tables_among(
+            [p for group in of_groups for p in group if p.requires_grad]
+        )
+
+
+def num_counts(clipping: Clipping, parameters: Sequence[Tensor]) -> int:
+    """Return how many counts a rule releases at each step, beside the gradients."""
+    if isinstance(clipping, SparseClipping):
+        sizes = [parameter.shape[:1].numel() for parameter in parameters]
+        return sum(size for i, size in enumerate(sizes) if i in clipping.tables)
+    return int(isinstance(clipping, QuantileClipping))

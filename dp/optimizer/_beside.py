@@ -14,11 +14,14 @@ from typing import Final
 from torch import Tensor, nn
 
 from dp._mechanism.beside import Beside
+from dp._mechanism.changed_options import CHANGED
+from dp._mechanism.mechanism import Mechanism
 from dp.distributed import any_sharded
 from dp.ledger import Ledger
+from dp.ledger._remarks import Remarks, weakest
 
 
-__all__ = ("look_beside", "sentences")
+__all__ = ("look_beside", "remark", "sentences")
 
 _OTHERS: Final = (
     "Parameters that take part in the losses and are in no group of this optimizer were"
@@ -26,6 +29,10 @@ _OTHERS: Final = (
 )
 _WRITTEN: Final = (
     "Parameters that were written to between steps were so without private data."
+)
+_LEFT_OUT: Final = (
+    "Batches that were drawn and not released were left out for public reasons: neither"
+    " what was in them nor their losses decided it."
 )
 _SHARDED: Final = (
     "Sharded parameters were changed by steps alone, and no optimizer whose cost is not"
@@ -115,5 +122,36 @@ def _tell_of_hooks(beside: Beside, parameters: Sequence[Tensor]) -> None:
 
 def sentences(beside: Beside) -> tuple[str, ...]:
     """Return what a certificate has to assume of what was seen."""
-    is_needed = beside.has_others, beside.has_writes, beside.is_blind
-    return tuple(compress((_OTHERS, _WRITTEN, _SHARDED), is_needed))
+    is_needed = (
+        beside.has_others,
+        beside.has_writes,
+        beside.has_left_out,
+        beside.is_blind,
+    )
+    return tuple(compress((_OTHERS, _WRITTEN, _LEFT_OUT, _SHARDED), is_needed))
+
+
+def remark(mechanism: Mechanism, num_parameters: int) -> None:
+    """Tell the ledger what certificates of its charges have to say of a step.
+
+    Whoever resumes the run, or shares the ledger, did not see this step.
+
+    Args:
+        mechanism: What released the step.
+        num_parameters: How many numbers it noised, at most.
+    """
+    known, rng = mechanism.ledger.remarks, mechanism.noise.rng
+    assumptions = (
+        *sentences(mechanism.beside),
+        *((CHANGED,) if mechanism.options.have_changed else ()),
+        *mechanism.watch.assumed(),
+    )
+    # At every step, and news only at the first of them, as a rule.
+    if (
+        num_parameters > known.num_parameters
+        or weakest(known.rng, rng) != known.rng
+        or not {*assumptions} <= {*known.assumptions}
+    ):
+        mechanism.ledger.remark(
+            Remarks(assumptions=assumptions, rng=rng, num_parameters=num_parameters)
+        )

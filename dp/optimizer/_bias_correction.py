@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp import _checks
-from dp.clipping import Clipping, ScaledClipping
+from dp.clipping import Clipping, ScaledClipping, SparseClipping
 from dp.exceptions import UnsupportedOperationError
 from dp.plan import PrivacyPlan
 
@@ -132,9 +132,9 @@ def check_correctable(
             f" step, and the plan has correlation={plan.correlation!r}; leave one of the"
             " two out"
         )
-    if isinstance(clipping, ScaledClipping):
+    if isinstance(clipping, ScaledClipping | SparseClipping):
         raise UnsupportedOperationError(
-            "bias_correction needs noise of one scale, and clipping=ScaledClipping puts"
-            " another on each coordinate, in place of correcting for it; leave one of"
-            " the two out"
+            "bias_correction needs noise of one scale, and"
+            f" clipping={type(clipping).__name__} has another on each coordinate; leave"
+            " one of the two out"
         )

@@ -18,7 +18,7 @@ from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp.accounting import Guarantee
 from dp.certificate import Certificate
-from dp.clipping import Clipping, QuantileClipping
+from dp.clipping import Clipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
@@ -26,6 +26,7 @@ from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
+from dp.optimizer._adapts import check_fits
 from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
@@ -37,7 +38,6 @@ from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._layers_around import accept_writes_around
 from dp.optimizer._private_loss import private_loss
 from dp.optimizer._private_step import PrivateStep
-from dp.optimizer._second_moments import check_scalable
 from dp.optimizer._validate import (
     Public,
     check_loader,
@@ -144,7 +144,7 @@ class DPOptimizer(PrivateStep):
             for parameter in group["params"]:
                 sharding_of(parameter)  # Raises if it is spread in an unknown way.
         rule = clipping_for(plan, clipping)
-        check_scalable(rule, original_optimizer)
+        check_fits(rule, original_optimizer)
         check_correctable(bias_correction, original_optimizer, rule, plan)
         super().__init__(original_optimizer)
         ledger = ledger_for(plan, continue_from)
@@ -374,9 +374,7 @@ class DPOptimizer(PrivateStep):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            # A count beside the gradients is one more number that was noised.
-            num_parameters=sum(p.numel() for p in self._all_parameters())
-            + isinstance(self.mechanism.clipping, QuantileClipping),
+            num_parameters=self._num_noised(),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(

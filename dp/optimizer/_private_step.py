@@ -23,7 +23,8 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
-from dp.optimizer._beside import look_beside
+from dp.optimizer._adapts import num_counts
+from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
     check_in_place,
@@ -32,6 +33,7 @@ from dp.optimizer._guard import (
     run_permitted,
 )
 from dp.optimizer._layers_around import hook_layers_around
+from dp.optimizer._left_out import note_release
 from dp.optimizer._private_loss import power_of_two_for
 from dp.optimizer._second_moments import scaling_of
 from dp.optimizer._step_hooks import disable_dynamo, wrap_step_hooks
@@ -221,6 +223,8 @@ class PrivateStep(TransparentOptimizer):
     @disable_dynamo
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
+        note_release(self.mechanism.beside, self.mechanism.loader)
+        remark(self.mechanism, self._num_noised())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo
@@ -287,6 +291,11 @@ class PrivateStep(TransparentOptimizer):
                 " backward(), which clips them as they are; call"
                 " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
             )
+
+    def _num_noised(self) -> int:
+        # Counts beside the gradients are more numbers that are noised.
+        sizes = sum(map(Tensor.numel, self._all_parameters()))
+        return sizes + num_counts(self.mechanism.clipping, self._trainable())
 
     def _trainable(self) -> list[Tensor]:
         return [*filter(_REQUIRES_GRAD, self._all_parameters())]

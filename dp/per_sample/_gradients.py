@@ -169,6 +169,10 @@ class PerSampleGradients:
         """
         return self._weigh(factors_GB, group_of, allocated, beta=0, consumes=True)
 
+    def parts(self, index: int) -> Sequence[GradPart]:
+        """Return the gradients of a parameter's uses; none if it has no gradient."""
+        return self._located(index)[0]
+
     def _weigh(
         self,
         factors_GB: Tensor,

@@ -52,14 +52,13 @@ class Found:
         graph: The uses of the parameters.
         plan: How they are served.
         shortcuts: Which of them are served together, once the graph is known.
-        constants: What was taken for shared by all units when a graph that this one was
-            taken for was walked; None if this one was walked itself.
+        was_walked: Whether it was walked itself, and not taken for one that was.
     """
 
     graph: Graph
     plan: Plan
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
-    constants: frozenset[Signature] | None = None
+    was_walked: bool = False
 
 
 @final
@@ -87,7 +86,6 @@ class _Known:
 
     template: Template
     fingerprints: Fingerprints
-    constants: frozenset[Signature]
     by_sizes: dict[Hashable, _OfSizes] = field(default_factory=dict)
     by_units: dict[Hashable, _OfSizes] = field(default_factory=dict)
 
@@ -124,7 +122,7 @@ class _Known:
             _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
-        return Found(graph, known.plan, known.shortcuts, self.constants)
+        return Found(graph, known.plan, known.shortcuts)
 
 
 @final
@@ -164,12 +162,12 @@ class KnownGraphs:
         Raises:
             WrongGradientError: If it is another graph.
         """
-        # Walked at this very step: there is nothing to compare.
-        if known.constants is None:
+        if known.was_walked:  # At this very step: there is nothing to compare.
             return
-        walked = find_uses(
-            root, parameters, constants=known.constants, public=self._public
-        )
+        # By node: a signature has the shape of the batch that was walked, and this one may
+        # be longer. Whether each is the same operation on the same table is compared.
+        shared = frozenset(node for node, _ in known.graph.assumed)
+        walked = find_uses(root, parameters, constants=shared, public=self._public)
         check_flags(walked.nodes)
         if _outline(walked) != _outline(known.graph):
             error = WrongGradientError(
@@ -226,8 +224,8 @@ class KnownGraphs:
         if units.num_units > 1:
             template = Template(graph, root, parameters, self._public)
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
-            self._known = [_Known(template, fingerprints, constants), *kept]
-        return Found(graph, analysis.plan)
+            self._known = [_Known(template, fingerprints), *kept]
+        return Found(graph, analysis.plan, was_walked=True)
 
 
 def _keep(
@@ -266,7 +264,15 @@ def _outline(graph: Graph) -> Hashable:
         for use in graph.uses
     ]
     constants = [(node, *constant.shape) for node, constant in graph.constants]
-    return tuple(map(frozenset, (uses, graph.nodes, graph.followed, constants)))
+    assumed = [(node, *_without_shape(sign)) for node, sign in graph.assumed]
+    return tuple(
+        map(frozenset, (uses, graph.nodes, graph.followed, constants, assumed))
+    )
+
+
+def _without_shape(sign: Signature) -> Signature:
+    """Return the name and parameters of a use, without its shape and how often it came."""
+    return sign[:-2]
 
 
 def _check_order(graph: Graph, plan: Plan, units: Units) -> None:

@@ -26,7 +26,7 @@ from dp.exceptions import SampleMixingError
 from dp.sampling._fetch import fetch
 
 
-__all__ = ("check_collation",)
+__all__ = ("check_collation", "differ", "drawn_states", "seeded")
 
 _NUM: Final = 4
 _SEEDS: Final = (0, 1, 2)
@@ -75,8 +75,8 @@ def _check_fetching(dataset: Any, places: list[int]) -> None:
     except Exception:  # noqa: BLE001 -- as above
         return
     # What does not repeat itself draws from a generator of its own.
-    repeats = not _differ(one, again) and draws == same == others
-    if repeats and _differ(one, other):
+    repeats = not differ(one, again) and draws == same == others
+    if repeats and differ(one, other):
         raise SampleMixingError(
             f"{type(dataset).__name__}.__getitems__ makes rows of several examples: a"
             " row changes if it is read together with others, as by a statistic of all"
@@ -86,15 +86,15 @@ def _check_fetching(dataset: Any, places: list[int]) -> None:
 
 def _fetched(dataset: Any, places: list[int]) -> tuple[Any, _Draws]:
     """Return the row of the first place, read with others by a seed, and the draws."""
-    with _seeded(_SEEDS[0]):
-        return deepcopy(fetch(dataset, places)[0]), _states()
+    with seeded(_SEEDS[0]):
+        return deepcopy(fetch(dataset, places)[0]), drawn_states()
 
 
-def _differ(one: Any, other: Any) -> bool:
+def differ(one: Any, other: Any) -> bool:
     """Whether two examples of the same shapes differ."""
     parts, others = parts_of(one), parts_of(other)
     if parts is not None and others is not None:
-        return any(_differ(parts[k], others[k]) for k in parts.keys() & others.keys())
+        return any(differ(parts[k], others[k]) for k in parts.keys() & others.keys())
     if isinstance(one, Tensor | np.ndarray):
         return _shapes(one) == _shapes(other) and not _equal(one, other)
     return _is_plain([one, other]) and bool(one != other)
@@ -163,10 +163,10 @@ def _collated(
     examples: Sequence[Any], collate_fn: _Collate, seed: int
 ) -> tuple[Any, _Draws]:
     """Return a batch by a seed, and the states in which it left the generators."""
-    with _seeded(seed):
+    with seeded(seed):
         # Collating may use up what it is given, and keep a statistic of it.
         batch = _anew(collate_fn)([deepcopy(example) for example in examples])
-        return batch, _states()
+        return batch, drawn_states()
 
 
 def _anew(collate_fn: _Collate) -> _Collate:
@@ -179,14 +179,15 @@ def _anew(collate_fn: _Collate) -> _Collate:
         return collate_fn
 
 
-def _states() -> _Draws:
+def drawn_states() -> _Draws:
+    """Return the states of the generators, which say how much was drawn from them."""
     _, words, *rest = np.random.get_state()  # noqa: NPY002 -- as above
     state = torch.random.get_rng_state().numpy().tobytes()
     return random.getstate(), state, np.asarray(words).tobytes(), *rest
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the generators for a block, and restore them after it."""
     state, words = random.getstate(), np.random.get_state()  # noqa: NPY002 -- as above
     with torch.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 
 from dp.exceptions import SamplingMismatchError
+from dp.sampling._own_rows import check_own_rows
 
 
 __all__ = ("check_distinct_rows", "origins")
@@ -24,11 +25,13 @@ _HOLDERS: Final = (torch.Tensor, np.ndarray, list, dict)
 
 
 def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> None:
-    """Raise if two rows are the same example, and not rows of one unit.
+    """Raise if two rows have an example in common, and are not rows of one unit.
 
     Raises:
         SamplingMismatchError: With what is there several times, and what to do.
+        SampleMixingError: If the dataset makes a row of several examples.
     """
+    check_own_rows(dataset, unit_of_row)
     if not isinstance(dataset, Subset | ConcatDataset | list | tuple):
         return
     rows = np.arange(len(dataset))

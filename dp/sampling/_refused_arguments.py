@@ -1,9 +1,12 @@
 """Arguments that the loaders reject, and why."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Final
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
+
+from dp.exceptions import did_you_mean
 
 
 __all__ = (
@@ -25,12 +28,22 @@ _REFUSED: Final = {
 }
 
 
+_TAKEN: Final = (
+    *("units", "max_per_unit", "collate_fn", "empty_batch", "sharded", "num_workers"),
+    "pin_memory",
+)
+
+
 def reject_plan_arguments(arguments: Mapping[str, object]) -> None:
-    """Raise for arguments of torch's loader that ``plan.loader`` does not take."""
+    """Raise for arguments that ``plan.loader`` does not take: torch's, and misspelt ones."""
     for name, value in arguments.items():
         if name in _REFUSED:
             raise TypeError(
                 f"plan.loader takes no {name}, got {value!r}: {_REFUSED[name]}"
+            )
+        if name not in inspect.signature(DataLoader).parameters:
+            raise TypeError(
+                f"plan.loader takes no {name}, got {value!r}{did_you_mean(name, _TAKEN)}"
             )
         raise TypeError(
             f"plan.loader takes no {name}, got {value!r}; build the loader that takes"

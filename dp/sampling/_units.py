@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from numbers import Number
 from typing import Any, Final, final
 
 import numpy as np
@@ -15,6 +16,9 @@ from dp.sampling._draws import random_subset
 __all__ = ("ONE_EXAMPLE", "UnitIndex", "Units", "check_units", "column_of_units")
 
 ONE_EXAMPLE: Final = "one training example"
+# Whose hash is the address; and of which one, NaN or NaT, is not equal to itself.
+_BY_IDENTITY: Final[tuple[object, ...]] = (object.__hash__, torch.Tensor.__hash__)
+_NUMBERS: Final = (Number, np.generic)
 _COLUMN: Final = re.compile(r"one value of (.+)")
 
 Units = Sequence[Hashable] | NDArray[Any] | torch.Tensor
@@ -30,8 +34,8 @@ class UnitIndex:
         max_per_unit: The most rows of a unit in one batch; None for no limit.
 
     Raises:
-        ValueError: If there is not one unit a row.
-        TypeError: If units are not hashable.
+        ValueError: If there is not one unit a row, or if one is NaN.
+        TypeError: If units are not hashable, or not told apart by their values.
     """
 
     __slots__ = (
@@ -91,9 +95,36 @@ def _numbered(units: Units) -> NDArray[np.int64]:
             raise ValueError(f"units must be a vector, got shape {units.shape}")
         units = units.tolist()
     numbers: dict[Hashable, int] = {}
-    return np.fromiter(
+    unit_of_row = np.fromiter(
         (numbers.setdefault(unit, len(numbers)) for unit in units), dtype=np.int64
     )
+    _check_values(numbers)
+    return unit_of_row
+
+
+def _check_values(units: Iterable[Hashable]) -> None:
+    """Raise if two rows of one unit could be taken for rows of two.
+
+    Raises:
+        ValueError: If a unit is NaN.
+        TypeError: If one is hashed by where it lies, as tensors are.
+    """
+    # Example: units=[row["user"] for row in data] has a tensor for each row. Two that
+    # say 7 are different keys, and user 7 would be clipped once for each of their rows.
+    for unit in units:
+        for part in unit if isinstance(unit, tuple) else (unit,):
+            if isinstance(part, _NUMBERS) and part != part:  # noqa: PLR0124 -- only NaN is not itself
+                raise ValueError(
+                    "units has NaN, which equals nothing, not even itself, so whose those"
+                    " rows are is not known; give them their unit, or leave them out of"
+                    " the dataset"
+                )
+            if part is not None and type(part).__hash__ in _BY_IDENTITY:
+                raise TypeError(
+                    f"units has a {type(part).__name__}, of which two with the same value"
+                    " are different units, so that the rows of one unit would be clipped"
+                    " one by one; pass values, such as int(user) or user.id"
+                )
 
 
 def column_of_units(unit_of_privacy: str) -> str | None:

@@ -33,6 +33,7 @@ class YieldedTensors:
         self.rows: Sequence[
             Tensor
         ] = ()  # Those with the examples along their first axis.
+        self.iteration: int = 0  # How many were begun before this one.
         self._versions: list[int] = []
         self._current: frozenset[int] = frozenset()
         self._earlier: dict[int, StorageWeakRef] = {}
@@ -58,7 +59,8 @@ class YieldedTensors:
             self._most = max(_FEW, 2 * len(self._earlier))
 
     def clear(self) -> None:
-        """Take no batch for the one at hand any more."""
+        """Take no batch for the one at hand any more: another iteration begins."""
+        self.iteration += 1
         self.rows = ()
         self._versions = []
         self._current = frozenset()

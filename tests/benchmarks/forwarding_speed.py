@@ -278,7 +278,7 @@ def report(ns: dict[Case, float]) -> str:
     head = f"operation | written as | {layers}"
     parts = [
         f"### CPython {platform.python_version()}",
-        f"Nanoseconds, and how often that of hand-written code; at most {GOAL:.2f}:",
+        f"Nanoseconds, and as a multiple of hand-written code; at most {GOAL:.2f}:",
         table(head, own_rows(ns)),
         "Others, as how often hand-written code, at 1 / 8 layers:",
         table(" | ".join(["", *STATEMENTS]), peer_rows(ns)),

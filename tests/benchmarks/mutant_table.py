@@ -43,6 +43,7 @@ QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
 CORRECTED = "test_bias_correction.py"
 QUANTILE = "test_quantile_clipping.py"
+SPARSE, KEPT = "test_sparse_clipping.py", "test_sparse_release.py"
 ACCOUNTING = "test_accounting.py test_calibration.py"
 
 MUTANTS = (
@@ -57,22 +58,38 @@ MUTANTS = (
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer/_validate", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
     # Quantile clipping
-    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - 1 / (2 * count_stddev) ** 2", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
+    Mutant("accounting/_counted", "left = (1 - _MARGIN) / noise_multiplier**2 - noises.counts_cost", "left = (1 - _MARGIN) / noise_multiplier**2", "the count costs the gradients nothing", QUANTILE),
     Mutant("accounting/_counted", "_MARGIN: Final = 8 * sys.float_info.epsilon", "_MARGIN: Final = 0.0", "rounding takes noise from the two", QUANTILE),
-    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + of_count)", "return self.gradients", "the ledger does not see the count", QUANTILE),
+    Mutant("accounting/_counted", "return 1 / math.sqrt(1 / self.gradients**2 + self.counts_cost)", "return self.gradients", "the ledger does not see the count", QUANTILE),
     Mutant("accounting/_counted", "return self.gradients / self.count_stddev if self.gradients else 1.0", "return 2 * self.gradients / self.count_stddev if self.gradients else 1.0", "the count gets half its noise", QUANTILE),
     Mutant("_mechanism/norm_count", "- len(within_B) / 2", "", "an example moves the count by one", QUANTILE),
     Mutant("_mechanism/norm_count", "within_B = norms_GB[0] <= max_grad_norm", "within_B = norms_GB[0] < max_grad_norm", "a norm of C counts as beyond it", QUANTILE),
     Mutant("_mechanism/norm_count", "(noises.weight * norm) + 1 / 2", "(noises.weight * norm)", "a centred count is taken for a count", QUANTILE),
     Mutant("_mechanism/mechanism", "sigma = self.noise_multiplier if noises is None else noises.gradients", "sigma = self.noise_multiplier", "gradients beside a count get the noise of gradients alone", QUANTILE),
-    Mutant("_mechanism/mechanism", "buffers=[*batch.sums.buffers, *count],", "buffers=batch.sums.buffers,", "the count gets no noise", QUANTILE),
+    Mutant("_mechanism/mechanism", "buffers=[*buffers, *count],", "buffers=buffers,", "the count gets no noise", QUANTILE),
     Mutant("_mechanism/mechanism", "batch.num_within += self.count", "batch.num_within = self.count", "only the last part of a batch is counted", QUANTILE),
     Mutant("accounting/_counted", "if noises.joint < noise_multiplier:", "if False:", "noise beside a count may be less than is charged", QUANTILE),
     Mutant("ledger/_terms", "        check_counted(numbers.noise_multiplier, numbers.noise_beside_count)", "        pass", "a release with less noise than it is charged as is taken", QUANTILE),
     Mutant("ledger/_state", "        check_counted(charge.noise_multiplier, charge.noise_beside_count)", "        pass", "a damaged split of the noise is loaded", QUANTILE),
     Mutant("certificate/_soundness", "wrong = str(error)", "pass", "a certificate may split the noise wrongly", QUANTILE),
     Mutant("optimizer/_adapts", "if plan.steps_per_pass is not None or plan.bands is not None:", "if False:", "the norm may change within a pass", QUANTILE),
-    Mutant("optimizer/_dp_optimizer", "+ isinstance(self.mechanism.clipping, QuantileClipping)", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    Mutant("optimizer/_dp_optimizer", "+ num_counts(self.mechanism.clipping, self._trainable())", "+ 0", "the count is not among the numbers that were noised", QUANTILE),
+    # Rows that are kept
+    Mutant("accounting/_counted", "else math.sqrt(self.rows_per_example)", "else 1.0", "an example moves counts of many rows as one", SPARSE),
+    Mutant("clipping/_sparse", "max_grad_norm=math.sqrt(self.most_rows)", "max_grad_norm=self.most_rows", "an example of many rows counts more in each", SPARSE),
+    Mutant("clipping/_sparse", 'if hasattr(parameters[position], "placements"):', "if False:", "rows of a shard are selected", SPARSE),
+    Mutant("_mechanism/row_map", "keys_K = keys_L[lookups.grads_LD.any(1)].unique()", "keys_K = keys_L[lookups.grads_LD.any(1)]", "a row that is looked up twice counts twice", SPARSE),
+    Mutant("_mechanism/row_map", "keys_L[lookups.grads_LD.any(1)]", "keys_L", "padding is touched by every example", SPARSE),
+    Mutant("_mechanism/mechanism", "batch.num_touched += self.row_map", "batch.num_touched = self.row_map", "only the last part of a batch touches rows", SPARSE),
+    Mutant("optimizer/_adapts", "isinstance(clipping, SparseClipping) and plan.correlation", "False and plan.correlation", "noise of rows that are not kept is taken back", SPARSE),
+    Mutant("optimizer/_bias_correction", "isinstance(clipping, ScaledClipping | SparseClipping)", "isinstance(clipping, ScaledClipping)", "the variance of noise is taken from rows without it", SPARSE),
+    Mutant("_mechanism/row_map", "            add_noise(share, stddev)", "            pass", "rows are selected by counts without noise", KEPT),
+    Mutant("_mechanism/row_map", "rule.threshold * stddev", "0 * stddev", "half of all untouched rows are kept", KEPT),
+    Mutant("_mechanism/row_map", "self.rule.count_stddev_of(noise_multiplier) or 1.0", "0.5 * self.rule.count_stddev_of(noise_multiplier) or 1.0", "counts take more of the noise than they were to", KEPT),
+    Mutant("_mechanism/row_map", "(noises.weight * batch.max_grad_norm)", "noises.weight", "counts are weighted without C", KEPT),
+    Mutant("_mechanism/norm_count", "if noises is None or noises.rows_per_example is not None:", "if noises is None:", "norms are counted beside rows", KEPT),
+    Mutant("ledger/_segments", "if left.norm_moves:", "if left.noise_beside_count is not None:", "norms that were assigned are counted together", KEPT),
+    Mutant("certificate/_run", "if not charge.norm_moves", "if charge.noise_beside_count is None", "a norm that was assigned beside counts of rows is not told", KEPT),
     # Scaled clipping, and corrected second moments
     Mutant("_mechanism/mechanism", ".squared_norms(groups, batch.scales).sqrt()", ".squared_norms(groups).sqrt()", "gradients are clipped before they are scaled", SCALED),
     Mutant("_mechanism/mechanism", "            total.mul_(scale)", "            pass", "sums are noised as they are, clipped as scaled", SCALED),
@@ -320,7 +337,7 @@ MUTANTS = (
     Mutant("ledger/_ledger", "as_planned = totals.as_planned and terms.is_planned", "as_planned = terms.is_planned", "a run that spent more than planned goes on past its target", "test_ledger.py"),
     Mutant("ledger/_terms", "about = numbers, of_step, part", "about = numbers, part", "a step is charged as the one before it, whatever is planned for it", "test_ledger.py"),
     Mutant("ledger/_budget", "            and release.truncation == plan.truncation", "", "a truncated release counts as the planned one", "test_ledger.py"),
-    Mutant("ledger/_ledger", "fork._num_advisories = self._num_advisories", "pass", "a copy of a ledger forgets what older release charged it", "test_claims.py"),
+    Mutant("ledger/_remarks", "num_advisories=min(self.num_advisories, other.num_advisories)", "num_advisories=self.num_advisories", "what an older release charged counts as charged by this one", "test_claims.py"),
     Mutant("ledger/_advisories", "return ADVISORIES[num_known:]", "return ()", "known faults are not told", "test_claims.py"),
     Mutant("_mechanism/private_run", "        if self.noise.seed is not None or of_loader is not None:", "        if False:", "a debugging seed is certified as private", "test_debugging_seed.py"),
     Mutant("certificate/_run", 'return self.failure is not None or self.rng == "debug"', "return self.failure is not None", "noise of a debugging seed is certified where the ledger does not say so", "test_debugging_seed.py"),
@@ -392,8 +409,8 @@ MUTANTS = (
     Mutant("certificate", '{**about, "group_size": group_size}', "about", "an example's epsilon is certified for a group", "test_groups.py"),
     Mutant("certificate/_verification", "group_size=c.group_size,", "group_size=1,", "an example's epsilon passes for a group's", "test_groups.py"),
     # Declarations
-    Mutant("ledger", "fork._declared_public = self._declared_public", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
-    Mutant("ledger", "            self.declare_public(declared)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "fork._remarks = self._remarks", "pass", "a copied run forgets what was declared public", "test_ledger.py"),
+    Mutant("ledger", "            self.remark(remarks)", "            pass", "a resumed run forgets what was declared public", "test_ledger.py"),
     Mutant("optimizer/_dp_optimizer", "        ledger.declare_public(declared)", "        pass", "a certificate does not say what was declared public", "test_declared_public.py"),
     Mutant("certificate", "if any(run.declared_public for run in runs):", "if False:", "that declared tensors hold no data is not assumed", "test_certificate.py"),
     Mutant("certificate", "map(_about_unit, units)", "map(_about_unit, ())", "that a unit is a person is not assumed", "test_certificate.py"),
@@ -552,7 +569,7 @@ MUTANTS = (
     Mutant("_keystream", "if start + size > self.position:", "if False:", "bytes are read that will be drawn", "test_noise_verification.py"),
     Mutant("_mechanism/mechanism", 'self.ledger.fail(f"noise was wrong: {error}")', "pass", "a run whose noise was wrong goes on", "test_mixing_ends_a_run.py"),
     # States of ledgers
-    Mutant("ledger/_ledger", "        if read(state) != said:", "        if False:", "a state that says fewer charges is written", "test_ledger.py"),
+    Mutant("ledger/_ledger", "        if read(state) != (self._segments, self._remarks):", "        if False:", "a state that says fewer charges is written", "test_ledger.py"),
     Mutant("ledger/_ledger", 'if rows(loaded) != state_dict["segments"]:', "if False:", "a part of a state's charges is read", "test_ledger.py"),
     Mutant("sampling/_rows_read", "return np.unique(places // step)", "return np.unique(places)", "other columns of a row are taken for another example", ROWS),
     Mutant("sampling/_rows_read", "if extent >= step or", "if", "a part that is cut across rows has the rows it begins in", ROWS),
@@ -589,7 +606,7 @@ MUTANTS = (
     Mutant("evidence/_look", "        if self._follows(data):", "        if False:", "losses that follow what changes beside their batch are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", '        return "numbers" if self._follows(numbers) else None', "        return None", "numbers that losses follow are not stated", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_look", "        self._state.exchange(tensors_of(batch))", "        pass", "other names of the batch keep its examples in a look", "evidence/test_read_beside_batch.py"),
-    Mutant("sampling/_collation", "    if repeats and _differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
+    Mutant("sampling/_collation", "    if repeats and differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
     Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
     Mutant("per_sample/_parts/part", "    return squares + length * LOST_BY_PRODUCT", "    return squares", "an accelerator does not count a small factor of a large gradient", "per_sample/test_precision.py"),
     Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
@@ -598,4 +615,14 @@ MUTANTS = (
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),
     Mutant("per_sample/_isolation/routing_rules", "is_read_TB = torch.arange(B) < sizes_T[:, None]", "is_read_TB = torch.arange(B).flip(0) < sizes_T[:, None]", "rows of packed sequences are taken for other units'", ISOLATION),
     Mutant("per_sample/_parts/row_groups", ".index_fill_(0, self.padding, 0)", "", "a unit with few rows gets rows of another", "per_sample/test_parts.py per_sample/test_by_owner.py"),
+    Mutant("sampling/_units", "if isinstance(part, _NUMBERS) and part != part:", "if False:", "each row without a user is a user of its own", "test_units.py"),
+    Mutant("sampling/_units", "if part is not None and type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
+    Mutant("ledger/_remarks", "rng=weakest(self.rng, other.rng)", "rng=other.rng", "noise of before a resume is stated as that after it", "test_remarks.py"),
+    Mutant("optimizer/_private_step", "        remark(self.mechanism, self._all_parameters())", "        pass", "a resumed run forgets what has to be assumed of it", "test_remarks.py"),
+    Mutant("certificate/_document", "        said = _said_of(run, runs)", "        said = run", "of two documents about the same charges the first is believed", "test_remarks.py"),
+    Mutant("optimizer/_left_out", "    beside.has_left_out = True", "    return", "steps that losses decide to skip are not told", "test_left_out.py"),
+    Mutant("accounting/_accountant", "    if found > 0:", "    if True:", "a divergence without a digit bounds epsilon by 0", "test_accounting.py"),
+    Mutant("sampling/_own_rows", "    return draws == same and differ(row, alone)", "    return False", "a dataset mixes examples as it reads them", "test_own_rows.py"),
+    Mutant("sampling/_own_rows", "    return draws == others_draws and differ(once, after)", "    return False", "a dataset keeps a part of the row before", "test_own_rows.py"),
+    Mutant("sampling/_own_rows", "        if place in entries.read", "        if entries.read", "a table that is as long as the data is taken for its rows", "test_own_rows.py"),
 )  # fmt: skip

@@ -129,6 +129,23 @@ def test_epsilon_lies_between_a_lower_bound_and_other_accountants(
     assert prv - 2 * 0.01 - 5e-4 <= claimed <= prv + 5e-4
 
 
+@pytest.mark.parametrize(
+    ("steps", "delta"), [(1, 1e-15), (10**4, 1e-12), (10**7, 1e-9)]
+)
+def test_a_divergence_that_is_rounded_to_nothing_is_not_nothing(steps, delta):
+    """Of one in a billion, with sigma 500: delta at epsilon 0 is above the one asked for.
+
+    It is the mass by which the laws of a step differ, which the steps add up to about
+    its square root at least.
+    """
+    guarantee = cost((1e-9, 500.0, steps), delta=delta)
+    apart = 1e-9 * math.erf(1 / (2 * math.sqrt(2) * 500.0))
+
+    assert math.sqrt(steps) * apart > delta
+    assert 0 < guarantee.epsilon_rdp < 0.1
+    assert 0 < guarantee.epsilon < 0.1
+
+
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_nothing_released_costs_nothing(relation):
     """Epsilon is 0 before the first step, by no accountant."""

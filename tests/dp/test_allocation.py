@@ -433,6 +433,7 @@ def test_a_copy_pays_for_the_rest_of_the_pass_itself(make_allocated):
         assert fork.steps == 8
 
 
+@pytest.mark.filterwarnings("ignore:a batch was drawn and left out")
 def test_a_batch_that_is_dropped_leaves_the_pass_paid(make_allocated):
     """Releasing less is post-processing."""
     run = make_allocated()
@@ -514,6 +515,7 @@ def test_noise_below_the_plan_is_refused_and_more_of_it_is_not(make_allocated):
     assert {c.noise_multiplier for c in run.optimizer.ledger.charges()} == {1.0}
 
 
+@pytest.mark.filterwarnings("ignore:a batch was drawn and left out")
 def test_the_norm_is_one_in_a_pass(make_allocated):
     """Its one charge states it. Another pass may have another one."""
     run = make_allocated()

@@ -1,10 +1,12 @@
 """The command line, as a user meets it."""
 
+import inspect
 import json
 import os
 import runpy
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -16,8 +18,12 @@ from torch import nn
 
 import dp
 from dp.cli import main
+from dp.cli._examine import audit_command, check_command
 from dp.cli._input import built_in
 from dp.cli._models import model_for
+from dp.cli._planning import calibrate_command, epsilon_command
+from dp.cli._published import compose_command, verify_command
+from dp.cli._train_command import predict_command, train_command
 from dp.cli._training import Setup, optimizer_for
 
 
@@ -475,6 +481,16 @@ def test_what_is_no_certificate_is_one_line(call, tmp_path, text):
     assert "cannot be verified" in err
 
 
+@pytest.mark.parametrize("command", ["verify", "compose"])
+def test_a_certificate_that_is_not_there_is_named(call, tmp_path, command):
+    """With what the system says of it, and no number of an error."""
+    path = tmp_path / "nothing.json"
+    code, _out, err = call(command, path)
+
+    assert code == 2
+    assert err == f"Error: {path} cannot be read: No such file or directory\n"
+
+
 def test_without_a_command_the_help_is_shown(call):
     """A stranger who types the name alone learns what it can do."""
     _code, out, err = call()
@@ -483,15 +499,30 @@ def test_without_a_command_the_help_is_shown(call):
     assert "Error" not in err
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "predict", "epsilon", "calibrate", "verify", "compose"]
-)
-def test_every_option_is_explained(call, command):
-    """The help of each command names each of its options."""
-    code, out, _err = call(command, "--help")
+COMMANDS = {
+    "train": train_command,
+    "predict": predict_command,
+    "epsilon": epsilon_command,
+    "calibrate": calibrate_command,
+    "verify": verify_command,
+    "compose": compose_command,
+    "check": check_command,
+    "audit": audit_command,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_the_terminal(call, monkeypatch, name):
+    """Its paragraphs are wrapped where the terminal ends, not where the code does."""
+    monkeypatch.setenv("COLUMNS", "70")
+    code, out, _err = call(name, "--help")
+    shown = [line.strip() for line in out.splitlines()]
 
     assert code == 0
     assert "Usage: python -m dp" in out
+    for paragraph in inspect.getdoc(COMMANDS[name]).split("\n\n"):
+        lines = textwrap.wrap(" ".join(paragraph.split()), width=68)
+        assert [line for line in lines if line not in shown] == []
 
 
 def test_the_module_runs(capsys, monkeypatch):
@@ -558,3 +589,16 @@ def test_what_cannot_be_composed_is_one_line(call, certified, tmp_path, delta):
 
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
+
+
+def test_certificates_at_several_deltas_are_told_to_share_one(
+    call, certified, tmp_path
+):
+    """Unless the option states one for all of them."""
+    first = dp.Certificate.from_json(certified[0].read_text("utf-8"))
+    other = tmp_path / "other.json"
+    other.write_text(dp.compose(first, delta=first.delta / 2).to_json())
+    code, _out, err = call("compose", certified[0], other)
+
+    assert code == 2
+    assert "cannot be composed: certificates to compose must share their delta" in err

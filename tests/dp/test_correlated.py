@@ -584,6 +584,7 @@ def test_one_participation_adds_a_vector_of_the_clipping_norm(lone, monkeypatch)
     assert blocks(witness.norms()) == pytest.approx([1.0] * 5, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:a batch was drawn and left out")
 @pytest.mark.parametrize("skipped", [{1}, {2, 3}, {3}, {5, 10, 15}, {1, 2, 3, 7}])
 def test_a_skipped_step_does_not_bring_participations_closer(
     lone, monkeypatch, skipped
@@ -785,6 +786,7 @@ def test_other_parameters_begin_the_recursion_anew(lone, monkeypatch):
     assert [norm > 0 for norm in witness.norms()] == [True, False, False]
 
 
+@pytest.mark.filterwarnings("ignore:a batch was drawn and left out")
 def test_a_release_that_failed_begins_the_recursion_anew(lone, monkeypatch):
     """It was charged, and some of its sums may have been taken on."""
     run, witness = lone(monkeypatch), Witness()

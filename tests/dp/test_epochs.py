@@ -1,12 +1,15 @@
 """Plans in epochs, a batch size and a number of examples that is public."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from dp import plan_for
+from dp import PrivacyPlan, plan_for
 from dp.calibration._epochs import numbers_of_epochs, steps_of_epoch
 from dp.sampling import PoissonLoader
+from dp.sampling._refused_arguments import _TAKEN
 
 
 TARGET = {"target_epsilon": 3.0, "target_delta": 1e-6, "max_grad_norm": 1.0}
@@ -126,3 +129,27 @@ def test_a_collate_function_of_ones_own_raises_what_it_raises():
         plan_for(**TARGET, batch_size=1, dataset_size=2, epochs=1).loader(
             rows, timeout=3
         )
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("colate_fn", "; did you mean 'collate_fn'?"),
+        ("unit", "; did you mean 'units'?"),
+        ("colour", ""),
+    ],
+)
+def test_a_misspelt_argument_of_a_loader_is_told_what_was_meant(misspelt, meant):
+    """It is not said that another loader takes what none takes."""
+    plan = plan_for(**TARGET, batch_size=1, dataset_size=2, epochs=1)
+    with pytest.raises(TypeError) as error:
+        plan.loader([torch.zeros(1)] * 2, **{misspelt: 3})
+
+    assert str(error.value) == f"plan.loader takes no {misspelt}, got 3{meant}"
+
+
+def test_loaders_know_which_arguments_a_plan_takes():
+    """Those of its signature, so that a suggestion is one that helps."""
+    parameters = inspect.signature(PrivacyPlan.loader).parameters
+
+    assert {"self", "dataset", *_TAKEN, "refused"} == set(parameters)

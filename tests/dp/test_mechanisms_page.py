@@ -43,11 +43,22 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanisms, "SETTINGS", ())
     monkeypatch.setattr(mechanisms, "CORRELATED", ((8, 0.25, 8.0),))
     monkeypatch.setattr(mechanisms, "support", lambda: "| nothing |")
+    monkeypatch.setattr(mechanisms, "rules", lambda: "| no rule |")
 
     mechanisms.main()
 
     text = page.read_text("utf-8")
     assert "<!-- support -->\n\n| nothing |\n\n<!-- end of support -->" in text
+    assert "<!-- rules -->\n\n| no rule |\n\n<!-- end of rules -->" in text
     assert text.startswith("# Mechanisms\n")
     assert '`plan_for(mechanism="best")` computes all three' in text
     assert "| 8 | 0.25 | 8 |" in text
+
+
+def test_the_table_of_clipping_rules_is_current():
+    """And some rules are refused, so that not every answer is yes."""
+    table = mechanisms.rules()
+
+    assert table in mechanisms.PAGE.read_text("utf-8")
+    (correlated,) = [line for line in table.splitlines() if "BandedNoise" in line]
+    assert correlated.endswith("| yes | refused | refused | refused |")

@@ -343,14 +343,14 @@ def test_the_curve_of_a_run_ends_at_its_epsilon():
         ([{"target_epsilon": 3.0}], None, [(3.0, "target 3")]),
         ([{"target_epsilon": 3.0}] * 2, None, [(3.0, "target of each run: 3")]),
         (
-            [{"target_epsilon": 3.0}, {}, {"target_epsilon": 2.5}],
+            [{"target_epsilon": 3.0}, {}, {"target_epsilon": 2.50001}],
             None,
-            [(2.5, "target of run 3: 2.5"), (3.0, "target of run 1: 3")],
+            [(2.50001, "target of run 3: 2.5"), (3.0, "target of run 1: 3")],
         ),
         (
             [{"target_epsilon": 3.0}, {}, {"target_epsilon": 3.0}],
             1e-4,
-            [(3.0, "target of 2 runs: 3 at delta 1e-05")],
+            [(3.0, "target of each of 2 runs: 3 at delta 1e-05")],
         ),
     ],
     ids=["none", "one", "the same", "several", "at another delta"],

@@ -391,6 +391,36 @@ def test_units_that_do_not_fit_the_dataset_are_refused(options, told):
         make_plan().loader(Run().data, **options)
 
 
+class Person:
+    """A user whom only its address tells from others."""
+
+
+@pytest.mark.parametrize(
+    ("units", "error", "told"),
+    [
+        (np.array([7.0, 7.0, np.nan, np.nan]), ValueError, "has NaN"),
+        (torch.tensor([7.0, torch.nan, torch.nan, 7.0]), ValueError, "has NaN"),
+        ([7, 7, np.datetime64("NaT"), np.datetime64("NaT")], ValueError, "has NaN"),
+        ([("a", 1.0), ("a", 1.0), ("b", np.nan), ("b", np.nan)], ValueError, "NaN"),
+        ([torch.tensor(u) for u in (7, 7, 8, 8)], TypeError, "has a Tensor"),
+        ([("a", torch.tensor(u)) for u in (7, 7, 8, 8)], TypeError, "a Tensor"),
+        ([Person() for _ in range(4)], TypeError, "has a Person"),
+    ],
+    ids=["array", "tensor", "dates", "tuples", "tensors", "in tuples", "objects"],
+)
+def test_units_that_are_not_told_apart_by_their_values_are_refused(units, error, told):
+    """Each row would be a unit of its own: 2 C for a user of two rows, in silence."""
+    with pytest.raises(error, match=told):
+        UnitIndex(units, num_rows=4, max_per_unit=None)
+
+
+def test_a_missing_unit_is_one_unit():
+    """None is equal to itself: rows without a user are clipped as those of one."""
+    index = UnitIndex(["a", None, "a", None], num_rows=4, max_per_unit=None)
+
+    assert index.num_units == 2
+
+
 def test_a_limit_of_rows_needs_units():
     """A plan for examples has no units that could have several."""
     plan = make_plan(unit_of_privacy="one training example")

@@ -316,7 +316,7 @@ def test_verify_reports_a_name_that_hides_the_targets():
     verify(part)
     part.rate = 0.5
 
-    assert "'rate' in the wrapper's __dict__ hides that of Target" in hidden(part)
+    assert "'rate' in the wrapper's __dict__ hides Target's" in hidden(part)
 
 
 @pytest.mark.parametrize("way", ["annotated", "excepted", "defined"])

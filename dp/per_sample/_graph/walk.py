@@ -37,7 +37,7 @@ def find_uses(
     root: Edge,
     parameters: Sequence[Tensor],
     *,
-    constants: AbstractSet[Signature] = frozenset(),
+    constants: AbstractSet[Signature | Node] = frozenset(),
     public: PublicTensors,
 ) -> Graph:
     """Find every use of *parameters* in the graph below *root*.
@@ -45,7 +45,8 @@ def find_uses(
     Args:
         root: The node and output of the losses.
         parameters: Leaves of the graph.
-        constants: Of uses that might be constant, those that are taken to be.
+        constants: Of uses that might be constant, those that are taken to be: by what
+            names them, or themselves.
         public: Tensors that were declared to be no data.
     """
     walk = _Walk({id(p): p for p in parameters}, constants, public)
@@ -59,7 +60,7 @@ class _Walk:
     def __init__(
         self,
         parameters: Mapping[int, Tensor],
-        constants: AbstractSet[Signature],
+        constants: AbstractSet[Signature | Node],
         public: PublicTensors,
     ) -> None:
         self._parameters = parameters
@@ -120,7 +121,7 @@ class _Walk:
                 {id(p): p for of_input in below for p in of_input}.values()
             )
             sign = self._signature(node, name, parameters)
-            if sign is None or sign in self._constants:
+            if sign is None or {sign, node} & self._constants:
                 self._add_of_parameters(node, children, parameters, sign)
                 return
         # Data times 0.5, or data / count: of which kind the factor is, a number of the program or

@@ -179,7 +179,9 @@ def check_shared(known: Fingerprints, graph: Graph) -> None:
                 " all examples share and that is not the same in every batch, so it"
                 " may be computed from all of them. Give a number that changes as a"
                 " Python float, what depends on examples an axis of them, and declare"
-                f" what is public: DPOptimizer(..., public=[tensor]). {REMEDY}"
+                " what is public: DPOptimizer(..., public=[tensor]). A mask of dropout is"
+                " such a tensor where it falls on what examples share: expand that to"
+                f" every example first. {REMEDY}"
             )
             error.began_earlier = True
             raise error

@@ -25,6 +25,12 @@ def test_ranks_that_differ_are_told_in_what(ranks, what):
         assert charged == 0
 
 
+def test_ranks_may_have_seen_other_things(ranks):
+    """What a rank has to say of its losses and weights stops no other rank."""
+    for name, message, charged in ranks("ranks_failures:remarked"):
+        assert (name, message, charged) == (None, "", 1)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_shards_that_hold_the_same_data_are_refused(ranks, same):
     """An example that two ranks draw would count twice; nothing is charged."""

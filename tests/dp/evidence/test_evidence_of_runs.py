@@ -174,6 +174,40 @@ def test_that_a_draw_was_empty_is_not_recorded(make_plan):
         assert record.looks == (0 if finished else num_due(optimizer.ledger.segment, 8))
 
 
+@pytest.mark.parametrize("trainers", [False, True])
+def test_a_draw_of_no_examples_does_not_reach_the_model(make_plan, trainers):
+    """Many a model cannot take it: an error would show that the draw was empty."""
+    plan = make_plan(sampling=dp.PoissonSampling(sampling_probability=1e-9), steps=3)
+    model = nn.Linear(4, 3)
+    loader = plan.loader(TensorDataset(torch.randn(2, 4), torch.zeros(2).long()))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
+
+    def loss_fn(batch):
+        raise AssertionError(batch)
+
+    for batch in loader:
+        if trainers:
+            optimizer.private_loss(loss_fn, batch).backward()
+        else:
+            optimizer.backward(loss_fn, batch)
+        optimizer.step()
+    assert optimizer.ledger.steps == 3
+
+
+def test_examples_beside_an_empty_draw_are_still_refused(make_plan):
+    """Of another batch, or of one that the caller added to."""
+    plan = make_plan(sampling=dp.PoissonSampling(sampling_probability=1e-9), steps=3)
+    model = nn.Linear(4, 3)
+    loader = plan.loader(TensorDataset(torch.randn(2, 4), torch.zeros(2).long()))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
+    next(iter(loader))
+
+    with pytest.raises(dp.SamplingMismatchError, match="more losses than"):
+        optimizer.backward(losses_of(model), batch_of())
+
+
 def test_a_run_without_losses_states_none(make_plan, model):
     """Noise alone, and nothing seen."""
     plan = make_plan(sampling=dp.PoissonSampling(sampling_probability=1e-9), steps=2)

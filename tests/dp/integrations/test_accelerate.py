@@ -128,6 +128,7 @@ def test_accumulation_divides_once(make_script, make_accelerator, parts):
     assert len(loader) == 6 * parts
 
 
+@pytest.mark.filterwarnings("ignore:a batch was drawn and left out")
 def test_accumulation_without_parts_is_not_silent(make_script, make_accelerator):
     """Accelerate skips the step of a whole draw; the draw's examples would be lost."""
     script = make_script()

@@ -110,6 +110,16 @@ def test_the_number_of_rows_is_the_callers_and_never_read(make_trainer):
     assert few == many
 
 
+def test_epochs_end_where_they_were_asked_to(make_trainer):
+    """Also where batches do not divide the rows: an epoch of 40 by 16 has 3 steps."""
+    plain = make_trainer(per_device_train_batch_size=16, num_train_epochs=1)
+    trainer = dp.private(plain, **NUMBERS)
+    trainer.train()
+
+    assert trainer.state.global_step == 3
+    assert trainer.state.epoch == 1.0
+
+
 @pytest.mark.slow
 def test_a_trainer_trains_saves_resumes_and_reports(make_trainer, tmp_path):
     """Under its old name too; a resumed run counts both parts, and its epochs go on."""

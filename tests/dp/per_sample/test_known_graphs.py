@@ -5,13 +5,16 @@ Shapes: ``B`` examples, ``T`` positions.
 
 import math
 import re
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.utils.checkpoint import checkpoint
 
-from dp.exceptions import SampleMixingError
+from dp.exceptions import SampleMixingError, WrongGradientError
 from dp.per_sample import (
     Engine as VerifiedEngine,
     _backward_pass,
@@ -20,7 +23,7 @@ from dp.per_sample import (
 )
 from dp.per_sample._graph.nodes import output_shape
 from dp.per_sample._graph.uses import Use
-from dp.per_sample._isolation.known_graph import BROADCASTING, FOLLOWING
+from dp.per_sample._isolation.known_graph import BROADCASTING, FOLLOWING, Template
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -377,6 +380,67 @@ def test_positions_that_are_looked_up_may_be_of_any_number(walks, assert_exact):
         assert_exact(h.sin().sum((1, 2)), parameters, engine=engine)
 
     assert walks == [B, B]  # Once more, with positions taken for shared.
+
+
+def looked_up(table, length):
+    return table[torch.arange(length)]
+
+
+SHARED = {
+    "an embedding": lambda table, T: F.embedding(torch.arange(T), table),
+    "indices": looked_up,
+    "index_select": lambda table, T: table.index_select(0, torch.arange(T)),
+    "a slice and a constant": lambda table, T: table[:T] * torch.arange(T)[:, None],
+    "a sum with a constant": lambda table, T: table[:T] + torch.arange(T)[:, None] / 9,
+    "two of one table": lambda table, T: (
+        looked_up(table, T) + looked_up(table, T + 1)[1:]
+    ),
+    "of distances": lambda table, T: looked_up(table, T + 3)[3:].cos(),
+    "one of another shape": lambda table, T: (
+        looked_up(table, T) + table[torch.tensor(3)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_all_units_share_may_be_longer_where_a_graph_is_verified(name):
+    """A walk that is made again knows it by its place, not by its shape."""
+    words, table = nn.Embedding(9, 4), nn.Parameter(torch.randn(30, 4))
+    engine = VerifiedEngine(verification=Verification(every=1))
+    for length in (3, 4, 3, 11):
+        h = words(torch.randint(0, 9, (B, length))) + SHARED[name](table, length)
+        losses = h.sin().sum((1, 2))
+        (total,) = torch.autograd.grad(losses.sum(), table, retain_graph=True)
+        sums = [torch.zeros_like(words.weight), torch.zeros_like(table)]
+        engine.gradients(losses, [words.weight, table]).add_weighted_sum(
+            torch.ones(1, B), [0, 0], sums
+        )
+
+        torch.testing.assert_close(sums[1], total)
+
+
+def test_another_lookup_in_the_place_of_a_shared_one_is_noticed_by_a_walk():
+    """A place that is taken for shared is that of the same operation on the same table."""
+    one, other = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(9, 4))
+    engine = VerifiedEngine(verification=Verification(every=1))
+
+    def losses():
+        x = torch.randn(B, T, 4)
+        return (x + looked_up(one, T) + looked_up(other, T)).sin().sum((1, 2))
+
+    engine.gradients(losses(), [one, other])
+    bound = Template.bound
+
+    def exchanged(self, nodes, parameters):
+        graph = bound(self, nodes, parameters)
+        (first, sign), (second, other_sign) = graph.assumed
+        return replace(graph, assumed=[(second, sign), (first, other_sign)])
+
+    with (
+        patch.object(Template, "bound", exchanged),
+        pytest.raises(WrongGradientError, match="taken for one that was walked"),
+    ):
+        engine.gradients(losses(), [one, other])
 
 
 def test_many_kinds_of_graph_are_all_right(assert_exact, per_example):

@@ -479,7 +479,7 @@ def test_the_task_follows_from_the_target_unless_it_is_stated(csv):
             "cannot be read as CSV: a row has more",
         ),
         ([HEADER, *(f"{row},5" for row in ROWS)], "class", "cannot be read as CSV"),
-        (["x" + ",c" * 12, *ROWS], None, ", ..."),
+        (["x" + ",c" * 12, *ROWS], None, "c.5, ..., c.11"),
         (["0.1,0.2,secret", *ROWS], "class", "looks like data, not like the names"),
         (["secret,b,no", *("n,b,no", "m,c,yes") * 20], "no", "looks like data"),
         (["n,y", *(f"a,{i}" for i in range(20))], "y", "numbers by --task regression"),
