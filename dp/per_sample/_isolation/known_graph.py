@@ -28,7 +28,7 @@ from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
 from dp.per_sample._isolation.rule_table import arguments_reader
 
 
-__all__ = ("BROADCASTING", "FOLLOWING", "Template")
+__all__ = ("BROADCASTING", "FOLLOWING", "FOLLOWING_SOME", "Template")
 
 # Operations of one tensor whose output has the shape of that tensor.
 FOLLOWING: Final = frozenset(
@@ -62,6 +62,14 @@ FOLLOWING: Final = frozenset(
 BROADCASTING: Final = frozenset(
     f"{name}Backward0" for name in ("Add", "Div", "Mul", "Sub")
 )
+
+# Operations whose outputs have shapes that follow from those of these inputs alone: a
+# product of two matrices, and a norm over the axes of its weight.
+FOLLOWING_SOME: Final[Mapping[str, Sequence[int]]] = {
+    "AddmmBackward0": (1, 2),
+    "MmBackward0": (0, 1),
+    "NativeLayerNormBackward0": (0, 1),
+}
 
 _NOBODY: Final = 0  # The place of an input that has no graph.
 _Places = Sequence[tuple[int, int]]  # Of edges: the place of a node, and its output.
@@ -294,6 +302,8 @@ def _follows(
         return len(inputs) == 1
     if name in BROADCASTING:  # What has no graph has a shape of its own.
         return all(child is not None for child, _ in inputs)
+    if name in FOLLOWING_SOME:
+        return all(inputs[at][0] is not None for at in FOLLOWING_SOME[name])
     # Of a parameter itself, a matrix: the shape is that of the parameter, turned round.
     return name == "TBackward0" and place_of[inputs[0][0]] in own
 

@@ -21,9 +21,15 @@ from dp.per_sample import (
     _known_graphs,
     _layer_batching,
 )
-from dp.per_sample._graph.nodes import output_shape
-from dp.per_sample._graph.uses import Use
-from dp.per_sample._isolation.known_graph import BROADCASTING, FOLLOWING, Template
+from dp.per_sample._graph.nodes import output_shape, output_shapes
+from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.uses import Graph, Use
+from dp.per_sample._isolation.known_graph import (
+    BROADCASTING,
+    FOLLOWING,
+    FOLLOWING_SOME,
+    Template,
+)
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -533,3 +539,58 @@ def test_the_shape_of_what_has_no_graph_is_looked_at(assert_exact):
         assert_exact(sums.sin().sum((1, 2)), [w], engine=engine)
 
     assert len(engine._graphs._known[0].by_sizes) == 2
+
+
+OF_SOME = {
+    "AddmmBackward0": (torch.addmm, (2,), (4, 3), (3, 2)),
+    "MmBackward0": (torch.mm, (4, 3), (3, 2)),
+    "NativeLayerNormBackward0": (
+        lambda x, w: F.layer_norm(x, w.shape, w, w.detach()),
+        (4, 5, 3),
+        (5, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_SOME)
+def test_shapes_of_some_inputs_say_those_of_all_results(name):
+    """Whatever other inputs there are, and whatever they hold."""
+    function, *shapes = OF_SOME[name]
+    found = set()
+    for is_given in (True, False):
+        some = [
+            torch.rand(shape, requires_grad=is_given or at in FOLLOWING_SOME[name])
+            for at, shape in enumerate(shapes)
+        ]
+        node = function(*some).grad_fn
+        assert type(node).__name__ == name
+        found.add(tuple(output_shapes(node)))
+
+    assert found == {((4, 5, 3) if "Norm" in name else (4, 2),)}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_SOME)
+def test_the_shape_of_an_operation_with_data_is_looked_at(name):
+    """A product with data, or a norm without a weight, may have any shape."""
+    function, *shapes = OF_SOME[name]
+    for without in FOLLOWING_SOME[name]:
+        some = [
+            torch.rand(shape, requires_grad=at != without)
+            for at, shape in enumerate(shapes)
+        ]
+        node = function(*some).grad_fn
+        parameters = [one for one in some if one.requires_grad]
+
+        sizes = _looked_at(node, parameters)
+        assert {*output_shapes(node)} <= sizes
+        some[without].requires_grad_()
+        assert not {*output_shapes(function(*some).grad_fn)} & _looked_at(
+            function(*some).grad_fn, some
+        )
+
+
+def _looked_at(node, parameters):
+    """The shapes that a template of a graph without uses reads."""
+    graph = Graph([], [], [], [], [], (), frozenset())
+    template = Template(graph, (node, 0), parameters, PublicTensors(()))
+    return {*template.sizes(template.matched((node, 0), parameters), [])}
