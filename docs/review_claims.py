@@ -245,6 +245,7 @@ CERTIFICATE: dict[str, Claim] = {
     "dp/ledger/_remarks.py": Claim("Whatever is known of one charge's noise, public tensors and assumptions, every certificate of it says.", ("dp/test_remarks.py::test_noise_of_earlier_steps_is_stated_as_it_was", "dp/test_remarks.py::test_what_others_saw_of_earlier_steps_is_stated")),
     "dp/certificate/_run.py": Claim("A run has every charge of its ledger.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged",)),
     "dp/certificate/_document.py": Claim("The statement is about all runs that it names; what they share counts once.", (_CERTIFICATE + "what_two_certificates_share_counts_once", _CERTIFICATE + "several_optimizers_on_one_dataset_are_composed")),
+    "dp/certificate/_repeats.py": Claim("Nothing that one of several certificates states is lost, but for what another one states, too.", (_CERTIFICATE + "what_two_certificates_share_counts_once", "dp/test_claims.py::test_what_remained_of_each_fork_counts", "dp/test_queries.py::test_a_run_that_only_answered_is_no_part_of_another")),
     "dp/certificate/_numbers.py": Claim("Every number is computed from all charges of all runs.", (_CERTIFICATE + "it_states_what_the_ledger_was_charged", _CERTIFICATE + "other_plans_are_stated_and_verify")),
     "dp/accounting/_curve.py": Claim("Between computed points the curve has the epsilon of the next one.", (_ACCOUNTING + "the_curve_bounds_every_point",)),
     "dp/accounting/_group_losses.py": Claim("The loss of a group is that of `dp_accounting`.", (_CERTIFICATE + "losses_of_a_group_are_those_of_dp_accounting",)),

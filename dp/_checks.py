@@ -9,6 +9,7 @@ import operator
 import warnings
 from typing import Final, SupportsIndex, get_args
 
+from dp._reports import shown
 from dp._typing import NeighboringRelation
 
 
@@ -21,6 +22,7 @@ __all__ = (
     "positive",
     "probability",
     "relation",
+    "shown",
     "small_delta",
 )
 
@@ -35,7 +37,7 @@ def positive(**named: float) -> float:
     """Return the value if it is a finite number above 0."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+        raise ValueError(f"{name} must be > 0 and finite, got {shown(value)}")
     return float(value)
 
 
@@ -50,7 +52,7 @@ def clipping_norm(**named: float) -> float:
     if not _SMALLEST_NORM <= value <= _LARGEST_NORM:
         raise ValueError(
             f"{name} must be in [{_SMALLEST_NORM:g}, {_LARGEST_NORM:g}], where squares"
-            f" are float32 numbers, got {value!r}; scale the loss"
+            f" are float32 numbers, got {shown(value)}; scale the loss"
         )
     return float(value)
 
@@ -59,7 +61,7 @@ def non_negative(**named: float) -> float:
     """Return the value if it is a finite number of at least 0."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
+        raise ValueError(f"{name} must be >= 0 and finite, got {shown(value)}")
     return float(value)
 
 
@@ -67,7 +69,7 @@ def probability(**named: float) -> float:
     """Return the value if it lies in ``(0, 1]``."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
     return float(value)
 
 
@@ -75,7 +77,7 @@ def open_unit(**named: float) -> float:
     """Return the value if it lies strictly between 0 and 1."""
     ((name, value),) = named.items()
     if not _is_number(value) or not 0 < value < 1:
-        raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}")
+        raise ValueError(f"{name} must be strictly between 0 and 1, got {shown(value)}")
     return float(value)
 
 
@@ -83,10 +85,10 @@ def count(**named: SupportsIndex) -> int:
     """Return the value if it is a whole number of at least 1."""
     ((name, value),) = named.items()
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        raise ValueError(f"{name} must be a whole number >= 1, got {shown(value)}")
     number = operator.index(value)
     if number < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        raise ValueError(f"{name} must be a whole number >= 1, got {shown(value)}")
     return number
 
 
@@ -109,7 +111,7 @@ def relation(
     if neighboring_relation not in known:
         raise ValueError(
             f"neighboring_relation must be one of {', '.join(map(repr, known))}, got"
-            f" {neighboring_relation!r}"
+            f" {shown(neighboring_relation)}"
         )
     if truncated and neighboring_relation == "add_or_remove_one":
         raise ValueError(

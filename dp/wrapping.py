@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dp._reports import shown
 from dp.clipping import Clipping
 from dp.exceptions import UnsupportedOperationError
 from dp.noise import GaussianNoise
@@ -112,7 +113,7 @@ def _check_class(optimizer_class: object) -> None:
     ):
         raise TypeError(
             "optimizer_class must be a class of torch optimizers, got"
-            f" {optimizer_class!r}; to wrap an optimizer, call DPOptimizer"
+            f" {shown(optimizer_class)}; to wrap an optimizer, call DPOptimizer"
         )
     if issubclass(optimizer_class, DPOptimizer):
         raise TypeError(

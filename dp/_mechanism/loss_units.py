@@ -12,6 +12,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from dp._reports import shown
 from dp.exceptions import SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import Ticket
@@ -70,7 +71,7 @@ def loss_units(
         return _by_caller(losses, units, reduction, ticket)
     if reduction != "sum":
         raise ValueError(
-            f"reduction={reduction!r} is for several losses a unit; pass units="
+            f"reduction={shown(reduction)} is for several losses a unit; pass units="
         )
     unit_of_row = None if ticket is None else ticket.draw.unit_of_row
     if unit_of_row is None:
@@ -115,7 +116,7 @@ def _by_caller(
             f" {tuple(losses.shape)}, got {units.dtype} of shape {tuple(units.shape)}"
         )
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {shown(reduction)}")
     # The caller's units may be fewer than those drawn, and without a ticket any numbers
     # do.
     present = units.unique().tolist()

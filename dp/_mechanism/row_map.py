@@ -9,7 +9,8 @@ published here has just that distribution: gradients are clipped before rows are
 so that the sum in a row depends on no count; the noise of each row is independent of that
 of all others and of the counts; and noise that would be thrown away is not drawn.
 
-Shapes: ``B`` examples, ``V`` rows of all tables, ``K`` pairs of an example and a row.
+Shapes: ``B`` examples, ``G`` groups of parameters, ``V`` rows of all tables, ``K`` pairs
+of an example and a row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,12 +100,16 @@ class RowMap:
         )
 
     def of(
-        self, gradients: PerSampleGradients, parameters: Sequence[Tensor]
+        self,
+        gradients: PerSampleGradients,
+        parameters: Sequence[Tensor],
+        norms_GB: Tensor,
     ) -> Tensor | float:
         """Return how many examples touched each row of the tables, as they count.
 
         An example moves all counts together by ``sqrt(rows_per_example)`` at most, in L2.
-        It touches a row if it looked it up, with a gradient that is not zero.
+        It touches a row if it looked it up, other than as padding. One whose norm is
+        not finite touches nothing, as it contributes nothing.
 
         Raises:
             UnsupportedOperationError: If a table was used otherwise.
@@ -120,7 +125,10 @@ class RowMap:
         num_rows_B = torch.zeros(gradients.num_samples, dtype=dtype, device=device)
         for owners_K, _ in pairs:
             num_rows_B += owners_K.bincount(minlength=len(num_rows_B))
-        weights_B = self.rule.weights(num_rows_B)
+        # Where no loss of a batch is finite, no gradient is computed, so that such an
+        # example must not count among others either: one more would move all of them.
+        is_usable_B = norms_GB.isfinite().all(0).to(device)
+        weights_B = self.rule.weights(num_rows_B) * is_usable_B
         counts = [num_rows_B.new_zeros(len(table)) for table in tables]
         for count_V, (owners_K, rows_K) in zip(counts, pairs, strict=True):
             count_V.index_add_(0, rows_K, weights_B[owners_K])
@@ -193,14 +201,15 @@ class RowMap:
 def _touched(parts: Sequence[GradPart], index: int) -> tuple[Tensor, Tensor]:
     """Return the pairs of an example and a row that it looked up, each once.
 
-    Lookups whose gradient is zero, such as those of padding, touch nothing.
+    Padding touches nothing. A lookup whose gradient is zero counts: where terms cancel,
+    whether they do so exactly may depend, by rounding, on the rest of the batch.
     """
     match [*parts]:
         case []:
             return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
         case [EmbeddingGrads() as lookups]:
             keys_L = lookups.indices_L + lookups.owners_L * lookups.num_rows
-            keys_K = keys_L[lookups.grads_LD.any(1)].unique()
+            keys_K = keys_L[lookups.indices_L != lookups.padding_idx].unique()
             owners_K = keys_K.div(lookups.num_rows, rounding_mode="floor")
             return owners_K, keys_K % lookups.num_rows
     raise UnsupportedOperationError(

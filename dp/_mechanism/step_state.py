@@ -135,10 +135,11 @@ class StepState:
         ):
             self.stand_in.put(smallest, torch.inf if has_grown else 0.0)
 
-    def was_cleared(self) -> bool:
-        """Whether a trainer set the gradients of the batch at hand to None."""
+    def drop_cleared(self) -> None:
+        """Forget the batch at hand if a trainer set its gradients to None."""
         carrier = self.stand_in.parameter if self._is_scaled else None
-        return carrier is not None and carrier.grad is None
+        if carrier is not None and carrier.grad is None:
+            self.drop()
 
     def has_foreign_grads(self, parameters: Sequence[Tensor]) -> bool:
         """Whether gradients of another loss joined the batch at hand."""

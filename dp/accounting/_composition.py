@@ -60,9 +60,7 @@ def rounding(releases: tuple[Release, ...]) -> float:
     masses that sum to one. It was seen to be 2e-17 a release.
     """
     # 10 000 releases: 1e-12, which matters at delta 1e-11 and not at 1e-5.
-    return _UNIT * sum(
-        r.num_participations for r in releases if r.sampling_probability < 1
-    )
+    return _UNIT * sum(r.num_participations for r in releases if not r.is_on_all_data)
 
 
 def affordable(

@@ -32,9 +32,9 @@ def composed(
     whole: PrivacyLossDistribution | None = None
     for release, part in zip(releases, parts, strict=True):
         repeated = (
-            part.self_compose(release.num_participations)
-            if release.sampling_probability < 1
-            else part
+            part
+            if release.is_on_all_data
+            else part.self_compose(release.num_participations)
         )
         whole = repeated if whole is None else whole.compose(repeated)
     assert whole is not None, "there is a release"  # noqa: S101 -- of type checkers

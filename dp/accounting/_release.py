@@ -92,7 +92,7 @@ class Release:
         _checks.count(count=self.count)
         if self.disjoint not in {None, *get_args(Assignment)}:
             raise ValueError(
-                f"disjoint must be 'coin', 'position' or None, got {self.disjoint!r}"
+                f"disjoint must be 'coin', 'position' or None, got {_checks.shown(self.disjoint)}"
             )
         if self.steps_per_pass is not None:
             self._check_passes(_checks.count(steps_per_pass=self.steps_per_pass))
@@ -129,6 +129,14 @@ class Release:
                 " for both together"
             )
         _checks.cyclic_coin(self.sampling_probability, bands)
+
+    @property
+    def is_on_all_data(self) -> bool:
+        """Whether every example takes part in every release: *count* are one Gaussian.
+
+        Not where batches are truncated, also if all examples are drawn for them.
+        """
+        return self.sampling_probability == 1 and self.truncation is None
 
     @property
     def steps_per_charge(self) -> int:

@@ -60,7 +60,7 @@ def check_filter(
         ValueError: If *order* is not above 1, or if no divergence is known for them.
     """
     if _checks.positive(renyi_order=order) <= 1:
-        raise ValueError(f"renyi_order must be > 1, got {order!r}")
+        raise ValueError(f"renyi_order must be > 1, got {_checks.shown(order)}")
     # The library has no divergence for a truncated sample, nor for replacing in a
     # sample.
     if truncated or relation == "replace_one":
@@ -71,7 +71,7 @@ def check_filter(
         )
     if group_size != 1:
         raise ValueError(
-            f"a Renyi filter bounds what single units cost, got group_size={group_size!r};"
+            f"a Renyi filter bounds what single units cost, got group_size={_checks.shown(group_size)};"
             " leave renyi_order None, or draw the group as one unit"
         )
 

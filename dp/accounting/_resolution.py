@@ -212,7 +212,7 @@ def rough_epsilon(
     least = min(release.noise_multiplier for release in releases) / group_size
     highest = min(1e5, max(64.0, 100 * least**2))
     best = unsampled
-    if all(release.sampling_probability == 1 for release in releases):
+    if all(release.is_on_all_data for release in releases):
         return unsampled
     for order in (*(1 + 0.1 * 1.5**i for i in range(8)), *_powers(3.0, highest)):
         total = sum(r.count * _divergence(r, group_size, order) for r in releases)

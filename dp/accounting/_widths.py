@@ -21,7 +21,7 @@ def interval_for(
 ) -> float:
     """Return the width of buckets for an epsilon that is nearly tight."""
     distance = distance_of(releases, relation, group_size)
-    is_unsampled = all(release.sampling_probability == 1 for release in releases)
+    is_unsampled = all(release.is_on_all_data for release in releases)
     powers = _resolution.reference(releases)
     if (
         not is_unsampled

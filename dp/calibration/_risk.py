@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Final, final
 
+from dp._reports import shown
 from dp.accounting import Risk
 from dp.accounting._risk import NO_RISK
 
@@ -55,7 +56,7 @@ class RiskTarget:
             if not least < value < most:
                 raise ValueError(
                     f"{name} must be strictly between {least:g}, which is guessing, and"
-                    f" {most:g}, got {value!r}"
+                    f" {most:g}, got {shown(value)}"
                 )
 
     @property

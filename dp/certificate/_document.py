@@ -11,16 +11,16 @@ from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _page, _picture, _text
 from dp.certificate._numbers import Numbers, together
 from dp.certificate._recomputation import check_recomputed, is_recomputed
+from dp.certificate._repeats import without_repeats
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
 from dp.certificate._sentences import NOT_COVERED, assumed, released
 from dp.certificate._software import software
 from dp.certificate._statement import Statement
-from dp.evidence import Evidence, longest, of_segments
+from dp.evidence import Evidence, of_segments
 from dp.exceptions import LedgerError
 from dp.ledger import Charge, Ledger, remaining
 from dp.ledger._remarks import weakest
-from dp.ledger._segments import merge
 from dp.noise import GaussianNoise
 from dp.plan import PrivacyPlan
 
@@ -245,7 +245,7 @@ def compose(*certificates: Certificate, delta: float | None = None) -> Certifica
         _the_only("renyi_order, where they have one", orders)
     deltas = {c.delta for c in certificates} if delta is None else {delta}
     return _certify(
-        _without_repeats([run for c in certificates for run in c.runs]),
+        without_repeats([run for c in certificates for run in c.runs]),
         delta=_checks.open_unit(delta=_the_only("delta", deltas)),
         touches=_all_touches(certificates),
         assumptions=[line for c in certificates for line in c.assumptions],
@@ -301,67 +301,6 @@ def _certify(
         not_covered=NOT_COVERED,
         released=released(runs),
         software=software(),
-    )
-
-
-def _without_repeats(runs: list[CertifiedRun]) -> tuple[CertifiedRun, ...]:
-    """Leave out segments, or the part of them, that an earlier run has as well."""
-    known: dict[str, tuple[Charge, ...]] = {}
-    evidence: dict[str, Evidence] = {}
-    for run in runs:
-        for key, segment in run.segments.items():
-            known[key] = merge(known.get(key, ()), segment, key)
-            evidence[key] = longest(evidence.get(key), run.evidence[key])
-    kept = []
-    for index, run in enumerate(runs):
-        ours = {key: known.pop(key) for key in run.segments if key in known}
-        seen = {key: evidence[key] for key in ours}
-        goes_on = any(
-            _continues(other, run) and (not _continues(run, other) or i < index)
-            for i, other in enumerate(runs)
-            if i != index
-        )
-        rest = () if goes_on else run.remaining
-        said = _said_of(run, runs)
-        kept.append(replace(said, segments=ours, evidence=seen, remaining=rest))
-    # A failed run counts even if an earlier certificate has all that it was charged. So
-    # do queries: whether two runs asked the same ones, or each its own, is not known.
-    counted = [
-        run
-        for run in kept
-        if run.segments or run.remaining or run.has_failed or run.plan.queries
-    ]
-    return tuple(counted) or tuple(kept[:1])
-
-
-def _said_of(run: CertifiedRun, runs: Sequence[CertifiedRun]) -> CertifiedRun:
-    """Return *run* with what is said of its charges where others state them, too."""
-    # Example: two optimizers share a ledger, and one took noise from "fast". Each
-    # states all charges, which count once, in one of the two documents.
-    others = [
-        o for o in runs if o is run or not run.segments.keys().isdisjoint(o.segments)
-    ]
-    weakest_rng = weakest(*(o.rng for o in others))
-    declared = [name for o in others for name in o.declared_public]
-    return replace(
-        run,
-        rng=weakest_rng,
-        noise=next(o.noise for o in others if o.rng == weakest_rng),
-        num_parameters=max(o.num_parameters for o in others),
-        declared_public=tuple(dict.fromkeys([*run.declared_public, *declared])),
-        num_advisories=min(o.num_advisories for o in others),
-    )
-
-
-def _continues(later: CertifiedRun, earlier: CertifiedRun) -> bool:
-    """Whether *later* is the same run at the same point, or at a later one.
-
-    What remained of it then is what it charged since, and what remains of it now.
-    """
-    return later.plan == earlier.plan and all(
-        sum(c.count for c in later.segments.get(key, ()))
-        >= sum(c.count for c in segment)
-        for key, segment in earlier.segments.items()
     )
 
 

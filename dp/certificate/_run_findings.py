@@ -1,10 +1,11 @@
 """Check the charges of one run of a certificate against its plan, from the certificate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from dp._reports import Finding
-from dp.accounting import ReferenceAccountant, epsilon
+from dp.accounting import ReferenceAccountant, Release, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.accounting._release import first_releases
 from dp.accounting._renyi import epsilon_of_order, renyi_cost
@@ -53,8 +54,7 @@ def findings_of_run(
         holds=run.claimed_steps <= plan.steps,
         detail=f"took {run.steps} of {plan.steps}",
     )
-    if len(c.runs) == 1:  # In a composition another run may go on from this one.
-        yield _remaining(f"{prefix}remaining steps", run, c, library)
+    yield _remaining(f"{prefix}remaining steps", run, c, library)
     yield evidence_finding(f"{prefix}evidence", run)
     if plan.target_epsilon is not None:
         yield _target(f"{prefix}target epsilon", run, c, library)
@@ -116,13 +116,18 @@ def _remaining(
 ) -> Finding:
     """Return whether the rest of the plan is claimed, unless the end was public.
 
-    Of the rest, only steps that the target does not allow may be missing.
+    Of the rest, only steps that the target does not allow may be missing. In a
+    composition another run of the same plan may go on from this one, and claim it.
     """
+    alike = [other for other in c.runs if other.plan == run.plan]
+    run = _as_one(alike)
     rest = () if run.public_end is not None else rest_of_plan(run.plan, run.charges)
     # Example: 400 of 1000 steps were taken, of which the target allows 900. 500 have to
     # be claimed: with 300 the next one would be within the target, and is missing.
     stated = run.claimed_steps - run.steps
     holds = run.remaining == first_releases(stated, rest)
+    if len(alike) > 1:  # Each may have been at another place of the plan.
+        holds = _kinds(run.remaining) <= _kinds([*rest, *run.releases, *_planned(run)])
     if holds and stated < sum(release.count for release in rest):
         beyond = epsilon(
             (*run.releases, *first_releases(stated + 1, rest)),
@@ -141,6 +146,28 @@ def _remaining(
         f" {sum(release.count for release in rest)} that were left"
         + ("" if run.public_end is None else f"; the end is public: {run.public_end}"),
     )
+
+
+def _as_one(runs: Sequence[CertifiedRun]) -> CertifiedRun:
+    """Return runs of one plan as a run that charged and claims what all of them do."""
+    ends = [run.public_end for run in runs if run.public_end is not None]
+    return replace(
+        runs[0],
+        segments={
+            key: charges for run in runs for key, charges in run.segments.items()
+        },
+        remaining=tuple(release for run in runs for release in run.remaining),
+        public_end=ends[0] if ends else None,
+    )
+
+
+def _planned(run: CertifiedRun) -> tuple[Release, ...]:
+    return run.plan.releases(run.plan.steps)
+
+
+def _kinds(releases: Sequence[Release]) -> set[Release]:
+    """Return releases without their counts."""
+    return {replace(release, count=release.steps_per_charge) for release in releases}
 
 
 def _target(

@@ -93,7 +93,7 @@ class SparseClipping(Clipping):
         ):
             raise ValueError(
                 "tables must be a tuple of different positions among the trainable"
-                f" parameters, got {positions!r}; pass SparseClipping.tables_of(model)"
+                f" parameters, got {_checks.shown(positions)}; pass SparseClipping.tables_of(model)"
             )
 
     @staticmethod

@@ -30,6 +30,13 @@ _REFUSED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
         (None,),
         "scales an example's noise by the padded length, so that examples are mixed",
     ),
+    "torch_compile": (
+        (False,),
+        (
+            "compiles by a backend that hides what becomes of each example; call"
+            " model.compile(backend=dp.compile_backend) instead"
+        ),
+    ),
 }
 
 

@@ -30,6 +30,12 @@ def require_private_optimizer(optimizer: Any) -> DPOptimizer:
         TypeError: If there is none.
     """
     private = find_private_optimizer(optimizer)
+    if optimizer is None:
+        raise TypeError(
+            "there is no private optimizer yet: train first, by train() or fit(...), or"
+            " let the Accelerator that dp.private returned prepare the model, the"
+            " optimizer and the loader, in one call"
+        )
     if private is None:
         raise TypeError(
             f"no DPOptimizer was found in {type(optimizer).__name__}: wrap the"

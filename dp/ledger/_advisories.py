@@ -83,6 +83,18 @@ ADVISORIES: Final = (
         " also where a release had decided the end.",
         affects="runs that ended before their plan",
     ),
+    Advisory(
+        name="DP-2026-10",
+        fault="Steps on truncated batches for which every example is drawn were composed"
+        " as one release.",
+        affects="runs with `TruncatedPoissonSampling` at a sampling probability of 1",
+    ),
+    Advisory(
+        name="DP-2026-11",
+        fault="Rows whose unit was NaN, a tensor or an object without an equality of its"
+        " own were each clipped as a unit.",
+        affects="runs with `units=` of such values",
+    ),
 )
 
 

@@ -57,7 +57,8 @@ class BandedNoise:
         values = self.coefficients
         if not isinstance(values, tuple) or not values:
             raise ValueError(
-                f"coefficients must be a tuple of at least one number, got {values!r}"
+                f"coefficients must be a tuple of at least one number, got"
+                f" {_checks.shown(values)}"
             )
         if not all(math.isfinite(c) for c in values) or values[0] <= 0:
             raise ValueError(

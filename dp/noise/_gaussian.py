@@ -111,13 +111,15 @@ class GaussianNoise:
 
     def __init__(self, *, rng: Source = "os", seed: int | None = None) -> None:
         if rng not in _DESCRIPTIONS:
-            raise ValueError(f"rng must be 'os', 'fast' or 'debug', got {rng!r}")
+            raise ValueError(
+                f"rng must be 'os', 'fast' or 'debug', got {_checks.shown(rng)}"
+            )
         # Noise of a seed can be had again: two runs with one seed on two datasets have
         # the same noise, and the difference of their releases has none.
         if (rng == "debug") != (seed is not None):
             raise ValueError(
-                f"seed is for rng='debug', which needs one, got rng={rng!r} and"
-                f" seed={seed!r}: noise that protects anything has no seed"
+                f"seed is for rng='debug', which needs one, got rng={_checks.shown(rng)} and"
+                f" seed={_checks.shown(seed)}: noise that protects anything has no seed"
             )
         self._rng: Source = rng
         self._seed = seed

@@ -1,6 +1,7 @@
 """Whether a clipping rule that uses what is released fits the plan and the optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,7 +13,7 @@ from dp.plan import PrivacyPlan
 from dp.schedule import Schedule, values_of
 
 
-__all__ = ("check_adapts", "check_fits", "num_counts")
+__all__ = ("check_adapts", "check_fits", "num_noised")
 
 
 def check_adapts(plan: PrivacyPlan, clipping: Clipping) -> None:
@@ -64,14 +65,21 @@ def check_fits(clipping: Clipping, optimizer: Optimizer) -> None:
     check_scalable(clipping, optimizer)
     if isinstance(clipping, SparseClipping):
         of_groups = [group["params"] for group in optimizer.param_groups]
-        clipping.tables_among(
-            [p for group in of_groups for p in group if p.requires_grad]
-        )
+        clipping.tables_among(_trainable(chain.from_iterable(of_groups)))
 
 
-def num_counts(clipping: Clipping, parameters: Sequence[Tensor]) -> int:
-    """Return how many counts a rule releases at each step, beside the gradients."""
+def num_noised(clipping: Clipping, parameters: Sequence[Tensor]) -> int:
+    """Return how many numbers are noised at a step: gradients, and counts beside them.
+
+    Args:
+        clipping: The rule, which may release counts.
+        parameters: All that an optimizer has, in its order; frozen ones count as well.
+    """
+    counts = int(isinstance(clipping, QuantileClipping))
     if isinstance(clipping, SparseClipping):
-        sizes = [parameter.shape[:1].numel() for parameter in parameters]
-        return sum(size for i, size in enumerate(sizes) if i in clipping.tables)
-    return int(isinstance(clipping, QuantileClipping))
+        counts = sum(map(len, clipping.tables_among(_trainable(parameters))))
+    return sum(map(Tensor.numel, parameters)) + counts
+
+
+def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -19,6 +19,7 @@ from dp._mechanism.mechanism import Mechanism
 from dp.distributed import any_sharded
 from dp.ledger import Ledger
 from dp.ledger._remarks import Remarks, weakest
+from dp.optimizer._adapts import num_noised
 
 
 __all__ = ("look_beside", "remark", "sentences")
@@ -131,16 +132,17 @@ def sentences(beside: Beside) -> tuple[str, ...]:
     return tuple(compress((_OTHERS, _WRITTEN, _LEFT_OUT, _SHARDED), is_needed))
 
 
-def remark(mechanism: Mechanism, num_parameters: int) -> None:
+def remark(mechanism: Mechanism, parameters: Sequence[Tensor]) -> None:
     """Tell the ledger what certificates of its charges have to say of a step.
 
     Whoever resumes the run, or shares the ledger, did not see this step.
 
     Args:
         mechanism: What released the step.
-        num_parameters: How many numbers it noised, at most.
+        parameters: What is in the groups of its optimizer.
     """
     known, rng = mechanism.ledger.remarks, mechanism.noise.rng
+    num_parameters = num_noised(mechanism.clipping, parameters)
     assumptions = (
         *sentences(mechanism.beside),
         *((CHANGED,) if mechanism.options.have_changed else ()),

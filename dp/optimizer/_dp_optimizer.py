@@ -26,7 +26,7 @@ from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
 from dp.optimizer import _checkpoint as carried
-from dp.optimizer._adapts import check_fits
+from dp.optimizer._adapts import check_fits, num_noised
 from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
 from dp.optimizer._guard import (
@@ -374,7 +374,7 @@ class DPOptimizer(PrivateStep):
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
-            num_parameters=self._num_noised(),
+            num_parameters=num_noised(self.mechanism.clipping, self._all_parameters()),
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(

@@ -7,7 +7,6 @@ update of the optimizer that it wraps. What a release is, is
 Shapes: ``B`` examples in a batch.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dp._mechanism.likely_causes import warn_without_callback
+from dp._mechanism import likely_causes
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -23,7 +22,6 @@ from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
 from dp.exceptions import UnsupportedOperationError
 from dp.ledger import Ledger
-from dp.optimizer._adapts import num_counts
 from dp.optimizer._beside import look_beside, remark
 from dp.optimizer._bias_correction import AdamBiasCorrection
 from dp.optimizer._guard import (
@@ -51,11 +49,6 @@ from forwarding import forwarded, target
 __all__ = ("PrivateStep",)
 
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
-_BESIDE_LOSSES: Final = (
-    "while losses were given to backward or private_loss: an example has one gradient a"
-    " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
-    " call zero_grad(), or give no losses and let step take every grad_sample"
-)
 
 
 class PrivateStep(TransparentOptimizer):
@@ -100,7 +93,7 @@ class PrivateStep(TransparentOptimizer):
         if not self.mechanism.beside.has_updated:
             hook_layers_around(self)
             if not self.mechanism.watch.silenced:
-                warn_without_callback(closure, stacklevel=3)
+                likely_causes.warn_without_callback(closure, stacklevel=3)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step:
             stddev = self._set_private_gradients()
@@ -176,8 +169,8 @@ class PrivateStep(TransparentOptimizer):
         scale: float | None,
     ) -> None:
         refresh(self)
-        self._drop_cleared()
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+        self.mechanism.step.drop_cleared()
+        check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=True)
         parameters = self._trainable()
         self._find_scales()
         look_beside(
@@ -210,10 +203,8 @@ class PrivateStep(TransparentOptimizer):
         self._take_gradients(parameters)
         gradients = self.mechanism.release(parameters)  # Private from here on.
         # Cleared only now: what is refused above leaves everything as it was.
-        owned = self._all_parameters()
-        if len(owned) > len(parameters):
-            for parameter in owned:
-                parameter.grad = None  # A frozen one may still hold a raw gradient.
+        for parameter in self._all_parameters():
+            parameter.grad = None  # A frozen one may still hold a raw gradient.
         for parameter, gradient in zip(parameters, gradients, strict=True):
             is_wider = gradient.dtype != parameter.dtype
             parameter.grad = gradient.to(parameter.dtype) if is_wider else gradient
@@ -224,7 +215,7 @@ class PrivateStep(TransparentOptimizer):
     def _note_options(self) -> None:
         self.mechanism.options.note(self.param_groups, self, self.original_optimizer)
         note_release(self.mechanism.beside, self.mechanism.loader)
-        remark(self.mechanism, self._num_noised())
+        remark(self.mechanism, self._all_parameters())
         self.mechanism.beside.forget()  # Until noted: an update may be broken off.
 
     @disable_dynamo
@@ -248,19 +239,14 @@ class PrivateStep(TransparentOptimizer):
         """
         check_in_place(self.param_groups)
         refresh(self)
-        self._drop_cleared()
+        self.mechanism.step.drop_cleared()
         self._check_scaled()
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
             return
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
+        check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=False)
         if self.mechanism.step.has_foreign_grads(parameters):
-            warnings.warn(
-                "gradients of another loss were found on private parameters and dropped:"
-                " only losses given to backward or private_loss count. Add every other"
-                " term, such as a penalty on the weights, to each example's loss",
-                stacklevel=5,
-            )
+            likely_causes.warn_of_other_gradients(stacklevel=5)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -277,25 +263,11 @@ class PrivateStep(TransparentOptimizer):
             and not any(bool(p.grad.any()) for p in parameters if p.grad is not None)
         )
 
-    def _drop_cleared(self) -> None:
-        """Drop the batch at hand if its gradients were set to None on the model."""
-        if self.mechanism.step.was_cleared():
-            self.mechanism.step.drop()
-
     def _check_scaled(self) -> None:
         pending = self.mechanism.pending
         all_scaled = pending is None or pending.all_scaled
         if "grad_scale" in vars(self) and not all_scaled:
-            raise UnsupportedOperationError(
-                "a gradient scaler takes part in this step, but the losses were given to"
-                " backward(), which clips them as they are; call"
-                " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
-            )
-
-    def _num_noised(self) -> int:
-        # Counts beside the gradients are more numbers that are noised.
-        sizes = sum(map(Tensor.numel, self._all_parameters()))
-        return sizes + num_counts(self.mechanism.clipping, self._trainable())
+            raise UnsupportedOperationError(likely_causes.UNSCALED)
 
     def _trainable(self) -> list[Tensor]:
         return [*filter(_REQUIRES_GRAD, self._all_parameters())]
@@ -311,8 +283,8 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
         return None
     if not callable(closure):
         raise TypeError(
-            f"the first argument of step is a closure, or None, got {closure!r}; pass"
-            " arguments of the wrapped optimizer's step by name"
+            "the first argument of step is a closure, or None, got a"
+            f" {type(closure).__name__}; pass arguments of the wrapped optimizer's step by name"
         )
     with torch.enable_grad():
         return closure()

@@ -5,6 +5,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from dp._mechanism.likely_causes import remedy_of_shape
+from dp._reports import shown
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
@@ -53,9 +55,9 @@ def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
     if (losses.dim() != 1 and not has_units) or not losses.is_floating_point():
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses.dtype} with {losses.dim()} dimensions; use"
-            " reduction='none', and reduce over each example's own terms only, or"
-            " pass units= with the example of every loss"
+            f" {losses.dtype} with {losses.dim()} dimensions;"
+            f" {remedy_of_shape(losses)}; or pass units="
+            " with the example of every loss"
         )
 
 
@@ -93,7 +95,7 @@ def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
     if not isinstance(loader, PoissonLoader):
         raise ValueError(  # noqa: TRY004 -- None is the likely value, not a wrong type
             f"the plan claims amplification by {plan.sampling!r}, which only"
-            f" plan.loader(dataset) can prove, got loader={loader!r}; pass that"
+            f" plan.loader(dataset) can prove, got loader={shown(loader)}; pass that"
             " loader, or plan with Unamplified()"
         )
     check_units(plan.unit_of_privacy, has_units=loader.units_digest is not None)

@@ -103,7 +103,7 @@ class PrivacyPlan(Described):
             raise TypeError(
                 "sampling must be PoissonSampling(...), RandomAllocation(...),"
                 " DisjointBatches(...), TruncatedPoissonSampling(...) or Unamplified(),"
-                f" got {self.sampling!r}"
+                f" got {_checks.shown(self.sampling)}"
             )
         for value in values_of(self.noise_multiplier):
             _checks.non_negative(noise_multiplier=value)

@@ -255,6 +255,6 @@ def _range(low: float, high: float) -> tuple[float, float]:
     half = (high - low) / 2
     if not 0 < half < float("inf"):
         raise ValueError(
-            f"low and high must be a range of finite numbers, got {low!r} and {high!r}"
+            f"low and high must be a range of finite numbers, got {_checks.shown(low)} and {_checks.shown(high)}"
         )
     return low + half, half

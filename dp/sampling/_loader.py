@@ -217,8 +217,8 @@ def _unit_index(
     if units is None:
         if max_per_unit is not None:
             raise ValueError(
-                f"max_per_unit={max_per_unit!r} limits the rows of a unit, but every"
-                " row is a unit of its own; pass units= as well"
+                f"max_per_unit={_checks.shown(max_per_unit)} limits the rows of a"
+                " unit, but every row is a unit of its own; pass units= as well"
             )
         return None
     if max_per_unit is not None:

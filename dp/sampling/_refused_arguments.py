@@ -6,6 +6,7 @@ from typing import Final
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from dp._reports import shown
 from dp.exceptions import did_you_mean
 
 
@@ -16,6 +17,7 @@ __all__ = (
     "reject_plan_arguments",
 )
 
+_MOST_COLUMNS: Final = 8
 _CHOICE: Final = "each batch is drawn by sampling_probability"
 _REFUSED: Final = {
     "batch_sampler": _CHOICE,
@@ -39,14 +41,14 @@ def reject_plan_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED:
             raise TypeError(
-                f"plan.loader takes no {name}, got {value!r}: {_REFUSED[name]}"
+                f"plan.loader takes no {name}, got {shown(value)}: {_REFUSED[name]}"
             )
         if name not in inspect.signature(DataLoader).parameters:
             raise TypeError(
-                f"plan.loader takes no {name}, got {value!r}{did_you_mean(name, _TAKEN)}"
+                f"plan.loader takes no {name}, got {shown(value)}{did_you_mean(name, _TAKEN)}"
             )
         raise TypeError(
-            f"plan.loader takes no {name}, got {value!r}; build the loader that takes"
+            f"plan.loader takes no {name}, got {shown(value)}; build the loader that takes"
             f" it: dp.PoissonLoader(dataset, sampling_probability=plan."
             f"sampling_probability, steps=plan.steps, {name}=...)"
         )
@@ -57,9 +59,11 @@ def reject_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED:
             raise TypeError(
-                f"PoissonLoader takes no {name}, got {value!r}: {_REFUSED[name]}"
+                f"PoissonLoader takes no {name}, got {shown(value)}: {_REFUSED[name]}"
             )
-        raise TypeError(f"PoissonLoader got an unexpected argument {name}={value!r}")
+        raise TypeError(
+            f"PoissonLoader got an unexpected argument {name}={shown(value)}"
+        )
 
 
 _ALLOCATED: Final = (
@@ -80,7 +84,7 @@ def reject_allocation_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED_OF_ALLOCATION:
             raise TypeError(
-                f"AllocationLoader takes no {name}, got {value!r}:"
+                f"AllocationLoader takes no {name}, got {shown(value)}:"
                 f" {_REFUSED_OF_ALLOCATION[name]}"
             )
 
@@ -102,13 +106,46 @@ def reject_cyclic_arguments(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name in _REFUSED_OF_ROUNDS:
             raise TypeError(
-                f"CyclicPoissonLoader takes no {name}, got {value!r}:"
+                f"CyclicPoissonLoader takes no {name}, got {shown(value)}:"
                 f" {_REFUSED_OF_ROUNDS[name]}"
             )
 
 
+def _is_arrays(dataset: object) -> bool:
+    """Return whether *dataset* holds columns, as (x, y), where examples belong.
+
+    Examples of a few rows each may be as many, but then all have one shape or several
+    lengths.
+    """
+    if not isinstance(dataset, tuple | list) or len(dataset) > _MOST_COLUMNS:
+        return False
+    shapes = [tuple(getattr(column, "shape", ())) for column in dataset]
+    are_rows = all(shapes) and len({shape[0] for shape in shapes}) == 1
+    return are_rows and len({*shapes}) > 1
+
+
 def check_map_style(dataset: object) -> None:
-    """Raise unless examples can be drawn by their index."""
+    """Raise unless examples can be drawn by their index.
+
+    Raises:
+        TypeError: Then. Also for a table of pandas, of which ``[i]`` is a column, and for
+            a pair of inputs and targets, which would be two examples.
+    """
+    if dataset is None:
+        raise TypeError(
+            "dataset is None; pass the training data, as train_dataset= of a Trainer"
+        )
+    if hasattr(dataset, "iloc"):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, of which [i] is no row; pass"
+            " TensorDataset(torch.tensor(features.to_numpy()), ...), or"
+            " frame.to_dict('records')"
+        )
+    if _is_arrays(dataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__} of arrays with one row an example,"
+            " and each array would be one example; pass TensorDataset(x, y)"
+        )
     if isinstance(dataset, IterableDataset) or not (
         hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     ):

@@ -70,4 +70,5 @@ def counts_of(model, batch, **options):
     """Return the map of a batch, as a private step finds it."""
     parameters = list(model.parameters())
     gradients = Engine().gradients(model(batch), parameters)
-    return RowMap(rule_of(model, **options)).of(gradients, parameters)
+    norms_GB = gradients.squared_norms([0] * len(parameters)).sqrt()
+    return RowMap(rule_of(model, **options)).of(gradients, parameters, norms_GB)

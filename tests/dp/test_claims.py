@@ -146,6 +146,7 @@ def test_a_number_declared_public_is_composed_as_it_is():
     assert ledger.guarantee().epsilon == composed((17, 2.0), (3, 1.5))
 
 
+@pytest.mark.slow
 def test_steps_that_the_target_forbids_are_not_claimed():
     """A run at its numbers could not have taken them."""
     target = composed((12, 2.0)) * (1 + 1e-9)
@@ -419,6 +420,7 @@ def test_a_declared_number_is_charged_with_its_reason(optimizer):
     assert run.guarantee() == run.ledger.guarantee()
 
 
+@pytest.mark.slow
 def test_declared_numbers_keep_the_planned_risk():
     """Epsilon at one delta does not see what happens more rarely than that."""
     rare = plan(
@@ -518,6 +520,7 @@ def test_a_certificate_claims_the_plan_and_states_the_steps(tmp_path):
     assert dp.Certificate.from_json(document.to_json()) == document
 
 
+@pytest.mark.slow
 def test_a_public_end_makes_the_steps_taken_the_claim(tmp_path):
     """By the caller's word, which is printed."""
     document = certified(charged(5), public_end="The cluster's limit of an hour.")
@@ -534,6 +537,7 @@ def test_a_public_end_makes_the_steps_taken_the_claim(tmp_path):
         certified(charged(5), public_end=" . ")
 
 
+@pytest.mark.slow
 def test_leaving_out_the_rest_of_the_plan_is_found():
     """And so is a declaration that was taken out."""
     document = certified(charged(5))
@@ -550,6 +554,56 @@ def test_leaving_out_the_rest_of_the_plan_is_found():
     assert "run 1: remaining steps" in refuted(silent)
 
 
+def cut(document, *places):
+    """Leave out what remained of some of its runs."""
+    runs = [
+        replace(run, remaining=()) if place in places else run
+        for place, run in enumerate(document.runs)
+    ]
+    return replace(document, runs=tuple(runs))
+
+
+def test_leaving_out_the_rest_of_one_of_several_runs_is_found():
+    """Of other plans, of the same plan, and of forks."""
+    ledger = charged(5)
+    fork = charged(3, ledger=copy.deepcopy(ledger))
+    one, other = (
+        certified(ledger),
+        certified(
+            charged(
+                3, noise_multiplier=4.0, charge={**PLANNED, "noise_multiplier": 4.0}
+            )
+        ),
+    )
+    apart = dp.compose(one, other)
+    alike = dp.compose(one, certified(charged(2)))
+    forked = dp.compose(one, certified(fork), certified(charged(2, ledger=ledger)))
+
+    for document in (apart, alike, forked):
+        assert dp.verify(document, quick=True).ok
+        every = range(len(document.runs))
+        assert "run 1: remaining steps" in refuted(cut(document, *every))
+    assert "run 1: remaining steps" in refuted(cut(apart, 0))
+    assert "run 2: remaining steps" in refuted(cut(apart, 1))
+    run = alike.runs[0]
+    quieter = (replace(run.remaining[0], noise_multiplier=50.0),)
+    altered = replace(alike, runs=(replace(run, remaining=quieter), alike.runs[1]))
+    assert "run 2: remaining steps" in refuted(altered)
+
+
+def test_a_public_end_in_a_composition_leaves_nothing():
+    """By the word of the last certificate of the run, whichever comes first."""
+    ledger = charged(5)
+    early = certified(ledger)
+    late = certified(charged(4, ledger=ledger), public_end="a limit")
+
+    for documents in ((early, late), (late, early)):
+        both = dp.compose(*documents)
+        assert both.epsilon == composed((9, 2.0))
+        assert dp.verify(both, quick=True).ok
+
+
+@pytest.mark.slow
 def test_only_steps_beyond_the_target_may_be_missing(tmp_path):
     """Of a plan whose steps do not all keep it."""
     target = composed((12, 2.0)) * (1 + 1e-4)
@@ -639,6 +693,7 @@ def test_what_remained_of_a_run_is_not_counted_again_in_what_went_on():
         assert dp.verify(both, quick=True).ok
 
 
+@pytest.mark.slow
 def test_what_remained_of_each_fork_counts():
     """Each of them could have gone on to the end of the plan."""
     ledger = charged(5)
@@ -648,6 +703,7 @@ def test_what_remained_of_each_fork_counts():
     assert dp.compose(one, certified(fork)).epsilon == composed((35, 2.0))
 
 
+@pytest.mark.slow
 def test_a_run_that_an_older_release_charged_has_its_faults(tmp_path):
     """Whatever goes on from its state; a certificate tells of each by name."""
     state = charged(2).state_dict()

@@ -113,6 +113,40 @@ def the_same_example():
     Run().plan.loader([row, row])
 
 
+def columns():
+    frame = SimpleNamespace(iloc=None)
+    Run().plan.loader(frame)
+
+
+def other_parameters():
+    run = Run()
+    run.optimizer.backward(Run().loss_fn, next(iter(run.loader)))
+
+
+def prepared_before():
+    ours = accelerator()
+    model = nn.Linear(4, 3)
+    ours.prepare(model, torch.optim.SGD(model.parameters()))
+    private(ours, epochs=1)
+
+
+def compiled_by_torch():
+    from dp.integrations._trainer_arguments import check_arguments  # noqa: PLC0415
+
+    harmless = SimpleNamespace(
+        max_grad_norm=1.0,
+        max_steps=1,
+        dataloader_drop_last=False,
+        train_sampling_strategy="random",
+        auto_find_batch_size=False,
+        ddp_broadcast_buffers=None,
+        include_num_input_tokens_seen="no",
+        neftune_noise_alpha=None,
+        torch_compile=True,
+    )
+    check_arguments(harmless, Run().plan)
+
+
 def private(trainer, **changes):
     numbers = {"epsilon": 3.0, "delta": 1e-4, "dataset_size": 30}
     return dp.private(trainer, **{**numbers, **changes})
@@ -202,6 +236,17 @@ def hide_numpy(patch, hidden=("numpy", "typer", "torch")):
 
 CAUSES = {
     "step was called without gradients": plain_backward,
+    "grad can be implicitly": lambda: Run().model(torch.zeros(2, 4)).backward(),
+    "losses must be a floating": lambda: Run().optimizer.backward(torch.tensor(1.0)),
+    "none of the optimizer's": other_parameters,
+    "there is no private": lambda: private(accelerator(), epochs=1).certificate(),
+    "dataset is a …, of which": columns,
+    "dataset is a … of arrays": lambda: Run().plan.loader(
+        (torch.zeros(3, 2), torch.zeros(3))
+    ),
+    "the plan claims amplification": lambda: Run().optimizer.attach(None),
+    "torch_compile=True compiles": compiled_by_torch,
+    "the Accelerator prepared": prepared_before,
     "more losses than the loader drew": two_backwards,
     "backward has not seen every example": half_a_batch,
     "this batch was already used": a_second_step,

@@ -333,11 +333,17 @@ def test_a_closure_is_evaluated_once_and_its_value_returned(make_run):
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.tensor(1.0), torch.ones(2, 2), torch.ones(2).long()]
+    ("bad", "remedy"),
+    [
+        (torch.tensor(1.0), "use reduction='none'"),
+        (torch.ones(2).long(), "use reduction='none'"),
+        (torch.ones(2, 1), "give outputs and targets one shape"),
+        (torch.ones(2, 2), r"losses\.flatten\(1\)\.mean\(1\)"),
+    ],
 )
-def test_losses_must_be_a_vector(make_run, bad):
-    """A mean over the batch cannot be taken apart again."""
-    with pytest.raises(ValueError, match="one loss an example"):
+def test_losses_must_be_a_vector(make_run, bad, remedy):
+    """A mean over the batch cannot be taken apart again; outputs [n, 1] need a shape."""
+    with pytest.raises(ValueError, match=f"one loss an example.*{remedy}"):
         make_run().optimizer.backward(bad)
 
 
@@ -545,6 +551,7 @@ def test_a_clipping_rule_must_bound_what_the_plan_says(make_run, make_plan):
         )
 
 
+@pytest.mark.slow
 def test_the_certificate_says_what_was_spent(make_run):
     """It quotes the ledger, and recomputes from itself."""
     run = make_run()

@@ -39,6 +39,12 @@ def make_loader(dataset=NUMBERS, **changes):
     return PoissonLoader(dataset, **arguments)
 
 
+class DataFrame(dict):
+    """A table of pandas, as far as a loader looks."""
+
+    iloc = None
+
+
 class Rows(Dataset):
     """A dataset in the manner of HF datasets: one row, or columns of several."""
 
@@ -306,6 +312,41 @@ def test_a_misspelt_argument_is_refused():
     """No keyword is swallowed."""
     with pytest.raises(TypeError, match="unexpected argument num_worker=2"):
         make_loader(num_worker=2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        (None, "dataset is None; pass the training data"),
+        (DataFrame(x=[1.0, 2.0]), r"DataFrame, of which \[i\] is no row"),
+        ((torch.ones(5, 3), torch.ones(5)), "a tuple of arrays.*TensorDataset"),
+        ([np.ones((5, 3)), np.ones((5, 1)), np.ones(5)], "a list of arrays"),
+    ],
+    ids=["None", "a frame", "a pair", "columns"],
+)
+def test_columns_are_not_taken_for_examples(dataset, told):
+    """What torch would index by column is no dataset of rows."""
+    with pytest.raises(TypeError, match=told):
+        PoissonLoader(dataset, sampling_probability=0.5, steps=1)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        [torch.ones(2, 3), torch.zeros(2, 3)],
+        [torch.ones(2, 3), torch.zeros(4, 3)],
+        [torch.tensor(1.0), torch.tensor(2.0)],
+        [(torch.ones(2), torch.ones(2, 3))] * 2,
+        [torch.ones(5, 3)],
+    ],
+    ids=["one shape", "several lengths", "numbers", "pairs", "one"],
+)
+def test_a_short_list_of_examples_is_a_dataset(dataset):
+    """A list of examples is what it was; pairs of arrays are examples, too."""
+    copies = [copy.deepcopy(row) for row in dataset]  # No two rows are one object.
+    loader = PoissonLoader(copies, sampling_probability=0.5, steps=1)
+
+    assert len(loader.dataset) == len(dataset)
 
 
 def test_an_unordered_loader_issues_no_ticket():

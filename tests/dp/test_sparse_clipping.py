@@ -3,6 +3,7 @@
 Shapes: ``B`` examples, ``V`` rows, ``D`` dimensions of a row.
 """
 
+import copy
 import math
 import sys
 from fractions import Fraction
@@ -72,7 +73,7 @@ def test_one_example_moves_the_counts_by_the_root_of_its_rows_at_most(most, touc
 
 
 def test_an_example_counts_once_in_each_row_that_it_touched():
-    """A row that is looked up twice counts once, and padding and zero gradients never."""
+    """A row that is looked up twice counts once, and padding never."""
     model = Clicks()
     batch = (
         torch.tensor([7, 7, 2]),
@@ -88,6 +89,37 @@ def test_an_example_counts_once_in_each_row_that_it_touched():
     torch.testing.assert_close(counts_V.view(2, V), expected)
 
 
+def test_a_row_whose_gradients_cancel_is_touched():
+    """Whether they do so exactly may be a matter of rounding, and so of the batch."""
+    batch = torch.tensor([7]), torch.tensor([[3, 4, 0]]), torch.tensor([0.5])
+    model = Clicks()
+    nn.init.zeros_(model.last.weight)  # By which the tables' gradients are zero.
+
+    counts_V = counts_of(model, batch)
+
+    assert counts_V.nonzero().flatten().tolist() == [7, V + 3, V + 4]
+
+
+@pytest.mark.parametrize(
+    ("paddings", "touched"),
+    [((2, 2), [1, 4]), ((2, 4), [1, 2, 4]), ((2, None), [1, 2, 4])],
+    ids=["of both uses", "of each its own", "of one use"],
+)
+def test_padding_of_a_table_that_is_used_twice_is_that_of_both(paddings, touched):
+    """What only one use takes for padding is a row like others."""
+    table = nn.Parameter(torch.randn(V, 2))
+    first, second = (
+        nn.functional.embedding(torch.tensor([rows]), table, padding_idx=padding)
+        for rows, padding in zip([[1, 2], [2, 4]], paddings, strict=True)
+    )
+    gradients = Engine().gradients((first + 2 * second).sum((1, 2)), [table])
+    rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,), rows_per_example=4)
+
+    counts_V = RowMap(rule).of(gradients, [table], torch.ones(1, 1))
+
+    assert counts_V.nonzero().flatten().tolist() == touched
+
+
 def test_an_example_of_many_rows_counts_less_in_each():
     """Of four rows where two may be touched: the root of a half, in all of them."""
     batch = torch.tensor([7]), torch.tensor([[3, 4, 5]]), torch.ones(1)
@@ -98,20 +130,65 @@ def test_an_example_of_many_rows_counts_less_in_each():
     assert counts_V.norm().item() <= math.sqrt(2)
 
 
-@pytest.mark.parametrize("change", ["without", "NaN", "infinite"])
-def test_one_example_moves_the_map_by_no_more(change):
-    """Left out, or with a gradient that is no number."""
+NUMBERS = {"finite": 1.0, "NaN": math.nan, "infinite": math.inf, "large": 1e30}
+
+
+@pytest.mark.parametrize("others", NUMBERS)
+@pytest.mark.parametrize("last", NUMBERS)
+def test_one_example_moves_the_map_by_no_more(last, others):
+    """Left out, whether its gradient and those of all others are numbers or not."""
     model, data = Clicks(), clicks()
     batch = data[:]
-    others = [column[:-1] for column in batch]
-    last = {"without": None, "NaN": math.nan, "infinite": math.inf}[change]
-    if last is not None:
-        batch[2][-1] = last
+    batch[2][:-1] = NUMBERS[others]
+    batch[2][-1] = NUMBERS[last]
 
-    moved = counts_of(model, batch) - counts_of(model, others)
+    moved = counts_of(model, batch) - counts_of(
+        model, [column[:-1] for column in batch]
+    )
 
-    assert 0 < moved.norm().item() <= 2
+    assert moved.norm().item() <= 2
     assert moved.min().item() == 0
+    assert bool(moved.any()) == (last == "finite")
+
+
+@pytest.mark.parametrize("others", NUMBERS)
+@pytest.mark.parametrize("last", NUMBERS)
+@pytest.mark.parametrize("rule", ["sparse", "quantile"])
+def test_one_example_moves_sums_and_counts_by_what_is_charged(
+    make_plan, rule, last, others
+):
+    """Weighted counts included: both rules count, and neither gradients that it drops."""
+    plan = make_plan(
+        sampling=dp.PoissonSampling(sampling_probability=1.0), expected_batch_size=20.0
+    )
+    columns = clicks()[:]
+    columns[2][:-1] = NUMBERS[others]
+    columns[2][-1] = NUMBERS[last]
+    whole, found = Clicks(), []
+    for rows in (slice(None), slice(-1)):
+        model = copy.deepcopy(whole)
+        loader = plan.loader(TensorDataset(*(column[rows] for column in columns)))
+        clipping = (
+            rule_of(model)
+            if rule == "sparse"
+            else dp.QuantileClipping(max_grad_norm=1.0, quantile=0.5)
+        )
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader, clipping=clipping)
+        optimizer.backward(model, next(iter(loader)))
+        mechanism = optimizer.mechanism
+        noises = mechanism.count.noises(1.0, 20.0) or mechanism.row_map.noises(
+            1.0, [*model.parameters()]
+        )
+        batch = mechanism.pending
+        counts = mechanism.count.as_sums(batch, noises) or mechanism.row_map.as_sums(
+            batch, noises
+        )
+        sums = [*batch.sums.of_parameters(), *counts]
+        found.append(torch.cat([total.double().flatten() for total in sums]))
+
+    moved = (found[0] - found[1]).norm().item()
+    assert moved <= noises.sensitivity * (1 + 1e-5)
 
 
 def test_a_table_that_a_loss_does_not_use_is_touched_by_nobody():
@@ -122,7 +199,8 @@ def test_a_table_that_a_loss_does_not_use_is_touched_by_nobody():
 
     gradients = Engine().gradients(losses_B, parameters)
 
-    counts_V = RowMap(rule_of(model)).of(gradients, parameters)
+    norms_GB = gradients.squared_norms([0] * len(parameters)).sqrt()
+    counts_V = RowMap(rule_of(model)).of(gradients, parameters, norms_GB)
     assert counts_V.nonzero().flatten().tolist() == [1, 2]
 
 
@@ -164,7 +242,7 @@ def test_other_rules_count_nothing():
     rows = RowMap(dp.FlatClipping(max_grad_norm=1.0))
 
     assert rows.noises(1.0, []) is None
-    assert rows.of(None, []) == 0.0
+    assert rows.of(None, [], torch.zeros(1, 0)) == 0.0
     assert rows.as_sums(None, NoiseBesideCount.of(1.0, 5.0)) == []
 
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections import Counter
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -21,7 +22,14 @@ from dp import (
     PrivacyPlan,
     TruncatedPoissonSampling,
 )
-from dp.accounting import Release, Truncation, epsilon, group_epsilon, to_dp_event
+from dp.accounting import (
+    Release,
+    Truncation,
+    epsilon,
+    group_epsilon,
+    risk,
+    to_dp_event,
+)
 from dp.exceptions import (
     BudgetExhaustedError,
     SamplingMismatchError,
@@ -126,6 +134,44 @@ def test_what_is_claimed_is_the_accountants_own_number(largest):
     assert spent.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
     assert spent.accountant == "PLD"
     assert spent.epsilon_rdp is None
+
+
+@pytest.mark.parametrize("relation", ["zero_out", "replace_one"])
+@pytest.mark.parametrize("largest", [10, 60, 99])
+def test_each_step_counts_where_every_example_is_drawn(relation, largest):
+    """At probability 1, as just below it: truncated, they are not one Gaussian."""
+    about = {"delta": 1e-5, "neighboring_relation": relation}
+    numbers = {}
+    for q in (1 - 1e-6, 1.0):
+        releases = [release(100, q, largest, 8.0, count=25)]
+        numbers[q] = [
+            epsilon(releases, **about).epsilon,
+            *astuple(risk(releases, neighboring_relation=relation)),
+        ]
+
+    assert numbers[1.0] == pytest.approx(numbers[1 - 1e-6], rel=1e-3)
+    one = epsilon([release(100, 1.0, largest, 8.0)], **about).epsilon
+    assert numbers[1.0][0] > 2 * one
+
+
+def test_a_plan_that_draws_everyone_pays_for_each_step():
+    """By ``dp_accounting``'s accountant: batches of one size, of all examples."""
+    plan = dp.plan_for(
+        target_epsilon=3.0,
+        target_delta=1e-5,
+        sampling_probability=1.0,
+        steps=100,
+        max_batch_size=10,
+        dataset_size=100,
+        neighboring_relation="zero_out",
+        expected_batch_size=10,
+        max_grad_norm=1.0,
+    )
+    claimed = plan.guarantee()
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, claimed.interval)
+    accountant.compose(to_dp_event(plan.releases(100)))
+
+    assert claimed.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
 
 
 def test_smaller_batches_cost_more_and_a_wide_margin_nothing():

@@ -24,6 +24,7 @@ from dp.integrations.private._loaders import batch_size_of, private_loader
 from dp.integrations.private._request import Request
 from dp.micro_batches import split_batch
 from dp.optimizer import DPOptimizer
+from dp.plan import PrivacyPlan
 
 
 __all__ = ("make_private",)
@@ -33,7 +34,17 @@ _OWN_NORM: Final = 1.0  # An Accelerator clips where its loop says, so it has no
 
 
 def make_private(accelerator: Any, request: Request) -> None:
-    """Make *accelerator* one that prepares a private optimizer, and steps by it."""
+    """Make *accelerator* one that prepares a private optimizer, and steps by it.
+
+    Raises:
+        UnsupportedOperationError: If it prepared an optimizer that is not private.
+    """
+    if accelerator._optimizers:  # noqa: SLF001 -- accelerate has no name for them
+        raise UnsupportedOperationError(
+            "the Accelerator prepared an optimizer before it was made private, and a loop"
+            " with that one would train without privacy; call dp.private first, then"
+            " prepare the model, the optimizer and the loader"
+        )
     kind = type(accelerator)
     accelerator.__class__ = type(
         f"Private{kind.__name__}", (_PrivateAccelerator, kind), {}
@@ -45,6 +56,7 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
     """The mixin that goes before the class of the accelerator."""
 
     request: Request
+    plan: PrivacyPlan | None = None
     private_optimizer: DPOptimizer | None = None
     _unchecked: tuple[nn.Module, ...] = ()
 
@@ -70,7 +82,8 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
         if len(loaders) != 1:
             raise UnsupportedOperationError(
                 f"prepare got {len(loaders)} loaders beside the optimizer, and needs the"
-                " one that is trained on; prepare those for evaluation in another call"
+                " one that is trained on, in the same call; prepare those for evaluation"
+                " in another"
             )
         (inner,), (loader,) = optimizers, loaders
         batch_size = batch_size_of(loader)
@@ -80,6 +93,7 @@ class _PrivateAccelerator(Accelerator):  # type: ignore[misc]  # It has no types
             loader, plan, self.request, steps=self.request.steps_per_epoch(batch_size)
         )
         private = DPOptimizer(inner, plan=plan, loader=drawn)
+        self.plan = plan
         self.private_optimizer = private
         self._unchecked = tuple(item for item in objects if isinstance(item, nn.Module))
         for item in objects:

@@ -74,6 +74,7 @@ class _PrivateTrainer(Trainer):
 
     request: Request
     own_norm: float
+    plan: PrivacyPlan | None = None
     private_optimizer: DPOptimizer | None = None
 
     def fit(  # type: ignore[override]  # The arguments after these are passed on.
@@ -101,6 +102,7 @@ class _PrivateTrainer(Trainer):
         plan = self.request.plan(
             batch_size=batch_size, steps=steps, max_grad_norm=self.own_norm
         )
+        self.plan = plan
         loader = private_loader(train_dataloaders, plan, self.request, steps=per_epoch)
         parts = self.accumulate_grad_batches
         batches = loader if parts == 1 else MicroBatches(loader, per_step=parts)

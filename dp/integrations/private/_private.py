@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from dp._reports import shown
 from dp.exceptions import tells_near_names
 from dp.integrations.private._request import Request
 from dp.sampling._units import Units
@@ -99,7 +100,7 @@ def private(
     name = _adapter_of(trainer)
     if (epochs is None) is (name == "_accelerate"):
         raise ValueError(
-            f"epochs={epochs!r}: an Accelerator does not know how often its loop passes"
+            f"epochs={shown(epochs)}: an Accelerator does not know how often its loop passes"
             " over the data, so it has to be told, and a Trainer knows; pass epochs= for"
             " an Accelerator, and only for one"
         )

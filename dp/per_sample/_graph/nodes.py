@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from dp.exceptions import UnsupportedOperationError
+from dp.per_sample._compile_backend import applied
 
 
 __all__ = (
@@ -127,7 +128,7 @@ def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     # The node of a custom function cannot be called. Its ``apply`` runs the user's
     # backward, which wants a gradient for every output and answers for every argument.
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return by_input(node, node.apply(*materialized(node, grads)))
+        return by_input(node, applied(node, materialized(node, grads)))
     result: Any = node(*grads)
     return result if isinstance(result, tuple) else (result,)
 

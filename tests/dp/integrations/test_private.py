@@ -280,6 +280,12 @@ def test_all_rows_of_a_user_are_clipped_as_one(make_trainer):
             UnsupportedOperationError,
             "neftune_noise_alpha=5.0 scales an example's noise",
         ),
+        (
+            {"torch_compile": True},
+            {},
+            UnsupportedOperationError,
+            "torch_compile=True compiles by a backend that hides",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(

@@ -62,7 +62,8 @@ def test_a_loop_trains_privately_and_reports(tmp_path, parts, steps, finished):
                 optimizer.zero_grad()
     accelerator.end_training()
 
-    plan = accelerator.private_optimizer.plan
+    plan = accelerator.plan
+    assert plan == accelerator.private_optimizer.plan
     assert plan.expected_batch_size == 10 * parts
     assert accelerator.private_optimizer.ledger.steps == plan.steps == steps
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
@@ -137,7 +138,7 @@ def test_what_is_evaluated_only_is_prepared_as_ever():
     loader = accelerator.prepare(DataLoader(rows(), batch_size=30))
 
     assert [len(x) for x, _ in loader] == [30, 30]
-    with pytest.raises(TypeError, match="no DPOptimizer was found"):
+    with pytest.raises(TypeError, match="no private optimizer yet: train first"):
         accelerator.certificate()
 
 
@@ -156,6 +157,25 @@ def test_one_optimizer_and_one_loader_are_prepared_once():
     prepared(accelerator)
     with pytest.raises(UnsupportedOperationError, match="plans for one optimizer"):
         accelerator.prepare(model, sgd, loader)
+
+
+def test_an_accelerator_that_prepared_an_optimizer_stays_as_it_is():
+    """A loop with that optimizer would train without privacy, and nothing would tell."""
+    accelerator = Accelerator(cpu=True)
+    prepared(accelerator)
+
+    with pytest.raises(UnsupportedOperationError, match=r"call dp\.private first"):
+        dp.private(accelerator, **NUMBERS)
+    assert type(accelerator) is Accelerator
+
+
+def test_what_is_asked_before_anything_was_prepared_says_what_to_prepare():
+    """The Accelerator's own steps, and not those of a loop by hand."""
+    accelerator = dp.private(Accelerator(cpu=True), **NUMBERS)
+
+    for ask in (accelerator.certificate, lambda: accelerator.backward(torch.zeros(3))):
+        with pytest.raises(TypeError, match="prepare the model, the optimizer and"):
+            ask()
 
 
 def test_clipping_of_the_sum_is_refused_unless_it_says_the_same():

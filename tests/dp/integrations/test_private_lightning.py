@@ -102,7 +102,8 @@ def test_the_plan_follows_from_the_trainer_and_its_loader(
     trainer = dp.private(make_trainer(**arguments), **NUMBERS)
     trainer.fit(Classifier(), DataLoader(rows(), batch_size=10, shuffle=True))
 
-    plan = trainer.private_optimizer.plan
+    plan = trainer.plan
+    assert plan == trainer.private_optimizer.plan
     assert (plan.expected_batch_size, plan.steps, plan.max_grad_norm) == numbers
     assert plan.sampling_probability == pytest.approx(numbers[0] / 60)
     assert trainer.global_step == plan.steps

@@ -151,8 +151,25 @@ def test_inductor_is_the_default(assert_exact):
         assert_exact(losses_B, list(model.parameters()))
 
 
-def test_private_training_takes_a_compiled_model():
-    """Batches of a Poisson loader vary, and each step is charged."""
+def as_losses(optimizer, model, batch):
+    optimizer.backward(model(batch[0]).squeeze(1))
+
+
+def as_a_function(optimizer, model, batch):
+    optimizer.backward(lambda batch: model(batch[0]).squeeze(1), batch)
+
+
+def as_a_trainer(optimizer, model, batch):
+    optimizer.private_loss(lambda batch: model(batch[0]).squeeze(1), batch).backward()
+
+
+@pytest.mark.parametrize("backward", [as_losses, as_a_function, as_a_trainer])
+def test_private_training_takes_a_compiled_model(backward):
+    """Batches of a Poisson loader vary, and each step is charged.
+
+    Within a trainer's ``loss.backward()``, too: what a compiled function saved is dropped
+    where a backward pass that does not retain its graph comes by.
+    """
     model = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Softmax(1), nn.Linear(4, 1))
     data = torch.utils.data.TensorDataset(torch.randn(12, 3))
     plan = dp.plan_for(
@@ -167,8 +184,8 @@ def test_private_training_takes_a_compiled_model():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = dp.DPOptimizer(sgd, plan=plan, loader=loader)
     compiled = torch.compile(model, backend=aot_eager)
-    for (x,) in loader:
-        optimizer.backward(compiled(x).squeeze(1))
+    for batch in loader:
+        backward(optimizer, compiled, batch)
         optimizer.step()
 
     assert 2.5 < optimizer.spent().epsilon <= 3.0
