@@ -72,7 +72,8 @@ class _Product:
         self.blocks = [
             factor[..., start:stop, :] @ factor[..., start:, :].mT
             for start, stop in zip(starts, [*starts[1:], T], strict=True)
-        ]
+            if num_blocks > 1
+        ] or [factor @ factor.mT]  # Small ones, in which each call counts.
 
     @property
     def dtype(self) -> torch.dtype:
