@@ -608,6 +608,7 @@ MUTANTS = (
     Mutant("per_sample/_repeated_layers", "RowGroups(torch.cat(units), num_samples)", "RowGroups(torch.cat(units).flip(0), num_samples)", "rows of packed steps go to other units", "per_sample/test_repeated_layers.py"),
     Mutant("per_sample/_isolation/known_graph", "return all(child is not None for child, _ in inputs)", "return True", "the shape of a sum with data is not looked at", "per_sample/test_known_graphs.py"),
     Mutant("per_sample/_isolation/known_graph", "return all(inputs[at][0] is not None for at in FOLLOWING_SOME[name])", "return True", "the shape of a product with data is not looked at", "per_sample/test_known_graphs.py"),
+    Mutant("per_sample/_isolation/known_graph", "return is_compared and name_of(node) in FOLLOWING_ARGUMENTS", "return name_of(node) in FOLLOWING_ARGUMENTS", "shapes are taken for told by arguments that are not compared", "per_sample/test_known_graphs.py"),
     Mutant("evidence/_look", "        self._needs_autograd, self._unchanged = True, None", '        return "alone"', "mixing while gradients are enabled passes for another kernel", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_look", "            return self._of_one()", '            return "too few"', "what parts of one example carry on is not seen", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_reach", "    (type, _of_class),", "", "what a class keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
