@@ -34,7 +34,7 @@ FLOPS_PER_ELEMENT: Final = 40
 # with 200 positions and 384 columns take 4.6 ms instead of 5.8, of 24 with 64 and 192
 # columns 0.91 ms instead of 0.98.
 ROWS_OF_GRAM: Final = 32
-FEWEST_GRAM_ENTRIES: Final = 1 << 16
+FEWEST_GRAM_ENTRIES: Final = 1 << 15
 # What held gradients may take beyond what the backward pass frees: a share of the
 # activations' bytes, and for a small model as much as one chunk of a large one.
 ALLOWED_SHARE: Final = 0.05
