@@ -28,10 +28,13 @@ from dp.distributed import Exchange, World
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._parts.embedding import EmbeddingGrads
-from dp.per_sample._parts.part import GradPart
+from dp.per_sample._parts.part import GradPart, squared_norms
 
 
 __all__ = ("KeptRows", "RowMap")
+
+_FAINT: Final = 2.0**-10  # Of the clipping norm; a fainter gradient counts in part.
+_ROUNDING: Final = 1e-9  # More than sums of squares of float64 numbers lose.
 
 
 @final
@@ -104,12 +107,14 @@ class RowMap:
         gradients: PerSampleGradients,
         parameters: Sequence[Tensor],
         norms_GB: Tensor,
+        max_grad_norm: float,
     ) -> Tensor | float:
         """Return how many examples touched each row of the tables, as they count.
 
         An example moves all counts together by ``sqrt(rows_per_example)`` at most, in L2.
-        It touches a row if it looked it up, other than as padding. One whose norm is
-        not finite touches nothing, as it contributes nothing.
+        It touches a row if it looked it up, with a gradient that is not zero; less so
+        with one below a thousandth of *max_grad_norm*. One whose norm is not finite
+        touches nothing, as it contributes nothing.
 
         Raises:
             UnsupportedOperationError: If a table was used otherwise.
@@ -118,20 +123,25 @@ class RowMap:
             return 0.0
         tables = self.rule.tables_among(parameters)
         device, dtype = tables[0].device, count_dtype(tables[0])
+        faint = _FAINT * max_grad_norm * gradients.loss_scale
         pairs = [
-            [part_K.to(device) for part_K in _touched(gradients.parts(index), index)]
+            [
+                part_K.to(device)
+                for part_K in _touched(gradients.parts(index), index, faint, dtype)
+            ]
             for index in self.rule.tables
         ]
         num_rows_B = torch.zeros(gradients.num_samples, dtype=dtype, device=device)
-        for owners_K, _ in pairs:
-            num_rows_B += owners_K.bincount(minlength=len(num_rows_B))
+        for owners_K, _, shares_K in pairs:
+            num_rows_B.index_add_(0, owners_K, shares_K.square())
+        num_rows_B *= 1 + _ROUNDING
         # Where no loss of a batch is finite, no gradient is computed, so that such an
         # example must not count among others either: one more would move all of them.
         is_usable_B = norms_GB.isfinite().all(0).to(device)
         weights_B = self.rule.weights(num_rows_B) * is_usable_B
         counts = [num_rows_B.new_zeros(len(table)) for table in tables]
-        for count_V, (owners_K, rows_K) in zip(counts, pairs, strict=True):
-            count_V.index_add_(0, rows_K, weights_B[owners_K])
+        for count_V, (owners_K, rows_K, shares_K) in zip(counts, pairs, strict=True):
+            count_V.index_add_(0, rows_K, weights_B[owners_K] * shares_K)
         return torch.cat(counts)
 
     def release(
@@ -198,20 +208,30 @@ class RowMap:
         )
 
 
-def _touched(parts: Sequence[GradPart], index: int) -> tuple[Tensor, Tensor]:
-    """Return the pairs of an example and a row that it looked up, each once.
+def _touched(
+    parts: Sequence[GradPart], index: int, faint: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs of an example and a row that it looked up, and how each counts.
 
-    Padding touches nothing. A lookup whose gradient is zero counts: where terms cancel,
-    whether they do so exactly may depend, by rounding, on the rest of the batch.
+    A lookup counts by its gradient, in full from *faint* on. One without a gradient, as
+    of padding, does not: how far a batch is padded is decided by its longest example,
+    and what is looked up for all of them may be by one.
     """
+    # Not "is not zero": where terms cancel, the others of the batch may decide by how
+    # they are rounded whether they do exactly, and a gradient of 1e-8 is 1 or 0.
     match [*parts]:
         case []:
-            return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+            none = torch.empty(0, dtype=torch.long)
+            return none, none, none.to(dtype)
         case [EmbeddingGrads() as lookups]:
             keys_L = lookups.indices_L + lookups.owners_L * lookups.num_rows
-            keys_K = keys_L[lookups.indices_L != lookups.padding_idx].unique()
+            keys_K, where_L = keys_L.unique(return_inverse=True)
+            norms_L = squared_norms(lookups.grads_LD).sqrt().to(dtype)
+            shares_L = (norms_L / faint).clamp(max=1.0).nan_to_num(nan=0.0)
+            shares_K = torch.zeros_like(keys_K, dtype=dtype)
+            shares_K.scatter_reduce_(0, where_L, shares_L, "amax")
             owners_K = keys_K.div(lookups.num_rows, rounding_mode="floor")
-            return owners_K, keys_K % lookups.num_rows
+            return owners_K, keys_K % lookups.num_rows, shares_K
     raise UnsupportedOperationError(
         f"the table at {index} of the trainable parameters is not only looked up by rows,"
         " so that which rows an example touched is not known; leave it out of"

@@ -11,6 +11,7 @@ from dp.accounting._selection import (
     NegativeBinomialRuns,
     NumRuns,
     PoissonRuns,
+    check_selectable,
     selection_epsilon,
 )
 from dp.certificate import _json
@@ -23,6 +24,7 @@ __all__ = (
     "MOST_NUMBERS",
     "TUNING_FORMAT",
     "TuningCertificate",
+    "check_tunable",
     "conditions",
     "delta_error",
     "epsilon_of",
@@ -119,6 +121,8 @@ class TuningCertificate:
                     f"the plans of all candidates must share their {name}, got"
                     f" {sorted(map(repr, values))}"
                 )
+        for one in kinds:
+            check_tunable(one)
         plan = kinds[0]
         spent = epsilon_of(kinds, runs)
         return cls(
@@ -200,6 +204,21 @@ class TuningCertificate:
             raise LedgerError(
                 f"this is not a certificate of dp.tune: {error}"
             ) from error
+
+
+def check_tunable(plan: PrivacyPlan) -> None:
+    """Raise unless the best of several runs of a plan has a bound.
+
+    Raises:
+        ValueError: If the divergences of one run are not known, or not at all orders.
+    """
+    releases = plan.releases(plan.steps)
+    check_selectable(releases, plan.neighboring_relation, plan.group_size)
+    if plan.renyi_order is not None:
+        raise ValueError(
+            f"renyi_order must be None in a plan that is tuned, got {plan.renyi_order!r}:"
+            " choosing needs the divergences of all orders"
+        )
 
 
 def epsilon_of(plans: Sequence[PrivacyPlan], runs: NumRuns) -> float:

@@ -1,13 +1,14 @@
 """What of a certificate of ``dp.tune`` holds, recomputed from the certificate alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dp._reports import Finding
 from dp.accounting import ReferenceAccountant, epsilon
 from dp.accounting._agreement import TOLERANCE
 from dp.certificate._tuning import (
     TuningCertificate,
+    check_tunable,
     conditions,
     delta_error,
     epsilon_of,
@@ -44,6 +45,7 @@ def findings_of_tuning(
         holds=planned == {stated},
         detail=f"state delta {c.plans[0].target_delta:g}, {c.plans[0].neighboring_relation}",
     )
+    yield _bounded(c.plans)
     yield Finding(
         claim="scores",
         holds=c.public_scores is not None or all(plan.queries for plan in c.plans),
@@ -55,6 +57,18 @@ def findings_of_tuning(
         holds=not missing,
         detail=f"does not say: {' '.join(missing)}" if missing else "says all of them",
     )
+
+
+def _bounded(plans: Sequence[PrivacyPlan]) -> Finding:
+    """Return whether the best of several runs has a bound with every plan."""
+    obstacle = "the best of several runs has one with each plan"
+    holds = True
+    for plan in plans:
+        try:
+            check_tunable(plan)
+        except ValueError as error:
+            holds, obstacle = False, str(error)
+    return Finding(claim="bound", holds=holds, detail=obstacle)
 
 
 def _of_one_run(

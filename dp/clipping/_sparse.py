@@ -135,7 +135,8 @@ class SparseClipping(Clipping):
     def weights(self, num_rows_B: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return what each example adds to the count of every row that it touched.
 
-        A vector of ones, clipped to the root of :attr:`most_rows`.
+        A vector of ones, clipped to the root of :attr:`most_rows`. Where a gradient is
+        faint there is less than one, whose square is what it adds to *num_rows_B*.
 
         >>> import torch
         >>> clipping = SparseClipping(max_grad_norm=1.0, tables=(0,))

@@ -71,6 +71,7 @@ class PerSampleGradients:
     Attributes:
         num_samples: The number of examples.
         rows: The gradients of layers that meet one row of each example.
+        loss_scale: By what all gradients of parts are larger.
         is_detached: Whether the losses depend on none of the parameters.
     """
 
@@ -94,7 +95,7 @@ class PerSampleGradients:
         self._small = frozenset(filter(self._is_small, self._parts))
         devices = {p.device for p in (nonfinite_B, *parameters)}
         self._device_types = {device.type for device in devices}
-        self._loss_scale = loss_scale  # Every gradient is larger by this factor.
+        self.loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self._norms: tuple[Sequence[int], Tensor] | None = None
         self.num_samples: int = len(nonfinite_B)
@@ -117,13 +118,13 @@ class PerSampleGradients:
             located = [self._located(index) for index in range(len(scales))]
             with FullPrecision(self._device_types):
                 norms_GB = scaled_norms(located, scales, group_of, self._nonfinite_B)
-            return norms_GB / self._loss_scale**2
+            return norms_GB / self.loss_scale**2
         if self._norms is not None and self._norms[0] == [*group_of]:
             return self._norms[1].clone()  # A verification has asked for them before.
         with FullPrecision(self._device_types):
             norms_GB = torch.stack(self._scaled_norms(group_of))
-        if self._loss_scale != 1:
-            norms_GB = norms_GB / self._loss_scale**2
+        if self.loss_scale != 1:
+            norms_GB = norms_GB / self.loss_scale**2
         self._norms = [*group_of], norms_GB
         return norms_GB.clone()
 
@@ -187,8 +188,8 @@ class PerSampleGradients:
         # zeros, not multiplied; copies are made only where a group has such an example.
         dropped_GB = factors_GB == 0
         any_dropped = dropped_GB.any(1).tolist()
-        if self._loss_scale != 1:
-            factors_GB = factors_GB / self._loss_scale
+        if self.loss_scale != 1:
+            factors_GB = factors_GB / self.loss_scale
         with FullPrecision(self._device_types):
             joint = self._joint_sums(factors_GB, dropped_GB, any_dropped, group_of)
             added = {i: s for one in joint for i, s in zip(one.indices, one.sums)}  # noqa: B905 -- fast

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar, final
 
 from dp._ranks import rank_and_size
-from dp.accounting._selection import NegativeBinomialRuns, NumRuns, check_selectable
+from dp.accounting._selection import NegativeBinomialRuns, NumRuns
 from dp.certificate._json import sha256
-from dp.certificate._tuning import TuningCertificate
+from dp.certificate._tuning import TuningCertificate, check_tunable
 from dp.exceptions import UnsupportedOperationError
 from dp.plan import PrivacyPlan
 from dp.selection._draw import draw_candidates, draw_num_runs
@@ -171,13 +171,7 @@ def _plans(
         for candidate in candidates
     ]
     for one in plans:
-        releases = one.releases(one.steps)
-        check_selectable(releases, one.neighboring_relation, one.group_size)
-        if one.renyi_order is not None:
-            raise ValueError(
-                f"renyi_order must be None in a plan that is tuned, got"
-                f" {one.renyi_order!r}: choosing needs the divergences of all orders"
-            )
+        check_tunable(one)
     return plans
 
 

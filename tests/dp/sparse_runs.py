@@ -71,4 +71,4 @@ def counts_of(model, batch, **options):
     parameters = list(model.parameters())
     gradients = Engine().gradients(model(batch), parameters)
     norms_GB = gradients.squared_norms([0] * len(parameters)).sqrt()
-    return RowMap(rule_of(model, **options)).of(gradients, parameters, norms_GB)
+    return RowMap(rule_of(model, **options)).of(gradients, parameters, norms_GB, 1.0)

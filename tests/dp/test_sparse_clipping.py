@@ -73,7 +73,7 @@ def test_one_example_moves_the_counts_by_the_root_of_its_rows_at_most(most, touc
 
 
 def test_an_example_counts_once_in_each_row_that_it_touched():
-    """A row that is looked up twice counts once, and padding never."""
+    """A row that is looked up twice counts once, and padding and zero gradients never."""
     model = Clicks()
     batch = (
         torch.tensor([7, 7, 2]),
@@ -89,35 +89,83 @@ def test_an_example_counts_once_in_each_row_that_it_touched():
     torch.testing.assert_close(counts_V.view(2, V), expected)
 
 
-def test_a_row_whose_gradients_cancel_is_touched():
-    """Whether they do so exactly may be a matter of rounding, and so of the batch."""
-    batch = torch.tensor([7]), torch.tensor([[3, 4, 0]]), torch.tensor([0.5])
-    model = Clicks()
-    nn.init.zeros_(model.last.weight)  # By which the tables' gradients are zero.
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-6, 0.0])
+def test_a_faint_gradient_counts_in_part(scale):
+    """So that what rounding makes of terms that cancel is no row more or less."""
+    table = nn.Parameter(torch.randn(V, 1))
+    losses_B = scale * table[torch.tensor([3, 3, 5])][:, 0]
 
-    counts_V = counts_of(model, batch)
+    gradients = Engine().gradients(losses_B, [table])
 
-    assert counts_V.nonzero().flatten().tolist() == [7, V + 3, V + 4]
+    rule = dp.SparseClipping(max_grad_norm=2.0, tables=(0,))
+    norms_GB = gradients.squared_norms([0]).sqrt()
+    counts_V = RowMap(rule).of(gradients, [table], norms_GB, 2.0)
+    share = min(1.0, scale * 1024 / 2.0)
+    assert counts_V[3].item() == pytest.approx(2 * share)
+    assert counts_V.sum().item() == pytest.approx(3 * share)
 
 
-@pytest.mark.parametrize(
-    ("paddings", "touched"),
-    [((2, 2), [1, 4]), ((2, 4), [1, 2, 4]), ((2, None), [1, 2, 4])],
-    ids=["of both uses", "of each its own", "of one use"],
-)
-def test_padding_of_a_table_that_is_used_twice_is_that_of_both(paddings, touched):
-    """What only one use takes for padding is a row like others."""
-    table = nn.Parameter(torch.randn(V, 2))
-    first, second = (
-        nn.functional.embedding(torch.tensor([rows]), table, padding_idx=padding)
-        for rows, padding in zip([[1, 2], [2, 4]], paddings, strict=True)
+def test_a_loss_scale_makes_no_gradient_less_faint():
+    """What a gradient scaler multiplies losses by is divided out."""
+    table = nn.Parameter(torch.randn(V, 1))
+    rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,))
+    found = []
+    for loss_scale in (1.0, 2.0**16):
+        losses_B = 2.0**-12 * table[torch.tensor([3])][:, 0]
+        gradients = Engine().gradients(losses_B, [table], loss_scale=loss_scale)
+        norms_GB = gradients.squared_norms([0]).sqrt()
+        found.append(RowMap(rule).of(gradients, [table], norms_GB, 1.0)[3].item())
+
+    assert found == [pytest.approx(0.25)] * 2
+
+
+def padded(table, batch):
+    """Losses of sequences that are padded to the longest one, with a row like others."""
+    rows_BT = nn.utils.rnn.pad_sequence(batch, batch_first=True)
+    is_there_BT = (
+        torch.arange(rows_BT.shape[1]) < torch.tensor([*map(len, batch)])[:, None]
     )
-    gradients = Engine().gradients((first + 2 * second).sum((1, 2)), [table])
+    return (table[rows_BT][..., 0] * is_there_BT).sum(1)
+
+
+def looked_up_for_all(table, batch):
+    """Losses that look up more for every example if one of them is long."""
+    losses_B = torch.stack([table[rows][:, 0].sum() for rows in batch])
+    is_long_B = torch.tensor([len(rows) > 2 for rows in batch])
+    if is_long_B.any():
+        losses_B = losses_B + is_long_B * table[torch.full((len(batch),), 9)][:, 0]
+    return losses_B
+
+
+def cancelling(table, batch):
+    """Losses whose gradient is zero, but for how a product of so many rows is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    values_H = torch.randn(6, generator=generator)
+    signed_H = torch.cat([values_H, -values_H])[torch.randperm(12, generator=generator)]
+    features_B1 = table[torch.stack([rows[0] for rows in batch])]
+    return (features_B1 @ signed_H[None]).sum(1)
+
+
+@pytest.mark.parametrize("losses", [padded, looked_up_for_all, cancelling])
+def test_another_example_changes_nothing_for_the_others(losses):
+    """Whichever row it makes the program look up for them, and however it rounds."""
     rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,), rows_per_example=4)
+    generator = torch.Generator().manual_seed(1)
+    table = nn.Parameter(torch.randn(V, 1, generator=generator))
 
-    counts_V = RowMap(rule).of(gradients, [table], torch.ones(1, 1))
+    def counts(batch):
+        gradients = Engine().gradients(losses(table, batch), [table])
+        norms_GB = gradients.squared_norms([0]).sqrt()
+        return RowMap(rule).of(gradients, [table], norms_GB, 1.0)
 
-    assert counts_V.nonzero().flatten().tolist() == touched
+    for size in range(1, 20):
+        others = [torch.tensor([size % 5, 5 + i % 3]) for i in range(size)]
+        moved = counts([*others, torch.tensor([20, 21, 22, 23])]) - counts(others)
+
+        assert moved.norm().item() <= 2
+        assert not moved[:20].abs().max() > (
+            1 + 1e-3 if losses is looked_up_for_all else 1e-3
+        )
 
 
 def test_an_example_of_many_rows_counts_less_in_each():
@@ -200,7 +248,7 @@ def test_a_table_that_a_loss_does_not_use_is_touched_by_nobody():
     gradients = Engine().gradients(losses_B, parameters)
 
     norms_GB = gradients.squared_norms([0] * len(parameters)).sqrt()
-    counts_V = RowMap(rule_of(model)).of(gradients, parameters, norms_GB)
+    counts_V = RowMap(rule_of(model)).of(gradients, parameters, norms_GB, 1.0)
     assert counts_V.nonzero().flatten().tolist() == [1, 2]
 
 
@@ -242,7 +290,7 @@ def test_other_rules_count_nothing():
     rows = RowMap(dp.FlatClipping(max_grad_norm=1.0))
 
     assert rows.noises(1.0, []) is None
-    assert rows.of(None, [], torch.zeros(1, 0)) == 0.0
+    assert rows.of(None, [], torch.zeros(1, 0), 1.0) == 0.0
     assert rows.as_sums(None, NoiseBesideCount.of(1.0, 5.0)) == []
 
 

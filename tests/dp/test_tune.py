@@ -489,6 +489,28 @@ def vars_of(certificate):
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"group_size": 3}, "groups of 3"),
+        ({"renyi_order": 8.0}, "renyi_order must be None"),
+    ],
+)
+def test_plans_whose_best_run_has_no_bound_are_neither_stated_nor_verified(
+    make_plan, changes, told
+):
+    """What was found is the cost of one unit, at numbers that are the plan's."""
+    plan = make_plan(steps=3)
+    certificate = TuningCertificate.of([plan], FEW, public_scores="a benchmark")
+    other = make_plan(steps=3, **changes)
+
+    with pytest.raises(ValueError, match=told):
+        TuningCertificate.of([other], FEW, public_scores="a benchmark")
+    altered = dict(vars_of(certificate), plans=(other,))
+    report = dp.verify(TuningCertificate(**altered), quick=True)
+    assert "bound" in [f.claim for f in report.findings if not f.holds]
+
+
 def test_scores_that_have_no_noise_do_not_verify(make_plan):
     """Neither answers nor public."""
     plan = make_plan(steps=3)

@@ -61,7 +61,10 @@ class RaggedGrads(GradPart):
         # A unit without a row keeps a norm of zero.
         norms_U = _zeros(self.rows, [self.groups.num_units])
         for bucket in self.groups.buckets:
-            norms_U[bucket.units_u] = _of_bucket(self.rows, bucket).squared_norms()
+            squares_u = _of_bucket(self.rows, bucket).squared_norms()
+            # Of small factors a bucket has them in float64.
+            norms_U = norms_U.to(torch.promote_types(norms_U.dtype, squares_u.dtype))
+            norms_U[bucket.units_u] = squares_u.to(norms_U.dtype)
         return norms_U
 
     def gradients(self, examples: slice) -> Tensor:

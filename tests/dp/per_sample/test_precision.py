@@ -118,6 +118,29 @@ def test_the_square_of_a_small_factor_is_not_lost(positions, data, slope, is_sca
         torch.testing.assert_close(norms_B, expected_B, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize(("data", "slope"), [(1e-23, 1e19), (1e19, 1e-23)])
+@pytest.mark.parametrize("units", [(0, 1, 1, 1, 2), (0, 1, 0, 2, 2)], ids=str)
+def test_nor_is_that_of_units_with_several_rows(units, data, slope, is_scaled):
+    """Some of whose buckets have their squares in float64, and others not."""
+    layer = nn.Linear(100, 100, bias=False)
+    unit_B = torch.tensor(units)
+    is_small_B = unit_B == 0
+    x = torch.where(is_small_B, data, 1.0)[:, None].expand(5, 100)
+    slopes_B = torch.where(is_small_B, slope, 1.0)
+    num_rows_U = unit_B.bincount()
+    expected_U = 100 * num_rows_U * torch.tensor([1e-4, 1.0, 1.0])
+    scales = [torch.ones_like(layer.weight)] if is_scaled else []
+
+    engine = Engine()
+    for _ in range(2):
+        losses_B = layer(x).sum(1) * slopes_B
+        gradients = engine.gradients(losses_B, [layer.weight], units=unit_B)
+        norms_GU = gradients.squared_norms([0], scales).sqrt()
+
+        torch.testing.assert_close(norms_GU[0], expected_U, rtol=1e-5, atol=0)
+
+
 @with_small_factors
 def test_an_accelerator_takes_for_lost_what_may_be(
     positions, data, slope, is_scaled, monkeypatch
