@@ -7,9 +7,9 @@ Each check takes one keyword argument, whose name is the name in the message:
 import math
 import operator
 import warnings
-from numbers import Number
 from typing import Final, SupportsIndex, get_args
 
+from dp._reports import shown
 from dp._typing import NeighboringRelation
 
 
@@ -31,24 +31,6 @@ _SMALLEST_NORM: Final = 1e-18
 _LARGEST_NORM: Final = 1e18
 _MOST_EXAMPLES: Final = 1e9
 _ROUNDING: Final = 1e-12  # Of a product that is 1 but for rounding.
-_LONGEST_NAME: Final = 60  # Options are shorter; a longer text may be a row.
-
-
-def shown(value: object) -> str:
-    """Return *value* as an error shows it, whatever was passed in its place.
-
-    A dataset, a batch or a label that was passed for a number has private values in
-    its text, and errors end up in logs: of such a value only the type is told.
-
-    >>> shown(-1.5), shown("os"), shown([31, 41])
-    ('-1.5', "'os'", 'a list')
-    """
-    is_option = value is None or isinstance(value, Number | type)
-    is_name = isinstance(value, str) and len(value) <= _LONGEST_NAME
-    is_empty = isinstance(value, list | tuple | dict) and not value
-    if is_option or is_name or is_empty:
-        return repr(value)
-    return f"a {type(value).__name__}"
 
 
 def positive(**named: float) -> float:

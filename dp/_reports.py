@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from decimal import ROUND_CEILING, Decimal
 from html import escape
-from typing import final
+from numbers import Number
+from typing import Final, final
 
 from dp.exceptions import PrivacyError
 
 
-__all__ = ("Described", "Finding", "Report", "bound", "lines_of")
+__all__ = ("Described", "Finding", "Report", "bound", "lines_of", "shown")
+
+_LONGEST_NAME: Final = 60  # Options are shorter; a longer text may be a row.
 
 
 @final
@@ -70,6 +73,23 @@ def bound(value: float, decimals: int = 4) -> str:
     if not math.isfinite(value):
         return f"{value}"
     return f"{Decimal(value).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING)}"
+
+
+def shown(value: object) -> str:
+    """Return *value* as an error shows it, whatever was passed in its place.
+
+    A dataset, a batch or a label that was passed for a number has private values in
+    its text, and errors end up in logs: of such a value only the type is told.
+
+    >>> shown(-1.5), shown("os"), shown([31, 41])
+    ('-1.5', "'os'", 'a list')
+    """
+    is_option = value is None or isinstance(value, Number | type)
+    is_name = isinstance(value, str) and len(value) <= _LONGEST_NAME
+    is_empty = isinstance(value, list | tuple | dict) and not value
+    if is_option or is_name or is_empty:
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def lines_of(name: str, findings: Sequence[Finding]) -> list[str]:

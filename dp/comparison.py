@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from dp import _checks
+from dp._reports import shown
 from dp._typing import NeighboringRelation
 from dp.accounting import Query, Release, Truncation
 from dp.accounting._renyi import best_order
@@ -102,11 +103,11 @@ def _check_mechanism(mechanism: str, bands: Bands) -> None:
     if mechanism not in get_args(Mechanism):
         raise ValueError(
             f"mechanism must be one of {', '.join(map(repr, get_args(Mechanism)))}, got"
-            f" {_checks.shown(mechanism)}{did_you_mean(mechanism, get_args(Mechanism))}"
+            f" {shown(mechanism)}{did_you_mean(mechanism, get_args(Mechanism))}"
         )
     if bands != "auto" and mechanism not in {"correlated", "best"}:
         raise ValueError(
-            f"bands={_checks.shown(bands)} is for correlated noise: pass mechanism='correlated' or"
+            f"bands={shown(bands)} is for correlated noise: pass mechanism='correlated' or"
             f" 'best' with it, got {mechanism!r}"
         )
 
@@ -122,8 +123,8 @@ def _check_comparable(
         raise ValueError(
             f"mechanism={mechanism!r} finds the noise for a sampling_probability and a"
             " number of steps: give these two, and no noise_multiplier; got"
-            f" sampling_probability={_checks.shown(sampling_probability)}, steps={_checks.shown(steps)},"
-            f" noise_multiplier={_checks.shown(noise_multiplier)}"
+            f" sampling_probability={shown(sampling_probability)}, steps={shown(steps)},"
+            f" noise_multiplier={shown(noise_multiplier)}"
         )
 
 
@@ -150,7 +151,7 @@ def _passes(
     if not isinstance(sampling_probability, int | float):
         return (
             None,
-            f"it needs a sampling_probability, got {_checks.shown(sampling_probability)}",
+            f"it needs a sampling_probability, got {shown(sampling_probability)}",
         )
     if target["truncation"] is not None:
         return None, "no bound is proven where batches are truncated (max_batch_size)"
@@ -233,8 +234,8 @@ def complete(
         return least if sigma is None else sigma.scaled(least), steps, q
     raise ValueError(
         "leave out exactly one number, which is then found: noise_multiplier, or steps,"
-        f" or pass sampling_probability='largest'; got noise_multiplier={_checks.shown(sigma)},"
-        f" steps={_checks.shown(steps)}, sampling_probability={_checks.shown(q)}"
+        f" or pass sampling_probability='largest'; got noise_multiplier={shown(sigma)},"
+        f" steps={shown(steps)}, sampling_probability={shown(q)}"
     )
 
 
@@ -252,7 +253,7 @@ def check_queries(
         raise ValueError(f"queries must have different names, got twice: {twice}")
     if queries and renyi_order is not None:
         raise ValueError(
-            f"queries must be empty with renyi_order={_checks.shown(renyi_order)}: a filter is kept for"
+            f"queries must be empty with renyi_order={shown(renyi_order)}: a filter is kept for"
             " steps alone; leave renyi_order None"
         )
     return tuple(queries)
@@ -303,7 +304,7 @@ def truncation_of(
         raise ValueError(
             "max_batch_size needs dataset_size, the public number of examples, and a"
             f" sampling_probability, and dataset_size serves nothing else; got"
-            f" max_batch_size={_checks.shown(max_batch_size)}, dataset_size={_checks.shown(dataset_size)},"
-            f" sampling_probability={_checks.shown(sampling_probability)}"
+            f" max_batch_size={shown(max_batch_size)}, dataset_size={shown(dataset_size)},"
+            f" sampling_probability={shown(sampling_probability)}"
         )
     return Truncation(max_batch_size=max_batch_size, dataset_size=dataset_size)

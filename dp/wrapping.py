@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dp._checks import shown
+from dp._reports import shown
 from dp.clipping import Clipping
 from dp.exceptions import UnsupportedOperationError
 from dp.noise import GaussianNoise

@@ -84,6 +84,7 @@ def pages(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_page_looks_for_the_list_beside_its_version(pages):
     """By a relative address, so that a site may lie anywhere."""
     for page, root in (("index", "./"), ("how-to/page", "../")):

@@ -6,7 +6,7 @@ A step that :func:`check_attached` lets through by mistake is noise alone.
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -15,11 +15,25 @@ from dp.per_sample import PerSampleGradients
 
 
 __all__ = (
+    "BESIDE",
+    "UNSCALED",
     "check_attached",
     "explain_deepspeed",
+    "remedy_of_shape",
     "warn_of_many_rows",
     "warn_of_other_gradients",
     "warn_without_callback",
+)
+
+BESIDE: Final = (
+    "while losses were given to backward or private_loss: an example has one gradient a"
+    " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
+    " call zero_grad(), or give no losses and let step take every grad_sample"
+)
+UNSCALED: Final = (
+    "a gradient scaler takes part in this step, but the losses were given to backward(),"
+    " which clips them as they are; call"
+    " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
 )
 
 
@@ -79,6 +93,16 @@ def warn_without_callback(
             " Trainer(callbacks=[dp.integrations.lightning.PrivacyCallback()])",
             stacklevel=stacklevel + 1,
         )
+
+
+def remedy_of_shape(losses: Tensor) -> str:
+    """Return what makes one loss an example of *losses*, which are none."""
+    if losses.dim() < 2:  # noqa: PLR2004 -- a matrix
+        return "use reduction='none', and reduce over each example's own terms only"
+    return (
+        "give outputs and targets one shape, since [n, 1] and [n] make [n, n], and take"
+        " the mean over each example's own terms: losses.flatten(1).mean(1)"
+    )
 
 
 def explain_deepspeed() -> str:

@@ -12,7 +12,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from dp._checks import shown
+from dp._reports import shown
 from dp.exceptions import SamplingMismatchError
 from dp.plan import PrivacyPlan
 from dp.sampling import Ticket

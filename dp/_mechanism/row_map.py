@@ -108,8 +108,8 @@ class RowMap:
         """Return how many examples touched each row of the tables, as they count.
 
         An example moves all counts together by ``sqrt(rows_per_example)`` at most, in L2.
-        It touches a row if it looked it up, with a gradient that is not zero. One whose
-        norm is not finite touches nothing, as it contributes nothing.
+        It touches a row if it looked it up, other than as padding. One whose norm is
+        not finite touches nothing, as it contributes nothing.
 
         Raises:
             UnsupportedOperationError: If a table was used otherwise.
@@ -201,14 +201,15 @@ class RowMap:
 def _touched(parts: Sequence[GradPart], index: int) -> tuple[Tensor, Tensor]:
     """Return the pairs of an example and a row that it looked up, each once.
 
-    Lookups whose gradient is zero, such as those of padding, touch nothing.
+    Padding touches nothing. A lookup whose gradient is zero counts: where terms cancel,
+    whether they do so exactly may depend, by rounding, on the rest of the batch.
     """
     match [*parts]:
         case []:
             return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
         case [EmbeddingGrads() as lookups]:
             keys_L = lookups.indices_L + lookups.owners_L * lookups.num_rows
-            keys_K = keys_L[lookups.grads_LD.any(1)].unique()
+            keys_K = keys_L[lookups.indices_L != lookups.padding_idx].unique()
             owners_K = keys_K.div(lookups.num_rows, rounding_mode="floor")
             return owners_K, keys_K % lookups.num_rows
     raise UnsupportedOperationError(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dp import _checks
+from dp._reports import shown
 from dp._typing import Assignment, NeighboringRelation
 from dp.accounting import Release, Truncation
 from dp.calibration._risk import RiskTarget
@@ -154,8 +155,8 @@ def _goal(
     if (target_epsilon is None) == (target_risk is None):
         raise ValueError(
             "give exactly one of target_epsilon and target_risk, got"
-            f" target_epsilon={_checks.shown(target_epsilon)} and"
-            f" target_risk={_checks.shown(target_risk)}"
+            f" target_epsilon={shown(target_epsilon)} and"
+            f" target_risk={shown(target_risk)}"
         )
     if target_epsilon is not None:
         kept = _checks.positive(target_epsilon=target_epsilon)
@@ -163,7 +164,7 @@ def _goal(
     if renyi_order is not None:
         raise ValueError(
             "a Renyi filter keeps an epsilon: give target_epsilon instead of"
-            f" target_risk, or leave out renyi_order={_checks.shown(renyi_order)}"
+            f" target_risk, or leave out renyi_order={shown(renyi_order)}"
         )
     return {"target_epsilon": math.inf, "renyi_order": None, "target_risk": target_risk}
 

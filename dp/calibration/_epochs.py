@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 from dp import _checks
+from dp._reports import shown
 
 
 __all__ = ("numbers_of_epochs", "steps_of_epoch")
@@ -38,7 +39,7 @@ def numbers_of_epochs(
     if batch_size is None:
         if epochs is not None:
             raise ValueError(
-                f"epochs={_checks.shown(epochs)} needs batch_size and dataset_size, which say how many"
+                f"epochs={shown(epochs)} needs batch_size and dataset_size, which say how many"
                 " steps an epoch has; pass both, or steps= instead of epochs="
             )
         if expected_batch_size is None:
@@ -56,7 +57,7 @@ def numbers_of_epochs(
     for name, value in twice.items():
         if value is not None:
             raise ValueError(
-                f"{name}={_checks.shown(value)} follows from batch_size, dataset_size and epochs; leave"
+                f"{name}={shown(value)} follows from batch_size, dataset_size and epochs; leave"
                 " it out, or them"
             )
     if epochs is not None:
@@ -68,7 +69,7 @@ def numbers_of_epochs(
 def _sizes(batch_size: int, dataset_size: int | None) -> tuple[int, int]:
     if dataset_size is None:
         raise ValueError(
-            f"batch_size={_checks.shown(batch_size)} needs dataset_size: the number of examples, which"
+            f"batch_size={shown(batch_size)} needs dataset_size: the number of examples, which"
             " becomes a public number of the plan. Pass it, or expected_batch_size= and"
             " sampling_probability= instead"
         )

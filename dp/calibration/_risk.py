@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Final, final
 
-from dp._checks import shown
+from dp._reports import shown
 from dp.accounting import Risk
 from dp.accounting._risk import NO_RISK
 

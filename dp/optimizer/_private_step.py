@@ -14,8 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dp._checks import shown
-from dp._mechanism.likely_causes import warn_of_other_gradients, warn_without_callback
+from dp._mechanism import likely_causes
 from dp._mechanism.loss_units import Reduction
 from dp._mechanism.mechanism import Mechanism
 from dp._mechanism.step_state import StepState
@@ -50,11 +49,6 @@ from forwarding import forwarded, target
 __all__ = ("PrivateStep",)
 
 _REQUIRES_GRAD: Final = attrgetter("requires_grad")
-_BESIDE_LOSSES: Final = (
-    "while losses were given to backward or private_loss: an example has one gradient a"
-    " step. Take the model out of Opacus' GradSampleModule (to_standard_module()) and"
-    " call zero_grad(), or give no losses and let step take every grad_sample"
-)
 
 
 class PrivateStep(TransparentOptimizer):
@@ -99,7 +93,7 @@ class PrivateStep(TransparentOptimizer):
         if not self.mechanism.beside.has_updated:
             hook_layers_around(self)
             if not self.mechanism.watch.silenced:
-                warn_without_callback(closure, stacklevel=3)
+                likely_causes.warn_without_callback(closure, stacklevel=3)
         # The update itself is post-processing of what was released, and needs no lock.
         with self.mechanism.step:
             stddev = self._set_private_gradients()
@@ -176,7 +170,7 @@ class PrivateStep(TransparentOptimizer):
     ) -> None:
         refresh(self)
         self.mechanism.step.drop_cleared()
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=True)
+        check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=True)
         parameters = self._trainable()
         self._find_scales()
         look_beside(
@@ -250,9 +244,9 @@ class PrivateStep(TransparentOptimizer):
         if self.mechanism.pending is None:  # Another library may have made them.
             self.mechanism.accumulate_grad_samples(parameters)
             return
-        check_no_grad_sample(self.param_groups, _BESIDE_LOSSES, nor_soon=False)
+        check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=False)
         if self.mechanism.step.has_foreign_grads(parameters):
-            warn_of_other_gradients(stacklevel=5)
+            likely_causes.warn_of_other_gradients(stacklevel=5)
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.
@@ -273,11 +267,7 @@ class PrivateStep(TransparentOptimizer):
         pending = self.mechanism.pending
         all_scaled = pending is None or pending.all_scaled
         if "grad_scale" in vars(self) and not all_scaled:
-            raise UnsupportedOperationError(
-                "a gradient scaler takes part in this step, but the losses were given to"
-                " backward(), which clips them as they are; call"
-                " scaler.scale(optimizer.private_loss(loss_fn, batch)).backward()"
-            )
+            raise UnsupportedOperationError(likely_causes.UNSCALED)
 
     def _trainable(self) -> list[Tensor]:
         return [*filter(_REQUIRES_GRAD, self._all_parameters())]
@@ -293,8 +283,8 @@ def _evaluated(closure: Callable[[], Any] | None) -> Any:
         return None
     if not callable(closure):
         raise TypeError(
-            f"the first argument of step is a closure, or None, got {shown(closure)}; pass"
-            " arguments of the wrapped optimizer's step by name"
+            "the first argument of step is a closure, or None, got a"
+            f" {type(closure).__name__}; pass arguments of the wrapped optimizer's step by name"
         )
     with torch.enable_grad():
         return closure()

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from dp._checks import shown
+from dp._mechanism.likely_causes import remedy_of_shape
+from dp._reports import shown
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
 from dp.ledger import Ledger
@@ -52,15 +53,10 @@ def check_form(losses: object, *, has_batch: bool) -> None:
 def check_losses(losses: Tensor, *, has_units: bool = False) -> None:
     """Raise unless *losses* is a vector of losses, or any tensor of them with units."""
     if (losses.dim() != 1 and not has_units) or not losses.is_floating_point():
-        remedy = (
-            "use reduction='none', and reduce over each example's own terms only"
-            if losses.dim() < 2  # noqa: PLR2004 -- a matrix
-            else "give outputs and targets one shape, since [n, 1] and [n] make [n, n],"
-            " and take the mean over each example's own terms: losses.flatten(1).mean(1)"
-        )
         raise ValueError(
             "losses must be a floating-point vector, one loss an example, got"
-            f" {losses.dtype} with {losses.dim()} dimensions; {remedy}; or pass units="
+            f" {losses.dtype} with {losses.dim()} dimensions;"
+            f" {remedy_of_shape(losses)}; or pass units="
             " with the example of every loss"
         )
 

@@ -25,7 +25,7 @@ from torch.fx.passes.split_module import split_module
 from dp import _tuning
 
 
-__all__ = ("compile_backend", "is_compiled", "is_opaque")
+__all__ = ("applied", "compile_backend", "is_compiled", "is_opaque")
 
 _MARK: Final = "dp.per_sample"  # In the metadata of nodes that this backend made.
 _VIEWS: Final = frozenset(
@@ -107,6 +107,40 @@ def is_opaque(name: str) -> bool:
 def is_compiled(node: Any) -> bool:
     """Whether a compiled function was made by this backend."""
     return bool(node.metadata.get(_MARK))
+
+
+def applied(node: Any, grads: Sequence[Tensor | None]) -> Any:
+    """Return what a node makes of the gradients of its outputs."""
+    if not is_opaque(type(node).__name__):
+        return node.apply(*grads)
+    answers: list[Any] = []
+    _retaining(lambda: answers.append(node.apply(*grads)))
+    return answers[0]
+
+
+def _retaining(call: Callable[[], None]) -> None:
+    """Make *call* as in a backward pass that retains its graph.
+
+    A compiled function drops what it saved unless the pass that it runs in retains the
+    graph. Below a private loss that is the pass of a trainer's ``loss.backward()``.
+    """
+    with torch.enable_grad():
+        anchor: Tensor = _Retained.apply(torch.zeros((), requires_grad=True), call)  # type: ignore[no-untyped-call]  # torch has no types
+    torch.autograd.backward(anchor, retain_graph=True)
+
+
+class _Retained(torch.autograd.Function):
+    """Make a call where autograd comes by."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, call: Callable[[], None]) -> Tensor:
+        ctx.call = call
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        ctx.call()
+        return None, None
 
 
 @final

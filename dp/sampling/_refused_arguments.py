@@ -6,7 +6,7 @@ from typing import Final
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from dp._checks import shown
+from dp._reports import shown
 from dp.exceptions import did_you_mean
 
 

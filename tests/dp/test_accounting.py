@@ -241,6 +241,7 @@ def test_epsilon_is_monotonic(q, sigma, count, delta):
     check_monotonicity(bound, q, sigma, count, delta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_the_claimed_epsilon_is_monotonic(relation):
     """The same of what is claimed, once for every relation."""

@@ -187,6 +187,7 @@ def test_truncated_batches_are_left_out_of_a_lower_bound():
     assert lower_bound((truncated, release), DELTA) == lower_bound((release,), DELTA)
 
 
+@pytest.mark.slow
 def test_lower_bounds_are_below_epsilon_of_poisson_samples_too():
     """A mix of all kinds: what they have in common is composed once."""
     releases = (
@@ -255,6 +256,7 @@ def test_a_spread_keeps_mass_and_mean():
         assert mean == pytest.approx(1, abs=1e-11)
 
 
+@pytest.mark.slow
 def test_a_coarser_grid_is_never_a_smaller_bound():
     """Refinement in every way that there is: points of the sums, and buckets."""
     for eps in (-0.3, 0.0, 0.4):
@@ -325,6 +327,7 @@ def test_a_law_whose_mean_is_beyond_is_left_as_it_is():
     assert law.pruned() is law
 
 
+@pytest.mark.slow
 def test_losses_beyond_400_count_as_infinite():
     """Their exponentials would be no numbers. What is beyond is in the atom."""
     release = passes(0.045, 50, 1)
@@ -434,6 +437,7 @@ def _caches():
     )
 
 
+@pytest.mark.slow
 def test_poisson_samples_beside_passes_are_still_compared():
     """With dp_accounting's own losses."""
     poisson = Release(sampling_probability=0.1, noise_multiplier=1.0, count=9)
@@ -471,6 +475,7 @@ def test_it_needs_less_noise_than_poisson_sampling(
     assert target * 0.9995 <= spent(release) <= target
 
 
+@pytest.mark.slow
 def test_steps_are_found_in_whole_passes():
     """One pass more would exceed the target."""
     about = {

@@ -120,11 +120,13 @@ def test_what_no_bucket_holds_is_not_lost():
     assert beyond._infinity_mass > 0.5
 
 
+@pytest.mark.slow
 def test_the_reference_knows_the_gaussian_mechanism():
     """One release on all data at sigma 1 costs 4.377175 at delta 1e-5."""
     assert exact_delta(4.377175, 1.0, 10.0, 100) == pytest.approx(1e-5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_was_loose_is_tight():
     """Groups cost 64 % less than one fixed width of buckets had it: 2.341 before."""
     assert claimed(5, 0.001, 1.0, 2000, 1e-6) == pytest.approx(1.42875, abs=2e-5)
@@ -296,6 +298,7 @@ def test_widths_at_which_lost_digits_count_as_infinite_are_not_used():
     assert _resolution.choose_interval(bound_at, 1.0, 1e-9) >= 0.3
 
 
+@pytest.mark.slow
 def test_rounding_is_on_the_safe_side():
     """Composing rounds delta; that much less of it is there to be spent."""
     release = Release(sampling_probability=0.1, noise_multiplier=100.0, count=10**6)

@@ -245,6 +245,7 @@ ABOUT = {
 }
 
 
+@pytest.mark.slow
 def test_the_best_mechanism_is_the_one_with_the_least_error():
     """All numbers are told, in the plan and so in its certificates."""
     plan = dp.plan_for(**ABOUT, sampling_probability=0.1, steps=20, mechanism="best")
@@ -296,6 +297,7 @@ def test_the_best_mechanism_may_be_poisson_sampling(monkeypatch):
     assert len(plan.compared) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -639,6 +641,7 @@ def certificate(make_allocated):
     return run.optimizer.certificate(private_data_touches=())
 
 
+@pytest.mark.slow
 def test_a_certificate_states_passes_and_verifies(certificate, tmp_path):
     """In words and numbers; it is read again as it was written."""
     text = certificate.to_text()
@@ -659,6 +662,7 @@ def test_a_certificate_states_passes_and_verifies(certificate, tmp_path):
     assert dp.verify(certificate, quick=True).ok
 
 
+@pytest.mark.slow
 def test_a_certificate_says_what_the_plan_compared():
     """Of a plan that took the best."""
     plan = dp.plan_for(**ABOUT, sampling_probability=0.25, steps=8, mechanism="best")

@@ -133,6 +133,7 @@ def losing_some():
     return allocating(draw)
 
 
+@pytest.mark.slow
 def test_a_right_run_conforms(plan, decisions):
     """False alarms: 2e-8, by construction."""
     report = conformance(training(plan), num_records=NUM_RECORDS)
@@ -143,6 +144,7 @@ def test_a_right_run_conforms(plan, decisions):
     assert "in 1 to 1 steps of a pass of 5" in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "claims"),
     [
@@ -185,6 +187,7 @@ def test_a_broken_build_does_not_conform(plan, build, claims, decisions):
     assert claims <= refuted(report), str(report)
 
 
+@pytest.mark.slow
 def test_a_run_of_part_of_a_pass_is_audited(plan):
     """What was released is compared; the steps that were not are not missed."""
 
@@ -203,6 +206,7 @@ def test_a_run_of_part_of_a_pass_is_audited(plan):
     assert attack.ok, str(attack)
 
 
+@pytest.mark.slow
 def test_the_attack_on_a_right_run_stays_below_what_is_proven(plan):
     """The score is the likelihood ratio of whole passes. False alarms: 1e-9."""
     report = canaries(training(plan), num_canaries=NUM_RECORDS)
@@ -239,6 +243,7 @@ def data():
     return TensorDataset(x, torch.randint(3, (40,)))
 
 
+@pytest.mark.slow
 def test_a_right_run_replays(plan, data):
     """One record changes one sum a pass, by the clipping norm at most."""
     report = replay(training(plan), Classifier(), data)
@@ -247,6 +252,7 @@ def test_a_right_run_replays(plan, data):
     assert "8 of 40 sums differ" in str(report)
 
 
+@pytest.mark.slow
 def test_an_allocation_in_which_others_move_does_not_replay(plan, data):
     """A permutation of one record less gives the others other steps."""
 

@@ -167,6 +167,7 @@ def test_a_right_run_conforms(correlated, decisions):
     assert "in up to 1 of 4" in str(report)
 
 
+@pytest.mark.slow
 def test_at_the_largest_probability_every_record_is_in_every_round():
     """Then there is no coin but for the group."""
     report = conformance(training(make_plan(q=0.25)), num_records=1000)
@@ -178,6 +179,7 @@ def test_at_the_largest_probability_every_record_is_in_every_round():
     assert "every record in every round" in refuted(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "claims"),
     [
@@ -230,6 +232,7 @@ def stopping_after(steps, plan):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 6])
 def test_a_run_of_part_of_a_round_is_audited(plan, steps):
     """What was released is compared; the steps that were not are not missed."""

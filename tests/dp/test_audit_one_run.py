@@ -49,6 +49,7 @@ def plan(**changes):
     return PrivacyPlan(**{**numbers, **changes})
 
 
+@pytest.mark.slow
 def test_a_right_run_stays_within_its_claim(data):
     """Whatever it learnt: false alarms 1e-9."""
     report = one_run(training(plan()), Regression(), data)
@@ -59,6 +60,7 @@ def test_a_right_run_stays_within_its_claim(data):
     assert "empirical >=" in str(report)
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_by_heart_is_refuted(data):
     """It claims little and adds no noise: 200 targets are known by their losses."""
 

@@ -111,6 +111,7 @@ def test_where_the_number_of_records_is_public_a_neighbour_keeps_it(
     assert "of 1 allowed" in report.findings[0].detail
 
 
+@pytest.mark.slow
 def test_a_neighbour_may_be_given(plan, data):
     """As for a record that one fears most."""
     x, y_B = (t.clone() for t in data.tensors)
@@ -129,6 +130,7 @@ def test_a_wider_clipping_norm_does_not_replay(plan, data):
     assert "of 0.5 allowed" in str(report)
 
 
+@pytest.mark.slow
 def test_without_a_charge_the_plan_says_how_far_sums_may_move(plan, data):
     """A ledger that records nothing hides no clipping norm that is too wide."""
     with builds.uncharged_releases():
@@ -202,6 +204,7 @@ def test_what_differs_from_run_to_run_anyway_is_not_compared(plan, data):
     assert "not compared: it differs from run to run" in str(report)
 
 
+@pytest.mark.slow
 def test_a_run_whose_length_depends_on_a_record_does_not_replay(plan, data):
     """Neither in steps, nor by an error that one record raises."""
 

@@ -86,6 +86,7 @@ def test_the_largest_probability_never_overshoots():
     )
 
 
+@pytest.mark.slow
 def test_the_most_steps_never_overshoot():
     """One step more would; a loose target still ends somewhere."""
     steps = calibrate_steps(

@@ -86,6 +86,7 @@ def one():
     )
 
 
+@pytest.mark.slow
 def test_it_states_what_the_ledger_was_charged(one):
     """Every number is the accountant's, of the releases that were charged."""
     releases = (Release(sampling_probability=0.25, noise_multiplier=8.0, count=20),)
@@ -337,6 +338,7 @@ def test_a_charge_of_an_impossible_norm_is_found(one, tmp_path, norm):
     assert failing & {"run 1: charges", "not a certificate"}
 
 
+@pytest.mark.slow
 def test_a_charge_accounted_at_less_than_it_cost_is_found(one):
     """Whatever the epsilons say."""
     (run,) = one.runs
@@ -457,6 +459,7 @@ def test_a_run_beyond_its_plan_is_found(one):
     }
 
 
+@pytest.mark.slow
 def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     """Nothing of the losses by which it was stated is used; each line says so."""
     one.write(tmp_path)
@@ -497,6 +500,7 @@ def erring(monkeypatch):
         cache.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("erring")
 def test_losses_that_err_are_not_certified():
     """By a hundred-thousandth only: dp_accounting is asked before anything is stated."""
@@ -507,6 +511,7 @@ def test_losses_that_err_are_not_certified():
         _agreement.check_agreement((release,), 1e-5, "zero_out")
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_says_nothing_is_certified_as_it_is():
     """Ten millions: a run without privacy in all but name, as a baseline."""
     plan = PrivacyPlan(
@@ -550,6 +555,7 @@ def test_a_closed_form_that_errs_is_found(erring):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", ["zero_out", "replace_one"])
 def test_both_ways_cost_a_group_the_same(relation):
     """Whether losses are found by our bisection or by dp_accounting's search."""
@@ -611,6 +617,7 @@ def test_several_optimizers_on_one_dataset_are_composed(tmp_path):
     assert quickly(looser).ok
 
 
+@pytest.mark.slow
 def test_what_two_certificates_share_counts_once():
     """Two that went on from one checkpoint share the steps before it."""
     ledger = charged(4)
@@ -639,6 +646,7 @@ def test_what_either_of_two_certificates_published_is_stated():
         assert quickly(both).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -824,6 +832,7 @@ def test_the_widths_of_buckets_are_stated(one):
     assert not quickly(wrong).ok
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_past_its_plan_exceeds_its_target():
     """What bounds the plan bounds no longer run of the same kind of step."""
     target = epsilon(

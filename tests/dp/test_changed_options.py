@@ -76,6 +76,7 @@ def of_ones_own(optimizer):
     return lambda number, _: scheduler.step(float(number))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("between", "name"),
     [
@@ -117,6 +118,7 @@ def tensor(optimizer):
     return lambda _number, _losses: rate.mul_(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [by_hand, schedule, momentum, tensor])
 def test_every_option_that_changed_is_named_in_the_certificate(loop, between):
     """Whether it follows from private numbers cannot be told from its value."""

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import dp
 from dp import _checks
+from dp._reports import shown
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,9 @@ def test_an_error_does_not_print_data_that_stand_where_an_option_belongs(
 @pytest.mark.parametrize("kind", DATA)
 def test_of_data_only_the_type_is_told(kind):
     """And of what an option may be, the value."""
-    assert _checks.shown(DATA[kind]) == f"a {type(DATA[kind]).__name__}"
+    assert shown(DATA[kind]) == f"a {type(DATA[kind]).__name__}"
     assert INCOME in f"{DATA[kind]!r}"
-    assert [_checks.shown(x) for x in (1, "os", None, (), int)] == [
+    assert [shown(x) for x in (1, "os", None, (), int)] == [
         *("1", "'os'", "None", "()"),
         "<class 'int'>",
     ]

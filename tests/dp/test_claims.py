@@ -146,6 +146,7 @@ def test_a_number_declared_public_is_composed_as_it_is():
     assert ledger.guarantee().epsilon == composed((17, 2.0), (3, 1.5))
 
 
+@pytest.mark.slow
 def test_steps_that_the_target_forbids_are_not_claimed():
     """A run at its numbers could not have taken them."""
     target = composed((12, 2.0)) * (1 + 1e-9)
@@ -419,6 +420,7 @@ def test_a_declared_number_is_charged_with_its_reason(optimizer):
     assert run.guarantee() == run.ledger.guarantee()
 
 
+@pytest.mark.slow
 def test_declared_numbers_keep_the_planned_risk():
     """Epsilon at one delta does not see what happens more rarely than that."""
     rare = plan(
@@ -518,6 +520,7 @@ def test_a_certificate_claims_the_plan_and_states_the_steps(tmp_path):
     assert dp.Certificate.from_json(document.to_json()) == document
 
 
+@pytest.mark.slow
 def test_a_public_end_makes_the_steps_taken_the_claim(tmp_path):
     """By the caller's word, which is printed."""
     document = certified(charged(5), public_end="The cluster's limit of an hour.")
@@ -534,6 +537,7 @@ def test_a_public_end_makes_the_steps_taken_the_claim(tmp_path):
         certified(charged(5), public_end=" . ")
 
 
+@pytest.mark.slow
 def test_leaving_out_the_rest_of_the_plan_is_found():
     """And so is a declaration that was taken out."""
     document = certified(charged(5))
@@ -599,6 +603,7 @@ def test_a_public_end_in_a_composition_leaves_nothing():
         assert dp.verify(both, quick=True).ok
 
 
+@pytest.mark.slow
 def test_only_steps_beyond_the_target_may_be_missing(tmp_path):
     """Of a plan whose steps do not all keep it."""
     target = composed((12, 2.0)) * (1 + 1e-4)
@@ -688,6 +693,7 @@ def test_what_remained_of_a_run_is_not_counted_again_in_what_went_on():
         assert dp.verify(both, quick=True).ok
 
 
+@pytest.mark.slow
 def test_what_remained_of_each_fork_counts():
     """Each of them could have gone on to the end of the plan."""
     ledger = charged(5)
@@ -697,6 +703,7 @@ def test_what_remained_of_each_fork_counts():
     assert dp.compose(one, certified(fork)).epsilon == composed((35, 2.0))
 
 
+@pytest.mark.slow
 def test_a_run_that_an_older_release_charged_has_its_faults(tmp_path):
     """Whatever goes on from its state; a certificate tells of each by name."""
     state = charged(2).state_dict()

@@ -70,6 +70,7 @@ def test_the_epsilon_is_the_accountants(report):
     assert certificate.epsilon_pld == pytest.approx(accountant.get_epsilon(1e-5), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_that_mixes_examples_is_found_before_the_first_step(
     call, tmp_path, monkeypatch
 ):
@@ -289,6 +290,7 @@ def test_planning_shows_runs_nearby_and_the_plan(call):
             assert names["plan"].noise_multiplier == pytest.approx(number, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_planning_tells_the_risk_in_words(call):
     """Beside epsilon, of as many rows as it is about."""
     run = ("--sampling-probability", 0.25, "--steps", 20, "--group-size", 2)
@@ -308,6 +310,7 @@ def test_planning_tells_the_risk_in_words(call):
         assert f"- {sentence}\n" in out
 
 
+@pytest.mark.slow
 def test_noise_is_found_for_a_risk(call, tmp_path):
     """It is kept, its epsilon is told, and the plan's code asks for it."""
     run = ("--sampling-probability", 1, "--steps", 4, "--plot", tmp_path / "noise.png")
@@ -447,6 +450,7 @@ def test_a_false_certificate_is_refuted(call, report, tmp_path):
     assert "It does NOT hold, recomputed by the closed form" in out
 
 
+@pytest.mark.slow
 def test_a_certificate_of_tuning_is_verified(call, tmp_path):
     """As one of a run."""
     plan = dp.PrivacyPlan(
@@ -568,6 +572,7 @@ def test_certificates_are_composed(call, certified, tmp_path):
     assert (folder / "certificate.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_composition_may_have_a_delta_of_its_own(call, certified):
     """Where they do not share one, or a smaller one is wanted."""
     code, out, _err = call("compose", *certified, "--delta", "1e-6")
@@ -591,6 +596,7 @@ def test_what_cannot_be_composed_is_one_line(call, certified, tmp_path, delta):
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_certificates_at_several_deltas_are_told_to_share_one(
     call, certified, tmp_path
 ):

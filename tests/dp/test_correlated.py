@@ -220,6 +220,7 @@ ABOUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bands", "sigma", "ratio"),
     [
@@ -248,6 +249,7 @@ def test_noise_for_the_same_epsilon_is_the_published_one(bands, sigma, ratio):
     assert plan.sampling.bands == bands
 
 
+@pytest.mark.slow
 def test_the_number_of_bands_is_chosen():
     """By the error, which is told; of 512 steps at epsilon 8, sixteen are best."""
     numbers = {**ABOUT, "target_epsilon": 8.0, "sampling_probability": 1 / 64}
@@ -936,6 +938,7 @@ def certificate(make_correlated):
     return run.optimizer.certificate(private_data_touches=())
 
 
+@pytest.mark.slow
 def test_a_certificate_states_rounds_and_verifies(certificate, tmp_path):
     """In words and numbers, which dp_accounting alone finds again."""
     text = certificate.to_text()
@@ -1005,6 +1008,7 @@ def test_what_was_altered_is_found(certificate, path, value, claim):
     assert claim in refuted, verification.to_text()
 
 
+@pytest.mark.slow
 def test_runs_by_both_schemes_are_composed(certificate, make_run):
     """Groups have no bound then, and both assumptions are stated."""
     other = make_run()

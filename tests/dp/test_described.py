@@ -62,6 +62,7 @@ def test_a_guarantee_says_what_holds():
     assert "epsilon rdp none" in str(guarantee)
 
 
+@pytest.mark.slow
 def test_a_certificate_is_a_paragraph():
     """The claim, for whom it is, and what it means; the document is ``to_text``."""
     stated = certificate(group_size=2)
@@ -90,6 +91,7 @@ def test_notebooks_show_a_table(value):
     assert type(value).__name__ in table or "Plan" in table
 
 
+@pytest.mark.slow
 def test_notebooks_show_a_report_with_its_columns():
     """Whatever it quotes is escaped."""
     report = dp.verify(certificate())

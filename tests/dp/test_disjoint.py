@@ -454,6 +454,7 @@ def test_a_loader_of_another_scheme_is_refused(make_plan):
 # The certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "relation", "assumed"),
     [
@@ -481,6 +482,7 @@ def test_a_certificate_states_passes_and_verifies(make_run, by, relation, assume
     assert dp.Certificate.from_json(certificate.to_json()) == certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "claim"),
     [
@@ -519,6 +521,7 @@ def test_passes_by_coin_conform_and_leak_no_more_than_claimed(make_plan, decisio
     assert not decisions.refutes("canaries", 0.0 if not attack.ok else 1.0)
 
 
+@pytest.mark.slow
 def test_batches_by_position_are_audited_by_replay(make_plan):
     """One that draws who is in the data would move all others."""
     plan = make_plan(

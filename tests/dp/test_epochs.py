@@ -23,6 +23,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.slow
 def test_a_plan_in_epochs_is_the_plan_of_the_numbers_that_follow():
     """To the last digit."""
     in_epochs = plan_for(**TARGET, epochs=2.5, batch_size=64, dataset_size=1000)
@@ -32,6 +33,7 @@ def test_a_plan_in_epochs_is_the_plan_of_the_numbers_that_follow():
     )
 
 
+@pytest.mark.slow
 def test_steps_are_found_for_a_batch_size_and_given_noise():
     """Epochs may be left out, as steps may."""
     plan = plan_for(**TARGET, batch_size=64, dataset_size=1000, noise_multiplier=2.0)

@@ -88,6 +88,7 @@ def test_a_guarantee_is_of_the_whole_group(relation):
     assert spent.epsilon > SIZE * plan(group_size=1).guarantee().epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numbers",
     [
@@ -138,6 +139,7 @@ def test_the_ledger_stops_where_the_group_has_spent_the_target():
     assert not charged(8, target_epsilon=cost_of_group(8), group_size=1).is_exhausted
 
 
+@pytest.mark.slow
 def test_epsilons_of_a_group_grow_along_the_run():
     """The curve ends where the guarantee is."""
     release = Release(sampling_probability=0.25, noise_multiplier=8.0, count=20)
@@ -193,6 +195,7 @@ def test_a_certificate_is_about_the_group_and_verifies(tmp_path):
     assert "run 1: target epsilon" in {f.claim for f in verification.findings}
 
 
+@pytest.mark.slow
 def test_a_run_beyond_its_target_for_the_group_is_found():
     """An example's epsilon below the target does not make up for the group's."""
     statement = certificate(charged(12, steps=12))
@@ -236,6 +239,7 @@ def test_a_renyi_filter_is_for_single_units(make):
         make()
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_claims_the_rest_for_the_group():
     """What could have stopped it was seen by all of the group."""
     statement = certificate(charged(12))

@@ -12,6 +12,7 @@ def test_the_table_of_what_can_be_planned_is_current():
     assert mechanisms.support() in page
 
 
+@pytest.mark.slow
 def test_a_row_of_noise_is_current(monkeypatch):
     """The quickest of them; the others come from the same function."""
     monkeypatch.setattr(mechanisms, "SETTINGS", ((4, 40, 3.0),))
@@ -20,6 +21,7 @@ def test_a_row_of_noise_is_current(monkeypatch):
     assert mechanisms.noise().splitlines()[-1] in page
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_refused_by_the_plan():
     """Both answers occur, so that neither is given to every question."""
     answers = {
@@ -35,6 +37,7 @@ def test_what_is_refused_is_refused_by_the_plan():
     assert all(answers["PoissonSampling"])
 
 
+@pytest.mark.slow
 def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     """What stands around them stays."""
     page = tmp_path / "page.md"

@@ -47,6 +47,7 @@ def step(model, optimizer):
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_mixing_that_is_found_after_a_release_ends_the_run(make_plan, tmp_path):
     """The ledger keeps it: later steps raise, and no epsilon holds."""
     model, optimizer = run_of(make_plan, first=1)

@@ -122,6 +122,7 @@ IN_FLOAT64 = float64_stage.in_float64
 DECIDE_ON_DEVICE = OnDevice._decide
 
 
+@pytest.mark.slow
 @given(values, stddevs, dtypes, st.integers(0, 2**32))
 def test_a_device_rounds_as_the_host_does(numbers, stddev, dtype, seed):
     """Equal words give equal results, whatever the sums are, NaN and infinite ones too."""

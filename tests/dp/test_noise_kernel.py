@@ -236,6 +236,7 @@ def noised(tensors, kernel, monkeypatch, *, stddev=1.7):
     return [copy.nan_to_num(1e9, 1e10, -1e10) for copy in copies]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=9),
     st.floats(2.0**-60, 2.0**60),

@@ -329,6 +329,7 @@ def test_float32_could_not_decide_alone(monkeypatch, way):
     assert 10 < (right != wrong).sum() < 2000
 
 
+@pytest.mark.slow
 def test_every_point_is_within_its_reach():
     """What 24 bits leave is no further from its point than the table says.
 

@@ -551,6 +551,7 @@ def test_a_clipping_rule_must_bound_what_the_plan_says(make_run, make_plan):
         )
 
 
+@pytest.mark.slow
 def test_the_certificate_says_what_was_spent(make_run):
     """It quotes the ledger, and recomputes from itself."""
     run = make_run()

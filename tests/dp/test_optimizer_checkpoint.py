@@ -312,6 +312,7 @@ def test_the_noise_of_a_resumed_run_is_the_noise_that_it_had(make_run, decisions
     assert not decisions.differs("scale", wide.grad.std().item(), 0.3, rel=0.04)
 
 
+@pytest.mark.slow
 def test_resuming_under_another_plan_is_told(make_run):
     """It may be meant, as a second phase; what differs is named, and both add up."""
     run, resumed = make_run(), make_run(noise_multiplier=2.0, steps=30)

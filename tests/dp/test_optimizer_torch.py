@@ -54,6 +54,7 @@ def test_averaged_models_average_what_was_released(make_run, average):
     assert run.inner.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
 def test_a_compiled_step_releases_and_charges_as_ever(make_run, kind):

@@ -46,6 +46,7 @@ def step(optimizer, model):
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_notebook_cell_that_runs_again_is_refused_or_goes_on(make_plan):
     """The second run adds to the first; alone it would claim what one run costs."""
     dataset, model = data(40), nn.Linear(4, 1)

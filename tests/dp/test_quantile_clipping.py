@@ -302,6 +302,7 @@ def test_norms_that_cannot_be_are_damage(make_plan, norms):
         Ledger(make_plan(steps=9)).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_noise_of_gradients_and_count_is_what_was_charged(make_plan, decisions):
     """20 000 coordinates have a standard error of 0.5 %, 400 counts one of 3.5 %.
 

@@ -63,6 +63,7 @@ def reference_epsilon(*releases, delta=1e-5):
     return accountant.get_epsilon(delta)
 
 
+@pytest.mark.slow
 def test_queries_are_part_of_every_epsilon(make_plan):
     """Of the plan, of the ledger and of what is spent before the first step."""
     plan = make_plan(queries=ASKED)
@@ -92,6 +93,7 @@ def test_queries_are_part_of_the_risk_of_a_plan(make_plan):
     assert plan.risk().advantage > alone.risk().advantage * 1.001
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_room_for_its_queries():
     """The least noise that keeps the target, beside them; less than a percent wasted."""
     about = {name: value for name, value in ABOUT.items() if name != "noise_multiplier"}
@@ -120,6 +122,7 @@ ABOUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "left_out"),
     [
@@ -241,6 +244,7 @@ anything = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(anything, max_size=8), anything)
 def test_one_unit_moves_an_answer_by_its_sensitivity_at_most(others, one):
     """By 1 in L2 norm, whatever its value is."""
@@ -364,6 +368,7 @@ def test_queries_of_another_plan_have_to_be_paid_for(make_plan, ledger):
     assert paid.asked == ("adults",)
 
 
+@pytest.mark.slow
 def test_a_composition_keeps_runs_that_only_answered(make_plan):
     """Also where each says that it is public that no step was taken."""
     plan = make_plan(queries=ASKED, steps=4)
@@ -515,6 +520,7 @@ def test_an_optimizer_shares_the_ledger_of_earlier_queries(make_plan):
     assert resumed.asked == ("adults", "age")
 
 
+@pytest.mark.slow
 def test_the_certificate_states_queries_and_verifies(make_plan):
     """Their cost, their noise, and what must be true of them."""
     plan = make_plan(queries=ASKED, steps=4)

@@ -88,6 +88,7 @@ def test_nothing_and_no_noise_cost_what_they_cost():
     assert _recomputation._composed(without, 1e-5, "zero_out", None) == math.inf
 
 
+@pytest.mark.slow
 def test_planned_queries_are_recomputed_too(monkeypatch):
     """They are part of every epsilon, whether they were asked or not."""
     monkeypatch.setattr(_recomputation, "TOLERANCE", 1e-9)
@@ -170,6 +171,7 @@ def without_memory():
         cache.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_memory")
 @pytest.mark.parametrize(
     "defect",

@@ -73,6 +73,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_others_saw_of_earlier_steps_is_stated(optimizer_of, way):
     """A resume, a copy and a shared ledger: each certificate covers their steps, too."""

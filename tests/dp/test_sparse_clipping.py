@@ -73,7 +73,7 @@ def test_one_example_moves_the_counts_by_the_root_of_its_rows_at_most(most, touc
 
 
 def test_an_example_counts_once_in_each_row_that_it_touched():
-    """A row that is looked up twice counts once, and padding and zero gradients never."""
+    """A row that is looked up twice counts once, and padding never."""
     model = Clicks()
     batch = (
         torch.tensor([7, 7, 2]),
@@ -87,6 +87,37 @@ def test_an_example_counts_once_in_each_row_that_it_touched():
     expected[0, 7], expected[0, 2] = 2, 1
     expected[1, 3], expected[1, 4], expected[1, 5] = 2, 1, 1
     torch.testing.assert_close(counts_V.view(2, V), expected)
+
+
+def test_a_row_whose_gradients_cancel_is_touched():
+    """Whether they do so exactly may be a matter of rounding, and so of the batch."""
+    batch = torch.tensor([7]), torch.tensor([[3, 4, 0]]), torch.tensor([0.5])
+    model = Clicks()
+    nn.init.zeros_(model.last.weight)  # By which the tables' gradients are zero.
+
+    counts_V = counts_of(model, batch)
+
+    assert counts_V.nonzero().flatten().tolist() == [7, V + 3, V + 4]
+
+
+@pytest.mark.parametrize(
+    ("paddings", "touched"),
+    [((2, 2), [1, 4]), ((2, 4), [1, 2, 4]), ((2, None), [1, 2, 4])],
+    ids=["of both uses", "of each its own", "of one use"],
+)
+def test_padding_of_a_table_that_is_used_twice_is_that_of_both(paddings, touched):
+    """What only one use takes for padding is a row like others."""
+    table = nn.Parameter(torch.randn(V, 2))
+    first, second = (
+        nn.functional.embedding(torch.tensor([rows]), table, padding_idx=padding)
+        for rows, padding in zip([[1, 2], [2, 4]], paddings, strict=True)
+    )
+    gradients = Engine().gradients((first + 2 * second).sum((1, 2)), [table])
+    rule = dp.SparseClipping(max_grad_norm=1.0, tables=(0,), rows_per_example=4)
+
+    counts_V = RowMap(rule).of(gradients, [table], torch.ones(1, 1))
+
+    assert counts_V.nonzero().flatten().tolist() == touched
 
 
 def test_an_example_of_many_rows_counts_less_in_each():

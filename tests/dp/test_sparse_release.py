@@ -159,6 +159,7 @@ def test_the_noise_on_counts_is_the_same_at_every_norm(make_plan):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -344,6 +345,7 @@ def test_rows_that_are_selected_without_noise_do_not_replay(make_plan):
     assert "public state is equal" in failures(report)
 
 
+@pytest.mark.slow
 def test_counts_that_are_not_clipped_do_not_replay(make_plan):
     """An example of up to four rows, where one is charged, and counts are exact."""
 

@@ -74,6 +74,7 @@ def fixed(monkeypatch, *drawn):
     monkeypatch.setattr("dp.selection._tune.draw_candidates", lambda *_: [*drawn])
 
 
+@pytest.mark.slow
 def test_the_best_run_is_published_with_what_all_of_it_cost(plan, file, monkeypatch):
     """One certificate, of any number of runs; and nothing is left of the others."""
     fixed(monkeypatch, 0, 2, 1, 2)
@@ -154,6 +155,7 @@ def test_scores_may_be_answers_of_the_plan(plan, file, monkeypatch):
     assert "answers of planned queries" in tuned.certificate.to_text()
 
 
+@pytest.mark.slow
 def test_no_run_at_all_is_an_outcome(plan, file, monkeypatch):
     """Of a Poisson number; what it cost is the same."""
     fixed(monkeypatch)
@@ -404,6 +406,7 @@ def test_ranks_are_refused(plan, file, monkeypatch):
         dp.tune(Trainer(plan), [0.1], plan=plan, file=file)
 
 
+@pytest.mark.slow
 def test_candidates_may_have_plans_of_their_own(make_plan, file, monkeypatch):
     """The bound is the worst one's; all state one delta, relation and unit."""
     fixed(monkeypatch, 1)

@@ -25,6 +25,7 @@ def test_the_page_is_as_its_script_makes_it():
     assert what_to_review.rewritten(page) == page
 
 
+@pytest.mark.slow
 def test_a_stale_page_would_be_found():
     """The test above can fail."""
     page = what_to_review.PAGE.read_text("utf-8").replace(

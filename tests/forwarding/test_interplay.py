@@ -223,6 +223,7 @@ def test_exceptions_can_be_wrappers():
     assert failure.rpm == 900
 
 
+@pytest.mark.slow
 def test_sphinx_documents_forwarded_attributes_with_types_and_docs(tmp_path):
     """Autodoc shows a property with its type, and a method with its signature."""
     application = pytest.importorskip(

@@ -49,6 +49,7 @@ def test_a_proxy_keeps_every_law_on_what_it_declares_or_advises(kind):
     check(kind, Engine, NAMES, waive=BROKEN, strict=True)
 
 
+@pytest.mark.slow
 def test_a_proxy_that_declares_nothing_breaks_three_laws_only():
     """Its class has none of the names, so what is rebound is rebound on the target."""
     check(

@@ -191,6 +191,7 @@ def test_causes_lead_to_a_root():
         ancestors(law)
 
 
+@pytest.mark.slow
 def test_a_value_that_breaks_a_law_is_made_simple():
     """Of many values that hypothesis draws, the report shows the simplest."""
 
@@ -348,6 +349,7 @@ def test_a_law_that_cannot_be_tried_on_the_target_says_why():
     )
 
 
+@pytest.mark.slow
 def test_a_target_that_stores_nothing_that_is_tried_asks_for_values():
     """Otherwise every law on it would hold, for want of an example."""
 

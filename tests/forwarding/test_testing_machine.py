@@ -45,6 +45,7 @@ def search(wrapper, make_target=Engine, names=NAMES, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_faithful_wrapper_survives_every_mixture():
     """At one to three layers, on two names that can be set and one that cannot."""
     search(Car)
@@ -59,6 +60,7 @@ def test_a_machine_is_named_after_its_wrapper():
     assert machine_for(Car, Engine, NAMES).__name__ == "CarMachine"
 
 
+@pytest.mark.slow
 def test_a_target_that_makes_its_values_anew_is_compared_by_equality():
     """Identity would fail although nothing is wrong."""
 
@@ -160,6 +162,7 @@ class Captured(Car):
     rpm = Forwarded(to="rpm_of")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "wrapper"),
     [

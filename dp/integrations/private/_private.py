@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from dp._checks import shown
+from dp._reports import shown
 from dp.exceptions import tells_near_names
 from dp.integrations.private._request import Request
 from dp.sampling._units import Units

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from dp.exceptions import UnsupportedOperationError
-from dp.per_sample._compile_backend import is_opaque
+from dp.per_sample._compile_backend import applied
 
 
 __all__ = (
@@ -128,39 +128,9 @@ def run_backward(node: Node, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     # The node of a custom function cannot be called. Its ``apply`` runs the user's
     # backward, which wants a gradient for every output and answers for every argument.
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        given = materialized(node, grads)
-        if not is_opaque(type(node).__name__):
-            return by_input(node, node.apply(*given))
-        answers: list[Any] = []
-        _retaining(lambda: answers.append(node.apply(*given)))
-        return by_input(node, answers[0])
+        return by_input(node, applied(node, materialized(node, grads)))
     result: Any = node(*grads)
     return result if isinstance(result, tuple) else (result,)
-
-
-def _retaining(call: Callable[[], None]) -> None:
-    """Make *call* as in a backward pass that retains its graph.
-
-    A compiled function drops what it saved unless the pass that it runs in retains the
-    graph. Below a private loss that is the pass of a trainer's ``loss.backward()``.
-    """
-    with torch.enable_grad():
-        anchor: Tensor = _Retained.apply(torch.zeros((), requires_grad=True), call)  # type: ignore[no-untyped-call]  # torch has no types
-    torch.autograd.backward(anchor, retain_graph=True)
-
-
-class _Retained(torch.autograd.Function):
-    """Make a call where autograd comes by."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, call: Callable[[], None]) -> Tensor:
-        ctx.call = call
-        return anchor.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
-        ctx.call()
-        return None, None
 
 
 def signed(number: int) -> int:

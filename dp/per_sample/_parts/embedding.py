@@ -40,6 +40,8 @@ class EmbeddingGrads(GradPart):
         grads_LD: The gradient of what it returned.
         num_rows: The number of rows of the table.
         num_samples: The number of examples.
+        padding_idx: The row whose lookups are padding, with gradients of zero; -1 for
+            none.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class EmbeddingGrads(GradPart):
         *,
         num_rows: int,
         num_samples: int,
+        padding_idx: int = -1,
     ) -> None:
         # Example: indices 7, 2, 7, 7 of the examples 0, 0, 0, 1. Example 0 has in row 7
         # the sum of two gradients, so its norm is not that of the three lookups; row 7
@@ -59,6 +62,7 @@ class EmbeddingGrads(GradPart):
         self.grads_LD = grads_LD
         self.num_rows = num_rows
         self.num_samples = num_samples
+        self.padding_idx = padding_idx
 
     def squared_norms(self) -> Tensor:
         # (example, row) as one number: lookups of one pair are summed, then squared.
@@ -137,6 +141,7 @@ class EmbeddingGrads(GradPart):
             self.grads_LD[kept_K],
             num_rows=self.num_rows,
             num_samples=num_units,
+            padding_idx=self.padding_idx,
         )
 
     def mask_examples(self, mask_B: Tensor) -> GradPart:
@@ -146,6 +151,7 @@ class EmbeddingGrads(GradPart):
             zeroed(self.grads_LD, mask_B[self.owners_L]),
             num_rows=self.num_rows,
             num_samples=self.num_samples,
+            padding_idx=self.padding_idx,
         )
 
 
@@ -153,10 +159,13 @@ def join_tables(uses: Sequence[EmbeddingGrads]) -> EmbeddingGrads:
     """Return several uses of one table as one."""
     if len(uses) == 1:
         return uses[0]
+    paddings = {use.padding_idx for use in uses}
     return EmbeddingGrads(
         torch.cat([use.indices_L for use in uses]),
         torch.cat([use.owners_L for use in uses]),
         torch.cat([use.grads_LD for use in uses]),
         num_rows=uses[0].num_rows,
         num_samples=uses[0].num_samples,
+        # What is padding in one use only is a row like others.
+        padding_idx=paddings.pop() if len(paddings) == 1 else -1,
     )

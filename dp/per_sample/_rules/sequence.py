@@ -33,6 +33,7 @@ def _embedding(context: RuleContext, grad: Tensor) -> Parts:
         _without_padding(context, indices_BT[..., None], g_BTD).reshape(B * T, D),
         num_rows=context.operands[0].shape[0],
         num_samples=B,
+        padding_idx=signed(context.saved("padding_idx")),
     )
     return {0: part}
 
@@ -62,6 +63,7 @@ def _embedding_bag(context: RuleContext, grad: Tensor) -> Parts:
         _without_padding(context, indices_L[:, None], grads_LD),
         num_rows=context.operands[0].shape[0],
         num_samples=context.num_samples,
+        padding_idx=signed(context.saved("padding_idx")),
     )
     return {0: part}
 

@@ -171,6 +171,7 @@ def test_a_function_that_reads_the_batch_by_other_names_is_looked_at(make_run):
         step_on(make_run(), mixing, 1)
 
 
+@pytest.mark.slow
 def test_a_schedule_is_stated_and_not_warned_of(make_run):
     """Whether a number follows a schedule or the data, nobody can tell."""
     run = make_run()

@@ -645,6 +645,7 @@ scales = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     scales,
     st.integers(1, 6),

@@ -199,6 +199,7 @@ def test_gradients_that_cancel_are_no_alarm():
     assert asked
 
 
+@pytest.mark.slow
 def test_what_torch_adds_up_in_16_bits_is_a_warning():
     """Beyond 256 terms of one sign it adds nothing, so a difference says nothing."""
     model = nn.LayerNorm(8).bfloat16()

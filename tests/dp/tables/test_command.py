@@ -72,6 +72,7 @@ def test_a_table_is_trained_on_without_being_told_its_ranges(train, csv):
     assert "(720)" in " ".join(certificate.assumptions)
 
 
+@pytest.mark.slow
 def test_each_release_is_charged_for_the_noise_that_it_gets(train, csv, monkeypatch):
     """What the noise stage was asked for, release by release, is what is certified."""
     asked = []
@@ -93,6 +94,7 @@ def test_each_release_is_charged_for_the_noise_that_it_gets(train, csv, monkeypa
     assert len(asked) == 7
 
 
+@pytest.mark.slow
 def test_a_useless_model_is_said_to_be_useless(train, csv):
     """First of all, and without failing; the twin shows whether noise is at fault."""
     rng = np.random.default_rng(1)
@@ -111,6 +113,7 @@ def test_a_useless_model_is_said_to_be_useless(train, csv):
     assert "without privacy" in certificate.private_data_touches[0]
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_for_is_not_trained(train, csv, monkeypatch):
     """No model without privacy, unless with --compare."""
     monkeypatch.setattr("dp.cli._training.train_openly", None)
@@ -143,6 +146,7 @@ def test_a_number_is_predicted(train, csv, call, tmp_path):
     assert 2300 < prices.mean() < 2700
 
 
+@pytest.mark.slow
 def test_a_useless_regression_is_said_to_be_useless(train, csv):
     """By the mean, which knows nothing; a declared range of the target costs nothing."""
     rng = np.random.default_rng(1)
@@ -157,6 +161,7 @@ def test_a_useless_regression_is_said_to_be_useless(train, csv):
     assert len(certificate_of(report).runs) == 1
 
 
+@pytest.mark.slow
 def test_a_model_loads_in_plain_torch(train, csv):
     """Weights that torch reads without this package, and fit a module of torch."""
     *_, report = train(csv(HEADER, *ROWS), "--steps", 2, "--model", "mlp")
@@ -209,6 +214,7 @@ def test_files_are_predicted_as_they_were_trained_on(train, csv, call, tmp_path)
     assert len(predicted[0].splitlines()) == len(ROWS) + 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_predicted_is_one_line(call, train, csv, tmp_path):
     """No model, a model of images, other columns, or nowhere to write."""
     path = csv(HEADER, *ROWS)
@@ -239,6 +245,7 @@ def test_what_cannot_be_predicted_is_one_line(call, train, csv, tmp_path):
         assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_all_rows_of_a_user_are_protected_together(train, csv, monkeypatch):
     """Users are held out, measured by one row and clipped as one."""
     rows = [f"{row},user {i % 45}" for i, row in enumerate(two_classes(450))]
@@ -291,6 +298,7 @@ def test_one_row_a_user_is_measured(csv):
     assert not set(rows // 3) & set(table.test_rows // 3)
 
 
+@pytest.mark.slow
 def test_no_rows_need_be_held_out(train, csv):
     """Then all are protected, and no score is measured."""
     code, out, _err, report = train(csv(HEADER, *ROWS), "--hold-out", 0, "--steps", 3)
@@ -302,6 +310,7 @@ def test_no_rows_need_be_held_out(train, csv):
     assert certificate_of(report).runs[-1].plan.expected_batch_size == 60
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_mean_so_far(train, csv, monkeypatch):
     """A run that is broken off is certified and saved; so is one before the mean."""
     step, taken = dp.DPOptimizer.step, []
@@ -321,6 +330,7 @@ def test_an_interrupt_leaves_the_mean_so_far(train, csv, monkeypatch):
     assert (report / "model.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_group_of_rows_is_protected_together(train, csv):
     """Statistics and training alike, at the epsilon that was asked for."""
     _code, _out, _err, report = train(
@@ -346,6 +356,7 @@ def test_a_run_that_can_be_repeated_is_not_private(train, csv):
     assert not certificate_of(report).is_private
 
 
+@pytest.mark.slow
 def test_an_imbalanced_table_has_a_balanced_score(train, csv):
     """Accuracy alone flatters a model that always names the commonest class."""
     rows = [f"{i % 7},{'rare' if i % 12 == 0 else 'common'}" for i in range(300)]
@@ -354,6 +365,7 @@ def test_an_imbalanced_table_has_a_balanced_score(train, csv):
     assert "balanced accuracy" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_columns_without_a_frequent_value_are_named(train, csv):
     """Names and ids: the column is public, and no value of it is said."""
     rows = [f"{row},Person{i:05}" for i, row in enumerate(two_classes(300))]

@@ -88,6 +88,7 @@ def test_moments_are_left_out_where_they_would_say_nothing():
     assert Shares.of(shape(24_000, 13), target(1.0)).moments is not None
 
 
+@pytest.mark.slow
 def test_noise_is_calibrated_beside_other_releases():
     """The others are paid first; where they leave nothing, that is said."""
     about = {
