@@ -85,4 +85,6 @@ def refined(
     variance = float(second) + 0.5 - mean**2
     width = _REACH * scale
     spread = width * math.sqrt(max(variance, least))
-    return centre + width * mean, spread, variance > least
+    # The noise of the square of the mean comes to that of the second sum.
+    is_measured = variance > least * math.hypot(1, 2 * mean)
+    return centre + width * mean, spread, is_measured
