@@ -119,6 +119,8 @@ def _load(path: Path) -> tuple[SavedModel, nn.Module]:
         body = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder; pass {path / FILE}") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.PickleError) as error:
         raise InputError(f"{path} is no model that torch can load") from error
     if not isinstance(body, dict) or body.get("format") != _FORMAT:

@@ -227,6 +227,7 @@ def test_what_cannot_be_predicted_is_one_line(call, train, csv, tmp_path):
     for arguments, told in [
         ((tmp_path / "none.pt", path), "there is no file"),
         ((path, path), "is no model that torch can load"),
+        ((report, path), "is a folder; pass"),
         ((foreign, path), "is no model that `dp train` left"),
         ((images, path), "was trained on images"),
         (
