@@ -187,6 +187,15 @@ _HOME: Final = {
     }.items()
     for name in names.split()
 }
+_WRAPPED: Final = "dp.plan_for(...), plan.loader and dp.DPOptimizer, or dp.private"
+_OF_OPACUS: Final = {
+    "PrivacyEngine": _WRAPPED,
+    "make_private": _WRAPPED,
+    "make_private_with_epsilon": _WRAPPED,
+    "BatchMemoryManager": "dp.split_batch, or dp.MicroBatches",
+    "GradSampleModule": "the model itself, as it is",
+    "ModuleValidator": "dp.check(model, loss_fn, batch)",
+}
 _MODULES: Final = {"audit", "distributed", "ledger", "query", *_HOME.values()}
 
 if (
@@ -199,6 +208,8 @@ if (
             return _load(name)
         if name not in _HOME:
             told = f"module {__name__!r} has no attribute {name!r}"
+            if name in _OF_OPACUS:
+                told += f"; in place of what Opacus has, use {_OF_OPACUS[name]}"
             # With these two, Python asks after the name that was meant.
             raise AttributeError(told, name=name, obj=sys.modules[__name__])
         value = getattr(_load(_HOME[name]), name)

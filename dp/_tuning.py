@@ -29,6 +29,12 @@ MANY_CHANNEL_PAIRS: Final = {"cpu": 64 * 64}
 UNCOUNTED_BYTES: Final = 1 << 16
 # Multiplications in the time that it takes to write and read a number three times.
 FLOPS_PER_ELEMENT: Final = 40
+# Rows of the blocks in which a host computes Gram matrices without half of their mirror
+# images, and the entries of a factor's matrices from which that pays. Norms of 8 examples
+# with 200 positions and 384 columns take 4.6 ms instead of 5.8, of 24 with 64 and 192
+# columns 0.91 ms instead of 0.98.
+ROWS_OF_GRAM: Final = 32
+FEWEST_GRAM_ENTRIES: Final = 1 << 15
 # What held gradients may take beyond what the backward pass frees: a share of the
 # activations' bytes, and for a small model as much as one chunk of a large one.
 ALLOWED_SHARE: Final = 0.05

@@ -62,7 +62,8 @@ def evidence_finding(claim: str, run: CertifiedRun) -> Finding:
     return Finding(
         claim=claim,
         holds=not wrong,
-        detail="; ".join(wrong) or f"states {looks} looks at losses, as the ids pick",
+        detail="; ".join(wrong)
+        or f"states {looks} looks at losses, at the steps that the ids select",
     )
 
 

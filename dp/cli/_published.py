@@ -79,4 +79,6 @@ def compose_command(
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
+    if path.is_dir():
+        return InputError(f"{path} is a folder; pass {path / 'certificate.json'}")
     return InputError(f"{path} cannot be read: {error.strerror}")

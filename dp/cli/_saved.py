@@ -7,7 +7,7 @@ what was released with noise. It holds no row, and no name of a level.
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -43,14 +43,14 @@ class SavedModel:
         encoder: How columns become features.
         problem: What its outputs mean.
         target: The column that is predicted.
-        parsing: How values are written.
+        layout: How the file that it was trained on was written.
     """
 
     kind: TabularModel
     encoder: Encoder
     problem: Problem
     target: str
-    parsing: Parsing
+    layout: Layout
 
     @classmethod
     def of(
@@ -62,7 +62,7 @@ class SavedModel:
             encoder=fitted.encoder,
             problem=csv.problem(fitted),
             target=csv.target,
-            parsing=layout.parsing,
+            layout=layout,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class SavedModel:
             "kind": self.kind,
             "encoder": self.encoder.to_dict(),
             "target": self.target,
-            "parsing": asdict(self.parsing),
+            "layout": asdict(self.layout),
             **means,
         }
 
@@ -96,7 +96,9 @@ class SavedModel:
             encoder=Encoder.from_dict(body["encoder"]),
             problem=problem,
             target=body["target"],
-            parsing=Parsing(**body["parsing"]),
+            layout=Layout(
+                **{**body["layout"], "parsing": Parsing(**body["layout"]["parsing"])}
+            ),
         )
 
 
@@ -117,6 +119,8 @@ def _load(path: Path) -> tuple[SavedModel, nn.Module]:
         body = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder; pass {path / FILE}") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.PickleError) as error:
         raise InputError(f"{path} is no model that torch can load") from error
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
@@ -135,25 +139,20 @@ def _load(path: Path) -> tuple[SavedModel, nn.Module]:
 
 
 @torch.no_grad()
-def predict(path: Path, data: Path, layout: Layout, out: Path) -> int:
+def predict(path: Path, data: Path, out: Path, **changed: Any) -> int:
     """Write a prediction for every row of *data*; return for how many.
 
     Args:
         path: The model.
         data: A CSV file that has the model's columns.
-        layout: How it is written, but for values, which the model knows.
         out: The CSV file to write.
+        changed: In what *data* is written otherwise than the file of the training.
 
     Raises:
         InputError: If a file cannot be used.
     """
     saved, model = _load(path)
-    layout = Layout(
-        sep=layout.sep,
-        encoding=layout.encoding,
-        has_header=layout.has_header,
-        parsing=saved.parsing,
-    )
+    layout = replace(saved.layout, **changed)
     file = read_csv(data, layout, known="--data is a CSV file")
     kinds: dict[str, Kind] = {
         feature.name: feature.kind for feature in saved.encoder.features

@@ -248,8 +248,15 @@ def _tell_unseen(fitted: Fitted, console: Console) -> None:
         console.print(
             "Columns in which nothing stands out from the noise, so that they say"
             f" little: {', '.join(fitted.unseen)}. Names and ids have no"
-            " frequent value (--leave-out), and dates in other forms than 2001-02-03"
-            " need --dates and --date-format; otherwise --ranges and --levels help."
+            " frequent value (--leave-out), dates in other forms than 2001-02-03"
+            " need --dates and --date-format, and numbers in another form than 1.5 need"
+            " --decimal; otherwise --ranges and --levels help."
+        )
+    if fitted.coarse:
+        console.print(
+            "Columns whose numbers are all of one magnitude, as recent dates and years"
+            f" are: {', '.join(fitted.coarse)}. Rows are too few to find how far they"
+            " spread, and what tells them apart may be lost: say --ranges, or --dates."
         )
 
 

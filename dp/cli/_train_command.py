@@ -1,7 +1,7 @@
 """The commands ``train`` and ``predict``."""
 
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -153,16 +153,28 @@ def predict_command(
     data: DataPath,
     *,
     out: Predictions = Path("predictions.csv"),
-    sep: Sep = ",",
-    encoding: Encoding = "utf-8",
+    sep: Annotated[
+        str | None,
+        typer.Option(help="The separator, if it is another.", metavar="CHARACTER"),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="How text is encoded, if otherwise.", metavar="NAME"),
+    ] = None,
     no_header: NoHeader = False,
 ) -> None:
     """Predict every row of a CSV file by a model that train left.
 
-    Predictions are about the rows that are given, and have no privacy of their own.
+    The file is read as the one that the model was trained on, unless options say
+    otherwise. Predictions are about its rows, and have no privacy of their own.
     """
-    from dp.cli import _read, _saved  # noqa: PLC0415 -- torch
+    from dp.cli import _saved  # noqa: PLC0415 -- torch
 
-    layout = _read.Layout(sep=sep, encoding=encoding, has_header=not no_header)
-    num_rows = _saved.predict(model, data, layout, out)
+    given = {
+        "sep": sep,
+        "encoding": encoding,
+        "has_header": False if no_header else None,
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    num_rows = _saved.predict(model, data, out, **changed)
     typer.echo(f"{num_rows} predictions are in {out}")

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from dp.evidence._company import Company
-from dp.evidence._comparison import differ_throughout, same_losses
+from dp.evidence._comparison import differ_throughout, nearly_same, same_losses
 from dp.evidence._exchange import copied
 from dp.evidence._looking import look
 from dp.evidence._named_values import Values, tensors_of
 from dp.evidence._program_state import Picture, ProgramState
 from dp.evidence._random_state import RandomState
+from dp.evidence._rounding import rounding_error
 
 
 __all__ = ("Followed", "Look", "Verdict")
@@ -171,17 +172,18 @@ class Look:
         self, order: Sequence[int], exchanged_B: Tensor, stays_B: Tensor
     ) -> Verdict:
         """Return why losses that should stay did not; other causes are likelier."""
-        # Other data that draw another number of random numbers shift all that come
-        # after them, and change honest losses.
+        # Data that draw another number of random numbers shift all that come after.
         same_draws = self._state.random.now().equals(self._draws)
         if self._unchanged is None:
             self._unchanged = self._again(self._whole)
         unchanged_B = self._unchanged
-        if same_losses(unchanged_B, exchanged_B, stays_B):
+        compared = unchanged_B, exchanged_B, stays_B
+        if same_losses(*compared):
             return self._as_in_training(order, stays_B)
         if self._in_step:
             repeats = same_losses(unchanged_B, self._losses)
-            return "mixed" if repeats and same_draws else "unclear"
+            is_near = nearly_same(*compared)
+            return "mixed" if repeats and same_draws and not is_near else "unclear"
         if not self._repeats(unchanged_B, order, exchanged_B) or not same_draws:
             return "unclear"
         if any(
@@ -189,7 +191,7 @@ class Look:
             for way in self._company.ways[1:]
         ):
             return "alone"  # The first axis was not the examples'.
-        if self._is_of_mode(order, stays_B):
+        if self._is_of_mode(order, stays_B) or self._is_rounding(*compared):
             return "alone"
         return "mixed" if self._draws_as_many() else "unclear"
 
@@ -215,6 +217,16 @@ class Look:
         unchanged_B = self._again(self._whole, autograd=True)
         exchanged_B = self._again(order, autograd=True)
         return same_losses(unchanged_B, exchanged_B, stays_B)
+
+    def _is_rounding(
+        self, unchanged_B: Tensor, exchanged_B: Tensor, stays_B: Tensor
+    ) -> bool:
+        """Whether losses differ by no more than the order of sums may move them."""
+        # Example: graphs of other sizes take the others' places, and large terms cancel.
+        if not nearly_same(unchanged_B, exchanged_B, stays_B):
+            return False
+        error_B = rounding_error(partial(self._again, self._whole), unchanged_B)
+        return same_losses(unchanged_B, exchanged_B, stays_B, error_B)
 
     def _repeats(
         self, unchanged_B: Tensor, order: Sequence[int], exchanged_B: Tensor
@@ -338,6 +350,7 @@ class Look:
         picture: Picture | None = None,
         evaluate: bool = False,
         autograd: bool = False,
+        inside: AbstractContextManager[Any] | None = None,
     ) -> Tensor:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
@@ -348,7 +361,7 @@ class Look:
                 module.training = False
         asks_autograd = autograd or self._needs_autograd
         try:
-            with _apart(self._silenced), torch.set_grad_enabled(asks_autograd):
+            with _apart(self._silenced, inside), torch.set_grad_enabled(asks_autograd):
                 losses = self._function(batch)
         except RuntimeError:
             if asks_autograd:
@@ -372,6 +385,7 @@ _SEVERITY: Final[tuple[Verdict, ...]] = (
 @contextmanager
 def _apart(
     silenced: Sequence[Callable[[], AbstractContextManager[None]]],
+    inside: AbstractContextManager[Any] | None,
 ) -> Iterator[None]:
     with ExitStack() as stack:
         for silence in silenced:
@@ -381,4 +395,6 @@ def _apart(
         was_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         stack.callback(torch.set_autocast_cache_enabled, was_enabled)
+        if inside is not None:
+            stack.enter_context(inside)
         yield

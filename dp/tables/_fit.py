@@ -74,11 +74,13 @@ class Fitted:
         encoder: How columns become features.
         target: How the target of a regression is scaled.
         unseen: Columns in which nothing stood out from the noise.
+        coarse: Columns of numbers of one magnitude, whose spread was not measured.
     """
 
     encoder: Encoder
     target: ScaledTarget | None = None
     unseen: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
 
 
 def fit_encoder(
@@ -116,6 +118,7 @@ def fit_encoder(
         encoder=encoder,
         target=last and ScaledTarget(centre=last.centre, scale=last.scale),
         unseen=tuple(name for name, s in of_column.items() if not s.was_found),
+        coarse=tuple(name for name, s in of_column.items() if s.is_coarse),
     )
 
 
@@ -155,14 +158,15 @@ def _refined(
     stddev: float,
     num_rows: int,
 ) -> ColumnSummary:
-    centre, scale = refined(
+    centre, scale, is_measured = refined(
         noisy_2,
         stddev=stddev,
         num_rows=num_rows,
         centre=summary.centre,
         scale=summary.scale,
     )
-    return replace(summary, centre=centre, scale=scale)
+    is_coarse = summary.is_coarse and not is_measured
+    return replace(summary, centre=centre, scale=scale, is_coarse=is_coarse)
 
 
 def _feature(name: str, summary: ColumnSummary, declared: Declared) -> Feature:

@@ -84,6 +84,8 @@ class ColumnSummary:
         scale: Their standard deviation, roughly.
         is_mostly_zero: Whether all but a few numbers lie in the cell of zero, so that
             only their sign says something.
+        is_coarse: Whether its numbers share a sign and a power of two, so that their
+            spread may be far smaller than the cell.
         has_numbers: Whether there seem to be numbers at all.
         has_gaps: Whether values are missing often enough to be noticed.
         buckets: The buckets of frequent texts.
@@ -93,6 +95,7 @@ class ColumnSummary:
     centre: float
     scale: float
     is_mostly_zero: bool
+    is_coarse: bool
     has_numbers: bool
     has_gaps: bool
     buckets: tuple[int, ...]
@@ -120,6 +123,7 @@ def summarize(noisy_K: Floats, stddev: float) -> ColumnSummary:
         centre=centre,
         scale=math.sqrt(variance),
         is_mostly_zero=first == last == ZERO,
+        is_coarse=first == last != ZERO and bool(stands_out),
         has_numbers=bool(has_numbers),
         has_gaps=bool(noisy_K[NO_VALUE] > _HAS_GAPS * stddev),
         buckets=tuple(int(b) for b in np.flatnonzero(frequent)),

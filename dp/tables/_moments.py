@@ -73,12 +73,18 @@ def _rows(x_N: Floats, centre: float, scale: float) -> Floats:
 
 def refined(
     noisy_2: Floats, *, stddev: float, num_rows: int, centre: float, scale: float
-) -> tuple[float, float]:
-    """Return the mean and the standard deviation that noisy sums say."""
+) -> tuple[float, float, bool]:
+    """Return the mean and standard deviation that noisy sums say, and if they say both.
+
+    They do not say a spread that their noise hides: the least that it may hide is taken.
+    """
     first, second = noisy_2 / num_rows
     mean = float(np.clip(first, -1, 1))
     # Noise can make a variance negative; what it may hide is no less than this.
     least = max(2 * stddev / num_rows, _LEAST_VARIANCE)
-    variance = max(float(second) + 0.5 - mean**2, least)
+    variance = float(second) + 0.5 - mean**2
     width = _REACH * scale
-    return centre + width * mean, width * math.sqrt(variance)
+    spread = width * math.sqrt(max(variance, least))
+    # The noise of the square of the mean comes to that of the second sum.
+    is_measured = variance > least * math.hypot(1, 2 * mean)
+    return centre + width * mean, spread, is_measured

@@ -35,6 +35,7 @@ ENGINE = "per_sample test_optimizer.py"
 BY_OWNER = "per_sample/test_by_owner.py"
 REFERENCE = "per_sample/test_reference.py per_sample/test_verified_files.py"
 ISOLATION = "per_sample/test_own_backward.py per_sample/test_units_apart.py per_sample/test_verification.py per_sample/test_rules_of_owners.py per_sample/test_random_graphs.py per_sample/test_mixing.py per_sample/test_arguments.py"
+ROUNDING = "evidence/test_rounding.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
 SELECTION = "test_selection_accounting.py"
@@ -435,8 +436,11 @@ MUTANTS = (
     Mutant("evidence/_look", "exchanges = [*islice(self._company.halves(), num_halves)]", "exchanges = [*islice(self._company.halves(), 1)]", "half of the examples are never exchanged", EVIDENCE),
     Mutant("evidence/_look", "        if differences.anywhere and not self._in_step:", "        if False:", "what is carried from batch to batch is not seen", EVIDENCE),
     Mutant("evidence/_look", "        return differ_throughout(whole_B[few], alone_B) or (", "        return False and (", "what depends on the size of a batch is not seen", EVIDENCE),
-    Mutant("evidence/_look", "        if same_losses(unchanged_B, exchanged_B, stays_B):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
-    Mutant("evidence/_look", "        if self._is_of_mode(order, stays_B):", "        if False:", "a path that training does not take is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        if same_losses(*compared):", "        if False:", "another kernel without autograd is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", "        if self._is_of_mode(order, stays_B) or", "        if", "a path that training does not take is taken for mixing", EVIDENCE),
+    Mutant("evidence/_look", " or self._is_rounding(*compared):", ":", "another order of sums is taken for mixing", ROUNDING),
+    Mutant("evidence/_comparison", "_NEARLY: Final = 2.0**-10", "_NEARLY: Final = 2.0**10", "ranks take mixing for rounding", ROUNDING),
+    Mutant("evidence/_rounding", "error_B = (square_B / _NUM_EVALUATIONS).sqrt()", "error_B = (square_B / _NUM_EVALUATIONS).sqrt() + 1", "a little mixing is taken for rounding", ROUNDING),
     Mutant("evidence/_look", "        torch.set_autocast_cache_enabled(False)", "        pass", "a weight that is cast in a look loses its gradient", EVIDENCE),
     Mutant("evidence/_watch", "        if not looks and not self._owes_look:", "        if True:", "no step that is due is looked at", EVIDENCE),
     Mutant("evidence/_watch", "        elif self._surprises.admits(spread_of(losses), self._number):", "        elif False:", "a gate for outliers opens unseen", EVIDENCE),
@@ -612,6 +616,8 @@ MUTANTS = (
     Mutant("per_sample/_repeated_layers", "if all(times[i] == len(steps) for i in indices if i is not None)", "if True", "a weight that is used elsewhere too loses what it does there", "per_sample/test_repeated_layers.py"),
     Mutant("per_sample/_repeated_layers", "RowGroups(torch.cat(units), num_samples)", "RowGroups(torch.cat(units).flip(0), num_samples)", "rows of packed steps go to other units", "per_sample/test_repeated_layers.py"),
     Mutant("per_sample/_isolation/known_graph", "return all(child is not None for child, _ in inputs)", "return True", "the shape of a sum with data is not looked at", "per_sample/test_known_graphs.py"),
+    Mutant("per_sample/_isolation/known_graph", "return all(inputs[at][0] is not None for at in FOLLOWING_SOME[name])", "return True", "the shape of a product with data is not looked at", "per_sample/test_known_graphs.py"),
+    Mutant("per_sample/_isolation/known_graph", "return is_compared and name_of(node) in FOLLOWING_ARGUMENTS", "return name_of(node) in FOLLOWING_ARGUMENTS", "shapes are taken for told by arguments that are not compared", "per_sample/test_known_graphs.py"),
     Mutant("evidence/_look", "        self._needs_autograd, self._unchanged = True, None", '        return "alone"', "mixing while gradients are enabled passes for another kernel", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_look", "            return self._of_one()", '            return "too few"', "what parts of one example carry on is not seen", "evidence/test_mixing_losses.py"),
     Mutant("evidence/_reach", "    (type, _of_class),", "", "what a class keeps of the first batch is not seen", "evidence/test_kept_of_first_batch.py"),
@@ -623,7 +629,8 @@ MUTANTS = (
     Mutant("sampling/_collation", "    if repeats and differ(one, other):", "    if False:", "rows that are read together may be mixed", "test_rows_of_tickets.py"),
     Mutant("sampling/_collation", "        return copy(collate_fn)", "        return collate_fn", "a statistic that a collate_fn keeps of its first batch is not seen", "test_rows_of_tickets.py"),
     Mutant("per_sample/_parts/part", "    return squares + length * LOST_BY_PRODUCT", "    return squares", "an accelerator does not count a small factor of a large gradient", "per_sample/test_precision.py"),
-    Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(product, other, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
+    Mutant("per_sample/_parts/factored", "                squares = squares.add_(_lost(of_left, of_right, left, right))", "                pass", "an accelerator does not count small factors at several positions", "per_sample/test_precision.py"),
+    Mutant("per_sample/_parts/factored", "                totals.append(mirrored.sum((-2, -1)))", "                pass", "mirror images of entries of Gram matrices do not count", "per_sample/test_parts.py"),
     Mutant("query/_queries", "        if len(vector) > self._most:", "        if False:", "a query may count a unit twice", "test_queries.py"),
     Mutant("selection/_watched", "        if not self.began.isdisjoint(self.earlier):", "        if False:", "a run goes on where another ended", TUNE),
     Mutant("certificate/_sentences", "        sentences.append(_OTHER_NORMS)", "        pass", "clipping norms that were assigned are not assumed to be public", "test_certificate.py"),

@@ -495,6 +495,15 @@ def test_a_certificate_that_is_not_there_is_named(call, tmp_path, command):
     assert err == f"Error: {path} cannot be read: No such file or directory\n"
 
 
+@pytest.mark.parametrize("command", ["verify", "compose"])
+def test_a_folder_in_place_of_its_certificate_is_named(call, tmp_path, command):
+    """With the file to pass."""
+    code, _out, err = call(command, tmp_path)
+
+    assert code == 2
+    assert err == f"Error: {tmp_path} is a folder; pass {tmp_path}/certificate.json\n"
+
+
 def test_without_a_command_the_help_is_shown(call):
     """A stranger who types the name alone learns what it can do."""
     _code, out, err = call()

@@ -103,3 +103,20 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
     # By these two Python asks after the name that was meant.
     assert (found.value.name, found.value.obj) == ("plan_fro", dp)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("PrivacyEngine", r"dp\.plan_for"),
+        ("make_private", r"dp\.DPOptimizer"),
+        ("BatchMemoryManager", r"dp\.split_batch"),
+        ("GradSampleModule", "the model itself"),
+        ("ModuleValidator", r"dp\.check"),
+    ],
+)
+def test_names_of_opacus_lead_to_what_is_here(name, remedy):
+    """Migrating, one tries what one knows."""
+    with pytest.raises(AttributeError, match=f"{name}'; in place of .*{remedy}"):
+        getattr(dp, name)
+    assert not hasattr(dp, name)

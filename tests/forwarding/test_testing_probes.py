@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import sys
 import threading
 
@@ -248,6 +249,7 @@ def test_a_stand_in_is_of_the_kind_of_what_it_replaces(original):
         )
     assert probes.attempt(lambda: probes.finish(failing("me"))) is error
     assert probes.finish(recorder("me", 1)) == "result"
+    assert probes.finish(lines := io.StringIO("a")) is lines
     assert calls == [("me", probes.received(original, (1,), {}))]
     assert probes.finish(probes.returning_self(original)("me")) == "me"
 

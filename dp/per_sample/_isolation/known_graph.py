@@ -28,7 +28,13 @@ from dp.per_sample._graph.uses import Edge, Graph, Operand, Use
 from dp.per_sample._isolation.rule_table import arguments_reader
 
 
-__all__ = ("BROADCASTING", "FOLLOWING", "Template")
+__all__ = (
+    "BROADCASTING",
+    "FOLLOWING",
+    "FOLLOWING_ARGUMENTS",
+    "FOLLOWING_SOME",
+    "Template",
+)
 
 # Operations of one tensor whose output has the shape of that tensor.
 FOLLOWING: Final = frozenset(
@@ -63,6 +69,21 @@ BROADCASTING: Final = frozenset(
     f"{name}Backward0" for name in ("Add", "Div", "Mul", "Sub")
 )
 
+# Operations whose outputs have shapes that follow from those of these inputs alone: a
+# product of two matrices, and a norm over the axes of its weight.
+FOLLOWING_SOME: Final[Mapping[str, Sequence[int]]] = {
+    "AddmmBackward0": (1, 2),
+    "MmBackward0": (0, 1),
+    "NativeLayerNormBackward0": (0, 1),
+}
+
+# Operations whose outputs have shapes that follow from that of their input and from the
+# arguments that are compared, of those nodes whose arguments are.
+FOLLOWING_ARGUMENTS: Final = frozenset(
+    f"{name}Backward0"
+    for name in ("Permute", "Select", "Slice", "Split", "Transpose", "UnsafeSplit")
+)
+
 _NOBODY: Final = 0  # The place of an input that has no graph.
 _Places = Sequence[tuple[int, int]]  # Of edges: the place of a node, and its output.
 _Step = tuple[int, Any, _Places]  # A place, the kind of its node, and its inputs.
@@ -92,21 +113,23 @@ class Template:
         place_of = _places(root[0])
         self._output = root[1]
         self._steps, self._leaves = _steps_and_leaves(place_of, self._parameters)
-        own = {place for place, _, owner in self._leaves if owner is not None}
-        self._sized = [
-            place
-            for node, place in place_of.items()
-            if place and place not in own and not _follows(node, place_of, own)
-        ]
-        self._nodes = [place_of[node] for node in graph.nodes]
-        self._followed = [place_of[node] for node in graph.followed]
-        self._assumed = [(place_of[node], sign) for node, sign in graph.assumed]
         self._arguments = [
             (place_of[node], read)
             for node in graph.followed
             for read in [arguments_reader(node)]
             if read is not None
         ]
+        own = {place for place, _, owner in self._leaves if owner is not None}
+        compared = {place for place, _ in self._arguments}
+        self._sized = [
+            place
+            for node, place in place_of.items()
+            if place and place not in own
+            if not (_follows(node, place_of, own) or _is_told(node, place in compared))
+        ]
+        self._nodes = [place_of[node] for node in graph.nodes]
+        self._followed = [place_of[node] for node in graph.followed]
+        self._assumed = [(place_of[node], sign) for node, sign in graph.assumed]
         self._hiding = [
             (place_of[n], behind, facts(n, behind, public))
             for n, behind in graph.hiding
@@ -294,8 +317,15 @@ def _follows(
         return len(inputs) == 1
     if name in BROADCASTING:  # What has no graph has a shape of its own.
         return all(child is not None for child, _ in inputs)
+    if name in FOLLOWING_SOME:
+        return all(inputs[at][0] is not None for at in FOLLOWING_SOME[name])
     # Of a parameter itself, a matrix: the shape is that of the parameter, turned round.
     return name == "TBackward0" and place_of[inputs[0][0]] in own
+
+
+def _is_told(node: Node, is_compared: bool) -> bool:  # noqa: FBT001 -- one of two
+    """Whether arguments that are compared tell the shapes of a node's outputs."""
+    return is_compared and name_of(node) in FOLLOWING_ARGUMENTS
 
 
 def _placed_constants(

@@ -206,7 +206,9 @@ _LAYER_NORM = FollowingRule(
     reads=("normalized_shape",),
 )
 _PIECES = FollowingRule(
-    of_output=placement.pieces, integers=integers.elsewhere, reads=("dim",)
+    of_output=placement.pieces,
+    integers=integers.elsewhere,
+    reads=("dim", "split_size"),
 )
 
 

@@ -122,7 +122,7 @@ def returning_self(like: object) -> Callable[..., object]:
 def finish(result: object) -> object:
     """Return what a coroutine that never waits returns, or a generator yields first.
 
-    Anything else is returned as it is.
+    Anything else is returned as it is; also a file, which yields its lines.
 
     >>> async def answer(): return 42
     >>> finish(answer()), finish(iter([7])), finish(range(3))
@@ -132,7 +132,7 @@ def finish(result: object) -> object:
         return _driven(anext(result))
     if inspect.iscoroutine(result):
         return _driven(result)
-    if isinstance(result, Iterator):
+    if isinstance(result, Iterator) and not hasattr(result, "__enter__"):
         return next(result)
     return result
 

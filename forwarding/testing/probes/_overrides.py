@@ -70,7 +70,8 @@ def override(target: object, **descriptors: object) -> None:
         object.__setattr__(target, "__class__", cls)
     except (AttributeError, TypeError) as error:
         raise NotApplicableError(
-            f"the class of a {type(target).__name__} cannot be exchanged"
+            f"the class of a {type(target).__name__} cannot be exchanged; a subclass of"
+            " it, written in Python, may serve as the target"
         ) from error
 
 

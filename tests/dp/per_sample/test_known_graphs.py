@@ -21,9 +21,17 @@ from dp.per_sample import (
     _known_graphs,
     _layer_batching,
 )
-from dp.per_sample._graph.nodes import output_shape
-from dp.per_sample._graph.uses import Use
-from dp.per_sample._isolation.known_graph import BROADCASTING, FOLLOWING, Template
+from dp.per_sample._graph.nodes import output_shape, output_shapes
+from dp.per_sample._graph.public import PublicTensors
+from dp.per_sample._graph.uses import Graph, Use
+from dp.per_sample._isolation.known_graph import (
+    BROADCASTING,
+    FOLLOWING,
+    FOLLOWING_ARGUMENTS,
+    FOLLOWING_SOME,
+    Template,
+)
+from dp.per_sample._isolation.rule_table import arguments_reader
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._rules.context import RuleContext
 from dp.per_sample._rules.table import RULES
@@ -533,3 +541,124 @@ def test_the_shape_of_what_has_no_graph_is_looked_at(assert_exact):
         assert_exact(sums.sin().sum((1, 2)), [w], engine=engine)
 
     assert len(engine._graphs._known[0].by_sizes) == 2
+
+
+OF_SOME = {
+    "AddmmBackward0": (torch.addmm, (2,), (4, 3), (3, 2)),
+    "MmBackward0": (torch.mm, (4, 3), (3, 2)),
+    "NativeLayerNormBackward0": (
+        lambda x, w: F.layer_norm(x, w.shape, w, w.detach()),
+        (4, 5, 3),
+        (5, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_SOME)
+def test_shapes_of_some_inputs_say_those_of_all_results(name):
+    """Whatever other inputs there are, and whatever they hold."""
+    function, *shapes = OF_SOME[name]
+    found = set()
+    for is_given in (True, False):
+        some = [
+            torch.rand(shape, requires_grad=is_given or at in FOLLOWING_SOME[name])
+            for at, shape in enumerate(shapes)
+        ]
+        node = function(*some).grad_fn
+        assert type(node).__name__ == name
+        found.add(tuple(output_shapes(node)))
+
+    assert found == {((4, 5, 3) if "Norm" in name else (4, 2),)}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_SOME)
+def test_the_shape_of_an_operation_with_data_is_looked_at(name):
+    """A product with data, or a norm without a weight, may have any shape."""
+    function, *shapes = OF_SOME[name]
+    for without in FOLLOWING_SOME[name]:
+        some = [
+            torch.rand(shape, requires_grad=at != without)
+            for at, shape in enumerate(shapes)
+        ]
+        node = function(*some).grad_fn
+        parameters = [one for one in some if one.requires_grad]
+
+        sizes = _looked_at(node, parameters)
+        assert {*output_shapes(node)} <= sizes
+        some[without].requires_grad_()
+        assert not {*output_shapes(function(*some).grad_fn)} & _looked_at(
+            function(*some).grad_fn, some
+        )
+
+
+def _looked_at(node, parameters):
+    """The shapes that a template of a graph without uses reads."""
+    graph = Graph([], [], [], [], [], (), frozenset())
+    template = Template(graph, (node, 0), parameters, PublicTensors(()))
+    return {*template.sizes(template.matched((node, 0), parameters), [])}
+
+
+# For each operation two calls, of which the second gives tensors of another shape.
+OF_ARGUMENTS = {
+    "PermuteBackward0": [((0, 1, 2),), ((0, 2, 1),)],
+    "SelectBackward0": [(1, 0), (2, 0)],
+    "SliceBackward0": [(1, 0, 2), (1, 0, 3)],
+    "SplitBackward0": [(2, 1), (3, 1)],
+    "TransposeBackward0": [(0, 0), (1, 2)],
+    "UnsafeSplitBackward0": [(2, 1), (3, 1)],
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_ARGUMENTS)
+def test_shapes_follow_from_arguments_that_are_compared(name):
+    """What gives another shape has other arguments, or another input."""
+    function = getattr(torch, name.removesuffix("Backward0").lower(), None)
+    function = {
+        "SliceBackward0": torch.ops.aten.slice.Tensor,
+        "UnsafeSplitBackward0": torch.unsafe_split,
+    }.get(name, function)
+    found = []
+    for arguments in OF_ARGUMENTS[name]:
+        x = torch.rand(5, 4, 3, requires_grad=True) * 1
+        result = function(x, *arguments)
+        node = (result if isinstance(result, torch.Tensor) else result[0]).grad_fn
+        assert type(node).__name__ == name
+        found.append((arguments_reader(node)(node), output_shapes(node)))
+
+    (one, shapes), (other, other_shapes) = found
+    assert one != other
+    assert shapes != other_shapes
+
+
+@pytest.mark.parametrize("name", FOLLOWING_ARGUMENTS)
+def test_shapes_are_looked_at_where_no_argument_is_compared(name):
+    """Arguments are compared of nodes behind which owners are followed."""
+    node = next(
+        result.grad_fn
+        for x in [torch.rand(5, 4, 3, requires_grad=True) * 1]
+        for result in (
+            x.permute(0, 2, 1),
+            x.select(1, 0),
+            x[1:3],
+            x.split(2, 1)[0],
+            x.transpose(1, 2),
+            x.unsafe_chunk(2, 1)[0],
+        )
+        if type(result.grad_fn).__name__ == name
+    )
+    for followed in ([], [node]):
+        graph = Graph([], [], followed, [], [], (), frozenset())
+        template = Template(graph, (node, 0), [], PublicTensors(()))
+        sizes = template.sizes(template.matched((node, 0), []), [])
+
+        assert ({*output_shapes(node)} <= {*sizes}) == (not followed)
+
+
+def test_pieces_of_another_size_are_another_graph(assert_exact):
+    """A part of a batch that a slice leaves out is as long as its input says."""
+    w, engine = nn.Parameter(torch.randn(4)), Engine()
+    for length, end in ((6, 3), (6, 3), (6, 4), (5, 4)):
+        h = torch.randn(B, length, 4) * w
+        assert_exact(h[:, :end].sin().sum((1, 2)), [w], engine=engine)
+
+    assert len(engine._graphs._known[0].by_sizes) == 3

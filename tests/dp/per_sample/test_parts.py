@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from dp import _tuning
 from dp.per_sample._parts.embedding import EmbeddingGrads
-from dp.per_sample._parts.factored import FactoredGrads
+from dp.per_sample._parts.factored import FactoredGrads, _Product
 from dp.per_sample._parts.row_groups import RowGroups
 
 
@@ -80,6 +80,55 @@ def test_gram_matrices_lose_no_square_of_a_small_factor(left, right):
     norms_B = part.squared_norms().sqrt()
 
     torch.testing.assert_close(norms_B, torch.full([B], 3e-6 * 40), rtol=1e-5, atol=0)
+
+
+IN_BLOCKS = pytest.mark.parametrize(
+    ("positions", "at_most"), [(16, 16), (17, 8), (40, 8), (41, 17), (100, 32)]
+)
+
+
+@IN_BLOCKS
+@pytest.mark.parametrize("between", [(), (2,)])
+def test_entries_of_gram_matrices_are_left_out_once(
+    between, positions, at_most, monkeypatch
+):
+    """Every pair of positions counts twice, and each one with itself once."""
+    monkeypatch.setattr(_tuning, "ROWS_OF_GRAM", at_most)
+    monkeypatch.setattr(_tuning, "FEWEST_GRAM_ENTRIES", 0)
+    left, right = (torch.randn(B, *between, positions, 400) for _ in range(2))
+    part = FactoredGrads(left, right)
+    assert part.has_gram_norms
+    expected_B = part.gradients(slice(None)).flatten(1).square().sum(1)
+
+    torch.testing.assert_close(part.squared_norms(), expected_B)
+    assert len(_Product(left).blocks) == positions // at_most
+
+
+@IN_BLOCKS
+def test_gram_matrices_in_blocks_under_estimate_nothing(
+    positions, at_most, monkeypatch
+):
+    """Where gradients cancel but for less than their rounding."""
+    monkeypatch.setattr(_tuning, "ROWS_OF_GRAM", at_most)
+    monkeypatch.setattr(_tuning, "FEWEST_GRAM_ENTRIES", 0)
+    x = torch.randn(B, positions // 2, 400, dtype=torch.float32)
+    left = torch.cat([x, -x * (1 + 1e-4), x[:, : positions % 2]], 1)
+    right = torch.randn(B, 1, 300, dtype=torch.float32).expand(-1, positions, -1)
+    part = FactoredGrads(left, right)
+    assert part.has_gram_norms
+    doubled = FactoredGrads(left.double(), right.double())
+    true_B = doubled.gradients(slice(None)).flatten(1).square().sum(1)
+
+    assert (part.squared_norms().double() >= true_B * (1 - 1e-5)).all()
+
+
+def test_small_gram_matrices_are_computed_whole():
+    """Where calls take longer than products."""
+    entries = _tuning.FEWEST_GRAM_ENTRIES
+    for num_samples in (entries >> 12, (entries >> 12) - 1):
+        product = _Product(torch.randn(num_samples, 64, 1))
+
+        assert len(product.blocks) == 1 + (num_samples << 12 == entries)
 
 
 def rows_of(counts):

@@ -148,13 +148,15 @@ def test_moments_see_a_spread_that_cells_cannot():
     rough = summary_of(of_numbers(years))
     (sums,) = moments([years], [rough.centre], [rough.scale]).sums.numpy()
     about = {"num_rows": 5000, "centre": rough.centre, "scale": rough.scale}
-    centre, scale = refined(sums, stddev=0.1, **about)
-    _, least = refined(np.array([0.0, -5000.0]), stddev=100.0, **about)
+    centre, scale, is_measured = refined(sums, stddev=0.1, **about)
+    _, least, is_hidden = refined(np.array([0.0, -5000.0]), stddev=100.0, **about)
 
     assert rough.scale > 100
     assert abs(centre - 2010) < 1
     assert abs(scale / 8 - 1) < 0.1
+    assert is_measured
     assert least > 0
+    assert not is_hidden
 
 
 def feature(column, **options):

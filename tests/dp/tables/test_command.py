@@ -194,6 +194,26 @@ def test_predictions_are_those_that_were_scored(train, csv, call, tmp_path):
     assert frame["probability"].between(0.5, 1).all()
 
 
+def test_files_are_predicted_as_they_were_trained_on(train, csv, call, tmp_path):
+    """Their separator, encoding and decimals are the model's, unless one says so."""
+    rows = [row.replace(".", "*").replace(",", ";").replace("*", ",") for row in ROWS]
+    path = csv(HEADER.replace(",", ";"), *rows)
+    path.write_bytes(path.read_text("utf-8").replace("x;", "größe;").encode("latin-1"))
+    written = ("--sep", ";", "--decimal", ",", "--encoding", "latin-1")
+    *_, report = train(path, *written, "--steps", 2)
+    tabs = tmp_path / "tabs.csv"
+    tabs.write_text(path.read_text("latin-1").replace(";", "\t"), "utf-8")
+    model, out = report / "model.pt", tmp_path / "predicted.csv"
+    predicted = []
+    for arguments in [(path,), (tabs, "--sep", "\\t", "--encoding", "utf-8")]:
+        code, _out, err = call("predict", model, *arguments, "--out", out)
+        assert (code, err) == (0, "")
+        predicted.append(out.read_text("utf-8"))
+
+    assert predicted[0] == predicted[1]
+    assert len(predicted[0].splitlines()) == len(ROWS) + 1
+
+
 @pytest.mark.slow
 def test_what_cannot_be_predicted_is_one_line(call, train, csv, tmp_path):
     """No model, a model of images, other columns, or nowhere to write."""
@@ -207,6 +227,7 @@ def test_what_cannot_be_predicted_is_one_line(call, train, csv, tmp_path):
     for arguments, told in [
         ((tmp_path / "none.pt", path), "there is no file"),
         ((path, path), "is no model that torch can load"),
+        ((report, path), "is a folder; pass"),
         ((foreign, path), "is no model that `dp train` left"),
         ((images, path), "was trained on images"),
         (
@@ -354,6 +375,25 @@ def test_columns_without_a_frequent_value_are_named(train, csv):
 
     assert "nothing stands out from the noise" in " ".join(out.split())
     assert "Person" not in out + left
+
+
+def test_columns_of_one_magnitude_are_named(train, csv):
+    """Dates of one year, and numbers far from zero; not those whose range is public."""
+    days = [f"2023-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(400)]
+    rows = [
+        f"{row},{day},{1500 + i},{1500 + i}"
+        for i, (row, day) in enumerate(zip(two_classes(400), days, strict=True))
+    ]
+    ranges = csv("column,low,high", "known,1000,2000", name="ranges.csv")
+    _code, out, _err, _report = train(
+        csv(f"{HEADER},day,near,known", *rows),
+        *("--steps", 2, "--ranges", ranges, "--debug-seed", 3),
+    )
+
+    assert (
+        "all of one magnitude, as recent dates and years are: day, near."
+        in " ".join(out.split())
+    )
 
 
 @pytest.mark.slow
