@@ -174,9 +174,7 @@ class Mechanism(PrivateRun):
         groups = self.effective_clipping.group_of(batch.parameters)
         norms_GB = gradients.squared_norms(groups, batch.scales).sqrt()
         factors_GB = self.effective_clipping.factors(norms_GB)
-        batch.num_touched += self.row_map.of(
-            gradients, batch.parameters, norms_GB, batch.max_grad_norm
-        )
+        self.row_map.count(batch, gradients, norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples

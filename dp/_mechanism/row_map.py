@@ -102,6 +102,13 @@ class RowMap:
             rows_per_example=self.rule.most_rows,
         )
 
+    def count(
+        self, batch: PendingBatch, gradients: PerSampleGradients, norms_GB: Tensor
+    ) -> None:
+        """Add to a batch how many of these examples touched each row, as they count."""
+        norm = batch.max_grad_norm
+        batch.num_touched += self.of(gradients, batch.parameters, norms_GB, norm)
+
     def of(
         self,
         gradients: PerSampleGradients,

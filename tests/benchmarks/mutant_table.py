@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("_mechanism/row_map", "(norms_L / faint).clamp(max=1.0)", "(norms_L > 0).to(dtype)", "a gradient of rounding alone touches a row", SPARSE),
     Mutant("_mechanism/row_map", "_FAINT * max_grad_norm * gradients.loss_scale", "_FAINT * max_grad_norm", "gradients are compared with C as a scaler left them", SPARSE),
     Mutant("_mechanism/row_map", "weights_B[owners_K] * shares_K", "weights_B[owners_K]", "what is clipped of counts is not what is added", SPARSE),
-    Mutant("_mechanism/mechanism", "batch.num_touched += self.row_map", "batch.num_touched = self.row_map", "only the last part of a batch touches rows", SPARSE),
+    Mutant("_mechanism/row_map", "batch.num_touched += self.of(", "batch.num_touched = self.of(", "only the last part of a batch touches rows", SPARSE),
     Mutant("optimizer/_adapts", "isinstance(clipping, SparseClipping) and plan.correlation", "False and plan.correlation", "noise of rows that are not kept is taken back", SPARSE),
     Mutant("optimizer/_bias_correction", "isinstance(clipping, ScaledClipping | SparseClipping)", "isinstance(clipping, ScaledClipping)", "the variance of noise is taken from rows without it", SPARSE),
     Mutant("_mechanism/row_map", "            add_noise(share, stddev)", "            pass", "rows are selected by counts without noise", KEPT),
