@@ -95,6 +95,12 @@ ADVISORIES: Final = (
         " own were each clipped as a unit.",
         affects="runs with `units=` of such values",
     ),
+    Advisory(
+        name="DP-2026-12",
+        fault="Less was taken off delta than composing many releases may round.",
+        affects="runs of hundreds of thousands of steps at a delta near 1e-10, whose"
+        " epsilon was up to a percent too low",
+    ),
 )
 
 
