@@ -132,7 +132,7 @@ class Release:
 
     @property
     def is_on_all_data(self) -> bool:
-        """Whether every example takes part in every release: *count* are one Gaussian.
+        """Whether every example takes part in every release, which then are one Gaussian.
 
         Not where batches are truncated, also if all examples are drawn for them.
         """

@@ -67,7 +67,9 @@ def _said_of(run: CertifiedRun, runs: Sequence[CertifiedRun]) -> CertifiedRun:
     others = [
         o for o in runs if o is run or not run.segments.keys().isdisjoint(o.segments)
     ]
-    weakest_rng = weakest(*(o.rng for o in others))
+    weakest_rng = run.rng
+    for other in others:
+        weakest_rng = weakest(weakest_rng, other.rng)
     declared = [name for o in others for name in o.declared_public]
     return replace(
         run,

@@ -119,6 +119,7 @@ def _is_arrays(dataset: object) -> bool:
     """
     if not isinstance(dataset, tuple | list) or len(dataset) > _MOST_COLUMNS:
         return False
+    shapes: list[tuple[int, ...]]
     shapes = [tuple(getattr(column, "shape", ())) for column in dataset]
     are_rows = all(shapes) and len({shape[0] for shape in shapes}) == 1
     return are_rows and len({*shapes}) > 1
