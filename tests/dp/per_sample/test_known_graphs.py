@@ -554,7 +554,7 @@ OF_SOME = {
 }
 
 
-@pytest.mark.parametrize("name", FOLLOWING_SOME)
+@pytest.mark.parametrize("name", sorted(FOLLOWING_SOME))
 def test_shapes_of_some_inputs_say_those_of_all_results(name):
     """Whatever other inputs there are, and whatever they hold."""
     function, *shapes = OF_SOME[name]
@@ -571,7 +571,7 @@ def test_shapes_of_some_inputs_say_those_of_all_results(name):
     assert found == {((4, 5, 3) if "Norm" in name else (4, 2),)}
 
 
-@pytest.mark.parametrize("name", FOLLOWING_SOME)
+@pytest.mark.parametrize("name", sorted(FOLLOWING_SOME))
 def test_the_shape_of_an_operation_with_data_is_looked_at(name):
     """A product with data, or a norm without a weight, may have any shape."""
     function, *shapes = OF_SOME[name]
@@ -609,7 +609,7 @@ OF_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", FOLLOWING_ARGUMENTS)
+@pytest.mark.parametrize("name", sorted(FOLLOWING_ARGUMENTS))
 def test_shapes_follow_from_arguments_that_are_compared(name):
     """What gives another shape has other arguments, or another input."""
     function = getattr(torch, name.removesuffix("Backward0").lower(), None)
@@ -630,7 +630,7 @@ def test_shapes_follow_from_arguments_that_are_compared(name):
     assert shapes != other_shapes
 
 
-@pytest.mark.parametrize("name", FOLLOWING_ARGUMENTS)
+@pytest.mark.parametrize("name", sorted(FOLLOWING_ARGUMENTS))
 def test_shapes_are_looked_at_where_no_argument_is_compared(name):
     """Arguments are compared of nodes behind which owners are followed."""
     node = next(
