@@ -91,6 +91,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_bounds_are_met(name):
     """The smaller of two bounds is no more than what older accountants printed."""
@@ -110,6 +111,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "q", "steps", "rdp", "prv"), OTHERS)
 def test_epsilon_lies_between_a_lower_bound_and_other_accountants(
     sigma, q, steps, rdp, prv
@@ -252,6 +254,7 @@ def test_the_claimed_epsilon_is_monotonic(relation):
     check_monotonicity(bound, 0.2, 3.0, 40, 1e-6)
 
 
+@pytest.mark.slow
 def test_order_and_grouping_make_no_difference():
     """Equal releases are counted together, and composition has no order."""
     one = cost((0.1, 1.0, 3), (0.2, 2.0, 4), (0.1, 1.0, 5))

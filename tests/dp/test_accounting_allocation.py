@@ -278,6 +278,7 @@ def test_a_coarser_grid_is_never_a_smaller_bound():
     assert bounds == sorted(bounds, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_second_gradient_may_depend_on_the_first_release():
     """By quadrature: no choice of it costs more than the bound."""
     z = np.linspace(-8, 8, 1601)
@@ -410,6 +411,7 @@ def test_what_has_no_bound_is_refused_by_name():
     assert epsilon([release], **about).epsilon_rdp is None
 
 
+@pytest.mark.slow
 def test_a_law_that_is_too_narrow_is_not_certified(monkeypatch):
     """The lower bound does not know of it."""
     right = pass_law

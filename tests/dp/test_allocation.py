@@ -354,6 +354,7 @@ def test_a_mechanism_that_cannot_be_planned_is_refused(change, told):
         dp.plan_for(**{**ABOUT, "sampling_probability": 0.1, "steps": 20, **change})
 
 
+@pytest.mark.slow
 def test_steps_are_planned_in_whole_passes():
     """For noise that is given."""
     plan = dp.plan_for(
@@ -555,6 +556,7 @@ def test_a_target_stops_a_run_between_passes(make_allocated, make_plan):
     assert run.optimizer.spent().epsilon <= two * 1.0001
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_poisson_steps(make_run, make_allocated):
     """Charges of both kinds add up."""
     before, run = make_run(), make_allocated(target_epsilon=100.0)

@@ -23,6 +23,7 @@ def test_the_picture_is_as_the_code_is():
     assert architecture.PICTURE.read_text("utf-8") == architecture.picture()
 
 
+@pytest.mark.slow
 def test_a_stale_table_would_be_found():
     """The tests above can fail."""
     page = architecture.PAGE.read_text("utf-8").replace("| `ledger` |", "| `book` |")

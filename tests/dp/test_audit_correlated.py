@@ -154,6 +154,7 @@ def never_combined():
     return mock.patch.object(Recursion, "combine", combine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlated", [True, False])
 def test_a_right_run_conforms(correlated, decisions):
     """False alarms: 4e-8, by construction."""
@@ -283,6 +284,7 @@ def data():
     return TensorDataset(x, torch.randint(3, (40,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlated", [True, False])
 def test_a_right_run_replays(correlated, data):
     """One record changes the sums of a round by the clipping norm at most."""
@@ -303,6 +305,7 @@ def keeping_equal_groups():
     return grouping(cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build", [keeping_equal_groups, one_group_too_few, longer_columns]
 )

@@ -75,6 +75,7 @@ def data():
     return TensorDataset(x, torch.randint(3, (40,)))
 
 
+@pytest.mark.slow
 def test_a_right_run_replays(plan, data):
     """One record moves sums by the clipping norm, and nothing else."""
     report = replay(training(plan), Classifier(nn.Tanh()), data)
@@ -94,6 +95,7 @@ def test_small_samples_of_one_record_less_are_the_same_but_for_it(plan):
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", ["zero_out", "replace_one"])
 def test_where_the_number_of_records_is_public_a_neighbour_keeps_it(
     plan, data, relation
@@ -121,6 +123,7 @@ def test_a_neighbour_may_be_given(plan, data):
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_a_wider_clipping_norm_does_not_replay(plan, data):
     """The declared sensitivity is exceeded, and by how much is said."""
     with builds.clip_scaled(1.5):
@@ -142,6 +145,7 @@ def test_without_a_charge_the_plan_says_how_far_sums_may_move(plan, data):
     assert "sums differ by the sensitivity at most" in refuted(wider)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:a private parameter was written to")
 def test_dividing_by_the_size_of_the_batch_does_not_replay(plan, data):
     """The update depends on how many were drawn, besides through the noisy sum."""
@@ -165,6 +169,7 @@ class Remembering(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the forward pass writes private data")
 def test_a_buffer_that_keeps_private_numbers_does_not_replay(plan, data):
     """It would be saved with the model."""
@@ -174,6 +179,7 @@ def test_a_buffer_that_keeps_private_numbers_does_not_replay(plan, data):
     assert "one record changes layers.1.mean" in str(report)
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_compared(plan, data, capsys):
     """A loss on the screen is a release; and it is not shown here either."""
 
@@ -187,6 +193,7 @@ def test_what_is_printed_is_compared(plan, data, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_what_differs_from_run_to_run_anyway_is_not_compared(plan, data):
     """Times, say; the report says what it left out."""
     calls = []
@@ -225,6 +232,7 @@ def test_a_run_whose_length_depends_on_a_record_does_not_replay(plan, data):
     assert "then RuntimeError: too large and 10 releases" in str(failed)
 
 
+@pytest.mark.slow
 def test_a_model_whose_shape_depends_on_the_data_does_not_replay(plan, data):
     """Sums of other shapes are no neighbours at all."""
 
@@ -248,6 +256,7 @@ def test_sums_that_are_not_numbers_do_not_replay(plan, data):
     assert len(data) == 40
 
 
+@pytest.mark.slow
 def test_a_replay_of_what_is_not_private_or_always_fails_is_refused(plan, data):
     """The reason is told: it is the training function's own, if it has one."""
 
@@ -277,6 +286,7 @@ class FreeBits(nn.Module):
         return bits[:, 0] + (0.0 if mean < 1e3 else mean) * self.layer(x)[:, 0]
 
 
+@pytest.mark.slow
 def test_what_only_an_outlier_opens_does_not_replay(plan):
     """The ordinary last record leaves the gate shut; a thousand times it, open.
 
@@ -327,6 +337,7 @@ def test_an_outlier_is_made_of_all_kinds_of_numbers():
     assert (far_out[1]["class"].item(), far_out[1]["n"]) == (3, 2)
 
 
+@pytest.mark.slow
 def test_other_optimizers_are_none_of_the_audits_business(plan, data):
     """Neither plain ones nor private ones of other parameters."""
 
@@ -349,6 +360,7 @@ def test_other_optimizers_are_none_of_the_audits_business(plan, data):
     assert "10 releases" in str(report)
 
 
+@pytest.mark.slow
 def test_other_threads_keep_keys_of_the_operating_system(plan, data):
     """While a run is replayed, what the host draws elsewhere cannot be predicted.
 

@@ -87,6 +87,7 @@ def fast(right):
     return init
 
 
+@pytest.mark.slow
 def test_counts_with_half_their_noise_do_not_conform(make_plan):
     """Of 8000 rows that a record touched, 79 % are kept, where 62 % are due."""
     weight = NoiseBesideCount.weight.fget
@@ -97,6 +98,7 @@ def test_counts_with_half_their_noise_do_not_conform(make_plan):
     assert failures(report) == {"rows: kept where a record was drawn"}
 
 
+@pytest.mark.slow
 def test_counts_without_noise_do_not_conform(make_plan):
     """Then all rows that a record touched are kept, and no other."""
     right = dp.GaussianNoise.add_

@@ -29,6 +29,7 @@ def target(epsilon, relation="add_or_remove_one"):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "q", "steps", "relation"),
     [
@@ -75,6 +76,7 @@ def test_a_shape_that_reaches_zero_cannot_be_scaled():
         )
 
 
+@pytest.mark.slow
 def test_the_largest_probability_never_overshoots():
     """Larger batches until the target is reached, or all of the data."""
     q = calibrate_sampling_probability(**target(1.0), noise_multiplier=8.0, steps=200)
@@ -96,6 +98,7 @@ def test_the_most_steps_never_overshoot():
     assert spent(0.1, 3.0, steps) <= 1.0 < spent(0.1, 3.0, math.ceil(steps * 1.01))
 
 
+@pytest.mark.slow
 def test_steps_have_an_end(monkeypatch):
     """However much noise there is."""
     monkeypatch.setattr(_calibrate, "_MOST_STEPS", 100)
@@ -124,6 +127,7 @@ def test_a_target_below_one_step_is_refused():
         calibrate_steps(**target(0.1), noise_multiplier=0.5, sampling_probability=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "q", "steps"),
     [(1.0, 0.01, 1000), (8.0, 0.05, 300), (0.2, 1.0, 100), (50.0, 0.1, 1000)],

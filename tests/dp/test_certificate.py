@@ -134,6 +134,7 @@ def test_what_nobody_said_is_not_taken_for_nothing():
     assert "by nothing" in certificate(ledger, private_data_touches=()).to_text()
 
 
+@pytest.mark.slow
 def test_without_noise_it_says_not_private(tmp_path):
     """Epsilon is infinite, in words, in JSON and in the picture."""
     noiseless = {**CHARGE, "noise_multiplier": 0.0}

@@ -158,6 +158,7 @@ def test_steps_that_the_target_forbids_are_not_claimed():
     assert ledger.is_exhausted
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_schedule_is_what_was_planned_for_it():
     """Whichever phase the run ends in."""
     noise = Schedule([(4, 3.0), (10, 2.0)])
@@ -178,6 +179,7 @@ def test_a_failed_run_guarantees_nothing():
     assert ledger.guarantee().epsilon == math.inf
 
 
+@pytest.mark.slow
 def test_what_an_earlier_release_charged_is_stated_as_undeclared():
     """It did not ask why numbers were off the plan."""
     rows = [{**PLANNED, "count": 3}, {**PLANNED, "noise_multiplier": 1.0, "count": 1}]
@@ -249,6 +251,7 @@ def test_forks_that_met_claim_at_least_what_they_spent():
     assert ledger.guarantee().epsilon == cost((40, 2.0))
 
 
+@pytest.mark.slow
 def test_the_cost_at_an_order_is_the_studys():
     """Against figures that were derived by other code; orders on a grid of a half."""
     table = [
@@ -274,6 +277,7 @@ def test_no_noise_costs_everything_at_any_order():
     assert renyi_cost([whole], 4.0, ADD) == pytest.approx(3 * 4 / 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("find", "around"),
     [
@@ -645,6 +649,7 @@ def test_charges_of_another_plan_are_told():
     assert any("in a plan of their own" in s for s in document.assumptions)
 
 
+@pytest.mark.slow
 def test_a_filtered_run_is_certified_at_its_order(tmp_path):
     """One epsilon, and none for groups or without sampling, which no filter kept."""
     ledger = charged(3, **FILTERED)

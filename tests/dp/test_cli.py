@@ -148,6 +148,7 @@ def test_a_bad_option_is_one_line(call, tmp_path, options, told):
     assert not (tmp_path / "report" / "certificate.json").exists()
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_stops_before_training(call, tmp_path):
     """Nothing is trained or spent for a report that would be lost."""
     (tmp_path / "file").touch()

@@ -266,6 +266,7 @@ def test_the_number_of_bands_is_chosen():
     assert "memory for 30 copies of the parameters" in plan.compared[1]
 
 
+@pytest.mark.slow
 def test_independent_noise_is_taken_where_it_has_less_error():
     """So correlated noise is never worse: here batches are of half of the data."""
     plan = dp.plan_for(
@@ -281,6 +282,7 @@ def test_independent_noise_is_taken_where_it_has_less_error():
     assert len(plan.compared) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -448,6 +450,7 @@ def final_weights(correlation, sigma=0.0, seed=7):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.slow
 def test_without_noise_a_run_is_the_ordinary_one_up_to_rounding():
     """The recursion gives back every sum."""
     ordinary = final_weights(None)
@@ -482,6 +485,7 @@ def test_sums_keep_their_parameters_whatever_their_memory_is(make_correlated):
         assert torch.allclose(combined, noisy[t], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_band_is_independent_noise():
     """To the last bit: it is DP-SGD."""
     one = BandedNoise((2.0,))

@@ -109,6 +109,7 @@ def test_numbers_that_are_missing_or_given_twice_are_refused(changes, error, tol
         numbers_of_epochs(**{**GIVEN, **changes})
 
 
+@pytest.mark.slow
 def test_a_collate_function_of_ones_own_raises_what_it_raises():
     """Only torch's own is explained, and only where shapes differ."""
 

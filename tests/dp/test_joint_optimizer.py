@@ -201,6 +201,7 @@ def test_copies_are_whole(nets, copied):
     assert set(twin.state).isdisjoint(joint.state)
 
 
+@pytest.mark.slow
 def test_schedulers_drive_every_optimizer(nets, make_plan):
     """One factor for all, or one a group; what only some can cycle is refused by torch."""
     net, _ = nets

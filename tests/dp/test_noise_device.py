@@ -151,6 +151,7 @@ def test_a_device_rounds_every_cell_as_the_host_does(dtype, magnitude):
     assert torch.equal(on_device, in_all_cells("on_host", dtype, magnitude))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_last_resort_is_the_hosts(monkeypatch, dtype):
     """Where float64 is not sure, 320 bits decide from the bits that were drawn."""

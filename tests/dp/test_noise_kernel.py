@@ -208,6 +208,7 @@ def test_little_noise_does_not_load_numba(module):
     assert kernel_for([half[:1]]) is module
 
 
+@pytest.mark.slow
 def test_noise_of_a_large_model_loads_numba_at_once(module):
     """What is loaded is used from then on, for little noise and by everyone."""
     large = torch.zeros(1).expand(_tuning.DRAWN_BEFORE_NUMBA)

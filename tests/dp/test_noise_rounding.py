@@ -172,6 +172,7 @@ def test_results_are_the_real_numbers_rounded(way, numbers, stddev, dtype, seed)
         assert noisy[i].item() == torch.tensor(expected, dtype=dtype).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @given(values, dtypes, st.integers(0, 2**32), st.integers(1, 9))
 def test_noise_does_not_depend_on_blocks(way, numbers, dtype, seed, block):
@@ -282,6 +283,7 @@ def test_both_stages_agree(monkeypatch, way, dtype, magnitude):
     assert torch.equal(by_float32, by_float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_last_resort_agrees_with_all_stages(monkeypatch, dtype):
     """What any stage decides, 320 bits decide alike."""

@@ -97,6 +97,7 @@ def test_an_unamplified_plan_has_no_loader(make_plan):
         make_plan(sampling=Unamplified()).loader(TensorDataset(torch.zeros(3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.25, None])
 def test_plan_for_keeps_the_target(probability):
     """The least noise that does, and everything else as it was asked for."""

@@ -498,6 +498,7 @@ def test_the_ledger_refuses_a_release_with_less_noise_than_it_is_told(make_plan)
     assert ledger.steps == 0
 
 
+@pytest.mark.slow
 def test_the_certificate_says_what_was_released_and_verifies(make_plan):
     """One line for the whole run, whatever the norms; another split does not hold."""
     model, loader, optimizer = make_run(
@@ -574,6 +575,7 @@ def test_a_run_conforms(make_plan):
     assert "count: noise" in report.to_text()
 
 
+@pytest.mark.slow
 def test_a_count_with_too_little_noise_does_not_conform(make_plan):
     """A weight of ten times what is charged leaves the count a tenth of the noise.
 

@@ -317,6 +317,7 @@ def test_scores_are_shown_beside_the_certificate():
         scores(steps=(1, 2))
 
 
+@pytest.mark.slow
 def test_it_is_written_with_the_certificate(tmp_path):
     """As ``index.html``, which a browser opens by itself."""
     stated = certificate()

@@ -248,6 +248,7 @@ def test_a_round_is_at_the_risk_of_the_sample_that_it_holds():
         found(rounds, group_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_dp_accountings_accountants_find_the_same(size):
     """In the same buckets, to ten digits: ``verify`` asks them."""

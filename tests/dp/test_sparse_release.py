@@ -324,6 +324,7 @@ def failures(report):
     return [finding.claim for finding in report.findings if not finding.holds]
 
 
+@pytest.mark.slow
 def test_a_replay_holds(make_plan):
     """One record moves map and gradients by what was charged for both."""
     report = replayed(make_plan)
@@ -337,6 +338,7 @@ def counts_without_noise(self, _world, batch, noises, stddev, *_others):
     return self.kept(counts_V, batch.parameters, 0.5 * stddev)
 
 
+@pytest.mark.slow
 def test_rows_that_are_selected_without_noise_do_not_replay(make_plan):
     """Which rows are kept tells who is in the data."""
     with mock.patch.object(RowMap, "release", counts_without_noise):
@@ -360,6 +362,7 @@ def test_counts_that_are_not_clipped_do_not_replay(make_plan):
     assert "sums differ by the sensitivity at most" in failures(report)
 
 
+@pytest.mark.slow
 def test_sums_of_unkept_rows_do_not_replay(make_plan):
     """A gradient that is left where no noise was added is one record's alone."""
     of, sums_of = KeptRows.of, {}

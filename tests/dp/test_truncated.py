@@ -174,6 +174,7 @@ def test_a_plan_that_draws_everyone_pays_for_each_step():
     assert claimed.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_smaller_batches_cost_more_and_a_wide_margin_nothing():
     """Truncation is paid for by how often it happens."""
     spent = [
@@ -379,6 +380,7 @@ def test_a_displaced_example_counts_where_epsilon_is_too_large_to_say_anything(
     )
 
 
+@pytest.mark.slow
 def test_planning_never_overshoots():
     """The least noise with batches of a largest size."""
     plan = dp.plan_for(

@@ -431,6 +431,7 @@ def test_candidates_may_have_plans_of_their_own(make_plan, file, monkeypatch):
         TuningCertificate.of([plans[1.0], other], FEW, public_scores=None)
 
 
+@pytest.mark.slow
 def test_the_certificate_states_its_conditions_and_verifies(plan):
     """From its JSON alone; what is altered does not hold."""
     runs = dp.NegativeBinomialRuns(mean=5.0, shape=1.0)

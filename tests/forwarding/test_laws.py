@@ -26,6 +26,7 @@ def row(judged):
     return forwarding_laws.table([judged]).splitlines()[-1] + "\n"
 
 
+@pytest.mark.slow
 @each_kind
 def test_every_kind_of_wrapper_keeps_the_laws_that_the_page_says(subject):
     """All, at one to three layers, but for the proxy that declares nothing."""

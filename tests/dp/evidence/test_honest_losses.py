@@ -426,6 +426,7 @@ def test_looks_change_nothing_of_a_run(make_plan, name):
         assert torch.equal(trained(looks=True), trained(looks=False))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compared(make_optimizer):
     """By its own backend; it is not compiled for other sizes."""
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
