@@ -106,6 +106,7 @@ def exact_of_two(sigma, eps):
     return integral(remove, 2 * limit), integral(add, 2 / limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sigma", "num_steps", "count", "low", "high"),
     [
@@ -246,6 +247,7 @@ def test_both_directions_are_one_law(eps):
     assert remove == pytest.approx(1 - g + g * add, abs=1e-11)
 
 
+@pytest.mark.slow
 def test_a_spread_keeps_mass_and_mean():
     """What leaves the grid is at 0 or counts as infinite."""
     for law in (lognormal(0.8, 0.01), law_of(0.8, 100), law_of(0.8, 7).on_grid(0.03)):
@@ -359,6 +361,7 @@ def test_sums_are_on_nested_grids():
     assert float(two.masses @ two.ratios()) == pytest.approx(2, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_pass_costs_as_much_as_all_of_it():
     """And parts of two passes are two passes."""
     part = Release(

@@ -215,6 +215,7 @@ def test_the_attack_on_a_right_run_stays_below_what_is_proven(plan):
     assert 0 < report.epsilon_empirical < report.epsilon_proven
 
 
+@pytest.mark.slow
 def test_the_attack_refutes_the_claim_of_less_noise(plan):
     """Missed with probability 1e-6 at most, at a third of the noise."""
     with builds.noise_scaled(0.3):

@@ -244,6 +244,7 @@ def test_a_run_of_part_of_a_round_is_audited(plan, steps):
     assert attack.ok, str(attack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlated", [True, False])
 def test_the_attack_on_a_right_run_stays_below_what_is_proven(correlated):
     """The score is the likelihood ratio of whole blocks. False alarms: 1e-9."""

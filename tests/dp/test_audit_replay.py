@@ -85,6 +85,7 @@ def test_a_right_run_replays(plan, data):
     assert "; 0 of 10" not in report.findings[0].detail
 
 
+@pytest.mark.slow
 def test_small_samples_of_one_record_less_are_the_same_but_for_it(plan):
     """Below 1/16, whose draws begin with their number, too."""
     small = changed(plan, sampling=PoissonSampling(sampling_probability=0.02))

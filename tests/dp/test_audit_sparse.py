@@ -50,6 +50,7 @@ def failures(report):
     return {finding.claim for finding in report.findings if not finding.holds}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -72,6 +73,7 @@ def test_a_run_conforms(make_plan, changes):
     ]
 
 
+@pytest.mark.slow
 def test_noise_that_is_not_rounded_conforms(make_plan):
     """As of torch's generator: every value beyond the threshold is kept."""
     with mock.patch.object(dp.DPOptimizer, "__init__", fast(dp.DPOptimizer.__init__)):
@@ -125,6 +127,7 @@ def test_releases_that_were_not_charged_are_told(make_plan):
     assert "ledger: every release is charged" in failures(report)
 
 
+@pytest.mark.slow
 def test_gradients_with_less_noise_do_not_conform(make_plan):
     """With what the plan has without counts: 0.71 of what was charged."""
     right = dp.GaussianNoise.add_

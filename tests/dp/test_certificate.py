@@ -735,6 +735,7 @@ def test_groups_of_nothing_and_without_noise():
     assert group_epsilon((bare,), **about) == math.inf
 
 
+@pytest.mark.slow
 def test_the_optimizer_certifies_itself(make_run):
     """The number of its parameters, its generator and what the user said."""
     run = make_run(sampling=PoissonSampling(sampling_probability=1.0))

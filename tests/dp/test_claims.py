@@ -685,6 +685,7 @@ def test_filtered_runs_compose_at_one_order():
         dp.compose(filtered, certified(charged(3, renyi_order=4.0)))
 
 
+@pytest.mark.slow
 def test_what_remained_of_a_run_is_not_counted_again_in_what_went_on():
     """Composed with its own later certificates, a run costs once."""
     ledger = charged(5)

@@ -394,6 +394,7 @@ def test_completion_of_the_module_is_that_of_the_script():
     assert run.stdout.rstrip().endswith("_dp_completion dp")
 
 
+@pytest.mark.slow
 def test_the_version_is_told(call, monkeypatch):
     """By the script as well as by the module, whose name the help has."""
     code, out, _err = call("--version")

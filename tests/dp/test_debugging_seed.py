@@ -35,6 +35,7 @@ def debugging(seed=7):
     return GaussianNoise(rng="debug", seed=seed)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run_twice(make_plan):
     """Its batches and its noise; another seed another run, and no seed none twice."""
     first, second, other = (

@@ -42,6 +42,7 @@ def test_steps_are_found_for_a_batch_size_and_given_noise():
     assert plan.guarantee().epsilon <= 3.0
 
 
+@pytest.mark.slow
 def test_truncated_batches_take_the_same_number_of_examples():
     """It says both how many there are, and how likely each is drawn."""
     plan = plan_for(

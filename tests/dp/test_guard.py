@@ -199,6 +199,7 @@ def test_a_parameter_that_is_exchanged_in_place_is_protected_from_the_next_batch
         other(middle).step()
 
 
+@pytest.mark.slow
 def test_a_private_optimizer_that_is_gone_protects_nothing(make_run):
     """The model may be trained on by anyone; what was released is public."""
     run = make_run()
@@ -229,6 +230,7 @@ def containers_of(registry):
     return found
 
 
+@pytest.mark.slow
 def test_the_collector_changes_nothing_that_a_look_up_goes_through():
     """As torch.compile does while it traces a step; what went, a later call forgets."""
     registry, weights = (

@@ -73,6 +73,7 @@ def fails(run, batch):
         run.backward(batch[:, :2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLING)
 @pytest.mark.parametrize("leave_out", [skips, drops, fails])
 def test_a_batch_that_is_left_out_is_told_and_named(make_plan, kind, leave_out):

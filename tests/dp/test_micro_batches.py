@@ -118,6 +118,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
         MicroBatches(loader_of(3), per_step=0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(1, 7))
 def test_a_draw_is_split_between_units_and_never_within_one(rows_of_units, most):
     """Each part is whole units: as many rows as allowed, or one unit that has more."""

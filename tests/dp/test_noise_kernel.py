@@ -101,6 +101,7 @@ def kernel(request):
     return verified_kernel()
 
 
+@pytest.mark.slow
 def test_a_kernel_that_does_what_numpy_does_is_used(module):
     """It is compared once in a process."""
     assert verified_kernel() is module
@@ -158,6 +159,7 @@ def test_a_kernel_that_errs_anywhere_is_not_used(module, change):
     refuses(module)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_forgets_an_element_is_not_used(module):
     """One that is left, or one that is to be written."""
     module.round_ = lambda *arguments: round_(*arguments) - 1
@@ -196,6 +198,7 @@ def test_without_numba_there_is_no_kernel(module, monkeypatch):
     assert module.round_ is round_
 
 
+@pytest.mark.slow
 def test_little_noise_does_not_load_numba(module):
     """It is loaded once it would have saved as much time as loading takes."""
     kernel_for = KernelInTime()

@@ -34,6 +34,7 @@ def process_group():
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.5)])
 def test_averaged_models_average_what_was_released(make_run, average):
     """Weights after a private step are public, and so is any mean of them."""

@@ -160,6 +160,7 @@ def test_numbers_out_of_range_are_refused(wrong, named):
         dp.QuantileClipping(**{"max_grad_norm": 1.0, **wrong})
 
 
+@pytest.mark.slow
 def test_without_noise_the_norm_finds_the_median(make_plan):
     """In 100 steps on all examples; the first norm was far from it."""
     model, loader, optimizer = make_run(
@@ -551,6 +552,7 @@ def quantile_training(plan, **options):
     return run
 
 
+@pytest.mark.slow
 def test_a_replay_holds(make_plan):
     """One record moves gradients and count by what was charged for both."""
     torch.manual_seed(0)

@@ -52,6 +52,7 @@ def certified(*, sigma=8.0, num_steps=12, **changes):
     return Certificate.of(ledger, noise=GaussianNoise(), num_parameters=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "relation"),
     [

@@ -220,6 +220,7 @@ def test_truncated_batches_are_at_more_risk_and_so_are_their_groups():
     assert 2.9 * one.advantage < three.advantage <= 3.1 * one.advantage
 
 
+@pytest.mark.slow
 def test_random_allocation_has_a_risk_but_not_for_groups():
     """Its losses are composed like any others; nothing is proven of groups."""
     one_pass = release(0.01, 1.0, 100, steps_per_pass=100)

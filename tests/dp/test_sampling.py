@@ -89,6 +89,7 @@ WORKERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS, ids=["none", "two", "persistent"])
 def test_the_ticket_belongs_to_the_batch_yielded_last(workers):
     """However many batches are loaded ahead, count and batch agree; serials rise."""

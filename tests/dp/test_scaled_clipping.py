@@ -342,6 +342,7 @@ def test_the_rule_clips_as_flat_clipping_does():
     assert rule.group_of([torch.zeros(1)] * 3) == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_replay_holds(make_plan):
     """One record moves scaled sums by C at most."""
     data = [torch.randn(4) for _ in range(30)]

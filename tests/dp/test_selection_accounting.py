@@ -72,6 +72,7 @@ def test_divergences_are_those_of_dp_accounting(mean, shape):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(
     st.floats(1.01, 300.0),
     st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 10.0)),

@@ -132,6 +132,7 @@ def test_other_parameters_get_noise_in_every_element(make_plan):
     assert (model.last.weight.grad != 0).sum() > 800
 
 
+@pytest.mark.slow
 def test_the_noise_on_counts_is_the_same_at_every_norm(make_plan):
     """Counts are weighted by the norm of the step, whose noise they take."""
     norms = dp.Schedule(((1, 1.0), (19, 0.25)))

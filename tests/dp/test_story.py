@@ -103,6 +103,7 @@ def test_accelerate_reaches_the_update_only_through_forwarding(
     assert distance_of_a_step(weight, prepared) == pytest.approx(rate_used)
 
 
+@pytest.mark.slow
 def test_accelerate_and_a_scheduler_drive_the_private_update(accelerator, make_run):
     """The real thing: DPOptimizer in accelerate, its rate halved by a scheduler."""
     run = make_run(noise_multiplier=0.0)

@@ -154,6 +154,7 @@ def test_each_step_counts_where_every_example_is_drawn(relation, largest):
     assert numbers[1.0][0] > 2 * one
 
 
+@pytest.mark.slow
 def test_a_plan_that_draws_everyone_pays_for_each_step():
     """By ``dp_accounting``'s accountant: batches of one size, of all examples."""
     plan = dp.plan_for(
@@ -309,6 +310,7 @@ def test_every_example_is_taken_as_often(decisions):
         assert not decisions.refutes("inclusions", p)
 
 
+@pytest.mark.slow
 def test_a_run_is_charged_certified_and_verified(make_truncated):
     """The document says the largest size and the number of examples."""
     run = make_truncated(steps=3, noise_multiplier=4.0)
@@ -452,6 +454,7 @@ def test_several_processes_are_refused(monkeypatch):
         iter(PoissonLoader(range(20), **arguments))
 
 
+@pytest.mark.slow
 def test_it_replays_and_cannot_be_attacked(make_plan):
     """Neighbours of one size replay; audits that draw the data refuse by name."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 1))

@@ -512,6 +512,7 @@ def test_plans_whose_best_run_has_no_bound_are_neither_stated_nor_verified(
     assert "bound" in [f.claim for f in report.findings if not f.holds]
 
 
+@pytest.mark.slow
 def test_scores_that_have_no_noise_do_not_verify(make_plan):
     """Neither answers nor public."""
     plan = make_plan(steps=3)

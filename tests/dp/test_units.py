@@ -96,6 +96,7 @@ def test_units_are_drawn_whole_and_in_one_piece():
         )
 
 
+@pytest.mark.slow
 def test_each_unit_is_drawn_with_the_stated_probability():
     """Binomial at 1e-9 each: users with one row are drawn as often as those with four."""
     plan = make_plan(steps=2000)

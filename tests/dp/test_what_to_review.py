@@ -120,6 +120,7 @@ def function(
     assert count_code_lines(source) == 6
 
 
+@pytest.mark.slow
 def test_imports_are_followed_wherever_they_are():
     """Into packages, through submodules, and to what is loaded by a name."""
     assert "dp/ledger/__init__.py" in imports("dp/_mechanism/private_run.py")

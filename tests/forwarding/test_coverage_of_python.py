@@ -158,6 +158,7 @@ def test_a_typed_dict_has_no_attributes():
     assert not hasattr(Direct(engine=Engine()), "rpm")
 
 
+@pytest.mark.slow
 def test_pydantic_models_copy_validate_and_freeze_as_ever():
     """Forwarded names are no fields: not validated, dumped or frozen by pydantic."""
     pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")

@@ -220,6 +220,7 @@ def test_a_half_built_layer_has_no_chain():
         chain(Car.__new__(Car))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 4), min_size=5, max_size=5))
 def test_the_chain_is_finite_whatever_wraps_what(edges):
     """Any graph of five wrappers: each is listed once, and cycles are found."""

@@ -72,6 +72,7 @@ def of_rpm(wrapper, **options):
     return judge(wrapper, Engine, ["rpm"], depth=1, settings=FEW, **options)
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_keeps_every_law_passes():
     """Data, what is derived from it, what is read-only, and any signature."""
     check(
@@ -242,6 +243,7 @@ def test_a_counterexample_runs_as_it_is_printed():
         exec(detail, namespace)  # noqa: S102
 
 
+@pytest.mark.slow
 def test_a_counterexample_shows_values_without_their_addresses():
     """So that two runs print the same, and a page of them changes when they do."""
 
@@ -502,6 +504,7 @@ def test_the_keywords_are_those_that_options_explains():
     assert Given.__annotations__ == Options.__annotations__
 
 
+@pytest.mark.slow
 def test_the_kit_names_what_it_needs(monkeypatch):
     """Hypothesis is an extra of its own."""
     for name in [name for name in sys.modules if name.startswith("forwarding.testing")]:

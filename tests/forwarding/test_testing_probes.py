@@ -310,6 +310,7 @@ def test_without_cloudpickle_nothing_is_said_of_travelling(monkeypatch):
         probes.travelled(object())
 
 
+@pytest.mark.slow
 def test_a_wrapper_whose_class_takes_no_subclass_is_judged_by_the_other_laws():
     """The laws on subclasses are not applicable to it."""
 

@@ -633,6 +633,7 @@ def test_fewer_looks_are_possible_if_some_steps_had_finished_losses(
     assert verify(certificate, quick=True).ok
 
 
+@pytest.mark.slow
 def test_composed_certificates_keep_the_longest_evidence(make_optimizer, model):
     """Of one process that two of them know."""
     optimizer = make_optimizer(model)

@@ -432,6 +432,7 @@ def assert_use_is_as_by_loop(output, parameters, owner, num_units):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 @given(
     owner_R=st.lists(st.integers(-1, 4), min_size=1, max_size=24),
@@ -449,6 +450,7 @@ def test_any_owners_of_rows_are_as_by_a_loop(name, owner_R, num_units):
     assert_use_is_as_by_loop(output, parameters, owner, num_units)
 
 
+@pytest.mark.slow
 @given(
     owner_BT=st.lists(st.integers(-1, 4), min_size=12, max_size=12),
     name=st.sampled_from(["norm", "table", "+", "/", "where", "product"]),

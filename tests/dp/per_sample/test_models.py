@@ -340,6 +340,7 @@ def test_models_are_served_by_rules(name, assert_exact, per_example):
 OF_TEXT = ("ALBERT", "BERT", "DeBERTa", "DistilBERT", "GPT-2", "Llama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 1 << 62])
 @pytest.mark.parametrize("name", OF_TEXT)
 def test_batches_of_other_sizes_are_no_mixing(per_example, name, every):

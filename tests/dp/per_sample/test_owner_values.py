@@ -70,6 +70,7 @@ def test_whole_tensors_join_without_being_written_out():
     assert joined(some, Owners.regular(1), **options).has_mixed()
 
 
+@pytest.mark.slow
 @given(
     st.integers(2, 4),
     st.integers(1, 3),

@@ -252,6 +252,7 @@ ROUNDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ROUNDED.values(), ids=ROUNDED)
 def test_clipped_sums_are_of_the_gradients_that_norms_are_of(make):
     """Where a parametrization rounds to 16 bits, also of the only example: <= C.

@@ -203,6 +203,7 @@ def test_what_is_not_finite_is_left_out(per_example):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_a_layer_is_freed_when_its_sum_is_there(per_example):
     """Nothing holds the data once the gradients were used up."""
     gradients = known(perceptron(), torch.randn(B, 4), per_example)

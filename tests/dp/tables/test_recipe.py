@@ -24,6 +24,7 @@ def target(spent=3.0, delta=1e-5):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spent", [1.0, 3.0, 8.0])
 @pytest.mark.parametrize(
     "table",

@@ -58,6 +58,7 @@ tables = st.integers(1, 5).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(rows=tables)
 def test_a_row_is_counted_once_a_column(rows):
     """Whatever it holds, a row's removal moves the histogram by exactly the weights' norm."""
@@ -70,6 +71,7 @@ def test_a_row_is_counted_once_a_column(rows):
     assert distance == pytest.approx(with_row.sensitivity, rel=1e-12)
 
 
+@pytest.mark.slow
 @given(
     rows=tables,
     centre=st.floats(-1e12, 1e12),
