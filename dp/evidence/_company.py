@@ -74,6 +74,12 @@ class Company:
     ways: Sequence[Callable[[Sequence[int]], Any]]
 
     @property
+    def keeps_shapes(self) -> bool:
+        """Whether a batch of exchanged examples has the shapes of the whole one."""
+        first = self.ways[0]
+        return not (isinstance(first, partial) and first.func is _collated)
+
+    @property
     def num_rows(self) -> int:
         """How many rows the batch has."""
         return len(self.unit_of_row)

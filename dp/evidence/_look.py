@@ -182,7 +182,7 @@ class Look:
             return self._as_in_training(order, stays_B)
         if self._in_step:
             repeats = same_losses(unchanged_B, self._losses)
-            is_near = nearly_same(*compared)
+            is_near = not self._company.keeps_shapes and nearly_same(*compared)
             return "mixed" if repeats and same_draws and not is_near else "unclear"
         if not self._repeats(unchanged_B, order, exchanged_B) or not same_draws:
             return "unclear"

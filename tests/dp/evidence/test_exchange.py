@@ -263,6 +263,7 @@ def test_examples_along_no_axis_are_collated_anew():
     items = [(torch.full((n, 4), float(n)), 0) for n in (1, 2, 3, 4)]
     loader, batch = loader_of(items, collate_fn=graphs, empty_batch=())
     of_graphs = company(batch, loader)
+    assert not of_graphs.keeps_shapes
     nodes, num_graphs = of_graphs.ways[0]([1, 1, 2, 1])
 
     assert nodes[:, 0].tolist() == [2, 2, 2, 2, 3, 3, 3, 2, 2]

@@ -7,12 +7,14 @@ happens on every machine.
 Shapes: ``B`` examples, ``D`` features, ``T`` terms.
 """
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from dp.evidence._company import Companies
+from dp.evidence._company import Companies, Company
 from dp.evidence._comparison import same_losses
 from dp.evidence._look import Look
 from dp.evidence._program_state import ProgramState
@@ -59,6 +61,14 @@ def look_at(function, *, in_step):
         return look.verdict(both_halves=True)
 
 
+@pytest.fixture
+def other_shapes():
+    """Let batches be taken for such as are collated anew, with other shapes."""
+    with mock.patch.object(Company, "keeps_shapes", new=False):
+        yield
+
+
+@pytest.mark.usefixtures("other_shapes")
 @pytest.mark.parametrize("function", [by_product, by_index], ids=lambda f: f.__name__)
 def test_another_order_of_sums_is_no_mixing(function):
     """Several ranks cannot look again, each for itself, and leave it in doubt."""
@@ -76,6 +86,14 @@ def test_what_others_add_beyond_rounding_is_mixing(function):
     assert verdicts.count("mixed") >= 15  # By chance all others may be alike.
 
 
+def test_ranks_are_as_strict_as_ever_where_shapes_stay():
+    """Then no other kernel is chosen, and little of a mean is mixing."""
+    verdicts = [look_at(with_little_of_a_mean, in_step=True) for _ in range(20)]
+
+    assert verdicts.count("mixed") >= 15
+
+
+@pytest.mark.usefixtures("other_shapes")
 def test_ranks_find_what_is_more_than_rounding():
     """At once, and without a further evaluation."""
     verdicts = [look_at(with_the_largest, in_step=True) for _ in range(20)]
