@@ -4,16 +4,11 @@ Shapes: ``B`` examples in a batch, ``G`` groups of parameters, of which there is
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from jaxtyping import Float
-from torch import Tensor
-
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.clipping._rules import Clipping, FlatClipping
+from dp.clipping._rules import WholeGradientClipping
 
 
 __all__ = ("QuantileClipping",)
@@ -24,7 +19,7 @@ _LEAST_NORM, _LARGEST_NORM = 1e-18, 1e18  # As of dp._checks.clipping_norm.
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantileClipping(Clipping):
+class QuantileClipping(WholeGradientClipping):
     """Clip to a norm that follows a quantile of the norms of gradients.
 
     Beside the sum of gradients, each step releases how many norms were within C, with
@@ -76,18 +71,6 @@ class QuantileClipping(Clipping):
         if self.count_stddev is not None:
             _checks.positive(count_stddev=self.count_stddev)
 
-    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
-        """Return one group for every parameter."""
-        return self._flat.group_of(parameters)
-
-    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
-        """Return ``min(1, C / norm)``, a hair below where it clips."""
-        return self._flat.factors(norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return that of the sum: C, or 2 C where an example may be replaced."""
-        return self._flat.sensitivity(relation)
-
     def count_stddev_of(self, expected_batch_size: float) -> float:
         """Return the standard deviation of the noise on the count, in examples."""
         if self.count_stddev is not None:
@@ -106,7 +89,3 @@ class QuantileClipping(Clipping):
         change = -self.learning_rate * (share_within - self.quantile)
         moved = max_grad_norm * math.exp(min(30.0, max(-30.0, change)))
         return min(_LARGEST_NORM, max(_LEAST_NORM, moved))
-
-    @property
-    def _flat(self) -> FlatClipping:
-        return FlatClipping(max_grad_norm=self.max_grad_norm)

@@ -51,9 +51,30 @@ class Clipping(ABC):
         """Return how far neighbouring datasets' clipped sums can lie apart in L2."""
 
 
+class WholeGradientClipping(Clipping):
+    """A rule that bounds the gradient of all parameters together by one norm, C."""
+
+    __slots__ = ()
+
+    max_grad_norm: float
+
+    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
+        """Return one group for every parameter."""
+        return [0] * len(parameters)
+
+    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
+        """Return ``min(1, C / norm)``, a hair below where it clips."""
+        bound = self.max_grad_norm * _below_one(norms_GB.dtype)
+        return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
+
+    def sensitivity(self, relation: NeighboringRelation) -> float:
+        """Return C, or 2 C where one example may be replaced by another."""
+        return _sensitivity(self.max_grad_norm, relation)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatClipping(Clipping):
+class FlatClipping(WholeGradientClipping):
     """Clip the gradient of all parameters together to one norm.
 
     >>> import torch
@@ -80,19 +101,6 @@ class FlatClipping(Clipping):
 
     def __post_init__(self) -> None:
         _checks.clipping_norm(max_grad_norm=self.max_grad_norm)
-
-    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
-        """Return one group for every parameter."""
-        return [0] * len(parameters)
-
-    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
-        """Return ``min(1, C / norm)``, a hair below where it clips."""
-        bound = self.max_grad_norm * _below_one(norms_GB.dtype)
-        return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return C, or 2 C where one example may be replaced by another."""
-        return _sensitivity(self.max_grad_norm, relation)
 
 
 @final
@@ -203,7 +211,7 @@ class PerGroupClipping(Clipping):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AutomaticClipping(Clipping):
+class AutomaticClipping(WholeGradientClipping):
     """Normalise every gradient, so that there is no norm to tune (AUTO-S).
 
     >>> import torch
@@ -236,18 +244,10 @@ class AutomaticClipping(Clipping):
         _checks.clipping_norm(max_grad_norm=self.max_grad_norm)
         _checks.clipping_norm(stability=self.stability)
 
-    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
-        """Return one group for every parameter."""
-        return [0] * len(parameters)
-
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``C / (norm + stability)``, a hair below."""
         bound = self.max_grad_norm * _below_one(norms_GB.dtype)
         return _usable(bound / (norms_GB + self.stability), norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return C, or 2 C where one example may be replaced by another."""
-        return _sensitivity(self.max_grad_norm, relation)
 
 
 def _below_one(dtype: torch.dtype) -> float:

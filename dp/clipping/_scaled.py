@@ -3,17 +3,14 @@
 Shapes: ``B`` examples in a batch, ``G`` groups of parameters, of which there is one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.clipping._rules import Clipping, FlatClipping
+from dp.clipping._rules import WholeGradientClipping
 
 
 __all__ = ("ScaledClipping",)
@@ -21,7 +18,7 @@ __all__ = ("ScaledClipping",)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledClipping(Clipping):
+class ScaledClipping(WholeGradientClipping):
     """Clip and noise each coordinate on the scale that the optimizer has for it.
 
     With v the second moments of gradients that the wrapped optimizer keeps, of the steps
@@ -77,23 +74,7 @@ class ScaledClipping(Clipping):
         _checks.positive(stability=self.stability)
         _checks.non_negative(root_stability=self.root_stability)
 
-    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
-        """Return one group for every parameter."""
-        return self._flat.group_of(parameters)
-
-    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
-        """Return ``min(1, C / norm)`` for norms of scaled gradients."""
-        return self._flat.factors(norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return that of scaled sums: C, or 2 C where an example may be replaced."""
-        return self._flat.sensitivity(relation)
-
     def scale(self, second_moment: Tensor) -> Tensor:
         """Return what each coordinate is multiplied by, in float32 at least."""
         wide = second_moment.to(torch.promote_types(second_moment.dtype, torch.float32))
         return ((wide + self.root_stability).sqrt() + self.stability).reciprocal()
-
-    @property
-    def _flat(self) -> FlatClipping:
-        return FlatClipping(max_grad_norm=self.max_grad_norm)

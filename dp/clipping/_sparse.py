@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp import _checks
-from dp._typing import NeighboringRelation
-from dp.clipping._rules import Clipping, FlatClipping
+from dp.clipping._rules import FlatClipping, WholeGradientClipping
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -25,7 +24,7 @@ _MATRIX = 2
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseClipping(Clipping):
+class SparseClipping(WholeGradientClipping):
     """Clip to a norm, and add noise only to rows of tables that enough examples touched.
 
     A batch touches few rows of a large embedding table, yet plain noise falls on all of
@@ -110,18 +109,6 @@ class SparseClipping(Clipping):
         trainable = filter(lambda p: p.requires_grad, model.parameters())
         return tuple(i for i, p in enumerate(trainable) if id(p) in tables)
 
-    def group_of(self, parameters: Sequence[Tensor]) -> Sequence[int]:
-        """Return one group for every parameter."""
-        return self._flat.group_of(parameters)
-
-    def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
-        """Return ``min(1, C / norm)``, a hair below where it clips."""
-        return self._flat.factors(norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return that of the sum: C, or 2 C where an example may be replaced."""
-        return self._flat.sensitivity(relation)
-
     @property
     def most_rows(self) -> int:
         """How many rows an example may touch and still count fully in each."""
@@ -172,7 +159,3 @@ class SparseClipping(Clipping):
                     " replicate it (DistributedDataParallel), or use FlatClipping"
                 )
         return [parameters[position] for position in self.tables]
-
-    @property
-    def _flat(self) -> FlatClipping:
-        return FlatClipping(max_grad_norm=self.max_grad_norm)
