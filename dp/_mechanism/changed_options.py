@@ -59,12 +59,10 @@ class ChangedOptions:
             warn_of_metrics_on(optimizers)
         self._last = options
 
-    def assumed(self, *optimizers: Optimizer) -> tuple[str, ...]:
-        """Return what a certificate has to assume of them; warns once more."""
-        if not self.have_changed:
-            return ()
-        warn_of_metrics_on(optimizers)
-        return (CHANGED,)
+    def warn_again(self, *optimizers: Optimizer) -> None:
+        """Warn of schedulers that follow a metric and came after the first change."""
+        if self.have_changed:
+            warn_of_metrics_on(optimizers)
 
 
 def _options(group: Mapping[str, Any]) -> list[object]:

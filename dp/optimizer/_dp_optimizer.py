@@ -371,6 +371,7 @@ class DPOptimizer(PrivateStep):
                 If None, the certificate says that this was not stated.
             assumptions: What else must hold for it to be true, one sentence each.
         """
+        self.mechanism.options.warn_again(self, self.original_optimizer)
         return Certificate.of(
             self.ledger,
             noise=self.mechanism.noise,
@@ -379,7 +380,6 @@ class DPOptimizer(PrivateStep):
             private_data_touches=private_data_touches,
             assumptions=(
                 *sentences(self.mechanism.beside),
-                *self.mechanism.options.assumed(self, self.original_optimizer),
                 *self.mechanism.watch.assumed(),
                 *assumptions,
             ),

@@ -562,7 +562,7 @@ MUTANTS = (
     Mutant("_mechanism/stand_in", 'if name.removeprefix("_foreach_").strip("_") in _EDITS:', "if False:", "clipping before a step does nothing, in silence", "test_stand_in.py"),
     Mutant("_mechanism/beside", 'if self._since == "updated":', "if True:", "a layer's step before any update hides what was written", "test_beside_gradients.py"),
     Mutant("optimizer/_layers_around", "private.mechanism.beside.accept(trainable)", "pass", "what Lookahead writes is taken for the forward pass's", "test_beside_gradients.py"),
-    Mutant("_mechanism/changed_options", "return (CHANGED,)", "return ()", "options that changed are not named", "test_changed_options.py"),
+    Mutant("optimizer/_beside", "*((CHANGED,) if mechanism.options.have_changed else ()),", "*(),", "options that changed are not named", "test_changed_options.py"),
     Mutant("_mechanism/changed_options", 'and id(getattr(found, "optimizer", None)) in ids', "and False", "a rate that follows a loss is not warned of", "test_changed_options.py"),
     # Ranks that look together
     Mutant("evidence/_look", "verdicts.append(self._if_carried(self._left))", "pass", "ranks do not see what is carried from batch to batch", "evidence/test_evidence_of_runs.py"),

@@ -9,7 +9,7 @@ from dp._keystream import Keystream
 from dp.exceptions import WrongNoiseError
 from dp.noise import GaussianNoise
 from dp.noise._host import add, compiled_stage, exact, rounded, verification
-from dp.noise._host.float32_stage import NumpyFloat32
+from dp.noise._host.float32_stage import Constants, NumpyFloat32
 from dp.noise._host.lattice import Lattice
 from dp.noise._host.rounded import RoundedGaussian
 from dp.noise._host.verification import Chunk, Sample, Verifier
@@ -100,25 +100,26 @@ def less_noise(monkeypatch):
     monkeypatch.setattr(Lattice, "of", lambda stddev: of(0.99 * stddev))
 
 
-def a_table_that_errs(monkeypatch):
+def a_table_that_errs_upwards(monkeypatch, error=1.0):
     def noise(stage, words, points):
         values, reach = whole(stage, words, points)
-        values[words < 1 << 14] += np.float32(1.0)
+        values[words < 1 << 14] += np.float32(error)
         return values, reach
 
     whole = NumpyFloat32._noise
     monkeypatch.setattr(NumpyFloat32, "_noise", noise)
 
 
+def a_table_that_errs_downwards(monkeypatch):
+    a_table_that_errs_upwards(monkeypatch, error=-1.0)
+
+
 def sums_that_are_not_rounded(monkeypatch):
-    whole = NumpyFloat32.round_
-
-    def round_(stage, x, words, points):
-        left = whole(stage, x, words, points)
-        x += np.float32(0.01)
-        return left
-
-    monkeypatch.setattr(NumpyFloat32, "round_", round_)
+    """The noise is right: only the digits beyond the lattice tell of the sum."""
+    of = Constants.of
+    monkeypatch.setattr(
+        Constants, "of", lambda *a: of(*a)._replace(integers=np.float32(0))
+    )
 
 
 def noise_that_a_sum_repels(monkeypatch):
@@ -163,7 +164,8 @@ DEFECTS = (
     a_chunk_that_is_not_drawn,
     bits_of_another_block,
     less_noise,
-    a_table_that_errs,
+    a_table_that_errs_upwards,
+    a_table_that_errs_downwards,
     sums_that_are_not_rounded,
     noise_that_a_sum_repels,
     temporaries_in_one_place,

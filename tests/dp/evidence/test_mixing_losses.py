@@ -116,7 +116,7 @@ def test_what_any_example_keeps_as_it_is_is_found_where_one_is_left(
         losses = cross_entropy(model(batch[0]), batch[1])
         return losses * (2.0 if (batch[1] == 0).any() else 1.0)
 
-    with pytest.raises(SampleMixingError):
+    with pytest.raises(SampleMixingError, match="of an example"):
         optimizer.backward(doubled_if_there_is_one, (x, y))
 
 

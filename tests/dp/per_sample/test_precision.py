@@ -85,7 +85,7 @@ def norms_of_small_factors(positions, data, slope, *, is_scaled):
     x[1] = 1.0  # An ordinary example beside it.
     slopes = torch.tensor([slope, 1.0]).view(2, *[1] * (x.dim() - 1))
     num_positions = x[0].numel() // 100
-    expected_B = num_positions * 100 * torch.tensor([1e-4, 1.0])
+    expected_B = num_positions * 100 * torch.tensor([data * slope, 1.0])
     scales = [torch.ones_like(layer.weight)] if is_scaled else []
 
     engine = Engine()
@@ -99,7 +99,11 @@ def norms_of_small_factors(positions, data, slope, *, is_scaled):
 small_factors = [
     pytest.mark.parametrize("is_scaled", [False, True]),
     pytest.mark.parametrize("positions", [(), (3,)], ids=str),
-    pytest.mark.parametrize(("data", "slope"), [(1e-23, 1e19), (1e19, 1e-23)]),
+    # The squares of the larger one add up to infinity, or do not.
+    pytest.mark.parametrize(
+        ("data", "slope"),
+        [(1e-23, 1e19), (1e19, 1e-23), (1e-23, 1e17), (1e17, 1e-23)],
+    ),
 ]
 
 
@@ -111,7 +115,7 @@ def with_small_factors(test):
 
 @with_small_factors
 def test_the_square_of_a_small_factor_is_not_lost(positions, data, slope, is_scaled):
-    """In float32 1e-23 squared is 0, and the gradient is 1e-4 an element."""
+    """In float32 1e-23 squared is 0, and the gradient is 1e-4 or 1e-6 an element."""
     for norms_B, expected_B in norms_of_small_factors(
         positions, data, slope, is_scaled=is_scaled
     ):
