@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from dp import _checks
-from dp.clipping._rules import WholeGradientClipping
+from dp.clipping._rules import SingleNormClipping
 
 
 __all__ = ("QuantileClipping",)
@@ -19,7 +19,7 @@ _LEAST_NORM, _LARGEST_NORM = 1e-18, 1e18  # As of dp._checks.clipping_norm.
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantileClipping(WholeGradientClipping):
+class QuantileClipping(SingleNormClipping):
     """Clip to a norm that follows a quantile of the norms of gradients.
 
     Beside the sum of gradients, each step releases how many norms were within C, with

@@ -51,8 +51,8 @@ class Clipping(ABC):
         """Return how far neighbouring datasets' clipped sums can lie apart in L2."""
 
 
-class WholeGradientClipping(Clipping):
-    """A rule that bounds the gradient of all parameters together by one norm, C."""
+class SingleNormClipping(Clipping):
+    """A rule that bounds a gradient by one norm C, of all parameters together."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class WholeGradientClipping(Clipping):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatClipping(WholeGradientClipping):
+class FlatClipping(SingleNormClipping):
     """Clip the gradient of all parameters together to one norm.
 
     >>> import torch
@@ -105,7 +105,7 @@ class FlatClipping(WholeGradientClipping):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLayerClipping(Clipping):
+class PerLayerClipping(SingleNormClipping):
     """Clip the gradient of every parameter tensor to an equal share of one norm.
 
     Each of G tensors is clipped to ``C / sqrt(G)``, so that all of them together are
@@ -146,10 +146,6 @@ class PerLayerClipping(Clipping):
         share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))
         bound = share * _below_one(norms_GB.dtype)
         return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
-
-    def sensitivity(self, relation: NeighboringRelation) -> float:
-        """Return C, or 2 C where one example may be replaced by another."""
-        return _sensitivity(self.max_grad_norm, relation)
 
 
 @final
@@ -211,7 +207,7 @@ class PerGroupClipping(Clipping):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AutomaticClipping(WholeGradientClipping):
+class AutomaticClipping(SingleNormClipping):
     """Normalise every gradient, so that there is no norm to tune (AUTO-S).
 
     >>> import torch

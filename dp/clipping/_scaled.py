@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dp import _checks
-from dp.clipping._rules import WholeGradientClipping
+from dp.clipping._rules import SingleNormClipping
 
 
 __all__ = ("ScaledClipping",)
@@ -18,7 +18,7 @@ __all__ = ("ScaledClipping",)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledClipping(WholeGradientClipping):
+class ScaledClipping(SingleNormClipping):
     """Clip and noise each coordinate on the scale that the optimizer has for it.
 
     With v the second moments of gradients that the wrapped optimizer keeps, of the steps

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dp import _checks
-from dp.clipping._rules import FlatClipping, WholeGradientClipping
+from dp.clipping._rules import FlatClipping, SingleNormClipping
 from dp.exceptions import UnsupportedOperationError
 
 
@@ -24,7 +24,7 @@ _MATRIX = 2
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseClipping(WholeGradientClipping):
+class SparseClipping(SingleNormClipping):
     """Clip to a norm, and add noise only to rows of tables that enough examples touched.
 
     A batch touches few rows of a large embedding table, yet plain noise falls on all of

@@ -41,9 +41,10 @@ def reserve_key(param_groups: list[dict[str, Any]]) -> None:
 def embed_ledger(state_dict: dict[str, Any], mechanism: Mechanism) -> dict[str, Any]:
     """Return *state_dict* with the ledger and what belongs to it in its first group.
 
-    These are the values in effect, and the evidence about the losses.
+    These are the values in effect, and the evidence about the losses. The state of an
+    optimizer around another, such as the Lookahead of pytorch-optimizer, may have no
+    groups: then the ledger stands beside whatever it has.
     """
-    first, *others = state_dict["param_groups"]
     records = mechanism.watch.records
     text = json.dumps(
         {
@@ -52,8 +53,10 @@ def embed_ledger(state_dict: dict[str, Any], mechanism: Mechanism) -> dict[str, 
             "evidence": {key: record.to_dict() for key, record in records.items()},
         }
     )
-    carrier = {**first, KEY: text}
-    return {**state_dict, "param_groups": [carrier, *others]}
+    if "param_groups" not in state_dict:
+        return {**state_dict, KEY: text}
+    first, *others = state_dict["param_groups"]
+    return {**state_dict, "param_groups": [{**first, KEY: text}, *others]}
 
 
 def extract_ledgers(
@@ -66,14 +69,17 @@ def extract_ledgers(
     Raises:
         LedgerError: If a ledger is no longer what :func:`embed_ledger` wrote.
     """
-    groups = [dict(group) for group in state_dict["param_groups"]]
-    texts = [group.pop(KEY) for group in groups if KEY in group]
+    state_dict = dict(state_dict)
+    groups = [dict(group) for group in state_dict.get("param_groups", ())]
+    texts = [part.pop(KEY) for part in (state_dict, *groups) if KEY in part]
     try:
         ledgers = [json.loads(text) for text in texts if text != _MARK]
     except (TypeError, ValueError) as error:
         raise LedgerError(f"the ledger in the state is damaged: {error}") from error
-    reserve_key(groups)
-    return {**state_dict, "param_groups": groups}, ledgers
+    if groups:
+        reserve_key(groups)
+        state_dict["param_groups"] = groups
+    return state_dict, ledgers
 
 
 def evidence_in(ledgers: Sequence[Mapping[str, Any]]) -> list[dict[str, Evidence]]:

@@ -98,6 +98,59 @@ def test_a_state_by_parameter_name_resumes_with_its_ledger(make_run, kind, optio
     assert resumed.optimizer.ledger.steps == 4
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer around another one, whose state has a form of its own.
+
+    As Lookahead, Magma and ScheduleFreeWrapper of pytorch-optimizer.
+    """
+
+    def __init__(self, params, lr):
+        self.inner = momentum_sgd(params, lr)
+        super().__init__(self.inner.param_groups, {})
+        self.num_steps = 0
+
+    def step(self, closure=None):
+        self.num_steps += 1
+        return self.inner.step(closure)
+
+    def state_dict(self):
+        return {"base": self.inner.state_dict(), "num_steps": self.num_steps}
+
+    def load_state_dict(self, state_dict):
+        assert state_dict.keys() == {"base", "num_steps"}
+        self.inner.load_state_dict(state_dict["base"])
+        self.num_steps = state_dict["num_steps"]
+
+
+def test_a_state_without_groups_resumes_with_its_ledger(make_run):
+    """What the optimizer around another one wrote is what it gets back."""
+    run, resumed = make_run(Around), make_run(Around)
+    run.train(3)
+    file = io.BytesIO()
+    torch.save(run.optimizer.state_dict(), file)
+    file.seek(0)
+
+    resumed.optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+    assert resumed.optimizer.spent() == run.optimizer.spent()
+    assert resumed.optimizer.original_optimizer.num_steps == 3
+    resumed.train(1)
+    assert resumed.optimizer.ledger.steps == 4
+
+
+def test_nor_is_one_without_groups_loaded_without_its_ledger(make_run):
+    """Of the two ways to load it, each takes the states that are its own."""
+    run = make_run(Around)
+    state = run.optimizer.state_dict()
+    bare = run.optimizer.original_optimizer.state_dict()
+
+    with pytest.raises(LedgerError, match="has no ledger"):
+        run.optimizer.load_state_dict(bare)
+    with pytest.raises(LedgerError, match="has a ledger"):
+        run.optimizer.load_state_dict_without_ledger(state)
+    run.optimizer.load_state_dict_without_ledger(bare)
+
+
 @pytest.mark.parametrize("saved", ["recipe", "optimizer"])
 def test_a_distributed_checkpoint_on_disk_resumes_with_its_ledger(
     make_run, tmp_path, saved
