@@ -84,7 +84,7 @@ def warn_without_callback(
     """
     # Lightning hands the optimizer a partial of its precision plugin's own method.
     module = getattr(getattr(closure, "func", None), "__module__", None) or ""
-    if module.startswith("lightning.pytorch."):
+    if module.startswith(("lightning.pytorch.", "pytorch_lightning.")):
         warnings.warn(
             "Lightning takes private steps without PrivacyCallback: epsilon holds, but"
             " dp.check does not run before the first step, trainer options that have no"

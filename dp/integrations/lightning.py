@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, final
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dp._mechanism.changed_options import warn_of_metric_schedulers
@@ -35,6 +34,7 @@ from dp.evidence._exchange import devices_of
 from dp.evidence._looking import look
 from dp.evidence._program_state import ProgramState
 from dp.exceptions import SamplingMismatchError, UnsupportedOperationError
+from dp.integrations._lightning_names import Callback, LightningModule, Trainer
 from dp.integrations._unwrapping import find_private_optimizer
 from dp.micro_batches import MicroBatches, split_batch
 from dp.optimizer import DPOptimizer

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dp.certificate import Certificate
 from dp.exceptions import UnsupportedOperationError
+from dp.integrations._lightning_names import LightningModule, Trainer
 from dp.integrations._report import FOLDER, write_report
 from dp.integrations._scheduler_moves import move_schedulers
 from dp.integrations._unwrapping import require_private_optimizer
@@ -26,6 +26,13 @@ from dp.sampling import PoissonLoader
 __all__ = ("make_private",)
 
 _UNCLIPPED: Final = 1.0  # The clipping norm of a Trainer that has none.
+
+# Either package's class of trainers comes after the mixin; to be one of the other's, too,
+# would refuse the user's modules.
+if TYPE_CHECKING:
+    _AnyTrainer = Trainer
+else:
+    _AnyTrainer = object
 
 
 def make_private(trainer: Any, request: Request) -> None:
@@ -69,7 +76,7 @@ def _check(trainer: Any) -> None:
         )
 
 
-class _PrivateTrainer(Trainer):
+class _PrivateTrainer(_AnyTrainer):
     """The mixin that goes before the class of the trainer."""
 
     request: Request
