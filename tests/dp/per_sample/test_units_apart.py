@@ -306,17 +306,18 @@ def test_a_copy_of_the_batch_is_recognised_by_its_values(move):
 def test_labels_that_are_all_alike_are_not_taken_for_what_examples_share():
     """As many zeros stand in a batch of one class and in the token types of a sequence."""
     words, kinds = nn.Embedding(9, 4), nn.Embedding(2, 4)
-    tokens, types = torch.randint(9, (B, B)), torch.zeros(1, B, dtype=torch.long)
+    tokens, types = torch.randint(9, (B, B)), torch.zeros(B, dtype=torch.long)
     parameters, engine = [words.weight, kinds.weight], Engine()
 
     def losses():
-        return (words(tokens) + kinds(types.clone())).square().sum((1, 2))
+        read = kinds(types.clone().expand(B, B))
+        return (words(tokens) + read).square().sum((1, 2))
 
     alike, others = torch.zeros(B, dtype=torch.long), torch.arange(B) % 2
     for labels in (alike, others):
         gradients = engine.gradients(losses(), parameters, batch=[tokens, labels])
         assert gradients.num_samples == B
-    types = others[None]
+    types = others
     with pytest.raises(SampleMixingError, match="units meet in the batch"):
         Engine().gradients(losses(), parameters, batch=[tokens, others])
 
