@@ -72,6 +72,9 @@ class Beside:
     """Versions of parameters, and the leaves of graphs of losses.
 
     A graph is looked at in the first call and then ever more rarely: it costs a walk.
+
+    Attributes:
+        is_cleared: Whether ``zero_grad`` left no gradient, and no losses came since.
     """
 
     def __init__(self) -> None:
@@ -80,6 +83,7 @@ class Beside:
         self.has_writes: bool = False
         self.has_left_out: bool = False
         self.is_blind = False  # Of shards nothing can be seen.
+        self.is_cleared: bool = False
         self._since: Literal["made", "updated"] | None = None
         self._num_calls = self._num_updates = 0
 
@@ -128,6 +132,17 @@ class Beside:
         is_all = num_written == len(parameters) and self._since == "made"
         self.has_writes = num_written > 0 and not is_all
         return self.has_writes
+
+    def takes_earlier_grads(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether gradients of another loss came between ``zero_grad`` and these losses.
+
+        As of a penalty that was added to the private loss, and that autograd met first.
+        Gradients that nobody cleared are left from a step, or from before the run.
+        """
+        was_cleared, self.is_cleared = self.is_cleared, False
+        return was_cleared and any(
+            p.grad is not None and bool(p.grad.any()) for p in parameters
+        )
 
     def leaves(self, losses: Tensor) -> list[Tensor]:
         """Return the leaves below *losses*, if it is time to look; else nothing."""

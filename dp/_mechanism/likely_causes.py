@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from dp.evidence import callers_level
 from dp.exceptions import UnsupportedOperationError
 from dp.per_sample import PerSampleGradients
 
@@ -65,13 +66,13 @@ def warn_of_many_rows(*, stacklevel: int) -> None:
     )
 
 
-def warn_of_other_gradients(*, stacklevel: int) -> None:
+def warn_of_other_gradients() -> None:
     """Warn that gradients that no private loss made were dropped."""
     warnings.warn(
         "gradients of another loss were found on private parameters and dropped: only"
         " losses given to backward or private_loss count. Add every other term, such as"
         " a penalty on the weights, to each example's loss",
-        stacklevel=stacklevel + 1,
+        stacklevel=callers_level(),
     )
 
 

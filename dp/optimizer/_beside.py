@@ -13,6 +13,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from dp._mechanism import likely_causes
 from dp._mechanism.beside import Beside
 from dp._mechanism.changed_options import CHANGED
 from dp._mechanism.mechanism import Mechanism
@@ -42,24 +43,23 @@ _SHARDED: Final = (
 
 
 def look_beside(
-    beside: Beside,
+    mechanism: Mechanism,
     losses: Tensor,
     parameters: Sequence[Tensor],
     *,
     owned: Sequence[Tensor],
     ledger_of: Callable[[Tensor], Ledger | None],
-    ledger: Ledger,
 ) -> None:
     """Warn, once each, of weights that may learn without noise, and of hooks on them.
 
     Args:
-        beside: What was seen before.
+        mechanism: That of the optimizer, which knows what was seen before.
         losses: The losses of a batch, with their graph.
         parameters: What the optimizer trains.
         owned: What is in its groups, also what is frozen.
         ledger_of: Returns the ledger of the private optimizer of a parameter, if any.
-        ledger: The ledger of this optimizer.
     """
+    beside = mechanism.beside
     # Shards are gathered into other tensors, which FSDP writes to and which graphs have.
     if any_sharded(parameters):
         beside.is_blind = True
@@ -73,6 +73,8 @@ def look_beside(
             " from released ones, as by a clamp after step, are fine",
             stacklevel=5,
         )
+    if beside.takes_earlier_grads(parameters):
+        likely_causes.warn_of_other_gradients()
     leaves = beside.leaves(losses)
     if not leaves:
         return
@@ -82,7 +84,7 @@ def look_beside(
         for leaf in leaves
         if isinstance(leaf, nn.Parameter)
         and id(leaf) not in ours
-        and ledger_of(leaf) is not ledger
+        and ledger_of(leaf) is not mechanism.ledger
     ]
     _tell_of_hooks(beside, [leaf for leaf in leaves if id(leaf) in ours])
     # Losses that none of ours takes part in are refused, with a reason of their own.

@@ -113,6 +113,7 @@ class PrivateStep(TransparentOptimizer):
         self.mechanism.step.drop()
         clear_grad_samples(self._all_parameters())
         super().zero_grad(set_to_none=set_to_none)
+        self.mechanism.beside.is_cleared = set_to_none
 
     @disable_dynamo
     def _losses_alone(
@@ -174,12 +175,11 @@ class PrivateStep(TransparentOptimizer):
         parameters = self._trainable()
         self._find_scales()
         look_beside(
-            self.mechanism.beside,
+            self.mechanism,
             losses,
             parameters,
             owned=self._all_parameters(),
             ledger_of=_ledger_of,
-            ledger=self.ledger,
         )
         self.mechanism.accumulate(
             losses,
@@ -246,7 +246,7 @@ class PrivateStep(TransparentOptimizer):
             return
         check_no_grad_sample(self.param_groups, likely_causes.BESIDE, nor_soon=False)
         if self.mechanism.step.has_foreign_grads(parameters):
-            likely_causes.warn_of_other_gradients(stacklevel=5)
+            likely_causes.warn_of_other_gradients()
 
     def _only_initialises_state(self, parameters: Sequence[Tensor]) -> bool:
         """Whether this is the empty step by which checkpoints create missing state.

@@ -283,11 +283,10 @@ def test_sharded_parameters_are_stated_as_not_looked_at(make_optimizer):
     shard.placements = ()
     for parameters, is_said in (([layer.weight], False), ([shard], True)):
         look_beside(
-            optimizer.mechanism.beside,
+            optimizer.mechanism,
             layer(torch.randn(8, 4)).sum(1),
             parameters,
             owned=(layer.weight, layer.bias),
             ledger_of=lambda _: optimizer.ledger,
-            ledger=optimizer.ledger,
         )
         assert ("neither was looked at" in assumptions(optimizer)) == is_said

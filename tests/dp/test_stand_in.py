@@ -112,6 +112,48 @@ def test_a_gradient_that_joins_the_stand_in_is_told_of(make_run):
         run.optimizer.step()
 
 
+PENALTIES = {
+    "added": lambda loss, penalty: (loss + penalty).backward(),
+    "first": lambda loss, penalty: (penalty.backward(), loss.backward()),
+    "last": lambda loss, penalty: (loss.backward(), penalty.backward()),
+}
+
+
+@pytest.mark.parametrize("backward", PENALTIES.values(), ids=PENALTIES)
+def test_a_penalty_that_is_not_in_the_losses_is_told_of(make_run, backward):
+    """In whatever order autograd meets the two: it would have no effect."""
+    run = make_run()
+    batches = iter(run.loader)
+
+    def step():
+        run.optimizer.zero_grad()
+        loss = run.optimizer.private_loss(run.losses(next(batches)))
+        backward(loss, 0.1 * run.model.weight.square().sum())
+        run.optimizer.step()
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Add every other term") as told:
+            step()
+        assert told[0].filename == __file__
+    assert run.optimizer.ledger.steps == 2
+
+
+@pytest.mark.parametrize("clears", ["nothing", "model", "zeros", "optimizer"])
+def test_what_a_step_released_is_no_other_loss(make_run, clears):
+    """However gradients are cleared, or not; any warning would raise here."""
+    run = make_run(num_features=8)
+    for batch in run.loader:
+        run.optimizer.private_loss(run.losses(batch)).backward()
+        run.optimizer.step()
+        if clears == "model":
+            run.model.zero_grad()
+        elif clears != "nothing":
+            run.optimizer.zero_grad(set_to_none=clears == "optimizer")
+        run.model.bias.requires_grad_(not run.model.bias.requires_grad)
+
+    assert run.optimizer.ledger.steps > 2
+
+
 def test_one_tensor_serves_all_batches():
     """Unless somebody wrote to it, or another parameter is the smallest."""
     stand_in, weight, other = StandIn(), nn.Parameter(torch.ones(2)), torch.ones(3)
