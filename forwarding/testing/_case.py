@@ -8,6 +8,7 @@ from typing import Any, final
 from forwarding.testing import probes
 from forwarding.testing._law import Law
 from forwarding.testing._script import run
+from forwarding.testing._special import as_python_calls, is_special, special_call
 from forwarding.testing._subject import Subject, example_call, label
 
 
@@ -58,6 +59,8 @@ class Case:
             NotApplicableError: The law says nothing here.
         """
         script = self.law.script if self.depth else str(self.law.control)
+        if is_special(self.name):
+            script = as_python_calls(script, self.name)
         words = self._words()
         for word, reason in _UNKNOWN.items():
             if not words[word] and re.search(rf"\b{word}\b", script):
@@ -79,7 +82,9 @@ class Case:
         )
         if self.law.on in {"method", "fluent"}:
             method = getattr(self.subject.make_target(), self.name)
-            variables["args"], variables["keywords"] = example_call(method)
+            by_operator = is_special(self.name) and self.name != "__call__"
+            call = special_call if by_operator else example_call
+            variables["args"], variables["keywords"] = call(method)
         return variables
 
     def _labels(self) -> dict[str, tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import copy
 import linecache
+import sys
 import threading
 import traceback
 import types
@@ -129,7 +130,13 @@ def sourceless(error: Exception) -> list[str]:
         frame.name
         for frame in traceback.extract_tb(error.__traceback__)
         if not linecache.getline(frame.filename, frame.lineno or 0)
+        and not _is_typed(frame.filename)
     ]
+
+
+def _is_typed(filename: str) -> bool:
+    """Whether code was typed at a prompt or after ``python -c``, which keep no source."""
+    return filename == "<stdin>" or (filename, sys.argv[:1]) == ("<string>", ["-c"])
 
 
 def counting(log: list[str]) -> property:
