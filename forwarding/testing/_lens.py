@@ -101,7 +101,7 @@ LENS = (
             "GradScaler sets optimizer.grad_scale and deletes it after the step; "
             "mock.patch.object deletes before it restores. Without a deleter the "
             "first raises and the second leaves its stand-in behind (accelerate "
-            "1.15, opacus 1.6). A del in vain that nobody notices hides a misspelt name."
+            "1.15, opacus 1.6)."
         ),
         script="""
             del wrapper.NAME
