@@ -1,5 +1,6 @@
 """Fallbacks of generated code for attributes and items that an owner lacks."""
 
+from functools import cached_property
 from typing import Any
 
 from forwarding._path import Item, Part, step
@@ -69,6 +70,10 @@ def _lacks(owner: Any, part: Part, error: Exception) -> bool:
     spec = spec_of(attribute)
     if spec is not None:
         return _lacks(spec.find_owner(owner), spec.path[-1], error)
+    # CPython fills in name and object of any AttributeError that passes by, so those of
+    # one that a property raised itself say nothing.
+    if isinstance(attribute, property | cached_property):
+        return False
     # CPython says of which object; a __getattr__ written by hand often does not.
     if getattr(error, "name", None) == part:
         return getattr(error, "obj", owner) is owner

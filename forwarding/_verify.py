@@ -1,13 +1,14 @@
 """Check a wrapper that was built: does every declared name still reach a target?"""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from forwarding._build import decide, live_kind
 from forwarding._coverage import coverage, public_names
 from forwarding._dynamic import is_built
 from forwarding._inspect import unwrap
-from forwarding._path import step
+from forwarding._path import Item, Part, step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
 from forwarding._spelling import suggestion
 from forwarding._static import static_attribute
@@ -139,15 +140,28 @@ def _absence(owner: object, spec: Spec) -> str | None:
     lens = spec.lens
     if lens is not None and (lens.default or lens.others or lens.each):
         return None  # It is declared that the owner may lack it, or be several.
+    part = spec.path[-1]
     try:
-        step(owner, spec.path[-1])
+        step(owner, part)
     except RecursionError:
         return "are forwarded in a circle"
-    except AttributeError:
-        return f"do not exist on {type(owner).__name__}"
     except Exception as error:  # noqa: BLE001 -- A property can raise anything.
-        return f"cannot be read on {type(owner).__name__} now: {error!r}"
+        is_absent = isinstance(error, AttributeError) and not _is_there(owner, part)
+        return (
+            f"do not exist on {type(owner).__name__}"
+            if is_absent
+            else f"cannot be read on {type(owner).__name__} now: {error!r}"
+        )
     return None
+
+
+def _is_there(owner: object, part: Part) -> bool:
+    """Whether the owner has a property of that name, whose own code raised the error."""
+    if isinstance(part, Item):
+        return False
+    attribute = static_attribute(type(owner), part)
+    is_computed = isinstance(attribute, property | cached_property)
+    return is_computed and spec_of(attribute) is None
 
 
 def _wrong_kind(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:
