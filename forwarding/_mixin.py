@@ -130,6 +130,16 @@ def _forward(cls: type, bulk: _Bulk) -> None:
         if not _is_own(cls, name, bulk):
             install(cls, name, bulk.of_interface(cls, name), model)
             refuse_in_place(cls, name, bulk.interfaces)
+    _unhash(cls)
+
+
+def _unhash(cls: type) -> None:
+    """Do for ``__eq__`` from a class keyword what Python does for one in the body.
+
+    With the hash of every object, a wrapper would equal a key and not be found.
+    """
+    if "__eq__" in record_of(cls).specs and cls.__hash__ is object.__hash__:
+        type.__setattr__(cls, "__hash__", None)
 
 
 def _is_own(cls: type, name: str, bulk: _Bulk) -> bool:
