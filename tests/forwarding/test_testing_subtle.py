@@ -193,6 +193,11 @@ class AsksByName:
         return getattr(vars(self).get("engine"), name)
 
 
+class ForwardsNothing:
+    def __init__(self, engine):
+        self.engine = engine
+
+
 def roots(wrapper: Any, *names: str, **options: Any) -> tuple[str, ...]:
     return judge(wrapper, Engine, names, depth=1, settings=FEW, **options).roots
 
@@ -330,6 +335,23 @@ def test_a_special_method_that_goes_elsewhere_is_found():
     assert (
         "type(wrapper).__len__(wrapper, *args, **keywords)" in report["method"].detail
     )
+
+
+def test_threads_that_fail_print_nothing_and_are_noticed(capsys):
+    """Neither an unhandled exception in a thread, nor a law that holds by mistake."""
+    calls = []
+
+    def once():
+        calls.append("called")
+        if len(calls) > 1:
+            raise RuntimeError("not twice")
+
+    with pytest.raises(RuntimeError, match="not twice"):
+        probes.together(once)
+    report = judge(ForwardsNothing, Engine, ["rpm"], depth=1, settings=FEW)
+
+    assert report["threads"].cause == "get"
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_name_whose_values_are_refused_is_named():

@@ -190,7 +190,8 @@ def call_during_get(target: object, name: str, action: Callable[[], object]) -> 
         gets.append(f"get {len(gets) + 1}")
         mine = gets[-1]
         if mine == "get 1":
-            meeting = threading.Thread(target=action, daemon=True)
+            # What it raises is seen by what is missing then, and must not be printed.
+            meeting = threading.Thread(target=attempt, args=(action,), daemon=True)
             meeting.start()
             meeting.join(_MEETING_SECONDS)
         return mine
