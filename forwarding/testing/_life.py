@@ -142,6 +142,7 @@ LIFE = (
     Law(
         name="cycles",
         on="wrapper",
+        follows=frozenset({"layers"}),
         needs=frozenset({"deepcopy", "pickle"}),
         statement="A target that points back at w is copied and pickled as a loop.",
         why=(
