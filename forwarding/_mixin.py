@@ -70,6 +70,7 @@ class Forwarding:
         **kwargs: Any,
     ) -> None:
         check_unknown(cls, kwargs, Forwarding)
+        record_of(cls).is_checked = True
         super().__init_subclass__(**kwargs)
         failure = record_of(cls).failure
         if failure is not None:
@@ -138,7 +139,8 @@ def _unhash(cls: type) -> None:
 
     With the hash of every object, a wrapper would equal a key and not be found.
     """
-    if "__eq__" in record_of(cls).specs and cls.__hash__ is object.__hash__:
+    hash_: Any = cls.__hash__
+    if "__eq__" in record_of(cls).specs and hash_ is object.__hash__:
         type.__setattr__(cls, "__hash__", None)
 
 

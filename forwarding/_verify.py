@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from forwarding._build import decide, live_kind
 from forwarding._coverage import coverage, public_names
@@ -17,6 +17,8 @@ from forwarding.exceptions import ForwardingError
 
 
 __all__ = ("verify",)
+
+_MARK: Final = "_forwarding_is_checked"  # On Forwarding alone.
 
 
 def verify(wrapper: object, /) -> None:
@@ -35,12 +37,13 @@ def verify(wrapper: object, /) -> None:
             target has it too (*shadowed*); what was replaced on a class by a plain
             value (*cut*); what is a method of the target and forwarded as data; and,
             where a whole class is forwarded, what its instances have and the wrapper
-            does not.
+            does not. Also a class whose keywords were swallowed by an earlier base.
     """
     cls = type(wrapper)
     specs = forwarded_attributes(cls)
     # All at once, so that one run shows everything there is to mend.
     problems = (
+        *_unchecked(cls),
         *_cut(cls),
         *_shadowed(wrapper, specs),
         *_missing(wrapper, specs),
@@ -70,6 +73,18 @@ def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, 
     for root in dict.fromkeys(roots):
         if root not in specs and is_built(wrapper, root) and hasattr(wrapper, root):
             yield root, getattr(wrapper, root)
+
+
+def _unchecked(cls: type) -> Iterator[str]:
+    """Yield the classes of which Forwarding never heard, so that nothing is forwarded."""
+    for base in cls.__mro__:
+        is_heir = hasattr(base, _MARK) and _MARK not in vars(base)
+        record = record_in(base)
+        if is_heir and not (record and record.is_checked):
+            yield (
+                f"the class keywords of {base.__name__} were not read, for a base before "
+                "Forwarding does not call super().__init_subclass__(); put Forwarding first"
+            )
 
 
 def _cut(cls: type) -> Iterator[str]:
