@@ -74,7 +74,9 @@ def _lacks(owner: Any, part: Part, error: Exception) -> bool:
     # one that a property raised itself say nothing.
     if isinstance(attribute, property | cached_property):
         return False
-    # CPython says of which object; a __getattr__ written by hand often does not.
-    if getattr(error, "name", None) == part:
-        return getattr(error, "obj", owner) is owner
-    return attribute is None and part not in getattr(owner, "__dict__", {})
+    # A __getattr__ written by hand asks further objects, of which the error then tells.
+    if attribute is None:
+        return part not in getattr(owner, "__dict__", {})
+    # An empty slot.
+    told = getattr(error, "name", None), getattr(error, "obj", None)
+    return told[0] == part and told[1] is owner

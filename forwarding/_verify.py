@@ -8,7 +8,7 @@ from forwarding._build import decide, live_kind
 from forwarding._coverage import coverage, public_names
 from forwarding._dynamic import is_built
 from forwarding._inspect import unwrap
-from forwarding._path import Item, Part, step
+from forwarding._path import Part, step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
 from forwarding._spelling import suggestion
 from forwarding._static import static_attribute
@@ -172,9 +172,7 @@ def _absence(owner: object, spec: Spec) -> str | None:
 
 def _is_there(owner: object, part: Part) -> bool:
     """Whether the owner has a property of that name, whose own code raised the error."""
-    if isinstance(part, Item):
-        return False
-    attribute = static_attribute(type(owner), part)
+    attribute = static_attribute(type(owner), str(part))
     is_computed = isinstance(attribute, property | cached_property)
     return is_computed and spec_of(attribute) is None
 

@@ -152,6 +152,15 @@ class Late:
         raise AttributeError("no attribute 'absent' yet")
 
 
+class Reads:
+    def __get__(self, owner, cls=None):
+        return owner.absent
+
+
+class Descriptive:
+    mode = Reads()
+
+
 fails = pytest.mark.parametrize("failing", [Failing, Refusing, Late])
 
 
@@ -185,6 +194,29 @@ def test_a_default_is_found_missing_through_layers_and_items(failing):
     assert Rate(Inner()).momentum == 0.9
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         Lenient(Plain(failing())).mode  # noqa: B018
+
+
+class AsksFurther:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["inner"], name)
+
+
+class Slotted:
+    __slots__ = ("mode",)
+
+
+@pytest.mark.parametrize(
+    "owner", [AsksFurther(Inner()), AsksFurther(AsksFurther(Inner())), Slotted()]
+)
+def test_a_default_is_found_missing_behind_other_peoples_wrappers(owner):
+    """Python then names the innermost object; or the name is a slot, and empty."""
+    assert Lenient(owner).mode == "plain"
+    assert Lenient(Plain(owner)).mode == "plain"
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        Lenient(Descriptive()).mode  # noqa: B018
 
 
 def test_specs_can_be_compared_and_collected():

@@ -486,6 +486,7 @@ WRAPPED = [line.replace("engine", "wrapped") for line in TYPED]
         ("Union[Engine, None]", TYPED),
         ("Annotated[Engine | None, 'under the bonnet']", TYPED),
         ("'Optional[Engine]'", TYPED),
+        ("list[Engine]", [TYPED[0].replace("Engine", "list[Engine]"), TYPED[1]]),
         ("Engine | Other", ["rpm: Any"]),
         ("Union[Engine, Other, None]", ["rpm: Any"]),
         ("'the engine, of whatever make'", ["rpm: Any"]),

@@ -14,6 +14,7 @@ from hypothesis import settings
 from forwarding import Forwarded, Wrapper
 from forwarding.proxy import TransparentProxy
 from forwarding.testing import judge, probes
+from forwarding.testing._special import special_call
 
 
 FEW = settings(max_examples=8, derandomize=True)
@@ -320,6 +321,22 @@ def test_a_special_method_is_called_as_python_calls_it(name):
 
     assert roots(Declared, name) == roots(Passing, name) == ()
     assert "method" in roots(AsksByName, name)
+
+
+def test_a_special_method_without_a_signature_is_called_without_arguments():
+    """Some of C tell none."""
+    assert special_call({}.update) == ((), {})
+
+
+def test_a_generator_that_never_ends_is_left_after_a_while():
+    """A conversation has four words."""
+
+    def forever():
+        while True:
+            with contextlib.suppress(RuntimeError):
+                yield "more"
+
+    assert probes.conversation(forever, (), {}) == ["'more'"] * 4
 
 
 def test_a_special_method_that_goes_elsewhere_is_found():

@@ -129,16 +129,17 @@ def returning_self(like: object) -> Callable[..., object]:
 
 
 class Items:
-    """What a stand-in of ``__iter__`` returns; :func:`finish` takes nothing from it."""
+    """What a stand-in of ``__iter__`` returns; :func:`finish` takes nothing from it.
+
+    >>> list(Items())
+    []
+    """
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Never:
         raise StopIteration
-
-    def __enter__(self) -> Self:
-        return self
 
 
 def finish(result: object) -> object:
@@ -154,7 +155,8 @@ def finish(result: object) -> object:
         return _driven(anext(result))
     if inspect.iscoroutine(result):
         return _driven(result)
-    if isinstance(result, Iterator) and not hasattr(result, "__enter__"):
+    is_kept = isinstance(result, Items) or hasattr(result, "__enter__")
+    if isinstance(result, Iterator) and not is_kept:
         return next(result)
     return result
 
