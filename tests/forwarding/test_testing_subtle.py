@@ -339,6 +339,32 @@ def test_a_generator_that_never_ends_is_left_after_a_while():
     assert probes.conversation(forever, (), {}) == ["'more'"] * 4
 
 
+class Fluent(Car):
+    def start(self, *args, **keywords):
+        self.engine.start(*args, **keywords)
+        return self
+
+    def __enter__(self):
+        self.engine.__enter__()
+        return self
+
+
+class Silent(Fluent):
+    def start(self, *args, **keywords): ...
+
+    def __enter__(self):
+        return self
+
+
+@pytest.mark.parametrize("name", ["start", "__enter__"])
+def test_a_fluent_method_may_return_the_wrapper_in_any_case(name):
+    """As nearly every ``__enter__`` does; it still has to run the target's."""
+    waive = {"signature"}
+
+    assert roots(Fluent, name, fluent=[name], waive=waive) == ()
+    assert "method" in roots(Silent, name, fluent=[name], waive=waive)
+
+
 def test_a_special_method_that_goes_elsewhere_is_found():
     """The counterexample shows the call as the operator makes it."""
 
