@@ -1,6 +1,7 @@
 """The subject of a judgement: a wrapper class, its targets, and the names between."""
 
 import dataclasses
+import enum
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +23,8 @@ _ANY_VALUE = st.one_of(
     st.text(max_size=3),
     st.lists(st.integers(), max_size=2),
 )
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_IMMUTABLE_TYPE = 1 << 8
 _OWN_WORDS = {"target", "wrapper", "value", "other", "args", "keywords"}
 
 
@@ -117,6 +120,7 @@ class Subject:
             ValueError: The names, or the options that refer to them, make no sense.
         """
         _check_names(make_target(), names)
+        _check_fresh(make_target, names)
         _check_listed("read_only", options.read_only, names)
         _check_listed("fluent", options.fluent, names)
         kinds = {
@@ -160,6 +164,31 @@ def _check_names(target: object, names: Collection[str]) -> None:
     missing = [name for name in names if not hasattr(target, name)]
     if missing:
         raise ValueError(f"{type(target).__name__} has no {', '.join(missing)}")
+
+
+def _check_fresh(make_target: Callable[[], Any], names: Collection[str]) -> None:
+    """Refuse one target for all laws: what one law puts on it, the next one meets."""
+    target = make_target()
+    if target is make_target() and (
+        _takes_overrides(target) or any(_can_set(target, name) for name in names)
+    ):
+        raise ValueError(
+            f"make_target returned one {type(target).__name__} twice; laws change "
+            "their target, so it must build a new one at each call"
+        )
+
+
+def _takes_overrides(target: object) -> bool:
+    """Whether laws can put methods on it: its class is written in Python."""
+    flags = type(target).__flags__
+    is_of_python = flags & _HEAP_TYPE and not flags & _IMMUTABLE_TYPE
+    return bool(is_of_python) and not isinstance(target, enum.Enum)  # Has no subclass.
+
+
+def _can_set(target: object, name: str) -> bool:
+    if _is_method(target, name):
+        return False
+    return probes.attempt(setattr, target, name, getattr(target, name)) is None
 
 
 def _check_listed(option: str, given: Collection[str], names: Collection[str]) -> None:
