@@ -92,7 +92,9 @@ def _cut(cls: type) -> Iterator[str]:
         record = record_in(base)
         for name in record.specs if record else ():
             now = static_attribute(cls, name)
-            if spec_of(now) is None and not hasattr(type(now), "__get__"):
+            if not any(name in vars(one) for one in cls.__mro__):
+                yield f"{name!r} was deleted from {base.__name__}"
+            elif spec_of(now) is None and not hasattr(type(now), "__get__"):
                 yield f"{name!r} is cut off by {cls.__name__}.{name} = {now!r}"
 
 
