@@ -9,6 +9,7 @@ from forwarding._describe import describe
 from forwarding._dynamic import resolver_of, unbound, unbound_or
 from forwarding._exact import exact_signature
 from forwarding._generate import generated, writers
+from forwarding._inspect import owner_of
 from forwarding._kind import kind_of
 from forwarding._lens import first, instead, no_item
 from forwarding._path import Item, Part
@@ -206,8 +207,23 @@ def _stays(wrapper: Any, name: str, value: Any) -> bool:
     if decide(wrapper, name) in (None, "data"):
         return False
     # The attribute is a plain function by now, so the value goes into the __dict__.
-    object.__setattr__(wrapper, name, value)
+    object.__setattr__(wrapper, name, _rebound(wrapper, name, value))
     return True
+
+
+def _rebound(wrapper: Any, name: str, value: Any) -> Any:
+    """Return what is assigned, with the layer's own function in place of the owner's.
+
+    ``w.step = MethodType(w.step.__func__, w)`` read the owner's, for nothing said yet
+    that it is a method; with the wrapper as self, it would change the wrong object.
+    """
+    if not (isinstance(value, MethodType) and value.__self__ is wrapper):
+        return value
+    owner, last = owner_of(wrapper, name)  # The innermost, which was read from.
+    method = getattr(owner, last, None)
+    if getattr(method, "__func__", None) is not value.__func__:
+        return value
+    return MethodType(static_attribute(type(wrapper), name), wrapper)
 
 
 _HELPERS: Final[dict[str, Any]] = {

@@ -16,6 +16,12 @@ _SHARED: Final = tuple(
     for name in functools.WRAPPER_ASSIGNMENTS
     if name not in ("__module__", "__name__", "__qualname__")
 )
+# What a function has, one of C, and one that a cache or another decorator wraps.
+_OF_FUNCTIONS: Final = ("__code__", "__text_signature__", "__wrapped__")
+_METHODS_OF_FUNCTOOLS: Final = (
+    functools.partialmethod,
+    functools.singledispatchmethod,
+)
 # How inspect and asyncio mark a function that returns an awaitable.
 _MARKS: Final = ("_is_coroutine_mark", "_is_coroutine_marker", "_is_coroutine")
 
@@ -42,13 +48,17 @@ def describe(
         _sign(attribute, model)
     elif annotation is not None and not isinstance(annotation, str):
         attribute.fget.__annotations__ = {"return": annotation}
-    inherited = getattr(model, "__doc__", None) if _is_documented(model) else None
-    attribute.__doc__ = doc or inherited or f"Forwarded to ``{spec}``."
+    attribute.__doc__ = doc or _doc(model) or f"Forwarded to ``{spec}``."
 
 
-def _is_documented(model: Any) -> bool:
-    """Whether its docstring is about the attribute, not about the value's class."""
-    return hasattr(type(model), "__get__")
+def _doc(model: Any) -> str | None:
+    """Return the docstring of a class attribute, None where it is that of a class."""
+    if isinstance(model, _METHODS_OF_FUNCTOOLS):
+        model = model.func
+    found: str | None = getattr(model, "__doc__", None)
+    # A value has the docstring of its class, and so has a descriptor without its own.
+    is_own = hasattr(type(model), "__get__") and found is not type(model).__doc__
+    return found if is_own else None
 
 
 def _sign(function: FunctionType, model: Any) -> None:
@@ -57,10 +67,8 @@ def _sign(function: FunctionType, model: Any) -> None:
     Code that follows ``__wrapped__`` would reach the target's function and skip the
     work of the layer.
     """
-    original = getattr(model, "__func__", model)
-    if not hasattr(original, "__code__") and not hasattr(
-        original, "__text_signature__"
-    ):
+    original = _function(model)
+    if not any(hasattr(original, mark) for mark in _OF_FUNCTIONS):
         return
     for name in _SHARED:
         if hasattr(original, name):
@@ -74,6 +82,13 @@ def _sign(function: FunctionType, model: Any) -> None:
         vars(function)["__signature__"] = (
             _with_self(signature) if is_static else signature
         )
+
+
+def _function(model: Any) -> Any:
+    """Return the function behind a class attribute, which takes the instance first."""
+    if isinstance(model, _METHODS_OF_FUNCTOOLS):
+        return model.__get__(None, object)
+    return getattr(model, "__func__", model)
 
 
 def _resolve_strings(function: FunctionType, original: Any) -> None:

@@ -92,7 +92,7 @@ class LazyTarget:
     def __get__(self, wrapper: Any, owner: type | None = None, /) -> Any:
         if wrapper is None:
             return self
-        own = vars(wrapper)
+        own = self._dict_of(wrapper)
         key = f"_{self._name.strip('_')}_lock"
         # The lock is the instance's. One for all, as cached_property's was, makes
         # instances wait for each other, and deadlock where factories use others.
@@ -104,6 +104,13 @@ class LazyTarget:
         # made by who comes later, or two would run the factory at the same time.
         own.pop(key, None)
         return own[self._name]
+
+    def _dict_of(self, wrapper: Any) -> dict[str, Any]:
+        try:
+            own: dict[str, Any] = vars(wrapper)
+        except TypeError:
+            raise _no_place(wrapper, self._name, "__dict__") from None
+        return own
 
 
 class _Lock:
@@ -177,7 +184,11 @@ def _weakly(reference: Callable[[Any], Any]) -> Resolver:
     """Look up a weak reference, which the wrapper holds in ``_<name>_ref``."""
 
     def bind(wrapper: Any, name: str, value: Any) -> None:
-        setattr(wrapper, f"_{name}_ref", reference(value))
+        found = reference(value)
+        try:
+            setattr(wrapper, f"_{name}_ref", found)
+        except AttributeError as error:
+            raise _no_place(wrapper, name, f"_{name}_ref") from error
 
     return Resolver(
         "self._{name}_ref()",
@@ -185,6 +196,15 @@ def _weakly(reference: Callable[[Any], Any]) -> Resolver:
         may_be_none=True,
         reason="it was collected, or none was assigned",
         bind=bind,
+    )
+
+
+def _no_place(wrapper: object, name: str, slot: str) -> ForwardingError:
+    """Return the error for a target that an instance has nowhere to keep."""
+    cls = type(wrapper).__name__
+    return ForwardingError(
+        f"{cls}.{name} is kept in {slot}, which instances of {cls} do not have; add "
+        f"{slot!r} to its __slots__, or leave them out"
     )
 
 

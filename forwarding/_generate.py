@@ -20,6 +20,7 @@ from forwarding._source import Shape, source_of
 
 __all__ = ("generated", "writers")
 
+_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TOKEN: Final = "__forwarding_source__"  # noqa: S105 -- A name, no secret.
 
 
@@ -136,8 +137,9 @@ def _shown(source: str, title: str, space: dict[str, Any]) -> str:
 
 
 def _code(shape: Shape, source: str, filename: str) -> CodeType:
-    # A lens or a dynamic target has names of its own; such attributes are few.
-    if not shape.is_plain:
+    # A lens or a dynamic target has names of its own; such attributes are few, and so
+    # are paths of more names than there are placeholders.
+    if not shape.is_plain or len({shape.name, *shape.spec.path}) > len(_LETTERS):
         return compile(source, filename, "exec")
     path, kind, *options, _ = shape.spec
     placeholders = _placeholders(shape.name, *map(str, path))
@@ -152,8 +154,8 @@ def _placeholders(*names: str) -> dict[str, str]:
     """Return for each different name another one of its length in UTF-8."""
     different = dict.fromkeys(names)
     return {
-        name: chr(ord("A") + at) * len(name.encode())
-        for at, name in enumerate(different)
+        name: letter * len(name.encode())
+        for letter, name in zip(_LETTERS, different, strict=False)
     }
 
 

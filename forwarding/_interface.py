@@ -5,6 +5,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias
 
 from forwarding._annotations import annotations_of
 from forwarding._instance_names import instance_names
+from forwarding._path import normalized
 from forwarding._specials import refusal
 from forwarding.exceptions import ForwardingError
 
@@ -26,7 +27,7 @@ def spelled(names: Names) -> tuple[str, ...]:
     ('step', 'zero_grad')
     """
     parts = [part for part in _parts(names) if isinstance(part, str)]
-    return tuple(" ".join(parts).replace(",", " ").split())
+    return tuple(normalized(" ".join(parts)).replace(",", " ").split())
 
 
 def members(names: Names) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fallbacks of generated code for attributes and items that an owner lacks."""
 
+from functools import cached_property
 from typing import Any
 
 from forwarding._path import Item, Part, step
@@ -69,7 +70,13 @@ def _lacks(owner: Any, part: Part, error: Exception) -> bool:
     spec = spec_of(attribute)
     if spec is not None:
         return _lacks(spec.find_owner(owner), spec.path[-1], error)
-    # CPython says of which object; a __getattr__ written by hand often does not.
-    if getattr(error, "name", None) == part:
-        return getattr(error, "obj", owner) is owner
-    return attribute is None and part not in getattr(owner, "__dict__", {})
+    # CPython fills in name and object of any AttributeError that passes by, so those of
+    # one that a property raised itself say nothing.
+    if isinstance(attribute, property | cached_property):
+        return False
+    # A __getattr__ written by hand asks further objects, of which the error then tells.
+    if attribute is None:
+        return part not in getattr(owner, "__dict__", {})
+    # An empty slot.
+    told = getattr(error, "name", None), getattr(error, "obj", None)
+    return told[0] == part and told[1] is owner

@@ -70,6 +70,7 @@ class Forwarding:
         **kwargs: Any,
     ) -> None:
         check_unknown(cls, kwargs, Forwarding)
+        record_of(cls).is_checked = True
         super().__init_subclass__(**kwargs)
         failure = record_of(cls).failure
         if failure is not None:
@@ -130,6 +131,17 @@ def _forward(cls: type, bulk: _Bulk) -> None:
         if not _is_own(cls, name, bulk):
             install(cls, name, bulk.of_interface(cls, name), model)
             refuse_in_place(cls, name, bulk.interfaces)
+    _unhash(cls)
+
+
+def _unhash(cls: type) -> None:
+    """Do for ``__eq__`` from a class keyword what Python does for one in the body.
+
+    With the hash of every object, a wrapper would equal a key and not be found.
+    """
+    hash_: Any = cls.__hash__
+    if "__eq__" in record_of(cls).specs and hash_ is object.__hash__:
+        type.__setattr__(cls, "__hash__", None)
 
 
 def _is_own(cls: type, name: str, bulk: _Bulk) -> bool:

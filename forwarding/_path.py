@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 from forwarding.exceptions import ForwardingError
 
 
-__all__ = ("Item", "Part", "parsed_path", "spelled_path", "step")
+__all__ = ("Item", "Part", "normalized", "parsed_path", "spelled_path", "step")
 
 
 class Item:
@@ -56,10 +56,24 @@ def parsed_path(text: object, where: str) -> tuple[Part, ...]:
     parts: list[Part] = []
     for name in _split(text, where):
         head, *items = name.split("[")
+        head = normalized(head)
         if not head.isidentifier() or keyword.iskeyword(head):
             raise ForwardingError(f"{where}: {_ADVICE}")
         parts += [head, *(_item(item, where) for item in items)]
     return tuple(parts)
+
+
+def normalized(name: str) -> str:
+    """Return a name as Python reads it in source code: ``ﬁ`` is ``fi``.
+
+    >>> normalized("ﬁle")
+    'file'
+    """
+    if name.isascii():
+        return name
+    import unicodedata  # noqa: PLC0415 -- For few names, and a library of its own.
+
+    return unicodedata.normalize("NFKC", name)
 
 
 def spelled_path(path: tuple[Part, ...]) -> str:

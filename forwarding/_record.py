@@ -116,6 +116,7 @@ class Record:
         "failure",
         "gates",
         "interfaces",
+        "is_checked",
         "known_types",
         "namespace",
         "resolvers",
@@ -138,6 +139,8 @@ class Record:
         # What but= and forward= said, which coverage() and verify() ask.
         self.excepted: set[str] = set()
         self.interfaces: tuple[type, ...] = ()
+        # Whether Forwarding has read the class keywords; see forwarding._verify.
+        self.is_checked = False
         # Classes that a target may be of, so that it is found out once a class.
         self.known_types: dict[str, tuple[type, ...]] = {}
         # Names with an accessor of their own: @rpm.setter beside a declaration.

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import inspect
 import re
+import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from forwarding._path import Part, spelled_path
-from forwarding._record import Record, record_in
+from forwarding._record import Record, record_in, record_of
 from forwarding.exceptions import ForwardingError
 
 
@@ -84,7 +85,7 @@ def stubbed(source: str, module: Any) -> str:
     source = _with_bodies_apart(source, _declaring(ast.parse(source), module))
     tree = ast.parse(source)
     nodes = list(_declaring(tree, module))
-    inserts = [_of_class(source, node, names, record) for node, names, record in nodes]
+    inserts = [_of_class(source, node, cls, names) for node, cls, names in nodes]
     if inserts:
         used = "".join(insert.text for insert in inserts)
         inserts += _imports(tree, used, before=min(node.lineno for node, *_ in nodes))
@@ -129,13 +130,13 @@ def _without_generated(source: str) -> str:
 
 def _declaring(
     tree: ast.AST, module: Any
-) -> Iterator[tuple[ast.ClassDef, list[str], Record]]:
+) -> Iterator[tuple[ast.ClassDef, type, list[str]]]:
     """Yield each class that forwards names which its body does not show."""
     for node, cls in _classes(tree, module):
         record = record_in(cls)
         names = _hidden(node, record) if record else []
-        if record and names:
-            yield node, names, record
+        if names:
+            yield node, cls, names
 
 
 def _hidden(node: ast.ClassDef, record: Record) -> list[str]:
@@ -149,7 +150,7 @@ def _hidden(node: ast.ClassDef, record: Record) -> list[str]:
 
 
 def _with_bodies_apart(
-    source: str, declaring: Iterator[tuple[ast.ClassDef, list[str], Record]]
+    source: str, declaring: Iterator[tuple[ast.ClassDef, type, list[str]]]
 ) -> str:
     """Move a body that stands behind the colon to a line of its own."""
     lines = _lines(source)
@@ -200,11 +201,9 @@ def _class_nodes(tree: ast.AST) -> Iterator[ast.ClassDef]:
             yield from _class_nodes(node)
 
 
-def _of_class(
-    source: str, node: ast.ClassDef, names: list[str], record: Record
-) -> _Insert:
-    origins = _Origins(node)
-    declared = [origins.declaration(name, record.specs[name].path) for name in names]
+def _of_class(source: str, node: ast.ClassDef, cls: type, names: list[str]) -> _Insert:
+    origins, specs = _Origins(node, cls), record_of(cls).specs
+    declared = [origins.declaration(name, specs[name].path) for name in names]
     body = [*origins.targets(), *declared]
     indent = _indent(_lines(source)[node.body[0].lineno - 1])
     step = "\t" if indent.endswith("\t") else "    "
@@ -216,8 +215,12 @@ def _of_class(
 class _Origins:
     """Where the types of one class's forwarded names come from."""
 
-    def __init__(self, node: ast.ClassDef) -> None:
+    def __init__(self, node: ast.ClassDef, cls: type) -> None:
         self._node = node
+        self._parameters = {
+            one.__name__: one for one in getattr(cls, "__parameters__", ())
+        }
+        self._module = vars(sys.modules[cls.__module__])
         self._used: dict[str, str] = {}
 
     def targets(self) -> list[str]:
@@ -274,10 +277,38 @@ class _Origins:
             self._text(value) if isinstance(value, ast.Name | ast.Attribute) else None
         )
 
-    def _text(self, node: ast.expr) -> str:
+    def _text(self, node: ast.expr) -> str | None:
+        """Return the class that an annotation means, None if it is not a single one."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return node.value
-        return ast.unparse(node)  # In one line, and without comments.
+            try:
+                node = ast.parse(node.value, mode="eval").body
+            except SyntaxError:
+                return None  # Words for a reader.
+        meant = [one for one in _alternatives(node) if ast.unparse(one) != "None"]
+        if len(meant) != 1:
+            return None
+        text = ast.unparse(meant[0])  # In one line, and without comments.
+        return self._bound_of(text) if text in self._parameters else text
+
+    def _bound_of(self, parameter: str) -> str | None:
+        """Return the bound of a type variable, None if the module does not name it."""
+        bound = getattr(self._parameters[parameter], "__bound__", None)
+        name = getattr(bound, "__name__", "")
+        return name if bound is not None and self._module.get(name) is bound else None
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    """Return the parts of ``X | Y``, ``Optional[X]`` and ``Union[X, Y]``."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    if isinstance(node, ast.Subscript):
+        name = ast.unparse(node.value).rpartition(".")[2]
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if name in ("Optional", "Union"):
+            return [one for part in parts for one in _alternatives(part)]
+        if name in ("Annotated", "ClassVar", "Final"):
+            return _alternatives(parts[0])
+    return [node]
 
 
 def _imports(tree: ast.Module, used: str, *, before: int) -> list[_Insert]:

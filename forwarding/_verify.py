@@ -1,13 +1,14 @@
 """Check a wrapper that was built: does every declared name still reach a target?"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from forwarding._build import decide, live_kind
 from forwarding._coverage import coverage, public_names
 from forwarding._dynamic import is_built
 from forwarding._inspect import unwrap
-from forwarding._path import step
+from forwarding._path import Part, step
 from forwarding._record import Spec, forwarded_attributes, record_in, spec_of
 from forwarding._spelling import suggestion
 from forwarding._static import static_attribute
@@ -16,6 +17,8 @@ from forwarding.exceptions import ForwardingError
 
 
 __all__ = ("verify",)
+
+_MARK: Final = "_forwarding_is_checked"  # On Forwarding alone.
 
 
 def verify(wrapper: object, /) -> None:
@@ -34,12 +37,13 @@ def verify(wrapper: object, /) -> None:
             target has it too (*shadowed*); what was replaced on a class by a plain
             value (*cut*); what is a method of the target and forwarded as data; and,
             where a whole class is forwarded, what its instances have and the wrapper
-            does not.
+            does not. Also a class whose keywords were swallowed by an earlier base.
     """
     cls = type(wrapper)
     specs = forwarded_attributes(cls)
     # All at once, so that one run shows everything there is to mend.
     problems = (
+        *_unchecked(cls),
         *_cut(cls),
         *_shadowed(wrapper, specs),
         *_missing(wrapper, specs),
@@ -71,12 +75,26 @@ def _targets(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[tuple[str, 
             yield root, getattr(wrapper, root)
 
 
+def _unchecked(cls: type) -> Iterator[str]:
+    """Yield the classes of which Forwarding never heard, so that nothing is forwarded."""
+    for base in cls.__mro__:
+        is_heir = hasattr(base, _MARK) and _MARK not in vars(base)
+        record = record_in(base)
+        if is_heir and not (record and record.is_checked):
+            yield (
+                f"the class keywords of {base.__name__} were not read, for a base before "
+                "Forwarding does not call super().__init_subclass__(); put Forwarding first"
+            )
+
+
 def _cut(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
         record = record_in(base)
         for name in record.specs if record else ():
             now = static_attribute(cls, name)
-            if spec_of(now) is None and not hasattr(type(now), "__get__"):
+            if not any(name in vars(one) for one in cls.__mro__):
+                yield f"{name!r} was deleted from {base.__name__}"
+            elif spec_of(now) is None and not hasattr(type(now), "__get__"):
                 yield f"{name!r} is cut off by {cls.__name__}.{name} = {now!r}"
 
 
@@ -139,15 +157,26 @@ def _absence(owner: object, spec: Spec) -> str | None:
     lens = spec.lens
     if lens is not None and (lens.default or lens.others or lens.each):
         return None  # It is declared that the owner may lack it, or be several.
+    part = spec.path[-1]
     try:
-        step(owner, spec.path[-1])
+        step(owner, part)
     except RecursionError:
         return "are forwarded in a circle"
-    except AttributeError:
-        return f"do not exist on {type(owner).__name__}"
     except Exception as error:  # noqa: BLE001 -- A property can raise anything.
-        return f"cannot be read on {type(owner).__name__} now: {error!r}"
+        is_absent = isinstance(error, AttributeError) and not _is_there(owner, part)
+        return (
+            f"do not exist on {type(owner).__name__}"
+            if is_absent
+            else f"cannot be read on {type(owner).__name__} now: {error!r}"
+        )
     return None
+
+
+def _is_there(owner: object, part: Part) -> bool:
+    """Whether the owner has a property of that name, whose own code raised the error."""
+    attribute = static_attribute(type(owner), str(part))
+    is_computed = isinstance(attribute, property | cached_property)
+    return is_computed and spec_of(attribute) is None
 
 
 def _wrong_kind(wrapper: object, specs: Mapping[str, Spec]) -> Iterator[str]:

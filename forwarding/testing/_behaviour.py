@@ -9,7 +9,7 @@ __all__ = ("BEHAVIOUR",)
 BEHAVIOUR = (
     Law(
         name="augmented assignment",
-        follows=frozenset({"put-get", "delete"}),
+        follows=frozenset({"put-get", "no stale read", "delete"}),
         on="settable",
         values=1,
         statement="w.a += v does to t.a what t.a += v does.",
@@ -96,7 +96,9 @@ BEHAVIOUR = (
     ),
     Law(
         name="missing",
-        follows=frozenset({"put-get", "no stale read", "delete"}),
+        follows=frozenset(
+            {"put-get", "no stale read", "delete", "AttributeError in the target"}
+        ),
         on="deletable",
         statement="Where t has no a, w.a raises what t.a raises.",
         why=(
@@ -148,7 +150,7 @@ BEHAVIOUR = (
     ),
     Law(
         name="threads",
-        follows=frozenset({"probe bites"}),
+        follows=frozenset({"probe bites", "once"}),
         on="data",
         statement="A get that waits inside t.a neither blocks nor changes another get.",
         why=(

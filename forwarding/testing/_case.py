@@ -8,6 +8,7 @@ from typing import Any, final
 from forwarding.testing import probes
 from forwarding.testing._law import Law
 from forwarding.testing._script import run
+from forwarding.testing._special import as_python_calls, is_special, special_call
 from forwarding.testing._subject import Subject, example_call, label
 
 
@@ -31,6 +32,18 @@ def _fresh(value: object) -> object:
         return copy.deepcopy(value)
     except Exception:  # noqa: BLE001  # it is used as it is, then
         return value
+
+
+def _whatever_it_returns(script: str) -> str:
+    """Return a script that calls a method and does not look at its result.
+
+    Many a fluent method of a wrapper returns the wrapper in any case. What it ought to
+    return is said by the law ``fluent``.
+
+    >>> _whatever_it_returns("assert finish(wrapper.NAME()) is result")
+    'finish(wrapper.NAME())'
+    """
+    return re.sub(r"assert (finish\(.*\)) (?:is|==) result", r"\1", script)
 
 
 def _itself(target: Any) -> Any:
@@ -58,11 +71,15 @@ class Case:
             NotApplicableError: The law says nothing here.
         """
         script = self.law.script if self.depth else str(self.law.control)
+        kind = self.subject.names.get(self.name)
+        if is_special(self.name):
+            script = as_python_calls(script, self.name)
+        if kind is not None and "fluent" in kind.domains:
+            script = _whatever_it_returns(script)
         words = self._words()
         for word, reason in _UNKNOWN.items():
             if not words[word] and re.search(rf"\b{word}\b", script):
                 raise probes.NotApplicableError(reason)
-        kind = self.subject.names.get(self.name)
         run(
             self._building() + script,
             words,
@@ -79,7 +96,9 @@ class Case:
         )
         if self.law.on in {"method", "fluent"}:
             method = getattr(self.subject.make_target(), self.name)
-            variables["args"], variables["keywords"] = example_call(method)
+            by_operator = is_special(self.name) and self.name != "__call__"
+            call = special_call if by_operator else example_call
+            variables["args"], variables["keywords"] = call(method)
         return variables
 
     def _labels(self) -> dict[str, tuple[str, Any]]:

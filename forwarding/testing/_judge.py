@@ -24,7 +24,7 @@ def judge(
 
     Args:
         factory: Wraps a target: the wrapper class, or a function that calls it.
-        make_target: Builds a fresh target.
+        make_target: Builds a fresh target, another one at each call.
         names: The attributes and methods that the wrapper should forward.
         options: Those of :class:`Options`.
 

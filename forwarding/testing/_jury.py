@@ -1,6 +1,7 @@
 """Try laws on a subject, on values that hypothesis draws."""
 
 import contextlib
+import copy
 import dataclasses
 from typing import Any, final
 
@@ -80,8 +81,12 @@ class Jury:
         return ""
 
     def _try(self, law: Law) -> Verdict:
-        trial = _Trial(law)
         names = self.subject.names_in(law.on)
+        if law.special:
+            names += self.subject.names_in("special")
+        if law.nameless and not names:
+            law, names = _without_names(law), ("",)
+        trial = _Trial(law)
         for depth in range(law.layers, self.subject.depth + 1):
             for name in names:
                 case = Case(self.subject, law, depth, name)
@@ -100,8 +105,9 @@ class Jury:
             return [()]
         # Depth adds layers of the same code; a value that only breaks a deep stack is
         # rare, and a run costs as many constructions as there are layers.
-        drawn = self._examples()
-        return [example[case.name] for example in drawn[:: case.depth]]
+        examples = self._examples()[:: case.depth]
+        drawn: list[tuple[object, ...]] = [example[case.name] for example in examples]
+        return drawn + _equal(case) if case.law.equal else drawn
 
     def _examples(self) -> list[_Example]:
         if self._drawn is None:
@@ -122,11 +128,23 @@ class Jury:
         try:
             self._quiet(hypothesis.Phase.generate)(search)()
         except Unsatisfiable as error:
+            refused = [name for name in pairs if not self._is_satisfied(pairs[name])]
             raise ValueError(
-                f"{subject.label}: the target stores none of the values tried as "
-                "they are; pass values="
+                f"{subject.label}: the target stores none of the values tried for "
+                f"{', '.join(refused or pairs)} as they are; pass values="
             ) from error
         return drawn
+
+    def _is_satisfied(self, strategy: st.SearchStrategy[Any]) -> bool:
+        """Whether a value can be drawn at all."""
+
+        def ignore(_value: object) -> None: ...
+
+        try:
+            self._quiet(hypothesis.Phase.generate)(hypothesis.given(strategy)(ignore))()
+        except Unsatisfiable:
+            return False
+        return True
 
     def _simplest(self, trial: "_Trial", case: Case, values: tuple[object, ...]) -> str:
         """Return the counterexample with the simplest values that hypothesis finds."""
@@ -170,6 +188,27 @@ class Jury:
             "fluent": "fluent method",
         }.get(law.on, f"{law.on} attribute")
         return f"no {named} among the names"
+
+
+def _equal(case: Case) -> list[tuple[object, ...]]:
+    """Return a copy of the value that a name has, where the target takes one.
+
+    A wrapper that compares before it puts confuses what is equal with what is the same,
+    and a value that equals the present one is seldom drawn.
+    """
+    subject = case.subject
+    value = getattr(subject.make_target(), case.name)
+    with contextlib.suppress(Exception):  # Not every value can be copied.
+        twin = copy.copy(value)
+        if twin is not value and subject.stores(case.name, twin):
+            return [(twin, twin)]
+    return []
+
+
+def _without_names(law: Law) -> Law:
+    """Return what a law says of a wrapper that has no name which it speaks about."""
+    control, _, _ = law.nameless.partition("\n")  # It requires the same of the target.
+    return dataclasses.replace(law, script=law.nameless, control=control, values=0)
 
 
 @final

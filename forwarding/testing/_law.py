@@ -8,7 +8,14 @@ from typing import Literal, final
 __all__ = ("Domain", "Law", "LawBrokenError")
 
 Domain = Literal[
-    "data", "settable", "deletable", "read-only", "method", "fluent", "wrapper"
+    "data",
+    "settable",
+    "deletable",
+    "read-only",
+    "method",
+    "special",
+    "fluent",
+    "wrapper",
 ]
 
 
@@ -33,6 +40,11 @@ class Law:
         follows: Laws whose violation usually breaks this one too. Where one of them
             is broken, a report puts this one down to it.
         layers: The least number of layers at which the law says something.
+        equal: Whether it is also tried on a copy of the value that the target has.
+        nameless: The program for a wrapper with no name of the kind that the law speaks
+            about; empty if the law then says nothing.
+        special: Whether it also speaks about special methods, which it then calls as
+            Python does, on the class.
         control: The program that must pass on the bare target before a wrapper is
             accused; ``None`` for the script itself, with the target as its own
             wrapper, and an empty one where a bare target says nothing.
@@ -47,10 +59,14 @@ class Law:
     needs: frozenset[str] = frozenset()
     follows: frozenset[str] = frozenset()
     layers: int = 1
+    equal: bool = False
+    nameless: str = ""
+    special: bool = False
     control: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "script", textwrap.dedent(self.script).strip())
+        object.__setattr__(self, "nameless", textwrap.dedent(self.nameless).strip())
         # With the target as its own wrapper most laws hold trivially; where one does
         # not, its probe does not work on this target.
         control = self.script if self.control is None else self.control

@@ -24,6 +24,7 @@ LENS = (
         follows=frozenset({"get"}),
         on="settable",
         values=1,
+        equal=True,
         statement="After w.a = v, t.a is v and w.a is v.",
         why=(
             "A value that stops at the wrapper is lost to code that uses the target: "
@@ -95,7 +96,7 @@ LENS = (
         name="delete",
         follows=frozenset({"put-get", "no shadow"}),
         on="deletable",
-        statement="After del w.a, neither t nor w has a.",
+        statement="After del w.a, neither t nor w has a; a second del raises as on t.",
         why=(
             "GradScaler sets optimizer.grad_scale and deletes it after the step; "
             "mock.patch.object deletes before it restores. Without a deleter the "
@@ -106,6 +107,8 @@ LENS = (
             del wrapper.NAME
             assert not hasattr(target, "NAME")
             assert not hasattr(wrapper, "NAME")
+            expected = attempt(delattr, target, "NAME")
+            assert type(attempt(delattr, wrapper, "NAME")) is type(expected)
         """,
     ),
     Law(

@@ -63,11 +63,11 @@ LIFE = (
     ),
     Law(
         name="copy",
-        follows=frozenset({"put-get", "half-built"}),
+        follows=frozenset({"put-get", "no stale read", "half-built"}),
         control="copyable(target, copy.copy)",
         on="settable",
         values=1,
-        statement="copy.copy(w) is a wrapper of the same target.",
+        statement="copy.copy(w) is another wrapper of the same target.",
         why=(
             "__getattr__ recurses in copy until the stack is gone (wrapt #86, "
             "lazy-object-proxy #7), and proxies hand out a bare target or raise."
@@ -79,11 +79,16 @@ LIFE = (
             assert twin is not wrapper
             target.NAME = value
             assert twin.NAME is value
+            assert own_dict(twin) is not own_dict(wrapper)
+        """,
+        nameless="""
+            copyable(target, copy.copy)
+            assert type(copy.copy(wrapper)) is type(wrapper)
         """,
     ),
     Law(
         name="deepcopy",
-        follows=frozenset({"put-get", "half-built"}),
+        follows=frozenset({"put-get", "no stale read", "half-built"}),
         on="settable",
         values=2,
         statement="copy.deepcopy(w) is a wrapper of a target of its own.",
@@ -103,10 +108,14 @@ LIFE = (
             assert target.NAME is value
             assert keeps(copy.deepcopy, wrapper, target, "NAME")
         """,
+        nameless="""
+            copyable(target, copy.deepcopy)
+            assert type(copy.deepcopy(wrapper)) is type(wrapper)
+        """,
     ),
     Law(
         name="pickle",
-        follows=frozenset({"put-get", "half-built"}),
+        follows=frozenset({"put-get", "no stale read", "half-built"}),
         on="settable",
         values=1,
         statement="A pickled w comes back as a wrapper with the same values.",
@@ -125,10 +134,15 @@ LIFE = (
             assert twin.NAME is kept
             assert keeps(pickled, wrapper, target, "NAME")
         """,
+        nameless="""
+            copyable(target, pickled)
+            assert type(pickled(wrapper)) is type(wrapper)
+        """,
     ),
     Law(
         name="cycles",
         on="wrapper",
+        follows=frozenset({"layers"}),
         needs=frozenset({"deepcopy", "pickle"}),
         statement="A target that points back at w is copied and pickled as a loop.",
         why=(
@@ -161,7 +175,7 @@ LIFE = (
     ),
     Law(
         name="patch",
-        follows=frozenset({"put-get"}),
+        follows=frozenset({"put-get", "once", "missing"}),
         on="deletable",
         values=1,
         needs=frozenset({"delete"}),
@@ -183,7 +197,7 @@ LIFE = (
     Law(
         name="eq and hash",
         on="wrapper",
-        statement="Where w equals another wrapper or t, their hashes are equal.",
+        statement="Where w equals another wrapper or t, it has the hash that they have.",
         why=(
             "A wrapper that forwards __eq__ and not __hash__ is lost in a dict or a "
             "set: it equals a key and is not found (soupy #10)."

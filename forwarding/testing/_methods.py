@@ -17,6 +17,7 @@ METHODS = (
     Law(
         name="method",
         on="method",
+        special=True,
         statement="w.m(...) runs t.m once, with t as self and the same arguments.",
         why=(
             "Forwarding is a call on the wrapped object. A method copied into the "
@@ -38,12 +39,21 @@ METHODS = (
         name="method exceptions",
         follows=frozenset({"method"}),
         on="method",
+        special=True,
         statement="What t.m raises comes through as the same object.",
         why=(
             "A retry or an out-of-memory handler written for the target's exception "
-            "must go on matching when the target is wrapped."
+            "must go on matching when the target is wrapped. A wrapper that expects "
+            "some errors itself, of names or arguments that are not there, swallows "
+            "those of the target's own code too."
         ),
         script="""
+            error = AttributeError("raised inside the target")
+            override(target, NAME=failing(error, target.NAME))
+            assert attempt(lambda: finish(wrapper.NAME(*args, **keywords))) is error
+            error = TypeError("raised inside the target")
+            override(target, NAME=failing(error, target.NAME))
+            assert attempt(lambda: finish(wrapper.NAME(*args, **keywords))) is error
             error = RuntimeError("raised by the target")
             override(target, NAME=failing(error, target.NAME))
             assert attempt(lambda: finish(wrapper.NAME(*args, **keywords))) is error
@@ -112,14 +122,21 @@ METHODS = (
         name="callable kind",
         follows=frozenset({"method"}),
         on="method",
-        statement="w.m is a generator or async generator function if t.m is one.",
+        statement=(
+            "w.m is a generator or async generator function if t.m is one, and passes on "
+            "what is sent and thrown into it."
+        ),
         why=(
             "pytest decides by isgeneratorfunction whether a fixture has a teardown, "
             "FastAPI whether a dependency has an exit. A plain function around a "
-            "generator is called, and its second half never runs."
+            "generator is called, and its second half never runs. A loop that yields "
+            "item after item drops what the caller sends back."
         ),
         script="""
             assert callable_kind(wrapper.NAME) == callable_kind(target.NAME)
+            converse(target, "NAME")
+            expected = conversation(target.NAME, args, keywords)
+            assert conversation(wrapper.NAME, args, keywords) == expected
         """,
     ),
     Law(
@@ -141,6 +158,7 @@ METHODS = (
     Law(
         name="keep alive",
         follows=frozenset({"method"}),
+        special=True,
         control=_BITES,
         on="method",
         statement="The bound method of a wrapper that was dropped still runs t.m on t.",

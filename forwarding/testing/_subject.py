@@ -1,6 +1,8 @@
 """The subject of a judgement: a wrapper class, its targets, and the names between."""
 
 import dataclasses
+import enum
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self, final
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from forwarding.testing import probes
 from forwarding.testing._law import Domain
 from forwarding.testing._options import Options, Values
+from forwarding.testing._special import is_special
 
 
 __all__ = ("Subject", "example_call", "label")
@@ -20,6 +23,8 @@ _ANY_VALUE = st.one_of(
     st.text(max_size=3),
     st.lists(st.integers(), max_size=2),
 )
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_IMMUTABLE_TYPE = 1 << 8
 _OWN_WORDS = {"target", "wrapper", "value", "other", "args", "keywords"}
 
 
@@ -31,17 +36,21 @@ def label(function: object, otherwise: str) -> str:
 
 
 def example_call(method: Callable[..., object]) -> tuple[tuple[Any, ...], Any]:
-    """Return arguments for ``method``: what has a default goes by keyword."""
+    """Return arguments for ``method``: what has a default goes by keyword.
+
+    Where the method takes any number of them, that is one argument more.
+    """
     args: list[str] = []
     keywords: dict[str, str] = {}
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):  # some builtins tell no signature
         return (), {}
+    # What comes before *args can only be passed by position.
+    takes_more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     for one in parameters:
-        if one.kind in {one.VAR_POSITIONAL, one.VAR_KEYWORD}:
-            continue
-        by_name = one.kind is one.KEYWORD_ONLY or one.default is not one.empty
+        has_default = one.default is not one.empty and not takes_more
+        by_name = one.kind in {one.KEYWORD_ONLY, one.VAR_KEYWORD} or has_default
         if by_name and one.kind is not one.POSITIONAL_ONLY:
             keywords[one.name] = one.name
         else:
@@ -69,7 +78,8 @@ class _Name:
         target = make_target()
         if _is_method(target, name):
             returning: set[Domain] = {"fluent"} if fluent else set()
-            return cls(frozenset({"method", *returning}))
+            kind: Domain = "special" if is_special(name) else "method"
+            return cls(frozenset({kind, *returning}))
         value = getattr(target, name)
         stable = getattr(target, name) is value
         refusal = probes.attempt(setattr, target, name, value)
@@ -110,6 +120,7 @@ class Subject:
             ValueError: The names, or the options that refer to them, make no sense.
         """
         _check_names(make_target(), names)
+        _check_fresh(make_target, names)
         _check_listed("read_only", options.read_only, names)
         _check_listed("fluent", options.fluent, names)
         kinds = {
@@ -142,6 +153,10 @@ class Subject:
             return ("",)
         return tuple(n for n, kind in self.names.items() if domain in kind.domains)
 
+    def stores(self, name: str, value: object) -> bool:
+        """Whether the bare target keeps a value of an attribute as it is."""
+        return _stores(self.make_target, name, self.names[name].relaxed, value)
+
 
 def _check_names(target: object, names: Collection[str]) -> None:
     if isinstance(names, str) or not names:
@@ -149,6 +164,31 @@ def _check_names(target: object, names: Collection[str]) -> None:
     missing = [name for name in names if not hasattr(target, name)]
     if missing:
         raise ValueError(f"{type(target).__name__} has no {', '.join(missing)}")
+
+
+def _check_fresh(make_target: Callable[[], Any], names: Collection[str]) -> None:
+    """Refuse one target for all laws: what one law puts on it, the next one meets."""
+    target = make_target()
+    if target is make_target() and (
+        _takes_overrides(target) or any(_can_set(target, name) for name in names)
+    ):
+        raise ValueError(
+            f"make_target returned one {type(target).__name__} twice; laws change "
+            "their target, so it must build a new one at each call"
+        )
+
+
+def _takes_overrides(target: object) -> bool:
+    """Whether laws can put methods on it: its class is written in Python."""
+    flags = type(target).__flags__
+    is_of_python = flags & _HEAP_TYPE and not flags & _IMMUTABLE_TYPE
+    return bool(is_of_python) and not isinstance(target, enum.Enum)  # Has no subclass.
+
+
+def _can_set(target: object, name: str) -> bool:
+    if _is_method(target, name):
+        return False
+    return probes.attempt(setattr, target, name, getattr(target, name)) is None
 
 
 def _check_listed(option: str, given: Collection[str], names: Collection[str]) -> None:
@@ -203,15 +243,23 @@ def _strategies(
     if strangers:
         raise ValueError(f"values are given for {strangers}, which names does not list")
     default = values if isinstance(values, st.SearchStrategy) else _ANY_VALUE
+    return {
+        name: given.get(name, default).filter(
+            functools.partial(_stores, make_target, name, kind.relaxed)
+        )
+        for name, kind in names.items()
+    }
 
-    def stored(name: str) -> Callable[[object], bool]:
-        def accepts(value: object) -> bool:
-            target = make_target()
-            if probes.attempt(setattr, target, name, value) is not None:
-                return False
-            kept = getattr(target, name)
-            return kept is value or (names[name].relaxed and probes.alike(kept, value))
 
-        return accepts
-
-    return {name: given.get(name, default).filter(stored(name)) for name in names}
+def _stores(
+    make_target: Callable[[], Any],
+    name: str,
+    relaxed: bool,  # noqa: FBT001  # of partial()
+    value: object,
+) -> bool:
+    """Whether the bare target keeps a value as it is."""
+    target = make_target()
+    if probes.attempt(setattr, target, name, value) is not None:
+        return False
+    kept = getattr(target, name)
+    return kept is value or (relaxed and probes.alike(kept, value))

@@ -374,6 +374,21 @@ def test_verify_reports_a_property_that_cannot_be_read():
     )
 
 
+def test_verify_does_not_say_that_a_property_is_missing_which_cannot_be_read():
+    """Not even where it raises what a missing attribute raises."""
+
+    class Motor:
+        @property
+        def power(self):
+            return self._power
+
+    class Driven(Wrapper[Motor], forward="power"): ...
+
+    assert "'power' cannot be read on Motor now: AttributeError" in hidden(
+        Driven(Motor())
+    )
+
+
 def test_verify_does_not_mix_up_two_targets():
     """What one target shares with the other is not hidden by having it."""
 

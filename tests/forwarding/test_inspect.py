@@ -371,6 +371,18 @@ def test_verify_finds_what_is_cut_off_or_shadowed():
     )
 
 
+def test_verify_finds_what_was_deleted_from_the_class():
+    """As a patch leaves it that was not undone."""
+
+    class Deleted(Forwarding, to="inner", forward="state"):
+        def __init__(self, inner):
+            self.inner = inner
+
+    del Deleted.state
+
+    assert "'state' was deleted from Deleted" in problems(Deleted(LARC()))
+
+
 def test_verify_accepts_overrides_and_methods_set_on_a_layer():
     """A descriptor is an override; an instance may replace a method."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 import typing
 from functools import cached_property
 from typing import Annotated, Any, Generic, NewType, Optional, TypeVar, Union
@@ -312,6 +313,41 @@ def test_what_nothing_tells_is_found_out_at_the_first_assignment(annotation):
     }
     del first.start
     assert first.start() == "started"
+
+
+class Pump:
+    def start(self):
+        return self
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_was_read_before_the_first_assignment_is_bound_to_the_layer(depth):
+    """A rebound method runs with the owner as self, whichever was known first."""
+
+    class Layer(Forwarding, to="inner", forward="start"):
+        def __init__(self, inner):
+            self.inner = inner
+
+    top = pump = Pump()
+    for _ in range(depth):
+        top = Layer(top)
+    top.start = types.MethodType(top.start.__func__, top)
+
+    assert "start" in vars(top)
+    assert top.start() is pump
+
+
+def test_a_function_of_ones_own_that_is_bound_to_the_layer_is_kept():
+    """It is meant to see the wrapper."""
+
+    class Layer(Forwarding, to="inner", forward="start"):
+        def __init__(self, inner):
+            self.inner = inner
+
+    layer = Layer(Pump())
+    layer.start = types.MethodType(lambda self: (self, "mine"), layer)
+
+    assert layer.start() == (layer, "mine")
 
 
 def test_a_name_that_turned_out_to_be_data_costs_no_more_than_data():

@@ -1,6 +1,7 @@
 """Items, conversions, defaults, several owners, and the level of the class."""
 
 import copy
+import functools
 import pickle
 import weakref
 from types import SimpleNamespace as Namespace
@@ -139,6 +140,30 @@ class Failing:
         return self.absent
 
 
+class Refusing:
+    @property
+    def mode(self):
+        raise AttributeError("no attribute 'absent' today")
+
+
+class Late:
+    @functools.cached_property
+    def mode(self):
+        raise AttributeError("no attribute 'absent' yet")
+
+
+class Reads:
+    def __get__(self, owner, cls=None):
+        return owner.absent
+
+
+class Descriptive:
+    mode = Reads()
+
+
+fails = pytest.mark.parametrize("failing", [Failing, Refusing, Late])
+
+
 def test_a_default_is_read_where_the_owner_lacks_the_name():
     """At any depth, and only for reading."""
     inner = Inner()
@@ -156,7 +181,8 @@ class Plain(Wrapper):
     mode = Forwarded()
 
 
-def test_a_default_is_found_missing_through_layers_and_items():
+@fails
+def test_a_default_is_found_missing_through_layers_and_items(failing):
     """The innermost owner lacks it; or the container lacks the item."""
 
     class Rate(Wrapper):
@@ -167,7 +193,30 @@ def test_a_default_is_found_missing_through_layers_and_items():
     assert Lenient(Plain(Plain(Inner()))).mode == "plain"
     assert Rate(Inner()).momentum == 0.9
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        Lenient(Plain(Failing())).mode  # noqa: B018
+        Lenient(Plain(failing())).mode  # noqa: B018
+
+
+class AsksFurther:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["inner"], name)
+
+
+class Slotted:
+    __slots__ = ("mode",)
+
+
+@pytest.mark.parametrize(
+    "owner", [AsksFurther(Inner()), AsksFurther(AsksFurther(Inner())), Slotted()]
+)
+def test_a_default_is_found_missing_behind_other_peoples_wrappers(owner):
+    """Python then names the innermost object; or the name is a slot, and empty."""
+    assert Lenient(owner).mode == "plain"
+    assert Lenient(Plain(owner)).mode == "plain"
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        Lenient(Descriptive()).mode  # noqa: B018
 
 
 def test_specs_can_be_compared_and_collected():
@@ -178,10 +227,11 @@ def test_specs_can_be_compared_and_collected():
     assert specs["lr"].path[-1] == specs["last"].path[-1] != specs["dotted"].path[-1]
 
 
-def test_a_default_does_not_hide_an_error_of_the_owner():
+@fails
+def test_a_default_does_not_hide_an_error_of_the_owner(failing):
     """An AttributeError out of its property is not the absence of the name."""
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        Lenient(Failing()).mode  # noqa: B018
+        Lenient(failing()).mode  # noqa: B018
 
 
 def test_a_default_does_not_hide_a_missing_target():
@@ -217,14 +267,15 @@ def test_the_first_owner_that_has_a_name_is_read():
         chain.colour  # noqa: B018
 
 
-def test_an_error_of_an_owner_ends_the_chain():
+@fails
+def test_an_error_of_an_owner_ends_the_chain(failing):
     """It has the name; it failed."""
 
     class Two(Forwarding):
         mode = Forwarded(to=("first", "second"), set=False, delete=False)
 
     two = Two()
-    two.first, two.second = Namespace(), Failing()
+    two.first, two.second = Namespace(), failing()
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         two.mode  # noqa: B018
 

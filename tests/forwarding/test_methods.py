@@ -1,6 +1,7 @@
 """Methods keep their sort, their signature and the wrapper's work."""
 
 import asyncio
+import functools
 import inspect
 import sys
 import typing
@@ -407,3 +408,53 @@ def test_a_declaration_on_a_finished_class_does_not_break_hasattr():
     assert not hasattr(Car(Feed()), "rpm")
     with pytest.raises(ForwardingError, match="was not installed"):
         Car(Feed()).rpm  # noqa: B018
+
+
+class Built:
+    """Methods that something other than a plain ``def`` makes."""
+
+    def paint(self, hue, gloss=2):
+        """Paint it."""
+        return self, hue, gloss
+
+    red = functools.partialmethod(paint, "red")
+
+    @functools.cache  # noqa: B019 -- People do.
+    def price(self, year=1):
+        """Look the price up."""
+        return self, year
+
+    @staticmethod
+    @functools.cache
+    def unit(of):
+        """Name the unit."""
+        return of
+
+    @functools.singledispatchmethod
+    def scale(self, by: int):
+        """Scale it."""
+        return self, by
+
+
+class Rebuilt(Wrapper[Built], forward=Built): ...
+
+
+@pytest.mark.parametrize(
+    ("name", "signature", "doc"),
+    [
+        ("red", "(gloss=2)", "Paint it."),
+        ("price", "(year=1)", "Look the price up."),
+        ("unit", "(of)", "Name the unit."),
+        ("scale", "(by: int)", "Scale it."),
+    ],
+)
+def test_what_functools_makes_of_a_method_keeps_its_signature_and_docstring(
+    name, signature, doc
+):
+    """Of a partial, cached or dispatching method, it is what the call takes."""
+    rebuilt = Rebuilt(Built())
+    method = getattr(rebuilt, name)
+
+    assert str(inspect.signature(method)) == signature
+    assert inspect.getdoc(method) == doc
+    assert method(7) == getattr(rebuilt.__wrapped__, name)(7)

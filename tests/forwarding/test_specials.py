@@ -267,3 +267,26 @@ def test_a_stale_table_in_the_docs_would_be_found():
     page = generator["PAGE"].read_text().replace("`__len__`", "")
 
     assert generator["rewritten"](page) != page
+
+
+class Key(Wrapper, forward="__eq__"):
+    """A mistake, as in a class body: equal to its target, and not hashed like it."""
+
+
+class Both(Wrapper, forward="__eq__ __hash__"): ...
+
+
+class Heir(Both, forward="__eq__"): ...
+
+
+@pytest.mark.parametrize("wrapper", [Both, Heir])
+def test_a_wrapper_with_equality_and_hash_is_found_by_its_target(wrapper):
+    """In a dict, either finds the other."""
+    assert {"a": 1}[wrapper("a")] == {wrapper("a"): 1}["a"] == 1
+
+
+def test_equality_without_a_hash_leaves_none_in_bulk_too():
+    """An object's own hash would let it be equal to a key, and not be found."""
+    assert Key("a") == "a"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(Key("a"))

@@ -447,3 +447,83 @@ def test_a_name_that_python_reserves_is_left_out(spelled):
     _, once = rerun(spelled)
 
     assert b"rpm: Any" in once
+
+
+FEW = """
+from typing import Annotated, Generic, Optional, TypeVar, Union
+from forwarding import Forwarding, Wrapper
+from elsewhere_cars import Far
+
+class Engine:
+    rpm: int = 900
+
+class Other:
+    rpm: int = 1
+
+Any_ = TypeVar("Any_")
+Bound = TypeVar("Bound", bound=Engine)
+
+class Car({bases}, forward="rpm"{to}):
+    def __init__(self, engine: {annotation}): ...
+"""
+ELSEWHERE = """
+from typing import TypeVar
+
+class Hidden: ...
+
+Far = TypeVar("Far", bound=Hidden)
+"""
+TYPED = ["_engine_target = target(Engine)", "rpm = forwarded(_engine_target.rpm)"]
+WRAPPED = [line.replace("engine", "wrapped") for line in TYPED]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        ("Engine | None", TYPED),
+        ("None | Engine", TYPED),
+        ("Optional[Engine]", TYPED),
+        ("Union[Engine, None]", TYPED),
+        ("Annotated[Engine | None, 'under the bonnet']", TYPED),
+        ("'Optional[Engine]'", TYPED),
+        ("list[Engine]", [TYPED[0].replace("Engine", "list[Engine]"), TYPED[1]]),
+        ("Engine | Other", ["rpm: Any"]),
+        ("Union[Engine, Other, None]", ["rpm: Any"]),
+        ("'the engine, of whatever make'", ["rpm: Any"]),
+    ],
+)
+def test_an_annotation_means_one_class_or_none(short_cars, annotation, expected):
+    """``target()`` takes a class, so no checker accepts a union there."""
+    words = {"bases": "Forwarding", "to": ', to="engine"', "annotation": annotation}
+
+    assert short_cars(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("Any_", ["rpm: Any"]), ("Bound", WRAPPED), ("Far", ["rpm: Any"])],
+)
+def test_a_type_variable_means_its_bound(short_cars, variable, expected):
+    """If it has one, and the module a name for it."""
+    bases = f"Wrapper[{variable}], Generic[{variable}]"
+
+    assert short_cars({"bases": bases, "to": "", "annotation": "object"}) == expected
+
+
+@pytest.fixture
+def short_cars(tmp_path, monkeypatch):
+    """Write a module with one class, and return what is generated in it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "elsewhere_cars.py").write_text(ELSEWHERE, encoding="utf-8")
+    path = tmp_path / "short_cars.py"
+
+    def run(words):
+        path.write_text(FEW.format(**words), encoding="utf-8")
+        importlib.invalidate_caches()
+        stub("short_cars", write=True)
+        lines = generated(path, "Car")
+        return [line.strip() for line in lines if line.strip()]
+
+    yield run
+    for name in ("short_cars", "elsewhere_cars"):
+        sys.modules.pop(name, None)

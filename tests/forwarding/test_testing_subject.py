@@ -1,6 +1,8 @@
 """What the law kit refuses to judge, and how it finds out about a target."""
 
+import enum
 import functools
+import re
 
 import pytest
 from hypothesis import settings, strategies as st
@@ -212,3 +214,46 @@ def test_methods_are_patched_only_where_they_can_be():
     assert report["patched method"].summary == (
         "not applicable: an instance has no dictionary to patch"
     )
+
+
+class Motor:
+    def __init__(self):
+        self.speed = 0
+
+    serial = property(lambda self: 7)  # noqa: ARG005
+
+    def run(self):
+        return self
+
+
+@pytest.mark.parametrize("name", ["speed", "serial", "run"])
+def test_one_target_for_all_laws_is_refused(name):
+    """What one law puts on it would be held against the wrapper by the next."""
+    motor = Motor()
+
+    with pytest.raises(ValueError, match="returned one Motor twice"):
+        judge(Front, lambda: motor, [name], settings=FEW)
+    assert (motor.speed, motor.serial, motor.run()) == (0, 7, motor)
+
+
+class Gear(enum.Enum):
+    FIRST = 1
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "law"),
+    [
+        (Gear.FIRST, "value", "get"),
+        (re.compile("a"), "pattern", "get"),
+        (re.compile("a"), "match", "async"),
+        (3, "real", "get"),
+    ],
+)
+def test_one_target_that_no_law_can_change_will_do(target, name, law):
+    """A member of an Enum, or a constant, is never made anew."""
+    report = judge(Front, lambda: target, [name], depth=1, settings=FEW)
+
+    assert report[law].status == "holds"
+
+
+class Front(Wrapper, forward="speed serial run value pattern match real"): ...

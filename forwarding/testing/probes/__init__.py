@@ -26,7 +26,10 @@ from forwarding.testing.probes._life import (
     weakly,
 )
 from forwarding.testing.probes._methods import (
+    Items,
     callable_kind,
+    conversation,
+    converse,
     failing,
     finish,
     parameters,
@@ -62,6 +65,7 @@ from forwarding.testing.probes._values import (
 
 
 __all__ = (
+    "Items",
     "NotApplicableError",
     "accepting",
     "addable",
@@ -71,6 +75,8 @@ __all__ = (
     "callable_kind",
     "changed",
     "compute",
+    "conversation",
+    "converse",
     "copy",
     "copyable",
     "counted",

@@ -180,17 +180,25 @@ def elsewhere(action: Callable[[], object]) -> None:
 
 
 def together(action: Callable[[], object]) -> list[object]:
-    """Return what ``action`` returns in several threads that start at once."""
+    """Return what ``action`` returns in several threads that start at once.
+
+    What it raises in one of them is raised here.
+    """
     answers: list[object] = []
+    errors: list[Exception] = []
     gate = threading.Barrier(_NUM_THREADS)
 
     def run() -> None:
         gate.wait()
-        answers.append(action())
+        error = attempt(lambda: answers.append(action()))
+        if error is not None:
+            errors.append(error)
 
     threads = [threading.Thread(target=run) for _ in range(_NUM_THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
     return answers

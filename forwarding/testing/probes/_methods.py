@@ -2,13 +2,17 @@
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Never
+from typing import Any, Never, Self
 
+from forwarding.testing.probes._overrides import override
 from forwarding.testing.probes._values import NotApplicableError
 
 
 __all__ = (
+    "Items",
     "callable_kind",
+    "conversation",
+    "converse",
     "failing",
     "finish",
     "parameters",
@@ -87,10 +91,15 @@ def _like(model: object, method: Callable[..., object]) -> Callable[..., object]
 
 
 def failing(error: Exception, like: object) -> Callable[..., object]:
-    """Return a method of the kind of ``like`` that raises this very exception."""
+    """Return a method of the kind of ``like`` whose first call raises this exception.
 
-    def method(*_args: object, **_keywords: object) -> Never:
-        raise error
+    Later calls raise nothing, so that one who tries again does not go unnoticed.
+    """
+    errors = [error]
+
+    def method(*_args: object, **_keywords: object) -> None:
+        if errors:
+            raise errors.pop()
 
     return _like(like, method)
 
@@ -119,6 +128,20 @@ def returning_self(like: object) -> Callable[..., object]:
     return _like(like, method)
 
 
+class Items:
+    """What a stand-in of ``__iter__`` returns; :func:`finish` takes nothing from it.
+
+    >>> list(Items())
+    []
+    """
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Never:
+        raise StopIteration
+
+
 def finish(result: object) -> object:
     """Return what a coroutine that never waits returns, or a generator yields first.
 
@@ -132,9 +155,74 @@ def finish(result: object) -> object:
         return _driven(anext(result))
     if inspect.iscoroutine(result):
         return _driven(result)
-    if isinstance(result, Iterator) and not hasattr(result, "__enter__"):
+    is_kept = isinstance(result, Items) or hasattr(result, "__enter__")
+    if isinstance(result, Iterator) and not is_kept:
         return next(result)
     return result
+
+
+def converse(target: object, name: str) -> None:
+    """Replace a generator method by one that answers what is sent and thrown into it.
+
+    Any other method stays as it is.
+    """
+
+    def generator(*_args: object, **_keywords: object) -> Iterator[object]:
+        sent = yield "started"
+        try:
+            yield sent
+        except RuntimeError as thrown:
+            yield thrown
+
+    async def async_generator(
+        *_args: object, **_keywords: object
+    ) -> AsyncIterator[object]:
+        sent = yield "started"
+        try:
+            yield sent
+        except RuntimeError as thrown:
+            yield thrown
+
+    kinds = {"generator": generator, "async generator": async_generator}
+    stand_in = kinds.get(callable_kind(getattr(target, name)))
+    if stand_in is not None:
+        override(target, **{name: stand_in})
+
+
+def conversation(
+    function: Callable[..., Any], args: tuple[object, ...], keywords: dict[str, object]
+) -> list[str]:
+    """Return what comes back of what is sent and thrown into a generator.
+
+    >>> conversation(lambda: (yield (yield)), (), {})
+    ['None', "'sent'", "RuntimeError('thrown')"]
+    >>> conversation(len, (), {})
+    []
+    """
+    kind = callable_kind(function)
+    if kind == "plain":
+        return []
+    started = function(*args, **keywords)
+    is_async = kind == "async generator"
+    send, throw = ("asend", "athrow") if is_async else ("send", "throw")
+    words = [
+        (send, None),
+        (send, "sent"),
+        (throw, RuntimeError("thrown")),
+        (send, None),
+    ]
+    answers: list[str] = []
+    for way, word in words:
+        try:
+            answer = getattr(started, way)(word)
+            answers.append(repr(_driven(answer) if is_async else answer))
+        except (StopIteration, StopAsyncIteration):
+            answers.append("end")
+            break
+        except RuntimeError as error:
+            answers.append(repr(error))
+            break
+    return answers
 
 
 def _driven(waiting: Any) -> object:

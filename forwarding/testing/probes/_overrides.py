@@ -2,6 +2,7 @@
 
 import copy
 import linecache
+import sys
 import threading
 import traceback
 import types
@@ -129,7 +130,13 @@ def sourceless(error: Exception) -> list[str]:
         frame.name
         for frame in traceback.extract_tb(error.__traceback__)
         if not linecache.getline(frame.filename, frame.lineno or 0)
+        and not _is_typed(frame.filename)
     ]
+
+
+def _is_typed(filename: str) -> bool:
+    """Whether code was typed at a prompt or after ``python -c``, which keep no source."""
+    return filename == "<stdin>" or (filename, sys.argv[:1]) == ("<string>", ["-c"])
 
 
 def counting(log: list[str]) -> property:
@@ -183,7 +190,8 @@ def call_during_get(target: object, name: str, action: Callable[[], object]) -> 
         gets.append(f"get {len(gets) + 1}")
         mine = gets[-1]
         if mine == "get 1":
-            meeting = threading.Thread(target=action, daemon=True)
+            # What it raises is seen by what is missing then, and must not be printed.
+            meeting = threading.Thread(target=attempt, args=(action,), daemon=True)
             meeting.start()
             meeting.join(_MEETING_SECONDS)
         return mine

@@ -73,14 +73,15 @@ def addable(value: Any) -> None:
 
 
 def hashes_agree(left: object, right: object) -> bool:
-    """Tell whether two objects that are equal have equal hashes, or none.
+    """Tell whether ``left``, where it equals ``right``, is found wherever that is.
 
     >>> hashes_agree(1, 1.0), hashes_agree([1], [1])
     (True, True)
     """
-    if left != right or attempt(hash, left) or attempt(hash, right):
+    if left != right or attempt(hash, right) is not None:
         return True
-    return hash(left) == hash(right)
+    # A class that defines __eq__ alone has no hash at all, where its equal has one.
+    return attempt(hash, left) is None and hash(left) == hash(right)
 
 
 def touched(
