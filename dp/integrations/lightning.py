@@ -19,7 +19,7 @@ Checkpoints carry the ledger with the optimizer's state. Manual optimisation wor
 well: give ``private_loss`` to ``manual_backward``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, final
@@ -47,6 +47,10 @@ _NAME: Final = "epsilon"
 _NUM_CHECKED: Final = 4
 _LOGS: Final = ("log", "log_dict")
 _NAME_SO_FAR: Final = "epsilon_if_planned_to_stop_here"
+_CALLBACKS_BY_LOSSES: Final = {
+    "BatchSizeFinder": "a batch size",
+    "LearningRateFinder": "a learning rate",
+}
 
 
 @final
@@ -70,7 +74,9 @@ class PrivacyCallback(Callback):
         PrivacyError: Before the first step, if :func:`dp.check` finds an error.
         UnsupportedOperationError: When training starts, if no optimizer is private,
             if the trainer is to clip gradients, or if on several devices it would
-            choose their examples (``use_distributed_sampler=False`` lets the loader).
+            choose their examples (``use_distributed_sampler=False`` lets the loader);
+            before, if a callback trains to choose a learning rate or a batch size, or
+            accumulates now more batches, now fewer.
         SamplingMismatchError: When training starts, if the trainer accumulates another
             number of batches than the loader makes of one draw.
     """
@@ -80,11 +86,13 @@ class PrivacyCallback(Callback):
         self._is_to_be_checked = check_first
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a sampler that Lightning would put into the loader of several devices.
+        """Refuse callbacks that train by themselves, and Lightning's distributed sampler.
 
-        Before Lightning tries, and fails with a traceback that does not say why.
+        Before Lightning puts that into the loader, and fails without saying why.
         """
         del pl_module
+        if stage == "fit":
+            _check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]  # Set late.
         connector = trainer._accelerator_connector  # noqa: SLF001 -- nowhere else
         if (
             stage == "fit"
@@ -144,6 +152,22 @@ class PrivacyCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the epoch cost."""
         _log(_private(trainer), pl_module)
+
+
+def _check_callbacks(callbacks: Iterable[object]) -> None:
+    for callback in callbacks:
+        name = type(callback).__name__
+        if name in _CALLBACKS_BY_LOSSES:
+            raise UnsupportedOperationError(
+                f"the callback {name} trains to choose {_CALLBACKS_BY_LOSSES[name]}, by"
+                " losses that get no noise; choose on public data, or by dp.tune"
+            )
+        factors = getattr(callback, "scheduling", {}).values()
+        if len({*factors}) > 1:
+            raise UnsupportedOperationError(
+                f"the callback {name} accumulates {[*factors]} batches in turn, and the"
+                " plan has steps of one kind; set accumulate_grad_batches to one number"
+            )
 
 
 def _private(trainer: Trainer) -> list[DPOptimizer]:

@@ -96,7 +96,8 @@ class _PrivateTrainer(_AnyTrainer):
 
         Raises:
             UnsupportedOperationError: If the loader is left to a data module or to the
-                module, if it optimizes by itself, or if it was trained before.
+                module, if it optimizes by itself, or if it was trained before; and as
+                :class:`~dp.integrations.lightning.PrivacyCallback` does.
             PrivacyError: Before the first step, if :func:`dp.check` finds an error.
         """
         self._check_fit(model, train_dataloaders, datamodule)

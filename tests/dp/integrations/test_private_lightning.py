@@ -3,6 +3,11 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
@@ -308,6 +313,34 @@ def test_what_a_fit_cannot_make_private_is_refused(
 
     with pytest.raises(error, match=told):
         trainer.fit(module(), loader)
+
+
+@pytest.mark.parametrize(
+    ("callback", "told"),
+    [
+        (LearningRateFinder(), "LearningRateFinder trains to choose a learning rate"),
+        (BatchSizeFinder(), "BatchSizeFinder trains to choose a batch size"),
+        (GradientAccumulationScheduler({0: 1, 1: 2}), r"accumulates \[1, 2\] batches"),
+    ],
+    ids=["rate", "size", "accumulation"],
+)
+def test_callbacks_that_a_private_run_cannot_have_are_refused(
+    make_trainer, callback, told
+):
+    """Before a step is taken: what they see has no noise, or is no planned step."""
+    trainer = make_trainer(callbacks=[callback])
+
+    with pytest.raises(UnsupportedOperationError, match=told):
+        PrivacyCallback().setup(trainer, Classifier(), "fit")
+
+
+def test_a_learning_rate_is_not_found_by_a_private_trainer(make_trainer):
+    """Its callback comes before ours, but takes no step before all are set up."""
+    trainer = dp.private(make_trainer(callbacks=[LearningRateFinder()]), **NUMBERS)
+
+    with pytest.raises(UnsupportedOperationError, match="choose a learning rate"):
+        trainer.fit(Classifier(), DataLoader(rows(), batch_size=30))
+    assert trainer.private_optimizer is None
 
 
 @pytest.mark.slow
