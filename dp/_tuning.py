@@ -30,10 +30,10 @@ UNCOUNTED_BYTES: Final = 1 << 16
 # Multiplications in the time that it takes to write and read a number three times.
 FLOPS_PER_ELEMENT: Final = 40
 # Rows of the blocks in which a host computes Gram matrices without half of their mirror
-# images, and the entries of a factor's matrices from which that pays. Norms of 8 examples
-# with 200 positions and 384 columns take 4.6 ms instead of 5.8, of 24 with 64 and 192
-# columns 0.91 ms instead of 0.98.
-ROWS_OF_GRAM: Final = 32
+# images, and the entries of a factor's matrices from which that pays. With AVX-512, norms
+# of 8 examples with 200 positions and 384 by 1536 columns take 9.2 ms instead of 10.4, and
+# 11.0 in blocks of 32, which with AVX2 were faster.
+ROWS_OF_GRAM: Final = 64
 FEWEST_GRAM_ENTRIES: Final = 1 << 15
 # What held gradients may take beyond what the backward pass frees: a share of the
 # activations' bytes, and for a small model as much as one chunk of a large one.
@@ -54,8 +54,9 @@ KNOWN_UNITS: Final = 2
 FEWEST_COMPILED_OPERATIONS: Final = 2
 
 # Sums: elements of a parameter up to which its sum lies in one buffer with others, so that
-# noise is added to all of them in one call.
-SMALL_SUM: Final = 4096
+# noise is added to all of them in one call. Half a megabyte: larger ones would make a
+# buffer that malloc asks the kernel for at every step.
+SMALL_SUM: Final = 1 << 17
 BUCKET_BYTES: Final = 32 << 20  # Of sums that ranks exchange in one call.
 
 # Noise: elements of a chunk on the host. A chunk ends with refining the few elements that

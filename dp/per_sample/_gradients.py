@@ -9,10 +9,10 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 ``F`` elements of many small parameters together.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,11 @@ from torch import Tensor
 
 from dp import _tuning
 from dp.per_sample._full_precision import FullPrecision
-from dp.per_sample._parts.factored import FactoredGrads, share_grams
+from dp.per_sample._parts.factored import (
+    FactoredGrads,
+    joint_gram_norms,
+    share_grams,
+)
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
@@ -229,12 +233,28 @@ class PerSampleGradients:
             groups = [group_of[index] for index in stack.indices]
             for group, rows_LB in _by_group(norms_LB, groups):
                 norms[group] += rows_LB.sum(0)
+        in_grams: dict[Hashable, list[int]] = {}
         for index, parts in self._parts.items():
-            if index not in self._small:
+            kind = _kind_of_grams(parts)
+            if kind is not None:
+                in_grams.setdefault(kind, []).append(index)
+            elif index not in self._small:
                 parameter = self._parameters[index]
                 added_B = squared_norms_of(parts, self.num_samples, parameter)
                 norms[group_of[index]] += added_B.to(device)
+        for indices in in_grams.values():
+            self._add_gram_norms(indices, norms, group_of)
         return norms
+
+    def _add_gram_norms(
+        self, indices: Sequence[int], norms: list[Tensor], group_of: Sequence[int]
+    ) -> None:
+        """Add the squared norms of parameters whose Gram matrices are of one kind."""
+        factored = [cast("FactoredGrads", self._parts[i][0]) for i in indices]
+        norms_LB = joint_gram_norms(factored).to(self._nonfinite_B.device)
+        groups = [group_of[i] for i in indices]
+        for group, of_group_lB in _by_group(norms_LB, groups):
+            norms[group] += of_group_lB.sum(0)
 
     def _located(self, index: int) -> Located:
         """Return the parts of a parameter, and where its examples begin in them."""
@@ -331,6 +351,12 @@ class _Flat:
     group: int
     indices: Sequence[int]
     part: MaterializedGrads
+
+
+def _kind_of_grams(parts: Sequence[GradPart]) -> Hashable | None:
+    """Return of which kind the Gram matrices of a parameter are; None if it has none."""
+    part = parts[0] if len(parts) == 1 else None
+    return part.kind_of_grams if isinstance(part, FactoredGrads) else None
 
 
 def _by_group(values_LB: Tensor, groups: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -5,6 +5,7 @@ and Opacus' modes. All ways of a model take their steps in turn with the ordinar
 a figure is the median of the ratios of processor time on one thread.
 
 * By default: steady state, with the first three steps, in which everything is verified.
+* ``--by-hand``: steps that were written for one model, beside ``DPOptimizer``.
 * ``--varying``: batches of a new size at every step.
 * ``--memory``: peak memory above the idle model's, in steady state and of the first
   three steps, each in a process of its own.
@@ -37,6 +38,18 @@ from dp.noise._host.compiled_stage import verified_kernel
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
 SUBJECTS = {**IN_HAND, **{name: MODELS[name] for name in ("BERT", "LoRA")}}
 OURS = ("dp, no noise", "DPOptimizer, no noise", "DPOptimizer")
+BY_HAND = ("by hand, no noise", "by hand")
+# Of which a private step is written by hand: see step_by_hand.
+WRITTEN = (
+    "MLP, 64",
+    "MLP, 512",
+    "30 tiny layers",
+    "LSTM of 96",
+    "ViT of 6 layers",
+    "encoder",
+    "decoder of 6 layers",
+    "BERT",
+)
 OTHERS = ("Opacus hooks", "Opacus ew", "Opacus ghost")
 # Of which memory and varying batches are measured; the others have nothing to show.
 LARGE = (
@@ -68,6 +81,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--ways", nargs="*", default=[*OURS, *OTHERS])
     parser.add_argument("--seconds", type=float, default=15.0, help="a model, about")
+    parser.add_argument("--by-hand", action="store_true")
     parser.add_argument("--varying", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--write", action="store_true")
@@ -78,10 +92,14 @@ def main() -> None:
     if options.peaks:
         print(*peaks(*options.peaks))  # noqa: T201
         return
-    kind = "memory" if options.memory else "varying" if options.varying else "time"
-    rows = {"memory": memory_rows, "varying": varying_rows, "time": time_rows}[kind](
-        options
-    )
+    makers = {
+        "memory": memory_rows,
+        "varying": varying_rows,
+        "by_hand": by_hand_rows,
+        "time": time_rows,
+    }
+    kind = next((one for one in makers if getattr(options, one, False)), "time")
+    rows = makers[kind](options)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     print(table)  # noqa: T201
     if options.write:
@@ -126,6 +144,12 @@ def time_rows(options: argparse.Namespace) -> list[list[str]]:
         print(*row, sep=" | ", file=sys.stderr, flush=True)  # noqa: T201
         rows.append(row)
     return rows
+
+
+def by_hand_rows(options: argparse.Namespace) -> list[list[str]]:
+    """Return the rows of the table of steps by hand."""
+    options.ways, options.models = [*BY_HAND, *OURS], options.models or WRITTEN
+    return time_rows(options)
 
 
 def started(name: str, way: str) -> tuple[_Step | None, list[str]]:

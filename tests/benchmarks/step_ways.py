@@ -16,6 +16,7 @@ from opacus.optimizers import (
     DPOptimizerFastGradientClipping,
 )
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+from step_by_hand import by_hand
 from step_models import Subject
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -217,6 +218,8 @@ def fast_dp(
 
 WAYS: Mapping[str, Callable[[Subject], Callable[[], None]]] = {
     "non-private": non_private,
+    "by hand, no noise": partial(by_hand, noise=False),
+    "by hand": partial(by_hand, noise=True),
     "dp, no noise": partial(private, noise=None),
     "dp": partial(private, noise=GaussianNoise()),
     "DPOptimizer, no noise": partial(in_hand, noise_multiplier=0.0),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from dp import _tuning
 from dp._mechanism.sums import Sums
 from dp.per_sample import Engine
 
@@ -66,7 +67,8 @@ def test_the_buffers_hold_every_element_once(parameters):
 
 def test_sums_of_small_parameters_lie_behind_one_another():
     """Noise finds one vector, and a large sum keeps memory of its own."""
-    sums = Sums([torch.ones(3, 2), torch.ones(5000), torch.ones(4)])
+    too_large = torch.ones(_tuning.SMALL_SUM + 1)
+    sums = Sums([torch.ones(3, 2), too_large, torch.ones(4)])
     first, large, last = sums.of_parameters()
 
     assert last.data_ptr() == first.data_ptr() + first.nbytes
@@ -74,8 +76,12 @@ def test_sums_of_small_parameters_lie_behind_one_another():
     assert len(sums.buffers) == 2
 
 
-def test_gradients_overwrite_what_memory_held_before_and_later_ones_are_added():
+@pytest.mark.parametrize("most", [4096, _tuning.SMALL_SUM])
+def test_gradients_overwrite_what_memory_held_before_and_later_ones_are_added(
+    most, monkeypatch
+):
     """Also a parameter that no loss reached, whose sum is zero."""
+    monkeypatch.setattr(_tuning, "SMALL_SUM", most)
     model = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 2), nn.Linear(3, 3))
     parameters = [*model.parameters()]
     sums = Sums(parameters)

@@ -99,11 +99,7 @@ class EmbeddingGrads(GradPart):
             in_chunks = chunks(len(rows_ul), 8 * T * bucket.length, chunk_bytes(device))
             for some in in_chunks:
                 examples_u = bucket.units_u[some]
-                at_rows_uTl = head.left[
-                    examples_u[:, None, None],
-                    torch.arange(T, device=device)[:, None],
-                    rows_ul[some, None],
-                ]
+                at_rows_uTl = _at_rows(head.left, examples_u, rows_ul[some])
                 inner_uTl = wide(head.right[examples_u]) @ grads_ulD[some].mT
                 products_B[examples_u] = torch.linalg.vecdot(
                     wide(at_rows_uTl).flatten(1), inner_uTl.flatten(1)
@@ -147,6 +143,18 @@ class EmbeddingGrads(GradPart):
             num_rows=self.num_rows,
             num_samples=self.num_samples,
         )
+
+
+def _at_rows(left_BTV: Tensor, examples_u: Tensor, rows_ul: Tensor) -> Tensor:
+    """Return [u, T, l] the entries of some examples in the rows of their lookups."""
+    B, T, _ = left_BTV.shape
+    device = left_BTV.device
+    # All examples in their order, as of sequences of one length, need no index for each
+    # entry: gathering takes a fifth of the time.
+    if len(examples_u) == B and torch.equal(examples_u, torch.arange(B, device=device)):
+        return left_BTV.gather(2, rows_ul[:, None].expand(-1, T, -1))
+    positions_T1 = torch.arange(T, device=device)[:, None]
+    return left_BTV[examples_u[:, None, None], positions_T1, rows_ul[:, None]]
 
 
 def join_tables(uses: Sequence[EmbeddingGrads]) -> EmbeddingGrads:

@@ -14,7 +14,7 @@ Shapes: ``B`` examples, ``N`` independent products, ``T`` positions of an exampl
 """
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Final, final
 
 import torch
@@ -37,7 +37,13 @@ from dp.per_sample._parts.part import (
 )
 
 
-__all__ = ("FactoredGrads", "concatenated", "gram_is_cheaper", "share_grams")
+__all__ = (
+    "FactoredGrads",
+    "concatenated",
+    "gram_is_cheaper",
+    "joint_gram_norms",
+    "share_grams",
+)
 
 # Where gradients cancel over positions, the sum above is a small difference of large
 # numbers, and may come out too small, which would break the clipping bound. Adding
@@ -178,6 +184,25 @@ class FactoredGrads(GradPart):
         size = math.prod(self.left.shape[1:-2]) * I * O
         return chunked_norms([self], B, size, self.left.device)
 
+    @property
+    def kind_of_grams(self) -> Hashable | None:
+        """What parts have in common whose Gram norms are found together; None if alone."""
+        B, T = self.left.shape[:2]
+        is_batch = self.left.dim() == 3 and not self.left.is_complex()  # noqa: PLR2004 -- [B, T, I]
+        # What may be lost unseen is added to each by itself.
+        if not is_batch or may_lose_unseen(self.left) or not self.has_gram_norms:
+            return None
+        if len(chunks(B, 8 * T * T, chunk_bytes(self.left.device))) > 1:
+            return None
+        return B, T, self.left.dtype, self.right.dtype, self.left.device
+
+    def products(self) -> tuple[_Product, _Product]:
+        """Return the Gram matrices of both factors, of all examples."""
+        left, right = wide(self.left), wide(self.right)
+        if self.grams:
+            return self.grams[0].of(left), self.grams[1].of(right)
+        return _Product(left), _Product(right)
+
     def _gram_norms(self) -> Tensor:
         B, T = len(self.left), self.left.shape[-2]
         num_products = math.prod(self.left.shape[1:-2])
@@ -187,27 +212,21 @@ class FactoredGrads(GradPart):
         for examples in in_chunks:
             left, right = wide(self.left[examples]), wide(self.right[examples])
             # [b, T, T] or [b, N, T, T], as the other.
-            if self.grams and len(in_chunks) == 1:
-                product, other = self.grams[0].of(left), self.grams[1].of(right)
-            else:
-                product, other = _Product(left), _Product(right)
+            product, other = (
+                self.products()
+                if len(in_chunks) == 1
+                else (_Product(left), _Product(right))
+            )
             of_left, of_right = product.diagonal(), other.diagonal()
             if loses_small_factors(of_left, of_right):
                 product, other = _Product(left.double()), _Product(right.double())
                 of_left, of_right = product.diagonal(), other.diagonal()
-            eps = torch.finfo(product.dtype).eps
-            # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.
-            lengths = (of_left * of_right).sqrt_()
-            margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
-            squares = product.dot(other)
-            # Example: two positions with x = (1, 0) both, and g and -g: 1 * |g|^2
-            # twice, -|g|^2 twice. Rounding may leave -1e-7 of what is 0, or 0 of what
-            # is 1e-8.
-            squares = squares.clamp_(min=0).add_(margin)
+            squares = _at_least(product.dot(other), of_left, of_right)
             if may_lose_unseen(squares):
                 squares = squares.add_(_lost(of_left, of_right, left, right))
-            norms.append(squares.view(len(squares), -1).sum(1))
-        return torch.cat(norms)
+            # [b] or [b, N]: of one product there is nothing to add up.
+            norms.append(squares if squares.dim() == 1 else squares.flatten(1).sum(1))
+        return norms[0] if len(norms) == 1 else torch.cat(norms)
 
     def gradients(self, examples: slice) -> Tensor:
         product: Tensor = wide(self.left[examples]).mT @ wide(self.right[examples])
@@ -250,6 +269,40 @@ class FactoredGrads(GradPart):
 
     def mask_examples(self, mask_B: Tensor) -> "FactoredGrads":
         return FactoredGrads(zeroed(self.left, mask_B), zeroed(self.right, mask_B))
+
+
+def joint_gram_norms(parts: Sequence[FactoredGrads]) -> Tensor:
+    """Return [L, B] the squared norms of parts of one kind, by Gram matrices.
+
+    The dozen calls that follow the products take as long for all parts as for one.
+    """
+    squares, lengths = [], []
+    for part in parts:
+        product, other = part.products()
+        squares.append(product.dot(other))
+        # A copy of [2, B, T] numbers, so that no matrix is held until the end.
+        lengths.append(torch.stack([product.diagonal(), other.diagonal()]))
+    of_left_LBT, of_right_LBT = torch.stack(lengths, 1)
+    if loses_small_factors(of_left_LBT, of_right_LBT):
+        return torch.stack([part.squared_norms() for part in parts])
+    return _at_least(torch.stack(squares), of_left_LBT, of_right_LBT)
+
+
+def _at_least(squares: Tensor, of_left: Tensor, of_right: Tensor) -> Tensor:
+    """Return squared norms that rounding has not made smaller than they are.
+
+    Args:
+        squares: The sums of the products of two Gram matrices, which are overwritten.
+        of_left: The squared lengths of the rows of one factor.
+        of_right: Those of the other.
+    """
+    # By Cauchy-Schwarz no term is larger than the product of its rows' lengths.
+    lengths = (of_left * of_right).sqrt_()
+    eps = torch.finfo(squares.dtype).eps
+    margin = lengths.sum(-1).square_().mul_(_GRAM_MARGIN * eps)
+    # Example: two positions with x = (1, 0) both, and g and -g: 1 * |g|^2 twice, -|g|^2
+    # twice. Rounding may leave -1e-7 of what is 0, or 0 of what is 1e-8.
+    return squares.clamp_(min=0).add_(margin)
 
 
 def concatenated(parts: list[FactoredGrads]) -> FactoredGrads:

@@ -11,7 +11,12 @@ from hypothesis import given, strategies as st
 
 from dp import _tuning
 from dp.per_sample._parts.embedding import EmbeddingGrads
-from dp.per_sample._parts.factored import FactoredGrads, _Product
+from dp.per_sample._parts.factored import (
+    FactoredGrads,
+    _Product,
+    joint_gram_norms,
+    share_grams,
+)
 from dp.per_sample._parts.row_groups import RowGroups
 
 
@@ -119,16 +124,47 @@ def test_gram_matrices_in_blocks_under_estimate_nothing(
     doubled = FactoredGrads(left.double(), right.double())
     true_B = doubled.gradients(slice(None)).flatten(1).square().sum(1)
 
-    assert (part.squared_norms().double() >= true_B * (1 - 1e-5)).all()
+    for norms_B in (part.squared_norms(), *joint_gram_norms([part, part])):
+        assert (norms_B.double() >= true_B * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-23, 1e23])
+def test_gram_norms_of_several_layers_are_those_of_each(size):
+    """Also where squares of one layer's factors leave the range of float32."""
+    shared = torch.randn(B, 7, 400)
+    factors = [(shared, 1.0), (shared, size), (torch.randn(B, 7, 400), 1.0)]
+    parts = [
+        FactoredGrads((left * by).float(), (torch.randn(B, 7, 300) / by).float())
+        for left, by in factors
+    ]
+    share_grams(parts)
+    (kind,) = {part.kind_of_grams for part in parts}
+    assert kind is not None
+    doubled = [FactoredGrads(p.left.double(), p.right.double()) for p in parts]
+    expected_LB = torch.stack([part.squared_norms() for part in doubled])
+
+    norms_LB = joint_gram_norms(parts)
+    torch.testing.assert_close(norms_LB.double(), expected_LB, rtol=1e-4, atol=0)
+
+
+def test_gram_norms_in_chunks_or_of_several_matrices_are_found_alone(monkeypatch):
+    """They are no matrices of all examples, which others could be put beside."""
+    factors = torch.randn(B, 7, 400), torch.randn(B, 7, 300)
+    assert FactoredGrads(*factors).kind_of_grams is not None
+    assert FactoredGrads(*(x[:, None] for x in factors)).kind_of_grams is None
+
+    monkeypatch.setitem(_tuning.CHUNK_BYTES, "cpu", 1)
+    assert FactoredGrads(*factors).kind_of_grams is None
 
 
 def test_small_gram_matrices_are_computed_whole():
     """Where calls take longer than products."""
-    entries = _tuning.FEWEST_GRAM_ENTRIES
-    for num_samples in (entries >> 12, (entries >> 12) - 1):
-        product = _Product(torch.randn(num_samples, 64, 1))
+    T = 2 * _tuning.ROWS_OF_GRAM
+    enough = _tuning.FEWEST_GRAM_ENTRIES // T**2
+    for num_samples in (enough, enough - 1):
+        product = _Product(torch.randn(num_samples, T, 1))
 
-        assert len(product.blocks) == 1 + (num_samples << 12 == entries)
+        assert len(product.blocks) == 1 + (num_samples == enough)
 
 
 def rows_of(counts):
