@@ -9,8 +9,8 @@ this label?", changes where one example is left, among copies of itself.
 Shapes: ``B`` losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal, final
@@ -22,26 +22,19 @@ from torch import Tensor
 from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, nearly_same, same_losses
 from dp.evidence._exchange import copied
-from dp.evidence._looking import look
+from dp.evidence._gradients import after_exchange, follow_size
+from dp.evidence._looking import apart
 from dp.evidence._named_values import Values, tensors_of
 from dp.evidence._program_state import Picture, ProgramState
 from dp.evidence._random_state import RandomState
 from dp.evidence._rounding import rounding_error
+from dp.evidence._verdicts import Verdict, worst
 
 
-__all__ = ("Followed", "Look", "Verdict")
+__all__ = ("Followed", "Look")
 
 Followed = Literal["data", "numbers"]
 """What losses follow that is not in their batch."""
-
-Verdict = Literal["alone", "mixed", "carried", "unclear", "too few"]
-"""What a look saw.
-
-``"alone"``: no loss changed with other examples. ``"mixed"``: one did. ``"carried"``:
-one changed with the examples of an earlier evaluation. ``"unclear"``: the function does
-not repeat itself, draws random numbers by what its data are, or failed. ``"too few"``:
-there was one example, and nobody to exchange.
-"""
 
 _FEWEST: Final = 2
 _ASKED_AGAIN: Final = 3
@@ -110,7 +103,7 @@ class Look:
         if self._company.num_units < _FEWEST:
             return self._of_one()
         verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
-        return max(verdicts, key=_SEVERITY.index)
+        return worst(verdicts)
 
     def _of_exchanges(self, num_halves: int, *, one_alone: bool) -> list[Verdict]:
         exchanges = [*islice(self._company.halves(), num_halves)]
@@ -135,7 +128,7 @@ class Look:
         verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
         if asks_if_carried:
             verdicts.append(self._if_carried(self._left))
-        return max(verdicts, key=_SEVERITY.index)
+        return worst(verdicts)
 
     def _of_one(self) -> Verdict:
         """Return whether state carries data on, where an example has no company.
@@ -266,6 +259,37 @@ class Look:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
+    def verdict_of_gradients(self, *, asks_size: bool) -> Verdict:
+        """Return what becomes of gradients, where losses were seen to stay.
+
+        Not asked in step with other ranks, nor of sharded weights, whose backward pass
+        is a collective that leaves gradients behind.
+        """
+        company, modules = self._company, self._state.reach.modules
+        is_sharded = any(
+            hasattr(p, "placements") for m in modules for p in m.parameters()
+        )
+        if self._in_step or is_sharded or company.num_units < _FEWEST:
+            return "alone"
+        ways = [
+            partial(self._again, way=way, autograd=True, keeps_graph=True)
+            for way in company.ways
+        ]
+        # A number of one example shows where it is among those that give their places
+        # away: of a half it may not be, and where one is left it nearly always is.
+        for order, stays_B in (next(company.halves()), company.alone()):
+            # Whose losses change, as where data decide what is drawn, is not compared.
+            verdict = self._of_exchange(order, stays_B.to(self._losses.device))
+            if verdict == "alone":
+                verdict = after_exchange(ways, order, stays_B)
+            if verdict != "alone":
+                return verdict
+        # Another size would draw other numbers.
+        is_comparable = asks_size and self._draws.equals(self._state.random)
+        if is_comparable and follow_size(ways[0], company.num_rows):
+            return "sized gradients"
+        return "alone"
+
     def follows(self, data: Values, numbers: Values) -> Followed | None:
         """Return whether losses are others with what stood in some places before.
 
@@ -351,6 +375,7 @@ class Look:
         evaluate: bool = False,
         autograd: bool = False,
         inside: AbstractContextManager[Any] | None = None,
+        keeps_graph: bool = False,
     ) -> Tensor:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
@@ -361,7 +386,7 @@ class Look:
                 module.training = False
         asks_autograd = autograd or self._needs_autograd
         try:
-            with _apart(self._silenced, inside), torch.set_grad_enabled(asks_autograd):
+            with apart(self._silenced, inside), torch.set_grad_enabled(asks_autograd):
                 losses = self._function(batch)
         except RuntimeError:
             if asks_autograd:
@@ -370,31 +395,4 @@ class Look:
             self._needs_autograd = True
             return self._again(order, way, picture=picture, evaluate=evaluate)
         self._left = self._state.picture()
-        return losses.detach().flatten()
-
-
-_SEVERITY: Final[tuple[Verdict, ...]] = (
-    "alone",
-    "too few",
-    "unclear",
-    "carried",
-    "mixed",
-)
-
-
-@contextmanager
-def _apart(
-    silenced: Sequence[Callable[[], AbstractContextManager[None]]],
-    inside: AbstractContextManager[Any] | None,
-) -> Iterator[None]:
-    with ExitStack() as stack:
-        for silence in silenced:
-            stack.enter_context(silence())
-        stack.enter_context(look())
-        # A weight that is cast under no_grad would stay cached, without its gradient.
-        was_enabled = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        stack.callback(torch.set_autocast_cache_enabled, was_enabled)
-        if inside is not None:
-            stack.enter_context(inside)
-        yield
+        return losses.flatten() if keeps_graph else losses.detach().flatten()
