@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from dp.sampling._draws import random_subset
 
 
-__all__ = ("ONE_EXAMPLE", "UnitIndex", "Units", "check_units", "column_of_units")
+__all__ = (
+    "ONE_EXAMPLE",
+    "UnitIndex",
+    "Units",
+    "check_units",
+    "column_of_units",
+    "index_of",
+)
 
 ONE_EXAMPLE: Final = "one training example"
 # Whose hash is the address; and of which one, NaN or NaT, is not equal to itself.
@@ -45,12 +52,13 @@ class UnitIndex:
         "digest",
         "num_units",
         "unit_of_row",
+        "values",
     )
 
     def __init__(
         self, units: Units, *, num_rows: int, max_per_unit: int | None
     ) -> None:
-        unit_of_row = _numbered(units)
+        unit_of_row, self.values = _numbered(units)
         if len(unit_of_row) != num_rows:
             raise ValueError(
                 f"units must name the unit of each row of the dataset, which has"
@@ -86,8 +94,8 @@ class UnitIndex:
         return [row for rows in rows_of for row in rows], position_of_row
 
 
-def _numbered(units: Units) -> NDArray[np.int64]:
-    """Return units as numbers from 0, in the order of their first rows."""
+def _numbered(units: Units) -> tuple[NDArray[np.int64], list[Hashable]]:
+    """Return units as numbers from 0, in the order of their first rows, and the units."""
     if isinstance(units, torch.Tensor):
         units = units.cpu().numpy()
     if isinstance(units, np.ndarray):
@@ -99,7 +107,7 @@ def _numbered(units: Units) -> NDArray[np.int64]:
         (numbers.setdefault(unit, len(numbers)) for unit in units), dtype=np.int64
     )
     _check_values(numbers)
-    return unit_of_row
+    return unit_of_row, [*numbers]
 
 
 def _check_values(units: Iterable[Hashable]) -> None:
@@ -125,6 +133,12 @@ def _check_values(units: Iterable[Hashable]) -> None:
                     " are different units, so that the rows of one unit would be clipped"
                     " one by one; pass values, such as int(user) or user.id"
                 )
+
+
+def index_of(loader: object) -> UnitIndex | None:
+    """Return the index of a loader's units; None if every row is a unit."""
+    index: UnitIndex | None = getattr(loader, "_units", None)
+    return index
 
 
 def column_of_units(unit_of_privacy: str) -> str | None:
