@@ -656,4 +656,8 @@ MUTANTS = (
     Mutant("_mechanism/fingerprint", "    read = [\n", "    read = [] and [\n", "ranks have other random splits of augmented examples", "test_fingerprint.py"),
     Mutant("_mechanism/consensus", "    return ticket.draw.num_ranks < world.size", "    return False", "batches from before ranks joined are released by each", "distributed/test_data_of_ranks.py"),
     Mutant("_mechanism/paid_for", "(identity, memory.version), (dataset, parameters)", "(identity, memory.version), None", "a dataset is taken for another that had its address", "test_paid_for.py"),
+    Mutant("per_sample/_isolation/data_rows", "    if any(len(numbers.unique()) != num_pairs for numbers in pairs):", "    if False:", "what was drawn as several units is clipped as one", "test_named_units.py"),
+    Mutant("per_sample/_isolation/data_rows", "        is_usual = num_units > 1 and _is_row_by_row(", "        is_usual = _is_row_by_row(", "a whole batch is clipped as one unit", "test_named_units.py"),
+    Mutant("_mechanism/beside", "        self.lacks_units = True", "        return", "units that were cut off are not told", "test_named_units.py"),
+    Mutant("_mechanism/batch", "is_named = self.may_lack_units and len(self.units) == self.num_samples", "is_named = self.may_lack_units", "an empty part lets another leave units out", "test_named_units.py"),
 )  # fmt: skip
