@@ -660,4 +660,6 @@ MUTANTS = (
     Mutant("per_sample/_isolation/data_rows", "        is_usual = num_units > 1 and _is_row_by_row(", "        is_usual = _is_row_by_row(", "a whole batch is clipped as one unit", "test_named_units.py"),
     Mutant("_mechanism/beside", "        self.lacks_units = True", "        return", "units that were cut off are not told", "test_named_units.py"),
     Mutant("_mechanism/batch", "is_named = self.may_lack_units and len(self.units) == self.num_samples", "is_named = self.may_lack_units", "an empty part lets another leave units out", "test_named_units.py"),
+    Mutant("selection/_progress_file", "        if taker != self.taker:", "        if False:", "two processes publish a choice each", TUNE),
+    Mutant("selection/_progress_file", "        self.left |= left", "        pass", "after an interruption a run goes on where another ended", TUNE),
 )  # fmt: skip
