@@ -129,9 +129,10 @@ class Watch:
         """
         is_alone = rank_and_size()[1] == 1
         if is_alone and holds_nothing(batch, loader):
-            return torch.zeros(
-                0, device=tensors_of(batch)[0].device, requires_grad=True
-            )
+            # Of the shape that units of no losses have, as [0, T] of tokens.
+            shape = (0,) if units is None or units.numel() else units.shape
+            device = tensors_of(batch)[0].device
+            return torch.zeros(shape, device=device, requires_grad=True)
         if self.checks:
             self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
