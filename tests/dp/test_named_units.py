@@ -150,20 +150,14 @@ def test_a_batch_without_any_loss_is_a_step_all_the_same(make_plan):
 @pytest.mark.parametrize("shape", [(0,), (0, 3)])
 def test_an_empty_draw_is_a_step_whatever_the_shape_of_its_units(make_plan, shape):
     """The function is not called, so nobody says what shape its losses would have."""
-    run = Run(make_plan)
-    empty = tuple(column[:0] for column in run.batch)
-    plan = make_plan(
-        sampling=dp.PoissonSampling(sampling_probability=1e-9), expected_batch_size=1.0
-    )
-    run.optimizer = DPOptimizer(
-        torch.optim.SGD(nn.Linear(4, 1).parameters(), lr=0.1),
-        plan=plan,
-        loader=plan.loader(torch.randn(NUM, 4)),
-    )
-    next(iter(run.optimizer.mechanism.loader))
+    plan = make_plan(sampling=dp.PoissonSampling(sampling_probability=0.05), steps=1000)
+    model, loader = nn.Linear(4, 1), plan.loader(torch.randn(NUM, 4))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = DPOptimizer(sgd, plan=plan, loader=loader)
+    empty = next(batch for batch in loader if not len(batch))
     units = torch.zeros(shape, dtype=torch.long)
 
-    run.optimizer.backward(lambda b: run.model(b[0]).square(), empty, units=units)
-    run.optimizer.step()
+    optimizer.backward(lambda x: model(x).square(), empty, units=units)
+    optimizer.step()
 
-    assert run.optimizer.ledger.steps == 1
+    assert optimizer.ledger.steps == 1
