@@ -15,19 +15,21 @@ Shapes: ``B`` losses.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from dp.evidence._verdicts import Verdict
+from dp.evidence._company import Company
+from dp.evidence._verdicts import Verdict, worst
 from dp.per_sample._graph.nodes import name_of
 from dp.per_sample._isolation.ordinary_pass import ordinary_sums
 
 
-__all__ = ("after_exchange", "follow_size")
+__all__ = ("verdict_of_gradients",)
 
-_Again = Callable[[Sequence[int]], Tensor]
+_Way = Callable[[Sequence[int]], Any]
+_Again = Callable[..., Tensor]
 
 _TOLERANCE: Final = 2.0**-9  # Of the norm of a parameter's gradient.
 _TOLERANCE_OF_16_BITS: Final = 2.0**-4
@@ -37,30 +39,72 @@ _FEWEST: Final = 2
 _CAST: Final = "ToCopyBackward0"  # As of autocast: to 16 bits, as a rule.
 
 
-def after_exchange(
-    ways: Sequence[_Again], order: Sequence[int], stays_B: Tensor
+def verdict_of_gradients(
+    again: _Again,
+    of_exchange: Callable[[Sequence[int], Tensor], Verdict],
+    company: Company,
+    *,
+    in_step: bool,
+    asks_size: bool,
 ) -> Verdict:
     """Return what becomes of gradients when other examples are exchanged.
 
     Args:
-        ways: Each evaluates the losses of rows in an order, with their graph.
-        order: The exchanged rows.
-        stays_B: Which losses stay, as they were seen to.
+        again: Evaluates the losses of rows in an order, with their graph.
+        of_exchange: Returns what becomes of the losses.
+        company: The batch.
+        in_step: Make as many evaluations and backward passes whatever is seen, so that
+            collectives of several ranks meet.
+        asks_size: Whether to compare with half of the batch as well; not in step.
     """
-    again, whole, weights_B = ways[0], range(len(order)), _weights(stays_B)
+    nobody = torch.zeros(len(company.unit_of_loss), dtype=torch.bool)
+    exchanges = [([*range(company.num_rows)], nobody)] * 2
+    if company.num_units >= _FEWEST:
+        # A number of one example shows where it is among those that give their places
+        # away: of a half it may not be, and where one is left it nearly always is.
+        exchanges = [next(company.halves()), company.alone()]
+    verdicts: list[Verdict] = []
+    for order, stays_B in exchanges:
+        # Whose losses change, as where data decide what is drawn, is not compared.
+        verdict = of_exchange(order, stays_B)
+        if in_step or verdict == "alone":
+            ways = company.ways[:1] if in_step else company.ways
+            found = _after_exchange(again, ways, order, stays_B, in_step=in_step)
+            verdict = found if verdict == "alone" else verdict
+        verdicts.append(verdict)
+    is_alone = worst(verdicts) == "alone"
+    if is_alone and asks_size and not in_step and _follow_size(again, company.num_rows):
+        return "sized gradients"
+    return worst(verdicts)
+
+
+def _after_exchange(
+    again: _Again,
+    ways: Sequence[_Way],
+    order: Sequence[int],
+    stays_B: Tensor,
+    *,
+    in_step: bool,
+) -> Verdict:
+    """Return what becomes of the gradients of losses that were seen to stay."""
+    whole, weights_B = range(len(order)), _weights(stays_B)
     unchanged = _gradients(again(whole), weights_B)
-    exchanged = (_gradients(way(order), weights_B) for way in ways)
-    if any(_is_same(unchanged, gradients) for gradients in exchanged):
+    exchanged = [_gradients(again(order, ways[0]), weights_B)]
+    exchanged += [_gradients(again(order, way), weights_B) for way in ways[1:]]
+    stays = any(_is_same(unchanged, gradients) for gradients in exchanged)
+    if stays and not in_step:
         return "alone"
     # Only what repeats itself says something of the examples.
-    repeats = all(
-        _is_same(_gradients(again(rows), weights_B), _gradients(again(rows), weights_B))
-        for rows in (whole, order)
-    )
-    return "steered" if repeats else "unclear"
+    repeats = [
+        _is_same(unchanged, _gradients(again(whole), weights_B)),
+        _is_same(exchanged[0], _gradients(again(order), weights_B)),
+    ]
+    if stays:
+        return "alone"
+    return "steered" if all(repeats) else "unclear"
 
 
-def follow_size(again: _Again, num_rows: int) -> bool:
+def _follow_size(again: _Again, num_rows: int) -> bool:
     """Whether gradients are others in half of the batch, by a tenth at least."""
     if num_rows < _FEWEST:
         return False

@@ -22,7 +22,7 @@ from torch import Tensor
 from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, nearly_same, same_losses
 from dp.evidence._exchange import copied
-from dp.evidence._gradients import after_exchange, follow_size
+from dp.evidence._gradients import verdict_of_gradients
 from dp.evidence._looking import apart
 from dp.evidence._named_values import Values, tensors_of
 from dp.evidence._program_state import Picture, ProgramState
@@ -109,10 +109,7 @@ class Look:
         exchanges = [*islice(self._company.halves(), num_halves)]
         if one_alone:
             exchanges.append(self._company.alone())
-        return [
-            self._of_exchange(order, stays.to(self._losses.device))
-            for order, stays in exchanges
-        ]
+        return [self._of_exchange(order, stays_B) for order, stays_B in exchanges]
 
     def _verdict_in_step(self, num_halves: int, *, one_alone: bool) -> Verdict:
         """Return the verdict, after as many evaluations as every other rank makes.
@@ -152,6 +149,7 @@ class Look:
             self._again(self._whole)
 
     def _of_exchange(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
+        stays_B = stays_B.to(self._losses.device)
         exchanged_B, left = self._again(order), self._left
         differences = self._state.differing(self._after, left)
         self.written = differences.buffers
@@ -262,33 +260,20 @@ class Look:
     def verdict_of_gradients(self, *, asks_size: bool) -> Verdict:
         """Return what becomes of gradients, where losses were seen to stay.
 
-        Not asked in step with other ranks, nor of sharded weights, whose backward pass
-        is a collective that leaves gradients behind.
+        Not asked of sharded weights, whose backward pass leaves gradients behind.
         """
-        company, modules = self._company, self._state.reach.modules
-        is_sharded = any(
-            hasattr(p, "placements") for m in modules for p in m.parameters()
-        )
-        if self._in_step or is_sharded or company.num_units < _FEWEST:
+        modules = self._state.reach.modules
+        if any(hasattr(p, "placements") for m in modules for p in m.parameters()):
             return "alone"
-        ways = [
-            partial(self._again, way=way, autograd=True, keeps_graph=True)
-            for way in company.ways
-        ]
-        # A number of one example shows where it is among those that give their places
-        # away: of a half it may not be, and where one is left it nearly always is.
-        for order, stays_B in (next(company.halves()), company.alone()):
-            # Whose losses change, as where data decide what is drawn, is not compared.
-            verdict = self._of_exchange(order, stays_B.to(self._losses.device))
-            if verdict == "alone":
-                verdict = after_exchange(ways, order, stays_B)
-            if verdict != "alone":
-                return verdict
         # Another size would draw other numbers.
-        is_comparable = asks_size and self._draws.equals(self._state.random)
-        if is_comparable and follow_size(ways[0], company.num_rows):
-            return "sized gradients"
-        return "alone"
+        draws = not self._draws.equals(self._state.random)
+        return verdict_of_gradients(
+            partial(self._again, autograd=True, keeps_graph=True),
+            self._of_exchange,
+            self._company,
+            in_step=self._in_step,
+            asks_size=asks_size and not draws,
+        )
 
     def follows(self, data: Values, numbers: Values) -> Followed | None:
         """Return whether losses are others with what stood in some places before.

@@ -323,10 +323,10 @@ class Watch:
             self._tries_left = self._tries_left - 1 if depends is None else 0
         if verdict == "alone" and depends:
             verdict = "sized"
-        elif verdict == "alone" and asks_gradients(
-            segment, self._number, self._num_calls
-        ):
-            verdict = look.verdict_of_gradients(asks_size=depends is not None)
+        is_to_ask = num_ranks > 1 or verdict == "alone"
+        if is_to_ask and asks_gradients(segment, self._number, self._num_calls):
+            of_gradients = look.verdict_of_gradients(asks_size=depends is not None)
+            verdict = of_gradients if verdict == "alone" else verdict
         return Seen(verdict, depends is False and verdict == "alone", look.written)
 
     def _company_of(self, evaluated: Evaluated) -> Company | None:

@@ -6,6 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from dp import SampleMixingError
+from dp.evidence import Watch
 
 from .losses import Net, cross_entropy
 
@@ -178,6 +179,14 @@ HONEST = [
 ]
 
 
+def look_thrice(watch, model, loss, size):
+    """Evaluate the first batches of a run, and release nothing."""
+    for _ in range(3):
+        batch = torch.randn(size, 4), torch.randint(0, 3, (size,))
+        watch.losses(lambda b: loss(model, *b), batch, segment="a")
+        watch.released("a")
+
+
 def train(optimizer, loss, model, steps, size=16):
     for _ in range(steps):
         batch = torch.randn(size, 4), torch.randint(0, 3, (size,))
@@ -219,6 +228,29 @@ def test_gradients_of_one_example_each_are_no_alarm(make_optimizer, loss):
     train(optimizer, loss, model, 20)
 
     assert optimizer.ledger.steps == 20
+
+
+@pytest.mark.parametrize("loss", FOLLOW_OTHERS)
+def test_ranks_see_gradients_that_follow_other_examples(loss, monkeypatch):
+    """With as many backward passes on each, whatever it sees."""
+    monkeypatch.setattr("dp.evidence._watch.rank_and_size", lambda: (0, 2))
+    model, watch = Net(), Watch()
+
+    with pytest.raises(SampleMixingError, match="the gradient of an example"):
+        look_thrice(watch, model, loss, 16)
+
+
+@pytest.mark.filterwarnings("error::dp.EvidenceWarning")
+@pytest.mark.parametrize("size", [0, 1, 2, 9])
+@pytest.mark.parametrize("loss", HONEST)
+def test_ranks_with_any_number_of_examples_raise_no_alarm(loss, size, monkeypatch):
+    """The twin."""
+    monkeypatch.setattr("dp.evidence._watch.rank_and_size", lambda: (0, 2))
+    watch = Watch()
+
+    look_thrice(watch, Net(), loss, size)
+
+    assert watch.records["a"].looks == 3
 
 
 @pytest.mark.usefixtures("always")
