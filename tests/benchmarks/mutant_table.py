@@ -662,4 +662,7 @@ MUTANTS = (
     Mutant("_mechanism/batch", "is_named = self.may_lack_units and len(self.units) == self.num_samples", "is_named = self.may_lack_units", "an empty part lets another leave units out", "test_named_units.py"),
     Mutant("selection/_progress_file", "        if taker != self.taker:", "        if False:", "two processes publish a choice each", TUNE),
     Mutant("selection/_progress_file", "        self.left |= left", "        pass", "after an interruption a run goes on where another ended", TUNE),
+    Mutant("evidence/_named_values", "        return len(value) > 0 and all(_is_of(part, kinds) for part in value)", "        return False", "losses that follow a pair of mean and deviation are not told", "evidence/test_read_beside_batch.py"),
+    Mutant("evidence/_reach", '    reach.places.append(Place("partial", PartialArguments(partial)))', "    pass", "losses that follow an argument of a partial function are not told", "evidence/test_read_beside_batch.py"),
+    Mutant("evidence/_program_state", "            parts = value if isinstance(value, tuple) else (value,)", "            parts = (value,)", "a batch that is read by a tuple of another name is not exchanged", "evidence/test_read_beside_batch.py"),
 )  # fmt: skip
