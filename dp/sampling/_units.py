@@ -41,7 +41,7 @@ class UnitIndex:
         max_per_unit: The most rows of a unit in one batch; None for no limit.
 
     Raises:
-        ValueError: If there is not one unit a row, or if one is NaN.
+        ValueError: If there is not one unit a row, or if one is NaN or None.
         TypeError: If units are not hashable, or not told apart by their values.
     """
 
@@ -111,10 +111,10 @@ def _numbered(units: Units) -> tuple[NDArray[np.int64], list[Hashable]]:
 
 
 def _check_values(units: Iterable[Hashable]) -> None:
-    """Raise if two rows of one unit could be taken for rows of two.
+    """Raise if two rows of one unit could be taken for rows of two, or two units for one.
 
     Raises:
-        ValueError: If a unit is NaN.
+        ValueError: If a unit is NaN, or missing.
         TypeError: If one is hashed by where it lies, as tensors are.
     """
     # Example: units=[row["user"] for row in data] has a tensor for each row. Two that
@@ -127,7 +127,14 @@ def _check_values(units: Iterable[Hashable]) -> None:
                     " rows are is not known; give them their unit, or leave them out of"
                     " the dataset"
                 )
-            if part is not None and type(part).__hash__ in _BY_IDENTITY:
+            if part is None:
+                raise ValueError(
+                    "units has None, under which the rows of several people may lie:"
+                    " clipped as one, each of them moves the sum by up to twice the"
+                    " clipping norm; give those rows their unit, or one of its own each,"
+                    " or leave them out of the dataset"
+                )
+            if type(part).__hash__ in _BY_IDENTITY:
                 raise TypeError(
                     f"units has a {type(part).__name__}, of which two with the same value"
                     " are different units, so that the rows of one unit would be clipped"

@@ -637,7 +637,7 @@ MUTANTS = (
     Mutant("per_sample/_isolation/routing_rules", "is_read_TB = torch.arange(B) < sizes_T[:, None]", "is_read_TB = torch.arange(B).flip(0) < sizes_T[:, None]", "rows of packed sequences are taken for other units'", ISOLATION),
     Mutant("per_sample/_parts/row_groups", ".index_fill_(0, self.padding, 0)", "", "a unit with few rows gets rows of another", "per_sample/test_parts.py per_sample/test_by_owner.py"),
     Mutant("sampling/_units", "if isinstance(part, _NUMBERS) and part != part:", "if False:", "each row without a user is a user of its own", "test_units.py"),
-    Mutant("sampling/_units", "if part is not None and type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
+    Mutant("sampling/_units", "if type(part).__hash__ in _BY_IDENTITY:", "if False:", "each row of a user whom a tensor names is a user of its own", "test_units.py"),
     Mutant("ledger/_remarks", "rng=weakest(self.rng, other.rng)", "rng=other.rng", "noise of before a resume is stated as that after it", "test_remarks.py"),
     Mutant("optimizer/_private_step", "        remark(self.mechanism, self._all_parameters())", "        pass", "a resumed run forgets what has to be assumed of it", "test_remarks.py"),
     Mutant("certificate/_repeats", "            _said_of(run, runs),", "            run,", "of two documents about the same charges the first is believed", "test_remarks.py"),
@@ -665,4 +665,5 @@ MUTANTS = (
     Mutant("evidence/_named_values", "        return len(value) > 0 and all(_is_of(part, kinds) for part in value)", "        return False", "losses that follow a pair of mean and deviation are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_reach", '    reach.places.append(Place("partial", PartialArguments(partial)))', "    pass", "losses that follow an argument of a partial function are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_program_state", "            parts = value if isinstance(value, tuple) else (value,)", "            parts = (value,)", "a batch that is read by a tuple of another name is not exchanged", "evidence/test_read_beside_batch.py"),
+    Mutant("sampling/_units", "            if part is None:", "            if False:", "all rows without a user are a user", "test_units.py"),
 )  # fmt: skip
