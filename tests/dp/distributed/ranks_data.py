@@ -72,6 +72,12 @@ def augmented(probability, times):
     return [step_on(Augmented(probability)) for _ in range(times)]
 
 
+def mirrored_on_one_rank():
+    """As where no coin happened to fall on one rank, in any of its readings."""
+    random.seed()
+    return step_on(Augmented(0.5 * distributed.get_rank()))
+
+
 def part(how):
     """Each rank has a part of the same rows."""
     rank, size = distributed.get_rank(), distributed.get_world_size()

@@ -22,6 +22,12 @@ def test_random_augmentation_is_no_difference(ranks, probability):
         assert steps == [(None, "", 1)] * 15
 
 
+def test_what_one_rank_finds_random_is_compared_on_none(ranks):
+    """An augmentation that is rare may not show in the readings of another."""
+    for result in ranks("ranks_data:mirrored_on_one_rank"):
+        assert result == (None, "", 1)
+
+
 @pytest.mark.parametrize("how", ["padded", "users on both"])
 def test_parts_that_have_data_in_common_are_refused(ranks, how):
     """A repeated row, or a unit with rows on two ranks, would count twice."""
