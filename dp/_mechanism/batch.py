@@ -19,21 +19,10 @@ from dp._mechanism.likely_causes import explain_deepspeed
 from dp._mechanism.sums import Sums
 from dp.exceptions import PrivacyError, SamplingMismatchError
 from dp.plan import PrivacyPlan
-from dp.sampling import (
-    PassStep,
-    RowsRead,
-    Scheme,
-    Ticket,
-    TicketedLoader,
-    Unamplified,
-)
+from dp.sampling import PassStep, RowsRead, Scheme, Ticket, TicketedLoader, Unamplified
 
 
-__all__ = (
-    "PendingBatch",
-    "current_ticket",
-    "held_against",
-)
+__all__ = ("PendingBatch", "current_ticket", "held_against")
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
 # on the chance not to be in its batch; two releases of one batch share that chance.
@@ -91,6 +80,11 @@ class PendingBatch:
     def num_drawn(self) -> int:
         """How many units the loader drew for this batch; a private number."""
         return 0 if self.ticket is None else self.ticket.num_samples
+
+    @property
+    def lacks_units(self) -> bool:
+        """Whether a unit that was drawn for this batch was not added."""
+        return self.num_samples < self.num_drawn
 
     def admit(
         self,
@@ -189,7 +183,8 @@ class PendingBatch:
             )
         # Units that the caller named may be fewer: one whose losses were left out
         # contributes nothing, and what the others contribute is their own.
-        if self.num_samples < self.num_drawn and not self.may_lack_units:
+        is_named = self.may_lack_units and len(self.units) == self.num_samples
+        if self.lacks_units and not is_named:
             raise SamplingMismatchError(
                 "backward has not seen every example that the loader drew for this"
                 " batch; pass the losses of the whole batch to optimizer.backward"
@@ -223,8 +218,10 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     yielded = loader.yielded
     # A part that was moved is a copy of that part alone.
     rows = slice(None) if loader.part is None else loader.part
+    units = loader.unit_of_row
     return {
         "batch": [tensor[rows] for tensor in yielded.rows],
+        "unit_of_row": None if units is None else units[rows],
         "admit_data": lambda data: batch.rows_read.admit(data, yielded),
     }
 

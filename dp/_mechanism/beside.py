@@ -1,5 +1,6 @@
 """What was seen of weights beside the private gradients."""
 
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, Final, Literal, final
 from torch import Tensor
 
 from dp._mechanism.fingerprint import fingerprint_of_tensors
+from dp.evidence import callers_level
 
 
 __all__ = ("Beside",)
@@ -82,6 +84,7 @@ class Beside:
         self.has_hooks = False
         self.has_writes: bool = False
         self.has_left_out: bool = False
+        self.lacks_units: bool = False
         self.is_blind = False  # Of shards nothing can be seen.
         self.is_cleared: bool = False
         self._since: Literal["made", "updated"] | None = None
@@ -111,6 +114,27 @@ class Beside:
         """
         if self._since == "updated":
             self.note(parameters, since="updated")
+
+    def note_units(self, *, are_missing: bool) -> None:
+        """Note whether drawn units have no loss in a step; warn once if some have none.
+
+        By what a caller names: a unit without a loss adds nothing, which is right if it
+        has none by itself. Where its losses were cut off behind those of others, or
+        where the losses of several units were named as one unit's, others decide it.
+        """
+        if not are_missing or self.lacks_units:
+            return
+        self.lacks_units = True
+        warnings.warn(
+            "units= names fewer units than the loader drew. That is right for units that"
+            " have no loss by themselves, as a text without a labelled token. If losses"
+            " were cut off at a public number, or if units= groups what the loader drew"
+            " as several units, as the rows of a user, then one of them moves the sum by"
+            " more than the clipping norm: bound each unit by itself, and let the loader"
+            " group rows, plan.loader(dataset, units=...). The certificate says that"
+            " units had no loss",
+            stacklevel=callers_level(),
+        )
 
     def forget(self) -> None:
         """Take what is written before the next note for what is loaded, or an update."""

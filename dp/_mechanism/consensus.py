@@ -13,9 +13,15 @@ from typing import final
 from torch import Tensor
 
 from dp._mechanism.current_values import CurrentValues
-from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
+from dp._mechanism.fingerprint import (
+    fingerprint_of_dataset,
+    fingerprint_of_tensors,
+    held_by,
+)
 from dp.clipping import Clipping
 from dp.distributed import World
+from dp.distributed._world import NO_SHARE, Share
+from dp.exceptions import SamplingMismatchError
 from dp.noise import GaussianNoise
 from dp.sampling import Ticket, TicketedLoader
 
@@ -29,6 +35,7 @@ class Consensus:
 
     def __init__(self) -> None:
         self._settled: Hashable = None
+        self._kept: object = None  # So that no other object comes to have their ids.
 
     def check(
         self,
@@ -61,6 +68,15 @@ class Consensus:
                 self._settled = None
             return False
 
+        if _is_of_fewer(ticket, loader, world):
+            world.tell_failure()
+            raise SamplingMismatchError(
+                f"this batch is of an iteration that began before all {world.size}"
+                " processes had joined, so that each drew from all examples, and one could"
+                " count twice; join the process group first, and iterate over the loader"
+                " anew"
+            )
+
         # What was compared is recognised by the objects: a loaded ledger, another
         # loader or new parameters are compared again.
         def identity() -> Hashable:
@@ -81,16 +97,25 @@ class Consensus:
         # Parameters' values, the dataset and the plan take long to compare, and do not
         # change by themselves: once is enough until one of the objects is replaced.
         if not agreement.settled:
-            facts = _slow_facts(values, clipping, noise, loader, parameters)
             # Shards differ in content by design. They are compared to be different
-            # ones.
-            part = None
-            if loader is not None and loader.sharded:
-                part = fingerprint_of_dataset(loader.dataset)
+            # ones, and what all ranks have to be the same.
+            data, share = None, NO_SHARE
+            if loader is not None:
+                data = fingerprint_of_dataset(loader.dataset)
+                if loader.sharded:
+                    share = Share(data if data.is_whole else None, held_by(loader))
+                    data = None
+            facts = {
+                **_slow_facts(values, clipping, noise, loader, parameters),
+                "the dataset": None if data is None else data.order,
+            }
+            samples = () if data is None else data.leaves
             ledger.use_segment(
-                world.compare_once(facts, proposal=ledger.segment, part=part)
+                world.compare_once(
+                    facts, proposal=ledger.segment, samples=samples, share=share
+                )
             )
-            self._settled = identity()
+            self._settled, self._kept = identity(), (loader, parameters)
         return agreement.asked
 
 
@@ -108,6 +133,22 @@ def _place(ticket: Ticket) -> tuple[int, ...]:
     return (ticket.ordinal, in_pass.step, in_pass.position)
 
 
+def _is_of_fewer(
+    ticket: Ticket | None, loader: TicketedLoader | None, world: World
+) -> bool:
+    """Whether a batch was drawn as if fewer processes shared the dataset."""
+    # Fewer than when it was drawn is no harm: their parts stay apart.
+    if ticket is None or loader is None or loader.sharded:
+        return False
+    return ticket.draw.num_ranks < world.size
+
+
+def _in_words(rule: Clipping) -> str:
+    """Return a clipping rule's own words, or its class where they are an address."""
+    has_words = type(rule).__repr__ is not object.__repr__
+    return repr(rule) if has_words else type(rule).__qualname__
+
+
 def _slow_facts(
     values: CurrentValues,
     clipping: Clipping,
@@ -120,15 +161,10 @@ def _slow_facts(
     whole = [p for p in parameters if not hasattr(p, "placements")]
     return {
         "the plan": values.plan,
-        "the clipping rule": clipping,
+        "the clipping rule": _in_words(clipping),
         "the source of noise": noise,
         "the parameters": [(tuple(p.shape), p.dtype) for p in parameters],
         "the parameters' values": fingerprint_of_tensors(whole),
-        "the dataset": (
-            None
-            if loader is None or loader.sharded
-            else fingerprint_of_dataset(loader.dataset)
-        ),
         "the units of the dataset": (
             None if loader is None or loader.sharded else loader.units_digest
         ),

@@ -5,17 +5,29 @@ A fingerprint of a dataset is made of private examples: it is compared, never sh
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree
 
+from dp.sampling import TicketedLoader, origins
+from dp.sampling._units import index_of
 
-__all__ = ("fingerprint_of_dataset", "fingerprint_of_tensors")
+
+__all__ = (
+    "Fingerprint",
+    "fingerprint_of_dataset",
+    "fingerprint_of_tensors",
+    "held_by",
+)
 
 _INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLACES: Final = 12
+_READINGS: Final = 3
 
 
 @torch.no_grad()
@@ -35,36 +47,111 @@ def fingerprint_of_tensors(tensors: Sequence[Tensor]) -> list[int]:
     ]
 
 
-def fingerprint_of_dataset(dataset: Any) -> str | None:
-    """Return the number of examples, with a hash of the first, middle and last one.
+@final
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What some examples of a dataset are, and in which order it has them.
 
-    It is None if reading an example twice gives two results, as with random
-    augmentation: then nothing can be told.
+    Attributes:
+        order: How many there are, and which rows of what a ``Subset`` reads, in words.
+        leaves: For each leaf of an example a hash of some examples' leaves; None for
+            one that is another at each reading, as with random augmentation.
     """
-    # Example: 5000 examples are read at 0, 2500 and 4999, each twice. A random crop
-    # gives two digests, and then None: nothing to compare is not the same as equal.
+
+    order: str
+    leaves: tuple[str | None, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of an example is the same at each reading."""
+        return None not in self.leaves
+
+
+def fingerprint_of_dataset(dataset: Any) -> Fingerprint:
+    """Return a dataset's order, with hashes of some examples from the first to the last.
+
+    Each is read several times: what a random augmentation changes says nothing, and what
+    it leaves, as a label and the indices of a random split, tells datasets apart.
+    """
+    # Example: 5000 images, 1 of 2 of them flipped. A flip may fall alike in all three
+    # readings of one image, but hardly so in those of all twelve; if it does, two ranks
+    # compare nothing unless it did so on both.
     size = len(dataset)
-    places = sorted({0, size // 2, size - 1}) if size else []
-    first, again = (
-        [_digest(dataset[place]) for place in places] for _reading in range(2)
+    places = sorted(
+        {(size - 1) * i // (_PLACES - 1) for i in range(_PLACES if size else 0)}
     )
-    return f"{size} {first}" if first == again else None
+    first, *others = (
+        [_leaves_of(dataset[place]) for place in places]
+        for _reading in range(_READINGS)
+    )
+    counts = [len(leaves) for leaves in first]
+    if any([len(leaves) for leaves in other] != counts for other in others):
+        return Fingerprint(_order_of(dataset), (None,))
+    columns = [
+        [[leaves[i : i + 1] for leaves in reading] for reading in (first, *others)]
+        for i in range(max(counts, default=0))
+    ]
+    return Fingerprint(
+        _order_of(dataset),
+        tuple(
+            _hash(column[0]) if all(c == column[0] for c in column) else None
+            for column in columns
+        ),
+    )
 
 
-def _digest(example: Any) -> str:
-    hashed = hashlib.sha256()
-    for leaf in _pytree.tree_leaves(example):
-        hashed.update(_bytes(leaf))
-    return hashed.hexdigest()
+def held_by(loader: TicketedLoader) -> NDArray[np.uint64]:
+    """Return a number for each unit or row that this process has for itself.
+
+    What two processes both have, has one number. There are none where nothing can be
+    told: of a dataset that is no part of another, or is augmented at random.
+    """
+    index = index_of(loader)
+    if index is not None:
+        # Also if each has one row here: its others may be on another rank.
+        numbers = [int(_hash(repr(unit))[:16], 16) for unit in index.values]
+        return np.unique(np.array(numbers, np.uint64))
+    held = [np.empty(0, np.uint64)]
+    for source, rows in _read_by(loader.dataset):
+        found = fingerprint_of_dataset(source)
+        # Without indices there is nothing to compare: rows of equal content may be two
+        # people's.
+        if source is not loader.dataset and found.is_whole:
+            base = np.uint64(int(_hash((found.order, found.leaves))[:16], 16))
+            held.append(rows.astype(np.uint64) + base)  # Which wraps around.
+    return np.unique(np.concatenate(held))
 
 
-def _bytes(leaf: object) -> bytes:
+def _order_of(dataset: Any) -> str:
+    """Return how many rows a dataset has, and a hash of which it reads, if that is seen."""
+    read = [
+        hashlib.sha256(rows.tobytes()).digest() for _source, rows in _read_by(dataset)
+    ]
+    return f"{len(dataset)} {_hash(read)}"
+
+
+def _read_by(dataset: Any) -> list[tuple[Any, NDArray[np.int64]]]:
+    """Return what a ``Subset`` or ``ConcatDataset`` reads, and which rows of it."""
+    places = np.arange(len(dataset))
+    found = origins(dataset, places, places, by_object=False)
+    return [(source, rows) for source, _places, rows in found]
+
+
+def _leaves_of(example: Any) -> list[str]:
+    return [_hash(_content(leaf)) for leaf in _pytree.tree_leaves(example)]
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _content(leaf: object) -> object:
     """The value of a plain leaf; of others, whose bytes may be addresses, the type."""
     # repr of a tensor rounds its numbers, so they are listed instead.
     if isinstance(leaf, Tensor):
-        return repr((leaf.dtype, tuple(leaf.shape), leaf.tolist())).encode()
+        return leaf.dtype, tuple(leaf.shape), leaf.tolist()
     if isinstance(leaf, np.ndarray):
-        return repr((leaf.dtype, leaf.shape, leaf.tolist())).encode()
+        return leaf.dtype, leaf.shape, leaf.tolist()
     if isinstance(leaf, str | bytes | int | float | np.generic | None):
-        return repr(leaf).encode()
-    return type(leaf).__qualname__.encode()
+        return type(leaf).__qualname__, leaf
+    return type(leaf).__qualname__

@@ -15,11 +15,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dp._mechanism.batch import (
-    PendingBatch,
-    current_ticket,
-    held_against,
-)
+from dp._mechanism.batch import PendingBatch, current_ticket, held_against
 from dp._mechanism.correlated import correlated_step
 from dp._mechanism.likely_causes import check_attached, warn_of_many_rows
 from dp._mechanism.loss_units import LossUnits, Reduction, check_grouped, loss_units
@@ -248,6 +244,7 @@ class Mechanism(PrivateRun):
         try:
             batch = self._batch_for(parameters)
             batch.check_complete()
+            self.beside.note_units(are_missing=batch.lacks_units)
             dataset = None if self.loader is None else self.loader.dataset
             self.account.check(parameters, dataset)
             # Charged is only what can be released: noise may not fit into the sums.

@@ -130,8 +130,8 @@ class Account:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._things: Sequence[_Thing] = ()
         self._settled: object = None
+        self._kept: object = None  # So that no other object comes to have their ids.
 
     def check(self, parameters: Sequence[Tensor], dataset: Any) -> None:
         """Raise if the ledger does not know what these have cost already.
@@ -145,10 +145,10 @@ class Account:
         # The usual step: nothing has changed since the last one.
         if self._settled == (identity, memory.version):
             return
-        self._things = [*_parameters(parameters), *_rows_of(dataset)]
-        memory.check(self._ledger, self._things)
-        memory.note(self._ledger, self._things)
-        self._settled = (identity, memory.version)
+        things = [*_parameters(parameters), *_rows_of(dataset)]
+        memory.check(self._ledger, things)
+        memory.note(self._ledger, things)
+        self._settled, self._kept = (identity, memory.version), (dataset, parameters)
 
 
 def _parameters(parameters: Sequence[Tensor]) -> Iterator[_Thing]:

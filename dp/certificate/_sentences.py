@@ -145,7 +145,10 @@ def _about_unit(unit: str) -> str:
     column = column_of_units(unit)
     if column is None:
         return f"Each unit that was drawn holds all data of {unit}."
-    return f"All rows of one person have the same value of {column}."
+    return (
+        f"All rows of one person have the same value of {column}, and nobody else's have"
+        " it."
+    )
 
 
 def released(runs: Sequence[CertifiedRun]) -> str:

@@ -9,10 +9,12 @@ would otherwise wait in a collective until it times out.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 
 from dp._ranks import rank_and_size
@@ -40,6 +42,24 @@ class Agreement:
 
     settled: bool
     asked: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What tells this rank's part of the data from another rank's.
+
+    Attributes:
+        whole: What no other rank's part may equal; None if nothing tells them apart.
+        held: A number for each row or unit, which no other rank may have.
+    """
+
+    whole: object = None
+    held: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+NO_SHARE: Final = Share()
+"""That of ranks which share all of the data."""
 
 
 @final
@@ -104,42 +124,61 @@ class World:
         )
 
     def compare_once(
-        self, facts: Mapping[str, object], proposal: _T, *, part: object = None
+        self,
+        facts: Mapping[str, object],
+        proposal: _T,
+        *,
+        samples: Sequence[str | None] = (),
+        share: Share = NO_SHARE,
     ) -> _T:
         """Compare *facts* over all ranks, and return rank 0's *proposal*.
 
         Args:
             facts: What must be equal on all ranks, by name.
             proposal: What rank 0 decides for all.
-            part: What tells this rank's share of the data from another rank's; None
-                where they share it, or if nothing does.
+            samples: What must be equal of the dataset; None for what is random.
+            share: This rank's part of the data, where each has its own.
 
         Raises:
             RankFailedError: If another rank died or timed out.
-            RanksDivergedError: If a fact differs, or if two ranks have one part. Its
-                values are not shown, since they may depend on data.
+            RanksDivergedError: If a fact differs, or if two ranks have data in common.
+                Its values are not shown, since they may depend on data.
         """
         digests = {name: _digest(fact) for name, fact in facts.items()}
-        own_part = None if part is None else _digest(part)
+        own_part = None if share.whole is None else _digest(share.whole)
         answers: list[Any] = [None] * self.size
         with translate_errors():
-            distributed.all_gather_object(answers, (digests, proposal, own_part))
+            distributed.all_gather_object(
+                answers, (digests, proposal, tuple(samples), own_part, share.held)
+            )
         for name in digests:
-            self._check_equal(name, [by_name.get(name) for by_name, _, _ in answers])
-        self._check_distinct([part for _, _, part in answers])
+            self._check_equal(name, [by_name.get(name) for by_name, *_ in answers])
+        for values in _comparable([samples for _, _, samples, _, _ in answers]):
+            self._check_equal("the dataset", values)
+        self._check_distinct(
+            [[] if part is None else [part] for *_, part, _ in answers]
+        )
+        self._check_distinct([held for *_, held in answers])
         return cast("_T", answers[0][1])
 
-    def _check_distinct(self, parts: Sequence[object]) -> None:
-        rank_of: dict[object, int] = {}
-        for rank, part in enumerate(parts):
-            if part is not None and rank_of.setdefault(part, rank) != rank:
-                raise RanksDivergedError(
-                    f"ranks {rank_of[part]} and {rank} of {self.size} have the same"
-                    " examples, but their loaders are sharded=True: an example that both"
-                    " draw counts twice. Give each process examples of its own, or all"
-                    " of them the whole dataset without sharded=True. Nothing was"
-                    " charged for this step"
-                )
+    def _check_distinct(self, parts: Sequence[Any]) -> None:
+        """Raise if a number is in the parts of two ranks."""
+        numbers = np.concatenate([np.asarray(part, np.uint64) for part in parts])
+        ranks = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        # Equal numbers are neighbours once they are sorted.
+        order = np.argsort(numbers, kind="stable")
+        (again,) = np.nonzero(numbers[order][1:] == numbers[order][:-1])
+        if len(again):
+            one, other = ranks[order[again[0]]], ranks[order[again[0] + 1]]
+            raise RanksDivergedError(
+                f"ranks {one} and {other} of {self.size} have examples or units in"
+                " common, but their loaders are sharded=True: what both draw counts"
+                " twice. Give each process its own, without the repetitions by which"
+                " torch's DistributedSampler makes parts equally long, and units that are"
+                " told apart over all processes, as (rank, number); or give all of them"
+                " the whole dataset without sharded=True. Nothing was charged for this"
+                " step"
+            )
 
     def _exchanged(self, row: Sequence[int]) -> list[list[int]]:
         """Return the rows of all ranks, padded with zeros."""
@@ -162,6 +201,16 @@ class World:
                 f" {_REMEDIES.get(name, 'give every process the same')}. Nothing was"
                 " charged for this step"
             )
+
+
+def _comparable(samples: Sequence[Sequence[str | None]]) -> Iterator[list[object]]:
+    """Yield what each rank has of one part of the examples, unless it is random on any."""
+    if any([*leaves] == [None] for leaves in samples):
+        return
+    yield [len(leaves) for leaves in samples]
+    for values in zip(*samples, strict=False):
+        if None not in values:
+            yield [*values]
 
 
 _REMEDIES: Final = {

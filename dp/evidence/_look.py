@@ -9,8 +9,8 @@ this label?", changes where one example is left, among copies of itself.
 Shapes: ``B`` losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Literal, final
@@ -22,26 +22,19 @@ from torch import Tensor
 from dp.evidence._company import Company
 from dp.evidence._comparison import differ_throughout, nearly_same, same_losses
 from dp.evidence._exchange import copied
-from dp.evidence._looking import look
+from dp.evidence._gradients import verdict_of_gradients
+from dp.evidence._looking import apart
 from dp.evidence._named_values import Values, tensors_of
 from dp.evidence._program_state import Picture, ProgramState
 from dp.evidence._random_state import RandomState
 from dp.evidence._rounding import rounding_error
+from dp.evidence._verdicts import Verdict, worst
 
 
-__all__ = ("Followed", "Look", "Verdict")
+__all__ = ("Followed", "Look")
 
 Followed = Literal["data", "numbers"]
 """What losses follow that is not in their batch."""
-
-Verdict = Literal["alone", "mixed", "carried", "unclear", "too few"]
-"""What a look saw.
-
-``"alone"``: no loss changed with other examples. ``"mixed"``: one did. ``"carried"``:
-one changed with the examples of an earlier evaluation. ``"unclear"``: the function does
-not repeat itself, draws random numbers by what its data are, or failed. ``"too few"``:
-there was one example, and nobody to exchange.
-"""
 
 _FEWEST: Final = 2
 _ASKED_AGAIN: Final = 3
@@ -110,16 +103,13 @@ class Look:
         if self._company.num_units < _FEWEST:
             return self._of_one()
         verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
-        return max(verdicts, key=_SEVERITY.index)
+        return worst(verdicts)
 
     def _of_exchanges(self, num_halves: int, *, one_alone: bool) -> list[Verdict]:
         exchanges = [*islice(self._company.halves(), num_halves)]
         if one_alone:
             exchanges.append(self._company.alone())
-        return [
-            self._of_exchange(order, stays.to(self._losses.device))
-            for order, stays in exchanges
-        ]
+        return [self._of_exchange(order, stays_B) for order, stays_B in exchanges]
 
     def _verdict_in_step(self, num_halves: int, *, one_alone: bool) -> Verdict:
         """Return the verdict, after as many evaluations as every other rank makes.
@@ -135,7 +125,7 @@ class Look:
         verdicts = self._of_exchanges(num_halves, one_alone=one_alone)
         if asks_if_carried:
             verdicts.append(self._if_carried(self._left))
-        return max(verdicts, key=_SEVERITY.index)
+        return worst(verdicts)
 
     def _of_one(self) -> Verdict:
         """Return whether state carries data on, where an example has no company.
@@ -159,6 +149,7 @@ class Look:
             self._again(self._whole)
 
     def _of_exchange(self, order: Sequence[int], stays_B: Tensor) -> Verdict:
+        stays_B = stays_B.to(self._losses.device)
         exchanged_B, left = self._again(order), self._left
         differences = self._state.differing(self._after, left)
         self.written = differences.buffers
@@ -266,6 +257,24 @@ class Look:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
+    def verdict_of_gradients(self, *, asks_size: bool) -> Verdict:
+        """Return what becomes of gradients, where losses were seen to stay.
+
+        Not asked of sharded weights, whose backward pass leaves gradients behind.
+        """
+        modules = self._state.reach.modules
+        if any(hasattr(p, "placements") for m in modules for p in m.parameters()):
+            return "alone"
+        # Another size would draw other numbers.
+        draws = not self._draws.equals(self._state.random)
+        return verdict_of_gradients(
+            partial(self._again, autograd=True, keeps_graph=True),
+            self._of_exchange,
+            self._company,
+            in_step=self._in_step,
+            asks_size=asks_size and not draws,
+        )
+
     def follows(self, data: Values, numbers: Values) -> Followed | None:
         """Return whether losses are others with what stood in some places before.
 
@@ -351,6 +360,7 @@ class Look:
         evaluate: bool = False,
         autograd: bool = False,
         inside: AbstractContextManager[Any] | None = None,
+        keeps_graph: bool = False,
     ) -> Tensor:
         """Return the losses of rows in *order*, from *picture* or the first state."""
         batch = (way or self._company.ways[0])(order)
@@ -361,7 +371,7 @@ class Look:
                 module.training = False
         asks_autograd = autograd or self._needs_autograd
         try:
-            with _apart(self._silenced, inside), torch.set_grad_enabled(asks_autograd):
+            with apart(self._silenced, inside), torch.set_grad_enabled(asks_autograd):
                 losses = self._function(batch)
         except RuntimeError:
             if asks_autograd:
@@ -370,31 +380,4 @@ class Look:
             self._needs_autograd = True
             return self._again(order, way, picture=picture, evaluate=evaluate)
         self._left = self._state.picture()
-        return losses.detach().flatten()
-
-
-_SEVERITY: Final[tuple[Verdict, ...]] = (
-    "alone",
-    "too few",
-    "unclear",
-    "carried",
-    "mixed",
-)
-
-
-@contextmanager
-def _apart(
-    silenced: Sequence[Callable[[], AbstractContextManager[None]]],
-    inside: AbstractContextManager[Any] | None,
-) -> Iterator[None]:
-    with ExitStack() as stack:
-        for silence in silenced:
-            stack.enter_context(silence())
-        stack.enter_context(look())
-        # A weight that is cast under no_grad would stay cached, without its gradient.
-        was_enabled = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        stack.callback(torch.set_autocast_cache_enabled, was_enabled)
-        if inside is not None:
-            stack.enter_context(inside)
-        yield
+        return losses.flatten() if keeps_graph else losses.detach().flatten()

@@ -1,11 +1,14 @@
 """Whether a loss function is being evaluated again."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
+
+import torch
 
 
-__all__ = ("look", "looking")
+__all__ = ("apart", "look", "looking")
 
 _looking: ContextVar[bool] = ContextVar("dp_looking", default=False)
 
@@ -30,3 +33,22 @@ def look() -> Iterator[None]:
         yield
     finally:
         _looking.reset(token)
+
+
+@contextmanager
+def apart(
+    silenced: Sequence[Callable[[], AbstractContextManager[None]]],
+    inside: AbstractContextManager[Any] | None,
+) -> Iterator[None]:
+    """Evaluate a function apart from the run: silenced, and while `looking` is true."""
+    with ExitStack() as stack:
+        for silence in silenced:
+            stack.enter_context(silence())
+        stack.enter_context(look())
+        # A weight that is cast under no_grad would stay cached, without its gradient.
+        was_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        stack.callback(torch.set_autocast_cache_enabled, was_enabled)
+        if inside is not None:
+            stack.enter_context(inside)
+        yield

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp._containers import parts_of
+from dp._containers import parts_of, rebuilt
 from dp.evidence._program_state import Label, ProgramState
 
 
@@ -51,7 +51,7 @@ class NamedValues:
             for label, value in _named(state)
             if label in last and not _is_equal(last[label], value)
         }
-        numbers = {k: v for k, v in changed.items() if isinstance(v, _NUMBERS)}
+        numbers = {k: v for k, v in changed.items() if _is_of(v, _NUMBERS)}
         return {k: v for k, v in changed.items() if k not in numbers}, numbers
 
 
@@ -67,15 +67,33 @@ def _named(state: ProgramState) -> Iterator[tuple[Label, Any]]:
     found = [
         (label, value)
         for label, value in state.named()
-        if isinstance(value, (*_NUMBERS, np.ndarray, Tensor))
+        if _is_of(value, (*_NUMBERS, np.ndarray, Tensor))
     ]
     counts = Counter(label for label, _ in found)
     for label, value in found:
-        if counts[label] == 1 and getattr(value, "nbytes", 0) <= _LARGEST:
+        if counts[label] == 1 and _size_of(value) <= _LARGEST:
             yield label, _copied(value)
 
 
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a value is of *kinds*, or a tuple of such, as a pair of mean and deviation.
+
+    A tuple cannot be written to, so that it is one value of who holds it.
+    """
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(_is_of(part, kinds) for part in value)
+    return isinstance(value, kinds)
+
+
+def _size_of(value: Any) -> int:
+    if isinstance(value, tuple):
+        return sum(map(_size_of, value))
+    return int(getattr(value, "nbytes", 0))
+
+
 def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return rebuilt(value, {k: _copied(p) for k, p in enumerate(value)})
     if isinstance(value, Tensor):
         return value.detach().clone()
     return value.copy() if isinstance(value, np.ndarray) else value
@@ -84,6 +102,8 @@ def _copied(value: Any) -> Any:
 def _is_equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_is_equal, one, other))
     if isinstance(one, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray):

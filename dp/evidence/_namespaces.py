@@ -5,11 +5,11 @@ programs as attributes of objects are: a statistic that is made of the first bat
 kept in one of them, changes the losses of every later one.
 """
 
+import functools
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator, MutableMapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -21,6 +21,7 @@ __all__ = (
     "ClassAttributes",
     "Defaults",
     "Entries",
+    "PartialArguments",
     "Slots",
     "Variables",
     "is_programs_own",
@@ -36,7 +37,7 @@ _VALUES: Final = (
 )
 
 
-@cache
+@functools.cache
 def is_programs_own(module: str) -> bool:
     """Whether a module is neither Python's, nor of a package that was installed."""
     root = module.partition(".")[0]
@@ -122,6 +123,29 @@ class Defaults(_Written):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self._function.__defaults__ or ())))
+
+
+@final
+class PartialArguments(_Written):
+    """The positional arguments of a partial function, by their place."""
+
+    __slots__ = ("_partial",)
+
+    def __init__(self, partial: functools.partial[Any]) -> None:
+        self._partial = partial
+
+    def __getitem__(self, place: int) -> Any:
+        return self._partial.args[place]
+
+    def __setitem__(self, place: int, value: Any) -> None:
+        partial = self._partial
+        values = list(partial.args)
+        values[place] = value
+        state = partial.func, tuple(values), partial.keywords, vars(partial)
+        partial.__setstate__(state)  # type: ignore[attr-defined]  # As copies are made.
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self._partial.args)))
 
 
 @final

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dp._containers import rebuilt
 from dp.evidence._random_state import RandomState
 from dp.evidence._reach import Place, reach_of
 
@@ -112,7 +113,7 @@ class ProgramState:
             numpys=numpys,
         )
         self.before = self.picture(in_full=True)
-        self._in_batch: list[tuple[Place, Any, int]] = []
+        self._in_batch: list[tuple[Place, Any, Any, list[int]]] = []
 
     def picture(self, *, in_full: bool = False) -> Picture:
         """Return what stands in every place now.
@@ -166,17 +167,20 @@ class ProgramState:
     def note_batch(self, tensors: Sequence[Tensor]) -> None:
         """Note which names stand for a tensor of the batch, as a loop's own variables."""
         known = {_where(tensor): which for which, tensor in enumerate(tensors)}
-        self._in_batch = [
-            (place, name, known[_where(value)])
-            for place, name, value in self._values()
-            if type(value) is Tensor and _where(value) in known
-        ]
+        self._in_batch = []
+        for place, name, value in self._values():
+            parts = value if isinstance(value, tuple) else (value,)
+            if parts and all(type(p) is Tensor and _where(p) in known for p in parts):
+                which = [known[_where(part)] for part in parts]
+                self._in_batch.append((place, name, value, which))
 
     def exchange(self, tensors: Sequence[Tensor]) -> None:
         """Let names that stand for a tensor of the batch stand for another batch's."""
-        for place, name, which in self._in_batch:
-            if which < len(tensors):
-                place.namespace[name] = tensors[which]
+        for place, name, value, which in self._in_batch:
+            if max(which) < len(tensors):
+                parts = {k: tensors[i] for k, i in enumerate(which)}
+                is_tuple = isinstance(value, tuple)
+                place.namespace[name] = rebuilt(value, parts) if is_tuple else parts[0]
 
     def named(self) -> Iterator[tuple[Label, Any]]:
         """Yield what the function names, but the batch, buffers and weights.
@@ -184,7 +188,7 @@ class ProgramState:
         Frozen weights are often averages of released ones. A layer may have its weights
         in a list as well.
         """
-        in_batch = {(id(place), name) for place, name, _ in self._in_batch}
+        in_batch = {(id(place), name) for place, name, *_ in self._in_batch}
         values = list(self._values())
         buffers = {id(value) for place, _, value in values if place.holds_buffers}
         for place, name, value in values:

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +22,7 @@ from dp.evidence._namespaces import (
     ClassAttributes,
     Defaults,
     Entries,
+    PartialArguments,
     Slots,
     Variables,
     is_programs_own,
@@ -265,6 +267,7 @@ def _of_method(method: types.MethodType, _reach: Reach) -> Iterable[Any]:
 
 def _of_partial(partial: functools.partial[Any], reach: Reach) -> Iterable[Any]:
     reach.places.append(Place("partial", partial.keywords))
+    reach.places.append(Place("partial", PartialArguments(partial)))
     return partial.func, *partial.args, *partial.keywords.values()
 
 
@@ -281,6 +284,7 @@ _READERS: Final[tuple[tuple[Any, Callable[[Any, Reach], Iterable[Any]]], ...]] =
     (types.FunctionType, _of_function),
     (types.MethodType, _of_method),
     (functools.partial, _of_partial),
+    (Distribution, _of_object),
     (type, _of_class),
     ((list, tuple, set, frozenset, deque, dict), _of_container),
 )

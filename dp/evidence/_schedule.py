@@ -9,10 +9,11 @@ import hashlib
 from typing import Final
 
 
-__all__ = ("EVERY", "FIRST", "is_due", "num_due", "picks_call")
+__all__ = ("EVERY", "FIRST", "asks_gradients", "is_due", "num_due", "picks_call")
 
 FIRST: Final = 3  # Steps of a process that are looked at in any case.
 EVERY: Final = 50  # Of the others, one in so many is.
+_GRADIENTS: Final = 4  # Of these, one in so many asks for gradients, which take longer.
 
 
 def is_due(segment: str, step: int) -> bool:
@@ -33,6 +34,16 @@ def picks_call(segment: str, step: int, call: int) -> bool:
     the first steps ranks do not share an id yet: there every part is.
     """
     return step < FIRST or _number(segment, step, call) % call == 0
+
+
+def asks_gradients(segment: str | None, step: int, call: int) -> bool:
+    """Whether the look at the *call*-th part of a due step compares gradients, too.
+
+    Losses that surprise, which have no *segment*, are not asked.
+    """
+    if segment is None or step < FIRST:
+        return segment is not None and call == 1
+    return _number(segment, step, 0) // EVERY % _GRADIENTS == 0
 
 
 def _number(segment: str, step: int, call: int) -> int:

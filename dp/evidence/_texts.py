@@ -1,17 +1,16 @@
 """What warnings and errors about losses say."""
 
+from collections.abc import Mapping
 from typing import Final
 
 
 __all__ = (
     "BESIDE",
-    "CARRIED",
     "COMPUTED",
     "FINISHED",
     "FOLLOWED",
-    "MIXED",
     "NO_AXIS",
-    "SIZES",
+    "REFUSED",
     "UNCLEAR",
 )
 
@@ -38,23 +37,46 @@ COMPUTED: Final = (
     " an example are made of that example alone. Give the function the loader's batch,"
     " and standardise, augment and convert inside of it"
 )
-MIXED: Final = (
+_MIXED: Final = (
     "the loss of an example changed when other examples of its batch were replaced by"
     " copies of another. Something in the loss function is computed from the whole"
     " batch, if without a gradient: BatchNorm in train(), a mean, a largest value, a"
     " rank or a count of the batch, an .item() of it, or mixup. Compute each example's"
     " loss from that example alone"
 )
-CARRIED: Final = (
+_CARRIED: Final = (
     "the loss of an example changed with the examples of the batch before it. A buffer,"
     " an attribute or a variable of the loss function carries private data from one"
     " batch to the next, as a running mean does. Keep no state of the data"
 )
-SIZES: Final = (
+_SIZES: Final = (
     "the losses of all examples changed when there were fewer of them in the batch."
     " Something in the loss function depends on how many there are: divide no loss by a"
     " size or a count of the batch"
 )
+_BACKWARDS: Final = (
+    " Something that the backward pass multiplies with is computed from the whole batch:"
+    " in a hook on a tensor or a module, in the backward of a custom function, in a term"
+    " that is detached, or by hooks that compress what autograd saves."
+)
+_STEERED: Final = (
+    "the gradient of an example changed when other examples of its batch were replaced"
+    f" by copies of another, though its loss did not.{_BACKWARDS} Compute each example's"
+    " gradient from that example alone"
+)
+_SIZED: Final = (
+    "the gradients of examples changed when there were fewer of them in the batch,"
+    f" though their losses did not.{_BACKWARDS} Divide no gradient by a size or a count"
+    " of the batch"
+)
+REFUSED: Final[Mapping[str, str]] = {
+    "mixed": _MIXED,
+    "carried": _CARRIED,
+    "sized": _SIZES,
+    "steered": _STEERED,
+    "sized gradients": _SIZED,
+}
+"""What is said of what a look saw."""
 BESIDE: Final = (
     "the loss function reads what changes from step to step beside its batch: {}. Whether"
     " that is made of private data nothing can see, as of a mean that the training loop"

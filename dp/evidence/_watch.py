@@ -20,9 +20,15 @@ from dp.evidence import _texts
 from dp.evidence._callers import callers_level
 from dp.evidence._checked_models import checked_on
 from dp.evidence._company import Companies, Company
-from dp.evidence._evaluated import Evaluated, LossFunction, is_at_hand
+from dp.evidence._evaluated import (
+    Evaluated,
+    LossFunction,
+    called,
+    holds_nothing,
+    is_at_hand,
+)
 from dp.evidence._exchange import copied, devices_of
-from dp.evidence._look import Followed, Look, Verdict
+from dp.evidence._look import Look
 from dp.evidence._named_values import (
     Changed,
     NamedValues,
@@ -33,9 +39,10 @@ from dp.evidence._origin import is_computed
 from dp.evidence._program_state import ProgramState
 from dp.evidence._random_state import numpys_position
 from dp.evidence._record import Evidence, longest
-from dp.evidence._schedule import FIRST, is_due, picks_call
+from dp.evidence._schedule import FIRST, asks_gradients, is_due, picks_call
 from dp.evidence._surprise import Surprises, spread_of
 from dp.evidence._together import Together
+from dp.evidence._verdicts import Seen, Verdict
 from dp.exceptions import EvidenceWarning, SampleMixingError
 from dp.sampling import TicketedLoader
 
@@ -121,10 +128,11 @@ class Watch:
             TypeError: If *function* does not return a tensor.
         """
         is_alone = rank_and_size()[1] == 1
-        if is_alone and _holds_nothing(batch, loader):
-            return torch.zeros(
-                0, device=tensors_of(batch)[0].device, requires_grad=True
-            )
+        if is_alone and holds_nothing(batch, loader):
+            # Of the shape that units of no losses have, as [0, T] of tokens.
+            shape = (0,) if units is None or units.numel() else units.shape
+            device = tensors_of(batch)[0].device
+            return torch.zeros(shape, device=device, requires_grad=True)
         if self.checks:
             self.checks[:] = [c for c in self.checks if not c(function, batch, units)]
         step = self._begin(segment)
@@ -137,7 +145,7 @@ class Watch:
         looks = is_due(segment, step) and picks_call(segment, step, self._num_calls)
         if not looks and not self._owes_look:
             self._named.forget()
-            losses = _called(function, batch)
+            losses = called(function, batch)
             evaluated = partial(Evaluated.now, function, batch, losses, units, loader)
             if is_alone:
                 self._read(losses, evaluated)
@@ -239,7 +247,7 @@ class Watch:
         before: Any = NO_BATCH
         with suppress(Exception):  # Of the caller's own types, which may refuse it.
             before = copied(batch)
-        losses = _called(function, batch)
+        losses = called(function, batch)
         self._named.keep(state)
         if is_at_hand(losses):
             self._surprises.breaks_record(spread_of(losses))
@@ -276,9 +284,6 @@ class Watch:
             self._record(inconclusive=True)
             self._tell("axis", _texts.NO_AXIS)
             return
-        written: list[str] = []
-        follows: Followed | None = None
-        depends: bool | None = None
         try:
             with state.excursion() as after:
                 look = Look(
@@ -291,29 +296,38 @@ class Watch:
                     silenced=self.silenced,
                     earlier=self._earlier_than(evaluated.batch, company),
                 )
-                # What depends on one example alone shows when its place is given away:
-                # both halves are exchanged in the first look, one of them later.
-                # In the first looks, all but one example's are given away, too.
-                verdict = look.verdict(
-                    both_halves=segment is None or self._number == 0,
-                    one_alone=segment is None or self._number < FIRST,
-                )
-                # Once a run: whether losses change with the number of examples. Where
-                # it cannot be told, as for a batch of one, two more looks may try.
-                if segment is not None and self._is_to_ask_size(verdict, num_ranks):
-                    depends = look.depends_on_size()
-                    self._tries_left = self._tries_left - 1 if depends is None else 0
+                seen = self._seen(look, segment, num_ranks)
                 follows = look.follows(*changed)
         except Exception:  # noqa: BLE001 -- another batch is none that the caller tried
-            verdict = "unclear"
-        else:
-            written = look.written
-        self._act(verdict, depends_on_size=depends)
+            seen, follows = Seen("unclear"), None
+        self._act(seen)
         self.follows_others |= follows is not None
         if follows == "data":
             self._record(inconclusive=True)
             self._tell("beside", _texts.BESIDE.format(labels_in_words(changed[0])))
-        self._tell_of_buffers(written)
+        self._tell_of_buffers(seen.written)
+
+    def _seen(self, look: Look, segment: str | None, num_ranks: int) -> Seen:
+        # What depends on one example alone shows when its place is given away: both
+        # halves are exchanged in the first look, one of them later.
+        # In the first looks, all but one example's are given away, too.
+        verdict = look.verdict(
+            both_halves=segment is None or self._number == 0,
+            one_alone=segment is None or self._number < FIRST,
+        )
+        # Once a run: whether losses change with the number of examples. Where it cannot
+        # be told, as for a batch of one, two more looks may try.
+        depends: bool | None = None
+        if segment is not None and self._is_to_ask_size(verdict, num_ranks):
+            depends = look.depends_on_size()
+            self._tries_left = self._tries_left - 1 if depends is None else 0
+        if verdict == "alone" and depends:
+            verdict = "sized"
+        is_to_ask = num_ranks > 1 or verdict == "alone"
+        if is_to_ask and asks_gradients(segment, self._number, self._num_calls):
+            of_gradients = look.verdict_of_gradients(asks_size=depends is not None)
+            verdict = of_gradients if verdict == "alone" else verdict
+        return Seen(verdict, depends is False and verdict == "alone", look.written)
 
     def _company_of(self, evaluated: Evaluated) -> Company | None:
         if evaluated.batch is NO_BATCH:
@@ -337,16 +351,14 @@ class Watch:
             return self._number == 0 and self._num_calls == 1
         return verdict == "alone" and self._tries_left > 0
 
-    def _act(self, verdict: Verdict, *, depends_on_size: bool | None) -> None:
-        if depends_on_size is not None and verdict == "alone":
-            if depends_on_size:
-                raise _mixing(_texts.SIZES)
+    def _act(self, seen: Seen) -> None:
+        if seen.verdict in _texts.REFUSED:
+            raise _mixing(_texts.REFUSED[seen.verdict])
+        if seen.has_other_sizes:
             self._record(other_sizes=True)
-        if verdict == "unclear":
+        if seen.verdict == "unclear":
             self._record(inconclusive=True)
             self._tell("unclear", _texts.UNCLEAR)
-        elif verdict in ("mixed", "carried"):
-            raise _mixing(_texts.MIXED if verdict == "mixed" else _texts.CARRIED)
 
     def _record(self, *, other_sizes: bool = False, inconclusive: bool = False) -> None:
         known = self._records.get(self._segment, _NOTHING)
@@ -373,25 +385,6 @@ class Watch:
     def __reduce__(self) -> tuple[object, ...]:
         # A copy starts a segment of its own, and so looks at its first steps.
         return Watch, (self._records,)
-
-
-def _called(function: LossFunction, batch: Any) -> Tensor:
-    losses: object = function(batch)
-    if not isinstance(losses, Tensor):
-        raise TypeError(
-            "the loss function must return a tensor with one loss an example, got a"
-            f" {type(losses).__name__}"
-        )
-    return losses
-
-
-def _holds_nothing(batch: Any, loader: TicketedLoader | None) -> bool:
-    """Whether nothing was drawn, and every tensor of the batch says so, too."""
-    ticket = None if loader is None else loader.ticket
-    if ticket is None or ticket.num_samples:
-        return False
-    tensors = tensors_of(batch)
-    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def _mixing(text: str) -> SampleMixingError:

@@ -36,6 +36,10 @@ _LEFT_OUT: Final = (
     "Batches that were drawn and not released were left out for public reasons: neither"
     " what was in them nor their losses decided it."
 )
+_LACKING: Final = (
+    "Units that were drawn and had no loss had none by themselves, whatever the others"
+    " were, and each loss was named as of the unit that its row was drawn with."
+)
 _SHARDED: Final = (
     "Sharded parameters were changed by steps alone, and no optimizer whose cost is not"
     " added trained other parameters on the same losses; neither was looked at."
@@ -129,9 +133,11 @@ def sentences(beside: Beside) -> tuple[str, ...]:
         beside.has_others,
         beside.has_writes,
         beside.has_left_out,
+        beside.lacks_units,
         beside.is_blind,
     )
-    return tuple(compress((_OTHERS, _WRITTEN, _LEFT_OUT, _SHARDED), is_needed))
+    said = (_OTHERS, _WRITTEN, _LEFT_OUT, _LACKING, _SHARDED)
+    return tuple(compress(said, is_needed))
 
 
 def remark(mechanism: Mechanism, parameters: Sequence[Tensor]) -> None:

@@ -69,6 +69,7 @@ class Engine:
         reduction: str = "sum",
         groups: Sequence[int] | None = None,
         batch: Sequence[Tensor] = (),
+        unit_of_row: Tensor | None = None,
         admit_data: Callable[[Sequence[Tensor]], object] | None = None,
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.
@@ -84,6 +85,7 @@ class Engine:
             groups: The group of each parameter, as gradients are to be clipped, whose
                 norms are verified; one group if None.
             batch: The tensors of the loader's batch, the examples along the first axis.
+            unit_of_row: The unit that each row was drawn as; None if each is one.
             admit_data: Called with the data that the graph keeps, as far as it does,
                 before any gradient is computed; raises if the losses are not to be
                 differentiated.
@@ -113,10 +115,14 @@ class Engine:
         # Before any gradient exists, so that a refused batch has released nothing.
         if admit_data is not None:
             admit_data(kept_data(known.graph.uses, root))
-        # One unit alone mixes with nobody.
-        if batch and whose.num_units > 1:
-            uses, owners = known.graph.uses, known.plan.owners
-            check_batch(uses, owners, batch, num_units=whose.num_units)
+        # One loss alone mixes with nobody.
+        if batch and losses.numel() > 1:
+            uses, owners, num_units = (
+                known.graph.uses,
+                known.plan.owners,
+                whose.num_units,
+            )
+            check_batch(uses, owners, batch, unit_of_row, num_units=num_units)
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
         passes = Passes(

@@ -66,7 +66,7 @@ def _check(places: _Numbers, read: _Numbers, unit_of_row: _Numbers | None) -> No
 
 
 def origins(
-    dataset: Any, places: _Numbers, rows: _Numbers
+    dataset: Any, places: _Numbers, rows: _Numbers, *, by_object: bool = True
 ) -> Iterator[tuple[Any, _Numbers, _Numbers]]:
     """Yield what some rows of a dataset are read from, and which numbers have there.
 
@@ -74,19 +74,22 @@ def origins(
         dataset: What is read.
         places: Where the rows are in the outermost dataset.
         rows: Their numbers in this one.
+        by_object: Whether the objects in a list are what is read, or the list is.
     """
     if isinstance(dataset, Subset):
         indices = np.asarray(dataset.indices, dtype=np.int64)
         inner: Any = dataset.dataset
-        yield from origins(inner, places, _from_start(indices[rows], inner))
+        read = _from_start(indices[rows], inner)
+        yield from origins(inner, places, read, by_object=by_object)
     elif isinstance(dataset, ConcatDataset):
         ends = np.asarray(dataset.cumulative_sizes, dtype=np.int64)
         part_of_row = np.searchsorted(ends, rows, side="right")
         for number, part in enumerate(dataset.datasets):
             here = part_of_row == number
             start = ends[number - 1] if number else 0
-            yield from origins(part, places[here], rows[here] - start)
-    elif isinstance(dataset, list | tuple):
+            read = rows[here] - start
+            yield from origins(part, places[here], read, by_object=by_object)
+    elif by_object and isinstance(dataset, list | tuple):
         # Of a list of tensors the same object in two places is one example; of a list
         # of numbers, equal ones may be two people's.
         held = np.array([_holds_data(dataset[row]) for row in rows], dtype=bool)

@@ -67,4 +67,4 @@ class RandomDraws(Iterator[list[int]]):
         positions, in_pass = self._law(len(share))
         units = [share[i] for i in positions]
         rows, owners = (units, None) if index is None else index.select(units)
-        return Draw(rows, owners, in_pass)
+        return Draw(rows, owners, in_pass, self._step)

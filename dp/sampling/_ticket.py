@@ -58,11 +58,13 @@ class Draw:
         unit_of_row: For each row the position of its unit among the units drawn;
             None if every row is a unit of its own.
         in_pass: Which step of a pass or round it is; None for Poisson draws.
+        num_ranks: Over how many processes the units were spread.
     """
 
     rows: Sequence[int]
     unit_of_row: NDArray[np.int64] | None = None
     in_pass: PassStep | None = None
+    num_ranks: int = 1
 
     @property
     def num_units(self) -> int:

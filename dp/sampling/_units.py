@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from dp.sampling._draws import random_subset
 
 
-__all__ = ("ONE_EXAMPLE", "UnitIndex", "Units", "check_units", "column_of_units")
+__all__ = (
+    "ONE_EXAMPLE",
+    "UnitIndex",
+    "Units",
+    "check_units",
+    "column_of_units",
+    "index_of",
+)
 
 ONE_EXAMPLE: Final = "one training example"
 # Whose hash is the address; and of which one, NaN or NaT, is not equal to itself.
@@ -34,7 +41,7 @@ class UnitIndex:
         max_per_unit: The most rows of a unit in one batch; None for no limit.
 
     Raises:
-        ValueError: If there is not one unit a row, or if one is NaN.
+        ValueError: If there is not one unit a row, or if one is NaN or None.
         TypeError: If units are not hashable, or not told apart by their values.
     """
 
@@ -45,12 +52,13 @@ class UnitIndex:
         "digest",
         "num_units",
         "unit_of_row",
+        "values",
     )
 
     def __init__(
         self, units: Units, *, num_rows: int, max_per_unit: int | None
     ) -> None:
-        unit_of_row = _numbered(units)
+        unit_of_row, self.values = _numbered(units)
         if len(unit_of_row) != num_rows:
             raise ValueError(
                 f"units must name the unit of each row of the dataset, which has"
@@ -86,8 +94,8 @@ class UnitIndex:
         return [row for rows in rows_of for row in rows], position_of_row
 
 
-def _numbered(units: Units) -> NDArray[np.int64]:
-    """Return units as numbers from 0, in the order of their first rows."""
+def _numbered(units: Units) -> tuple[NDArray[np.int64], list[Hashable]]:
+    """Return units as numbers from 0, in the order of their first rows, and the units."""
     if isinstance(units, torch.Tensor):
         units = units.cpu().numpy()
     if isinstance(units, np.ndarray):
@@ -99,14 +107,14 @@ def _numbered(units: Units) -> NDArray[np.int64]:
         (numbers.setdefault(unit, len(numbers)) for unit in units), dtype=np.int64
     )
     _check_values(numbers)
-    return unit_of_row
+    return unit_of_row, [*numbers]
 
 
 def _check_values(units: Iterable[Hashable]) -> None:
-    """Raise if two rows of one unit could be taken for rows of two.
+    """Raise if two rows of one unit could be taken for rows of two, or two units for one.
 
     Raises:
-        ValueError: If a unit is NaN.
+        ValueError: If a unit is NaN, or missing.
         TypeError: If one is hashed by where it lies, as tensors are.
     """
     # Example: units=[row["user"] for row in data] has a tensor for each row. Two that
@@ -119,12 +127,25 @@ def _check_values(units: Iterable[Hashable]) -> None:
                     " rows are is not known; give them their unit, or leave them out of"
                     " the dataset"
                 )
-            if part is not None and type(part).__hash__ in _BY_IDENTITY:
+            if part is None:
+                raise ValueError(
+                    "units has None, under which the rows of several people may lie:"
+                    " clipped as one, each of them moves the sum by up to twice the"
+                    " clipping norm; give those rows their unit, or one of its own each,"
+                    " or leave them out of the dataset"
+                )
+            if type(part).__hash__ in _BY_IDENTITY:
                 raise TypeError(
                     f"units has a {type(part).__name__}, of which two with the same value"
                     " are different units, so that the rows of one unit would be clipped"
                     " one by one; pass values, such as int(user) or user.id"
                 )
+
+
+def index_of(loader: object) -> UnitIndex | None:
+    """Return the index of a loader's units; None if every row is a unit."""
+    index: UnitIndex | None = getattr(loader, "_units", None)
+    return index
 
 
 def column_of_units(unit_of_privacy: str) -> str | None:

@@ -7,14 +7,16 @@ the end.
 
 import json
 import os
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
 import torch
 
 from dp.exceptions import LedgerError
+from dp.selection._watched import Left
 
 
 __all__ = ("ProgressFile",)
@@ -36,6 +38,8 @@ class ProgressFile:
         drawn: The candidate of each run.
         scores: The scores of the runs that are over.
         best: Which of them is the best.
+        left: What these runs left in their weights, with which no other one begins.
+        taker: Who goes on with the file: whoever read it last.
     """
 
     path: Path
@@ -43,6 +47,8 @@ class ProgressFile:
     drawn: list[int]
     scores: list[float]
     best: int | None = None
+    left: set[Left] = field(default_factory=set)
+    taker: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @classmethod
     def begun(
@@ -65,6 +71,7 @@ class ProgressFile:
                 drawn=[int(i) for i in state["drawn"]],
                 scores=[float(score) for score in state["scores"]],
                 best=state["best"],
+                left={(torch.Size(shape), int(n)) for shape, n in state["left"]},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"{path} holds no progress of dp.tune") from error
@@ -74,10 +81,38 @@ class ProgressFile:
                 " of runs. Go on with those, or name another file: what the runs in this"
                 " one released is spent"
             )
+        begun._write()  # It is this process's from now on.
         return begun
 
-    def add(self, score: float, result: Any) -> None:
-        """Record that one more run is over; keep its result if it is the best."""
+    def check_taker(self) -> None:
+        """Raise if another process goes on with the file.
+
+        Two that did would publish two choices, and each certificate would be of one.
+
+        Raises:
+            LedgerError: Then.
+        """
+        # Example: a job that was taken for dead is queued again. The new one goes on, and
+        # the old one ends here, with nothing published.
+        try:
+            taker = json.loads(self.path.read_text("utf-8"))["taker"]
+        except FileNotFoundError:
+            taker = None
+        if taker != self.taker:
+            raise LedgerError(
+                f"another process goes on with {self.path}, or has ended what was tuned:"
+                " this one publishes nothing, since the two together would release two"
+                " choices. Look at nothing of it, and use what the other one returns"
+            )
+
+    def add(self, score: float, result: Any, left: set[Left]) -> None:
+        """Record that one more run is over; keep its result if it is the best.
+
+        Raises:
+            LedgerError: If another process goes on with the file.
+        """
+        self.check_taker()
+        self.left |= left
         self.scores.append(score)
         if self.best is None or score > self.scores[self.best]:
             self.best = len(self.scores) - 1
@@ -96,9 +131,9 @@ class ProgressFile:
 
     def remove(self) -> None:
         """Remove everything, once tuning is over."""
+        self.path.unlink()  # First: without a result it would be of no use.
         if self.best is not None:
             self._beside(self.best).unlink()
-        self.path.unlink()
 
     def _beside(self, run: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{run}.best")
@@ -110,6 +145,8 @@ class ProgressFile:
             "drawn": self.drawn,
             "scores": self.scores,
             "best": self.best,
+            "left": sorted([list(shape), number] for shape, number in self.left),
+            "taker": self.taker,
         }
         new = _private(self.path.with_name(f"{self.path.name}.new"))
         new.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")

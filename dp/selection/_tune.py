@@ -17,7 +17,7 @@ from dp.exceptions import UnsupportedOperationError
 from dp.plan import PrivacyPlan
 from dp.selection._draw import draw_candidates, draw_num_runs
 from dp.selection._progress_file import ProgressFile
-from dp.selection._watched import Left, watched
+from dp.selection._watched import watched
 
 
 __all__ = ("Best", "Tuned", "tune")
@@ -93,7 +93,8 @@ def tune(
           is drawn once, also if tuning is interrupted.
         * Each run charged one ledger, of its candidate's plan, and no other; what is not
           so raises, and the file stays.
-        * No run began with weights that another one in this process had left.
+        * No run began with weights that another one had left, interrupted or not.
+        * Of several processes that go on with one file, the last one alone returns.
         * Nothing is printed or logged here.
 
     Args:
@@ -115,7 +116,8 @@ def tune(
             differ in their delta, relation or unit.
         PrivacyError: If a run charged something else than its plan, or nothing, if its
             score is neither an answer nor public, or if it began where another ended.
-        LedgerError: If *file* is of another procedure.
+        LedgerError: If *file* is of another procedure, or if another process went on
+            with it meanwhile.
         UnsupportedOperationError: If there are several ranks.
 
     References:
@@ -130,13 +132,12 @@ def tune(
         about=_about(candidates, certificate),
         draw=lambda: draw_candidates(draw_num_runs(runs), len(candidates)),
     )
-    left: set[Left] = set()
     for index in progress.drawn[len(progress.scores) :]:
-        with watched(left) as run:
+        with watched(progress.left) as run:
             score, result = train(candidates[index])
         run.check(plans[index], has_public_scores=public_scores is not None)
-        left |= run.left()
-        progress.add(_checked_score(score), result)
+        progress.add(_checked_score(score), result, run.left())
+    progress.check_taker()
     best: Best[C, R] | None = None
     if progress.best is not None:
         best = Best(

@@ -395,7 +395,7 @@ def test_altered_words_are_found(one, change, claim):
         ("one patient", "Each unit that was drawn holds all data of one patient."),
         (
             "one value of patient_id",
-            "All rows of one person have the same value of patient_id.",
+            "All rows of one person have the same value of patient_id, and nobody else's have it.",
         ),
     ],
 )

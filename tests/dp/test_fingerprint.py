@@ -1,8 +1,11 @@
 """What tells two processes' data and parameters apart, and what cannot."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Subset
 
 from dp._mechanism.fingerprint import fingerprint_of_dataset, fingerprint_of_tensors
 
@@ -44,17 +47,53 @@ def test_different_datasets_have_different_fingerprints(one, other):
     assert fingerprint_of_dataset(one) != fingerprint_of_dataset(other)
 
 
-def test_a_dataset_that_reads_differently_each_time_has_no_fingerprint():
-    """With random augmentation nothing can be told, so nothing is claimed."""
+class Augmented:
+    """Examples of a random number, and a label that stays."""
 
-    class Augmented:
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return index + torch.rand(1), self.labels[index]
+
+
+def test_what_a_random_augmentation_changes_says_nothing():
+    """What it leaves does."""
+    found = fingerprint_of_dataset(Augmented([5, 6, 7]))
+
+    assert not found.is_whole
+    assert found == fingerprint_of_dataset(Augmented([5, 6, 7]))
+    assert found != fingerprint_of_dataset(Augmented([5, 6, 8]))
+
+
+def test_examples_with_a_random_number_of_leaves_say_nothing():
+    """As boxes that are left out at random."""
+    numbers = itertools.count()
+
+    class Boxes:
         def __len__(self):
             return 3
 
         def __getitem__(self, index):
-            return index + torch.rand(1)
+            return [index] * (1 + next(numbers) % 4)
 
-    assert fingerprint_of_dataset(Augmented()) is None
+    assert fingerprint_of_dataset(Boxes()).leaves == (None,)
+
+
+@pytest.mark.parametrize("kind", ["subset", "concatenated"])
+def test_other_rows_of_the_same_data_have_another_order(kind):
+    """Also where what they are cannot be told, as the one label."""
+    data = Augmented([1] * 50)
+    rows = [Subset(data, range(40)), Subset(data, [39, *range(1, 39), 0])]
+    if kind == "concatenated":
+        rows = [ConcatDataset([one, Subset(data, [45])]) for one in rows]
+    one, other = map(fingerprint_of_dataset, rows)
+
+    assert one.leaves == other.leaves
+    assert one.order != other.order
 
 
 def test_objects_count_by_their_type():

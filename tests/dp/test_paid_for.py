@@ -292,6 +292,24 @@ def test_what_is_gone_is_forgotten(make_optimizer, monkeypatch):
     assert len(memory.payments) <= 8
 
 
+def test_a_dataset_at_the_address_of_another_is_not_taken_for_it(make_optimizer):
+    """One that was let go of leaves its address to the next."""
+    model = nn.Linear(4, 1)
+    optimizer = make_optimizer(model, data())
+    step(optimizer, model)
+    address = id(optimizer.mechanism.loader.dataset)
+    optimizer.attach(optimizer.plan.loader(data()))  # Not stepped on.
+    kept = []
+    while id(again := data()) != address and len(kept) < 1000:
+        kept.append(again)
+    optimizer.attach(optimizer.plan.loader(again))
+    step(optimizer, model)
+
+    fresh = nn.Linear(4, 1)
+    with pytest.raises(LedgerError, match="rows of this dataset"):
+        step(make_optimizer(fresh, again), fresh)
+
+
 def test_steps_of_one_run_ask_once(make_optimizer, monkeypatch):
     """What was settled stays settled until another ledger pays for something new."""
     dataset, model = data(), nn.Linear(4, 1)

@@ -17,6 +17,7 @@ from dp.accounting import ReferenceAccountant
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.query import Queries
 from dp.selection._draw import draw_candidates, draw_num_runs
+from dp.selection._progress_file import ProgressFile
 
 
 QUERY = dp.Query(name="score", noise_multiplier=3.0)
@@ -195,6 +196,53 @@ def test_an_interruption_draws_no_other_number_of_runs(plan, file, monkeypatch):
     assert trainer.candidates == [0.3, 0.1, 0.2, 0.1]
     assert tuned.best.candidate == 0.3
     assert tuned.best.result == {"rate": 0.3}
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_of_two_processes_with_one_file_the_later_one_alone_publishes(
+    plan, file, monkeypatch, ends
+):
+    """A job that was taken for dead: both together would publish two choices."""
+    fixed(monkeypatch, 0, 1, 0)
+    about = {"plan": plan, "file": file, "runs": FEW, "public_scores": "made up"}
+
+    class Overtaken(Trainer):
+        def __call__(self, rate):
+            if len(self.candidates) == 1:  # While it runs, another one goes on.
+                state = json.loads(file.read_text())
+                other = ProgressFile.begun(file, about=state["about"], draw=list)
+                if ends:
+                    other.remove()
+            return super().__call__(rate)
+
+    trainer = Overtaken(plan, public=True)
+
+    with pytest.raises(dp.LedgerError, match="another process goes on with"):
+        dp.tune(trainer, [0.1, 0.2], **about)
+    assert len(trainer.candidates) == 2
+    if not ends:
+        later = dp.tune(Trainer(plan, public=True), [0.1, 0.2], **about)
+        assert later.best.score == 0.2
+
+
+def test_after_an_interruption_no_run_begins_where_an_earlier_one_ended(
+    plan, file, monkeypatch
+):
+    """The file remembers what runs left, as a model that each run saves and loads."""
+    fixed(monkeypatch, 0, 0)
+    about = {"plan": plan, "file": file, "runs": FEW, "public_scores": "no"}
+    trainer = Warm(plan, copies=True)
+
+    def crash(rate):
+        if trainer.candidates:
+            raise KeyboardInterrupt
+        return trainer(rate)
+
+    with pytest.raises(KeyboardInterrupt):
+        dp.tune(crash, [0.1], **about)
+
+    with pytest.raises(PrivacyError, match="weights that an earlier run had left"):
+        dp.tune(trainer, [0.1], **about)
 
 
 def test_only_the_best_result_is_kept(plan, file, monkeypatch):

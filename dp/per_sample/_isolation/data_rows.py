@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dp.exceptions import SampleMixingError
+from dp.exceptions import SampleMixingError, SamplingMismatchError
 from dp.per_sample._graph.nodes import (
     Node,
     is_checkpointed,
@@ -261,9 +261,16 @@ def _span(data: Tensor) -> int:
 
 
 def check_batch(
-    uses: Sequence[Use], owners: _UseOwners, batch: Sequence[Tensor], *, num_units: int
+    uses: Sequence[Use],
+    owners: _UseOwners,
+    batch: Sequence[Tensor],
+    unit_of_row: Tensor | None,
+    *,
+    num_units: int,
 ) -> None:
-    """Refuse a row of the loader's batch whose parts belong to different units.
+    """Refuse rows of the loader's batch that belong to other units than they were drawn as.
+
+    Of one row all parts belong to one unit, and of two rows if they were drawn as one.
 
     A batch is recognised by its storage, and a whole copy of it, as ``.to`` makes it on
     another device, by its values. What was computed of a batch, before a parameter met
@@ -273,7 +280,12 @@ def check_batch(
         uses: The uses of the graph.
         owners: Whose their outputs are.
         batch: The tensors that the loader yielded, the examples along the first axis.
+        unit_of_row: The unit that each row was drawn as; None if each is one.
         num_units: How many units there are.
+
+    Raises:
+        SampleMixingError: If losses of several units read one row.
+        SamplingMismatchError: If units of losses are not those that were drawn.
     """
     storages = {one.untyped_storage().data_ptr(): one for one in batch if one.numel()}
     by_storage: dict[int, list[_Kept]] = {}
@@ -289,11 +301,13 @@ def check_batch(
             if copy is None:
                 continue
             storages[storage] = copy
-        if not _is_row_by_row(data, of_use[0], storages[storage]):
+        # Owners of one unit alone are not followed: all rows are taken for its.
+        is_usual = num_units > 1 and _is_row_by_row(data, of_use[0], storages[storage])
+        if not is_usual:
             kept = use, data, _data_rows(use, of_use[0], num_units)
             by_storage.setdefault(storage, []).append(kept)
     for storage, reads in by_storage.items():
-        _check_rows(reads, storages[storage])
+        _check_rows(reads, storages[storage], unit_of_row)
 
 
 def _copy_of_batch(
@@ -341,7 +355,9 @@ def _is_row_by_row(data: Tensor, owners: Owners, batch: Tensor) -> bool:
     )
 
 
-def _check_rows(reads: Sequence[_Kept], batch: Tensor) -> None:
+def _check_rows(
+    reads: Sequence[_Kept], batch: Tensor, unit_of_row: Tensor | None
+) -> None:
     owner_M = _owner_by_element(reads)
     span = int(batch.storage_offset()) + _span(batch)
     # Owners by element are gathered into the batch's own shape; then a row that has two
@@ -349,10 +365,24 @@ def _check_rows(reads: Sequence[_Kept], batch: Tensor) -> None:
     storage = torch.full((span,), NOBODY, device=owner_M.device)
     storage[: len(owner_M)] = owner_M[:span]
     rows = storage.as_strided(batch.shape, batch.stride(), batch.storage_offset())
-    owner_B = meet(rows.reshape(len(batch), -1), 1)
+    owner_B = meet(rows.reshape(len(batch), -1), 1).flatten()
     if bool((owner_B == MIXED).any()):
         names = ", ".join(dict.fromkeys(use.operation for use, _, _ in reads))
         raise SampleMixingError(
             f"units meet in the batch: a row that the loader drew is read by {names} for"
             " the losses of several examples. Each loss must be made of rows of its own"
+        )
+    is_read_B = owner_B != NOBODY
+    drawn_B = torch.arange(len(batch)) if unit_of_row is None else unit_of_row
+    # Example: rows drawn as 0, 0, 1 and read for the losses of units 4, 4, 2 are of two
+    # units either way. Of units 4, 2, 2 they would be three pairs.
+    pairs = torch.stack([owner_B[is_read_B], drawn_B.to(owner_B.device)[is_read_B]])
+    num_pairs = pairs.unique(dim=1).shape[1]
+    if any(len(numbers.unique()) != num_pairs for numbers in pairs):
+        raise SamplingMismatchError(
+            "units= of the losses are other units than the loader drew: one of them has"
+            " rows of several drawn ones, or a drawn one is several. Clipped together,"
+            " one of those that were drawn would move the sum by more than the clipping"
+            " norm, and clipped apart, too. Let the loader group rows, plan.loader("
+            "dataset, units=...), and name no others than it drew: loader.unit_of_row"
         )

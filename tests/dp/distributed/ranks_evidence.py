@@ -66,6 +66,25 @@ def surprised(kind="plain"):
     return steps
 
 
+def steered(kind):
+    """What a rank says of gradients that follow its batch, though no loss does."""
+    model, optimizer, loader = run_of(kind, dataset=dataset_of(), q=1.0)
+
+    def loss_fn(batch):
+        losses = losses_of(model, batch)
+        share = losses.detach().softmax(0)
+        return losses.detach() + share * (losses - losses.detach())
+
+    batch = next(iter(loader))
+    try:
+        optimizer.backward(loss_fn, list(batch))
+    except dp.SampleMixingError as error:
+        return str(error)
+    finally:
+        distributed.barrier()
+    return ""
+
+
 def mixed(kind="plain"):
     """What a rank says of a loss that uses its batch; every rank draws all it has."""
     try:

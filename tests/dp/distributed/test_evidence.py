@@ -41,6 +41,15 @@ def test_a_loss_that_uses_its_batch_is_refused_on_every_rank(ranks):
     )
 
 
+@pytest.mark.parametrize("kind", ["plain", "ddp", "ddp_unused", "ddp_views"])
+def test_gradients_that_follow_a_batch_are_refused_on_every_rank(ranks, kind):
+    """With as many backward passes as the others make."""
+    assert all(
+        "the gradient of an example changed" in said
+        for said in ranks("ranks_evidence:steered", kind=kind)
+    )
+
+
 @pytest.mark.parametrize("kind", ["plain", "fsdp"])
 def test_a_surprise_of_one_rank_is_looked_at_by_all(ranks, kind):
     """In the step after it: a forward pass of a sharded model needs all of them."""

@@ -4,6 +4,7 @@ A training loop that computes a mean of its batch, and a function that names it:
 in the function shows of what the mean was made, and no exchange changes it.
 """
 
+import collections
 import functools
 
 import numpy as np
@@ -61,6 +62,35 @@ def named_in_a_dictionary(m, x, _y):
     return lambda b: cross_entropy(m(b[0] - statistics["of"][0]), b[1])
 
 
+def named_in_a_partial_by_place(m, x, _y):
+    def losses(model, centre, batch):
+        return cross_entropy(model(batch[0] - centre), batch[1])
+
+    return functools.partial(functools.partial(losses, m), x.mean(0))
+
+
+def named_in_a_tuple(m, x, _y):
+    statistics = x.mean(0), (x.std(0), 1e-6)
+    return lambda b: cross_entropy(
+        m((b[0] - statistics[0]) / (statistics[1][0] + statistics[1][1])), b[1]
+    )
+
+
+Statistics = collections.namedtuple("Statistics", "centre deviation")  # noqa: PYI024
+
+
+def named_in_a_named_tuple(m, x, _y):
+    of = Statistics(x.mean(0), x.std(0).numpy())
+    return lambda b: cross_entropy(
+        m((b[0] - of.centre) / torch.from_numpy(of.deviation)), b[1]
+    )
+
+
+def named_in_a_distribution(m, x, _y):
+    of = torch.distributions.Normal(x.mean(0), x.std(0))
+    return lambda b: cross_entropy(m((b[0] - of.loc) / of.scale), b[1])
+
+
 def named_in_an_array(m, x, _y):
     centre = x.mean(0).numpy()
     return lambda b: cross_entropy(m(b[0] - torch.from_numpy(centre)), b[1])
@@ -102,6 +132,10 @@ TOLD = [
     named_in_a_default,
     named_in_a_keyword,
     named_in_a_partial,
+    named_in_a_partial_by_place,
+    named_in_a_tuple,
+    named_in_a_named_tuple,
+    named_in_a_distribution,
     named_in_a_dictionary,
     named_in_an_array,
     named_in_an_attribute,
@@ -109,6 +143,9 @@ TOLD = [
     mixed_up_before,
     finished_before,
 ]
+
+
+Pair = collections.namedtuple("Pair", "x y")  # noqa: PYI024
 
 
 def assumed(run):
@@ -164,11 +201,36 @@ def test_a_function_that_reads_the_batch_by_other_names_is_looked_at(make_run):
     def mixing(m, x, y):
         return lambda _: cross_entropy(m(x - x.mean(0)), y)
 
+    def around_a_pair(m, x, y):
+        pair = Pair(x, y)
+        return lambda _: cross_entropy(m(pair.x), pair.y)
+
+    def mixing_a_pair(m, x, y):
+        pair = x, y
+        return lambda _: cross_entropy(m(pair[0] - pair[0].mean(0)), pair[1])
+
+    for honest in (around_its_argument, around_a_pair):
+        run = make_run()
+        step_on(run, honest, 4)
+        assert not evidence_of(run[1]).inconclusive
+    for mixed in (mixing, mixing_a_pair):
+        with pytest.raises(SampleMixingError, match="of an example"):
+            step_on(make_run(), mixed, 1)
+
+
+def test_a_pair_of_numbers_is_stated_and_not_warned_of(make_run):
+    """As the betas of a schedule, which a step sets anew."""
     run = make_run()
-    step_on(run, around_its_argument, 4)
+    numbers = iter([0.1, 0.2, 0.3, 0.4])
+
+    def annealed(m, x, _y):
+        pair, shape = (next(numbers), (1, True)), x.shape
+        return lambda b: cross_entropy(m(b[0]), b[1]) * pair[0] + 0 * len(shape)
+
+    step_on(run, annealed, 4)
+
     assert not evidence_of(run[1]).inconclusive
-    with pytest.raises(SampleMixingError, match="of an example"):
-        step_on(make_run(), mixing, 1)
+    assert assumed(run)
 
 
 @pytest.mark.slow
