@@ -101,6 +101,33 @@ ADVISORIES: Final = (
         affects="runs of hundreds of thousands of steps at a delta near 1e-10, whose"
         " epsilon was up to a percent too low",
     ),
+    Advisory(
+        name="DP-2026-13",
+        fault="Losses of several units that the loader had drawn, or of rows whose unit"
+        " was None, were clipped together as one unit.",
+        affects="runs with `units=` that group what the loader drew apart, such as users"
+        " under a plan for examples, or with units that are None",
+    ),
+    Advisory(
+        name="DP-2026-14",
+        fault="Ranks could hold one example, or one unit's rows, several times.",
+        affects="runs of several processes on random splits of augmented data, on parts"
+        " that `DistributedSampler` had filled up, with a user's rows in two"
+        " parts, or with a loader that was read before the processes had joined",
+    ),
+    Advisory(
+        name="DP-2026-15",
+        fault="Gradients that follow other examples of the batch, while no loss does,"
+        " were not looked for.",
+        affects="models with hooks, custom backward functions, detached terms or"
+        " compressed activations that scale gradients by a number of the batch",
+    ),
+    Advisory(
+        name="DP-2026-16",
+        fault="Two processes that tuned with one file each published a choice, and each"
+        " stated the cost of one.",
+        affects="choices of `dp.tune` whose `file` two processes used at a time",
+    ),
 )
 
 
