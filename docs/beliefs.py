@@ -71,7 +71,7 @@ CHECKED = (
            ("noise that errs is released", "elements that share their random bits verify", "a run whose noise was wrong goes on")),
     Belief("What is charged is the noise that was added.", "at every step", "`PrivacyError`, and nothing is released",
            ("test_optimizer.py::test_noise_of_another_size_than_was_charged_is_never_released",), ("other noise than was charged goes unnoticed",)),
-    Belief("Its gradient depends on no other example, nor on how many there are, where its loss does not: by a hook, a detached term or what autograd saves.", "at the first looks, and at one in four after that, where no weight is sharded; how many there are in one process alone", "the same",
+    Belief("Its gradient depends on no other example, nor on how many there are, where its loss does not: by a hook, a detached term or what autograd saves.", "at the first looks, and at one in eight after that, where no weight is sharded; how many there are in one process alone", "the same",
            ("evidence/test_steered_gradients.py::test_gradients_that_follow_other_examples_are_refused", "evidence/test_steered_gradients.py::test_gradients_that_follow_the_size_of_the_batch_are_refused", "evidence/test_steered_gradients.py::test_gradients_that_begin_to_follow_others_end_the_run", "distributed/test_evidence.py::test_gradients_that_follow_a_batch_are_refused_on_every_rank"),
            ("gradients that follow other examples are not seen", "gradients that follow the size of a batch are not seen", "gradients are compared in the first steps alone")),
     Belief("Buffers hold no private data.", _LOOKS, "`EvidenceWarning`, with their names",

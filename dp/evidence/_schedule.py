@@ -13,7 +13,7 @@ __all__ = ("EVERY", "FIRST", "asks_gradients", "is_due", "num_due", "picks_call"
 
 FIRST: Final = 3  # Steps of a process that are looked at in any case.
 EVERY: Final = 50  # Of the others, one in so many is.
-_GRADIENTS: Final = 4  # Of these, one in so many asks for gradients, which take longer.
+_GRADIENTS: Final = 8  # Of these, one in so many asks for gradients, which take longer.
 
 
 def is_due(segment: str, step: int) -> bool:
