@@ -197,6 +197,7 @@ def lightning(**changes):
     trainer = SimpleNamespace(
         world_size=2,
         optimizers=[],
+        callbacks=[],
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=True),
     )
     callback = PrivacyCallback()

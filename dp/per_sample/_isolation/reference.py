@@ -116,6 +116,7 @@ class Reference:
         self._groups = groups
         self._sure = sure
         self._in_parts = in_parts
+        self._num_elements = sum(parameter.numel() for parameter in parameters)
         self.sums: list[Tensor] | None = None
         self._loss_scale = loss_scale
         self._result_eps = result_eps
@@ -244,7 +245,7 @@ class Reference:
     ) -> dict[int, float]:
         """Return by how much sums differ, of those that rounding does not explain."""
         # [G, U]: what each unit's term in the sum may have been rounded by.
-        lengths_GU = coded.norms() * weight_U.abs()
+        lengths_GU = (coded.norms() + self._lost(coded.dtype)) * weight_U.abs()
         most_G = self._tolerance(coded.dtype).of_sums(
             torch.where(weight_U == 0, 0.0, lengths_GU).cpu(),
             max((parameter.numel() for parameter in self._parameters), default=0),
@@ -286,11 +287,8 @@ class Reference:
             return Differences()
         # The one unit's norm in each group of parameters: [G] of [G, U].
         norms_G = coded.norms()[:, self._unit].cpu()
-        elements = sum(parameter.numel() for parameter in self._parameters)
-        most_G = self._tolerance(coded.dtype).of_norms(self._norms_G, elements)
-        # Squares of smaller elements underflow: the norm of an example that a saturated
-        # softmax has learnt is 0, where its gradient is 1e-22.
-        most_G += math.sqrt(elements * torch.finfo(coded.dtype).tiny)
+        tolerance, elements = self._tolerance(coded.dtype), self._num_elements
+        most_G = tolerance.of_norms(self._norms_G, elements) + self._lost(coded.dtype)
         missing_G = self._norms_G - norms_G
         if bool((missing_G > most_G).any()):
             most_G += self._by_group(self._own_differences(self._one_unit()))
@@ -301,6 +299,12 @@ class Reference:
         if of_groups.unsure:
             return Differences((), [*of_groups.wrong, *of_groups.unsure])
         return of_groups
+
+    def _lost(self, dtype: torch.dtype) -> float:
+        """Return how long a gradient may be whose norm is found to be 0."""
+        # Squares of smaller elements underflow: the norm of an example that a saturated
+        # softmax has learnt is 0, where its gradient is 1e-22.
+        return math.sqrt(self._num_elements * torch.finfo(dtype).tiny)
 
     def _tolerance(self, dtype: torch.dtype) -> Tolerance:
         eps = torch.finfo(dtype).eps

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR
 from transformers import TrainerState
 
+import dp
 from dp.integrations._report import card_section, with_section
 from dp.integrations._scheduler_moves import move_schedulers
 from dp.integrations.private import _lightning
@@ -90,8 +91,8 @@ def test_one_process_of_several_writes_the_report(tmp_path, monkeypatch):
     callback.on_train_end(None, TrainerState(is_world_process_zero=False), None)
     monkeypatch.setattr(Trainer, "is_global_zero", False)
     monkeypatch.setattr(_lightning, "write_report", None)  # It would fail.
-    trainer = Trainer(logger=False, default_root_dir=tmp_path)
-    trainer.__class__ = _lightning._PrivateTrainer
+    trainer = Trainer(max_epochs=1, logger=False, default_root_dir=tmp_path)
+    trainer = dp.private(trainer, epsilon=3.0, delta=1e-4, dataset_size=60)
     trainer._leave_report()
 
     assert not list(tmp_path.iterdir())

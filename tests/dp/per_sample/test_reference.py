@@ -75,6 +75,16 @@ def test_activations_of_another_unit_are_noticed(dtype, num_examples):
         run(model, losses)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e-15])
+def test_they_are_noticed_as_long_as_squares_do_not_vanish(scale):
+    """Where gradients are so short that none of them is clipped, too."""
+    model = net()
+    losses = scale * losses_of(model, 8)
+
+    with activations_of_another_unit(), pytest.raises(WrongGradientError, match="sum"):
+        run(model, losses)
+
+
 def test_one_wrong_gradient_of_many_is_noticed():
     """In float32 the sum of 1000 gradients shows a single one that is wrong."""
     model = net()
