@@ -106,8 +106,6 @@ def _after_exchange(
 
 def _follow_size(again: _Again, num_rows: int) -> bool:
     """Whether gradients are others in half of the batch, by a tenth at least."""
-    if num_rows < _FEWEST:
-        return False
     half = range((num_rows + 1) // 2)
     weights_B = _weights(torch.arange(num_rows) < len(half))
     in_whole = _gradients(again(range(num_rows)), weights_B)

@@ -81,10 +81,6 @@ class _Product:
             if num_blocks > 1
         ] or [factor @ factor.mT]  # Small ones, in which each call counts.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.blocks[0].dtype
-
     def diagonal(self) -> Tensor:
         """Return [..., T] the squared lengths of all rows."""
         parts = [block.diagonal(dim1=-2, dim2=-1) for block in self.blocks]

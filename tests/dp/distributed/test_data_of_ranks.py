@@ -2,6 +2,8 @@
 
 import pytest
 
+from dp.distributed._world import _comparable
+
 
 SEEN = {"RanksDivergedError": 0, None: 1}
 
@@ -55,3 +57,16 @@ def test_a_rule_that_prints_as_its_address_is_the_same_on_all_ranks(ranks):
     """Its class is compared."""
     for result in ranks("ranks_data:ruled_by_an_own_class"):
         assert result == (None, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "compared"),
+    [
+        ([["a", "b"], ["a", "c"]], [[2, 2], ["a", "a"], ["b", "c"]]),
+        ([["a", None], ["a", "c"]], [[2, 2], ["a", "a"]]),
+        ([["a", "b"], [None]], []),
+    ],
+)
+def test_what_is_random_on_a_rank_is_not_compared(samples, compared):
+    """One part of the examples, or all of them."""
+    assert [*_comparable(samples)] == compared

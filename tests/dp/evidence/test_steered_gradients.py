@@ -1,5 +1,6 @@
 """Gradients that follow other examples, though no loss does, end a run."""
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -7,6 +8,8 @@ from torch.nn import functional
 
 from dp import SampleMixingError
 from dp.evidence import Watch
+from dp.evidence._company import Company
+from dp.evidence._gradients import verdict_of_gradients
 
 from .losses import Net, cross_entropy
 
@@ -293,3 +296,22 @@ def test_hooks_on_parameters_see_no_gradient_of_a_look(make_optimizer):
     train(optimizer, lambda m, x, y: cross_entropy(m(x), y), model, 4)
 
     assert not seen
+
+
+@pytest.mark.parametrize("of_losses", ["alone", "unclear", "mixed"])
+def test_losses_without_parameters_say_what_losses_say(of_losses):
+    """There is no gradient to compare."""
+    each = np.arange(4)
+    company = Company(
+        num_units=4, unit_of_row=each, unit_of_loss=each, ways=[lambda order: order]
+    )
+
+    verdict = verdict_of_gradients(
+        lambda order, _way=None: torch.zeros(len(order)),
+        lambda _order, _stays_B: of_losses,
+        company,
+        in_step=False,
+        asks_size=True,
+    )
+
+    assert verdict == of_losses
