@@ -73,7 +73,7 @@ def fingerprint_of_dataset(dataset: Any) -> Fingerprint:
     Each is read several times: what a random augmentation changes says nothing, and what
     it leaves, as a label and the indices of a random split, tells datasets apart.
     """
-    # Example: 5000 images, 1 of 2 of them flipped. A flip may fall alike in all three
+    # Example: 5000 images, each flipped at random at every reading. A flip may fall alike in all three
     # readings of one image, but hardly so in those of all twelve; if it does, two ranks
     # compare nothing unless it did so on both.
     size = len(dataset)

@@ -220,18 +220,19 @@ def page(rows, missing):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def command(description, make_text, start, end):
+    """Make a text and, if the command line says so, put it into its place on the page."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--write", action="store_true", help="write the page")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    text = page(*table())
+    text = make_text()
     if options.write:
         old = PAGE.read_text()
-        head, tail = old.split(START)[0], old.split(END)[1]
-        PAGE.write_text(f"{head}{START}\n\n{text}\n\n{END}{tail}")
+        head, tail = old.split(start)[0], old.split(end)[1]
+        PAGE.write_text(f"{head}{start}\n\n{text}\n\n{end}{tail}")
 
 
 if __name__ == "__main__":
     sys.modules["compatibility"] = sys.modules["__main__"]  # The probes' name for it.
-    main()
+    command(__doc__.split("\n")[0], lambda: page(*table()), START, END)

@@ -11,13 +11,11 @@ or an eigenvector. So a third run has its gradients changed by one part in ten m
 optimizer that such a change moves as far has no update to compare.
 """
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
 import inspect
 import io
-import logging
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402 -- after the path
-from compatibility import PAGE, _version, batch_of, unamplified  # noqa: E402
+from compatibility import _version, batch_of, command, unamplified  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 from torch.optim import Optimizer  # noqa: E402
@@ -185,19 +183,6 @@ def page(found):
     return "\n".join(lines)
 
 
-def main():
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the page")
-    options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    text = page([*rows()])
-    if options.write:
-        old = PAGE.read_text()
-        head, tail = old.split(START)[0], old.split(END)[1]
-        PAGE.write_text(f"{head}{START}\n\n{text}\n\n{END}{tail}")
-
-
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    command(__doc__.split("\n")[0], lambda: page([*rows()]), START, END)
