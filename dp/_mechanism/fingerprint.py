@@ -73,9 +73,9 @@ def fingerprint_of_dataset(dataset: Any) -> Fingerprint:
     Each is read several times: what a random augmentation changes says nothing, and what
     it leaves, as a label and the indices of a random split, tells datasets apart.
     """
-    # Example: 5000 images, each flipped at random at every reading. A flip may fall alike in all three
-    # readings of one image, but hardly so in those of all twelve; if it does, two ranks
-    # compare nothing unless it did so on both.
+    # Example: 5000 images, each flipped at random at every reading. A flip may fall alike
+    # in all three readings of one image, but hardly so in those of all twelve; if it
+    # does, two ranks compare nothing unless it did so on both.
     size = len(dataset)
     places = sorted(
         {(size - 1) * i // (_PLACES - 1) for i in range(_PLACES if size else 0)}
