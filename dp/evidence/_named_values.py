@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dp._containers import parts_of, rebuilt
+from dp.evidence._averages import Averages
 from dp.evidence._program_state import Label, ProgramState
 
 
@@ -25,7 +26,7 @@ Changed = tuple[Values, Values]
 """What has changed, as it was: tensors and arrays, and numbers."""
 
 _NUMBERS: Final = (bool, int, float, complex)
-_LARGEST: Final = 1 << 20  # Bytes: each is copied in every look.
+_LARGEST: Final = 1 << 24  # Bytes: each is copied in every look.
 
 
 @final
@@ -34,6 +35,7 @@ class NamedValues:
 
     def __init__(self) -> None:
         self._last: Values | None = None
+        self._asked: set[Label] = set()
 
     def forget(self) -> None:
         """Note that the function ran and was not looked at: it may write them itself."""
@@ -44,15 +46,40 @@ class NamedValues:
         self._last = dict(_named(state))
 
     def earlier(self, state: ProgramState) -> Changed:
-        """Return what has changed since."""
+        """Return what has changed since, but for what followed released weights."""
+        changed = self._changed(state)
+        self._asked |= changed.keys()
+        numbers = {k: v for k, v in changed.items() if _is_of(v, _NUMBERS)}
+        return {k: v for k, v in changed.items() if k not in numbers}, numbers
+
+    def changes_anew(self, function: Any) -> bool:
+        """Whether a tensor or an array has changed since, which none was asked of yet.
+
+        What a loop begins to write later is seen at the step after a look.
+        """
+        if self._last is None:
+            return False
+        changed = self._changed(ProgramState(function, numpys=False))
+        return any(
+            label not in self._asked and not _is_of(value, _NUMBERS)
+            for label, value in changed.items()
+        )
+
+    def _changed(self, state: ProgramState) -> Values:
         last = self._last or {}
         changed = {
-            label: last[label]
+            label: (last[label], value)
             for label, value in _named(state)
             if label in last and not _is_equal(last[label], value)
         }
-        numbers = {k: v for k, v in changed.items() if _is_of(v, _NUMBERS)}
-        return {k: v for k, v in changed.items() if k not in numbers}, numbers
+        trained = [
+            weight
+            for module in state.reach.modules
+            for weight in module.parameters(recurse=False)
+            if weight.requires_grad
+        ]
+        followed = Averages(trained).followed(changed) if changed else ()
+        return {k: before for k, (before, _) in changed.items() if k not in followed}
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -113,4 +140,4 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 def labels_in_words(labels: Iterable[Label]) -> str:
     """Return the names of what changed, in words."""
-    return ", ".join(sorted(f"{owner}.{name}" for owner, name in labels))
+    return ", ".join(sorted({f"{label.owner}.{label.name}" for label in labels}))

@@ -6,11 +6,11 @@ pass, and writing to these would break its backward pass.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -23,8 +23,21 @@ from dp.evidence._reach import Place, reach_of
 
 __all__ = ("Differences", "Label", "Picture", "ProgramState")
 
-Label = tuple[str, Any]
-"""What has a name, in words, and the name."""
+
+class Label(NamedTuple):
+    """What tells a value from others, from step to step.
+
+    Attributes:
+        owner: What has the name, in words.
+        name: The name.
+        which: The identity of the owner's names, where another owner of the same words
+            has the same name, as each of several layers does; else 0.
+    """
+
+    owner: str
+    name: Any
+    which: int = 0
+
 
 _MISSING: Final = object()
 _COMPARED: Final = (bool, int, float, complex, str, bytes, set, type(None))
@@ -168,11 +181,11 @@ class ProgramState:
         """Note which names stand for a tensor of the batch, as a loop's own variables."""
         known = {_where(tensor): which for which, tensor in enumerate(tensors)}
         self._in_batch = []
-        for place, name, value in self._values():
+        for label, place, value in self._values():
             parts = value if isinstance(value, tuple) else (value,)
             if parts and all(type(p) is Tensor and _where(p) in known for p in parts):
                 which = [known[_where(part)] for part in parts]
-                self._in_batch.append((place, name, value, which))
+                self._in_batch.append((place, label.name, value, which))
 
     def exchange(self, tensors: Sequence[Tensor]) -> None:
         """Let names that stand for a tensor of the batch stand for another batch's."""
@@ -183,36 +196,44 @@ class ProgramState:
                 place.namespace[name] = rebuilt(value, parts) if is_tuple else parts[0]
 
     def named(self) -> Iterator[tuple[Label, Any]]:
-        """Yield what the function names, but the batch, buffers and weights.
+        """Yield what the function names, but the batch and the weights that are trained.
 
-        Frozen weights are often averages of released ones. A layer may have its weights
-        in a list as well.
+        A layer may have its weights in a list as well.
         """
         in_batch = {(id(place), name) for place, name, *_ in self._in_batch}
         values = list(self._values())
-        buffers = {id(value) for place, _, value in values if place.holds_buffers}
-        for place, name, value in values:
-            is_weight = _is_weight(value) or id(value) in buffers
-            is_own = place.holds_buffers or is_weight or name == "training"
-            if not is_own and (id(place), name) not in in_batch:
-                yield (place.owner, name), value
+        buffers = {id(value) for _, place, value in values if place.holds_buffers}
+        for label, place, value in values:
+            is_elsewhere = _is_weight(value) or id(value) in buffers
+            is_other = not place.holds_buffers and is_elsewhere
+            is_own = label.name == "training" or (id(place), label.name) in in_batch
+            if not is_other and not is_own:
+                yield label, value
 
-    def _values(self) -> Iterator[tuple[Place, Any, Any]]:
-        for place in self.reach.places:
-            for name in place.current_names():
-                yield place, name, place.namespace[name]
+    def _values(self) -> Iterator[tuple[Label, Place, Any]]:
+        found = [
+            (place, name)
+            for place in self.reach.places
+            for name in place.current_names()
+        ]
+        counts = Counter((place.owner, name) for place, name in found)
+        for place, name in found:
+            # What is no dictionary may be a view, made anew for every picture.
+            is_one_of_many = counts[place.owner, name] > 1
+            is_lasting = isinstance(place.namespace, dict)
+            which = id(place.namespace) if is_one_of_many and is_lasting else 0
+            yield Label(place.owner, name, which), place, place.namespace[name]
 
     def with_values(self, values: Mapping[Label, Any]) -> Picture:
         """Return the picture from before, with other values by some labels."""
-        return [
-            {
-                name: _Kept.of(values[place.owner, name], most=math.inf, in_full=True)
-                if (place.owner, name) in values and not place.holds_buffers
-                else kept
-                for name, kept in row.items()
-            }
-            for place, row in zip(self.reach.places, self.before, strict=True)
-        ]
+        taken = [dict(row) for row in self.before]
+        rows = {id(p): row for p, row in zip(self.reach.places, taken, strict=True)}
+        for label, place, _ in self._values():
+            if label in values and label.name in rows[id(place)]:
+                rows[id(place)][label.name] = _Kept.of(
+                    values[label], most=math.inf, in_full=True
+                )
+        return taken
 
     def differing(self, left: Picture, right: Picture) -> "Differences":
         """Return the places where two pictures hold other numbers."""

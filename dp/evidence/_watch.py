@@ -143,6 +143,7 @@ class Watch:
         self._num_calls += 1
         self._form = self._form or "function"
         looks = is_due(segment, step) and picks_call(segment, step, self._num_calls)
+        looks = looks or (is_alone and self._named.changes_anew(function))
         if not looks and not self._owes_look:
             self._named.forget()
             losses = called(function, batch)

@@ -39,6 +39,7 @@ ROUNDING = "evidence/test_rounding.py"
 EVIDENCE = "evidence"
 LEDGER = "test_ledger.py test_optimizer.py"
 SELECTION = "test_selection_accounting.py"
+WRITTEN = "evidence/test_written_between_steps.py"
 TUNE = "test_tune.py"
 QUERIES = "test_queries.py"
 SCALED = "test_scaled_clipping.py"
@@ -671,4 +672,10 @@ MUTANTS = (
     Mutant("evidence/_reach", '    reach.places.append(Place("partial", PartialArguments(partial)))', "    pass", "losses that follow an argument of a partial function are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_program_state", "            parts = value if isinstance(value, tuple) else (value,)", "            parts = (value,)", "a batch that is read by a tuple of another name is not exchanged", "evidence/test_read_beside_batch.py"),
     Mutant("sampling/_units", "            if part is None:", "            if False:", "all rows without a user are a user", "test_units.py"),
+    Mutant("evidence/_program_state", "            is_other = not place.holds_buffers and is_elsewhere", "            is_other = is_elsewhere or place.holds_buffers", "buffers that the loop writes are not told", WRITTEN),
+    Mutant("evidence/_program_state", "            is_one_of_many = counts[place.owner, name] > 1", "            is_one_of_many = False", "buffers of several layers of a kind are not told", WRITTEN),
+    Mutant("evidence/_watch", "        looks = looks or (is_alone and self._named.changes_anew(function))", "", "what the loop begins to write later is not told", "evidence/test_read_beside_batch.py"),
+    Mutant("evidence/_averages", "            if before.numel() >= _FEWEST:", "            if True:", "one element of a teacher is on any way", WRITTEN),
+    Mutant("evidence/_averages", "    return bool(((now.double() - expected).abs() <= error).all())", "    return True", "any mean is taken for an average of weights", WRITTEN),
+    Mutant("evidence/_averages", "bool(now == before + 1)", "bool(now > before)", "a count of examples is taken for a count of steps", WRITTEN),
 )  # fmt: skip

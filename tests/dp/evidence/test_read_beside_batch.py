@@ -305,20 +305,54 @@ def test_weights_that_a_layer_lists_are_not_told(make_run):
     for batch, _ in zip(loader, range(4), strict=False):
         optimizer.backward(losses, batch)
         optimizer.step()
-        inner.mean += 0.1
 
     assert not evidence_of(optimizer).inconclusive
     assert not optimizer.mechanism.watch.assumed()
 
 
+def test_what_begins_later_is_told_at_the_step_after_a_look(make_run, monkeypatch):
+    """A loop that standardises from some step on, and then at every step."""
+    run = make_run()
+    constant = torch.zeros(4)
+
+    def honest(m, _x, _y):
+        return lambda b: cross_entropy(m(b[0] - constant), b[1])
+
+    step_on(run, honest, 4)
+    monkeypatch.setattr("dp.evidence._watch.is_due", lambda _, step: step == 6)
+    model, optimizer, loader = run
+    model.register_buffer("middle", torch.zeros(4))
+
+    def losses(batch):
+        return cross_entropy(model(batch[0] - model.middle), batch[1])
+
+    def train(number):
+        for (x, y), _ in zip(loader, range(number), strict=False):
+            model.middle.copy_(x.mean(0))
+            optimizer.backward(losses, (x, y))
+            optimizer.step()
+
+    train(3)
+    assert not evidence_of(optimizer).inconclusive
+    with pytest.warns(EvidenceWarning, match=r"Net\.middle"):
+        train(1)
+
+
 def test_a_run_that_was_not_looked_at_in_between_says_nothing(make_run, monkeypatch):
     """The function may have changed it by itself."""
     run = make_run()
-    step_on(run, named_in_a_variable, 1)
+    constant = torch.zeros(4)
+
+    def honest(m, _x, _y):
+        return lambda b, centre=constant: cross_entropy(m(b[0] - centre), b[1])
+
+    step_on(run, honest, 3)
     with monkeypatch.context() as patched:
         patched.setattr("dp.evidence._watch.is_due", lambda *_: False)
-        step_on(run, named_in_a_variable, 1)
-    step_on(run, named_in_a_variable, 1)
+        step_on(run, honest, 1)
+        step_on(run, named_in_a_default, 1)
+    monkeypatch.setattr("dp.evidence._watch.is_due", lambda _, step: step == 5)
+    step_on(run, named_in_a_default, 1)
 
     assert not evidence_of(run[1]).inconclusive
 
@@ -337,4 +371,4 @@ def test_names_stand_for_tensors_of_the_same_memory_only():
     assert seen["part"] is part
     assert seen["weights"] is weights
     assert seen["sparse"] is sparse
-    assert {name for (_, name), _ in state.named()} == {"part", "array"}
+    assert {label.name for label, _ in state.named()} == {"part", "array"}

@@ -1,0 +1,91 @@
+"""Which tensors only followed released weights from one step to the next.
+
+A teacher that follows its student, a target network and an average of weights are
+written by the training loop, as a mean of the batch may be. They are told apart by their
+numbers: each went some share of the way to a weight of its shape, the same way in every
+element, and private data did not.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+
+__all__ = ("Averages",)
+
+_FEWEST: Final = 4  # Elements: of fewer, anything is on the way to something.
+_ULPS: Final = 4.0
+
+
+@final
+class Averages:
+    """The weights that tensors may have followed.
+
+    Args:
+        weights: What is trained, and was released.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self._weights: dict[torch.Size, list[Tensor]] = {}
+        for weight in weights:
+            self._weights.setdefault(weight.shape, []).append(weight.detach())
+
+    def followed(self, changed: Mapping[Any, tuple[Any, Any]]) -> set[Any]:
+        """Return the labels of tensors that followed a weight, or counted one step.
+
+        Args:
+            changed: What each label had before and has now.
+        """
+        pairs = {k: (a, b) for k, (a, b) in changed.items() if _are_alike(a, b)}
+        counts = {k for k, (before, now) in pairs.items() if _is_count(before, now)}
+        real = {k: pairs[k] for k in pairs.keys() - counts if _is_real(pairs[k][0])}
+        shares: dict[Any, float] = {}
+        for label, (before, now) in real.items():
+            if before.numel() >= _FEWEST:
+                shares |= dict.fromkeys([label], self._share(before, now))
+        # Example: a teacher's bias of one element went 0.1 of the way, as all others.
+        known = {share for share in shares.values() if share}
+        few = {k for k in real.keys() - shares.keys() if self._went(*real[k], known)}
+        return counts | few | {k for k, share in shares.items() if share}
+
+    def _share(self, before: Tensor, now: Tensor) -> float:
+        """Return how much of the way to a weight a tensor went; 0.0 if to none."""
+        for weight in self._weights.get(now.shape, ()):
+            way, went = (weight - before).double(), (now - before).double()
+            fit = float((way * went).sum() / (way * way).sum().clamp(min=1e-300))
+            # In 16 bits a copy differs from its weight by as much as a step moves it.
+            for share in (1.0, fit):
+                if self._went(before, now, [share]):
+                    return share
+        return 0.0
+
+    def _went(self, before: Tensor, now: Tensor, shares: Iterable[float]) -> bool:
+        return any(
+            0 < share <= 1 and _is_between(before, now, weight, share)
+            for weight in self._weights.get(now.shape, ())
+            for share in shares
+        )
+
+
+def _is_between(before: Tensor, now: Tensor, weight: Tensor, share: float) -> bool:
+    """Whether each element is where *share* of the way leads, up to rounding."""
+    expected = before.double().lerp(weight.to(before.device).double(), share)
+    largest = torch.maximum(before.abs(), weight.to(before.device).abs()).double()
+    error = _ULPS * torch.finfo(now.dtype).eps * largest
+    return bool(((now.double() - expected).abs() <= error).all())
+
+
+def _are_alike(before: Any, now: Any) -> bool:
+    are_tensors = isinstance(before, Tensor) and isinstance(now, Tensor)
+    return are_tensors and (before.shape, before.device) == (now.shape, now.device)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided
+
+
+def _is_count(before: Tensor, now: Tensor) -> bool:
+    is_whole = now.numel() == 1 and not (now.is_floating_point() or now.is_complex())
+    return is_whole and bool(now == before + 1)
