@@ -246,3 +246,15 @@ def test_shares_of_the_way_are_recognised_and_other_ways_are_not(
 def test_a_count_goes_up_by_one(before, now, is_count):
     """Anything else may be how many examples there were."""
     assert Averages([]).followed({"n": (before, now)}) == ({"n"} if is_count else set())
+
+
+def test_few_elements_have_to_go_the_share_of_the_others():
+    """A mean of the batch, in one element, is on the way to some bias."""
+    weights = torch.arange(1.0, 9.0), torch.ones(1)
+    alone = {"mean": (torch.zeros(1), torch.full((1,), 0.3))}
+    teacher = {"weight": (torch.zeros(8), 0.1 * weights[0])}
+    bias = {"bias": (torch.zeros(1), torch.full((1,), 0.1))}
+
+    averages = Averages(weights)
+    assert averages.followed(alone) == set()
+    assert averages.followed(teacher | alone | bias) == {"weight", "bias"}
