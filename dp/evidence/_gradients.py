@@ -13,6 +13,7 @@ Shapes: ``B`` losses.
 """
 
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dp.evidence._company import Company
+from dp.evidence._comparison import same_losses
 from dp.evidence._verdicts import Verdict, worst
 from dp.per_sample._graph.nodes import name_of
 from dp.per_sample._isolation.ordinary_pass import ordinary_sums
@@ -44,6 +46,7 @@ def verdict_of_gradients(
     of_exchange: Callable[[Sequence[int], Tensor], Verdict],
     company: Company,
     *,
+    num_exchanges: int,
     in_step: bool,
     asks_size: bool,
 ) -> Verdict:
@@ -53,6 +56,7 @@ def verdict_of_gradients(
         again: Evaluates the losses of rows in an order, with their graph.
         of_exchange: Returns what becomes of the losses.
         company: The batch.
+        num_exchanges: 2 to exchange a half and all but one, 1 for one of these.
         in_step: Make as many evaluations and backward passes whatever is seen, so that
             collectives of several ranks meet.
         asks_size: Whether to compare with half of the batch as well; not in step.
@@ -61,47 +65,69 @@ def verdict_of_gradients(
     exchanges = [([*range(company.num_rows)], nobody)] * 2
     if company.num_units >= _FEWEST:
         # A number of one example shows where it is among those that give their places
-        # away: of a half it may not be, and where one is left it nearly always is.
+        # away: of a half it may not be, and where one is left it nearly always is. Where
+        # one is left, what is done to some examples only shows if it is one of them.
         exchanges = [next(company.halves()), company.alone()]
-    verdicts: list[Verdict] = []
-    for order, stays_B in exchanges:
-        # Whose losses change, as where data decide what is drawn, is not compared.
-        verdict = of_exchange(order, stays_B)
-        if in_step or verdict == "alone":
-            ways = company.ways[:1] if in_step else company.ways
-            found = _after_exchange(again, ways, order, stays_B, in_step=in_step)
-            verdict = found if verdict == "alone" else verdict
-        verdicts.append(verdict)
+    of = _in_step if in_step else _by_itself
+    verdicts = [
+        of(again, of_exchange, company.ways, order, stays_B)
+        for order, stays_B in secrets.SystemRandom().sample(exchanges, num_exchanges)
+    ]
     is_alone = worst(verdicts) == "alone"
     if is_alone and asks_size and not in_step and _follow_size(again, company.num_rows):
         return "sized gradients"
     return worst(verdicts)
 
 
-def _after_exchange(
+def _by_itself(
     again: _Again,
+    of_exchange: Callable[[Sequence[int], Tensor], Verdict],
     ways: Sequence[_Way],
     order: Sequence[int],
     stays_B: Tensor,
-    *,
-    in_step: bool,
 ) -> Verdict:
-    """Return what becomes of the gradients of losses that were seen to stay."""
+    """Return what becomes of losses and gradients in an exchange, of one process."""
     whole, weights_B = range(len(order)), _weights(stays_B)
-    unchanged = _gradients(again(whole), weights_B)
-    exchanged = [_gradients(again(order, ways[0]), weights_B)]
-    exchanged += [_gradients(again(order, way), weights_B) for way in ways[1:]]
-    stays = any(_is_same(unchanged, gradients) for gradients in exchanged)
-    if stays and not in_step:
+    losses_B = again(whole)
+    unchanged, losses_B = _gradients(losses_B, weights_B), losses_B.detach()
+    exchanged_B = again(order, ways[0])
+    if not same_losses(losses_B, exchanged_B.detach(), stays_B):
+        # Whose losses change, as where data decide what is drawn, is not compared.
+        verdict = of_exchange(order, stays_B)
+        if verdict != "alone":
+            return verdict
+    exchanged = _gradients(exchanged_B, weights_B)
+    del exchanged_B  # And its graph.
+    if _is_same(unchanged, exchanged) or any(
+        _is_same(unchanged, _gradients(again(order, way), weights_B))
+        for way in ways[1:]
+    ):
         return "alone"
     # Only what repeats itself says something of the examples.
-    repeats = [
-        _is_same(unchanged, _gradients(again(whole), weights_B)),
-        _is_same(exchanged[0], _gradients(again(order), weights_B)),
+    repeats = _is_same(unchanged, _gradients(again(whole), weights_B)) and (
+        _is_same(exchanged, _gradients(again(order), weights_B))
+    )
+    return "steered" if repeats else "unclear"
+
+
+def _in_step(
+    again: _Again,
+    of_exchange: Callable[[Sequence[int], Tensor], Verdict],
+    _ways: Sequence[_Way],
+    order: Sequence[int],
+    stays_B: Tensor,
+) -> Verdict:
+    """Return the same, after as many evaluations as every other rank makes."""
+    verdict = of_exchange(order, stays_B)
+    orders = [range(len(order)), order] * 2
+    weights_B = _weights(stays_B)
+    unchanged, exchanged, *again_both = [
+        _gradients(again(o), weights_B) for o in orders
     ]
-    if stays:
-        return "alone"
-    return "steered" if all(repeats) else "unclear"
+    if verdict != "alone" or _is_same(unchanged, exchanged):
+        return verdict
+    pairs = zip((unchanged, exchanged), again_both, strict=True)
+    return "steered" if all(_is_same(one, other) for one, other in pairs) else "unclear"
 
 
 def _follow_size(again: _Again, num_rows: int) -> bool:

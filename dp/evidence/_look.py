@@ -257,10 +257,14 @@ class Look:
             return "alone"
         return "carried" if same_losses(own_B, again_B) else "unclear"
 
-    def verdict_of_gradients(self, *, asks_size: bool) -> Verdict:
+    def verdict_of_gradients(self, num_exchanges: int, *, asks_size: bool) -> Verdict:
         """Return what becomes of gradients, where losses were seen to stay.
 
         Not asked of sharded weights, whose backward pass leaves gradients behind.
+
+        Args:
+            num_exchanges: 2 to exchange a half and all but one, 1 for one of these.
+            asks_size: Whether to compare with half of the batch as well.
         """
         modules = self._state.reach.modules
         if any(hasattr(p, "placements") for m in modules for p in m.parameters()):
@@ -271,6 +275,7 @@ class Look:
             partial(self._again, autograd=True, keeps_graph=True),
             self._of_exchange,
             self._company,
+            num_exchanges=num_exchanges,
             in_step=self._in_step,
             asks_size=asks_size and not draws,
         )

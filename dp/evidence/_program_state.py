@@ -110,7 +110,7 @@ class ProgramState:
         random: The generators that it may draw from, before it ran.
     """
 
-    __slots__ = ("_in_batch", "before", "random", "reach")
+    __slots__ = ("_exchanged", "_in_batch", "before", "random", "reach")
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class ProgramState:
         )
         self.before = self.picture(in_full=True)
         self._in_batch: list[tuple[Place, Any, Any, list[int]]] = []
+        self._exchanged: dict[tuple[int, Any], tuple[Any, Any]] = {}
 
     def picture(self, *, in_full: bool = False) -> Picture:
         """Return what stands in every place now.
@@ -192,8 +193,9 @@ class ProgramState:
         for place, name, value, which in self._in_batch:
             if max(which) < len(tensors):
                 parts = {k: tensors[i] for k, i in enumerate(which)}
-                is_tuple = isinstance(value, tuple)
-                place.namespace[name] = rebuilt(value, parts) if is_tuple else parts[0]
+                other = rebuilt(value, parts) if isinstance(value, tuple) else parts[0]
+                place.namespace[name] = other
+                self._exchanged[id(place), name] = value, other
 
     def named(self) -> Iterator[tuple[Label, Any]]:
         """Yield what the function names, but the batch and the weights that are trained.
@@ -241,10 +243,20 @@ class ProgramState:
             (place, f"{place.owner}.{name}")
             for place, one, other in zip(self.reach.places, left, right, strict=True)
             for name in one.keys() | other.keys()
-            if name not in one or name not in other or _differ(one[name], other[name])
+            if name not in one
+            or name not in other
+            or (
+                not self._is_exchanged(place, name, one[name], other[name])
+                and _differ(one[name], other[name])
+            )
         ]
         buffers = sorted(name for place, name in names if place.holds_buffers)
         return Differences(bool(names), buffers)
+
+    def _is_exchanged(self, place: Place, name: Any, left: _Kept, right: _Kept) -> bool:
+        """Whether a name stands for the batch in one picture, and its exchange in one."""
+        own, other = self._exchanged.get((id(place), name), (_MISSING, _MISSING))
+        return left.value is own and right.value is other
 
 
 @final

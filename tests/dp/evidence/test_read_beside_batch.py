@@ -6,6 +6,7 @@ in the function shows of what the mean was made, and no exchange changes it.
 
 import collections
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -231,6 +232,24 @@ def test_a_pair_of_numbers_is_stated_and_not_warned_of(make_run):
 
     assert not evidence_of(run[1]).inconclusive
     assert assumed(run)
+
+
+def test_a_function_that_names_its_batch_costs_no_further_evaluation(make_run):
+    """That the name stands for other examples meanwhile is no state that it carries."""
+
+    def by_its_argument(m, _x, _y):
+        return lambda b: (next(calls), cross_entropy(m(b[0]), b[1]))[1]
+
+    def by_its_names(m, x, y):
+        return lambda _: (next(calls), cross_entropy(m(x), y))[1]
+
+    counts = []
+    for make in (by_its_argument, by_its_names):
+        calls = itertools.count()
+        step_on(make_run(), make, 4)
+        counts.append(next(calls))
+
+    assert counts[0] == counts[1] > 4
 
 
 @pytest.mark.slow

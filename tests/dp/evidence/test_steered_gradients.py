@@ -300,16 +300,17 @@ def test_hooks_on_parameters_see_no_gradient_of_a_look(make_optimizer):
 
 @pytest.mark.parametrize("of_losses", ["alone", "unclear", "mixed"])
 def test_losses_without_parameters_say_what_losses_say(of_losses):
-    """There is no gradient to compare."""
+    """There is no gradient to compare. Here losses are others at every evaluation."""
     each = np.arange(4)
     company = Company(
         num_units=4, unit_of_row=each, unit_of_loss=each, ways=[lambda order: order]
     )
 
     verdict = verdict_of_gradients(
-        lambda order, _way=None: torch.zeros(len(order)),
+        lambda order, _way=None: torch.rand(len(order)),
         lambda _order, _stays_B: of_losses,
         company,
+        num_exchanges=1,
         in_step=False,
         asks_size=True,
     )
