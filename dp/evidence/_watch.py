@@ -327,7 +327,7 @@ class Watch:
         is_to_ask = num_ranks > 1 or verdict == "alone"
         if is_to_ask and asks_gradients(segment, self._number, self._num_calls):
             of_gradients = look.verdict_of_gradients(
-                1 + (self._number < FIRST), asks_size=depends is not None
+                1 + (self._number == 0), asks_size=depends is not None
             )
             verdict = of_gradients if verdict == "alone" else verdict
         return Seen(verdict, depends is False and verdict == "alone", look.written)
