@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
 from dp._reports import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._quiet import without_advice
@@ -28,8 +29,12 @@ from dp.accounting._release import (
     is_by_position,
     merge_equal_releases,
 )
+from dp.accounting._rounds import as_poisson
 from dp.accounting._widths import interval_for
 
+
+if TYPE_CHECKING:
+    from dp.accounting._buckets import Floats
 
 __all__ = ("Guarantee", "epsilon")
 
@@ -261,18 +266,38 @@ def _by_rdp(
 def _by_own_rdp(
     releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
 ) -> float:
-    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    # The library's own orders: any order bounds epsilon, and the least bound is taken.
-    accountant = RdpAccountant(neighboring_relation=neighbors(relation))
+    counted = one_a_pass(map(as_poisson, releases))
+    # Of one release, however many there are: at every step of a run only counts change.
+    found = [
+        _divergences(r.sampling_probability, r.noise_multiplier, relation)
+        for r in counted
+    ]
+    orders = found[0][0]
+    total = sum(r.count * of_one for r, (_, of_one) in zip(counted, found, strict=True))
     with without_advice():
-        accountant.compose(to_dp_event(releases))
-        found = float(accountant.get_epsilon(delta))
-    if found > 0:
-        return found
+        epsilon_found, _ = compute_epsilon(orders, total, delta)
+    if epsilon_found > 0:
+        return float(epsilon_found)
     # Example: of samples of 1e-9 with sigma 500, a divergence of 2e-24 is found to be 0,
     # and epsilon 0 at every delta. What is known is that it is no more than is rounded.
     most = _ROUNDED * sum(release.num_participations for release in releases)
-    divergences = [max(float(r), most) for r in accountant._rdp]  # noqa: SLF001 -- there are no public ones
-    found, _ = compute_epsilon([*accountant._orders], divergences, delta)  # noqa: SLF001
-    return max(0.0, float(found))
+    divergences = [max(float(r), most) for r in total]
+    epsilon_found, _ = compute_epsilon([*orders], divergences, delta)
+    return max(0.0, float(epsilon_found))
+
+
+@lru_cache(maxsize=1024)
+def _divergences(
+    probability: float, sigma: float, relation: NeighboringRelation
+) -> tuple["Floats", "Floats"]:
+    """Return the library's own orders, and the divergences of one release at them."""
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+    # Any order bounds epsilon, and the least bound is taken.
+    accountant = RdpAccountant(neighboring_relation=neighbors(relation))
+    one = Release(sampling_probability=probability, noise_multiplier=sigma, count=1)
+    with without_advice():
+        accountant.compose(to_dp_event([one]))
+    return accountant.orders, accountant.rdp
