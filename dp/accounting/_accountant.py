@@ -8,9 +8,10 @@ very large noise.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
@@ -269,29 +270,31 @@ def _by_own_rdp(
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
     counted = one_a_pass(map(as_poisson, releases))
-    # Of one release, however many there are: at every step of a run only counts change.
-    found = [
+    # At every step of a run only counts change.
+    of_one = [
         _divergences(r.sampling_probability, r.noise_multiplier, relation)
         for r in counted
     ]
-    orders = found[0][0]
-    total = sum(r.count * of_one for r, (_, of_one) in zip(counted, found, strict=True))
+    orders, _ = of_one[0]
+    divergences = reduce(
+        operator.add,
+        (r.count * each for r, (_, each) in zip(counted, of_one, strict=True)),
+    ).tolist()
     with without_advice():
-        epsilon_found, _ = compute_epsilon(orders, total, delta)
-    if epsilon_found > 0:
-        return float(epsilon_found)
+        found = float(compute_epsilon(orders, divergences, delta)[0])
+    if found > 0:
+        return found
     # Example: of samples of 1e-9 with sigma 500, a divergence of 2e-24 is found to be 0,
     # and epsilon 0 at every delta. What is known is that it is no more than is rounded.
     most = _ROUNDED * sum(release.num_participations for release in releases)
-    divergences = [max(float(r), most) for r in total]
-    epsilon_found, _ = compute_epsilon([*orders], divergences, delta)
-    return max(0.0, float(epsilon_found))
+    divergences = [max(r, most) for r in divergences]
+    return max(0.0, float(compute_epsilon(orders, divergences, delta)[0]))
 
 
 @lru_cache(maxsize=1024)
 def _divergences(
     probability: float, sigma: float, relation: NeighboringRelation
-) -> tuple["Floats", "Floats"]:
+) -> tuple[list[float], "Floats"]:
     """Return the library's own orders, and the divergences of one release at them."""
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
@@ -300,4 +303,4 @@ def _divergences(
     one = Release(sampling_probability=probability, noise_multiplier=sigma, count=1)
     with without_advice():
         accountant.compose(to_dp_event([one]))
-    return accountant.orders, accountant.rdp
+    return accountant.orders.tolist(), accountant.rdp
