@@ -671,4 +671,6 @@ MUTANTS = (
     Mutant("evidence/_reach", '    reach.places.append(Place("partial", PartialArguments(partial)))', "    pass", "losses that follow an argument of a partial function are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_program_state", "            parts = value if isinstance(value, tuple) else (value,)", "            parts = (value,)", "a batch that is read by a tuple of another name is not exchanged", "evidence/test_read_beside_batch.py"),
     Mutant("sampling/_units", "            if part is None:", "            if False:", "all rows without a user are a user", "test_units.py"),
+    Mutant("accounting/_accountant", "(r.count * each for r", "(each for r", "RDP counts equal releases once", ACCOUNTING),
+    Mutant("per_sample/_row_layers", "group: factors[group].to(like)", "group: factors[0].to(like)", "layers of all groups are clipped as those of the first", "per_sample/test_row_layers.py"),
 )  # fmt: skip
