@@ -10,7 +10,7 @@ very large noise.
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Final, final
 
@@ -271,10 +271,7 @@ def _by_own_rdp(
 
     counted = one_a_pass(map(as_poisson, releases))
     # At every step of a run only counts change.
-    of_one = [
-        _divergences(r.sampling_probability, r.noise_multiplier, relation)
-        for r in counted
-    ]
+    of_one = [_divergences(replace(r, count=1), relation) for r in counted]
     orders, _ = of_one[0]
     divergences = reduce(
         operator.add,
@@ -293,14 +290,13 @@ def _by_own_rdp(
 
 @lru_cache(maxsize=1024)
 def _divergences(
-    probability: float, sigma: float, relation: NeighboringRelation
+    release: Release, relation: NeighboringRelation
 ) -> tuple[list[float], "Floats"]:
-    """Return the library's own orders, and the divergences of one release at them."""
+    """Return the library's own orders, and the divergences of a release at them."""
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     # Any order bounds epsilon, and the least bound is taken.
     accountant = RdpAccountant(neighboring_relation=neighbors(relation))
-    one = Release(sampling_probability=probability, noise_multiplier=sigma, count=1)
     with without_advice():
-        accountant.compose(to_dp_event([one]))
+        accountant.compose(to_dp_event([release]))
     return accountant.orders.tolist(), accountant.rdp
