@@ -8,16 +8,18 @@ very large noise.
 """
 
 import math
+import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Final, final
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial, reduce
+from typing import TYPE_CHECKING, Final, final
 
 from dp import _checks
 from dp._reports import Described
 from dp._typing import NeighboringRelation
 from dp.accounting import _resolution
 from dp.accounting._composition import affordable, epsilon_by_delta
+from dp.accounting._disjoint import one_a_pass
 from dp.accounting._dp_events import neighbors, to_dp_event
 from dp.accounting._groups import GROUP_TOLERANCE, bound_of_group
 from dp.accounting._quiet import without_advice
@@ -28,8 +30,12 @@ from dp.accounting._release import (
     is_by_position,
     merge_equal_releases,
 )
+from dp.accounting._rounds import as_poisson
 from dp.accounting._widths import interval_for
 
+
+if TYPE_CHECKING:
+    from dp.accounting._buckets import Floats
 
 __all__ = ("Guarantee", "epsilon")
 
@@ -261,18 +267,36 @@ def _by_rdp(
 def _by_own_rdp(
     releases: tuple[Release, ...], delta: float, relation: NeighboringRelation
 ) -> float:
-    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    # The library's own orders: any order bounds epsilon, and the least bound is taken.
-    accountant = RdpAccountant(neighboring_relation=neighbors(relation))
+    counted = one_a_pass(map(as_poisson, releases))
+    # At every step of a run only counts change.
+    of_one = [_divergences(replace(r, count=1), relation) for r in counted]
+    orders, _ = of_one[0]
+    divergences = reduce(
+        operator.add,
+        (r.count * each for r, (_, each) in zip(counted, of_one, strict=True)),
+    ).tolist()
     with without_advice():
-        accountant.compose(to_dp_event(releases))
-        found = float(accountant.get_epsilon(delta))
+        found = float(compute_epsilon(orders, divergences, delta)[0])
     if found > 0:
         return found
     # Example: of samples of 1e-9 with sigma 500, a divergence of 2e-24 is found to be 0,
     # and epsilon 0 at every delta. What is known is that it is no more than is rounded.
     most = _ROUNDED * sum(release.num_participations for release in releases)
-    divergences = [max(float(r), most) for r in accountant._rdp]  # noqa: SLF001 -- there are no public ones
-    found, _ = compute_epsilon([*accountant._orders], divergences, delta)  # noqa: SLF001
-    return max(0.0, float(found))
+    divergences = [max(r, most) for r in divergences]
+    return max(0.0, float(compute_epsilon(orders, divergences, delta)[0]))
+
+
+@lru_cache(maxsize=1024)
+def _divergences(
+    release: Release, relation: NeighboringRelation
+) -> tuple[list[float], "Floats"]:
+    """Return the library's own orders, and the divergences of a release at them."""
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+    # Any order bounds epsilon, and the least bound is taken.
+    accountant = RdpAccountant(neighboring_relation=neighbors(relation))
+    with without_advice():
+        accountant.compose(to_dp_event([release]))
+    return accountant.orders.tolist(), accountant.rdp

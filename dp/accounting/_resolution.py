@@ -215,7 +215,11 @@ def rough_epsilon(
     if all(release.is_on_all_data for release in releases):
         return unsampled
     for order in (*(1 + 0.1 * 1.5**i for i in range(8)), *_powers(3.0, highest)):
-        total = sum(r.count * _divergence(r, group_size, order) for r in releases)
+        total = sum(
+            r.count
+            * _divergence(r.sampling_probability, r.noise_multiplier, group_size, order)
+            for r in releases
+        )
         shift = math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
         best = min(best, max(total + shift, 0.0))
     return best
@@ -250,17 +254,19 @@ def _powers(first: float, last: float) -> list[float]:
     return [first * growth**i for i in range(num_orders)]
 
 
-def _divergence(release: Release, group_size: int, order: float) -> float:
+@lru_cache(maxsize=4096)  # Of one release: at every step of a run only counts change.
+def _divergence(
+    probability: float, sigma: float, group_size: int, order: float
+) -> float:
     """Return the Renyi divergence of one release about a group, about."""
     import numpy as np  # noqa: PLC0415 -- a tenth of a second
     from scipy.special import logsumexp
 
     from dp.accounting._pmf import numbers_in_batch  # noqa: PLC0415 -- scipy
 
-    sigma = release.noise_multiplier
-    if release.sampling_probability == 1:
+    if probability == 1:
         return order / 2 * (group_size / sigma) ** 2
-    sizes, weights = numbers_in_batch(group_size, release.sampling_probability)
+    sizes, weights = numbers_in_batch(group_size, probability)
     # The integrand is a sum of Gaussians; the last is about order * size away.
     ends = (-10 * sigma, order * sizes[-1] + 10 * sigma)
     num_points = int(min(20_000, max(200, 4 * (ends[1] - ends[0]) / sigma)))

@@ -11,7 +11,6 @@ from dp.accounting._release import Release
 __all__ = ("interval_for",)
 
 
-@lru_cache(maxsize=512)
 def interval_for(
     releases: tuple[Release, ...],
     delta: float,
@@ -28,14 +27,26 @@ def interval_for(
         and _resolution.rough_epsilon(powers, delta, distance) <= _resolution.LARGEST
     ):
         releases = powers
+    return _interval_of(releases, delta, relation, group_size, tolerance, distance)
 
+
+# Of powers, as a rule: the spent epsilon of every step up to the next one has one width.
+@lru_cache(maxsize=512)
+def _interval_of(  # noqa: PLR0917 -- what decides the width, by which it is found again
+    releases: tuple[Release, ...],
+    delta: float,
+    relation: NeighboringRelation,
+    group_size: int,
+    tolerance: float,
+    distance: int,
+) -> float:
     def bound_at(width: float) -> tuple[float, int]:
         losses, num_buckets = _own_losses.composed(
             releases, relation, group_size, width
         )
         return _own_losses.epsilon_of(losses, delta), num_buckets * len(releases)
 
-    if is_unsampled:
+    if all(release.is_on_all_data for release in releases):
         width = _resolution.unsampled_width(releases, distance)
         return _resolution.first_width(bound_at, width)
     start = _resolution.starting_width(releases, delta, distance)

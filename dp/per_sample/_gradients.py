@@ -12,7 +12,8 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast, final
+from operator import attrgetter
+from typing import Final, cast, final
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,8 @@ from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
 __all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
+
+_IS_CPU: Final = attrgetter("is_cpu")
 
 
 @final
@@ -97,8 +100,10 @@ class PerSampleGradients:
         self._parameters = parameters
         self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))
-        devices = {p.device for p in (nonfinite_B, *parameters)}
-        self._device_types = {device.type for device in devices}
+        tensors = (nonfinite_B, *parameters)
+        # Asked first, of thousands of parameters: a device's type is a string made anew.
+        is_on_host = all(map(_IS_CPU, tensors))
+        self._device_types = {"cpu"} if is_on_host else {t.device.type for t in tensors}
         self.loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self._norms: tuple[Sequence[int], Tensor] | None = None
@@ -369,8 +374,8 @@ def _by_group(values_LB: Tensor, groups: Sequence[int]) -> Iterator[tuple[int, T
 
 def _by_layer(values_GB: Tensor, groups: Sequence[int]) -> Tensor:
     """Return the values of each layer's group."""
-    if len({*groups}) == 1:
-        return values_GB[groups[0]].expand(len(groups), -1)
+    if len(values_GB) == 1:
+        return values_GB.expand(len(groups), -1)
     return values_GB[groups]
 
 

@@ -302,30 +302,35 @@ class OuterProducts:
             beta: 0 or 1. With 0 sums may hold anything.
             consumes: Whether to free gradients once their sum is there.
         """
+        if not self._layers:
+            return
+        # Layers have one dtype and device, and so have their sums.
+        like = sums[self._layers[0].weight]
+        groups = {group_of[index] for index in self._place_of}
+        factors_of = {group: factors[group].to(like) for group in groups}
+        column_of = {group: one_B[:, None] for group, one_B in factors_of.items()}
         # From the end, so that pop() lets go of what has been added.
         inputs, grads = self._inputs, self._grads
         if not consumes:
             inputs, grads = [*inputs], [*grads]
         for layer in reversed(self._layers):
-            inputs_BI, grads_BO = inputs.pop(), grads.pop()
-            group, total = group_of[layer.weight], sums[layer.weight]
-            factors_B, mask_B = factors[group].to(total), masks[group]
-            # A product of zero and what is not finite is not zero, on either side.
-            left_BO, right_BI = (
-                one if mask_B is None else zeroed(one, mask_B)
-                for one in (grads_BO.to(total), inputs_BI.to(total))
-            )
+            rows_BI, rows_BO = inputs.pop().to(like), grads.pop().to(like)
+            group = group_of[layer.weight]
+            left_BO, right_BI, mask_B = rows_BO, rows_BI, masks[group]
+            if mask_B is not None:
+                # A product of zero and what is not finite is not zero, on either side.
+                left_BO, right_BI = zeroed(rows_BO, mask_B), zeroed(rows_BI, mask_B)
             # The thinner one is scaled: fewer multiplications, and a smaller copy.
             if left_BO.shape[1] < right_BI.shape[1]:
-                left_BO = left_BO * factors_B[:, None]
+                left_BO = left_BO * column_of[group]
             else:
-                right_BI = right_BI * factors_B[:, None]
-            total.addmm_(left_BO.t(), right_BI, beta=beta)
+                right_BI = right_BI * column_of[group]
+            sums[layer.weight].addmm_(left_BO.t(), right_BI, beta=beta)
             if layer.bias is not None:
-                group, total = group_of[layer.bias], sums[layer.bias]
-                mask_B, rows_BO = masks[group], grads_BO.to(total)
-                rows_BO = rows_BO if mask_B is None else zeroed(rows_BO, mask_B)
-                total.addmv_(rows_BO.t(), factors[group].to(total), beta=beta)
+                group = group_of[layer.bias]
+                if (mask_B := masks[group]) is not None:
+                    rows_BO = zeroed(rows_BO, mask_B)
+                sums[layer.bias].addmv_(rows_BO.t(), factors_of[group], beta=beta)
 
 
 def _squared_norms(factors: Sequence[Tensor]) -> Tensor:

@@ -74,13 +74,11 @@ def steps_of(subject: Subject) -> Callable[[str | None], float]:
 
     def step(kind: str | None) -> float:
         looks = kind in ("a look", "a look with gradients")
-        verifies = kind == "a verified pass"
+        asks, verifies = kind == "a look with gradients", kind == "a verified pass"
         with (
-            mock.patch(f"{_WATCH}is_due", lambda *_: looks),
-            mock.patch(
-                f"{_WATCH}asks_gradients", lambda *_: kind == "a look with gradients"
-            ),
-            mock.patch("secrets.randbelow", lambda _: 0 if verifies else 1),
+            mock.patch(f"{_WATCH}is_due", return_value=looks),
+            mock.patch(f"{_WATCH}asks_gradients", return_value=asks),
+            mock.patch("secrets.randbelow", return_value=0 if verifies else 1),
         ):
             start = time.process_time()
             optimizer.zero_grad()

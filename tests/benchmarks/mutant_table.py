@@ -681,4 +681,6 @@ MUTANTS = (
     Mutant("evidence/_gradients", '    if verdict != "alone" or _is_same(unchanged, exchanged):', "    if True:", "gradients of several ranks may follow other examples", "evidence/test_steered_gradients.py"),
     Mutant("evidence/_gradients", "    if not same_losses(losses_B, exchanged_B.detach(), stays_B):", "    if False:", "gradients of losses that change are compared", "evidence/test_steered_gradients.py"),
     Mutant("evidence/_program_state", "        return left.value is own and right.value is other", "        return False", "a function that names its batch is evaluated twice more", "evidence/test_read_beside_batch.py"),
+    Mutant("accounting/_accountant", "(r.count * each for r", "(each for r", "RDP counts equal releases once", ACCOUNTING),
+    Mutant("per_sample/_row_layers", "group: factors[group].to(like)", "group: factors[0].to(like)", "layers of all groups are clipped as those of the first", "per_sample/test_row_layers.py"),
 )  # fmt: skip

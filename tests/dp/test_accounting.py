@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, stats
 
 from dp.accounting import (
     Release,
+    _accountant,
     _dp_events,
     _resolution,
+    _widths,
     epsilon,
     epsilon_curve,
     merge_equal_releases,
@@ -129,6 +132,37 @@ def test_epsilon_lies_between_a_lower_bound_and_other_accountants(
     assert optimistic.get_epsilon_for_delta(1e-5) <= claimed
     assert claimed <= rdp
     assert prv - 2 * 0.01 - 5e-4 <= claimed <= prv + 5e-4
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "zero_out"])
+def test_divergences_of_one_release_add_up_to_those_of_dp_accounting(relation):
+    """To the last bit, of several kinds of release and many of each."""
+    kinds = [(0.01, 1.1, 700), (0.02, 0.8, 30), (1.0, 5.0, 3)]
+    accountant = RdpAccountant(neighboring_relation=_dp_events.neighbors(relation))
+    accountant.compose(
+        to_dp_event(
+            Release(sampling_probability=q, noise_multiplier=sigma, count=count)
+            for q, sigma, count in kinds
+        )
+    )
+
+    assert cost(*kinds, relation=relation).epsilon_rdp == accountant.get_epsilon(1e-5)
+
+
+def test_what_counts_share_is_found_once():
+    """A progress bar asks after every step: divergences and widths are known by then."""
+    before = [
+        cache.cache_info().misses
+        for cache in (_accountant._divergences, _widths._interval_of)
+    ]
+    found = [cost((0.013, 1.7, count)).epsilon for count in (9, 10, 13, 16)]
+    after = [
+        cache.cache_info().misses
+        for cache in (_accountant._divergences, _widths._interval_of)
+    ]
+
+    assert found == sorted(set(found))
+    assert after == [number + 1 for number in before]
 
 
 @pytest.mark.parametrize(

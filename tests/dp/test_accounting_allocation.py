@@ -437,7 +437,7 @@ def _caches():
         allocation_losses,
         check_agreement,
         _own_losses.composed,
-        _widths.interval_for,
+        _widths._interval_of,
         _accountant.bound_by_pld,
     )
 

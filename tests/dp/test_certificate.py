@@ -466,7 +466,7 @@ def test_verifying_rests_on_dp_accounting_alone(one, monkeypatch, tmp_path):
     one.write(tmp_path)
     monkeypatch.delattr("dp.accounting._own_losses.composed")
     _accountant.bound_by_pld.cache_clear()
-    _widths.interval_for.cache_clear()
+    _widths._interval_of.cache_clear()
     seen = []
     found = verify(tmp_path / "certificate.json", progress=lambda *at: seen.append(at))
     lines = {finding.claim: finding.detail for finding in found.findings}

@@ -164,6 +164,7 @@ def without_memory():
     caches = (
         _accountant.bound_by_pld,
         _accountant._by_own_rdp,
+        _accountant._divergences,
     )
     for cache in caches:
         cache.cache_clear()
