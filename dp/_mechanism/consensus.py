@@ -24,6 +24,7 @@ from dp.distributed._world import NO_SHARE, Share
 from dp.exceptions import SamplingMismatchError
 from dp.noise import GaussianNoise
 from dp.sampling import Ticket, TicketedLoader
+from dp.sampling._rows_in_place import times_changed
 
 
 __all__ = ("Consensus",)
@@ -80,7 +81,8 @@ class Consensus:
         # What was compared is recognised by the objects: a loaded ledger, another
         # loader or new parameters are compared again.
         def identity() -> Hashable:
-            return world, ledger.segment, id(loader), tuple(map(id, parameters))
+            of_data = id(loader), times_changed(loader)
+            return world, ledger.segment, of_data, tuple(map(id, parameters))
 
         # What was seen of losses and weights may differ: each rank has its own.
         charged = ledger.state_dict() | {"remarks": None}

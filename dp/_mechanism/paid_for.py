@@ -6,8 +6,8 @@ what the data cost. So whoever charges has to know all that was charged for the 
 parameters and the same rows. Kept are weak references and row numbers; of the data
 itself nothing is kept, not even a hash.
 
-Not seen: other processes, copies, lists, and datasets that are built anew, unless of the
-same tensors.
+Not seen: other processes, copies, lists of numbers and texts, and datasets that are built
+anew, unless of the same tensors, arrays or objects.
 """
 
 import weakref
@@ -19,19 +19,17 @@ from typing import Any, Final, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from dp.exceptions import LedgerError
 from dp.ledger import Ledger
-from dp.sampling import origins
+from dp.sampling import Rows, kept_rows
 
 
 __all__ = ("Account", "apart")
 
-_Rows = range | NDArray[np.int64]
 _FEW: Final = 4096  # Things that are remembered without asking which are still there.
 
 
@@ -49,7 +47,7 @@ class _Thing:
 
     key: tuple[str, int]
     is_there: Callable[[], bool]
-    rows: _Rows
+    rows: Rows
     name: str
 
 
@@ -159,19 +157,13 @@ def _parameters(parameters: Sequence[Tensor]) -> Iterator[_Thing]:
 def _rows_of(dataset: Any) -> Iterator[_Thing]:
     if dataset is None:
         return
-    rows: _Rows = range(len(dataset))
-    # Subset(Subset(data, a), b) is rows a[b] of the data: whose wrapper it is in does
-    # not matter to who is in it.
-    found: list[tuple[Any, _Rows]] = [(dataset, rows)]
-    if isinstance(dataset, Subset | ConcatDataset):
-        places = np.arange(len(dataset))
-        found = [(source, read) for source, _, read in origins(dataset, places, places)]
-    for source, read in found:
+    # What a dataset keeps is what is paid for, whichever dataset is made of it.
+    for source, read in kept_rows(dataset, range(len(dataset))):
         if len(read):
             yield from _source(source, read)
 
 
-def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
+def _source(dataset: Any, rows: Rows) -> Iterator[_Thing]:
     name = "rows of this dataset"
     column = dataset.tensors[0] if type(dataset) is TensorDataset else dataset
     is_dense = isinstance(column, Tensor) and column.layout == torch.strided
@@ -185,7 +177,7 @@ def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     storage = StorageWeakRef(column.untyped_storage())
     first, step = int(column.storage_offset()), column.stride(0)
     if isinstance(rows, range):
-        begins: _Rows = range(first, first + step * len(rows), step) if step else rows
+        begins: Rows = range(first, first + step * len(rows), step) if step else rows
     else:
         begins = first + step * rows
     yield _Thing(
@@ -193,7 +185,7 @@ def _source(dataset: Any, rows: _Rows) -> Iterator[_Thing]:
     )
 
 
-def _object(thing: object, rows: _Rows, name: str) -> Iterator[_Thing]:
+def _object(thing: object, rows: Rows, name: str) -> Iterator[_Thing]:
     """Yield a thing, unless it is of a kind that cannot be referred to weakly."""
     try:
         # Lists have no weak references, and a strong one would keep private data alive.
@@ -204,7 +196,7 @@ def _object(thing: object, rows: _Rows, name: str) -> Iterator[_Thing]:
     yield _Thing(key, lambda: reference() is not None, rows, name)
 
 
-def _meet(one: _Rows, other: _Rows) -> bool:
+def _meet(one: Rows, other: Rows) -> bool:
     """Whether two sets of rows have one in common."""
     # Example: 0, 8, ..., 392 and 400, 408, ... do not overlap; 0, 8, ... and 4, 12, ...
     # do, and have no beginning in common.

@@ -128,6 +128,32 @@ ADVISORIES: Final = (
         " stated the cost of one.",
         affects="choices of `dp.tune` whose `file` two processes used at a time",
     ),
+    Advisory(
+        name="DP-2026-17",
+        fault="Rows that have data in common were taken for several examples.",
+        affects="runs on overlapping windows, on datasets that repeat their rows or draw"
+        " them at random, or that make rows by a statistic of all of them",
+    ),
+    Advisory(
+        name="DP-2026-18",
+        fault="A ledger did not know what an earlier one had paid for the same rows in a"
+        " list, or in a dataset that was built anew of the same arrays.",
+        affects="a second run of one process on such rows, as of a notebook cell that is"
+        " run again",
+    ),
+    Advisory(
+        name="DP-2026-19",
+        fault="Rows were taken for those of the units, or the rank, that had their numbers"
+        " when the loader was made.",
+        affects="runs with `units=`, or of several ranks, on a dataset whose order changed"
+        " while they trained, as where a list is shuffled in place",
+    ),
+    Advisory(
+        name="DP-2026-20",
+        fault="Queries before training took rows for units where a unit is one value of a"
+        " column.",
+        affects="queries of a ledger whose plan protects users of several rows",
+    ),
 )
 
 

@@ -27,6 +27,7 @@ from dp.noise import GaussianNoise
 from dp.query._answers import Answer, Histogram
 from dp.query._statistic import Statistic, noised
 from dp.sampling import TicketedLoader
+from dp.sampling._units import UnitIndex, Units, column_of_units
 
 
 __all__ = ("Queries",)
@@ -75,18 +76,32 @@ class Queries:
         dataset: Whose rows the values are computed from: a dataset, or a tensor of data;
             None if no object of this process holds them. By default that of the
             optimizer's loader; with a ledger it has to be said.
+        units: The unit of privacy of every row of *dataset*, as for its loader; needed
+            where the plan protects one value of a column. By default as the
+            optimizer's loader has them.
 
     Raises:
         TypeError: If *run* is a ledger and *dataset* is left out.
+        ValueError: If the plan protects one value of a column, and *units* are left out,
+            or if they do not fit *dataset*.
     """
 
-    def __init__(self, run: Ledger | _HasLedger, *, dataset: Any = ...) -> None:
+    def __init__(
+        self,
+        run: Ledger | _HasLedger,
+        *,
+        dataset: Any = ...,
+        units: Units | None = None,
+    ) -> None:
         self._ledger = run if isinstance(run, Ledger) else run.ledger
         loader = _loader_of(run) if dataset is ... else None
         if dataset is ...:
             dataset = None if loader is None else loader.dataset
         self._dataset = dataset
-        self._most = _num_units(dataset) if loader is None else loader.num_units
+        unit = self._ledger.plan.unit_of_privacy
+        self._most: float = (
+            _most_units(dataset, units, unit) if loader is None else loader.num_units
+        )
         self._account = Account(self._ledger)
         self._noise = GaussianNoise()
 
@@ -245,9 +260,25 @@ def _loader_of(run: Ledger | _HasLedger) -> TicketedLoader | None:
     return loader if isinstance(loader, TicketedLoader) else None
 
 
-def _num_units(dataset: Any) -> float:
-    """Return how many units of privacy a dataset may have at most."""
-    return len(dataset) if hasattr(dataset, "__len__") else math.inf
+def _most_units(dataset: Any, units: Units | None, unit_of_privacy: str) -> float:
+    """Return how many units of privacy a dataset may have at most.
+
+    Raises:
+        ValueError: If rows may share a unit, and which do was not said.
+    """
+    if not hasattr(dataset, "__len__"):
+        return math.inf
+    if units is not None:
+        index = UnitIndex(units, num_rows=len(dataset), max_per_unit=None)
+        return index.num_units
+    column = column_of_units(unit_of_privacy)
+    if column is not None:
+        raise ValueError(
+            f"the plan protects {unit_of_privacy!r}, and rows of dataset may share one,"
+            " which would count once a row; pass units=, the"
+            f" {column} of every row, or units=range(len(dataset)) if no two rows share one"
+        )
+    return len(dataset)
 
 
 def _range(low: float, high: float) -> tuple[float, float]:

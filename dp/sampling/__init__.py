@@ -16,6 +16,7 @@ from dp.sampling._disjoint_loader import DisjointLoader
 from dp.sampling._distinct_rows import origins
 from dp.sampling._draws import poisson_sample
 from dp.sampling._fetch import fetch
+from dp.sampling._kept_rows import Rows, kept_rows
 from dp.sampling._loader import PoissonLoader
 from dp.sampling._passes import DisjointBatches, Passes, RandomAllocation, Scheme
 from dp.sampling._rows_read import RowsRead
@@ -40,6 +41,7 @@ __all__ = (
     "PoissonLoader",
     "PoissonSampling",
     "RandomAllocation",
+    "Rows",
     "RowsRead",
     "Scheme",
     "Ticket",
@@ -48,6 +50,7 @@ __all__ = (
     "Unamplified",
     "UnamplifiedLoader",
     "fetch",
+    "kept_rows",
     "origins",
     "poisson_sample",
 )

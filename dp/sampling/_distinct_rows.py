@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from dp.exceptions import SamplingMismatchError
 from dp.sampling._own_rows import check_own_rows
+from dp.sampling._shared_rows import check_shared_rows
 
 
 __all__ = ("check_distinct_rows", "origins")
@@ -32,9 +33,12 @@ def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> No
         SampleMixingError: If the dataset makes a row of several examples.
     """
     check_own_rows(dataset, unit_of_row)
+    rows = np.arange(len(dataset))
+    owners = rows if unit_of_row is None else unit_of_row
+    for source, places, read in origins(dataset, rows, rows, by_object=False):
+        check_shared_rows(source, read, owners[places])
     if not isinstance(dataset, Subset | ConcatDataset | list | tuple):
         return
-    rows = np.arange(len(dataset))
     # Example: ConcatDataset([data, Subset(data, [4, 4])]) reads row 4 of data three
     # times: at its own place and twice behind the end.
     by_source: dict[int, list[tuple[_Numbers, _Numbers]]] = {}

@@ -27,6 +27,7 @@ from dp.sampling._empty_batch import empty_batch_of
 from dp.sampling._passes import Passes
 from dp.sampling._random_draws import Law, RandomDraws
 from dp.sampling._refused_arguments import check_map_style, reject_arguments
+from dp.sampling._rows_in_place import RowsInPlace
 from dp.sampling._schemes import (
     PoissonSampling,
     TruncatedPoissonSampling,
@@ -123,9 +124,9 @@ class PoissonLoader(TicketedLoader):
         num_units = len(rows) if self._units is None else self._units.num_units
         self._sampling = _scheme(sampling_probability, max_batch_size, num_units)
         collate_fn = default_collate if collate_fn is None else collate_fn
-        check_distinct_rows(
-            dataset, None if self._units is None else self._units.unit_of_row
-        )
+        unit_of_row = None if self._units is None else self._units.unit_of_row
+        check_distinct_rows(dataset, unit_of_row)
+        self._in_place = RowsInPlace(dataset, unit_of_row)
         check_collation(dataset, collate_fn)
         super().__init__(
             dataset,
@@ -174,6 +175,7 @@ class PoissonLoader(TicketedLoader):
         return super().num_units if self._units is None else self._units.num_units
 
     def _begin_pass(self) -> Draws:
+        self._in_place.check()
         if isinstance(self._sampling, TruncatedPoissonSampling):
             self._check_alone()
         share = self._share()

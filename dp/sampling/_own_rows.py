@@ -11,26 +11,31 @@ Whole numbers, one a row, say where things are, as offsets and classes do, and a
 watched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
+from functools import partial
 from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from dp.exceptions import SampleMixingError
 from dp.sampling._collation import differ, drawn_states, seeded
+from dp.sampling._holds_data import by_row
 
 
-__all__ = ("check_own_rows",)
+__all__ = ("check_own_rows", "reads_any")
 
 _NUM: Final = 4  # Rows that are asked for.
 _MOST_READ: Final = 4096  # Entries for one row: each takes a call of Python.
+_MOST_BYTES: Final = 2**28  # Of an array that is copied with other entries.
 _LEAST: Final = 16  # Rows: fewer may be as many as columns, or classes, by chance.
 _SEEDS: Final = (0, 1)
 _READ_BY_TORCH: Final = (TensorDataset, Subset, ConcatDataset, list, tuple, Tensor)
+_ARRAYS: Final = (Tensor, np.ndarray)
+_KEPT: Final = (*_ARRAYS, list, tuple, Dataset)
 _Attributes = Mapping[str, Any]
 
 
@@ -52,14 +57,14 @@ def check_own_rows(dataset: Any, units: NDArray[np.int64] | None = None) -> None
         return
     places = [i * (len(dataset) - 1) // (_NUM - 1) for i in range(_NUM)]
     owners = np.arange(len(dataset)) if units is None else units
-    try:
-        is_mixed = _remembers(dataset, places, owners) or any(
-            _reads_others(dataset, place, owners, seed)
-            for seed in _SEEDS
-            for place in places
-        )
-    except Exception:  # noqa: BLE001 -- of the caller's own types; training shows it
-        return
+    checks: list[Callable[[], bool]] = [partial(_remembers, dataset, places, owners)]
+    checks += [
+        partial(reads, dataset, place, owners, seed)
+        for seed in _SEEDS
+        for place in places
+        for reads in (_reads_others, _reads_whole)
+    ]
+    is_mixed = any(map(_is_seen, checks))
     if is_mixed:
         raise SampleMixingError(
             f"{type(dataset).__name__}.__getitem__ makes rows of several examples, as by"
@@ -67,6 +72,13 @@ def check_own_rows(dataset: Any, units: NDArray[np.int64] | None = None) -> None
             " read before: an example is then in more rows than its own, and moves a sum"
             " by more than the clipping norm. Make each row of its own example"
         )
+
+
+def _is_seen(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except Exception:  # noqa: BLE001 -- of the caller's own types; training shows it
+        return False
 
 
 def _remembers(dataset: Any, places: Sequence[int], owners: NDArray[np.int64]) -> bool:
@@ -91,7 +103,7 @@ def _reads_others(
     dataset: Any, place: int, owners: NDArray[np.int64], seed: int
 ) -> bool:
     """Whether a row is made of what the dataset keeps of other units' rows."""
-    if not (kept := _by_row(dataset)):
+    if not (kept := by_row(dataset)):
         return False
     watched = {name: _Watched(value) for name, value in kept.items()}
     row, draws = _row(_with(dataset, watched), place, seed)
@@ -113,29 +125,53 @@ def _reads_others(
     return draws == same and differ(row, alone)
 
 
-def _by_row(dataset: Any) -> _Attributes:
-    """Return the attributes of a dataset that have an entry of data for each row."""
-    return {
-        name: value
-        for name, value in vars(dataset).items()
-        if _holds_data(value) and len(value) == len(dataset)
-    }
+def _reads_whole(
+    dataset: Any, place: int, owners: NDArray[np.int64], seed: int
+) -> bool:
+    """Whether a row changes with other units' entries of an array that it is made of.
+
+    An array can be read as a whole, as for its mean, or the distances to all of it.
+    """
+    row, draws = _row(dataset, place, seed)
+    again, drawn_again = _row(dataset, place, seed)
+    if differ(row, again) or draws != drawn_again:
+        return False  # It does not repeat itself, so nothing can be told.
+    others = owners != owners[place]
+    kept: dict[str, Any] = by_row(dataset)
+    for name, value in kept.items():
+        if not isinstance(value, _ARRAYS) or value.nbytes > _MOST_BYTES:
+            continue
+        # Others' entries become the row's own. A table that is as long by chance changes
+        # as well, but then its own entry is no part of the row.
+        alone: Any = deepcopy(value)
+        alone[others] = value[place]
+        other, same = _row(_with(dataset, {name: alone}), place, seed)
+        if same != draws or not differ(row, other):
+            continue
+        changed: Any = deepcopy(value)
+        changed[place] = value[np.flatnonzero(others)[-1]]
+        other, same = _row(_with(dataset, {name: changed}), place, seed)
+        if same == draws and differ(row, other):
+            return True
+    return False
 
 
-def _holds_data(value: Any) -> bool:
-    if isinstance(value, Tensor | np.ndarray):
-        is_whole = not (
-            value.is_floating_point()
-            if isinstance(value, Tensor)
-            else np.issubdtype(value.dtype, np.inexact)
-        )
-        return value.ndim > is_whole
-    if isinstance(value, list | tuple):
-        return bool(value) and not isinstance(value[0], int | np.integer)
-    is_mapping = isinstance(value, Mapping | str | bytes)
-    return not is_mapping and all(
-        hasattr(value, name) for name in ("__getitem__", "__len__")
-    )
+def reads_any(dataset: Any, place: int) -> bool:
+    """Whether a row is made of something that the dataset keeps."""
+    watched: list[_Watched] = []
+
+    def watch(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: watch(part) for key, part in value.items()}
+        if not isinstance(value, _KEPT):
+            return value
+        watched.append(_Watched(value))
+        return watched[-1]
+
+    kept = getattr(dataset, "__dict__", {})
+    twin = _with(dataset, {name: watch(value) for name, value in kept.items()})
+    _row(twin, place, _SEEDS[0])
+    return any(entries.read for entries in watched)
 
 
 def _with(dataset: Any, attributes: _Attributes) -> Any:

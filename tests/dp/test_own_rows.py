@@ -118,7 +118,44 @@ class RunningMean(Rows):
         return self.x[i] - self.mean
 
 
+class Standardized(Rows):
+    """By the mean and deviation of all rows."""
+
+    def __getitem__(self, i):
+        return (self.x[i] - self.x.mean(0)) / self.x.std(0)
+
+
+class OverLargest(Rows):
+    def more(self):
+        self.x = self.x.numpy()
+
+    def __getitem__(self, i):
+        return self.x[i] / abs(self.x).max()
+
+
+class Nearest(Rows):
+    """A row beside the one that is nearest to it."""
+
+    def __getitem__(self, i):
+        distances = (self.x - self.x[i]).norm(dim=1)
+        return self.x[[i, int(distances.topk(2, largest=False).indices[1])]]
+
+
+class OfNeighbours(Rows):
+    """A node of a graph, with what its neighbours have."""
+
+    def more(self):
+        self.neighbours = torch.randint(NUM, (NUM, 3))
+
+    def __getitem__(self, i):
+        return self.x[i] + self.x[self.neighbours[i]].sum(0)
+
+
 MIXING = [
+    Standardized,
+    OverLargest,
+    Nearest,
+    OfNeighbours,
     Mixup,
     MixupNowAndThen,
     MixupByItsGenerator,

@@ -4,6 +4,7 @@ import copy
 import gc
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from dp._mechanism import paid_for
 from dp.accounting import epsilon
 from dp.ledger import Ledger
 from dp.query import Queries
+from dp.sampling import kept_rows
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +220,56 @@ class Slotted(Sequence):
         return self.rows[row], torch.tensor(0.0)
 
 
+class Kept(Read):
+    """A dataset of what it is given, by whatever name."""
+
+    def __init__(self, rows, **kept):
+        self.rows = rows
+        vars(self).update(kept)
+
+    def __getitem__(self, row):
+        entry = self.rows[row]
+        return entry if isinstance(entry, tuple) else (torch.as_tensor(entry), 0.0)
+
+
+class Tokenized(Kept):
+    """What is in a mapping, as tokenizers return it."""
+
+    def __init__(self, x):
+        self.encodings = {"x": x}
+
+    def __len__(self):
+        return len(self.encodings["x"])
+
+    def __getitem__(self, row):
+        return self.encodings["x"][row], torch.tensor(0.0)
+
+
+class Person:
+    """An object of one's own."""
+
+    def __init__(self):
+        self.x = torch.randn(4)
+
+
+class People(Read):
+    """A dataset of objects."""
+
+    def __init__(self, people):
+        self.people = people
+
+    def __len__(self):
+        return len(self.people)
+
+    def __getitem__(self, row):
+        return self.people[row].x, torch.tensor(0.0)
+
+
+def listed(rows):
+    """A list of the same rows, made anew."""
+    return [(row, torch.tensor(0.0)) for row in rows]
+
+
 TABLE, LABELS, OTHER, COLUMN = (
     torch.randn(40, 4),
     torch.randn(40),
@@ -225,6 +277,10 @@ TABLE, LABELS, OTHER, COLUMN = (
     torch.randn(1, 4).expand(40, 4),
 )
 WHOLE = TensorDataset(TABLE, LABELS)
+ARRAY = torch.randn(40, 4).numpy()
+ROWS = listed(torch.randn(40, 4).unbind())
+PEOPLE = [Person() for _ in range(40)]
+EDGES = torch.randn(4)
 MEET = {
     "the same object": (OTHER, OTHER),
     "the same tensors": (TensorDataset(TABLE, LABELS), TensorDataset(TABLE, LABELS)),
@@ -241,6 +297,22 @@ MEET = {
     ),
     "every second row": (TensorDataset(TABLE[::2]), TensorDataset(TABLE[2:9])),
     "one row many times": (TensorDataset(COLUMN), TensorDataset(COLUMN)),
+    "one list": (ROWS, ROWS),
+    "lists with rows in common": (ROWS[:25], ROWS[20:]),
+    "a shuffled list": (ROWS, ROWS[::-1]),
+    "a list of a tensor's rows": (listed(TABLE), listed(TABLE)),
+    "a list of a tensor's rows, and the tensor": (listed(TABLE), WHOLE),
+    "a list of an array's rows": (listed(ARRAY), listed(ARRAY)),
+    "datasets of one tensor": (Kept(TABLE), Kept(TABLE)),
+    "a dataset and a tensor": (Kept(TABLE), WHOLE),
+    "datasets of one array": (Kept(ARRAY), Kept(ARRAY)),
+    "datasets of slices of an array": (Kept(ARRAY[:25]), Kept(ARRAY[20:])),
+    "datasets of one dataset": (Kept(OTHER), Kept(OTHER)),
+    "datasets around datasets": (Kept(Kept(TABLE)), WHOLE),
+    "a part of a dataset of a tensor": (Subset(Kept(TABLE), range(5)), WHOLE),
+    "datasets of one list": (Kept([*TABLE]), Kept([*TABLE])),
+    "datasets of one mapping": (Tokenized(TABLE), Tokenized(TABLE)),
+    "objects": (People(PEOPLE), People(PEOPLE[30:])),
 }
 APART = {
     "two objects": (Read(), Read()),
@@ -253,6 +325,18 @@ APART = {
         OTHER,
     ),
     "what cannot be referred to": (one := Slotted(), one),
+    "parts of a list": (ROWS[:20], ROWS[20:]),
+    "lists of parts of a tensor": (listed(TABLE[:20]), listed(TABLE[20:])),
+    "datasets of parts of an array": (Kept(ARRAY[:20]), Kept(ARRAY[20:])),
+    "other objects": (People(PEOPLE[:20]), People(PEOPLE[20:])),
+    "whole numbers, which say where things are": (
+        Kept(torch.randn(40, 4), order=(order := torch.randperm(40))),
+        Kept(torch.randn(40, 4), order=order),
+    ),
+    "what has no length": (
+        Kept(TABLE.clone(), kind=list),
+        Kept(TABLE.clone(), kind=list),
+    ),
 }
 
 
@@ -273,6 +357,37 @@ def test_rows_that_two_datasets_share_are_recognised(make_optimizer, datasets):
 def test_other_rows_are_other_peoples(make_optimizer, datasets):
     """Parts of one dataset that have no row in common are paid for each by itself."""
     on_both(make_optimizer, datasets)
+
+
+def shared(rows):
+    """Rows that all have one tensor in front, as the edges of a graph."""
+    return [({"edges": EDGES}, row) for row in rows]
+
+
+def test_what_all_rows_of_a_list_share_is_nobodys():
+    """The edges of one graph are in each row of both lists."""
+    assert [*kept_rows(shared(TABLE[:20]), range(20))] == []
+
+
+@pytest.mark.parametrize(
+    "entry", ["text", 3, 2.5, None, np.float32(1), [1, 2, 3], {"ids": [4, 5]}], ids=repr
+)
+def test_nothing_refers_to_plain_values(entry):
+    """Two lists of them may be two peoples'."""
+    assert [*kept_rows([entry] * 3, range(3))] == []
+
+
+def test_of_a_long_list_a_part_is_kept():
+    """The same part of whichever list they are in."""
+    rows = listed(torch.randn(5000, 1))
+    kept = [*kept_rows(rows, range(5000))]
+    others = [*kept_rows(rows[1000:], range(4000))]
+
+    def places(found):
+        return {(source.storage_offset(), *rows) for source, rows in found}
+
+    assert len(kept) == len(others) == 1024
+    assert len(places(kept) & places(others)) > 500
 
 
 @pytest.mark.slow

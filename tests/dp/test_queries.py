@@ -451,6 +451,23 @@ def test_more_values_than_units_are_refused(ledger, make_plan, size):
     Queries(optimizer).count("adults", ages[:3] > 1)
 
 
+def test_rows_of_users_are_no_units_before_training_either(make_plan):
+    """A user of four rows would move a sum by four times what is paid for."""
+    plan = make_plan(queries=ASKED, unit_of_privacy="one value of user_id")
+    rows, ledger = TensorDataset(torch.zeros(8, 3)), Ledger(plan)
+    with pytest.raises(ValueError, match="the user_id of every row"):
+        Queries(ledger, dataset=rows)
+    with pytest.raises(ValueError, match="units must name the unit of each row"):
+        Queries(ledger, dataset=rows, units=[0, 1])
+
+    of_users = Queries(ledger, dataset=rows, units=[0, 0, 0, 0, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="more than there are units"):
+        of_users.count("adults", [1.0] * 8)
+    of_users.count("adults", [1.0] * 2)
+    Queries(ledger, dataset=rows, units=range(8)).count("age", [1.0] * 8)
+    Queries(ledger, dataset=None).histogram("ages", [1.0] * 9, edges=(0, 1, 2, 3))
+
+
 def test_ranks_are_refused(ledger, monkeypatch):
     """Each would draw noise of its own."""
     monkeypatch.setattr("dp.query._queries.rank_and_size", lambda: (0, 2))

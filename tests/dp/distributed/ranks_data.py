@@ -57,6 +57,23 @@ def step_on(dataset, *, sharded=False, units=None, clipping=None, **plan):
     return *error_of(optimizer.step), optimizer.ledger.steps
 
 
+def shuffled_in_place(*, seeded):
+    """Take a step on a list, shuffle it, and take another."""
+    x, y, number = ranks_training.dataset_of().tensors
+    rows = [*zip(x, y, number, strict=True)]
+    model, plan = ranks_training.model_of(), ranks_training.plan_of()
+    loader = plan.loader(rows)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = DPOptimizer(sgd, plan=plan, loader=loader)
+    errors = []
+    for _ in range(2):
+        optimizer.backward(ranks_training.losses_of(model, next(iter(loader))))
+        errors.append(error_of(optimizer.step))
+        random.seed(0 if seeded else distributed.get_rank())
+        random.shuffle(rows)
+    return errors, optimizer.ledger.steps
+
+
 def split_at_random(*, seeded):
     """Of augmented examples, whose numbers and labels alone stay."""
     torch.manual_seed(0 if seeded else distributed.get_rank())

@@ -17,6 +17,17 @@ def test_random_splits_of_augmented_data_have_to_be_the_same(ranks, seeded):
         assert charged == SEEN[name]
 
 
+@pytest.mark.parametrize("seeded", [False, True])
+def test_rows_that_ranks_shuffle_in_place_have_to_stay_the_same(ranks, seeded):
+    """In two orders, every n-th row of one rank is a row of another rank, too."""
+    for errors, charged in ranks("ranks_data:shuffled_in_place", seeded=seeded):
+        (first, _), (second, message) = errors
+        assert first is None
+        assert second == (None if seeded else "RanksDivergedError")
+        assert seeded or message.startswith("the dataset differs")
+        assert charged == 1 + seeded
+
+
 @pytest.mark.parametrize("probability", [0.1, 0.5])
 def test_random_augmentation_is_no_difference(ranks, probability):
     """Though an image may be mirrored twice on one rank, and never on another."""

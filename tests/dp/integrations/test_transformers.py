@@ -41,6 +41,7 @@ from dp import (
     UnsupportedOperationError,
 )
 from dp._mechanism.changed_options import warn_of_metric_schedulers
+from dp._mechanism.paid_for import apart
 from dp.integrations.transformers import PrivateTrainer, per_example_losses
 
 
@@ -471,7 +472,13 @@ def test_a_checkpoint_resumes_with_its_ledger(arguments, tmp_path):
     resumed = PrivateTrainer(llama(), saving, train_dataset=data, plan=plan)
     seen = []
     resumed.add_callback(Recorder(seen))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    checkpoint = str(tmp_path / "checkpoint-4")
+    with pytest.raises(dp.LedgerError, match="rows of this dataset"):
+        resumed.train(resume_from_checkpoint=checkpoint)  # It lacks two steps.
+    resumed = PrivateTrainer(llama(), saving, train_dataset=data, plan=plan)
+    resumed.add_callback(Recorder(seen))
+    with apart():  # As in another process.
+        resumed.train(resume_from_checkpoint=checkpoint)
 
     assert seen == [5, 6]  # Steps of the run, of which the resumed one took two.
     assert resumed.private_optimizer.ledger.steps == 6

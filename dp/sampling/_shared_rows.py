@@ -1,0 +1,299 @@
+"""Whether rows that a dataset makes as it reads them have the same data in common.
+
+A window of a series, of a text or of a recording shares most of it with the next window.
+A dataset that is made longer by ``row % n`` has each example several times, and one that
+draws a row at random has any example at any number. So a few rows are read by one seed,
+and compared with those beside them, and with those that are as many rows further on as
+the dataset may hold.
+
+Not seen: rows that share data by other rules or in another order, that are scaled each
+by itself, or changed by random numbers that no seed decides; rows of few and whole
+numbers, in which what is the same may be so by chance.
+
+Shapes: ``T`` places along the axis of a window, ``F`` numbers at each.
+"""
+
+from collections.abc import Iterator, Sequence, Sized
+from functools import partial
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp._containers import is_sequence, parts_of
+from dp.exceptions import SamplingMismatchError
+from dp.sampling._collation import seeded
+from dp.sampling._own_rows import reads_any
+
+
+__all__ = ("check_shared_rows",)
+
+_LEAST: Final = 16  # Rows.
+_PLACES: Final = (0.09, 0.17, 0.31, 0.42, 0.53, 0.66, 0.78, 0.91)  # In a dataset.
+_FEW_PLACES: Final = (0.2, 0.5, 0.8)
+_MANY_PLACES: Final = 6  # Of 8 that have to have rows of their own.
+_MOST_TIMES: Final = 64
+_TIMES: Final = (2, 3, 4, 5, 10)  # As often a dataset may have been repeated.
+_ENOUGH: Final = 40.0  # Bits.
+_OF_A_FRACTION: Final = 8.0  # Bits: hardly any two of a dataset's are equal by chance.
+_MANY_WHOLE: Final = 16  # Values in a row of whole numbers that tells it from others.
+_FEWEST: Final = 3  # Places of a window.
+_MOST: Final = 2**22  # Numbers of a row that are compared.
+_NUMBERS: Final = (int, float, np.number)
+_Numbers = NDArray[np.int64]
+_Leaves = list[NDArray[Any]]
+_Pair = tuple[int, int]
+
+
+def check_shared_rows(source: Any, rows: _Numbers, owners: _Numbers) -> None:
+    """Raise if rows of a dataset that are of several units have the same data.
+
+    Args:
+        source: What rows are read from.
+        rows: Their numbers there.
+        owners: The unit of each.
+
+    Raises:
+        SamplingMismatchError: If they do.
+    """
+    if len(rows) < _LEAST:
+        return
+    order = np.argsort(rows)
+    compared = _Compared(source, rows[order], owners[order])
+    try:
+        told = compared.finding()
+    except Exception:  # noqa: BLE001 -- of the caller's own types; training shows it
+        return
+    if told is not None:
+        raise SamplingMismatchError(told)
+
+
+@final
+class _Compared:
+    """Pairs of rows, in the order of their numbers."""
+
+    def __init__(self, source: Any, rows: _Numbers, owners: _Numbers) -> None:
+        self._source = source
+        self._rows = rows
+        self._owners = owners
+
+    def finding(self) -> str | None:
+        """Return what rows have in common, in words; None if that is nothing."""
+        if (by_seed := self._by_seed_alone()) is not None:
+            # Random numbers alone are nobody's, as in a dataset for trying things out.
+            is_read = by_seed and reads_any(self._source, int(self._rows[0]))
+            return _AT_RANDOM.format(type(self._source).__name__) if is_read else None
+        if not (neighbours := self._neighbours(_PLACES)):
+            return None
+        # By row // n, every n-th row is another one than the row after it.
+        if self._are_same(neighbours, self._neighbours(_PLACES, 1)):
+            # Or a table of few values is sorted: equal rows may be two people's.
+            return _REPEATED.format(*neighbours[0]) if self._is_shorter() else None
+        neighbours = self._neighbours(_FEW_PLACES)
+        if self._are_windows(neighbours, self._neighbours(_FEW_PLACES, 1)):
+            return _WINDOWS.format(*neighbours[0])
+        for step in sorted(self._steps()):
+            further = self._rows[np.isin(self._rows + step, self._rows)]
+            pairs = self._pairs(further, further + step, _PLACES)
+            if pairs and self._are_same(pairs):
+                return _REPEATED.format(*pairs[0])
+        return None
+
+    def _by_seed_alone(self) -> bool | None:
+        """Whether rows are others by another seed; None unless a seed decides all.
+
+        By the same seed, they are then the same, whichever is asked for.
+        """
+        told = _Told()
+        rows = [int(self._rows[int(part * len(self._rows))]) for part in _PLACES]
+        for seed, row in enumerate(rows):
+            one, other = self._leaves(row, seed), self._leaves(rows[seed - 1], seed)
+            if not _equal(one, other):
+                return None
+            told.add(*one)
+        first, second = (self._leaves(rows[0], seed) for seed in range(2))
+        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= _ENOUGH
+        return is_told and not _equal(first, second)
+
+    def _neighbours(self, parts: Sequence[float], later: int = 0) -> list[_Pair]:
+        return self._pairs(self._rows[:-1], self._rows[1:], parts, later)
+
+    def _pairs(
+        self, one: _Numbers, other: _Numbers, parts: Sequence[float], later: int = 0
+    ) -> list[_Pair]:
+        """Return a few pairs of rows of different units, from all over the dataset."""
+        owner_of = partial(np.searchsorted, self._rows)
+        apart = self._owners[owner_of(one)] != self._owners[owner_of(other)]
+        one, other = one[apart], other[apart]
+        last = len(one) - 1
+        places = [min(int(part * len(one)) + later, last) for part in parts]
+        return [(int(one[i]), int(other[i])) for i in places if last >= 0]
+
+    def _is_shorter(self) -> bool:
+        """Whether a dataset keeps so many things that each would be several rows."""
+        times = [len(self._rows) / length for length in self._lengths()]
+        return any(
+            1 < round(n) <= _MOST_TIMES
+            and abs(n / round(n) - 1) <= 1 / len(self._rows) * n
+            for n in times
+        )
+
+    def _lengths(self) -> set[int]:
+        kept = [*getattr(self._source, "__dict__", {}).values()]
+        lengths = {len(value) for value in kept if isinstance(value, Sized)}
+        return {length for length in lengths if 1 < length < len(self._rows)}
+
+    def _steps(self) -> set[int]:
+        """Return after how many rows a dataset may begin anew."""
+        by_times = {len(self._rows) // times for times in _TIMES}
+        return self._lengths() | {step for step in by_times if step > 1}
+
+    def _leaves(self, row: int, seed: int = 0) -> _Leaves:
+        with seeded(seed):
+            leaves = [*_arrays_of(self._source[row])]
+        return leaves if sum(leaf.size for leaf in leaves) <= _MOST else []
+
+    def _are_same(self, *families: Sequence[_Pair]) -> bool:
+        """Whether the rows of a pair from each place are equal, and not by chance.
+
+        By chance, rows of few values are equal, those from other places as well.
+        """
+        told, distinct = _Told(), set()
+        for seed, pairs in enumerate(zip(*families, strict=True)):
+            rows = [[self._leaves(row, seed) for row in pair] for pair in pairs]
+            same = [one for one, other in rows if _equal(one, other)]
+            if not same:
+                return False
+            told.add(*same[0])
+            distinct.add(b"".join(leaf.tobytes() for leaf in same[0]))
+        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= _ENOUGH
+        return is_told and len(distinct) >= _MANY_PLACES
+
+    def _are_windows(self, *families: Sequence[_Pair]) -> bool:
+        """Whether rows of a pair from each place are each other, shifted along one axis."""
+        # By place, pair and row: the leaves. Where a series ends, a pair is of two.
+        read = [
+            [[*map(self._leaves, pair)] for pair in pairs]
+            for pairs in zip(*families, strict=True)
+        ]
+        return any(
+            self._are_shifted(read, leaf, axis, turned)
+            for leaf, array in enumerate(read[0][0][0])
+            for axis in range(array.ndim)
+            for turned in (1, -1)
+        )
+
+    def _are_shifted(
+        self,
+        read: Sequence[Sequence[Sequence[_Leaves]]],
+        leaf: int,
+        axis: int,
+        turned: int,
+    ) -> bool:
+        told = _Told()
+        for pairs in read:
+            found = [
+                _overlap(one[leaf], other[leaf], axis)
+                for one, other in (pair[::turned] for pair in pairs)
+            ]
+            common = [one for one in found if one is not None]
+            if not common:
+                return False
+            told.add(common[0])
+        return told.bits() >= _ENOUGH
+
+
+_WINDOWS: Final = (
+    "rows {} and {} of the dataset have data in common: one is the other, shifted, as"
+    " overlapping windows of a series or a text are. What is in several rows moves a sum"
+    " once for each of them. Cut windows that do not overlap, each as far from the last"
+    " as it is long, or say what they are of: units="
+)
+_REPEATED: Final = (
+    "rows {} and {} of the dataset are the same example, as where a dataset is made"
+    " longer by row % n: drawn together, it would count twice. Leave each example in once,"
+    " and take more steps, or say whose rows they are: units="
+)
+_AT_RANDOM: Final = (
+    "{}.__getitem__ draws a row at random, whichever is asked for, so that an example may"
+    " be in a batch several times, and more often than the plan says. Return the row that"
+    " is asked for: the loader draws"
+)
+
+
+@final
+class _Told:
+    """How unlikely it is that values are equal by chance."""
+
+    def __init__(self) -> None:
+        self._arrays: _Leaves = []
+
+    def add(self, *arrays: NDArray[Any]) -> None:
+        """Note values that were seen to be equal."""
+        self._arrays += [array.ravel() for array in arrays]
+
+    def bits(self, *, fewest_whole: int = 0) -> float:
+        """Return minus the logarithm of about the probability, to base 2.
+
+        Args:
+            fewest_whole: Different whole numbers that there have to be to count.
+        """
+        values = np.concatenate([a.astype(np.float64) for a in self._arrays or [_NONE]])
+        values = values[np.isfinite(values)]
+        is_whole = values == np.round(values)
+        bits = _OF_A_FRACTION * len(np.unique(values[~is_whole]))
+        _, counts = np.unique(values[is_whole], return_counts=True)
+        if len(counts) > fewest_whole:
+            # Two are equal by chance with the sum of the squares of their shares.
+            shares = counts / counts.sum()
+            bits -= float(counts.sum() * np.log2(np.square(shares).sum()))
+        return bits
+
+
+_NONE: Final = np.empty(0)
+
+
+def _equal(one: _Leaves, other: _Leaves) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def _overlap(one: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any] | None:
+    """Return what *other* repeats of *one*, from further on; None if it does not."""
+    if one.shape != other.shape or one.shape[axis] < _FEWEST:
+        return None
+    # Example: [3, 1, 4, 1] and [1, 4, 1, 5] have [1, 4, 1] in common, at a shift of 1.
+    length = one.shape[axis]
+    one_TF, other_TF = (
+        np.moveaxis(a, axis, 0).reshape(length, -1) for a in (one, other)
+    )
+    for shift in 1 + np.flatnonzero((one_TF[1:] == other_TF[0]).all(1)):
+        common_TF = other_TF[: length - shift]
+        # What is periodic, such as the hour of the day, is its own window.
+        if np.array_equal(one_TF[shift:], common_TF) and not np.array_equal(
+            one_TF[shift:], one_TF[: length - shift]
+        ):
+            return common_TF
+    return None
+
+
+def _arrays_of(part: Any) -> Iterator[NDArray[Any]]:
+    """Yield the numbers of a row, and its texts as numbers."""
+    if isinstance(part, str):
+        part = [*map(ord, part)]
+    if isinstance(part, Tensor):
+        if part.layout == torch.strided and not part.is_complex():
+            yield part.detach().cpu().double().numpy()
+    elif isinstance(part, np.ndarray):
+        if part.dtype.kind in "biuf":
+            yield part
+    elif isinstance(part, _NUMBERS) or _has_numbers(part):
+        yield np.asarray(part)
+    else:
+        for value in (parts_of(part) or {}).values():
+            yield from _arrays_of(value)
+
+
+def _has_numbers(part: Any) -> bool:
+    return is_sequence(part) and bool(part) and isinstance(part[0], _NUMBERS)
