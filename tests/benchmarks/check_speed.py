@@ -37,7 +37,7 @@ CHOSEN = (
     "ViT of 6 layers",
     "30 tiny layers",
 )
-_GRADIENTS = _schedule._GRADIENTS  # noqa: SLF001 -- how often is what is weighed here
+_GRADIENTS = _schedule._GRADIENTS
 # Each kind of step, and in how many one comes.
 KINDS = {
     "a look": _schedule.EVERY * _GRADIENTS / (_GRADIENTS - 1),

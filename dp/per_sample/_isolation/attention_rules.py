@@ -59,14 +59,18 @@ def softmax(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
 def bmm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     """Serve ``weights @ values`` and ``queries @ keys.mT`` of several heads."""
     answers = _product(node, rows, shapes)
-    if shapes[1] is None or not bool((meet(rows, -2) == MIXED).any()):
+    read_by = None if answers is None else answers[1]
+    if read_by is None or not bool((read_by == MIXED).any()):
         return answers
     weights, values = saved(node, "self"), saved(node, "mat2")
     if weights is None or (values is not None and not bool(values.isfinite().all())):
         return answers
     whole = meet(rows, -1)
-    sent = meet(torch.where(_in_any(weights != 0, whole), whole, NOBODY), -2)
-    return [None if shapes[0] is None else whole, sent.mT]
+    sent = meet(torch.where(_in_any(weights != 0, whole), whole, NOBODY), -2).mT
+    return [
+        None if shapes[0] is None else whole,
+        torch.where(read_by == MIXED, sent, read_by),
+    ]
 
 
 def fused_attention(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
