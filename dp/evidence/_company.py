@@ -84,6 +84,31 @@ class Company:
         """How many rows the batch has."""
         return len(self.unit_of_row)
 
+    def in_places(self, losses: Tensor, order: Sequence[int]) -> Tensor:
+        """Return losses of rows in *order* where the rows that stayed had theirs.
+
+        Texts have a loss for each token, and others take their places.
+        """
+        # Example: texts of 2 and 3 tokens have the losses a a b b b. With the first text in
+        # the place of the second they are a a a a: two are of a text that stayed, and it
+        # is a a 0 0 0 that can be compared.
+        num_losses_U = np.bincount(self.unit_of_loss, minlength=self.num_units)
+        in_runs = np.repeat(np.arange(self.num_units), num_losses_U)
+        is_by_row = self.num_rows == self.num_units
+        if not is_by_row or not np.array_equal(in_runs, self.unit_of_loss):
+            return losses
+        lengths = num_losses_U[[*order]]
+        if len(order) != self.num_rows or len(losses) != lengths.sum():
+            return losses
+        shifts = np.cumsum(lengths) - lengths - (np.cumsum(num_losses_U) - num_losses_U)
+        stayed = np.asarray(order) == np.arange(self.num_rows)
+        stays = torch.from_numpy(stayed[in_runs]).to(losses.device)
+        places = np.arange(len(in_runs)) + shifts[in_runs]
+        taken = losses[
+            torch.from_numpy(np.where(stayed[in_runs], places, 0)).to(losses.device)
+        ]
+        return torch.where(stays, taken, torch.zeros_like(taken))
+
     def halves(self) -> Iterator[tuple[list[int], Tensor]]:
         """Yield an order of rows, and which losses must not change; two times.
 

@@ -385,4 +385,5 @@ class Look:
             self._needs_autograd = True
             return self._again(order, way, picture=picture, evaluate=evaluate)
         self._left = self._state.picture()
-        return losses.flatten() if keeps_graph else losses.detach().flatten()
+        losses = self._company.in_places(losses.flatten(), order)
+        return losses if keeps_graph else losses.detach()

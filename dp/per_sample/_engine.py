@@ -15,6 +15,7 @@ from typing import final
 
 from torch import Tensor
 
+from dp.exceptions import SampleMixingError
 from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
@@ -104,12 +105,13 @@ class Engine:
         whose = Units.of(losses, units)
         nonfinite_U = whose.nonfinite(losses)
         # Nothing to differentiate: every gradient is zero, or dropped, as the norms
-        # say. An empty batch comes here too, since all() of nothing is true.
+        # say. An empty batch comes here too.
         is_detached = losses.grad_fn is None
-        if is_detached or bool(nonfinite_U.all()):
-            return PerSampleGradients(
-                {}, parameters, nonfinite_U, is_detached=is_detached
-            )
+        nothing = PerSampleGradients(
+            {}, parameters, nonfinite_U, is_detached=is_detached
+        )
+        if is_detached or not len(nonfinite_U):
+            return nothing
         root = (losses.grad_fn, losses.output_nr)
         known = self._graphs.find(root, parameters, whose)
         # Before any gradient exists, so that a refused batch has released nothing.
@@ -123,6 +125,9 @@ class Engine:
                 whose.num_units,
             )
             check_batch(uses, owners, batch, unit_of_row, num_units=num_units)
+        # One that mixes may have made all others so, hence after the graph's checks.
+        if bool(nonfinite_U.all()):
+            return nothing
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
         passes = Passes(
@@ -136,6 +141,8 @@ class Engine:
             nonfinite_U,
         )
         gradients = self._verified(passes)
+        if known.plan.is_by_zeros:
+            _check_finite(gradients, groups)
         self._warn(passes.without_rule)
         return gradients
 
@@ -162,3 +169,15 @@ class Engine:
                     " each example",
                     stacklevel=6,
                 )
+
+
+def _check_finite(gradients: PerSampleGradients, groups: Sequence[int]) -> None:
+    """Raise if weights of zero may not have kept units apart: zero times NaN is NaN."""
+    if not bool(gradients.squared_norms(groups).isfinite().all()):
+        raise SampleMixingError(
+            "a loss or a gradient is not finite, or too large, in a batch whose units are"
+            " packed in one sequence: attention keeps them apart by weights of zero, and"
+            " zero times what is not finite is not zero. Keep losses and gradients finite"
+            " (as by a smaller learning rate, or a clamp under a root), or pad sequences"
+            " instead of packing them"
+        )

@@ -14,9 +14,11 @@ from dp.per_sample._graph.kept_memory import freed_before
 from dp.per_sample._graph.nodes import Node, output_shape
 from dp.per_sample._graph.untracked_inputs import kept_without_graph
 from dp.per_sample._graph.uses import Edge, Graph, Signature, Use, shapes_of
+from dp.per_sample._isolation.attention_rules import BY_ZEROS, reads_along_rows
 from dp.per_sample._isolation.batch_layout import Layout
-from dp.per_sample._isolation.following import Followed, follow, meeting_of
-from dp.per_sample._isolation.owners import Owners, regularized
+from dp.per_sample._isolation.following import Followed, Moved, follow, meeting_of
+from dp.per_sample._isolation.owners import NOBODY, Owners, regularized
+from dp.per_sample._isolation.rule_table import rule_for_owners
 
 
 __all__ = ("REMEDY", "Analysis", "Plan", "analysed", "neither")
@@ -39,6 +41,8 @@ class Plan:
             more than at the use before.
         narrowest: The dtype of the graph that underflows first.
         coarsest: The largest relative rounding of a dtype of the graph.
+        is_by_zeros: Whether some units are apart by weights of zero alone, which keep
+            them apart as long as everything is finite.
     """
 
     owners: Sequence[Mapping[int, Owners]]
@@ -46,6 +50,7 @@ class Plan:
     bytes_freed: Sequence[float]
     narrowest: torch.dtype
     coarsest: float
+    is_by_zeros: bool = False
 
     @property
     def num_bytes(self) -> float:
@@ -101,8 +106,23 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
-    plan = Plan(owners, layouts, _freed(graph), *_precision(graph))
+    by_zeros = any(_is_by_zeros(node, moved) for node, moved in followed.moved)
+    plan = Plan(owners, layouts, _freed(graph), *_precision(graph), by_zeros)
     return Analysis(plan, followed)
+
+
+def _is_by_zeros(node: Node, moved: Moved) -> bool:
+    """Whether rows of several units read something, and each has one reader's unit."""
+    given = moved.given[0]
+    if (
+        rule_for_owners(node).rows not in BY_ZEROS
+        or given is None
+        or given.rows is None
+    ):
+        return False
+    return reads_along_rows(given.rows) and any(
+        one.axis != NOBODY and not one.has_mixed() for one in moved.answers[1:]
+    )
 
 
 def _of_one_unit(graph: Graph) -> Analysis:

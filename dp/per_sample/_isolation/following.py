@@ -215,7 +215,7 @@ def _answers(
     rule = rule_for_owners(node)
     regular = _by_integers(rule, node, given, shapes, num_units)
     if regular is not None:
-        return regular, rule.is_static(shapes)
+        return regular, rule.is_static(shapes, of_regular=True)
     return _written_answers(rule, node, given, shapes, num_units)
 
 

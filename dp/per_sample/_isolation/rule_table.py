@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 from dp.per_sample._graph.nodes import Node
 from dp.per_sample._isolation import (
+    attention_rules as attention,
     integer_rules as integers,
     placement_rules as placement,
     routing_rules as routing,
@@ -57,6 +58,8 @@ class FollowingRule:
         integers: The rule for regular owners; None to write them out.
         of_output: The rule for every output, if there are several.
         kind: What the answer follows from.
+        regular_is_static: Whether what integers answer holds for all batches of such
+            shapes, although other owners follow from what the node kept.
         reads: The arguments that the rule reads. A graph is known only if they are
             equal, unless the rule runs at every step.
     """
@@ -65,6 +68,7 @@ class FollowingRule:
     integers: IntegerRule | None = None
     of_output: OutputRule | None = None
     kind: Kind = Kind.STATIC
+    regular_is_static: bool = False
     reads: tuple[str, ...] = ()
 
     @property
@@ -72,8 +76,10 @@ class FollowingRule:
         """Whether the node's own backward is the rule."""
         return self.rows is None and self.of_output is None
 
-    def is_static(self, shapes: Shapes) -> bool:
+    def is_static(self, shapes: Shapes, *, of_regular: bool = False) -> bool:
         """Whether the answer for these inputs holds for every batch of such shapes."""
+        if of_regular and self.regular_is_static:
+            return True
         # A dense product moves nothing; which kind it is shows only in what the node kept.
         if self.rows is routing.mm:  # Only the right side of a product is routed.
             return shapes[-1] is None
@@ -147,7 +153,7 @@ _REDUCTIONS: Final = """
 # Every entry along the axis depends on the others, so units along it meet, as in a
 # softmax over the batch. Of Glu one half of the axis gates the other.
 _COUPLING: Final = """
-    Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort Topk
+    Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp Sort Topk
 """
 # [N, C, H, W]: only images are apart; windows and samples overlap along the rest.
 _IMAGES: Final = """
@@ -158,8 +164,7 @@ _IMAGES: Final = """
     UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D
     UpsampleTrilinear3D
 """
-# [B, heads, T, D]: a softmax runs over all positions. Packed sequences under a mask are
-# coupled by it with factors of exactly zero, which no shape tells, and are refused.
+# [B, heads, T, D]: a softmax runs over all positions.
 ATTENTION: Final = (
     "ScaledDotProductCudnnAttention",
     "ScaledDotProductEfficientAttention",
@@ -191,7 +196,20 @@ _TRANSFORMED = FollowingRule(
     rows=static.couples(along), integers=integers.couples(along), reads=("dim",)
 )
 _IMAGE = FollowingRule(rows=static.leading(1), integers=integers.leading(1))
-_HEADS = FollowingRule(rows=static.leading(2), integers=integers.leading(2))
+# Regular owners are of whole rows of tokens, in which nothing has to be apart.
+_HEADS = FollowingRule(
+    rows=attention.fused_attention,
+    integers=integers.leading(2),
+    kind=Kind.ROUTING,
+    regular_is_static=True,
+)
+_SOFTMAX = FollowingRule(
+    rows=attention.softmax,
+    integers=integers.couples(_one_axis),
+    kind=Kind.ROUTING,
+    regular_is_static=True,
+    reads=("dim",),
+)
 _CONVOLUTION = FollowingRule(
     rows=static.with_weights(static.images), integers=integers.convolution
 )
@@ -225,6 +243,7 @@ def _groups() -> Iterator[tuple[str, FollowingRule]]:
     yield "View UnsafeView ReshapeAlias Squeeze Unsqueeze", _VIEW
     yield _REDUCTIONS, _REDUCED
     yield _COUPLING, _COUPLED
+    yield "SafeSoftmax Softmax", _SOFTMAX
     yield "FftC2C FftC2R FftR2C", _TRANSFORMED
     yield _IMAGES, _IMAGE
     # Of [1, B, T], as torch.stft pads signals, only the last axis is coupled.
@@ -262,7 +281,12 @@ _BY_OPERATION: Final[Mapping[str, FollowingRule]] = {
     "Baddbmm": FollowingRule(
         rows=static.product(1, 2), integers=integers.product(1, 2)
     ),
-    "Bmm": FollowingRule(rows=static.product(0, 1), integers=integers.product(0, 1)),
+    "Bmm": FollowingRule(
+        rows=attention.bmm,
+        integers=integers.product(0, 1),
+        kind=Kind.ROUTING,
+        regular_is_static=True,
+    ),
     "Cat": FollowingRule(
         rows=placement.cat, integers=integers.elsewhere, reads=("dim",)
     ),

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 
 from dp import _tuning
 from dp.clipping import FlatClipping
-from dp.exceptions import UnsupportedOperationError
+from dp.exceptions import SampleMixingError, UnsupportedOperationError
 from dp.per_sample import Engine, _known_graphs
 from dp.per_sample._parts.part import squared_norms
 
@@ -537,7 +537,7 @@ def test_examples_without_a_finite_loss_have_no_part(positions, by_loop, per_exa
 
 
 def test_a_batch_without_any_finite_loss_adds_nothing():
-    """Nobody contributes, and nothing is learnt of the graph."""
+    """Nobody contributes."""
     model, engine = nn.Linear(4, 2), Engine()
     parameters = list(model.parameters())
     x = torch.full((B, B, 4), math.nan)
@@ -546,7 +546,19 @@ def test_a_batch_without_any_finite_loss_adds_nothing():
     ]
 
     assert norms_B.isinf().all()
-    assert not engine._graphs._known
+
+
+def test_an_example_that_makes_all_losses_infinite_is_noticed():
+    """Dropping all of them would move the sum by what every other one adds."""
+    model, engine = nn.Linear(4, 2), Engine()
+    x = torch.randn(B, 4)
+    x[0] = math.inf
+    outputs = model(x)
+    losses_B = (outputs - outputs.mean()).square().sum(1)
+
+    assert not losses_B.isfinite().any()
+    with pytest.raises(SampleMixingError, match="units meet"):
+        engine.gradients(losses_B, list(model.parameters()))
 
 
 def test_a_batch_that_is_nan_behind_finite_losses_adds_nothing():
