@@ -308,6 +308,7 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/per_sample/_isolation/static_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
     "dp/per_sample/_isolation/placement_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
     "dp/per_sample/_isolation/routing_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "no_rule_gives_an_element_to_a_wrong_unit")),
+    "dp/per_sample/_isolation/attention_rules.py": Checked(_BY_POWERS, (*_NOTICED, "dp/per_sample/test_packed_attention.py::test_random_masks_are_exact_or_refused")),
     "dp/per_sample/_isolation/integer_rules.py": Checked(_BY_POWERS, (*_NOTICED, _OWNERS + "integers_say_the_same_as_rows")),
     "dp/per_sample/_isolation/batch_layout.py": Checked(_BY_POWERS, _NOTICED),
     "dp/evidence/": Checked("It puts aside and evaluates again, and can only warn or end a run: no epsilon depends on it. That one loss depends on one example is an assumption that the certificate states with it and without it, and what it says of looks `dp.verify` compares with the ids of the processes.", (_EVIDENCE + "looks_change_nothing_of_a_run", "dp/evidence/test_evidence_of_runs.py::test_altered_evidence_is_found")),
