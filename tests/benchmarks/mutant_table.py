@@ -697,10 +697,10 @@ MUTANTS = (
     Mutant("sampling/_kept_rows", "if times[place] == 1}", "if times[place]}", "what all rows of a list share is taken for one of them", "test_paid_for.py"),
     Mutant("query/_queries", "    if column is not None:", "    if False:", "rows of users are queried as units before training", "test_queries.py"),
     Mutant("per_sample/_isolation/attention_rules", "    is_open = ~is_closed | is_closed.all(-1, keepdim=True)", "    is_open = ~is_closed", "rows that may read nothing count as reading nothing", "per_sample/test_packed_attention.py"),
-    Mutant("per_sample/_isolation/attention_rules", "    is_closed = mask <= _closed(node, query, key)", "    is_closed = ~(mask > _closed(node, query, key))", "a mask that is not a number closes", "per_sample/test_packed_attention.py"),
     Mutant("per_sample/_isolation/attention_rules", "    return _CLOSED if is_small else -math.inf", "    return _CLOSED", "scores may outweigh a mask", "per_sample/test_packed_attention.py"),
     Mutant("per_sample/_isolation/attention_rules", "    if not all(bool(one.isfinite().all()) for one in (query, key, value)):", "    if False:", "what is not finite is read by all units", "per_sample/test_packed_attention.py"),
     Mutant("per_sample/_isolation/attention_rules", "torch.where(_in_any(weights != 0, whole), whole, NOBODY)", "torch.where(_in_any(weights > 1e-3, whole), whole, NOBODY)", "small weights between units count as none", "per_sample/test_packed_attention.py"),
     Mutant("per_sample", "        if known.plan.is_by_zeros:", "        if False:", "a gradient that is not finite spreads over packed units", "per_sample/test_packed_attention.py"),
     Mutant("evidence/_company", "        return torch.where(stays, taken, torch.zeros_like(taken))", "        return losses", "texts are not looked at", "evidence/test_texts_of_tokens.py"),
+    Mutant("per_sample/_isolation/attention_rules", 'reads = _in_any(saved(node, "result") != 0, whole)', 'reads = _in_any(saved(node, "result") > 1e-3, whole)', "scores of small weights between units count as closed", "per_sample/test_packed_attention.py"),
 )  # fmt: skip

@@ -236,14 +236,30 @@ def test_a_bias_of_scores_may_be_learned():
 
 
 def test_scores_that_outweigh_a_mask_are_refused():
-    """Where 1e38 is added to a score, the least number does not close it."""
-    model = Block(fused)
+    """Where 1e39 is added to a score, the least number does not close it."""
+    model = Block(fused).double()
     with torch.no_grad():
-        model.q.weight.mul_(3e18)
-        model.k.weight.mul_(3e18)
+        model.q.weight.mul_(1e20)
+        model.k.weight.mul_(1e20)
 
-    with pytest.raises(SampleMixingError):
-        gradients_of(model, CONTIGUOUS, of_least_numbers(blocks(CONTIGUOUS)))
+    with pytest.raises(SampleMixingError, match="units meet"):
+        gradients_of(model, CONTIGUOUS, of_least_numbers(blocks(CONTIGUOUS)).double())
+
+
+def by_weights_alone(q, k, v, mask):
+    return (q @ k.mT + mask).softmax(-1).detach() @ v
+
+
+def by_scores_alone(q, k, v, mask):
+    return (q @ k.mT + mask).softmax(-1) @ v.detach()
+
+
+@pytest.mark.parametrize("attend", [by_weights_alone, by_scores_alone])
+def test_a_weight_between_units_may_be_small(attend):
+    """Of 1e-13, with a gradient of what it weighs or of its score."""
+    gradients_of(Block(attend), CONTIGUOUS, of_infinities(blocks(CONTIGUOUS)))
+    with pytest.raises(SampleMixingError, match="units meet"):
+        gradients_of(Block(attend), CONTIGUOUS, with_a_large_number(CONTIGUOUS))
 
 
 @pytest.mark.parametrize("attend", [fused, by_hand])
