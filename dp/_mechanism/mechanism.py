@@ -195,7 +195,7 @@ class Mechanism(PrivateRun):
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch, noises = self._ready_to_release(parameters)
-        with self.witness.releasing(batch, self.loader):
+        with self.witness.releasing(batch, self.loader, self.noise):
             return self._released(world, batch, noises, parameters)
 
     def _released(

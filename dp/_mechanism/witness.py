@@ -41,11 +41,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp._mechanism.batch import PendingBatch
+from dp._mechanism.batch import PendingBatch, is_spent
+from dp._mechanism.paid_for import Account
 from dp._ranks import rank_and_size
 from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClipping
 from dp.exceptions import WrongReleaseError
 from dp.ledger import Ledger
+from dp.noise import GaussianNoise
 from dp.noise._gaussian import witnessed
 from dp.per_sample import Engine, PerSampleGradients
 from dp.plan import PrivacyPlan
@@ -81,6 +83,8 @@ class _Look:
         sums: [K] what they were when the last gradients had been added.
         own: [K] what torch adds up for them.
         slack: By how much both may differ.
+        num_units: How many units had gradients.
+        has_batch: Whether all losses were compared with the loader's batch.
         longest: The largest norm of a unit's clipped gradient.
         is_blind: Whether something of the batch cannot be compared.
         noisy: [K] what they were when noise had been added; none before.
@@ -92,6 +96,8 @@ class _Look:
     sums: list[Tensor]
     own: list[Tensor]
     slack: list[float]
+    num_units: int = 0
+    has_batch: bool = True
     longest: float = 0.0
     is_blind: bool = False
     noisy: list[Tensor] = field(default_factory=list)
@@ -115,9 +121,11 @@ class ReleaseWitness:
         self._clipping = clipping
         self._ledger = ledger
         self._engine = engine
+        self._account = Account(ledger)
         self._num_seen = 0
         self._num_passes = 0
         self._is_chosen = True
+        self._has_released = False
         self._look: _Look | None = None
 
     @property
@@ -152,9 +160,13 @@ class ReleaseWitness:
         """
         if not self.is_due:
             return
-        look = self._look_at(batch, groups, is_new=batch.num_backwards == 0)
+        look = self._look_at(batch, groups)
+        sums = batch.sums.of_parameters()
+        look.sums = _values(sums, look.index)
+        look.num_units += gradients.num_samples
         has_run = self._engine.num_passes != self._num_passes
         self._num_passes = self._engine.num_passes
+        look.has_batch &= self._engine.has_batch or not has_run
         if look.is_blind:
             return
         norms_GB = gradients.squared_norms(groups).sqrt()
@@ -166,23 +178,21 @@ class ReleaseWitness:
             self._fail("torch's own backward pass was left out")
         own = self._engine.own_sums(factors_GB[group], norms_GB)
         look.is_blind = own is None  # Not finite, not linear, or another library's.
-        sums = batch.sums.of_parameters()
-        values = _values(sums, look.index)
-        if own is not None:
-            for i, total in enumerate(_values(own.sums, look.index)):
-                look.own[i] += total
-                look.slack[i] += own.slack[i]
-                is_of_group = group == groups[i]
-                if is_of_group and not _are_near(values[i], look.own[i], look.slack[i]):
-                    self._fail(
-                        "clipped gradients of a parameter of shape"
-                        f" {tuple(sums[i].shape)} add up to another sum than torch's"
-                    )
-        look.sums = values
+        if own is None:
+            return
+        for i, total in enumerate(_values(own.sums, look.index)):
+            look.own[i] += total
+            look.slack[i] += own.slack[i]
+            is_near = bool(((look.sums[i] - look.own[i]).abs() <= look.slack[i]).all())
+            if group == groups[i] and not is_near:
+                self._fail(
+                    "clipped gradients of a parameter of shape"
+                    f" {tuple(sums[i].shape)} add up to another sum than torch's"
+                )
 
     @contextmanager
     def releasing(
-        self, batch: PendingBatch, loader: TicketedLoader | None
+        self, batch: PendingBatch, loader: TicketedLoader | None, noise: GaussianNoise
     ) -> Iterator[None]:
         """Watch the one call of the noise stage in this context, which also charges.
 
@@ -190,11 +200,11 @@ class ReleaseWitness:
             WrongReleaseError: If noise is added to anything but the sums that were seen,
                 or not as it was charged.
         """
+        self._has_released = True
         if not self.is_due:
             yield
             return
-        groups = self._clipping.group_of(batch.parameters)
-        look = self._look_at(batch, groups, is_new=batch.num_backwards == 0)
+        look = self._look_at(batch, self._clipping.group_of(batch.parameters))
         sums, before = batch.sums.of_parameters(), self._num_charged()
 
         def watch(add: Callable[[], float], noised: Sequence[Tensor]) -> float:
@@ -202,6 +212,7 @@ class ReleaseWitness:
                 self._fail("what is released is not what noise is added to")
             if not all(map(torch.equal, _values(sums, look.index), look.sums)):
                 self._fail("sums changed after the last gradients were added")
+            self._check_batch(look, loader, noise)
             stddev = add()
             self._check_charge(look, stddev, before, loader)
             look.noisy = _values(sums, look.index)
@@ -217,7 +228,8 @@ class ReleaseWitness:
             WrongReleaseError: If it is anything else; all of it is cleared then.
         """
         if not self.is_due:
-            self._choose(is_seen=False)
+            if self._has_released:  # Or else a batch may be under way.
+                self._choose(is_seen=False)
             return
         parameters = [p for group in param_groups for p in group["params"]]
         look, self._look = self._look, None
@@ -239,11 +251,11 @@ class ReleaseWitness:
             self._refuse(parameters, "a parameter is in no group of the optimizer")
         self._choose(is_seen=not look.is_blind)
 
-    def _look_at(
-        self, batch: PendingBatch, groups: Sequence[int], *, is_new: bool
-    ) -> _Look:
+    def _look_at(self, batch: PendingBatch, groups: Sequence[int]) -> _Look:
         """Return what was seen of a batch; nothing of one that has just begun."""
         if self._look is None or self._look.batch is not batch:
+            if batch.num_samples:
+                self._fail("gradients were added unseen")
             counts = [parameter.numel() for parameter in batch.parameters]
             most = max(_FEWEST, _PICKED // max(len(counts), 1))
             draws = np.random.default_rng()  # Seeded by the operating system.
@@ -252,13 +264,30 @@ class ReleaseWitness:
                 for n in counts
             ]
             zeros = [torch.zeros(len(picked), dtype=torch.float64) for picked in index]
-            # Sums of a batch that was under way before are not all known.
-            is_blind = not is_new or not all(p.is_cpu for p in batch.parameters)
             group = secrets.choice(sorted({*groups})) if groups else None
             slack = [0.0] * len(counts)
-            self._look = _Look(batch, group, index, zeros, [*zeros], slack)
-            self._look.is_blind = is_blind
+            own = [torch.zeros_like(zero) for zero in zeros]
+            self._look = _Look(batch, group, index, zeros, own, slack)
+            self._look.is_blind = not all(p.is_cpu for p in batch.parameters)
         return self._look
+
+    def _check_batch(
+        self, look: _Look, loader: TicketedLoader | None, noise: GaussianNoise
+    ) -> None:
+        """Check once more what is refused before a release."""
+        batch, dataset, seeds = look.batch, None, [noise.seed]
+        if loader is not None:
+            dataset = loader.dataset
+            seeds.append(loader.debug_seed)
+            ticket = batch.ticket
+            if ticket is None or not is_spent(ticket, loader) or not look.has_batch:
+                self._fail("its losses were not compared with the batch that was drawn")
+            if look.num_units > ticket.num_samples:
+                self._fail("a unit of its batch has two gradients")
+        batch.check_complete()
+        self._account.check(batch.parameters, dataset)
+        if any(seed is not None for seed in seeds) and self._ledger.failure is None:
+            self._fail("a debugging seed was not told to the ledger")
 
     def _num_charged(self) -> int:
         segment = self._ledger.segments().get(self._ledger.segment, ())
@@ -314,6 +343,7 @@ class ReleaseWitness:
         )
 
     def _choose(self, *, is_seen: bool) -> None:
+        self._has_released = False
         self._num_seen += is_seen
         is_first = self._num_seen < _FIRST
         self._is_chosen = is_first or secrets.randbelow(_EVERY) == 0
@@ -341,10 +371,6 @@ def _values(tensors: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
         tensor.detach().take(picked.to(tensor.device)).double().cpu()
         for tensor, picked in zip(tensors, index, strict=True)
     ]
-
-
-def _are_near(one: Tensor, other: Tensor, slack: float) -> bool:
-    return bool(((one - other).abs() <= slack).all())
 
 
 def _are_apart(

@@ -44,6 +44,10 @@ class Engine:
         * Where it is verified, sums are those of torch's own backward pass, and the
           norm of a unit that is chosen at random is not smaller than its gradient's.
 
+    Attributes:
+        num_passes: How many batches were differentiated.
+        has_batch: Whether the last one was compared with a loader's batch.
+
     Args:
         public: Tensors that are no data, but constants of the program, or functions that
             return such tensors, as they are at the step.
@@ -61,6 +65,7 @@ class Engine:
         self._warned: set[str] = set()
         self._kept: Passes | None = None
         self.num_passes = 0
+        self.has_batch = False
 
     def gradients(
         self,
@@ -142,6 +147,7 @@ class Engine:
             nonfinite_U,
         )
         self.num_passes += 1
+        self.has_batch = admit_data is not None
         gradients = self._verified(passes, keep_graph=keep_graph)
         self._kept = passes if keep_graph else None
         self._warn(passes.without_rule)
