@@ -63,9 +63,7 @@ class Passes:
     def ordinary(self, weight_U: Tensor, *, keep_graph: bool = True) -> list[Tensor]:
         """Run torch's own pass in which the losses of each unit have a weight."""
         seeds = self.whose.by_loss(self.factors * weight_U, self.losses)
-        return ordinary_sums(
-            self.losses, self.parameters, seeds, keep_graph=keep_graph
-        )
+        return ordinary_sums(self.losses, self.parameters, seeds, keep_graph=keep_graph)
 
     def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
         graph = self.known.graph

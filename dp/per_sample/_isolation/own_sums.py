@@ -32,9 +32,7 @@ class OwnSums(NamedTuple):
     slack: list[float]
 
 
-def own_sums(
-    passes: Passes, factor_U: Tensor, norms_GU: Tensor
-) -> OwnSums | None:
+def own_sums(passes: Passes, factor_U: Tensor, norms_GU: Tensor) -> OwnSums | None:
     """Return the sums of gradients that are multiplied by factors; None if unknown.
 
     They are unknown where one unit's gradient is not finite, whose factor of zero does
@@ -83,9 +81,7 @@ def _lengths(passes: Passes, factor_U: Tensor, norms_GU: Tensor) -> Tensor:
 def _tolerance(passes: Passes, dtype: torch.dtype) -> Tolerance:
     eps, narrowest = torch.finfo(dtype).eps, passes.known.plan.narrowest
     result_eps = coarsest(_eps(passes), passes.losses.device)
-    return Tolerance(
-        max(result_eps, eps), eps, slack(narrowest) / passes.loss_scale
-    )
+    return Tolerance(max(result_eps, eps), eps, slack(narrowest) / passes.loss_scale)
 
 
 def _eps(passes: Passes) -> float:
