@@ -134,7 +134,7 @@ class ReleaseWitness:
         """Whether releases are of a kind that is not compared.
 
         Of several ranks, with correlated noise, and with rules that count beside the sum
-        or that scale gradients.
+        or that scale gradients; of parameters that are sharded or on a device, too.
         """
         return (
             isinstance(self._clipping, _OTHERS)
@@ -159,7 +159,7 @@ class ReleaseWitness:
         Raises:
             WrongReleaseError: If they are others, or a gradient was added before.
         """
-        if not self.is_due:
+        if not (self.is_due and _are_plain(batch.parameters)):
             return
         look, engine = self._look_at(batch, groups), self._engine
         sums = batch.sums.of_parameters()
@@ -207,7 +207,7 @@ class ReleaseWitness:
                 or not as it was charged.
         """
         self._has_released = True
-        if not self.is_due:
+        if not (self.is_due and _are_plain(batch.parameters)):
             return _UNSEEN
         look = self._look_at(batch, self._clipping.group_of(batch.parameters))
         sums, before = batch.sums.of_parameters(), self._num_charged()
@@ -236,7 +236,10 @@ class ReleaseWitness:
                 self._choose(is_seen=False)
             return
         parameters = [p for group in param_groups for p in group["params"]]
-        look, self._look = self._look, None
+        if not _are_plain(parameters):
+            self._choose(is_seen=True)
+            return
+        look = self._look
         if look is None or not look.noisy:
             # An empty step, in which checkpoints create state, has no other gradients.
             if any(p.grad is not None and bool(p.grad.any()) for p in parameters):
@@ -251,6 +254,7 @@ class ReleaseWitness:
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} is"
                     " not its noisy sum over the expected batch size",
                 )
+        self._look = None
         self._choose(is_seen=not look.is_blind)
 
     def _look_at(self, batch: PendingBatch, groups: Sequence[int]) -> _Look:
@@ -270,7 +274,6 @@ class ReleaseWitness:
             slack = [0.0] * len(counts)
             own = [torch.zeros_like(zero) for zero in zeros]
             self._look = _Look(batch, group, index, zeros, own, slack)
-            self._look.is_blind = not all(p.is_cpu for p in batch.parameters)
         return self._look
 
     def _check_batch(
@@ -361,10 +364,18 @@ class ReleaseWitness:
         )
 
 
+def _are_plain(parameters: Iterable[Tensor]) -> bool:
+    """Whether elements can be compared: whole real tensors on a CPU."""
+    return all(
+        p.is_cpu and p.is_floating_point() and not hasattr(p, "placements")
+        for p in parameters
+    )
+
+
 def _values(tensors: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
-    """Return elements of tensors, in float64 on the host."""
+    """Return elements of tensors, in float64."""
     return [
-        tensor.detach().take(picked.to(tensor.device)).double().cpu()
+        tensor.detach().take(picked).double()
         for tensor, picked in zip(tensors, index, strict=True)
     ]
 

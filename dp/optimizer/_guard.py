@@ -22,6 +22,7 @@ from dp._mechanism.mechanism import Mechanism
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._registry import OptimizerRegistry, parameters_of
+from dp.optimizer._step_hooks import disable_dynamo
 
 
 __all__ = (
@@ -114,8 +115,13 @@ def run_permitted(
         * The permission ends with the call, wherever an interrupt hits it: it is given
           in a copy of the context.
     """
-    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)
+    _compare_release(owner)
     return copy_context().run(_with_permission, step, *args, **kwargs)
+
+
+@disable_dynamo
+def _compare_release(owner: Witnessed) -> None:
+    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)
 
 
 def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

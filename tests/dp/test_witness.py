@@ -226,6 +226,10 @@ def double_one(sums, _none):
     sums.of_parameters()[1].mul_(2)
 
 
+def double_one_of_batch(batch, _none):
+    double_one(batch.sums, None)
+
+
 def with_another_clipping(self, _none):
     self.effective_clipping = ScheduledClipping(
         self.clipping, replace(self.values, assigned={"max_grad_norm": 2 * C})
@@ -254,6 +258,9 @@ DEFECTS = {
         Mechanism, "_add_noise", noise_for_one_only
     ),
     "mechanism: noise beside": lambda: changed(Mechanism, "_add_noise", noise_beside),
+    "mechanism: sums change": lambda: changed(
+        PendingBatch, "spend_ticket", and_then(double_one_of_batch)
+    ),
     "mechanism: noise first": lambda: changed(
         Mechanism, "_charge", noise_before_the_charge
     ),
