@@ -406,7 +406,7 @@ def test_weights_that_another_ledger_paid_for_are_noticed():
     run = make_run()
     train(run, num_steps=1)
     with changed(Account, "check", forgotten), pytest.raises(dp.LedgerError):
-        train(make_run(model=run[0]))
+        train(make_run(model=run[0]), num_steps=1)
 
 
 @pytest.mark.filterwarnings("ignore:units= names fewer")
