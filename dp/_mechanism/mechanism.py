@@ -116,7 +116,7 @@ class Mechanism(PrivateRun):
                         units=whose.of_loss,
                         reduction=reduction,
                         groups=self.effective_clipping.group_of(batch.parameters),
-                        keep_graph=self.witness.is_due,
+                        keep_graph=self.witness.needs_graph(batch),
                         **held_against(self.loader, batch),
                     )
                 except (SampleMixingError, WrongGradientError) as error:

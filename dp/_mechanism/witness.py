@@ -62,6 +62,7 @@ from dp.sampling import (
 __all__ = ("ReleaseWitness",)
 
 _FIRST: Final = 3
+_MOST_TRIES: Final = 30  # Until so many releases have been compared.
 _EVERY: Final = 512  # It takes one to three steps more than a step.
 _PICKED: Final = 2048  # Of all parameters together.
 _FEWEST: Final = 4
@@ -124,6 +125,7 @@ class ReleaseWitness:
         self._engine = engine
         self._account = Account(ledger)
         self._num_seen = 0
+        self._num_tries = 0
         self._num_passes = 0
         self._is_chosen = True
         self._has_released = False
@@ -147,6 +149,13 @@ class ReleaseWitness:
         """Whether the next release is compared."""
         return self._is_chosen and not self.is_blind
 
+    def needs_graph(self, batch: PendingBatch) -> bool:
+        """Whether torch is asked to differentiate the next losses of a batch, too."""
+        if not (self.is_due and _are_plain(batch.parameters)):
+            return False
+        look = self._look
+        return look is None or look.batch is not batch or not look.is_blind
+
     def added(
         self,
         batch: PendingBatch,
@@ -169,12 +178,11 @@ class ReleaseWitness:
             engine.num_passes != self._num_passes,
             engine.num_passes,
         )
-        if has_run:
-            look.has_batch &= engine.has_batch
-            if not engine.keeps_graph:
-                self._fail("torch's own backward pass was left out")
+        look.has_batch &= engine.has_batch or not has_run
         if look.is_blind:
             return
+        if has_run and not engine.keeps_graph:
+            self._fail("torch's own backward pass was left out")
         norms_GB = gradients.squared_norms(groups).sqrt()
         lengths_GB = torch.where(factors_GB == 0, 0.0, norms_GB * factors_GB)
         lengths_B = torch.linalg.vector_norm(lengths_GB, dim=0)
@@ -342,7 +350,8 @@ class ReleaseWitness:
     def _choose(self, *, is_seen: bool) -> None:
         self._has_released = False
         self._num_seen += is_seen
-        is_first = self._num_seen < _FIRST
+        self._num_tries += 1
+        is_first = self._num_seen < _FIRST and self._num_tries < _MOST_TRIES
         self._is_chosen = is_first or secrets.randbelow(_EVERY) == 0
 
     def _refuse(self, parameters: Iterable[Tensor], why: str) -> NoReturn:

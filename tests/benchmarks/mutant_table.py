@@ -671,7 +671,7 @@ MUTANTS = (
     Mutant("evidence/_reach", '    reach.places.append(Place("partial", PartialArguments(partial)))', "    pass", "losses that follow an argument of a partial function are not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_program_state", "            parts = value if isinstance(value, tuple) else (value,)", "            parts = (value,)", "a batch that is read by a tuple of another name is not exchanged", "evidence/test_read_beside_batch.py"),
     Mutant("sampling/_units", "            if part is None:", "            if False:", "all rows without a user are a user", "test_units.py"),
-    Mutant("_mechanism/witness", "            if not engine.keeps_graph:", "            if False:", "a comparison that cannot be made is not missed", "test_witness.py"),
+    Mutant("_mechanism/witness", "        if has_run and not engine.keeps_graph:", "        if False:", "a comparison that cannot be made is not missed", "test_witness.py"),
     Mutant("_mechanism/witness", "            if groups[i] == look.group and not bool((off <= look.slack[i]).all()):", "            if False:", "sums that get noise are not compared with torch's own", "test_witness.py"),
     Mutant("_mechanism/witness", "            if not _are_apart(sums, look.index, noised):", "            if False:", "what is released may lie beside what gets noise", "test_witness.py"),
     Mutant("_mechanism/witness", "            if not all(map(torch.equal, _values(sums, look.index), look.sums)):", "            if False:", "sums may change between the last gradient and the noise", "test_witness.py"),

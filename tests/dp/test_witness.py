@@ -596,3 +596,16 @@ def test_what_is_not_compared_is_known(name):
     _, optimizer, _ = make_run(**BLIND[name])
 
     assert optimizer.mechanism.witness.is_blind
+
+
+def test_a_run_that_cannot_be_compared_is_not_tried_for_ever(monkeypatch):
+    """As one whose every batch has a gradient that is not finite."""
+    monkeypatch.setattr(witness, "_MOST_TRIES", 4)
+    monkeypatch.setattr(witness, "_EVERY", 10**9)
+    monkeypatch.setattr(Engine, "own_sums", lambda *_: None)
+    run = make_run()
+
+    train(run, num_steps=3)
+    assert run[1].mechanism.witness.is_due
+    train(run, num_steps=1)
+    assert not run[1].mechanism.witness.is_due
