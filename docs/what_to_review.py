@@ -21,6 +21,7 @@ from review_claims import (
     REFUSALS,
     ROOTS,
     TABLES,
+    UNCOMPARED,
     UNITS,
     Claim,
 )
@@ -30,6 +31,7 @@ from source_tree import ROOT, code_lines, files, reachable
 PAGE = ROOT / "docs/explanation/what-to-review.md"
 MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
+    "Releases that are not compared add": UNCOMPARED,
     "Refusals of losses that depend on other examples' data add": REFUSALS,
     "Units of several rows, or along no axis, add": UNITS,
     "Compiled models, own rules and other options add": OPTIONS,

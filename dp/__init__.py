@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         UnsupportedOperationError,
         WrongGradientError,
         WrongNoiseError,
+        WrongReleaseError,
     )
     from dp.integrations.private import private
     from dp.micro_batches import MicroBatches, split_batch
@@ -146,6 +147,7 @@ __all__ = (
     "UnsupportedOperationError",
     "WrongGradientError",
     "WrongNoiseError",
+    "WrongReleaseError",
     "audit",
     "check",
     "compile_backend",
@@ -171,7 +173,8 @@ _HOME: Final = {
         "evidence": "Evidence looking",
         "exceptions": "BudgetExhaustedError EvidenceWarning LedgerError PrivacyError"
         " RankFailedError RanksDivergedError SampleMixingError SamplingMismatchError"
-        " UnsupportedOperationError WrongGradientError WrongNoiseError",
+        " UnsupportedOperationError WrongGradientError WrongNoiseError"
+        " WrongReleaseError",
         "integrations.private": "private",
         "micro_batches": "MicroBatches split_batch",
         "noise": "BandedNoise GaussianNoise",

@@ -18,6 +18,7 @@ __all__ = (
     "UnsupportedOperationError",
     "WrongGradientError",
     "WrongNoiseError",
+    "WrongReleaseError",
     "did_you_mean",
     "missing_extra",
     "tells_near_names",
@@ -78,6 +79,14 @@ class WrongNoiseError(PrivacyError, RuntimeError):
 
     It was found by a check that is not made at every release, so earlier ones may have
     had wrong noise as well.
+    """
+
+
+class WrongReleaseError(PrivacyError, RuntimeError):
+    """A release is not the clipped sum and the noise that were charged.
+
+    It was found by a check that is not made at every release, before the optimizer saw
+    this one; earlier ones may have been wrong as well.
     """
 
 

@@ -22,7 +22,7 @@ from dp.plan import PrivacyPlan
 from dp.sampling import PassStep, RowsRead, Scheme, Ticket, TicketedLoader, Unamplified
 
 
-__all__ = ("PendingBatch", "current_ticket", "held_against")
+__all__ = ("PendingBatch", "current_ticket", "held_against", "is_spent")
 
 # The serial of the last ticket that any optimizer spent. The cost of a release counts
 # on the chance not to be in its batch; two releases of one batch share that chance.
@@ -226,6 +226,11 @@ def held_against(loader: TicketedLoader | None, batch: PendingBatch) -> dict[str
     }
 
 
+def is_spent(ticket: Ticket, loader: TicketedLoader) -> bool:
+    """Whether a release has used *ticket*, or a later one of *loader*."""
+    return ticket.serial <= _last_spent.get(loader, -1)
+
+
 def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket | None:
     """Return the ticket of the batch that *loader* yielded last.
 
@@ -255,7 +260,7 @@ def current_ticket(plan: PrivacyPlan, loader: TicketedLoader | None) -> Ticket |
             "this batch was drawn before the process forked, so two processes would"
             " release it; draw the next one in this process"
         )
-    if ticket.serial <= _last_spent.get(loader, -1):
+    if is_spent(ticket, loader):
         raise SamplingMismatchError(
             "this batch was already used for a step; draw the next one from the"
             " loader. Two optimizers that release the same batch would cost more"

@@ -116,6 +116,7 @@ class Mechanism(PrivateRun):
                         units=whose.of_loss,
                         reduction=reduction,
                         groups=self.effective_clipping.group_of(batch.parameters),
+                        keep_graph=self.witness.needs_graph(batch),
                         **held_against(self.loader, batch),
                     )
                 except (SampleMixingError, WrongGradientError) as error:
@@ -173,6 +174,7 @@ class Mechanism(PrivateRun):
         self.row_map.count(batch, gradients, norms_GB)
         self.step.drop()  # A failure half-way must not leave half a sum.
         batch.sums.add(gradients, factors_GB, groups)
+        self.witness.added(batch, gradients, factors_GB, groups)
         batch.num_samples += gradients.num_samples
         batch.num_within += self.count.of(norms_GB, batch.max_grad_norm)
 
@@ -193,6 +195,16 @@ class Mechanism(PrivateRun):
         # Charging comes before noise is drawn: a crash in between loses a release,
         # never a charge, and no noise can be looked at before it is paid for.
         world, batch, noises = self._ready_to_release(parameters)
+        with self.witness.releasing(batch, self.loader, self.noise):
+            return self._released(world, batch, noises, parameters)
+
+    def _released(
+        self,
+        world: World,
+        batch: PendingBatch,
+        noises: NoiseBesideCount | None,
+        parameters: Sequence[Tensor],
+    ) -> list[Tensor]:
         count = self.count.as_sums(batch, noises)  # None, unless the rule needs one.
         sums = batch.sums.of_parameters()
         stddev = self._charge(batch, noises)

@@ -18,6 +18,7 @@ from dp._mechanism.norm_count import NormCount
 from dp._mechanism.paid_for import Account
 from dp._mechanism.row_map import RowMap
 from dp._mechanism.step_state import StepState
+from dp._mechanism.witness import ReleaseWitness
 from dp.clipping import Clipping
 from dp.evidence import Watch
 from dp.ledger import Ledger
@@ -61,6 +62,7 @@ class PrivateRun:
     effective_clipping: Clipping = field(init=False)
     count: NormCount = field(init=False)
     row_map: RowMap = field(init=False)
+    witness: ReleaseWitness = field(init=False)
     scaling: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = field(
         default=None, init=False
     )
@@ -78,6 +80,9 @@ class PrivateRun:
         self.count = NormCount(self.clipping)
         self.row_map = RowMap(self.clipping)
         self.engine = Engine(public=self.public)
+        self.witness = ReleaseWitness(
+            self.plan, self.clipping, self.ledger, self.engine
+        )
         self.recursion = recursion_of(self.plan)
         if self.noise.seed is not None and self.loader is not None:
             self.loader.use_debugging_seed(self.noise.seed)

@@ -57,8 +57,16 @@ _witness: ContextVar[Witness | None] = ContextVar("witness of noise", default=No
 
 @contextmanager
 def witnessed(witness: Witness) -> Iterator[None]:
-    """Let an audit see the sums of this context, before and after noise is added."""
-    token = _witness.set(witness)
+    """Let *witness* see the sums of this context, before and after noise is added.
+
+    A witness of the context around it is called by this one's, in place of the noise.
+    """
+    outer = _witness.get()
+
+    def both(add: Callable[[], float], sums: Sequence[Tensor]) -> float:
+        return witness(add if outer is None else partial(outer, add, sums), sums)
+
+    token = _witness.set(both)
     try:
         yield
     finally:

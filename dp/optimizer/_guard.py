@@ -11,16 +11,18 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from dp._mechanism.mechanism import Mechanism
 from dp.exceptions import PrivacyError, UnsupportedOperationError
 from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._registry import OptimizerRegistry, parameters_of
+from dp.optimizer._step_hooks import disable_dynamo
 
 
 __all__ = (
@@ -52,6 +54,13 @@ _REFUSED_AROUND: Final = {
 _protected: Final = OptimizerRegistry()
 _told: Final[WeakSet[type[Optimizer]]] = WeakSet()  # Of layers that read gradients.
 _permitted: ContextVar[bool] = ContextVar("dp_step_permitted", default=False)
+
+
+class Witnessed(Protocol):
+    """A private optimizer whose releases are compared now and then."""
+
+    mechanism: Mechanism
+    original_optimizer: Optimizer
 
 
 def protect(optimizer: Optimizer) -> None:
@@ -95,14 +104,24 @@ def owners_around(optimizer: Optimizer) -> list[Optimizer]:
     return _protected.owners_of(parameters_of(optimizer)) if _protected else []
 
 
-def run_permitted(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call *step*, which may step the wrapped optimizer.
+def run_permitted(
+    owner: Witnessed, step: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Call *step*, which may step the optimizer that *owner* wraps.
 
     Guarantees:
+        * What that optimizer would see is what was released, at the steps at which it is
+          compared.
         * The permission ends with the call, wherever an interrupt hits it: it is given
           in a copy of the context.
     """
+    _compare_release(owner)
     return copy_context().run(_with_permission, step, *args, **kwargs)
+
+
+@disable_dynamo
+def _compare_release(owner: Witnessed) -> None:
+    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)
 
 
 def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -98,7 +98,8 @@ class PrivateStep(TransparentOptimizer):
         with self.mechanism.step:
             stddev = self._set_private_gradients()
         self._note_options()
-        result = run_permitted(self._update, *((None, *args) if args else ()), **kwargs)
+        positional = (None, *args) if args else ()
+        result = run_permitted(self, self._update, *positional, **kwargs)
         if self.bias_correction is not None and stddev is not None:
             inner = self.original_optimizer
             self.bias_correction.apply_(inner, noise_stddev=stddev)

@@ -11,6 +11,7 @@ given, ``N`` losses.
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import final
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._isolation.data_rows import check_batch, kept_data
+from dp.per_sample._isolation.own_sums import OwnSums, own_sums
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Verification, Verifier
 from dp.per_sample._known_graphs import KnownGraphs
@@ -44,6 +46,10 @@ class Engine:
         * Where it is verified, sums are those of torch's own backward pass, and the
           norm of a unit that is chosen at random is not smaller than its gradient's.
 
+    Attributes:
+        num_passes: How many batches were differentiated.
+        has_batch: Whether the last one was compared with a loader's batch.
+
     Args:
         public: Tensors that are no data, but constants of the program, or functions that
             return such tensors, as they are at the step.
@@ -59,6 +65,9 @@ class Engine:
         self._graphs = KnownGraphs(PublicTensors(public))
         self._verifier = Verifier(verification or Verification())
         self._warned: set[str] = set()
+        self._kept: Passes | None = None
+        self.num_passes = 0
+        self.has_batch = False
 
     def gradients(
         self,
@@ -72,6 +81,7 @@ class Engine:
         batch: Sequence[Tensor] = (),
         unit_of_row: Tensor | None = None,
         admit_data: Callable[[Sequence[Tensor]], object] | None = None,
+        keep_graph: bool = False,
     ) -> PerSampleGradients:
         """Return the gradients of every unit's losses with respect to *parameters*.
 
@@ -90,6 +100,7 @@ class Engine:
             admit_data: Called with the data that the graph keeps, as far as it does,
                 before any gradient is computed; raises if the losses are not to be
                 differentiated.
+            keep_graph: Whether :meth:`own_sums` will be asked for.
 
         Raises:
             SampleMixingError: If a loss depends on another unit.
@@ -102,16 +113,15 @@ class Engine:
         """
         # Example: losses [0.5, 2.0, 1.0] with units [7, 7, 9] are two units, 0 and 1:
         # with "sum" the losses 2.5 and 1.0, with "mean" 1.25 and 1.0.
+        self._kept = None
         whose = Units.of(losses, units)
         nonfinite_U = whose.nonfinite(losses)
         # Nothing to differentiate: every gradient is zero, or dropped, as the norms
         # say. An empty batch comes here too.
         is_detached = losses.grad_fn is None
-        nothing = PerSampleGradients(
-            {}, parameters, nonfinite_U, is_detached=is_detached
-        )
+        nothing = partial(PerSampleGradients, {}, parameters, nonfinite_U)
         if is_detached or not len(nonfinite_U):
-            return nothing
+            return nothing(is_detached=is_detached)
         root = (losses.grad_fn, losses.output_nr)
         known = self._graphs.find(root, parameters, whose)
         # Before any gradient exists, so that a refused batch has released nothing.
@@ -127,7 +137,7 @@ class Engine:
             check_batch(uses, owners, batch, unit_of_row, num_units=num_units)
         # One that mixes may have made all others so, hence after the graph's checks.
         if bool(nonfinite_U.all()):
-            return nothing
+            return nothing()
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
         passes = Passes(
@@ -140,22 +150,45 @@ class Engine:
             loss_scale,
             nonfinite_U,
         )
-        gradients = self._verified(passes)
+        self.num_passes += 1
+        self.has_batch = admit_data is not None
+        gradients = self._verified(passes, keep_graph=keep_graph)
         if known.plan.is_by_zeros:
             _check_finite(gradients, groups)
+        self._kept = passes if keep_graph else None
         self._warn(passes.without_rule)
         return gradients
 
-    def _verified(self, passes: Passes) -> PerSampleGradients:
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the graph of the last batch was kept."""
+        return self._kept is not None
+
+    def own_sums(self, factor_U: Tensor, norms_GU: Tensor) -> OwnSums | None:
+        """Return what torch adds up for the batch whose graph was kept, and free it.
+
+        Returns:
+            None if no graph was kept, or if torch's pass could not be compared.
+
+        Args:
+            factor_U: What the gradient of each unit is multiplied with.
+            norms_GU: How long it is in each group of parameters.
+        """
+        passes, self._kept = self._kept, None
+        if passes is None or not self._verifier.is_linear:
+            return None
+        return own_sums(passes, factor_U, norms_GU)
+
+    def _verified(self, passes: Passes, *, keep_graph: bool) -> PerSampleGradients:
         """Run the private pass, and others to verify it if it is their turn."""
         # Without parameters, as DeepSpeed leaves them, there is nothing to verify.
         if not passes.parameters or not self._verifier.is_due():
-            return passes.last()
+            return passes.last(keep_graph=keep_graph)
         root = passes.root
         # What was remembered is verified with the rest: by a walk over the graph as it
         # is.
         self._graphs.check_recognised(passes.known, root, passes.parameters)
-        return self._verifier.verified(passes)
+        return self._verifier.verified(passes, keep_graph=keep_graph)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:
         """Warn once of every operation that no rule serves."""

@@ -52,18 +52,18 @@ class Passes:
         """The node and the output of the losses."""
         return self.losses.grad_fn, self.losses.output_nr
 
-    def last(self) -> PerSampleGradients:
-        """Run the private pass, which frees the graph."""
-        return self._run(self.factors, keep_graph=False)
+    def last(self, *, keep_graph: bool = False) -> PerSampleGradients:
+        """Run the private pass, which frees the graph unless another one follows."""
+        return self._run(self.factors, keep_graph=keep_graph)
 
     def scaled(self, scale_U: Tensor) -> PerSampleGradients:
         """Run a pass in which the losses of each unit are multiplied by a power of two."""
         return self._run(self.factors * scale_U, keep_graph=True)
 
-    def ordinary(self, weight_U: Tensor) -> list[Tensor]:
+    def ordinary(self, weight_U: Tensor, *, keep_graph: bool = True) -> list[Tensor]:
         """Run torch's own pass in which the losses of each unit have a weight."""
         seeds = self.whose.by_loss(self.factors * weight_U, self.losses)
-        return ordinary_sums(self.losses, self.parameters, seeds)
+        return ordinary_sums(self.losses, self.parameters, seeds, keep_graph=keep_graph)
 
     def _run(self, factor_U: Tensor, *, keep_graph: bool) -> PerSampleGradients:
         graph = self.known.graph

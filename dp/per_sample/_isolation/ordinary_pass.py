@@ -15,9 +15,13 @@ __all__ = ("ordinary_sums",)
 
 
 def ordinary_sums(
-    losses: Tensor, parameters: Sequence[Tensor], seeds: Tensor
+    losses: Tensor,
+    parameters: Sequence[Tensor],
+    seeds: Tensor,
+    *,
+    keep_graph: bool = True,
 ) -> list[Tensor]:
-    """Run torch's own backward pass; the graph stays.
+    """Run torch's own backward pass.
 
     Hooks on the parameters themselves, which change what lands in ``p.grad``, see
     nothing of it: no hook sees the private gradients either.
@@ -26,10 +30,11 @@ def ordinary_sums(
         losses: Where it starts.
         parameters: What the gradients are of.
         seeds: What each loss is multiplied with.
+        keep_graph: Whether another pass will follow.
     """
     with without_hooks(parameters):
         sums = torch.autograd.grad(
-            losses, [*parameters], seeds, retain_graph=True, allow_unused=True
+            losses, [*parameters], seeds, retain_graph=keep_graph, allow_unused=True
         )
     return [
         torch.zeros_like(parameter) if total is None else total

@@ -123,12 +123,19 @@ class Verifier:
         is_first = self._num_verified < self._settings.first
         return is_first or secrets.randbelow(self._settings.every) == 0
 
-    def verified(self, passes: Passes) -> PerSampleGradients:
+    @property
+    def is_linear(self) -> bool:
+        """Whether no pass was seen that is not linear in what losses are weighted by."""
+        return self._is_linear is not False
+
+    def verified(
+        self, passes: Passes, *, keep_graph: bool = False
+    ) -> PerSampleGradients:
         """Return the gradients of the private pass, once it is verified.
 
         Args:
-            passes: The passes of the batch; the private one, which frees the graph, is
-                run last.
+            passes: The passes of the batch; the private one is run last.
+            keep_graph: Whether that one keeps the graph, too.
 
         Raises:
             SampleMixingError: If units do not stay apart.
@@ -149,7 +156,8 @@ class Verifier:
         if self._is_linear:
             whole.keep_sums(reference.weight_U, reference.sums)
         del whole
-        gradients = passes.last()  # Frees the graph, so everything else comes before.
+        # As a rule it frees the graph, so everything else comes before.
+        gradients = passes.last(keep_graph=keep_graph)
         # Mixing comes first: it is the cause where sums or norms differ as well.
         for one in coded:
             where = one.differs(gradients)
