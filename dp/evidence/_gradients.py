@@ -68,7 +68,7 @@ def verdict_of_gradients(
         # away: of a half it may not be, and where one is left it nearly always is. Where
         # one is left, what is done to some examples only shows if it is one of them.
         exchanges = [next(company.halves()), company.alone()]
-    of = _in_step if in_step else _by_itself
+    of: Callable[..., Verdict] = _in_step if in_step else _by_itself
     verdicts = [
         of(again, of_exchange, company.ways, order, stays_B)
         for order, stays_B in secrets.SystemRandom().sample(exchanges, num_exchanges)

@@ -66,8 +66,8 @@ class Engine:
         self._verifier = Verifier(verification or Verification())
         self._warned: set[str] = set()
         self._kept: Passes | None = None
-        self.num_passes = 0
-        self.has_batch = False
+        self.num_passes: int = 0
+        self.has_batch: bool = False
 
     def gradients(
         self,
