@@ -69,7 +69,7 @@ def verdict_of_gradients(
         # one is left, what is done to some examples only shows if it is one of them.
         exchanges = [next(company.halves()), company.alone()]
     of: Callable[..., Verdict] = _in_step if in_step else _by_itself
-    verdicts = [
+    verdicts: list[Verdict] = [
         of(again, of_exchange, company.ways, order, stays_B)
         for order, stays_B in secrets.SystemRandom().sample(exchanges, num_exchanges)
     ]

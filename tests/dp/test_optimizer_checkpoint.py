@@ -455,8 +455,8 @@ def test_two_private_optimizers_of_one_model_keep_their_ledgers(make_plan):
 
     def built():
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-        plan, data = make_plan(), list(torch.randn(20, 2))
-        loaders = [plan.loader(data) for _ in model]
+        plan = make_plan()
+        loaders = [plan.loader(list(torch.randn(20, 2))) for _ in model]
         return (
             model,
             loaders,

@@ -77,8 +77,11 @@ def fused_attention(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     """Serve ``scaled_dot_product_attention`` under a mask."""
     answers = _of_heads(node, rows, shapes)
     whole = meet(rows, -1) if rows.dim() > _HEADS else rows
-    mask = saved(node, "attn_mask") if hasattr(node, "_saved_attn_mask") else None
-    if mask is None or not reads_along_rows(whole):
+    # Of the type: to ask the node would be to read what it kept, which can be done once.
+    if not reads_along_rows(whole) or not hasattr(type(node), "_saved_attn_mask"):
+        return answers
+    mask = saved(node, "attn_mask")
+    if mask is None:
         return answers
     query, key, value = (saved(node, name) for name in ("query", "key", "value"))
     are_alike = query.shape[:_HEADS] == key.shape[:_HEADS]  # Heads may share keys.

@@ -689,7 +689,7 @@ def test_ranks_evaluate_as_often_whatever_they_drew(model, first):
         watch.losses(Counted(losses_of(model)), batch_of(size), segment="a")
         numbers.add(_counter.calls)
 
-    assert numbers == ({25} if first else {14})
+    assert numbers == ({25} if first else {9})
 
 
 @pytest.mark.usefixtures("two_ranks")

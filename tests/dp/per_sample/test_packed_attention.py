@@ -15,6 +15,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- torch's own convention
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import dp
 from dp import SampleMixingError
@@ -340,6 +341,22 @@ def test_random_masks_are_exact_or_refused(units, seed, opened, attend):
     for norm, of_unit in zip(norms_U, by_loop(model, x, y, mask, unit_T), strict=True):
         own = torch.cat([g.flatten() for g in of_unit]).norm()
         torch.testing.assert_close(norm, own, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("attend", [fused, by_hand])
+def test_packed_attention_may_be_checkpointed(attend):
+    """What it kept is computed again when it is read, and can be read once."""
+    block = Block(attend)
+    mask, unit_T = of_infinities(blocks(CONTIGUOUS)), CONTIGUOUS
+    x, y = torch.randint(WORDS, (2, 1, len(unit_T)))
+    parameters = [*block.parameters()]
+    norms = []
+    for model in (block, lambda *a: checkpoint(block, *a, use_reentrant=False)):
+        losses = losses_of(model, x, y, mask)
+        gradients = Engine().gradients(losses, parameters, units=unit_T)
+        norms.append(gradients.squared_norms([0] * len(parameters)))
+
+    torch.testing.assert_close(*norms)
 
 
 def test_whole_rows_of_tokens_are_not_asked_again():
