@@ -84,11 +84,9 @@ def _owner_of_values(sent: Tensor, whole: Tensor) -> Tensor:
     """Return whose the values are; where nothing reads one, that of the row beside it."""
     # Example: dropout left nothing that reads a unit's only token. That tokens are in the
     # same places on both sides is believed where no other token denies it.
-    is_read = sent != NOBODY
-    is_beside = sent.shape == whole.shape and bool(is_read.any())
-    if not is_beside or not bool((sent == whole)[is_read].all()):
-        return sent
-    return whole
+    is_beside = sent.shape == whole.shape
+    is_denied = not is_beside or bool(((sent != whole) & (sent != NOBODY)).any())
+    return sent if is_denied else whole
 
 
 def fused_attention(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
