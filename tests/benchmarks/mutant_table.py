@@ -677,6 +677,8 @@ MUTANTS = (
     Mutant("evidence/_watch", "        looks = looks or (is_alone and self._named.changes_anew(function))", "", "what the loop begins to write later is not told", "evidence/test_read_beside_batch.py"),
     Mutant("evidence/_averages", "            if before.numel() >= _FEWEST:", "            if True:", "one element of a teacher is on any way", WRITTEN),
     Mutant("evidence/_averages", "    return bool(((now.double() - expected).abs() <= error).all())", "    return True", "any mean is taken for an average of weights", WRITTEN),
+    Mutant("evidence/_averages", "eps * (rounded + unsure * way)", "eps * end.abs()", "small means are taken for averages of large weights", WRITTEN),
+    Mutant("evidence/_averages", " or now.dtype == torch.bool", "", "a flag is taken for a count of steps", WRITTEN),
     Mutant("evidence/_averages", "bool(now == before + 1)", "bool(now > before)", "a count of examples is taken for a count of steps", WRITTEN),
     Mutant("evidence/_gradients", '    if verdict != "alone" or _is_same(unchanged, exchanged):', "    if True:", "gradients of several ranks may follow other examples", "evidence/test_steered_gradients.py"),
     Mutant("evidence/_gradients", "    if not same_losses(losses_B, exchanged_B.detach(), stays_B):", "    if False:", "gradients of losses that change are compared", "evidence/test_steered_gradients.py"),
