@@ -291,7 +291,8 @@ def _overlap(one: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any] 
         ):
             # Of a run of the same, as of padding, one place alone is not by chance.
             is_new_T = (common_TF[1:] != common_TF[:-1]).any(1)
-            return common_TF[np.append(True, is_new_T)]
+            changes_TF: NDArray[Any] = common_TF[np.append(True, is_new_T)]
+            return changes_TF
     return None
 
 
