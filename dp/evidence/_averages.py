@@ -71,10 +71,13 @@ class Averages:
 
 def _is_between(before: Tensor, now: Tensor, weight: Tensor, share: float) -> bool:
     """Whether each element is where *share* of the way leads, up to rounding."""
-    expected = before.double().lerp(weight.to(before.device).double(), share)
-    largest = torch.maximum(before.abs(), weight.to(before.device).abs()).double()
-    error = _ULPS * torch.finfo(now.dtype).eps * largest
-    return bool(((now.double() - expected).abs() <= error).all())
+    start, end = before.double(), weight.to(before.device).double()
+    # Of both terms, as each is rounded: a small mean beside weights of 1 is not on the way.
+    rounded, way = start.abs().lerp(end.abs(), share), (end - start).abs()
+    # The share was found by rounded numbers, and is off by as much over the whole way.
+    unsure = rounded.norm() / way.norm().clamp(min=1e-300)
+    error = _ULPS * torch.finfo(now.dtype).eps * (rounded + unsure * way)
+    return bool(((now.double() - start.lerp(end, share)).abs() <= error).all())
 
 
 def _are_alike(before: Any, now: Any) -> bool:
@@ -87,5 +90,6 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def _is_count(before: Tensor, now: Tensor) -> bool:
-    is_whole = now.numel() == 1 and not (now.is_floating_point() or now.is_complex())
-    return is_whole and bool(now == before + 1)
+    # A flag that goes up may say that something was in the batch.
+    is_real = now.is_floating_point() or now.is_complex() or now.dtype == torch.bool
+    return now.numel() == 1 and not is_real and bool(now == before + 1)

@@ -5,8 +5,9 @@ place, or a dataset that makes a new order for each epoch, gives the number to a
 row. So a few rows are read by a seed when a loader is made, and again as each iteration
 begins. Where they are others, and stand at numbers of other units now, rows moved.
 
-Not seen: what moves within an iteration, or leaves these rows where they are; and a
-dataset whose rows are others at each reading, whatever the seed.
+Not seen: what moves within an iteration, or leaves these rows where they are; rows that
+are equal to others; and a dataset whose rows are others at each reading, whatever the
+seed.
 """
 
 from typing import Any, Final, final
@@ -25,6 +26,7 @@ from dp.sampling._collation import seeded
 __all__ = ("RowsInPlace", "times_changed")
 
 _NUM: Final = 8  # Rows that are compared.
+_SHARE: Final = 4  # One in so many of the rows that changed has to be seen elsewhere.
 _SEED: Final = 0
 _Units = NDArray[np.int64] | None
 _Contents = dict[int, object]
@@ -92,12 +94,17 @@ class RowsInPlace:
         """Whether what some rows held is at the number of another unit now."""
         units = self._unit_of_row
         assert units is not None  # noqa: S101 -- asked by the caller
-        sought = [(content, units[place]) for place, content in before.items()]
-        for place, unit in enumerate(units[: len(self._dataset)]):
+        found: dict[int, list[int]] = {place: [] for place in before}
+        for place in range(len(units[: len(self._dataset)])):
             content = self._content(place)
-            if any(content == other and unit != owner for other, owner in sought):
-                return True
-        return False
+            for other in [k for k, one in before.items() if one == content]:
+                found[other].append(place)
+        changed = {k: at for k, at in found.items() if k not in at}
+        # Example: of labels 0 and 1, drawn anew for each epoch, each is anywhere. Rows have
+        # moved where some are in one other place now, and one of these is another's.
+        moved = {k: at[0] for k, at in changed.items() if len(at) == 1}
+        is_shared = len(moved) * _SHARE >= len(changed)
+        return is_shared and any(units[k] != units[at] for k, at in moved.items())
 
 
 def times_changed(loader: object) -> int:

@@ -197,6 +197,7 @@ class _Compared:
             found = [
                 _overlap(one[leaf], other[leaf], axis)
                 for one, other in (pair[::turned] for pair in pairs)
+                if _are_along(one, other, one[leaf].shape[axis])
             ]
             common = [one for one in found if one is not None]
             if not common:
@@ -259,8 +260,22 @@ def _equal(one: _Leaves, other: _Leaves) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
+def _are_along(one: _Leaves, other: _Leaves, length: int) -> bool:
+    """Whether all that is as long as a window is the same in both rows, or moved on."""
+    # Example: a mask of 5 of 8 tokens is one of 6, shifted; the tokens it masks are not.
+    return all(
+        length not in a.shape
+        or np.array_equal(a, b)
+        or any(
+            a.shape[k] == length and _overlap(a, b, k) is not None
+            for k in range(a.ndim)
+        )
+        for a, b in zip(one, other, strict=True)
+    )
+
+
 def _overlap(one: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any] | None:
-    """Return what *other* repeats of *one*, from further on; None if it does not."""
+    """Return where *other* repeats changes of *one*, from further on; None if nowhere."""
     if one.shape != other.shape or one.shape[axis] < _FEWEST:
         return None
     # Example: [3, 1, 4, 1] and [1, 4, 1, 5] have [1, 4, 1] in common, at a shift of 1.
@@ -274,7 +289,10 @@ def _overlap(one: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any] 
         if np.array_equal(one_TF[shift:], common_TF) and not np.array_equal(
             one_TF[shift:], one_TF[: length - shift]
         ):
-            return common_TF
+            # Of a run of the same, as of padding, one place alone is not by chance.
+            is_new_T = (common_TF[1:] != common_TF[:-1]).any(1)
+            changes_TF: NDArray[Any] = common_TF[np.append(True, is_new_T)]
+            return changes_TF
     return None
 
 

@@ -87,6 +87,23 @@ def test_rows_that_moved_to_numbers_of_other_units_are_refused(way):
             iter(loader)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda drawn: drawn.random_(2),
+        lambda drawn: drawn.copy_(torch.eye(3)[torch.randint(3, (len(drawn),))]),
+    ],
+    ids=["whole numbers", "units of the axes"],
+)
+def test_rows_of_few_values_that_change_have_not_moved(draw):
+    """As by noise that follows from the epoch: what one row was another is, by chance."""
+    drawn = draw(torch.empty(NUM, 3))
+    loader = users_loader(TensorDataset(drawn))
+    for _ in range(3):
+        next(iter(loader))
+        draw(drawn)
+
+
 def test_a_user_whose_rows_moved_counts_several_times(make_plan):
     """Why: by the old numbers, one user's rows are clipped as those of three users."""
     model = nn.Linear(3, 1, bias=False)

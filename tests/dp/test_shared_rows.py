@@ -79,6 +79,15 @@ OVERLAPPING = {
     "a random part of them": Subset(windows(), torch.randperm(50).tolist()[:45]),
     "beside other data": ConcatDataset([TensorDataset(TABLE, TABLE), windows()]),
     "characters": characters(stride=1),
+    "with the time of each number": Made(
+        50,
+        lambda d, i: (
+            d.x[i : i + 20],
+            torch.arange(i, i + 20) / 24 % 1,
+            torch.ones(20),
+        ),
+        x=SERIES,
+    ),
     "ids in lists": [{"ids": ids(TEXT[i : i + 40])} for i in range(0, 500, 9)],
     "texts": [{"text": TEXT[i : i + 40]} for i in range(0, 500, 9)],
 }
@@ -169,6 +178,7 @@ def periodic(length=168):
 ANSWERS = torch.randint(2, (400, 3), generator=GENERATOR) / 3 + torch.rand(3)
 SORTED = torch.stack(sorted(ANSWERS.unbind(), key=torch.Tensor.tolist))
 
+TOKENS = torch.randint(1000, (40, 60), generator=GENERATOR)
 OWN = {
     "few values": TensorDataset(ANSWERS),
     "few values, sorted": TensorDataset(SORTED),
@@ -200,6 +210,17 @@ OWN = {
         20, lambda d, i: (d.x[i], periodic()), x=torch.randn(20, 168)
     ),
     "the same mask for all": Made(40, lambda d, i: (d.x[i], torch.ones(64)), x=TABLE),
+    "texts with masks": Made(
+        40, lambda d, i: {"x": d.x[i], "mask": torch.arange(60) < 50 - i}, x=TOKENS
+    ),
+    "masks of other lengths than data": Made(
+        40, lambda d, i: {"x": d.x[i], "mask": torch.arange(90) < 50 - i}, x=TOKENS
+    ),
+    "windows apart with the time of day": Made(
+        20,
+        lambda d, i: (d.x[i], torch.arange(60 * i, 60 * i + 60) / 84 % 1),
+        x=TOKENS,
+    ),
     "two values, sorted": TensorDataset(
         torch.arange(4000)[:, None] // 2000 * torch.ones(9)
     ),

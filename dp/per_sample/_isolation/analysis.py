@@ -106,8 +106,11 @@ def analysed(graph: Graph, root: Edge, units: Owners, num_units: int) -> Analysi
     layouts = [
         _layouts(use, of_use) for use, of_use in zip(graph.uses, owners, strict=True)
     ]
-    by_zeros = any(_is_by_zeros(node, moved) for node, moved in followed.moved)
-    plan = Plan(owners, layouts, _freed(graph), *_precision(graph), by_zeros)
+    by_zeros = {n for n, moved in followed.moved if _is_by_zeros(n, moved)}
+    # Example: eye(T) @ values, with a matrix that is trained. Its zeros have a gradient.
+    if learning := [u for u in graph.uses if u.node in by_zeros and 0 in u.operands]:
+        return Analysis(None, refusal=_learning(learning[-1]))
+    plan = Plan(owners, layouts, _freed(graph), *_precision(graph), bool(by_zeros))
     return Analysis(plan, followed)
 
 
@@ -122,6 +125,14 @@ def _is_by_zeros(node: Node, moved: Moved) -> bool:
         return False
     return reads_along_rows(given.rows) and any(
         one.axis != NOBODY and not one.has_mixed() for one in moved.answers[1:]
+    )
+
+
+def _learning(use: Use) -> SampleMixingError:
+    return SampleMixingError(
+        f"units meet in {use.operation}: weights of shape {shapes_of(use.parameters)} that"
+        " are trained are zero between units, and each has a gradient of what it would"
+        f" weigh, another unit's values. {REMEDY}"
     )
 
 

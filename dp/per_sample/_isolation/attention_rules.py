@@ -5,6 +5,10 @@ between two units is zero, exactly. A weight of zero sends no gradient on, neith
 value that it weighs nor to the score that it came from. So whom a token is read by is
 read off the weights, or off the mask of a fused kernel, at every step.
 
+The weight itself has a gradient: of how it would do if it were not zero, and so of the
+other unit's value. A softmax multiplies that by the weight, by zero. A parameter that is
+zero, as a gate at the start of a training, does not: it would learn of both.
+
 Example: tokens of the units 0, 0, 1 under a causal mask of blocks have the weights ::
 
     a . .        rows: who reads; columns: who is read
@@ -46,12 +50,13 @@ _LARGEST_SCORE: Final = 1e30
 def softmax(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     """Serve a softmax over keys: a score whose weight is zero gets no gradient."""
     answers = _coupled(node, rows, shapes)
-    whole = None if answers is None else answers[0]
     is_last = along(node, rows.dim()) == [rows.dim() - 1]
-    if whole is None or not is_last or not reads_along_rows(whole):
+    if not is_last or not reads_along_rows(rows):
         return answers
-    reads = _in_any(saved(node, "result") != 0, whole)  # As NaN is.
-    sent = torch.where(reads, whole, NOBODY)
+    is_read = saved(node, "result") != 0  # As NaN is.
+    reached = torch.where(_in_any(is_read, rows), rows, NOBODY)
+    whole = meet(reached, -1)
+    sent = torch.where(_in_any(is_read, whole), whole, NOBODY)
     # Of classes, each is every row's, whatever is zero: it stays short.
     return answers if bool((meet(sent, -2) == MIXED).any()) else [sent]
 
@@ -66,11 +71,22 @@ def bmm(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:
     if weights is None or (values is not None and not bool(values.isfinite().all())):
         return answers
     whole = meet(rows, -1)
-    sent = meet(torch.where(_in_any(weights != 0, whole), whole, NOBODY), -2).mT
+    reads = _in_any(weights != 0, whole)
+    sent = meet(torch.where(reads, whole, NOBODY), -2).mT
+    is_own = reads | (_owner_of_values(sent, whole) == whole.mT).mT
     return [
-        None if shapes[0] is None else whole,
+        None if shapes[0] is None else torch.where(is_own, whole, MIXED),
         torch.where(read_by == MIXED, sent, read_by),
     ]
+
+
+def _owner_of_values(sent: Tensor, whole: Tensor) -> Tensor:
+    """Return whose the values are; where nothing reads one, that of the row beside it."""
+    # Example: dropout left nothing that reads a unit's only token. That tokens are in the
+    # same places on both sides is believed where no other token denies it.
+    is_beside = sent.shape == whole.shape
+    is_denied = not is_beside or bool(((sent != whole) & (sent != NOBODY)).any())
+    return sent if is_denied else whole
 
 
 def fused_attention(node: Node, rows: Tensor, shapes: Shapes) -> Answers | None:

@@ -236,7 +236,7 @@ def test_shares_of_the_way_are_recognised_and_other_ways_are_not(
         (torch.tensor(3), torch.tensor(7), False),
         (torch.tensor([3, 3]), torch.tensor([4, 4]), False),
         (torch.tensor(3.0), torch.tensor(4.0), False),
-        (torch.tensor(False), torch.tensor(True), True),  # noqa: FBT003
+        (torch.tensor(False), torch.tensor(True), False),  # noqa: FBT003
         (torch.tensor(3j), torch.tensor(1 + 3j), False),
         (torch.tensor(3), torch.tensor([4]), False),
         (3, 4, False),
@@ -258,3 +258,13 @@ def test_few_elements_have_to_go_the_share_of_the_others():
     averages = Averages(weights)
     assert averages.followed(alone) == set()
     assert averages.followed(teacher | alone | bias) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_means_are_not_on_the_way_to_large_weights(dtype):
+    """As a centre of features beside the scales of a norm: less than their rounding."""
+    eps = torch.finfo(dtype).eps
+    before, of_batch = (eps * torch.rand(16) for _ in range(2))
+    centre = {"centre": (before.to(dtype), before.lerp(of_batch, 0.1).to(dtype))}
+
+    assert Averages([torch.ones(16)]).followed(centre) == set()

@@ -263,6 +263,84 @@ def test_a_weight_between_units_may_be_small(attend):
         gradients_of(Block(attend), CONTIGUOUS, with_a_large_number(CONTIGUOUS))
 
 
+class Weighing(nn.Module):
+    """Tokens that are added to others by weights that begin as zeros."""
+
+    def __init__(self, weigh):
+        super().__init__()
+        self.weigh, self.values = weigh, nn.Linear(D, D)
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.matrix = nn.Parameter(torch.eye(len(CONTIGUOUS)))
+        self.queries, self.rows = nn.Linear(D, D), nn.Linear(D, len(CONTIGUOUS))
+        for layer in (self.queries, self.rows):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        v = self.values(x)
+        return (v + torch.bmm(self.weigh(self, x, v), v))[0].square().sum(-1)
+
+
+def a_matrix(model, _x, _v):
+    return model.matrix[None]
+
+
+def a_matrix_of_each_token(model, x, _v):
+    return model.rows(x)
+
+
+def queries_of_zero(model, x, v):
+    return model.queries(x) @ v.mT
+
+
+def a_gate(model, x, _v):
+    return model.gate.tanh() * (x @ x.mT).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "weigh", [a_matrix, a_matrix_of_each_token, queries_of_zero, a_gate]
+)
+def test_weights_of_zero_that_learn_of_other_units_are_refused(weigh):
+    """Without a softmax, what is zero has a gradient of what it would weigh."""
+    model, x = Weighing(weigh), torch.randn(1, len(CONTIGUOUS), D)
+
+    with pytest.raises(SampleMixingError, match="units meet"):
+        Engine().gradients(model(x), [*model.parameters()], units=CONTIGUOUS)
+
+
+def test_values_in_other_places_are_no_rows_own():
+    """Each row reads its own value at the other's place, and may learn of its own place's."""
+    values, rows = nn.Linear(D, D), nn.Linear(D, 2)
+    nn.init.zeros_(rows.weight)
+    nn.init.zeros_(rows.bias)
+    x, swap = torch.randn(1, 2, D), torch.eye(2).flip(0)
+    losses = ((swap + rows(x)) @ values(x).flip(1))[0].square().sum(-1)
+    parameters = [*values.parameters(), *rows.parameters()]
+
+    with pytest.raises(SampleMixingError, match="units meet"):
+        Engine().gradients(losses, parameters, units=torch.arange(2))
+
+
+@pytest.mark.parametrize("dropped", [(5, 5), (slice(3, 5), 4), (slice(6, 10), 8)])
+def test_tokens_that_nothing_reads_for_once_are_served(dropped):
+    """As where dropout leaves a unit's only token out."""
+    keep_TT = torch.ones(len(CONTIGUOUS), len(CONTIGUOUS), dtype=torch.float64)
+    keep_TT[dropped] = 0.0
+
+    def attend(q, k, v, mask):
+        return (q @ k.mT + mask).softmax(-1) * keep_TT @ v
+
+    model, mask = Block(attend).double(), of_infinities(blocks(CONTIGUOUS)).double()
+    gradients, x, y = gradients_of(model, CONTIGUOUS, mask)
+
+    norms_U = gradients.squared_norms([0] * len([*model.parameters()]))[0].sqrt()
+    losses = losses_of(model, x, y, mask)
+    for unit, norm in enumerate(norms_U):
+        total = losses[unit == CONTIGUOUS].sum()
+        own = torch.autograd.grad(total, [*model.parameters()], retain_graph=True)
+        torch.testing.assert_close(norm, torch.cat([g.flatten() for g in own]).norm())
+
+
 @pytest.mark.parametrize("attend", [fused, by_hand])
 def test_what_is_not_finite_is_refused(attend):
     """Zero times infinity is no zero: one unit's would be in all."""
