@@ -28,6 +28,7 @@ from dp.plan import PrivacyPlan
 ROOT = Path(__file__).parents[2]
 STEPS = 1000
 TIMEOUT = 900  # Seconds for one page.
+ALARMS = (dp.SampleMixingError, dp.WrongGradientError, dp.WrongReleaseError)
 TRAINS = re.compile(r"(?s)(\bimport dp\b|from dp\b).*(\.step\(|\.train\(|\.fit\()")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -112,7 +113,7 @@ def run(path: Path) -> None:
         for block in blocks_of(path):
             try:
                 exec(compile(block, str(path), "exec"), space)  # noqa: S102 -- our pages
-            except (dp.SampleMixingError, dp.WrongGradientError) as error:
+            except ALARMS as error:
                 alarms.append(f"{type(error).__name__}: {error}")
             except BaseException as error:  # noqa: BLE001 -- what a page asserts, or lacks
                 others.append(f"{type(error).__name__}: {error}")
