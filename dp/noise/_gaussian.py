@@ -66,11 +66,11 @@ def witnessed(witness: Witness) -> Iterator[None]:
     def both(add: Callable[[], float], sums: Sequence[Tensor]) -> float:
         return witness(add if outer is None else partial(outer, add, sums), sums)
 
-    token = _witness.set(both)
-    try:
+    try:  # Before it is set: an interrupt must leave no witness behind.
+        _witness.set(both)
         yield
     finally:
-        _witness.reset(token)
+        _witness.set(outer)
 
 
 @final

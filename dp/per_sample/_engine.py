@@ -175,7 +175,7 @@ class Engine:
             norms_GU: How long it is in each group of parameters.
         """
         passes, self._kept = self._kept, None
-        if passes is None or not self._verifier.is_linear:
+        if passes is None or not (passes.parameters and self._verifier.is_linear):
             return None
         return own_sums(passes, factor_U, norms_GU)
 
