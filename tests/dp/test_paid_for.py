@@ -520,3 +520,14 @@ def test_whose_rows_are_asked_about_has_to_be_said(make_ledger, make_plan):
     answer = Queries(DPOptimizer(sgd, plan=plan)).count("adults", [True])
 
     assert answer.stddev == 2.0
+
+
+def test_a_kind_of_tensor_dataset_reads_from_its_tensors():
+    class Named(TensorDataset):
+        pass
+
+    rows = torch.randn(4, 2)
+
+    kept = [owner for owner, _ in kept_rows(Named(rows), range(4))]
+
+    assert any(owner is rows for owner in kept)

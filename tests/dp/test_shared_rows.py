@@ -258,6 +258,13 @@ def test_windows_of_one_unit_may_overlap():
         loader_of(TensorDataset(recordings), units=[row % 50 for row in range(100)])
 
 
+def test_rows_of_one_unit_are_compared_with_none():
+    """Wherever the rows lie."""
+    rows = [TABLE[row % 10] for row in range(40)]
+
+    _shared_rows.check_shared_rows(rows, np.arange(40), np.zeros(40, np.int64))
+
+
 def test_repeated_rows_of_one_unit_are_served():
     """Each user's rows, several times."""
     rows = Made(400, lambda d, i: d.x[i % 40], x=TABLE)

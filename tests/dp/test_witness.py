@@ -26,6 +26,8 @@ from dp._mechanism.private_run import PrivateRun
 from dp._mechanism.sums import Sums
 from dp._mechanism.witness import ReleaseWitness
 from dp.ledger import Ledger
+from dp.noise import GaussianNoise
+from dp.noise._gaussian import witnessed
 from dp.optimizer._private_step import PrivateStep
 from dp.per_sample import Engine
 from dp.sampling import UnamplifiedLoader
@@ -609,3 +611,26 @@ def test_a_run_that_cannot_be_compared_is_not_tried_for_ever(monkeypatch):
     assert run[1].mechanism.witness.is_due
     train(run, num_steps=1)
     assert not run[1].mechanism.witness.is_due
+
+
+def test_what_cannot_be_compared_is_admitted(make_plan):
+    """Complex parameters, or those of a device, have no elements that are read here."""
+    plan = make_plan()
+    ledger = Ledger(plan)
+    witness = ReleaseWitness(plan, FlatClipping(max_grad_norm=1.0), ledger, Engine())
+
+    witness.admit([{"params": [torch.zeros(2, dtype=torch.complex64)]}])
+
+    assert ledger.failure is None
+
+
+def test_an_interrupt_leaves_no_witness_behind():
+    """Of a release that was broken off, the next one's noise is none of its business."""
+    seen = []
+    context = witnessed(lambda add, _: seen.append("stale") or add())
+    context.__enter__()
+    context.gen.close()  # As where the frame that it was in goes away.
+
+    GaussianNoise().add_([torch.zeros(3)], stddev=1.0)
+
+    assert seen == []

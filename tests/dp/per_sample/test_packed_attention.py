@@ -215,6 +215,15 @@ def test_attention_without_a_mask_is_refused():
         gradients_of(Block(attend), CONTIGUOUS, None)
 
 
+def test_heads_that_share_keys_are_refused_where_they_are_packed():
+    def attend(q, k, v, mask):
+        shared = k[:, :1], v[:, :1]
+        return F.scaled_dot_product_attention(q, *shared, mask, enable_gqa=True)
+
+    with pytest.raises(SampleMixingError, match="units meet"):
+        gradients_of(Block(attend), CONTIGUOUS, of_infinities(blocks(CONTIGUOUS)))
+
+
 def test_a_bias_of_scores_may_be_learned():
     """By each head: torch then multiplies by itself."""
 
