@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -149,11 +150,17 @@ def main() -> None:
         return
     for path in chosen:
         start = time.monotonic()
-        command = [sys.executable, __file__, "--here", str(path.relative_to(ROOT))]
+        command = [sys.executable, str(Path(__file__).resolve()), "--here", str(path)]
         try:
-            done = subprocess.run(
-                command, timeout=TIMEOUT, capture_output=True, text=True, check=False
-            )
+            with TemporaryDirectory() as place:  # Pages save models where they run.
+                done = subprocess.run(
+                    command,
+                    cwd=place,
+                    timeout=TIMEOUT,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
             shown = [
                 x
                 for x in done.stdout.splitlines()
