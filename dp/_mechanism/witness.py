@@ -37,12 +37,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, is_spent
 from dp._mechanism.paid_for import Account
+from dp._mechanism.picked_elements import are_apart, picked_of, values_of
 from dp._ranks import rank_and_size
 from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClipping
 from dp.exceptions import WrongReleaseError
@@ -64,8 +64,6 @@ __all__ = ("ReleaseWitness",)
 _FIRST: Final = 3
 _MOST_TRIES: Final = 30  # Until so many releases have been compared.
 _EVERY: Final = 512  # It takes one to three steps more than a step.
-_PICKED: Final = 2048  # Of all parameters together.
-_FEWEST: Final = 4
 _MARGIN: Final = 1e-5  # Of norms times factors, whose rounding is below.
 _ROUNDINGS: Final = 4.0  # Of a sum that is divided, and of its gradient.
 _UNSEEN: Final = nullcontext()
@@ -172,7 +170,7 @@ class ReleaseWitness:
             return
         look, engine = self._look_at(batch, groups), self._engine
         sums = batch.sums.of_parameters()
-        look.sums = _values(sums, look.index)
+        look.sums = values_of(sums, look.index)
         look.num_units += gradients.num_samples
         has_run, self._num_passes = (
             engine.num_passes != self._num_passes,
@@ -194,7 +192,7 @@ class ReleaseWitness:
 
     def _compare_sums(self, look: _Look, own: OwnSums, groups: Sequence[int]) -> None:
         """Compare the sums so far with what torch has added up so far."""
-        for i, total in enumerate(_values(own.sums, look.index)):
+        for i, total in enumerate(values_of(own.sums, look.index)):
             look.own[i] += total
             look.slack[i] += own.slack[i]
             off = (look.sums[i] - look.own[i]).abs()
@@ -221,14 +219,14 @@ class ReleaseWitness:
         sums, before = batch.sums.of_parameters(), self._num_charged()
 
         def watch(add: Callable[[], float], noised: Sequence[Tensor]) -> float:
-            if not _are_apart(sums, look.index, noised):
+            if not are_apart(sums, look.index, noised):
                 self._fail("what is released is not what noise is added to")
-            if not all(map(torch.equal, _values(sums, look.index), look.sums)):
+            if not all(map(torch.equal, values_of(sums, look.index), look.sums)):
                 self._fail("sums changed after the last gradients were added")
             self._check_batch(look, loader, noise)
             stddev = add()
             self._check_charge(look, stddev, before, loader)
-            look.noisy = _values(sums, look.index)
+            look.noisy = values_of(sums, look.index)
             return stddev
 
         return witnessed(watch)
@@ -269,12 +267,7 @@ class ReleaseWitness:
         """Return what was seen of a batch; nothing of one that has just begun."""
         if self._look is None or self._look.batch is not batch:
             counts = [parameter.numel() for parameter in batch.parameters]
-            most = max(_FEWEST, _PICKED // max(len(counts), 1))
-            draws = np.random.default_rng()  # Seeded by the operating system.
-            index = [
-                torch.from_numpy(np.unique(draws.integers(n, size=min(n, most))))
-                for n in counts
-            ]
+            index = picked_of(counts)
             zeros = [torch.zeros(len(picked), dtype=torch.float64) for picked in index]
             group = secrets.choice([*groups] or [0])
             slack = [0.0] * len(counts)
@@ -334,7 +327,7 @@ class ReleaseWitness:
     def _is_released(self, look: _Look, parameter: Tensor, index: int | None) -> bool:
         if parameter.grad is None or index is None:
             return parameter.grad is None and index is None
-        (found,) = _values([parameter.grad], [look.index[index]])
+        (found,) = values_of([parameter.grad], [look.index[index]])
         dtype = torch.finfo(parameter.grad.dtype)
         expected = look.noisy[index] / self._plan.expected_batch_size
         # As it was stored, which may be infinite in 16 bits.
@@ -377,34 +370,3 @@ def _are_plain(parameters: Iterable[Tensor]) -> bool:
         p.is_cpu and p.is_floating_point() and not hasattr(p, "placements")
         for p in parameters
     )
-
-
-def _values(tensors: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
-    """Return elements of tensors, in float64."""
-    return [
-        tensor.detach().take(picked).double()
-        for tensor, picked in zip(tensors, index, strict=True)
-    ]
-
-
-def _are_apart(
-    sums: Sequence[Tensor], index: Sequence[Tensor], noised: Sequence[Tensor]
-) -> bool:
-    """Whether all elements lie in what gets noise, and no two in one place."""
-    places = np.concatenate(
-        [_addresses(total, picked) for total, picked in zip(sums, index, strict=True)]
-        or [np.empty(0, np.int64)]
-    )
-    ranges = sorted((one.data_ptr(), one.data_ptr() + one.nbytes) for one in noised)
-    starts, ends = np.array(ranges or [(0, 0)]).T
-    of = np.maximum(np.searchsorted(starts, places, side="right") - 1, 0)
-    is_inside = (starts[of] <= places) & (places < ends[of])
-    return bool(is_inside.all()) and len(np.unique(places)) == len(places)
-
-
-def _addresses(tensor: Tensor, picked: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    axes = np.unravel_index(picked.numpy(), tensor.shape or (1,))
-    offsets = sum(
-        axis * step for axis, step in zip(axes, tensor.stride() or (1,), strict=True)
-    )
-    return np.asarray(tensor.data_ptr() + tensor.itemsize * offsets, np.int64)

@@ -7,13 +7,15 @@ model is not permitted here.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import Any, Final, final
 
 import torch
+from torch import Tensor
 
 
-__all__ = ("FullPrecision",)
+__all__ = ("FullPrecision", "device_types_of")
 
 # The backends that may compute a float32 product in fewer bits. Their settings belong
 # to the process, not to a thread.
@@ -21,6 +23,7 @@ _torch: Any = torch.backends  # Its annotations leave these out.
 _ON_HOST: Final = (_torch.mkldnn.matmul, _torch.mkldnn.conv)
 _ANYWHERE: Final = (_torch.cuda.matmul, _torch.cudnn.conv, *_ON_HOST)
 _FULL: Final = ("ieee", "none")
+_IS_CPU: Final = attrgetter("is_cpu")
 
 _lock: Final = threading.Lock()
 _inside: set["FullPrecision"] = set()
@@ -67,3 +70,10 @@ class FullPrecision:
             while _allowed and not _inside:
                 backend, precision = _allowed.pop()
                 backend.fp32_precision = precision
+
+
+def device_types_of(tensors: Sequence[Tensor]) -> set[str]:
+    """Return the types of the devices of tensors."""
+    # Asked first, of thousands of parameters: a device's type is a string made anew.
+    is_on_host = all(map(_IS_CPU, tensors))
+    return {"cpu"} if is_on_host else {tensor.device.type for tensor in tensors}

@@ -12,15 +12,14 @@ Shapes: ``B`` examples, ``G`` groups of parameters, ``P`` elements of a paramete
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
-from typing import Final, cast, final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dp import _tuning
-from dp.per_sample._full_precision import FullPrecision
+from dp.per_sample._full_precision import FullPrecision, device_types_of
 from dp.per_sample._parts.factored import (
     FactoredGrads,
     joint_gram_norms,
@@ -37,8 +36,6 @@ from dp.per_sample._scaled_norms import Located, scaled_norms
 
 
 __all__ = ("BatchedGrads", "JointSums", "PerSampleGradients")
-
-_IS_CPU: Final = attrgetter("is_cpu")
 
 
 @final
@@ -100,10 +97,7 @@ class PerSampleGradients:
         self._parameters = parameters
         self._nonfinite_B = nonfinite_B  # 0, or inf where the loss is not finite.
         self._small = frozenset(filter(self._is_small, self._parts))
-        tensors = (nonfinite_B, *parameters)
-        # Asked first, of thousands of parameters: a device's type is a string made anew.
-        is_on_host = all(map(_IS_CPU, tensors))
-        self._device_types = {"cpu"} if is_on_host else {t.device.type for t in tensors}
+        self._device_types = device_types_of((nonfinite_B, *parameters))
         self.loss_scale = loss_scale  # Every gradient is larger by this factor.
         self._flats: tuple[Sequence[int], list[_Flat]] | None = None
         self._norms: tuple[Sequence[int], Tensor] | None = None
