@@ -24,13 +24,15 @@ class Averages:
     """The weights that tensors may have followed.
 
     Args:
-        weights: What is trained, and was released.
+        weights: What is trained, and was released. Of what is sharded nothing is known
+            here, and nothing follows it.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self._weights: dict[torch.Size, list[Tensor]] = {}
         for weight in weights:
-            self._weights.setdefault(weight.shape, []).append(weight.detach())
+            if _is_real(weight) and not hasattr(weight, "placements"):
+                self._weights.setdefault(weight.shape, []).append(weight.detach())
 
     def followed(self, changed: Mapping[Any, tuple[Any, Any]]) -> set[Any]:
         """Return the labels of tensors that followed a weight, or counted one step.
@@ -53,7 +55,8 @@ class Averages:
     def _share(self, before: Tensor, now: Tensor) -> float:
         """Return how much of the way to a weight a tensor went; 0.0 if to none."""
         for weight in self._weights.get(now.shape, ()):
-            way, went = (weight - before).double(), (now - before).double()
+            way = (weight.to(before.device) - before).double()
+            went = (now - before).double()
             fit = float((way * went).sum() / (way * way).sum().clamp(min=1e-300))
             # In 16 bits a copy differs from its weight by as much as a step moves it.
             for share in (1.0, fit):

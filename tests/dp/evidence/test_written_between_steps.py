@@ -268,3 +268,15 @@ def test_small_means_are_not_on_the_way_to_large_weights(dtype):
     centre = {"centre": (before.to(dtype), before.lerp(of_batch, 0.1).to(dtype))}
 
     assert Averages([torch.ones(16)]).followed(centre) == set()
+
+
+def test_shards_are_followed_by_nothing():
+    """They cannot be compared with whole tensors."""
+
+    class Shard(torch.Tensor):
+        placements = ()
+
+    weight = torch.arange(1.0, 9.0)
+    teacher = {"weight": (torch.zeros(8), weight.clone())}
+
+    assert Averages([weight.as_subclass(Shard)]).followed(teacher) == set()
