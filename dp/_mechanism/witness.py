@@ -33,7 +33,7 @@ Shapes: ``K`` elements that were picked of a parameter, ``G`` groups, ``B`` exam
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, final
 
@@ -48,7 +48,7 @@ from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClippi
 from dp.exceptions import WrongReleaseError
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
-from dp.noise._gaussian import witnessed
+from dp.noise._gaussian import is_observed, witnessed_release
 from dp.per_sample import Engine, OwnSums, PerSampleGradients
 from dp.plan import PrivacyPlan
 from dp.sampling import (
@@ -66,7 +66,6 @@ _MOST_TRIES: Final = 30  # Until so many releases have been compared.
 _EVERY: Final = 512  # It takes one to three steps more than a step.
 _MARGIN: Final = 1e-5  # Of norms times factors, whose rounding is below.
 _ROUNDINGS: Final = 4.0  # Of a sum that is divided, and of its gradient.
-_UNSEEN: Final = nullcontext()
 _OTHERS: Final = (QuantileClipping, ScaledClipping, SparseClipping)
 _BY_STEP: Final = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
@@ -134,10 +133,13 @@ class ReleaseWitness:
         """Whether releases are of a kind that is not compared.
 
         Of several ranks, with correlated noise, and with rules that count beside the sum
-        or that scale gradients; of parameters that are sharded or on a device, too.
+        or that scale gradients; of parameters that are sharded or on a device, too. An
+        audit reports what it sees by itself, and a program that puts a function of its
+        own in the place of ``GaussianNoise.add_``, to look at sums, adds what it adds.
         """
         return (
-            isinstance(self._clipping, _OTHERS)
+            is_observed()
+            or isinstance(self._clipping, _OTHERS)
             or self._plan.correlation is not None
             or rank_and_size()[1] > 1
         )
@@ -214,7 +216,7 @@ class ReleaseWitness:
         """
         self._has_released = True
         if not (self.is_due and _are_plain(batch.parameters)):
-            return _UNSEEN
+            return witnessed_release(None)
         look = self._look_at(batch, self._clipping.group_of(batch.parameters))
         sums, before = batch.sums.of_parameters(), self._num_charged()
 
@@ -229,7 +231,7 @@ class ReleaseWitness:
             look.noisy = values_of(sums, look.index)
             return stddev
 
-        return witnessed(watch)
+        return witnessed_release(watch)
 
     def admit(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
         """Compare what the wrapped optimizer is about to see with what got noise.

@@ -22,7 +22,7 @@ from dp.noise._host.verification import Sample, Verifier
 from dp.noise._torch_generators import TorchGenerators
 
 
-__all__ = ("GaussianNoise", "Witness", "witnessed")
+__all__ = ("GaussianNoise", "Witness", "witnessed", "witnessed_release")
 
 _DESCRIPTIONS: Final = {
     "os": (
@@ -53,6 +53,7 @@ Witness = Callable[[Callable[[], float], Sequence[Tensor]], float]
 """Called in place of adding noise: with what adds it, and with the sums."""
 
 _witness: ContextVar[Witness | None] = ContextVar("witness of noise", default=None)
+_release: ContextVar[Witness | None] = ContextVar("witness of a release", default=None)
 
 
 @contextmanager
@@ -71,6 +72,25 @@ def witnessed(witness: Witness) -> Iterator[None]:
         yield
     finally:
         _witness.set(outer)
+
+
+@contextmanager
+def witnessed_release(witness: Witness | None) -> Iterator[None]:
+    """Let the witness of a release, if there is one, see the sums of this context.
+
+    It is called around the witnesses of :func:`witnessed`. There is one at most: what an
+    interrupt left of another release is replaced.
+    """
+    try:
+        _release.set(witness)
+        yield
+    finally:
+        _release.set(None)
+
+
+def is_observed() -> bool:
+    """Whether an audit sees the sums of this context, or stands in for what adds noise."""
+    return _witness.get() is not None or GaussianNoise.add_ is not _ADD
 
 
 @final
@@ -178,10 +198,11 @@ class GaussianNoise:
         """
         if any(map(_REQUIRES_GRAD, sums)):  # No graph is made of noise.
             sums = [tensor.detach() for tensor in sums]
-        witness = _witness.get()
-        if witness is None:
-            return self._add(sums, stddev)
-        return witness(partial(self._add, sums, stddev), sums)
+        add = partial(self._add, sums, stddev)
+        for variable in (_witness, _release):
+            if (witness := variable.get()) is not None:
+                add = partial(witness, add, sums)
+        return add()
 
     def check(self, sums: Sequence[Tensor], *, stddev: float) -> None:
         """Raise what :meth:`add_` would, before a release is charged.
@@ -311,6 +332,9 @@ def _by_place(
         else:
             on_host.append(tensor)
     return on_host, on_device, dtypes
+
+
+_ADD: Final = GaussianNoise.add_
 
 
 def _check_tensor(tensor: Tensor) -> None:

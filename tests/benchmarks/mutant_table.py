@@ -730,4 +730,6 @@ MUTANTS = (
     Mutant("_mechanism/witness", "            parameter.grad = None  # It may be without noise.", "            pass", "a wrong release stays in p.grad", "test_witness.py"),
     Mutant("_mechanism/witness", "        self._is_chosen = is_first or secrets.randbelow(_EVERY) == 0", "        self._is_chosen = is_first", "only the first releases are compared", "test_witness.py"),
     Mutant("optimizer/_guard", "    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)", "    pass", "a step is permitted whatever the optimizer sees", "test_witness.py"),
+    Mutant("noise/_gaussian", "    return _witness.get() is not None or GaussianNoise.add_ is not _ADD", "    return False", "a run ends before an audit can report what is wrong", "test_witness.py"),
+    Mutant("noise/_gaussian", "        _release.set(None)", "        pass", "the witness of a release that was broken off sees other noise", "test_witness.py"),
 )  # fmt: skip

@@ -12,15 +12,9 @@ import torch
 
 import dp.sampling
 from dp import DPOptimizer, FlatClipping, GaussianNoise, _tuning
-from dp._mechanism.witness import ReleaseWitness
 from dp.ledger import Ledger
 from dp.per_sample import PerSampleGradients
 from dp.per_sample._isolation.verification import Verifier
-
-
-def _unwitnessed():
-    """Let the run's own witness, which would end it, not look at releases."""
-    return mock.patch.object(ReleaseWitness, "is_blind", new=True)
 
 
 @contextmanager
@@ -33,7 +27,6 @@ def _noise(change):
         return stddev
 
     with (
-        _unwitnessed(),
         # No two sums in one buffer.
         mock.patch.object(_tuning, "SMALL_SUM", 0),
         mock.patch("dp._mechanism.sums._may_be_kept", return_value=False),
@@ -131,18 +124,11 @@ def second_parameter_without_noise():
     return _noise(lambda add, sums, stddev: add(sums[:1], stddev))
 
 
-@contextmanager
 def clip_scaled(factor):
     right = FlatClipping.factors
-    with (
-        _unwitnessed(),
-        mock.patch.object(
-            FlatClipping,
-            "factors",
-            lambda self, norms_GB: factor * right(self, norms_GB),
-        ),
-    ):
-        yield
+    return mock.patch.object(
+        FlatClipping, "factors", lambda self, norms_GB: factor * right(self, norms_GB)
+    )
 
 
 @contextmanager
@@ -155,7 +141,6 @@ def norm_without_the_second_parameter():
         return self._nonfinite_B[None] + first.squared_norms()
 
     with (
-        _unwitnessed(),
         mock.patch.object(Verifier, "is_due", return_value=False),
         mock.patch.object(PerSampleGradients, "squared_norms", squared_norms),
     ):
@@ -198,10 +183,8 @@ def seeded_draws():
     )
 
 
-@contextmanager
 def uncharged_releases():
-    with _unwitnessed(), mock.patch.object(Ledger, "reserve", return_value=None):
-        yield
+    return mock.patch.object(Ledger, "reserve", return_value=None)
 
 
 def forgotten_ledger():

@@ -25,9 +25,10 @@ from dp._mechanism.paid_for import Account
 from dp._mechanism.private_run import PrivateRun
 from dp._mechanism.sums import Sums
 from dp._mechanism.witness import ReleaseWitness
+from dp.audit._subject import hooked
 from dp.ledger import Ledger
 from dp.noise import GaussianNoise
-from dp.noise._gaussian import witnessed
+from dp.noise._gaussian import witnessed_release
 from dp.optimizer._private_step import PrivateStep
 from dp.per_sample import Engine
 from dp.sampling import UnamplifiedLoader
@@ -627,10 +628,57 @@ def test_what_cannot_be_compared_is_admitted(make_plan):
 def test_an_interrupt_leaves_no_witness_behind():
     """Of a release that was broken off, the next one's noise is none of its business."""
     seen = []
-    context = witnessed(lambda add, _: seen.append("stale") or add())
+    context = witnessed_release(lambda add, _: seen.append("stale") or add())
     context.__enter__()
     context.gen.close()  # As where the frame that it was in goes away.
 
     GaussianNoise().add_([torch.zeros(3)], stddev=1.0)
 
     assert seen == []
+
+
+def test_what_an_interrupt_left_is_replaced_by_the_next_release():
+    """A debugger raises anywhere, also where the witness was about to be taken away."""
+    run = make_run()
+    stale = witnessed_release(
+        lambda _add, _sums: pytest.fail("a stale witness was called")
+    )
+    stale.__enter__()
+
+    train(run, num_steps=2)
+
+    stale.gen.close()
+    GaussianNoise().add_([torch.zeros(3)], stddev=1.0)
+
+
+@pytest.mark.parametrize("is_patched_around", ["the step", "all of it"])
+def test_a_program_may_look_at_sums_in_place_of_noise(is_patched_around):
+    """What stands in for the noise stage is the program's own; later ones are compared."""
+    model, optimizer, loader = make_run()
+    sums = []
+
+    def look(_self, tensors, *, stddev):
+        sums.extend(tensor.clone() for tensor in tensors)
+        return stddev
+
+    stands_in = patch.object(GaussianNoise, "add_", look)
+    for (x,), _ in zip(loader, range(2), strict=False):
+        with stands_in if is_patched_around == "all of it" else nullcontext():
+            optimizer.backward(lambda batch: losses(model, batch), x)
+            with stands_in if is_patched_around == "the step" else nullcontext():
+                optimizer.step()
+    assert sums
+
+    assert optimizer.mechanism.witness.is_due
+
+
+def test_an_audit_reports_what_is_wrong_by_itself():
+    """The run's own witness would end the run before it is told of it."""
+    optimizer = make_run()[1]
+    seen = []
+
+    with hooked(lambda *_: seen.append(optimizer.mechanism.witness.is_blind)):
+        train(make_run(), num_steps=1)
+
+    assert seen == [True]
+    assert not optimizer.mechanism.witness.is_blind

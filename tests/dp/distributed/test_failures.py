@@ -113,7 +113,9 @@ def test_a_rank_that_skips_empty_batches_is_noticed(doomed_ranks):
     results = doomed_ranks("ranks_failures:skipping_empty_batches")
 
     doomed_ranks.is_sound = False
-    assert {name for name, _ in results} <= {"RanksDivergedError", "RankFailedError"}
+    assert {name for name, _ in results} <= {"RanksDivergedError", "RankFailedError"}, (
+        results
+    )
 
 
 @pytest.mark.parametrize(

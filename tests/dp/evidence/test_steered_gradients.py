@@ -204,7 +204,10 @@ def test_gradients_that_follow_other_examples_are_refused(make_optimizer, loss, 
     model = Net()
     optimizer = make_optimizer(model.a, model.b)
 
-    with pytest.raises(SampleMixingError, match="the gradient of an example") as caught:
+    which = (
+        "the gradients? of (an example|examples changed)"  # What is left out decides.
+    )
+    with pytest.raises(SampleMixingError, match=which) as caught:
         train(optimizer, loss, model, 3, size)
     assert not any(c.isdigit() for c in str(caught.value))
 
