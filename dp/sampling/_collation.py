@@ -190,8 +190,11 @@ def drawn_states() -> _Draws:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the generators for a block, and restore them after it."""
     state, words = random.getstate(), np.random.get_state()  # noqa: NPY002 -- as above
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    # Without devices, torch.manual_seed writes down the stack for those that may come.
+    seed_all = torch.manual_seed if devices else torch.default_generator.manual_seed
+    with torch.random.fork_rng(devices):
+        seed_all(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 -- whatever the function draws from
         try:

@@ -240,6 +240,20 @@ def test_drawing_leaves_the_global_generators_alone():
     assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
+def test_a_loader_seeds_no_device(monkeypatch, make_plan):
+    """What it draws to try a dataset out is drawn on the host, and forgotten.
+
+    torch.manual_seed would change the generators of devices, which nothing restores, and
+    where there are none it writes down the stack each time, which takes a millisecond.
+    """
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+
+    make_plan().loader(NUMBERS)
+
+    assert seeds == []
+
+
 @pytest.mark.parametrize("probability", [0.5, 0.1, 1 - 2**-53, 0.07])
 def test_the_coin_is_exact_to_its_last_bit(monkeypatch, probability):
     """Of the 2**64 faces of a coin, exactly floor(q * 2**64) select an example."""
