@@ -288,14 +288,15 @@ def test_hashes_are_compared_of_what_is_equal_and_hashable():
     assert probes.hashes_agree(1, 2)
 
 
-def test_a_class_travels_by_value_wherever_it_is_defined(monkeypatch):
+@pytest.mark.parametrize("module", ["__main__", "builtins"])  # The latter in a doctest.
+def test_a_class_travels_by_value_wherever_it_is_defined(monkeypatch, module):
     """What comes back is built anew, and the class at home is not touched."""
     here = Uncopyable.__new__(Uncopyable)
     before = dict(vars(Uncopyable))
 
     there = probes.travelled(here)
     assert probes.changed(Uncopyable, before) == []
-    monkeypatch.setattr(Uncopyable, "__module__", "__main__")
+    monkeypatch.setattr(Uncopyable, "__module__", module)
     from_a_notebook = probes.travelled(here)
 
     assert type(there).__name__ == type(from_a_notebook).__name__ == "Uncopyable"

@@ -145,7 +145,8 @@ def _by_value(module: str, cloudpickle: Any) -> Iterator[None]:
     In this process cloudpickle knows its classes by a number, and would put what it
     unpacks on the live class.
     """
-    is_importable = module in sys.modules and module != "__main__"
+    # Of a doctest, classes are of "builtins", and object itself is of that module, too.
+    is_importable = module in sys.modules and module not in {"__main__", "builtins"}
     if is_importable:
         cloudpickle.register_pickle_by_value(sys.modules[module])
     try:
