@@ -178,10 +178,8 @@ class ReleaseWitness:
         sums = batch.sums.of_parameters()
         look.sums = values_of(sums, look.index)
         look.num_units += gradients.num_samples
-        has_run, self._num_passes = (
-            engine.num_passes != self._num_passes,
-            engine.num_passes,
-        )
+        has_run = engine.num_passes != self._num_passes
+        self._num_passes = engine.num_passes
         look.has_batch &= engine.has_batch or not has_run
         if look.is_blind:
             return
