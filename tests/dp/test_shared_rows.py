@@ -213,6 +213,7 @@ def periodic(length=168):
 ANSWERS = torch.randint(2, (400, 3), generator=GENERATOR) / 3 + torch.rand(3)
 SORTED = torch.stack(sorted(ANSWERS.unbind(), key=torch.Tensor.tolist))
 
+HOUSES = torch.arange(400) // 10
 TOKENS = torch.randint(1000, (40, 60), generator=GENERATOR)
 OWN = {
     "few values": TensorDataset(ANSWERS),
@@ -265,6 +266,16 @@ OWN = {
     ),
     "answers of one to ten": TensorDataset(
         torch.randint(10, (400, 30), generator=GENERATOR) / 10
+    ),
+    "what a household has, and every second of its people": TensorDataset(
+        torch.stack(
+            [
+                DAYS[HOUSES, 0],
+                torch.where(torch.arange(400) % 2 == 0, DAYS[HOUSES, 0], TABLE[0, 0]),
+                torch.randn(400, generator=GENERATOR),
+            ],
+            1,
+        )
     ),
     "one column twice, sorted": TensorDataset(
         (torch.arange(80) // 2 / 7)[:, None].expand(80, 3), DAYS[:80]
