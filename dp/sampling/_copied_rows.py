@@ -133,13 +133,9 @@ def _by_column(flat: list[NDArray[np.float64]]) -> _Hashes:
     bits = np.stack(flat).view(np.uint64)
     draws = np.random.default_rng(0)
     bits ^= bits >> np.uint64(_HALF)  # What is multiplied carries upwards alone.
-    bits *= draws.integers(2**63, size=size, dtype=np.uint64) * np.uint64(
-        2
-    ) + np.uint64(1)
-    num_columns = min(size, _MOST_COLUMNS)
-    return np.add.reduceat(
-        bits, [i * size // num_columns for i in range(num_columns)], 1
-    )
+    bits *= 2 * draws.integers(2**63, size=size, dtype=np.uint64) + 1
+    starts = np.arange(0, size, -(-size // _MOST_COLUMNS))
+    return np.add.reduceat(bits, starts, axis=1)
 
 
 def _num_pairs(values_N: _Hashes, owners_N: _Numbers) -> int:
