@@ -2,7 +2,8 @@
 
 To balance classes, rows of a rare one are often drawn again and again, and pairs are
 made of a few examples: each of these is in many rows, and moves a sum once for each.
-Equal rows may also be several people's, where a row has few values. So some rows are
+So is a number of a series in windows that overlap, also where they were shuffled. Equal
+rows may also be several people's, where a row has few values. So some rows are
 compared, and what looks like copies is told of, and not refused.
 
 Example: rows of (x, y, z) are copies if those with equal x and y have equal z, and so on
@@ -16,13 +17,15 @@ Shapes: ``N`` rows, ``C`` columns, which are numbers or several numbers each.
 """
 
 import warnings
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp.sampling._common_parts import ENOUGH, Leaves, Told, by_key
-from dp.sampling._shared_rows import AT_HAND, leaves_of
+from dp.sampling._shared_rows import AT_HAND, leaves_of, shifted
 
 
 __all__ = ("warn_of_copies",)
@@ -33,6 +36,8 @@ _MOST_NUMBERS: Final = 2**24  # Of all these rows together.
 _MOST_COLUMNS: Final = 32
 _HALF: Final = 32  # Of the bits of a number.
 _FEWEST: Final = 3  # Different rows that have copies.
+_MOST_OF_A_WINDOW: Final = 4096  # Numbers.
+_MOST_CANDIDATES: Final = 2048  # Pairs that are compared.
 _AGREEING: Final = 0.9  # Of pairs that are equal in all other columns.
 _Numbers = NDArray[np.int64]
 _Hashes = NDArray[np.uint64]
@@ -49,13 +54,16 @@ def warn_of_copies(source: Any, rows: _Numbers, owners: _Numbers) -> None:
     """
     try:
         read = _read(source, rows, owners)
-        is_copied = bool(read) and (_are_copies(read) or _change_parts(read))
+        is_copied = bool(read) and any(
+            are_seen(read) for are_seen in (_are_copies, _change_parts, _overlap)
+        )
     except Exception:  # noqa: BLE001 -- of the caller's own types; training shows it
         return
     if is_copied:
         warnings.warn(
             "rows of the dataset have the same values as other rows, as where a rare class"
-            " was drawn several times to balance it, or pairs are made of a few examples."
+            " was drawn several times to balance it, where pairs are made of a few examples,"
+            " or where windows of a series overlap."
             " An example that is in several rows moves a sum once for each, which epsilon"
             " does not count: leave each in once, and weigh its loss instead, or say whose"
             " rows they are: units=. If they are different people's by chance, all is well",
@@ -110,6 +118,41 @@ def _change_parts(read: _Read) -> bool:
         if len(at) > 1 and len(of) > 1 and _are_own([part])
     ]
     return len(exchanged) >= _FEWEST
+
+
+def _overlap(read: _Read) -> bool:
+    """Whether rows are other rows, shifted along an axis, in whatever order they are."""
+    places: dict[object, list[int]] = {}
+    begins: list[tuple[int, int, int, object]] = []
+    for row, (leaves, _) in enumerate(read):
+        for leaf, axis, slices in _along_axes(leaves):
+            begins.append((row, leaf, axis, (leaf, axis, slices[0])))
+            for key in slices[1:]:
+                places.setdefault((leaf, axis, key), []).append(row)
+    # Where a row begins within another one, all that follows has to be the same.
+    candidates = (
+        (read[within], read[row], leaf, axis)
+        for row, leaf, axis, key in begins
+        for within in places.get(key, ())
+    )
+    common = (
+        shifted(one, other, leaf, axis)
+        for (one, of_one), (other, of_other), leaf, axis in islice(
+            candidates, _MOST_CANDIDATES
+        )
+        if of_one != of_other
+    )
+    found = (1 for values in common if values is not None and _are_own([values]))
+    return len([*islice(found, _FEWEST)]) == _FEWEST
+
+
+def _along_axes(leaves: Leaves) -> Iterator[tuple[int, int, list[bytes]]]:
+    """Yield the slices of arrays along each axis, if the first one is of fractions."""
+    for leaf, array in enumerate(leaves):
+        for axis in range(array.ndim if array.size <= _MOST_OF_A_WINDOW else 0):
+            slices = np.moveaxis(array, axis, 0)
+            if len(slices) and (slices[0] != np.round(slices[0])).any():
+                yield leaf, axis, [one.tobytes() for one in slices]
 
 
 def _are_own(values: Leaves) -> bool:

@@ -41,7 +41,7 @@ from dp.sampling._common_parts import (
 from dp.sampling._own_rows import reads_any
 
 
-__all__ = ("AT_HAND", "check_shared_rows", "leaves_of")
+__all__ = ("AT_HAND", "check_shared_rows", "leaves_of", "shifted")
 
 AT_HAND: Final = (TensorDataset, Tensor, np.ndarray, list, tuple)
 """Types of datasets whose rows are in memory, as they are."""
@@ -240,11 +240,7 @@ class _Compared:
     ) -> bool:
         told = Told()
         for pairs in read:
-            found = [
-                _overlap(one[leaf], other[leaf], axis)
-                for one, other in (pair[::turned] for pair in pairs)
-                if _are_along(one, other, one[leaf].shape[axis])
-            ]
+            found = [shifted(*pair[::turned], leaf, axis) for pair in pairs]
             common = [one for one in found if one is not None]
             if not common:
                 return False
@@ -278,6 +274,13 @@ _AT_RANDOM: Final = (
 
 def _equal(one: _Leaves, other: _Leaves) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def shifted(one: _Leaves, other: _Leaves, leaf: int, axis: int) -> NDArray[Any] | None:
+    """Return where an array of *other* repeats one of *one*, from further on, if it does."""
+    if not _are_along(one, other, one[leaf].shape[axis]):
+        return None
+    return _overlap(one[leaf], other[leaf], axis)
 
 
 def _are_along(one: _Leaves, other: _Leaves, length: int) -> bool:

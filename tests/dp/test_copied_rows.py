@@ -20,6 +20,11 @@ PAIRS = torch.randint(40, (300, 2), generator=GENERATOR)
 WEEK = torch.arange(3000) // 30
 
 
+SERIES = torch.randn(615, generator=GENERATOR)
+WINDOWS = SERIES.unfold(0, 16, 1)[torch.randperm(600, generator=GENERATOR)]
+HOURS = torch.randperm(40, generator=GENERATOR)
+
+
 class Made(Dataset):
     """So many rows, each made by a function of its number."""
 
@@ -56,6 +61,10 @@ COPIES = {
         300, lambda row: (*PICTURES[PAIRS[row]], int(row % 2))
     ),
     "pairs in one array": Made(300, lambda row: PICTURES[PAIRS[row]]),
+    "windows, shuffled": TensorDataset(WINDOWS),
+    "of arrays, with what they predict": [
+        (window[:-1], window[-1]) for window in WINDOWS.numpy()
+    ],
     "what groups had and have": TensorDataset(TABLE[WEEK], TABLE[WEEK + 1]),
 }
 ANSWERS = torch.randint(5, (3000, 4), generator=GENERATOR) / 7
@@ -71,6 +80,18 @@ OWN = {
     "means in place of what is missing": TensorDataset(MEANS),
     "texts": [{"ids": [5, 7, 9, 11][: 1 + i % 3] * 9} for i in range(90)],
     "whole numbers": TensorDataset(torch.randint(2, (400, 3), generator=GENERATOR)),
+    "windows that do not overlap, shuffled": TensorDataset(
+        SERIES[:600].view(50, 12)[torch.randperm(50, generator=GENERATOR)]
+    ),
+    "pictures of few colours": TensorDataset(
+        torch.randint(256, (500, 1, 9, 9), generator=GENERATOR) / 255
+    ),
+    "with the hour of the day, shuffled": Made(
+        40, lambda row: (TABLE[row].repeat(8)[:60], HOURS[row] + torch.arange(60) / 7)
+    ),
+    "that end as others begin": TensorDataset(
+        torch.randint(3, (500, 9), generator=GENERATOR) / 7 + 0.1
+    ),
     "one number": TensorDataset(ANSWERS[:, :1]),
     "with what all share": Made(
         200, lambda row: (PICTURES[0], TABLE[row], PICTURES[0])
