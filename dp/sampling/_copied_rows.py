@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp.sampling._common_parts import ENOUGH, Leaves, Told, by_key
-from dp.sampling._shared_rows import AT_HAND, leaves_of, shifted
+from dp.sampling._shared_rows import AT_HAND, LEAST, leaves_of, shifted
 
 
 __all__ = ("warn_of_copies",)
@@ -52,6 +52,8 @@ def warn_of_copies(source: Any, rows: _Numbers, owners: _Numbers) -> None:
         rows: Their numbers there.
         owners: The unit of each.
     """
+    if len(rows) < LEAST:
+        return
     try:
         read = _read(source, rows, owners)
         is_copied = bool(read) and any(

@@ -41,12 +41,13 @@ from dp.sampling._common_parts import (
 from dp.sampling._own_rows import reads_any
 
 
-__all__ = ("AT_HAND", "check_shared_rows", "leaves_of", "shifted")
+__all__ = ("AT_HAND", "LEAST", "check_shared_rows", "leaves_of", "shifted")
 
 AT_HAND: Final = (TensorDataset, Tensor, np.ndarray, list, tuple)
 """Types of datasets whose rows are in memory, as they are."""
+LEAST: Final = 16
+"""Rows of a dataset that is looked at."""
 
-_LEAST: Final = 16  # Rows.
 _PLACES: Final = (0.09, 0.17, 0.31, 0.42, 0.53, 0.66, 0.78, 0.91)  # In a dataset.
 _FEW_PLACES: Final = (0.2, 0.5, 0.8)
 _MANY_PLACES: Final = 6  # Of 8 that have to have rows of their own.
@@ -73,7 +74,7 @@ def check_shared_rows(source: Any, rows: _Numbers, owners: _Numbers) -> None:
     Raises:
         SamplingMismatchError: If they do.
     """
-    if len(rows) < _LEAST:
+    if len(rows) < LEAST:
         return
     order = np.argsort(rows)
     compared = _Compared(source, rows[order], owners[order])
