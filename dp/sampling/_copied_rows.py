@@ -65,10 +65,10 @@ def warn_of_copies(source: Any, rows: _Numbers, owners: _Numbers) -> None:
         warnings.warn(
             "rows of the dataset have the same values as other rows, as where a rare class"
             " was drawn several times to balance it, where pairs are made of a few examples,"
-            " or where windows of a series overlap."
-            " An example that is in several rows moves a sum once for each, which epsilon"
-            " does not count: leave each in once, and weigh its loss instead, or say whose"
-            " rows they are: units=. If they are different people's by chance, all is well",
+            " or where windows of a series overlap. What is in several rows moves a sum once"
+            " for each, which epsilon does not count. Leave each example in once, and weigh"
+            " its loss instead; cut windows that do not overlap; or say whose rows they are:"
+            " units=. If they are different people's, and equal by chance, all is well",
             stacklevel=5,
         )
 
@@ -138,7 +138,7 @@ def _overlap(read: _Read) -> bool:
         for within in places.get(key, ())
     )
     common = (
-        shifted(one, other, leaf, axis)
+        shifted((one, other), leaf, axis)
         for (one, of_one), (other, of_other), leaf, axis in islice(
             candidates, _MOST_CANDIDATES
         )

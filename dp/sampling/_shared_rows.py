@@ -241,7 +241,7 @@ class _Compared:
     ) -> bool:
         told = Told()
         for pairs in read:
-            found = [shifted(*pair[::turned], leaf, axis) for pair in pairs]
+            found = [shifted(pair[::turned], leaf, axis) for pair in pairs]
             common = [one for one in found if one is not None]
             if not common:
                 return False
@@ -277,8 +277,18 @@ def _equal(one: _Leaves, other: _Leaves) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
-def shifted(one: _Leaves, other: _Leaves, leaf: int, axis: int) -> NDArray[Any] | None:
-    """Return where an array of *other* repeats one of *one*, from further on, if it does."""
+def shifted(pair: Sequence[_Leaves], leaf: int, axis: int) -> NDArray[Any] | None:
+    """Return where an array of a row repeats that of another, from further on.
+
+    Args:
+        pair: The arrays of the other row, and those of the one that may repeat it.
+        leaf: Which array.
+        axis: Along which of its axes.
+
+    Returns:
+        What is the same, where it changes; None if the row does not go on from there.
+    """
+    one, other = pair
     if not _are_along(one, other, one[leaf].shape[axis]):
         return None
     return _overlap(one[leaf], other[leaf], axis)

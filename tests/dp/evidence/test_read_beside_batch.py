@@ -246,10 +246,10 @@ def test_a_function_that_names_its_batch_costs_no_further_evaluation(make_run):
     counts = []
     for make in (by_its_argument, by_its_names):
         calls = itertools.count()
-        step_on(make_run(), make, 4)
+        step_on(make_run(), make, 3)  # A later one is looked at by chance.
         counts.append(next(calls))
 
-    assert counts[0] == counts[1] > 4
+    assert counts[0] == counts[1] > 3
 
 
 @pytest.mark.slow
