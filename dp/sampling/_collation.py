@@ -188,18 +188,13 @@ def drawn_states() -> _Draws:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators for a block, and restore them after it.
-
-    Those of a GPU that is not in use yet are left alone: a seed that they were given by
-    the program has to be what a model is made with.
-    """
+    """Seed the generators for a block, and restore them after it."""
     state, words = random.getstate(), np.random.get_state()  # noqa: NPY002 -- as above
-    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    with torch.random.fork_rng(devices=gpus):
-        # `torch.manual_seed` would seed every kind of device, in 1 to 2 ms.
-        torch.default_generator.manual_seed(seed)
-        if gpus:
-            torch.cuda.manual_seed_all(seed)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    # Without devices, torch.manual_seed writes down the stack for those that may come.
+    seed_all = torch.manual_seed if devices else torch.default_generator.manual_seed
+    with torch.random.fork_rng(devices):
+        seed_all(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 -- whatever the function draws from
         try:

@@ -743,7 +743,7 @@ MUTANTS = (
     Mutant("sampling/_copied_rows", "(_are_copies, _change_parts, _overlap)", "(_are_copies, _overlap)", "pairs of a few examples are not told of", "test_copied_rows.py"),
     Mutant("sampling/_copied_rows", "        num_pairs >= _AGREEING * _num_pairs(total_N - own_N, owners_N)", "        True", "equal answers are taken for copies", "test_copied_rows.py"),
     Mutant("sampling/_copied_rows", "    _, times = np.unique(np.unique(both, axis=0)[:, 0], return_counts=True)", "    _, times = np.unique(both[:, 0], return_counts=True)", "copies of one unit are told of", "test_copied_rows.py"),
-    Mutant("sampling/_collation", "        torch.default_generator.manual_seed(seed)", "        torch.manual_seed(seed)", "a loader seeds the generators of GPUs", "test_own_rows.py"),
+    Mutant("sampling/_collation", "    seed_all = torch.manual_seed if devices else torch.default_generator.manual_seed", "    seed_all = torch.manual_seed", "a loader seeds the generators of GPUs", "test_own_rows.py"),
     Mutant("sampling/_copied_rows", "(_are_copies, _change_parts, _overlap)", "(_are_copies, _change_parts)", "windows that overlap and were shuffled are not told of", "test_copied_rows.py"),
     Mutant("sampling/_copied_rows", "if values is not None and _are_own([values]))", "if values is not None)", "rows that end as others begin are taken for windows", "test_copied_rows.py"),
 )  # fmt: skip

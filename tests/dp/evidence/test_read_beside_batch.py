@@ -246,7 +246,7 @@ def test_a_function_that_names_its_batch_costs_no_further_evaluation(make_run):
     counts = []
     for make in (by_its_argument, by_its_names):
         calls = itertools.count()
-        step_on(make_run(), make, 3)  # A later one is looked at by chance.
+        step_on(make_run(), make, 3)  # Of later ones chance decides.
         counts.append(next(calls))
 
     assert counts[0] == counts[1] > 3
