@@ -403,6 +403,8 @@ NOT_BELIEVED: dict[str, Checked] = {
     "dp/sampling/_distinct_rows.py": Checked("It is itself a check, and can only refuse a dataset.", (_ROWS + "an_example_in_two_rows_is_refused",)),
     "dp/sampling/_own_rows.py": Checked("It is itself a check, and can only refuse a dataset.", ("dp/test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",)),
     "dp/sampling/_shared_rows.py": Checked("It is itself a check, and can only refuse a dataset.", ("dp/test_shared_rows.py::test_rows_that_have_data_in_common_are_refused",)),
+    "dp/sampling/_common_parts.py": Checked("It says what rows have in common, for checks that can only refuse or warn.", ("dp/test_shared_rows.py::test_rows_that_have_data_in_common_are_refused",)),
+    "dp/sampling/_copied_rows.py": Checked("It can only warn.", ("dp/test_copied_rows.py::test_rows_that_look_like_copies_are_told_of",)),
     "dp/sampling/_rows_in_place.py": Checked("It is itself a check: it can refuse a dataset, and let ranks compare theirs anew.", ("dp/test_rows_in_place.py::test_rows_that_moved_to_numbers_of_other_units_are_refused",)),
     "dp/sampling/_kept_rows.py": Checked("It tells where rows lie, for a check that can only refuse: what it misses is as data that another process reads.", (_PAID + "rows_that_two_datasets_share_are_recognised",)),
     "dp/sampling/_holds_data.py": Checked("It tells what checks look at, which can only refuse.", ("dp/test_own_rows.py::test_a_dataset_that_makes_rows_of_several_examples_is_refused",)),

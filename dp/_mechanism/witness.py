@@ -111,6 +111,9 @@ class ReleaseWitness:
         clipping: The rule that clips.
         ledger: What it is charged to, and what keeps a failure.
         engine: What gradients come from.
+
+    Attributes:
+        has_compared: Whether all of a release was compared so far.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class ReleaseWitness:
         self._ledger = ledger
         self._engine = engine
         self._account = Account(ledger)
+        self.has_compared: bool = False
         self._num_seen = 0
         self._num_tries = 0
         self._num_passes = 0
@@ -174,10 +178,8 @@ class ReleaseWitness:
         sums = batch.sums.of_parameters()
         look.sums = values_of(sums, look.index)
         look.num_units += gradients.num_samples
-        has_run, self._num_passes = (
-            engine.num_passes != self._num_passes,
-            engine.num_passes,
-        )
+        has_run = engine.num_passes != self._num_passes
+        self._num_passes = engine.num_passes
         look.has_batch &= engine.has_batch or not has_run
         if look.is_blind:
             return
@@ -244,7 +246,7 @@ class ReleaseWitness:
                 self._choose(is_seen=False)
             return
         parameters = [p for group in param_groups for p in group["params"]]
-        if not _are_plain(parameters):
+        if not _are_plain(p for p in parameters if p.grad is not None):
             self._choose(is_seen=True)
             return
         look = self._look
@@ -263,6 +265,7 @@ class ReleaseWitness:
                     " not its noisy sum over the expected batch size",
                 )
         self._look = None
+        self.has_compared |= not look.is_blind
         self._choose(is_seen=not look.is_blind)
 
     def _look_at(self, batch: PendingBatch, groups: Sequence[int]) -> _Look:

@@ -154,6 +154,15 @@ ADVISORIES: Final = (
         " column.",
         affects="queries of a ledger whose plan protects users of several rows",
     ),
+    Advisory(
+        name="DP-2026-21",
+        fault="Rows of which a part is another part of the next row were taken for"
+        " several examples; and so were, without a warning, copies of rows, pairs of a few"
+        " and overlapping windows that were shuffled.",
+        affects="runs on rows of a series that hold a value and the one after it, or lags;"
+        " on rows that were drawn several times to balance classes; on pairs; and on windows"
+        " of a series that were split at random",
+    ),
 )
 
 

@@ -44,6 +44,15 @@ _SHARDED: Final = (
     "Sharded parameters were changed by steps alone, and no optimizer whose cost is not"
     " added trained other parameters on the same losses; neither was looked at."
 )
+_COMPARED: Final = (
+    "Releases that were not compared with their charge and with torch's own sums were"
+    " made as those that were: the first three, and one in 512 at random."
+)
+_UNCOMPARED: Final = (
+    "Releases were made as they were charged where none was compared with its charge and"
+    " with torch's own sums: none is of several ranks, of parameters that are sharded or on"
+    " a GPU, with correlated noise, or under a clipping rule that counts or scales."
+)
 
 
 def look_beside(
@@ -127,16 +136,25 @@ def _tell_of_hooks(beside: Beside, parameters: Sequence[Tensor]) -> None:
         )
 
 
-def sentences(beside: Beside) -> tuple[str, ...]:
-    """Return what a certificate has to assume of what was seen."""
+def sentences(mechanism: Mechanism, *, is_over: bool = True) -> tuple[str, ...]:
+    """Return what a certificate has to assume of what was seen.
+
+    Args:
+        mechanism: What released the steps.
+        is_over: Whether no step is waited for that might still be compared.
+    """
+    beside, witness = mechanism.beside, mechanism.witness
+    has_ended = beside.has_updated if is_over else not witness.is_due
     is_needed = (
         beside.has_others,
         beside.has_writes,
         beside.has_left_out,
         beside.lacks_units,
         beside.is_blind,
+        witness.has_compared,
+        has_ended and not witness.has_compared,
     )
-    said = (_OTHERS, _WRITTEN, _LEFT_OUT, _LACKING, _SHARDED)
+    said = (_OTHERS, _WRITTEN, _LEFT_OUT, _LACKING, _SHARDED, _COMPARED, _UNCOMPARED)
     return tuple(compress(said, is_needed))
 
 
@@ -152,7 +170,7 @@ def remark(mechanism: Mechanism, parameters: Sequence[Tensor]) -> None:
     known, rng = mechanism.ledger.remarks, mechanism.noise.rng
     num_parameters = num_noised(mechanism.clipping, parameters)
     assumptions = (
-        *sentences(mechanism.beside),
+        *sentences(mechanism, is_over=False),
         *((CHANGED,) if mechanism.options.have_changed else ()),
         *mechanism.watch.assumed(),
     )

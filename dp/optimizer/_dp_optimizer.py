@@ -379,7 +379,7 @@ class DPOptimizer(PrivateStep):
             evidence=self.mechanism.watch.records,
             private_data_touches=private_data_touches,
             assumptions=(
-                *sentences(self.mechanism.beside),
+                *sentences(self.mechanism),
                 *self.mechanism.watch.assumed(),
                 *assumptions,
             ),

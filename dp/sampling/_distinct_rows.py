@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 
 from dp.exceptions import SamplingMismatchError
+from dp.sampling._copied_rows import warn_of_copies
 from dp.sampling._own_rows import check_own_rows
 from dp.sampling._shared_rows import check_shared_rows
 
@@ -31,14 +32,23 @@ def check_distinct_rows(dataset: Any, unit_of_row: _Numbers | None = None) -> No
     Raises:
         SamplingMismatchError: With what is there several times, and what to do.
         SampleMixingError: If the dataset makes a row of several examples.
+
+    Warns of rows that may be copies of others.
     """
     check_own_rows(dataset, unit_of_row)
     rows = np.arange(len(dataset))
     owners = rows if unit_of_row is None else unit_of_row
-    for source, places, read in origins(dataset, rows, rows, by_object=False):
+    sources = [*origins(dataset, rows, rows, by_object=False)]
+    for source, places, read in sources:
         check_shared_rows(source, read, owners[places])
-    if not isinstance(dataset, Subset | ConcatDataset | list | tuple):
-        return
+    if isinstance(dataset, Subset | ConcatDataset | list | tuple):
+        _check_origins(dataset, rows, unit_of_row)
+    for source, places, read in sources:
+        warn_of_copies(source, read, owners[places])
+
+
+def _check_origins(dataset: Any, rows: _Numbers, unit_of_row: _Numbers | None) -> None:
+    """Raise if rows of a dataset are read from one row of another."""
     # Example: ConcatDataset([data, Subset(data, [4, 4])]) reads row 4 of data three
     # times: at its own place and twice behind the end.
     by_source: dict[int, list[tuple[_Numbers, _Numbers]]] = {}

@@ -2,9 +2,10 @@
 
 A window of a series, of a text or of a recording shares most of it with the next window.
 A dataset that is made longer by ``row % n`` has each example several times, and one that
-draws a row at random has any example at any number. So a few rows are read by one seed,
-and compared with those beside them, and with those that are as many rows further on as
-the dataset may hold.
+draws a row at random has any example at any number. What a row is to predict, or its
+lag, may be the input of the row beside it. So a few rows are read by one seed, and
+compared with those beside them, and with those that are as many rows further on as the
+dataset may hold.
 
 Not seen: rows that share data by other rules or in another order, that are scaled each
 by itself, or changed by random numbers that no seed decides; rows of few and whole
@@ -13,7 +14,9 @@ numbers, in which what is the same may be so by chance.
 Shapes: ``T`` places along the axis of a window, ``F`` numbers at each.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, final
 
@@ -21,23 +24,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from dp._containers import is_sequence, parts_of
 from dp.exceptions import SamplingMismatchError
 from dp.sampling._collation import seeded
+from dp.sampling._common_parts import (
+    ENOUGH,
+    Told,
+    are_own,
+    by_key,
+    handed_on,
+    key_of,
+    keys_in,
+)
 from dp.sampling._own_rows import reads_any
 
 
-__all__ = ("check_shared_rows",)
+__all__ = ("AT_HAND", "LEAST", "check_shared_rows", "leaves_of", "shifted")
 
-_LEAST: Final = 16  # Rows.
+AT_HAND: Final = (TensorDataset, Tensor, np.ndarray, list, tuple)
+"""Types of datasets whose rows are in memory, as they are."""
+LEAST: Final = 16
+"""Rows of a dataset that is looked at."""
+
 _PLACES: Final = (0.09, 0.17, 0.31, 0.42, 0.53, 0.66, 0.78, 0.91)  # In a dataset.
 _FEW_PLACES: Final = (0.2, 0.5, 0.8)
 _MANY_PLACES: Final = 6  # Of 8 that have to have rows of their own.
+_MOST_PAIRS: Final = 2 / 3  # A series ends somewhere; a group has one first row.
 _MOST_TIMES: Final = 64
 _TIMES: Final = (2, 3, 4, 5, 10)  # As often a dataset may have been repeated.
-_ENOUGH: Final = 40.0  # Bits.
-_OF_A_FRACTION: Final = 8.0  # Bits: hardly any two of a dataset's are equal by chance.
 _MANY_WHOLE: Final = 16  # Values in a row of whole numbers that tells it from others.
 _FEWEST: Final = 3  # Places of a window.
 _MOST: Final = 2**22  # Numbers of a row that are compared.
@@ -58,7 +74,7 @@ def check_shared_rows(source: Any, rows: _Numbers, owners: _Numbers) -> None:
     Raises:
         SamplingMismatchError: If they do.
     """
-    if len(rows) < _LEAST:
+    if len(rows) < LEAST:
         return
     order = np.argsort(rows)
     compared = _Compared(source, rows[order], owners[order])
@@ -91,9 +107,8 @@ class _Compared:
         if self._are_same(neighbours, self._neighbours(_PLACES, 1)):
             # Or a table of few values is sorted: equal rows may be two people's.
             return _REPEATED.format(*neighbours[0]) if self._is_shorter() else None
-        neighbours = self._neighbours(_FEW_PLACES)
-        if self._are_windows(neighbours, self._neighbours(_FEW_PLACES, 1)):
-            return _WINDOWS.format(*neighbours[0])
+        if (told := self._in_common()) is not None:
+            return told
         for step in sorted(self._steps()):
             further = self._rows[np.isin(self._rows + step, self._rows)]
             pairs = self._pairs(further, further + step, _PLACES)
@@ -101,12 +116,22 @@ class _Compared:
                 return _REPEATED.format(*pairs[0])
         return None
 
+    def _in_common(self) -> str | None:
+        """Return what rows have in common with those beside them; None if nothing."""
+        neighbours = self._neighbours(_FEW_PLACES)
+        if self._are_windows(neighbours, self._neighbours(_FEW_PLACES, 1)):
+            return _WINDOWS.format(*neighbours[0])
+        neighbours = self._neighbours(_PLACES)
+        if self._are_handed_on(neighbours, self._neighbours(_PLACES, 1)):
+            return _HANDED_ON.format(*neighbours[0])
+        return None
+
     def _by_seed_alone(self) -> bool | None:
         """Whether rows are others by another seed; None unless a seed decides all.
 
         By the same seed, they are then the same, whichever is asked for.
         """
-        told = _Told()
+        told = Told()
         rows = [int(self._rows[int(part * len(self._rows))]) for part in _PLACES]
         for seed, row in enumerate(rows):
             one, other = self._leaves(row, seed), self._leaves(rows[seed - 1], seed)
@@ -114,7 +139,7 @@ class _Compared:
                 return None
             told.add(*one)
         first, second = (self._leaves(rows[0], seed) for seed in range(2))
-        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= _ENOUGH
+        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= ENOUGH
         return is_told and not _equal(first, second)
 
     def _neighbours(self, parts: Sequence[float], later: int = 0) -> list[_Pair]:
@@ -151,16 +176,14 @@ class _Compared:
         return self._lengths() | {step for step in by_times if step > 1}
 
     def _leaves(self, row: int, seed: int = 0) -> _Leaves:
-        with seeded(seed):
-            leaves = [*_arrays_of(self._source[row])]
-        return leaves if sum(leaf.size for leaf in leaves) <= _MOST else []
+        return leaves_of(self._source, row, seed)
 
     def _are_same(self, *families: Sequence[_Pair]) -> bool:
         """Whether the rows of a pair from each place are equal, and not by chance.
 
         By chance, rows of few values are equal, those from other places as well.
         """
-        told, distinct = _Told(), set()
+        told, distinct = Told(), set()
         for seed, pairs in enumerate(zip(*families, strict=True)):
             rows = [[self._leaves(row, seed) for row in pair] for pair in pairs]
             same = [one for one, other in rows if _equal(one, other)]
@@ -168,7 +191,7 @@ class _Compared:
                 return False
             told.add(*same[0])
             distinct.add(b"".join(leaf.tobytes() for leaf in same[0]))
-        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= _ENOUGH
+        is_told = told.bits(fewest_whole=_MANY_WHOLE) >= ENOUGH
         return is_told and len(distinct) >= _MANY_PLACES
 
     def _are_windows(self, *families: Sequence[_Pair]) -> bool:
@@ -185,6 +208,30 @@ class _Compared:
             for turned in (1, -1)
         )
 
+    def _are_handed_on(self, *families: Sequence[_Pair]) -> bool:
+        """Whether a part of a row is another part of the row beside it, nearly always."""
+        # Example: (x[i], x[i + 1]) and (x[i + 1], x[i + 2]): part 1 is part 0 of the next.
+        places = [
+            [
+                [by_key(self._leaves(row), numbers=True) for row in pair]
+                for pair in pairs
+            ]
+            for pairs in zip(*families, strict=True)
+        ]
+        found = [handed_on(*pair) for pairs in places for pair in pairs]
+        times = Counter(parts for one in found for parts in one)
+        # Hours of the day, or levels of few, are in rows from other places as well.
+        holders = Counter(key for pairs in places for key in keys_in(pairs))
+        own = {
+            parts: [one[parts] for one in found if parts in one]
+            for parts, number in times.items()
+            if number > _MOST_PAIRS * len(found)
+        }
+        return any(
+            are_own([value for value in values if holders[key_of(value)] == 1])
+            for values in own.values()
+        )
+
     def _are_shifted(
         self,
         read: Sequence[Sequence[Sequence[_Leaves]]],
@@ -192,25 +239,27 @@ class _Compared:
         axis: int,
         turned: int,
     ) -> bool:
-        told = _Told()
+        told = Told()
         for pairs in read:
-            found = [
-                _overlap(one[leaf], other[leaf], axis)
-                for one, other in (pair[::turned] for pair in pairs)
-                if _are_along(one, other, one[leaf].shape[axis])
-            ]
+            found = [shifted(pair[::turned], leaf, axis) for pair in pairs]
             common = [one for one in found if one is not None]
             if not common:
                 return False
             told.add(common[0])
-        return told.bits() >= _ENOUGH
+        return told.bits() >= ENOUGH
 
 
 _WINDOWS: Final = (
     "rows {} and {} of the dataset have data in common: one is the other, shifted, as"
     " overlapping windows of a series or a text are. What is in several rows moves a sum"
     " once for each of them. Cut windows that do not overlap, each as far from the last"
-    " as it is long, or say what they are of: units="
+    " as it is long, with what it is to predict, or say what they are of: units="
+)
+_HANDED_ON: Final = (
+    "rows {} and {} of the dataset have data in common: a part of one is another part of"
+    " the other, as where what a row is to predict, or its lag, is the input of the next."
+    " What is in several rows moves a sum once for each of them. Make rows that are so far"
+    " apart that no two have data in common, or say what they are of: units="
 )
 _REPEATED: Final = (
     "rows {} and {} of the dataset are the same example, as where a dataset is made"
@@ -224,40 +273,25 @@ _AT_RANDOM: Final = (
 )
 
 
-@final
-class _Told:
-    """How unlikely it is that values are equal by chance."""
-
-    def __init__(self) -> None:
-        self._arrays: _Leaves = []
-
-    def add(self, *arrays: NDArray[Any]) -> None:
-        """Note values that were seen to be equal."""
-        self._arrays += [array.ravel() for array in arrays]
-
-    def bits(self, *, fewest_whole: int = 0) -> float:
-        """Return minus the logarithm of about the probability, to base 2.
-
-        Args:
-            fewest_whole: Different whole numbers that there have to be to count.
-        """
-        values = np.concatenate([a.astype(np.float64) for a in self._arrays or [_NONE]])
-        values = values[np.isfinite(values)]
-        is_whole = values == np.round(values)
-        bits = _OF_A_FRACTION * len(np.unique(values[~is_whole]))
-        _, counts = np.unique(values[is_whole], return_counts=True)
-        if len(counts) > fewest_whole:
-            # Two are equal by chance with the sum of the squares of their shares.
-            shares = counts / counts.sum()
-            bits -= float(counts.sum() * np.log2(np.square(shares).sum()))
-        return bits
-
-
-_NONE: Final = np.empty(0)
-
-
 def _equal(one: _Leaves, other: _Leaves) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def shifted(pair: Sequence[_Leaves], leaf: int, axis: int) -> NDArray[Any] | None:
+    """Return where an array of a row repeats that of another, from further on.
+
+    Args:
+        pair: The arrays of the other row, and those of the one that may repeat it.
+        leaf: Which array.
+        axis: Along which of its axes.
+
+    Returns:
+        What is the same, where it changes; None if the row does not go on from there.
+    """
+    one, other = pair
+    if not _are_along(one, other, one[leaf].shape[axis]):
+        return None
+    return _overlap(one[leaf], other[leaf], axis)
 
 
 def _are_along(one: _Leaves, other: _Leaves, length: int) -> bool:
@@ -294,6 +328,14 @@ def _overlap(one: NDArray[Any], other: NDArray[Any], axis: int) -> NDArray[Any] 
             changes_TF: NDArray[Any] = common_TF[np.append(True, is_new_T)]
             return changes_TF
     return None
+
+
+def leaves_of(source: Any, row: int, seed: int = 0) -> _Leaves:
+    """Return the numbers of a row that is read by a seed; none of very many."""
+    # To seed all generators takes a hundred times as long as to read what is at hand.
+    with nullcontext() if type(source) in AT_HAND else seeded(seed):
+        leaves = [*_arrays_of(source[row])]
+    return leaves if sum(leaf.size for leaf in leaves) <= _MOST else []
 
 
 def _arrays_of(part: Any) -> Iterator[NDArray[Any]]:

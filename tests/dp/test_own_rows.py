@@ -428,3 +428,23 @@ def test_looking_at_rows_leaves_generators_and_the_dataset_as_they_were():
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert made.num_read == 0
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_looking_at_rows_leaves_the_generators_of_gpus_as_they_were(
+    monkeypatch, in_use
+):
+    """A model that is made on a GPU after a loader has the weights of the run's seed."""
+    seeds, restored = [], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"of {device}")
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, _device: restored.append(state)
+    )
+
+    check_own_rows(Seldom())
+
+    assert bool(seeds) == in_use
+    assert restored == ["of 0"] * len(seeds)

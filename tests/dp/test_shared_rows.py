@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 import dp
 from dp import SamplingMismatchError
 from dp.sampling import _shared_rows
+from dp.sampling._common_parts import Told
 
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -91,6 +92,39 @@ OVERLAPPING = {
     "ids in lists": [{"ids": ids(TEXT[i : i + 40])} for i in range(0, 500, 9)],
     "texts": [{"text": TEXT[i : i + 40]} for i in range(0, 500, 9)],
 }
+DAYS = torch.randn(121, 4, generator=GENERATOR)
+WORDS = torch.randint(1000, (41, 30), generator=GENERATOR)
+
+
+def columns_of_lags(*lags):
+    """The numbers of a series that are so many places back."""
+    return torch.stack([SERIES[max(lags) - lag :][:80] for lag in lags], 1)
+
+
+HANDED_ON = {
+    "the next day is to predict": TensorDataset(DAYS[:-1], DAYS[1:]),
+    "the next number is": TensorDataset(SERIES[:-1], SERIES[1:]),
+    "of windows that do not overlap": Made(
+        30, lambda d, i: (d.x[4 * i : 4 * i + 3], d.x[4 * i + 3 : 4 * i + 5]), x=SERIES
+    ),
+    "lags": TensorDataset(columns_of_lags(0, 1, 7, 30)),
+    "lags, in order of time": TensorDataset(columns_of_lags(30, 7, 1, 0)),
+    "pairs of frames": Made(
+        39, lambda d, i: torch.stack([d.x[i], d.x[i + 1]]), x=torch.rand(40, 300)
+    ),
+    "pairs of arrays": [
+        {"x": DAYS[i].numpy(), "y": DAYS[i + 1].numpy()} for i in range(60)
+    ],
+    "replies": Made(
+        40,
+        lambda d, i: {"prompt": d.x[i], "reply": d.x[i + 1], "labels": d.x[i + 1]},
+        x=WORDS,
+    ),
+    "a part of them": Subset(TensorDataset(DAYS[:-1], DAYS[1:]), range(10, 100)),
+    "two series": TensorDataset(
+        torch.cat([DAYS[:59], DAYS[60:-1]]), torch.cat([DAYS[1:60], DAYS[61:]])
+    ),
+}
 OF_ONE = {
     "longer by row % n": Made(400, lambda d, i: d.x[i % 40], x=TABLE),
     "not a whole number of times": Made(90, lambda d, i: d.x[i % 40], x=TABLE),
@@ -120,6 +154,7 @@ AT_RANDOM = {
 }
 SHARED = [
     *((name, data, "have data in common") for name, data in OVERLAPPING.items()),
+    *((name, data, "a part of one is another") for name, data in HANDED_ON.items()),
     *((name, data, "are the same example") for name, data in OF_ONE.items()),
     *((name, data, "draws a row at random") for name, data in AT_RANDOM.items()),
 ]
@@ -178,6 +213,7 @@ def periodic(length=168):
 ANSWERS = torch.randint(2, (400, 3), generator=GENERATOR) / 3 + torch.rand(3)
 SORTED = torch.stack(sorted(ANSWERS.unbind(), key=torch.Tensor.tolist))
 
+HOUSES = torch.arange(400) // 10
 TOKENS = torch.randint(1000, (40, 60), generator=GENERATOR)
 OWN = {
     "few values": TensorDataset(ANSWERS),
@@ -220,6 +256,32 @@ OWN = {
         20,
         lambda d, i: (d.x[i], torch.arange(60 * i, 60 * i + 60) / 84 % 1),
         x=TOKENS,
+    ),
+    "every second day": TensorDataset(DAYS[:-1:2], DAYS[1::2]),
+    "intervals": TensorDataset(
+        torch.arange(60) / 7, torch.arange(1, 61) / 7, DAYS[:60]
+    ),
+    "the hour and the next": TensorDataset(
+        torch.arange(60) / 7 % 1, torch.arange(1, 61) / 7 % 1, DAYS[:60]
+    ),
+    "answers of one to ten": TensorDataset(
+        torch.randint(10, (400, 30), generator=GENERATOR) / 10
+    ),
+    "what a household has, and every second of its people": TensorDataset(
+        torch.stack(
+            [
+                DAYS[HOUSES, 0],
+                torch.where(torch.arange(400) % 2 == 0, DAYS[HOUSES, 0], TABLE[0, 0]),
+                torch.randn(400, generator=GENERATOR),
+            ],
+            1,
+        )
+    ),
+    "one column twice, sorted": TensorDataset(
+        (torch.arange(80) // 2 / 7)[:, None].expand(80, 3), DAYS[:80]
+    ),
+    "pictures without colour": Made(
+        40, lambda d, i: d.x[i].expand(3, 8, 8), x=torch.rand(40, 8, 8)
     ),
     "two values, sorted": TensorDataset(
         torch.arange(4000)[:, None] // 2000 * torch.ones(9)
@@ -281,7 +343,7 @@ def test_rows_too_large_to_compare_are_left_out(monkeypatch):
 @pytest.mark.parametrize("size", [2, 3, 4, 6])
 def test_equal_values_are_chance_where_they_are_few(size):
     """Of texts of four letters, windows are told from chance by what they have in common."""
-    told = _shared_rows._Told()
+    told = Told()
     told.add(np.array([*itertools.islice(itertools.cycle(range(size)), 60)]))
 
     assert told.bits() == pytest.approx(60 * np.log2(size))

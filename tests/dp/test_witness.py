@@ -501,6 +501,15 @@ def frozen():
     return model
 
 
+class Turned(nn.Linear):
+    """A linear model with a frozen complex parameter."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.phase = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+        self.phase.requires_grad = False
+
+
 HONEST = {
     "as it is": {},
     "momentum, upwards": {
@@ -541,6 +550,7 @@ HONEST = {
     "bfloat16": {"model": lambda: model_of(torch.bfloat16)},
     "float16": {"model": lambda: model_of(torch.float16)},
     "a frozen parameter": {"model": frozen},
+    "a frozen complex parameter": {"model": Turned},
     "a parameter without loss": {"model": PartlyUsed},
 }
 
@@ -562,6 +572,7 @@ def test_an_honest_run_is_admitted(name, num_parts, monkeypatch):
     train(run, num_steps=6, num_parts=num_parts)
 
     assert len(looks) == 6
+    assert run[1].mechanism.witness.has_compared
 
 
 @pytest.mark.parametrize("every", [1, 10**9])
@@ -599,6 +610,43 @@ def test_what_is_not_compared_is_known(name):
     _, optimizer, _ = make_run(**BLIND[name])
 
     assert optimizer.mechanism.witness.is_blind
+
+
+COMPARED = "Releases that were not compared with their charge"
+UNCOMPARED = "Releases were made as they were charged where none was compared"
+
+
+def test_a_certificate_says_whether_releases_were_compared():
+    """Whoever reads it knows what was taken on trust, also after a resume."""
+    seen, unseen = make_run(), make_run(**BLIND["correlated"])
+    before = said(seen[1]), said(unseen[1])
+    for run in (seen, unseen):
+        train(run, num_steps=2)
+    resumed = make_run(**BLIND["correlated"])[1]
+    resumed.load_state_dict(unseen[1].state_dict())
+
+    assert before == ([], [])
+    assert said(seen[1]) == [COMPARED]
+    assert said(unseen[1]) == said(resumed) == [UNCOMPARED]
+
+
+def said(optimizer):
+    document = optimizer.certificate().to_text()
+    return [one for one in (COMPARED, UNCOMPARED) if one in document]
+
+
+def test_a_certificate_says_that_nothing_could_be_compared(monkeypatch):
+    """As of batches whose gradients are not finite; the ledger is told in the end."""
+    monkeypatch.setattr(witness, "_MOST_TRIES", 3)
+    monkeypatch.setattr(witness, "_EVERY", 10**9)
+    monkeypatch.setattr(Engine, "own_sums", lambda *_: None)
+    run = make_run()
+
+    train(run, num_steps=1)
+    assert said(run[1]) == [UNCOMPARED]
+    assert not run[1].ledger.remarks.assumptions  # The next one may be compared.
+    train(run, num_steps=3)
+    assert UNCOMPARED in " ".join(run[1].ledger.remarks.assumptions)
 
 
 def test_a_run_that_cannot_be_compared_is_not_tried_for_ever(monkeypatch):
