@@ -189,7 +189,9 @@ class Engine:
         # What was remembered is verified with the rest: by a walk over the graph as it
         # is.
         self._graphs.check_recognised(passes.known, root, passes.parameters)
-        check_flags(passes.known.graph.nodes)  # Which no pass shows: they scale gradients.
+        check_flags(
+            passes.known.graph.nodes
+        )  # Which no pass shows: they scale gradients.
         return self._verifier.verified(passes, keep_graph=keep_graph)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:
