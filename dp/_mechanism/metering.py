@@ -1,4 +1,4 @@
-"""Count each release for its ledger's meter, where the noise stage adds its noise."""
+"""Count a release where its noise is added, and tell how its loader drew."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -8,6 +8,7 @@ from torch import Tensor
 from dp.accounting import Truncation
 from dp.ledger import Kind, Ledger
 from dp.noise._gaussian import Witness
+from dp.plan import PrivacyPlan
 from dp.sampling import (
     PoissonSampling,
     Scheme,
@@ -15,9 +16,10 @@ from dp.sampling import (
     TruncatedPoissonSampling,
     Unamplified,
 )
+from dp.sampling._units import column_of_units
 
 
-__all__ = ("counting", "is_by_step")
+__all__ = ("counting", "is_by_step", "wrong_draw")
 
 _BY_STEP: Final = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
@@ -28,6 +30,29 @@ def is_by_step(scheme: Scheme) -> bool:
     A pass is charged whole at its first step, by a run that another goes on from.
     """
     return isinstance(scheme, _BY_STEP)
+
+
+def wrong_draw(
+    plan: PrivacyPlan, loader: TicketedLoader | None, *, charged: float
+) -> str | None:
+    """Return how a loader draws otherwise than was planned and charged; None if not so.
+
+    Args:
+        plan: The plan.
+        loader: Where batches are from; None if the plan claims no amplification.
+        charged: The probability that a release is accounted with.
+    """
+    scheme = getattr(loader, "sampling", Unamplified())
+    drawn = getattr(scheme, "sampling_probability", 1.0)
+    if is_by_step(scheme) and not charged >= drawn:
+        return "its batch was drawn with a larger probability than charged"
+    if isinstance(plan.sampling, Unamplified):
+        return None  # Whose units have several losses is said where they are given.
+    if loader is None or scheme != plan.sampling:
+        return "its batch was not drawn as planned"
+    if column_of_units(plan.unit_of_privacy) and loader.units_digest is None:
+        return "its batch was drawn by rows, and units may have several"
+    return None
 
 
 def counting(

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, is_spent
-from dp._mechanism.metering import counting, is_by_step
+from dp._mechanism.metering import counting, is_by_step, wrong_draw
 from dp._mechanism.paid_for import Account
 from dp._mechanism.picked_elements import are_apart, picked_of, values_of
 from dp._ranks import rank_and_size
@@ -311,10 +311,9 @@ class ReleaseWitness:
             return
         charge = segment[-1]
         release, norm = charge.to_release(), charge.max_grad_norm
-        if is_by_step(scheme):
-            drawn = getattr(scheme, "sampling_probability", 1.0)
-            if not release.sampling_probability >= drawn:
-                self._fail("its batch was drawn with a larger probability than charged")
+        wrong = wrong_draw(self._plan, loader, charged=release.sampling_probability)
+        if wrong is not None:
+            self._fail(wrong)
         # Of more noise than was planned, the charge is of the planned.
         if not (
             stddev >= charge.noise_multiplier * norm

@@ -189,9 +189,8 @@ class Engine:
         # What was remembered is verified with the rest: by a walk over the graph as it
         # is.
         self._graphs.check_recognised(passes.known, root, passes.parameters)
-        check_flags(
-            passes.known.graph.nodes
-        )  # Which no pass shows: they scale gradients.
+        # A gradient that is scaled by the batch is torch's own, and no pass shows it.
+        check_flags(passes.known.graph.nodes)
         return self._verifier.verified(passes, keep_graph=keep_graph)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:
