@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 import dp
 from dp import DPOptimizer, PrivacyError, PrivacyPlan, WrongReleaseError
 from dp._mechanism import witness
+from dp._mechanism.metering import counting
 from dp.accounting import Truncation
 from dp.ledger import Charge, Kind, Ledger, Meter, _ledger
 from dp.ledger._terms import TermsOfSteps
@@ -348,6 +349,16 @@ def test_an_honest_ledger_covers_what_was_counted(name, every, monkeypatch):
     assert bool(ledger.meter._released) is (name != "in passes")
     assert ledger.guarantee().epsilon < math.inf
     assert Ledger(ledger.plan).meter.misses({}, failure=None) is False
+
+
+def test_a_release_counts_once_however_its_noise_is_added():
+    """Ranks add noise to one bucket after another."""
+    ledger = Ledger(PrivacyPlan(**{**PLAN, "sampling": dp.Unamplified()}))
+    count = counting(ledger, None, max_grad_norm=0.5)
+    for _ in range(2):
+        count(lambda: 0.5, ())
+
+    assert ledger.meter._released == {ledger.segment: {Kind(1.0, 1.0, None): 1}}
 
 
 def test_noise_that_a_program_adds_itself_is_not_counted():
