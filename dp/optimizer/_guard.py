@@ -126,14 +126,19 @@ def run_permitted(
 @disable_dynamo
 def _compare_release(owner: Witnessed) -> None:
     witness, groups = owner.mechanism.witness, owner.original_optimizer.param_groups
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    # Or else a step of the wrapped optimizer by itself would be let through.
-    if witness.is_due and parameters and not _protected.owners_of(parameters):
+    if witness.is_due:
+        _check_protected(groups)
+    witness.admit(groups)
+
+
+def _check_protected(param_groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if a step of the wrapped optimizer by itself would be let through."""
+    parameters = [parameter for group in param_groups for parameter in group["params"]]
+    if parameters and not _protected.owners_of(parameters):
         raise WrongReleaseError(
             "the parameters of a private optimizer are not protected from steps of"
             " others; please report it, with the versions of dp and torch"
         )
-    witness.admit(groups)
 
 
 def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
