@@ -14,9 +14,11 @@ Not counted: passes and rounds, which are charged whole, queries and statistics,
 the witness of releases does not see (:mod:`dp._mechanism.witness`).
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from copy import copy
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, Self, final
 
 from dp.accounting import Truncation
@@ -45,15 +47,6 @@ class Kind(NamedTuple):
         sigma = min(used, charge.planned_noise_multiplier or used)
         q = max(q, charge.planned_sampling_probability or q)
         return cls(sigma, q, charge.truncation)
-
-    def costs(self, other: Self) -> bool:
-        """Whether a release of this kind costs what one of another does, or more."""
-        most = other.noise_multiplier * (1 + _ROUNDING)
-        return (
-            self.noise_multiplier <= most
-            and self.sampling_probability >= other.sampling_probability
-            and self.truncation == other.truncation
-        )
 
 
 @final
@@ -125,9 +118,28 @@ def _counts(segment: tuple[Charge, ...]) -> Counter[Kind]:
 
 
 def _cover(charged: Counter[Kind], counted: Counter[Kind]) -> bool:
-    """Whether for each kind as many were charged as were counted, of those that cost it."""
-    return all(
-        sum(n for other, n in charged.items() if other.costs(kind))
-        >= sum(n for other, n in counted.items() if other.costs(kind))
-        for kind in counted
+    """Whether of no more noise than any, as many were charged as were counted.
+
+    For each probability and truncation that was counted, of all charges that are of no
+    smaller one and of the same.
+    """
+    for q, cut in {(kind.sampling_probability, kind.truncation) for kind in counted}:
+        sigmas, needed = _up_to(counted, q, cut)
+        of_charges, had = _up_to(charged, q, cut)
+        for sigma, number in zip(sigmas, needed, strict=True):
+            place = bisect_right(of_charges, sigma * (1 + _ROUNDING))
+            if (had[place - 1] if place else 0) < number:
+                return False
+    return True
+
+
+def _up_to(
+    counts: Counter[Kind], q: float, cut: Truncation | None
+) -> tuple[list[float], list[int]]:
+    """Return noise multipliers in their order, and how many have at most each."""
+    sizes = sorted(
+        (kind.noise_multiplier, number)
+        for kind, number in counts.items()
+        if kind.sampling_probability >= q and kind.truncation == cut
     )
+    return [sigma for sigma, _ in sizes], [*accumulate(n for _, n in sizes)]

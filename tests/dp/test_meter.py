@@ -6,6 +6,7 @@ beside it: a charge that is lost, or too small, shows before an epsilon is state
 
 import copy
 import math
+import random
 from collections import Counter
 from dataclasses import replace
 from unittest.mock import patch
@@ -290,6 +291,20 @@ def test_charges_cover_what_costs_no_more(name):
 
     assert meter.misses({"key": (CHARGE,)}, failure=None) is not is_covered
     assert meter.misses({"another": (CHARGE,)}, failure=None)
+
+
+def test_rounding_of_many_noise_multipliers_is_no_alarm():
+    """A schedule, or a filter, may have another one at each step."""
+    draws, meter, charges = random.Random(0), Meter("one example"), []
+    for _ in range(200):
+        sigma, norm = draws.uniform(0.5, 3), draws.uniform(0.01, 100)
+        charges.append(
+            replace(CHARGE, noise_multiplier=sigma, max_grad_norm=norm, count=1)
+        )
+        meter.count("key", Kind(sigma * norm / norm, 0.5, None))
+
+    assert not meter.misses({"key": tuple(charges)}, failure=None)
+    assert meter.misses({"key": tuple(charges[1:])}, failure=None)
 
 
 @pytest.mark.parametrize(
