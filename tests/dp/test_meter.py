@@ -6,11 +6,11 @@ beside it: a charge that is lost, or too small, shows before an epsilon is state
 
 import copy
 import math
-import random
 from collections import Counter
 from dataclasses import replace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -295,9 +295,9 @@ def test_charges_cover_what_costs_no_more(name):
 
 def test_rounding_of_many_noise_multipliers_is_no_alarm():
     """A schedule, or a filter, may have another one at each step."""
-    draws, meter, charges = random.Random(0), Meter("one example"), []
-    for _ in range(200):
-        sigma, norm = draws.uniform(0.5, 3), draws.uniform(0.01, 100)
+    draws = np.random.default_rng(0).uniform((0.5, 0.01), (3, 100), (200, 2))
+    meter, charges = Meter("one example"), []
+    for sigma, norm in draws.tolist():
         charges.append(
             replace(CHARGE, noise_multiplier=sigma, max_grad_norm=norm, count=1)
         )
