@@ -42,7 +42,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 4817
+MOST_LINES = 4038
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"
@@ -92,16 +92,16 @@ _BESIDE = "dp/test_beside_gradients.py::test_"
 _PAID = "dp/test_paid_for.py::test_"
 _ROWS = "dp/test_rows_of_tickets.py::test_"
 _EVIDENCE = "dp/evidence/test_honest_losses.py::test_"
-_WITNESS = "dp/test_witness.py::test_"
+_WITNESS, _METER = "dp/test_witness.py::test_", "dp/test_meter.py::test_"
 _CLIPPING, _GUARD = "dp/test_clipping.py::test_", "dp/test_guard.py::test_"
 
 ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "The step": {
-        "dp/optimizer/_dp_optimizer.py": Claim("A mechanism gets the plan, the loader, the rule and the ledger that were asked for, and every loss that is given.", (_OPTIMIZER + "the_noise_has_the_planned_standard_deviation", _OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says")),
-        "dp/optimizer/_validate.py": Claim("The loader and the clipping rule are those that the plan claims.", (_OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says", _OPTIMIZER + "a_loader_of_another_rate_cannot_be_attached")),
+        "dp/optimizer/_accounted.py": Claim("A run is paid for by the ledger that it goes on with, states what that holds, and loads no state without it.", (_LEDGER + "noise_that_was_enough_is_refused_once_more_is_planned", _OPTIMIZER + "a_state_without_a_ledger_is_refused")),
         "dp/optimizer/_checkpoint.py": Claim("A state carries its whole ledger, and a state without one is refused.", (_OPTIMIZER + "a_state_without_a_ledger_is_refused", "dp/test_optimizer_checkpoint.py::test_a_state_whose_ledger_was_altered_is_refused")),
         "dp/_mechanism/witness.py": Claim("The sums that get noise are torch's own, of gradients no longer than was charged; one charge covers that noise; and the optimizer sees just that, divided by a public constant: in elements that a generator of the operating system's seed picks, of the first three releases and of one in 512 after that. What differs raises before the optimizer moves a parameter.", (_WITNESS + "a_defect_between_gradients_and_update_is_noticed", _WITNESS + "what_is_wrong_later_ends_the_run", _WITNESS + "an_honest_run_is_admitted")),
         "dp/_mechanism/picked_elements.py": Claim("Elements are picked by a generator of the operating system's seed, and none is taken for released that lies outside of what got noise, or where another one does.", (_WITNESS + "a_defect_between_gradients_and_update_is_noticed",)),
+        "dp/_mechanism/metering.py": Claim("A release is counted once, where its noise is added, by the standard deviation that was used and by how its loader draws, which is as planned.", (_METER + "an_honest_ledger_covers_what_was_counted", _WITNESS + "a_loader_of_other_draws_is_noticed")),
         "dp/_mechanism/batch.py": Claim("A release has as many losses as its ticket counts examples, and a ticket is spent by one release.", (_OPTIMIZER + "a_step_on_part_of_the_batch_is_refused", _OPTIMIZER + "a_batch_is_good_for_one_step_only")),
         "dp/_mechanism/loss_units.py": Claim("Each loss counts for the unit that the loader drew its row for, or for a drawn unit that the caller names.", (_UNITS + "a_unit_is_clipped_once_however_many_rows_it_has", _UNITS + "a_batch_that_was_split_by_hand_is_refused", _UNITS + "units_that_were_not_drawn_are_refused")),
         "dp/_mechanism/paid_for.py": Claim("While they live, parameters and rows of a dataset are charged by no ledger that lacks what another one charged for them.", (_PAID + "a_notebook_cell_that_runs_again_is_refused_or_goes_on", _PAID + "rows_that_two_datasets_share_are_recognised", _PAID + "a_checkpoint_carries_what_was_paid")),
@@ -128,10 +128,8 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
         "dp/sampling/_ticket.py": Claim("No two batches have the same ticket.", (_SAMPLING + "serials_rise_over_all_loaders_of_a_process",)),
     },
     "Ledger": {
-        "dp/ledger/_ledger.py": Claim("Charges are only ever added; what is spent is computed from all of them.", (_LEDGER + "what_is_spent_is_what_the_releases_cost", _LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing")),
+        "dp/ledger/_meter.py": Claim("Nothing is stated of charges that do not cover every release that was counted, and every charge of a state that was loaded.", (_METER + "a_charge_that_is_lost_makes_every_epsilon_infinite", _METER + "charges_cover_what_costs_no_more", _METER + "what_a_state_says_is_not_lost")),
         "dp/ledger/_claim.py": Claim("Nothing is claimed of numbers, or of an end, that releases may have decided, but what the plan or its Renyi filter bounds.", (_CLAIMS + "a_run_that_ends_early_costs_what_its_plan_costs", _CLAIMS + "noise_above_the_plans_costs_what_was_planned", _CLAIMS + "what_costs_more_than_planned_is_refused")),
-        "dp/ledger/_terms.py": Claim("A release is charged as the one before it only if all of its numbers are equal, and what the plan says of its step.", (_LEDGER + "noise_that_was_enough_is_refused_once_more_is_planned", _LEDGER + "more_noise_is_charged_as_what_each_step_was_planned_with")),
-        "dp/ledger/_segments.py": Claim("Equal charges in a row are counted, and of two states of one segment the one counts that goes on from the other.", (_LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing", _LEDGER + "a_state_that_contradicts_what_is_known_is_refused")),
     },
     "Accounting": {
         "dp/certificate/_recomputation.py": Claim("Before an epsilon is certified, `dp_accounting` alone composes every charge, and what remained of the plan, by their own numbers, and finds no larger one.", ("dp/test_recomputation.py::test_a_defect_of_the_accounting_is_noticed", "dp/test_recomputation.py::test_what_is_stated_is_what_the_charges_compose_to")),
@@ -142,8 +140,6 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     "Per-example gradients": {
         "dp/per_sample/_engine.py": Claim("There is one gradient for each loss; an example without a finite loss has none.", (_GRADIENTS + "gradients_are_those_of_the_loop", _GRADIENTS + "examples_without_a_finite_loss_have_no_part")),
         "dp/per_sample/_full_precision.py": Claim("Norms and sums are computed in float32 at least, whatever the model is allowed.", (_PRECISION + "one_example_is_not_longer_than_the_bound_under_autocast", _PRECISION + "products_are_not_rounded_while_norms_and_sums_are_found")),
-        "dp/per_sample/_graph/nodes.py": Claim("Names and saved values of autograd's nodes mean what this version of torch means by them.", (_MIXING + "a_torch_that_names_things_otherwise_is_refused",)),
-        "dp/per_sample/_known_graphs.py": Claim("Every batch passes all checks of flags, data and shared tensors, whether its graph was known or not, and a known graph is walked again where it is verified.", (_APART + "rows_that_begin_to_move_are_noticed", _MIXING + "what_all_examples_share_may_not_change")),
         "dp/per_sample/_isolation/mixing_flags.py": Claim("No flag of an operation makes its gradient depend on the rest of the batch.", (_APART + "flags_that_read_the_whole_batch_are_refused_by_name",)),
         "dp/per_sample/_isolation/units.py": Claim("Losses of one unit, and only these, have its number.", (_APART + "a_unit_of_several_losses_is_clipped_once", _APART + "units_that_fit_no_losses_are_refused")),
         "dp/per_sample/_passes.py": Claim("All passes of a batch begin with the same losses, and each unit's are multiplied by its own number.", (_GRADIENTS + "gradients_are_those_of_the_loop", _REFERENCE + "a_norm_of_one_unit_is_noticed_when_that_unit_is_chosen")),
@@ -157,11 +153,8 @@ ONE_PROCESS: dict[str, dict[str, Claim]] = {
     },
 }  # fmt: skip
 
-# They refuse loops that break the first assumption that a certificate states: one
-# example's loss depends on that example and the parameters only. Where it holds, no
-# epsilon rests on them; where it does not, they are what notices, before dp.evidence.
-# Of a run whose releases the witness does not compare; of any other, it need not be
-# believed.
+# Of a run whose releases the witness does not compare, and the ledger also of one in
+# passes or rounds, which the meter does not count; of any other, none need be believed.
 UNCOMPARED = {
     "dp/optimizer/_private_step.py": Claim(
         "`step` passes every trainable parameter to the mechanism, and the wrapped optimizer sees what was released, divided by a public constant.",
@@ -195,6 +188,41 @@ UNCOMPARED = {
         "A sum is what gradients wrote to it, or zero, in float32 or wider, and the buffers hold every element once.",
         ("dp/test_sums.py::test_every_parameter_has_zeros_of_its_own",),
     ),
+    "dp/optimizer/_dp_optimizer.py": Claim(
+        "A mechanism gets the plan, the loader, the rule and the ledger that were asked for, and every loss that is given.",
+        (
+            _OPTIMIZER + "the_noise_has_the_planned_standard_deviation",
+            _OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says",
+        ),
+    ),
+    "dp/optimizer/_validate.py": Claim(
+        "The loader and the clipping rule are those that the plan claims.",
+        (
+            _OPTIMIZER + "a_clipping_rule_must_bound_what_the_plan_says",
+            _OPTIMIZER + "a_loader_of_another_rate_cannot_be_attached",
+        ),
+    ),
+    "dp/ledger/_ledger.py": Claim(
+        "Charges and failures are only ever added; what is spent is computed from all of them.",
+        (
+            _LEDGER + "what_is_spent_is_what_the_releases_cost",
+            _LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing",
+        ),
+    ),
+    "dp/ledger/_terms.py": Claim(
+        "A release is charged as the one before it only if all of its numbers are equal, and what the plan says of its step.",
+        (
+            _LEDGER + "noise_that_was_enough_is_refused_once_more_is_planned",
+            _LEDGER + "more_noise_is_charged_as_what_each_step_was_planned_with",
+        ),
+    ),
+    "dp/ledger/_segments.py": Claim(
+        "Equal charges in a row are counted, and of two states of one segment the one counts that goes on from the other.",
+        (
+            _LEDGER + "going_back_to_an_older_checkpoint_forgets_nothing",
+            _LEDGER + "a_state_that_contradicts_what_is_known_is_refused",
+        ),
+    ),
     "dp/clipping/_rules.py": Claim(
         "Whatever the gradients are, one example contributes at most C to a sum, after rounding.",
         (
@@ -204,6 +232,9 @@ UNCOMPARED = {
     ),
 }
 
+# They refuse loops that break the first assumption that a certificate states: one
+# example's loss depends on that example and the parameters only. Where it holds, no
+# epsilon rests on them; where it does not, they are what notices, before dp.evidence.
 REFUSALS: dict[str, Claim] = {
     "dp/per_sample/_graph/walk.py": Claim("No tensor without a graph that meets parameters or scales losses stays unseen.", (_GRADIENTS + "gradients_are_those_of_the_loop", _MIXING + "data_that_meets_parameters_only_where_it_is_mixed_is_refused")),
     "dp/per_sample/_graph/uses.py": Claim("A use is described by what its node keeps.", (_GRAPHS + "another_input_that_needs_a_gradient_is_another_graph",)),
@@ -211,6 +242,8 @@ REFUSALS: dict[str, Claim] = {
     "dp/per_sample/_graph/public.py": Claim("Only a declared tensor, a view of it or a copy with equal values counts as public.", (_MIXING + "what_all_examples_share_may_be_public", _APART + "a_tensor_that_is_not_public_does_not_become_so")),
     "dp/per_sample/_isolation/checks.py": Claim("Tensors without a graph that all units share are the same in every batch, and do not scale the losses.", (_MIXING + "what_all_examples_share_may_not_change", _MIXING + "losses_scaled_by_a_tensor_of_one_element_are_refused")),
     "dp/per_sample/_isolation/data_rows.py": Claim("A row of data is read for one unit, and in the order of the losses unless units are given.", (_APART + "one_tensor_of_data_is_not_read_for_two_units", _MIXING + "examples_in_another_order_are_refused")),
+    "dp/per_sample/_known_graphs.py": Claim("Every batch passes all checks of data and shared tensors, whether its graph was known or not.", (_APART + "rows_that_begin_to_move_are_noticed", _MIXING + "what_all_examples_share_may_not_change")),
+    "dp/per_sample/_graph/nodes.py": Claim("A number of the program is told from a tensor by its node, and a nested tensor from a dense one.", (_MIXING + "a_torch_that_names_things_otherwise_is_refused",)),
     "dp/per_sample/_isolation/owners.py": Claim("Owners that are written out, joined or made regular again stay the same owners.", (_OWNERS + "integers_say_the_same_as_rows", _BY_OWNER + "any_owners_of_rows_are_as_by_a_loop")),
 }  # fmt: skip
 

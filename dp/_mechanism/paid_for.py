@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -80,7 +81,7 @@ class _Memory:
                 if (
                     is_same
                     and _meet(thing.rows, payment.thing.rows)
-                    and not ledger.includes(payment.ledger)
+                    and not _knows(ledger, payment.ledger)
                 ):
                     raise _unknown_charges(thing.name)
 
@@ -99,6 +100,14 @@ class _Memory:
                 if payments[-1].thing.is_there()
             }
             self.most = max(_FEW, 2 * len(self.payments))
+
+
+def _knows(ledger: Ledger, other: Ledger) -> bool:
+    """Whether a ledger has all charges of another, and all that was counted for it."""
+    counted = copy(other.meter)  # First: another thread may charge meanwhile.
+    return ledger.includes(other) and not counted.misses(
+        ledger.segments(), failure=ledger.failure
+    )
 
 
 _of_process: Final = _Memory()

@@ -34,6 +34,7 @@ Shapes: ``K`` elements that were picked of a parameter, ``G`` groups, ``B`` exam
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, final
 
@@ -41,22 +42,18 @@ import torch
 from torch import Tensor
 
 from dp._mechanism.batch import PendingBatch, is_spent
+from dp._mechanism.metering import counting, is_by_step, wrong_draw
 from dp._mechanism.paid_for import Account
 from dp._mechanism.picked_elements import are_apart, picked_of, values_of
 from dp._ranks import rank_and_size
 from dp.clipping import Clipping, QuantileClipping, ScaledClipping, SparseClipping
 from dp.exceptions import WrongReleaseError
-from dp.ledger import Ledger
+from dp.ledger import Charge, Ledger
 from dp.noise import GaussianNoise
 from dp.noise._gaussian import is_observed, witnessed_release
 from dp.per_sample import Engine, OwnSums, PerSampleGradients
 from dp.plan import PrivacyPlan
-from dp.sampling import (
-    PoissonSampling,
-    TicketedLoader,
-    TruncatedPoissonSampling,
-    Unamplified,
-)
+from dp.sampling import TicketedLoader, Unamplified
 
 
 __all__ = ("ReleaseWitness",)
@@ -67,7 +64,6 @@ _EVERY: Final = 512  # It takes one to three steps more than a step.
 _MARGIN: Final = 1e-5  # Of norms times factors, whose rounding is below.
 _ROUNDINGS: Final = 4.0  # Of a sum that is divided, and of its gradient.
 _OTHERS: Final = (QuantileClipping, ScaledClipping, SparseClipping)
-_BY_STEP: Final = (PoissonSampling, TruncatedPoissonSampling, Unamplified)
 
 
 @final
@@ -217,8 +213,12 @@ class ReleaseWitness:
                 or not as it was charged.
         """
         self._has_released = True
-        if not (self.is_due and _are_plain(batch.parameters)):
+        if self.is_blind:
             return witnessed_release(None)
+        norm = batch.max_grad_norm
+        count = counting(self._ledger, loader, max_grad_norm=norm)
+        if not (self.is_due and _are_plain(batch.parameters)):
+            return witnessed_release(count)
         look = self._look_at(batch, self._clipping.group_of(batch.parameters))
         sums, before = batch.sums.of_parameters(), self._num_charged()
 
@@ -228,7 +228,7 @@ class ReleaseWitness:
             if not all(map(torch.equal, values_of(sums, look.index), look.sums)):
                 self._fail("sums changed after the last gradients were added")
             self._check_batch(look, loader, noise)
-            stddev = add()
+            stddev = count(add, noised)
             self._check_charge(look, stddev, before, loader)
             look.noisy = values_of(sums, look.index)
             return stddev
@@ -307,27 +307,38 @@ class ReleaseWitness:
     ) -> None:
         """Compare the newest charge with what was done for it."""
         scheme = getattr(loader, "sampling", Unamplified())
-        # A pass is charged whole at its first step, by a run that another goes on from.
-        is_by_step = isinstance(scheme, _BY_STEP)
-        if is_by_step and self._num_charged() != before + 1:
+        if is_by_step(scheme) and self._num_charged() != before + 1:
             self._fail("it was not charged once")
         segment = self._ledger.segments().get(self._ledger.segment)
         if segment is None:
             return
         charge = segment[-1]
         release, norm = charge.to_release(), charge.max_grad_norm
-        if is_by_step:
-            drawn = getattr(scheme, "sampling_probability", 1.0)
-            if not release.sampling_probability >= drawn:
-                self._fail("its batch was drawn with a larger probability than charged")
+        wrong = wrong_draw(self._plan, loader, charged=release.sampling_probability)
+        if wrong is not None:
+            self._fail(wrong)
         # Of more noise than was planned, the charge is of the planned.
         if not (
             stddev >= charge.noise_multiplier * norm
             and release.noise_multiplier <= charge.noise_multiplier
         ):
             self._fail("its noise is not the noise that was charged")
+        if is_by_step(scheme):
+            self._check_planned(charge)
         if not (look.is_blind or look.longest <= norm * (1 + _MARGIN)):
             self._fail("a clipped gradient is longer than was charged")
+
+    def _check_planned(self, charge: Charge) -> None:
+        """Check that a charge is of no more noise than planned, and that none is lost."""
+        ledger, planned = self._ledger, self._plan.noise_multiplier_at
+        # A number that was declared public depends on no release; a filter bounds those.
+        may_be_more = charge.public is not None or self._plan.renyi_order is not None
+        accounted = charge.to_release().noise_multiplier
+        if not (may_be_more or accounted <= planned(ledger.steps - 1)):
+            self._fail("it is accounted as more noise than was planned")
+        counted = copy(ledger.meter)  # First: another thread may charge meanwhile.
+        if counted.misses(ledger.segments(), failure=ledger.failure):
+            self._fail("earlier ones have no charge any more")
 
     def _is_released(self, look: _Look, parameter: Tensor, index: int | None) -> bool:
         if parameter.grad is None or index is None:

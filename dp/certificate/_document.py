@@ -1,6 +1,7 @@
 """The certificate itself, its JSON, and several certificates as one."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -10,7 +11,11 @@ from dp.accounting import Release, Risk, Truncation
 from dp.accounting._agreement import check_agreement
 from dp.certificate import _json, _page, _picture, _text
 from dp.certificate._numbers import Numbers, together
-from dp.certificate._recomputation import check_recomputed, is_recomputed
+from dp.certificate._recomputation import (
+    check_metered,
+    check_recomputed,
+    is_recomputed,
+)
 from dp.certificate._repeats import without_repeats
 from dp.certificate._run import RELEASED, CertifiedRun
 from dp.certificate._scores import Scores
@@ -101,7 +106,7 @@ class Certificate(Statement):
         own losses: about a second for each kind of release, once in a process.
 
         Raises:
-            PrivacyError: If its epsilon is another one.
+            PrivacyError: If its epsilon is another one, or if a release has no charge.
             ValueError: If *public_end* says nothing.
         """
         if public_end is not None and not public_end.strip(" ."):
@@ -109,6 +114,7 @@ class Certificate(Statement):
                 "public_end must say why it is public when the run ended, got"
                 f" {public_end!r}: the certificate prints it"
             )
+        meter = copy(ledger.meter)  # Before its charges are read: it may go on.
         # Others may have charged this ledger, before a resume or beside this optimizer.
         said = ledger.remarks
         rng = weakest(noise.rng, said.rng)
@@ -133,6 +139,7 @@ class Certificate(Statement):
             public_end=None if public_end is None else public_end.strip(" ."),
             num_advisories=ledger.num_advisories,
         )
+        check_metered(run, meter)
         run = replace(run, evidence=of_segments(evidence or {}, run.steps_of_segments))
         return _certify(
             (run,),

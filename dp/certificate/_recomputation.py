@@ -22,14 +22,14 @@ from dp.accounting._quiet import without_advice
 from dp.certificate._numbers import Numbers
 from dp.certificate._run import CertifiedRun
 from dp.exceptions import PrivacyError
-from dp.ledger import Charge
+from dp.ledger import Charge, Meter
 
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
     from dp_accounting.privacy_accountant import PrivacyAccountant
 
-__all__ = ("check_recomputed", "is_recomputed")
+__all__ = ("check_metered", "check_recomputed", "is_recomputed")
 
 TOLERANCE: Final = 1e-6
 """Relative difference up to which two epsilons count as equal but for rounding."""
@@ -49,6 +49,20 @@ def is_recomputed(runs: Sequence[CertifiedRun], group_size: int) -> bool:
         or any(release.steps_per_charge > 1 for release in run.remaining)
         for run in runs
     )
+
+
+def check_metered(run: CertifiedRun, meter: Meter) -> None:
+    """Raise if a run lacks charges of releases that *meter* counted.
+
+    Raises:
+        PrivacyError: If epsilon would be stated of fewer.
+    """
+    if not run.has_failed and meter.misses(run.segments, failure=run.failure):
+        raise PrivacyError(
+            f"the ledger has {run.steps} charges, and they do not cover the releases"
+            " that were counted where noise was added: nothing is certified. Please"
+            " report it"
+        )
 
 
 def check_recomputed(

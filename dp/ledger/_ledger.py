@@ -12,6 +12,7 @@ to is kept beside the very charges that it was added up from, and is true of no 
 
 import threading
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -23,9 +24,10 @@ from dp.ledger._asked import Asked, planned_query
 from dp.ledger._budget import Budget, cost, void
 from dp.ledger._charge import Charge
 from dp.ledger._claim import check_noise, claim, from_version_1
+from dp.ledger._meter import Meter
 from dp.ledger._paid_pass import PaidPass, check_noise_of_passes
 from dp.ledger._remarks import Remarks
-from dp.ledger._segments import Totals, appended, check_unit, includes, merge, rows
+from dp.ledger._segments import Totals, appended, includes, merge, rows
 from dp.ledger._state import VERSION, read
 from dp.ledger._terms import Numbers, TermsOfSteps
 from dp.ledger._writer import Writer
@@ -61,6 +63,7 @@ class Ledger:
         self._budget = Budget(plan)
         self._terms = TermsOfSteps(plan, self._budget)
         self._totals = Totals(self._segments, steps=0, as_planned=True)
+        self.meter = Meter(plan.unit_of_privacy)  # Counted where noise is added.
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
 
     @property
@@ -108,6 +111,7 @@ class Ledger:
         It is a guarantee only if the number of steps was fixed beforehand, as its
         ``condition`` says; what holds whenever the run ends is :meth:`guarantee`.
         """
+        self.check_meter()
         composed = cost(self._plan, self.releases())
         if self._failure is not None:
             return void(composed)
@@ -122,6 +126,7 @@ class Ledger:
         been decided by what was released. Stopping by private data that was not
         released is not covered.
         """
+        self.check_meter()
         claimed = claim(self._plan, self.charges())
         return claimed if self._failure is None else void(claimed)
 
@@ -148,6 +153,12 @@ class Ledger:
         if self._failure in {None, DEBUGGING}:
             self._failure = reason
 
+    def check_meter(self) -> None:
+        """Record a failure if a release has no charge: every epsilon is infinite then."""
+        # Copied first: another thread may charge meanwhile, and then count.
+        if copy(self.meter).misses(self._segments, failure=self._failure):
+            self.fail(f"charges of its releases are missing: {_BUG}")
+
     def note_debugging_seed(self) -> None:
         """Record that noise comes from a debugging seed: steps go on, NOT PRIVATE.
 
@@ -158,11 +169,7 @@ class Ledger:
 
     @property
     def num_advisories(self) -> int:
-        """How many advisories the releases of dp that charged knew, the fewest of them.
-
-        Runs that were charged by an older release have its faults, whatever goes on
-        from them.
-        """
+        """How many advisories the releases of dp that charged knew, the fewest of them."""
         return self._remarks.num_advisories
 
     @property
@@ -256,9 +263,8 @@ class Ledger:
             key = self._writer.key()
             segment = appended(self._segments.get(key, ()), charge)
             self._segments = {**self._segments, key: segment}
-            self._totals = Totals(
-                self._segments, totals.steps + charge.count, as_planned
-            )
+            steps = totals.steps + charge.count
+            self._totals = Totals(self._segments, steps, as_planned)
             self._paid = None if in_pass is None else PaidPass(in_pass, max_grad_norm)
 
     def ask(self, name: str, *, num_values: int) -> Query:
@@ -307,6 +313,7 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
+        self.check_meter()
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
@@ -335,7 +342,7 @@ class Ledger:
         if rows(loaded) != state_dict["segments"]:
             raise LedgerError(f"not all of the state's charges were read: {_BUG}")
         asked = Asked.of_state(state_dict, self._plan)
-        check_unit(self._plan, state_dict)
+        self.meter.check_unit(state_dict)
         if state_dict["version"] == 1:
             loaded = from_version_1(self._plan, loaded)
         with self._lock:
@@ -343,19 +350,17 @@ class Ledger:
             for key, segment in loaded.items():
                 known = self._segments.get(key, ())
                 merged[key] = merge(known, segment, key)
-            self._take_failure(state_dict.get("failure"))
+            if state_dict.get("failure") == DEBUGGING:
+                self.note_debugging_seed()
+            elif state_dict.get("failure") is not None:
+                self.fail(str(state_dict["failure"]))
             self._asked, twice = self._asked.merged(asked)
             if twice:
                 self.fail(f"two runs that met asked the same queries: {twice}")
             self.remark(remarks)
             self._writer = Writer()  # What follows is a fork of that state.
             self._segments = merged
-
-    def _take_failure(self, failure: object) -> None:
-        if failure == DEBUGGING:
-            self.note_debugging_seed()
-        elif failure is not None:
-            self.fail(str(failure))
+            self.meter.load(loaded, state_dict)
 
     def includes(self, other: "Ledger") -> bool:
         """Whether this ledger has every charge of *other*, and its failure."""
@@ -369,6 +374,7 @@ class Ledger:
         fork = Ledger(self._plan)
         fork._segments = self._segments  # Replaced as a whole, never written to.
         fork._failure = self._failure
+        fork.meter = copy(self.meter)
         fork._remarks = self._remarks
         fork._asked = self._asked
         return fork

@@ -15,7 +15,6 @@ __all__ = (
     "Segments",
     "Totals",
     "appended",
-    "check_unit",
     "includes",
     "merge",
     "rows",
@@ -91,21 +90,6 @@ def includes(ours: Segments, theirs: Segments) -> bool:
 def rows(segments: Segments) -> dict[str, list[dict[str, Any]]]:
     """Return segments in plain types, as a state has them."""
     return {key: [c.to_dict() for c in segment] for key, segment in segments.items()}
-
-
-def check_unit(plan: PrivacyPlan, state_dict: Mapping[str, Any]) -> None:
-    """Raise if the charges protect another unit: epsilon of one is none of another.
-
-    States of earlier versions of this package do not say their unit.
-    """
-    ours = plan.unit_of_privacy
-    theirs = state_dict.get("unit_of_privacy", ours)
-    if theirs != ours:
-        raise LedgerError(
-            f"the state protects {theirs!r}, and the plan of this optimizer {ours!r};"
-            " what was charged for one bounds nothing for the other. Build the"
-            " optimizer with the old plan to go on"
-        )
 
 
 @final

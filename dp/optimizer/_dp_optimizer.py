@@ -3,7 +3,8 @@
 :class:`DPOptimizer` is the optimizer it wraps, as far as anyone can tell from
 outside, except that ``step`` applies a private gradient. How it stays transparent is
 :mod:`dp.optimizer._transparent`'s business; how it steps, that of
-:mod:`dp.optimizer._private_step`.
+:mod:`dp.optimizer._private_step`; and what it owes, that of
+:mod:`dp.optimizer._accounted`.
 
 Shapes: ``B`` examples in a batch.
 """
@@ -15,20 +16,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dp._mechanism.loss_units import Reduction
-from dp._mechanism.mechanism import Mechanism
-from dp.accounting import Guarantee
 from dp.certificate import Certificate
 from dp.clipping import Clipping
 from dp.distributed import sharding_of
 from dp.evidence import LossFunction
 from dp.evidence._watch import NO_BATCH
-from dp.exceptions import LedgerError
 from dp.ledger import Ledger  # noqa: TC001 -- for whoever reads the hints
 from dp.noise import GaussianNoise
-from dp.optimizer import _checkpoint as carried
+from dp.optimizer._accounted import AccountedStep
 from dp.optimizer._adapts import check_fits, num_noised
 from dp.optimizer._beside import sentences
 from dp.optimizer._bias_correction import AdamBiasCorrection, check_correctable
+from dp.optimizer._checkpoint import reserve_key
 from dp.optimizer._guard import (
     check_subclass,
     check_wrappable,
@@ -37,14 +36,12 @@ from dp.optimizer._guard import (
 from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._layers_around import accept_writes_around
 from dp.optimizer._private_loss import private_loss
-from dp.optimizer._private_step import PrivateStep
 from dp.optimizer._validate import (
     Public,
     check_loader,
     check_no_grad_sample,
     clipping_for,
     declared_public,
-    ledger_for,
 )
 from dp.plan import PrivacyPlan
 from dp.sampling import TicketedLoader
@@ -58,7 +55,7 @@ _STALE: Final = (
 )
 
 
-class DPOptimizer(PrivateStep):
+class DPOptimizer(AccountedStep):
     """Wrap an optimizer so that every step it takes is differentially private.
 
     Call :meth:`backward` with the function that returns one loss an example and with
@@ -147,19 +144,17 @@ class DPOptimizer(PrivateStep):
         check_fits(rule, original_optimizer)
         check_correctable(bias_correction, original_optimizer, rule, plan)
         super().__init__(original_optimizer)
-        ledger = ledger_for(plan, continue_from)
-        ledger.declare_public(declared)
-        self.mechanism: Mechanism = Mechanism(
-            plan=plan,
+        self._begin(
+            plan,
+            continue_from,
+            declared,
+            loader=loader,
             clipping=rule,
             noise=GaussianNoise() if noise is None else noise,
-            ledger=ledger,
-            loader=loader,
-            public=tuple(declared.values()),
         )
         self.bias_correction = bias_correction
         self.mechanism.beside.note(self._trainable(), since="made")
-        carried.reserve_key(self.param_groups)
+        reserve_key(self.param_groups)
         protect(self)
         accept_writes_around()
 
@@ -289,28 +284,6 @@ class DPOptimizer(PrivateStep):
             vector, lambda g: self._backward_scaled(vector, units, reduction, scale=g)
         )
 
-    def _compose_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.embed_ledger(state_dict, self.mechanism)
-
-    def _take_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return carried.take_ledgers(state_dict, self.mechanism)
-
-    def load_state_dict_without_ledger(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that no private data went into; the ledger stays as it is.
-
-        The caller vouches for it: a certificate cannot see what this state cost.
-
-        Raises:
-            LedgerError: If the state has a ledger after all.
-        """
-        state_dict, ledgers = carried.extract_ledgers(state_dict)
-        if ledgers:
-            raise LedgerError(
-                "the state has a ledger, so private data was used for it; call"
-                " load_state_dict, which adds what was spent"
-            )
-        self.load_state_dict(carried.embed_ledger(state_dict, self.mechanism))
-
     def attach(self, loader: TicketedLoader) -> None:
         """Take tickets from *loader* from now on, as after unpickling.
 
@@ -319,22 +292,6 @@ class DPOptimizer(PrivateStep):
         """
         check_loader(self.plan, loader)
         self.mechanism.attach(loader)
-
-    def spent(self) -> Guarantee:
-        """Return what every release so far composes to, at the plan's delta.
-
-        A guarantee only if the number of steps was fixed beforehand: see
-        :meth:`guarantee` for what holds whenever the run ends.
-        """
-        return self.ledger.spent()
-
-    def guarantee(self) -> Guarantee:
-        """Return the (epsilon, delta) that holds of the run, whenever it ends.
-
-        That of the whole plan, even after a part of its steps: what was released may
-        have decided that the run ends there.
-        """
-        return self.ledger.guarantee()
 
     def assign_public(self, *, noise_multiplier: float, reason: str) -> None:
         """Let *noise_multiplier* hold from now on, whatever was planned.

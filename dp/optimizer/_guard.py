@@ -19,7 +19,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dp._mechanism.mechanism import Mechanism
-from dp.exceptions import PrivacyError, UnsupportedOperationError
+from dp.exceptions import (
+    PrivacyError,
+    UnsupportedOperationError,
+    WrongReleaseError,
+)
 from dp.optimizer._joint_optimizer import JointOptimizer
 from dp.optimizer._registry import OptimizerRegistry, parameters_of
 from dp.optimizer._step_hooks import disable_dynamo
@@ -121,7 +125,20 @@ def run_permitted(
 
 @disable_dynamo
 def _compare_release(owner: Witnessed) -> None:
-    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)
+    witness, groups = owner.mechanism.witness, owner.original_optimizer.param_groups
+    if witness.is_due:
+        _check_protected(groups)
+    witness.admit(groups)
+
+
+def _check_protected(param_groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if a step of the wrapped optimizer by itself would be let through."""
+    parameters = [parameter for group in param_groups for parameter in group["params"]]
+    if parameters and not _protected.owners_of(parameters):
+        raise WrongReleaseError(
+            "the parameters of a private optimizer are not protected from steps of"
+            " others; please report it, with the versions of dp and torch"
+        )
 
 
 def _with_permission(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

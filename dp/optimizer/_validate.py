@@ -9,7 +9,6 @@ from dp._mechanism.likely_causes import remedy_of_shape
 from dp._reports import shown
 from dp.clipping import Clipping, FlatClipping
 from dp.exceptions import SamplingMismatchError
-from dp.ledger import Ledger
 from dp.optimizer._adapts import check_adapts
 from dp.per_sample import Declared
 from dp.plan import PrivacyPlan
@@ -24,7 +23,6 @@ __all__ = (
     "check_no_grad_sample",
     "clipping_for",
     "declared_public",
-    "ledger_for",
 )
 
 # What a caller may declare public, also by name.
@@ -104,28 +102,6 @@ def check_loader(plan: PrivacyPlan, loader: TicketedLoader | None) -> None:
             f"the loader draws by {loader.sampling!r}, but the plan says"
             f" {plan.sampling!r}; use plan.loader(dataset)"
         )
-
-
-def ledger_for(plan: PrivacyPlan, continue_from: Any) -> Ledger:
-    """Return a ledger for *plan* that has the charges of an optimizer or a ledger.
-
-    Raises:
-        TypeError: If it is neither.
-        LedgerError: If it protects another unit.
-    """
-    if continue_from is None:
-        return Ledger(plan)
-    earlier = getattr(continue_from, "ledger", continue_from)
-    if not isinstance(earlier, Ledger):
-        raise TypeError(
-            "continue_from must be a DPOptimizer or its ledger, got a"
-            f" {type(continue_from).__name__}"
-        )
-    if earlier.plan == plan:
-        return earlier
-    ledger = Ledger(plan)
-    ledger.load_state_dict(earlier.state_dict())
-    return ledger
 
 
 def clipping_for(plan: PrivacyPlan, clipping: Clipping | None) -> Clipping:

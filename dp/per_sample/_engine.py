@@ -21,6 +21,7 @@ from dp.per_sample._gradients import PerSampleGradients
 from dp.per_sample._graph.public import Declared, PublicTensors
 from dp.per_sample._graph.uses import shapes_of
 from dp.per_sample._isolation.data_rows import check_batch, kept_data
+from dp.per_sample._isolation.mixing_flags import check_flags
 from dp.per_sample._isolation.own_sums import OwnSums, own_sums
 from dp.per_sample._isolation.units import Units
 from dp.per_sample._isolation.verification import Verification, Verifier
@@ -188,6 +189,8 @@ class Engine:
         # What was remembered is verified with the rest: by a walk over the graph as it
         # is.
         self._graphs.check_recognised(passes.known, root, passes.parameters)
+        # A gradient that is scaled by the batch is torch's own, and no pass shows it.
+        check_flags(passes.known.graph.nodes)
         return self._verifier.verified(passes, keep_graph=keep_graph)
 
     def _warn(self, without_rule: Mapping[str, Sequence[Tensor]]) -> None:

@@ -326,6 +326,9 @@ DEFECTS = {
         "_set_private_gradients",
         lambda _right: lambda self: raw(self._trainable()),
     ),
+    "dp_optimizer: the step is anyone's": lambda: patch(
+        "dp.optimizer._dp_optimizer.protect"
+    ),
     "clipping: twice the norm": lambda: changed(
         FlatClipping, "factors", and_then(lambda _self, factors_GB: 2 * factors_GB)
     ),
@@ -387,6 +390,57 @@ def test_a_loader_of_another_rate_is_noticed():
         pytest.raises(WrongReleaseError, match="larger probability"),
     ):
         train(make_run(make_loader=more_often))
+
+
+def truncated(plan, data):
+    """Draw as often as planned, and let an example displace another."""
+    return dp.PoissonLoader(
+        data,
+        sampling_probability=plan.sampling_probability,
+        steps=plan.steps,
+        max_batch_size=15,
+    )
+
+
+def in_order(_plan, data):
+    return UnamplifiedLoader(data, batch_size=4)
+
+
+def by_rows(plan, data):
+    """Draw rows, of which a unit may have several."""
+    return dp.PoissonLoader(
+        data, sampling_probability=plan.sampling_probability, steps=plan.steps
+    )
+
+
+OTHER_DRAWS = {
+    "truncated": (truncated, {}, "not drawn as planned"),
+    "in order": (in_order, {}, "larger probability"),
+    "by rows": (by_rows, {"unit_of_privacy": "one value of user"}, "drawn by rows"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DRAWS)
+def test_a_loader_of_other_draws_is_noticed(name):
+    """Also where nobody compared it with the plan before."""
+    make_loader, changes, message = OTHER_DRAWS[name]
+    with (
+        patch("dp.optimizer._dp_optimizer.check_loader"),
+        patch("dp._mechanism.mechanism.check_grouped"),
+        pytest.raises(WrongReleaseError, match=message),
+    ):
+        train(make_run(make_loader=make_loader, **changes))
+
+
+def test_losses_that_nobody_looked_at_are_not_released():
+    """Of several losses an example, none is taken for another example's."""
+    model, optimizer, loader = make_run()
+    (x,) = next(iter(loader))
+    with (
+        patch("dp.optimizer._private_step.check_losses"),
+        pytest.raises(RuntimeError, match="invalid for input"),
+    ):
+        optimizer.backward(losses(model, x)[:, None] * torch.ones(2))
 
 
 def test_a_debugging_seed_that_is_not_told_is_noticed():

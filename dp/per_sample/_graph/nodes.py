@@ -6,8 +6,7 @@ the running torch when :mod:`dp.per_sample` is imported.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -37,7 +36,6 @@ __all__ = (
     "saved",
     "signed",
     "size",
-    "without_hooks",
 )
 
 Node = Any  # torch.autograd.graph.Node has no types for its attributes.
@@ -224,20 +222,3 @@ def leaf(*shape: int) -> Tensor:
     """Return a leaf of a graph, for examples of operations."""
     # Whatever the defaults are where dp is imported: not every operation takes float64.
     return torch.ones(shape, dtype=torch.float32, device="cpu", requires_grad=True)
-
-
-@contextmanager
-def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Leave out the hooks on parameters, which see what lands in ``p.grad``."""
-    hooks = [
-        (registered, dict(registered))
-        for parameter in parameters
-        if (registered := parameter._backward_hooks)  # noqa: SLF001 -- no public list
-    ]
-    for registered, _ in hooks:
-        registered.clear()
-    try:
-        yield
-    finally:
-        for registered, kept in hooks:
-            registered.update(kept)

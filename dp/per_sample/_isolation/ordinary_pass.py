@@ -3,15 +3,14 @@
 Shapes: none are fixed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from dp.per_sample._graph.nodes import without_hooks
 
-
-__all__ = ("ordinary_sums",)
+__all__ = ("ordinary_sums", "without_hooks")
 
 
 def ordinary_sums(
@@ -40,3 +39,20 @@ def ordinary_sums(
         torch.zeros_like(parameter) if total is None else total
         for parameter, total in zip(parameters, sums, strict=True)
     ]
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Leave out the hooks on parameters, which see what lands in ``p.grad``."""
+    hooks = [
+        (registered, dict(registered))
+        for parameter in parameters
+        if (registered := parameter._backward_hooks)  # noqa: SLF001 -- no public list
+    ]
+    for registered, _ in hooks:
+        registered.clear()
+    try:
+        yield
+    finally:
+        for registered, kept in hooks:
+            registered.update(kept)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from dp.per_sample._graph.nodes import Node, name_of, without_hooks
+from dp.per_sample._graph.nodes import Node, name_of
 from dp.per_sample._graph.uses import Operand
+from dp.per_sample._isolation.ordinary_pass import without_hooks
 from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,

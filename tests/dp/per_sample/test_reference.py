@@ -324,7 +324,10 @@ def test_flags_that_read_the_whole_batch_are_not_noticed():
     model = nn.Embedding(5, 3, scale_grad_by_freq=True)
     losses = model(torch.randint(5, (8, 4))).sin().sum((1, 2))
 
-    with patch("dp.per_sample._known_graphs.check_flags"):
+    with (
+        patch("dp.per_sample._known_graphs.check_flags"),
+        patch("dp.per_sample._engine.check_flags"),
+    ):
         run(model, losses)
 
 

@@ -15,14 +15,21 @@ import torch
 from torch import nn
 
 from dp.exceptions import SampleMixingError, WrongGradientError
-from dp.per_sample import Engine, _backward_pass
+from dp.per_sample import Engine, _backward_pass, _known_graphs
 from dp.per_sample._gradients import PerSampleGradients
-from dp.per_sample._isolation import following, integer_rules, static_rules
+from dp.per_sample._graph import nodes
+from dp.per_sample._isolation import (
+    following,
+    integer_rules,
+    own_backward,
+    static_rules,
+)
 from dp.per_sample._isolation.batch_layout import Layout
 from dp.per_sample._isolation.rule_table import Kind, rule_for_owners
 from dp.per_sample._isolation.verification import Verification
 from dp.per_sample._parts.factored import FactoredGrads
 from dp.per_sample._parts.part import MaterializedGrads
+from dp.per_sample._rules import context, fallback
 from dp.per_sample._rules.context import RuleContext
 
 
@@ -83,6 +90,10 @@ def nothing(hidden, _step):
     return hidden
 
 
+def zeros_of(grad):
+    return None if grad is None else torch.zeros_like(grad)
+
+
 # By file of ``dp/per_sample/_isolation``: a defect, and a model that it lets through.
 VERIFIED = {
     "static_rules": (
@@ -119,6 +130,18 @@ VERIFIED = {
     ),
     "own_backward": (
         patch.object(following, "owners_of_inputs", lambda _n, rows, *_: [*rows]),
+        neighbours_by_a_function,
+    ),
+    "known_graphs": (
+        patch.object(_known_graphs._OfSizes, "is_as_before", lambda *_: True),
+        neighbours_later,
+    ),
+    "nodes": (
+        patch.object(
+            own_backward,
+            "run_backward",
+            lambda node, grads: [*map(zeros_of, nodes.run_backward(node, grads))],
+        ),
         neighbours_by_a_function,
     ),
     "batch_layout": (
@@ -220,6 +243,35 @@ def overwritten(add_weighted_sum):
     return changed
 
 
+def without_the_first(find_uses):
+    """Lose the first use that a walk finds."""
+
+    def changed(*args, **kwargs):
+        graph = find_uses(*args, **kwargs)
+        return replace(graph, uses=graph.uses[1:])
+
+    return changed
+
+
+def with_the_first_again(find_uses):
+    def changed(*args, **kwargs):
+        graph = find_uses(*args, **kwargs)
+        return replace(graph, uses=[graph.uses[0], *graph.uses])
+
+    return changed
+
+
+def of_the_next_row(saved):
+    """Say that a node kept other rows than it did."""
+
+    def changed(node, name):
+        value = saved(node, name)
+        is_matrix = isinstance(value, torch.Tensor) and value.dim() > 1
+        return value.roll(1, 0) if is_matrix else value
+
+    return changed
+
+
 def replaced(owner, name, change):
     return patch.object(owner, name, change(getattr(owner, name)))
 
@@ -238,6 +290,13 @@ WRONG = {
     "_backward_pass: a use counts twice": (
         replaced(_backward_pass.BackwardPass, "_add", twice)
     ),
+    "_known_graphs: a use is lost": (
+        replaced(_known_graphs, "find_uses", without_the_first)
+    ),
+    "_known_graphs: a use counts twice": (
+        replaced(_known_graphs, "find_uses", with_the_first_again)
+    ),
+    "_graph/nodes: another row is read": (replaced(context, "saved", of_the_next_row)),
     "_gradients: parts of a batch do not add up": (
         replaced(PerSampleGradients, "add_weighted_sum", overwritten)
     ),
@@ -249,6 +308,51 @@ def test_a_gradient_that_is_not_torchs_own_is_noticed(name):
     """Rules, parts and caches are not believed: torch's own sums and norms show it."""
     with WRONG[name], pytest.raises(WrongGradientError, match="torch's own"):
         passes(nothing)
+
+
+class Times(torch.autograd.Function):
+    """A user's product, which no rule serves."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad * weight, (grad * x).sum(0)
+
+
+@pytest.mark.filterwarnings("ignore:no rule serves")
+def test_a_node_that_is_run_otherwise_is_noticed():
+    """Where no rule serves an operation, its own backward is run for each unit."""
+
+    def doubled(run_backward):
+        return lambda *args: [
+            None if grad is None else 2 * grad for grad in run_backward(*args)
+        ]
+
+    model, weight = nn.Linear(4, 4), torch.randn(4, requires_grad=True)
+    losses_B = Times.apply(model(torch.randn(B, 4)).sin(), weight).sin().sum(1)
+
+    with (
+        replaced(fallback, "run_backward", doubled),
+        pytest.raises(WrongGradientError, match="torch's own"),
+    ):
+        Engine().gradients(losses_B, [*model.parameters(), weight])
+
+
+def test_a_flag_that_nobody_looked_at_is_noticed():
+    """It scales a unit's gradient by the batch, which no pass shows: it is asked again."""
+    table = nn.Embedding(5, 3, scale_grad_by_freq=True)
+    losses_B = table(torch.randint(5, (B,))).sin().sum(1)
+
+    with (
+        patch.object(_known_graphs, "check_flags"),
+        pytest.raises(SampleMixingError, match="scale_grad_by_freq"),
+    ):
+        Engine().gradients(losses_B, [*table.parameters()])
 
 
 def test_sums_of_another_layer_are_noticed():
