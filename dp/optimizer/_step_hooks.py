@@ -6,14 +6,19 @@ way, with itself as the object that hooks are given. Below it, the wrapped optim
 own hooks still fire, the global ones not again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
 from torch.autograd.profiler import record_function
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks as _after_all,
+    _global_optimizer_pre_hooks as _before_all,
+)
 
 
 __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
@@ -21,14 +26,23 @@ __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_Hooks = Mapping[int, Callable[..., Any]]
+
 _UNPROFILED: Final = nullcontext()
 
 
 def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
-    """Wrap ``step`` of a class as torch would, and mark it so that torch does not."""
-    wrapper = Optimizer.profile_hook_step(step)
-    wrapper.hooked = True  # type: ignore[attr-defined]  # torch's mark
-    return wrapper
+    """Wrap ``step`` of a class as torch would, and mark it so that torch does not.
+
+    Unlike torch's, the wrapper opens no record while no profiler is on.
+    """
+
+    @wraps(step)
+    def hooked_step(*args: Any, **kwargs: Any) -> R:
+        return _hooked(step, args, kwargs, before=[_before_all], after=[_after_all])
+
+    hooked_step.hooked = True  # type: ignore[attr-defined]  # torch's mark
+    return cast("Callable[P, R]", hooked_step)
 
 
 def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,8 +62,12 @@ def profiled(name: str) -> AbstractContextManager[object]:
     return record_function(name) if _profiler_enabled() else _UNPROFILED
 
 
-# All that torch wraps share this code, and nothing else has it.
-_TORCHS_WRAPPER = wrap_step_hooks(lambda: None).__code__
+# All that torch wraps share one code, all that is wrapped here another, and nothing else
+# has them.
+_WRAPPERS: Final = frozenset(
+    wrap(lambda: None).__code__
+    for wrap in (Optimizer.profile_hook_step, wrap_step_hooks)
+)
 
 
 def step_of_wrapped(
@@ -68,24 +86,40 @@ def step_of_wrapped(
         optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
         step = step.__wrapped__.__get__(optimizer)
     function: Any = getattr(step, "__func__", None)
-    if getattr(function, "__code__", None) is not _TORCHS_WRAPPER:
+    if getattr(function, "__code__", None) not in _WRAPPERS:
         return step(*args, **kwargs)
-    return _hooked_by_instance(function.__wrapped__, optimizer, args, kwargs)
+    return _hooked(function.__wrapped__, (optimizer, *args), kwargs)
 
 
-def _hooked_by_instance(
-    function: Callable[..., Any],
-    optimizer: Optimizer,
+def _hooked(
+    function: Callable[..., R],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Any:
-    args = (optimizer, *args)  # As torch gives them to hooks.
+    *,
+    before: Sequence[_Hooks] = (),
+    after: Sequence[_Hooks] = (),
+) -> R:
+    """Call the step of the first of *args* between its hooks.
+
+    Args:
+        function: The step.
+        args: What it is called with, as torch gives it to hooks.
+        kwargs: The same, by name.
+        before: Hooks to be called before those of the optimizer.
+        after: Hooks to be called after those of the optimizer.
+    """
+    optimizer: Any = args[0]
     with profiled(f"Optimizer.step#{type(optimizer).__name__}.step"):
-        for pre_hook in tuple(optimizer._optimizer_step_pre_hooks.values()):  # noqa: SLF001
+        for pre_hook in _each(*before, optimizer._optimizer_step_pre_hooks):  # noqa: SLF001 -- as torch's own
             replaced = pre_hook(optimizer, args, kwargs)
             args, kwargs = (args, kwargs) if replaced is None else replaced
         result = function(*args, **kwargs)
         optimizer._optimizer_step_code()  # noqa: SLF001 -- where torch's tracer looks
-        for post_hook in tuple(optimizer._optimizer_step_post_hooks.values()):  # noqa: SLF001
+        for post_hook in _each(optimizer._optimizer_step_post_hooks, *after):  # noqa: SLF001
             post_hook(optimizer, args, kwargs)
     return result
+
+
+def _each(*hooks: _Hooks) -> list[Callable[..., Any]]:
+    """Return all hooks as they are now: one that is called may remove itself."""
+    return [hook for some in hooks for hook in some.values()]
