@@ -425,7 +425,7 @@ def test_owners_are_followed_once_for_all_sizes_of_a_graph(
             per_example(model(torch.randn(size, 3, 4))), parameters, engine=engine
         )
 
-    assert followed == [5, 7, 5]  # The first when the graph was walked, too.
+    assert followed == [5, 7]
 
 
 def test_owners_are_followed_again_if_units_or_indices_are_others(followed):
