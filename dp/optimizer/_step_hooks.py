@@ -6,7 +6,7 @@ way, with itself as the object that hooks are given. Below it, the wrapped optim
 own hooks still fire, the global ones not again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -14,11 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
 from torch.autograd.profiler import record_function
-from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks as _after_all,
-    _global_optimizer_pre_hooks as _before_all,
-)
+from torch.optim import Optimizer, optimizer as of_torch
 
 
 __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
@@ -26,9 +22,9 @@ __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_Hooks = Mapping[int, Callable[..., Any]]
-
 _UNPROFILED: Final = nullcontext()
+_BEFORE: Final = of_torch._global_optimizer_pre_hooks  # noqa: SLF001 -- as torch's own
+_AFTER: Final = of_torch._global_optimizer_post_hooks  # noqa: SLF001
 
 
 def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
@@ -38,8 +34,8 @@ def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
     """
 
     @wraps(step)
-    def hooked_step(*args: Any, **kwargs: Any) -> R:
-        return _hooked(step, args, kwargs, before=[_before_all], after=[_after_all])
+    def hooked_step(*args: Any, **kwargs: Any) -> Any:
+        return _hooked(step, args, kwargs, is_outer=True)
 
     hooked_step.hooked = True  # type: ignore[attr-defined]  # torch's mark
     return cast("Callable[P, R]", hooked_step)
@@ -64,10 +60,7 @@ def profiled(name: str) -> AbstractContextManager[object]:
 
 # All that torch wraps share one code, all that is wrapped here another, and nothing else
 # has them.
-_WRAPPERS: Final = frozenset(
-    wrap(lambda: None).__code__
-    for wrap in (Optimizer.profile_hook_step, wrap_step_hooks)
-)
+_WRAPPERS = [w(id).__code__ for w in (Optimizer.profile_hook_step, wrap_step_hooks)]
 
 
 def step_of_wrapped(
@@ -88,38 +81,18 @@ def step_of_wrapped(
     function: Any = getattr(step, "__func__", None)
     if getattr(function, "__code__", None) not in _WRAPPERS:
         return step(*args, **kwargs)
-    return _hooked(function.__wrapped__, (optimizer, *args), kwargs)
+    return _hooked(function.__wrapped__, (optimizer, *args), kwargs, is_outer=False)
 
 
-def _hooked(
-    function: Callable[..., R],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    before: Sequence[_Hooks] = (),
-    after: Sequence[_Hooks] = (),
-) -> R:
-    """Call the step of the first of *args* between its hooks.
-
-    Args:
-        function: The step.
-        args: What it is called with, as torch gives it to hooks.
-        kwargs: The same, by name.
-        before: Hooks to be called before those of the optimizer.
-        after: Hooks to be called after those of the optimizer.
-    """
-    optimizer: Any = args[0]
-    with profiled(f"Optimizer.step#{type(optimizer).__name__}.step"):
-        for pre_hook in _each(*before, optimizer._optimizer_step_pre_hooks):  # noqa: SLF001 -- as torch's own
-            replaced = pre_hook(optimizer, args, kwargs)
-            args, kwargs = (args, kwargs) if replaced is None else replaced
-        result = function(*args, **kwargs)
-        optimizer._optimizer_step_code()  # noqa: SLF001 -- where torch's tracer looks
-        for post_hook in _each(optimizer._optimizer_step_post_hooks, *after):  # noqa: SLF001
-            post_hook(optimizer, args, kwargs)
+def _hooked(step: Callable[..., Any], args: Any, kwargs: Any, *, is_outer: bool) -> Any:
+    """Call *step* of the first of *args* between its hooks, and global ones if outer."""
+    layer, (before, after) = args[0], (_BEFORE, _AFTER) if is_outer else ({}, {})
+    with profiled(f"Optimizer.step#{type(layer).__name__}.step"):
+        # Copies: one that is called may remove itself.
+        for hook in (*before.values(), *layer._optimizer_step_pre_hooks.values()):  # noqa: SLF001 -- as torch's own
+            args, kwargs = hook(layer, args, kwargs) or (args, kwargs)
+        result = step(*args, **kwargs)
+        layer._optimizer_step_code()  # noqa: SLF001 -- where torch's tracer looks
+        for hook in (*layer._optimizer_step_post_hooks.values(), *after.values()):  # noqa: SLF001
+            hook(layer, args, kwargs)
     return result
-
-
-def _each(*hooks: _Hooks) -> list[Callable[..., Any]]:
-    """Return all hooks as they are now: one that is called may remove itself."""
-    return [hook for some in hooks for hook in some.values()]

@@ -138,8 +138,7 @@ class Engine:
         # One that mixes may have made all others so, hence after the graph's checks.
         if float(nonfinite_U.min()) > 0:
             return nothing()
-        factor_U = whose.weights(reduction).to(losses.device)
-        factor_U = factor_U if loss_scale == 1 else factor_U * loss_scale
+        factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]
         passes = Passes(
             known,

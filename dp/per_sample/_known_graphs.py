@@ -107,7 +107,8 @@ class _Known:
         # Given units may own other rows in every batch: owners are those of before only if
         # every loss is of the same unit as it was.
         sizes = self.template.sizes(nodes, parameters), units.key
-        known = (self.by_units if units.are_given else self.by_sizes).get(sizes)
+        by_sizes = self.by_units if units.are_given else self.by_sizes
+        known = by_sizes.get(sizes)
         # Equal sizes have equal owners but for what moves rows by an index or a mask: each
         # such node is asked again, and only one that answers otherwise costs a new analysis.
         if known is None or not known.is_as_before(nodes, units.num_units):
@@ -117,20 +118,11 @@ class _Known:
                 return None
             _check_order(graph, analysis.plan, units)
             known = _of_sizes(graph, analysis, nodes, parameters)
-            self.keep(sizes, known, are_given=units.are_given)
+            most = _tuning.KNOWN_UNITS if units.are_given else _tuning.KNOWN_SIZES
+            _keep(by_sizes, sizes, known, most)
         # At every batch, whether anything was found again or not.
         check_shared(self.fingerprints, graph)
         return Found(graph, known.plan, known.shortcuts)
-
-    def keep(self, sizes: Hashable, known: _OfSizes, *, are_given: bool) -> None:
-        """Remember what was found of some sizes, of given units or not."""
-        by_sizes = self.by_units if are_given else self.by_sizes
-        # Put in again at the end: the first key is then the one that was found longest ago.
-        # Poisson batches of 256 on average come in about 100 sizes.
-        by_sizes.pop(sizes, None)
-        by_sizes[sizes] = known
-        if len(by_sizes) > (_tuning.KNOWN_UNITS if are_given else _tuning.KNOWN_SIZES):
-            del by_sizes[next(iter(by_sizes))]
 
 
 @final
@@ -232,15 +224,20 @@ class KnownGraphs:
         check_shared(fingerprints, graph)
         if units.num_units > 1:
             template = Template(graph, root, parameters, self._public)
-            known = _Known(template, fingerprints)
-            if (nodes := template.matched(root, parameters)) is not None:
-                # The next batch of these sizes need not be analysed once more.
-                of_sizes = _of_sizes(graph, analysis, nodes, parameters)
-                sizes = template.sizes(nodes, parameters), units.key
-                known.keep(sizes, of_sizes, are_given=units.are_given)
             kept = self._known[: _tuning.KNOWN_GRAPHS - 1]
-            self._known = [known, *kept]
+            self._known = [_Known(template, fingerprints), *kept]
         return Found(graph, analysis.plan, was_walked=True)
+
+
+def _keep(
+    by_sizes: dict[Hashable, _OfSizes], sizes: Hashable, known: _OfSizes, most: int
+) -> None:
+    # Put in again at the end: the first key is then the one that was found longest ago.
+    # Poisson batches of 256 on average come in about 100 sizes.
+    by_sizes.pop(sizes, None)
+    by_sizes[sizes] = known
+    if len(by_sizes) > most:
+        del by_sizes[next(iter(by_sizes))]
 
 
 def _of_sizes(

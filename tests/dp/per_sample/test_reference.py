@@ -341,10 +341,10 @@ def test_a_graph_that_is_taken_for_another_is_noticed():
     engine.gradients(losses(both=True), parameters)
     bound = Template.bound
 
-    def one_for_another(self, nodes, parameters):
+    def without_the_last(self, nodes, parameters):
         graph = bound(self, nodes, parameters)
         return type(graph)(
-            [graph.uses[1], *graph.uses[1:]],
+            graph.uses[1:],
             graph.nodes,
             graph.followed,
             graph.assumed,
@@ -354,7 +354,7 @@ def test_a_graph_that_is_taken_for_another_is_noticed():
         )
 
     with (
-        patch.object(Template, "bound", one_for_another),
+        patch.object(Template, "bound", without_the_last),
         pytest.raises(WrongGradientError, match="taken for one that was walked"),
     ):
         engine.gradients(losses(both=True), parameters)
