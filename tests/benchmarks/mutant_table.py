@@ -732,7 +732,7 @@ MUTANTS = (
     Mutant("optimizer/_guard", "    owner.mechanism.witness.admit(owner.original_optimizer.param_groups)", "    pass", "a step is permitted whatever the optimizer sees", "test_witness.py"),
     Mutant("noise/_gaussian", "    return _witness.get() is not None or GaussianNoise.add_ is not _ADD", "    return False", "a run ends before an audit can report what is wrong", "test_witness.py"),
     Mutant("noise/_gaussian", "        _release.set(None)", "        pass", "the witness of a release that was broken off sees other noise", "test_witness.py"),
-    Mutant("optimizer/_step_hooks", "(*before.values(), *layer", "(*layer", "what watches the steps of all optimizers does not see private ones", "test_transparent_hooks.py"),
+    Mutant("optimizer/_step_hooks", "(_BEFORE, _AFTER) if is_outer", "({}, {}) if is_outer", "what watches the steps of all optimizers does not see private ones", "test_transparent_hooks.py"),
     Mutant("per_sample/_gradients", "    if all(are_kept):", "    if any(are_kept):", "who is dropped from one group of parameters alone is not", "per_sample/test_gradients.py"),
     Mutant("per_sample/_engine", "if float(nonfinite_U.min()) > 0:", "if float(nonfinite_U.max()) > 0:", "one loss that is not finite takes everybody's gradient along", "per_sample/test_gradients.py"),
 )  # fmt: skip
