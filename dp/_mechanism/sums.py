@@ -87,10 +87,15 @@ class Sums:
                 together.setdefault(kind if is_small else index, []).append(index)
         for indices in together.values():
             dtype, device = kinds[indices[0]]
+            shapes = [self._parameters[index].shape for index in indices]
+            if len(indices) == 1:  # No part of it has to be looked up.
+                memory = torch.empty(shapes[0], dtype=_wide(dtype), device=device)
+                self._buffers.append(memory)
+                views[indices[0]] = memory
+                continue
             lengths = [sizes[index] for index in indices]
             memory = torch.empty(sum(lengths), dtype=_wide(dtype), device=device)
             self._buffers.append(memory)
-            shapes = [self._parameters[index].shape for index in indices]
             parts = zip(memory.split_with_sizes(lengths), shapes, strict=True)
             whole = [p if len(shape) == 1 else p.view(shape) for p, shape in parts]
             views.update(zip(indices, whole, strict=True))

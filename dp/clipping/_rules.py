@@ -64,8 +64,7 @@ class SingleNormClipping(Clipping):
 
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``min(1, C / norm)``, a hair below where it clips."""
-        bound = self.max_grad_norm * _below_one(norms_GB.dtype)
-        return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
+        return _at_most(self.max_grad_norm, norms_GB)
 
     def sensitivity(self, relation: NeighboringRelation) -> float:
         """Return C, or 2 C where one example may be replaced by another."""
@@ -144,8 +143,7 @@ class PerLayerClipping(SingleNormClipping):
     def factors(self, norms_GB: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
         """Return ``min(1, C / (sqrt(G) * norm))``, a hair below where it clips."""
         share = self.max_grad_norm / math.sqrt(max(1, len(norms_GB)))
-        bound = share * _below_one(norms_GB.dtype)
-        return _usable((bound / norms_GB).clamp(max=1.0), norms_GB)
+        return _at_most(share, norms_GB)
 
 
 @final
@@ -246,18 +244,25 @@ class AutomaticClipping(SingleNormClipping):
         return _usable(bound / (norms_GB + self.stability), norms_GB)
 
 
+def _at_most(bound: float, norms_GB: Tensor) -> Tensor:
+    """Return ``min(1, bound / norm)``, a hair below where it clips."""
+    bound *= _below_one(norms_GB.dtype)
+    # As ``bound / norms``, which takes twice as long: small batches feel each call.
+    return _usable(norms_GB.reciprocal().mul_(bound).clamp_(max=1.0), norms_GB)
+
+
 def _below_one(dtype: torch.dtype) -> float:
     return 1 - _MARGIN_EPS * torch.finfo(dtype).eps
 
 
 def _usable(factors_GB: Tensor, norms_GB: Tensor) -> Tensor:
-    """Return 0 for examples that have a norm that is not finite, in every group."""
+    """Set the factors of examples that have a norm that is not finite to 0, in all groups."""
     # Below the normal numbers a factor may be rounded up by half of itself. A norm
     # that is infinite or NaN has a factor that is 0 or NaN, and so not normal.
     normal_GB = factors_GB >= torch.finfo(norms_GB.dtype).tiny
     if len(norms_GB) > 1:
         normal_GB = normal_GB & norms_GB.isfinite().all(0)
-    return torch.where(normal_GB, factors_GB, 0.0)
+    return factors_GB.masked_fill_(normal_GB.logical_not_(), 0.0)
 
 
 def _sensitivity(bound: float, relation: NeighboringRelation) -> float:

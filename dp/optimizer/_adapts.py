@@ -75,8 +75,8 @@ def num_noised(clipping: Clipping, parameters: Sequence[Tensor]) -> int:
         clipping: The rule, which may release counts.
         parameters: All that an optimizer has, in its order; frozen ones count as well.
     """
-    counts = int(isinstance(clipping, QuantileClipping))
-    if isinstance(clipping, SparseClipping):
+    counts = int(type(clipping) is QuantileClipping)  # Faster, of an abstract class.
+    if type(clipping) is SparseClipping:
         counts = sum(map(len, clipping.tables_among(_trainable(parameters))))
     return sum(map(Tensor.numel, parameters)) + counts
 

@@ -8,12 +8,13 @@ own hooks still fire, the global ones not again.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
 from torch.autograd.profiler import record_function
-from torch.optim import Optimizer
+from torch.optim import Optimizer, optimizer as of_torch
 
 
 __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
@@ -22,13 +23,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNPROFILED: Final = nullcontext()
+_BEFORE: Final = of_torch._global_optimizer_pre_hooks  # noqa: SLF001 -- as torch's own
+_AFTER: Final = of_torch._global_optimizer_post_hooks  # noqa: SLF001
 
 
 def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
-    """Wrap ``step`` of a class as torch would, and mark it so that torch does not."""
-    wrapper = Optimizer.profile_hook_step(step)
-    wrapper.hooked = True  # type: ignore[attr-defined]  # torch's mark
-    return wrapper
+    """Wrap ``step`` of a class as torch would, and mark it so that torch does not.
+
+    Unlike torch's, the wrapper opens no record while no profiler is on.
+    """
+
+    @wraps(step)
+    def hooked_step(*args: Any, **kwargs: Any) -> Any:
+        return _hooked(step, args, kwargs, is_outer=True)
+
+    hooked_step.hooked = True  # type: ignore[attr-defined]  # torch's mark
+    return cast("Callable[P, R]", hooked_step)
 
 
 def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,8 +58,9 @@ def profiled(name: str) -> AbstractContextManager[object]:
     return record_function(name) if _profiler_enabled() else _UNPROFILED
 
 
-# All that torch wraps share this code, and nothing else has it.
-_TORCHS_WRAPPER = wrap_step_hooks(lambda: None).__code__
+# All that torch wraps share one code, all that is wrapped here another, and nothing else
+# has them.
+_WRAPPERS = [w(id).__code__ for w in (Optimizer.profile_hook_step, wrap_step_hooks)]
 
 
 def step_of_wrapped(
@@ -68,24 +79,34 @@ def step_of_wrapped(
         optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
         step = step.__wrapped__.__get__(optimizer)
     function: Any = getattr(step, "__func__", None)
-    if getattr(function, "__code__", None) is not _TORCHS_WRAPPER:
+    if getattr(function, "__code__", None) not in _WRAPPERS:
         return step(*args, **kwargs)
-    return _hooked_by_instance(function.__wrapped__, optimizer, args, kwargs)
+    return _hooked(function.__wrapped__, (optimizer, *args), kwargs, is_outer=False)
 
 
-def _hooked_by_instance(
-    function: Callable[..., Any],
-    optimizer: Optimizer,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    args = (optimizer, *args)  # As torch gives them to hooks.
-    with profiled(f"Optimizer.step#{type(optimizer).__name__}.step"):
-        for pre_hook in tuple(optimizer._optimizer_step_pre_hooks.values()):  # noqa: SLF001
-            replaced = pre_hook(optimizer, args, kwargs)
-            args, kwargs = (args, kwargs) if replaced is None else replaced
-        result = function(*args, **kwargs)
-        optimizer._optimizer_step_code()  # noqa: SLF001 -- where torch's tracer looks
-        for post_hook in tuple(optimizer._optimizer_step_post_hooks.values()):  # noqa: SLF001
-            post_hook(optimizer, args, kwargs)
+def _hooked(step: Callable[..., Any], args: Any, kwargs: Any, *, is_outer: bool) -> Any:
+    """Call *step* of the first of *args* between its hooks, and global ones if outer."""
+    layer, (before, after) = args[0], (_BEFORE, _AFTER) if is_outer else ({}, {})
+    with profiled(f"Optimizer.step#{type(layer).__name__}.step"):
+        # Copies: one that is called may remove itself.
+        for hook in (*before.values(), *layer._optimizer_step_pre_hooks.values()):  # noqa: SLF001 -- as torch's own
+            replaced = hook(layer, args, kwargs)
+            if replaced is not None:
+                args, kwargs = _pair(replaced)
+        result = step(*args, **kwargs)
+        layer._optimizer_step_code()  # noqa: SLF001 -- where torch's tracer looks
+        for hook in (*layer._optimizer_step_post_hooks.values(), *after.values()):  # noqa: SLF001
+            hook(layer, args, kwargs)
     return result
+
+
+def _pair(replaced: object) -> tuple[Any, Any]:
+    """Return what a hook returned, if torch takes it: new arguments and keywords."""
+    match replaced:
+        case tuple((args, kwargs)):
+            return args, kwargs
+        case _:
+            raise RuntimeError(
+                "a step pre-hook must return None or a tuple of (new_args, new_kwargs),"
+                f" got {type(replaced).__name__}"
+            )

@@ -137,7 +137,7 @@ class Engine:
             )
             check_batch(uses, owners, batch, unit_of_row, num_units=num_units)
         # One that mixes may have made all others so, hence after the graph's checks.
-        if bool(nonfinite_U.all()):
+        if float(nonfinite_U.min()) > 0:
             return nothing()
         factor_U = whose.weights(reduction).to(losses.device) * loss_scale
         groups = [0] * len(parameters) if groups is None else [*groups]

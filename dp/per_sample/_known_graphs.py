@@ -145,7 +145,8 @@ class KnownGraphs:
             SampleMixingError: If a row of a use, or of the data, is several units'.
             UnsupportedOperationError: If the graph hides where parameters are used.
         """
-        self._public.refresh()
+        if self._public:  # As a rule nothing is declared.
+            self._public.refresh()
         known = self._recognised(root, parameters, units)
         if known is None:
             known = self._walked(root, parameters, units)

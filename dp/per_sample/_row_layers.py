@@ -30,6 +30,7 @@ from dp.per_sample._parts.part import (
     GradPart,
     MaterializedGrads,
     loses_small_factors,
+    may_lose_unseen,
     rounded_up,
     zeroed,
 )
@@ -205,6 +206,9 @@ class RowLayers:
         Args:
             grads: None for a layer that no loss depends on: its gradients are zero.
         """
+        given = [grad for grad in grads if grad is not None]
+        if len(given) == len(self.layers):  # As a rule.
+            return OuterProducts(self.layers, [*self.inputs], given)
         reached = [
             (layer, data, grad)
             for layer, data, grad in zip(self.layers, self.inputs, grads, strict=True)
@@ -263,7 +267,8 @@ class OuterProducts:
         squares = _squared_norms(factors)
         if loses_small_factors(squares):
             squares = _squared_norms([factor.double() for factor in factors])
-        squares = rounded_up(squares, max(factor.shape[1] for factor in factors))
+        if may_lose_unseen(squares):
+            squares = rounded_up(squares, max(factor.shape[1] for factor in factors))
         of_inputs_LB, of_grads_LB = squares.chunk(2)
         groups = {group_of[index] for index in self._place_of}
         has_bias = [layer.bias is not None for layer in self._layers]

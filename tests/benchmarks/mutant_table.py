@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant("clipping", "(norms_GB + self.stability)", "self.stability", "automatic clipping does not divide by the norm", "test_clipping.py"),
     Mutant("clipping", "return 1 - _MARGIN_EPS * torch.finfo(dtype).eps", "return 1.0", "no margin for rounding", "test_clipping.py"),
     Mutant("clipping", "(bounds_G[:, None] / norms_GB).clamp(max=1.0)", "bounds_G[:, None] / norms_GB", "small gradients are scaled up", "test_clipping.py"),
-    Mutant("clipping", "return torch.where(normal_GB, factors_GB, 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
+    Mutant("clipping", "return factors_GB.masked_fill_(normal_GB.logical_not_(), 0.0)", "return factors_GB", "a NaN norm is a NaN factor", "test_clipping.py"),
     Mutant("clipping", "(2.0 if relation ==", "(1.0 if relation ==", "replacing one counts as adding one", "test_clipping.py"),
     Mutant("optimizer/_validate", "if sensitivity != plan.max_grad_norm_at(0):", "if False:", "the clipping rule need not fit the plan", OPTIMIZER),
     # Quantile clipping
@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", "        if self._rounds:", "        if False:", "clipped sums are rounded to 16 bits by a parametrization", "per_sample/test_precision.py"),
-    Mutant("per_sample", "dropped_GB = factors_GB == 0", "dropped_GB = factors_GB < 0", "zero times infinity reaches the sum", ENGINE),
+    Mutant("per_sample", "are_kept = factors_GB.all(1).tolist()", "are_kept = [True] * len(factors_GB)", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
     Mutant("per_sample", "if bool((written.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
     Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
@@ -766,4 +766,7 @@ MUTANTS = (
     Mutant("_mechanism/witness", "        if counted.misses(ledger.segments(), failure=ledger.failure):", "        if False:", "a run goes on whose earlier charges are lost", "test_meter.py"),
     Mutant("optimizer/_guard", "    if parameters and not _protected.owners_of(parameters):", "    if False:", "nobody asks whether a private optimizer is protected", "test_witness.py"),
     Mutant("per_sample/_engine", "        check_flags(passes.known.graph.nodes)", "        pass", "flags are looked at in one place alone", "per_sample/test_verified_files.py"),
+    Mutant("optimizer/_step_hooks", "(_BEFORE, _AFTER) if is_outer", "({}, {}) if is_outer", "what watches the steps of all optimizers does not see private ones", "test_transparent_hooks.py"),
+    Mutant("per_sample/_gradients", "    if all(are_kept):", "    if any(are_kept):", "who is dropped from one group of parameters alone is not", "per_sample/test_gradients.py"),
+    Mutant("per_sample/_engine", "if float(nonfinite_U.min()) > 0:", "if float(nonfinite_U.max()) > 0:", "one loss that is not finite takes everybody's gradient along", "per_sample/test_gradients.py"),
 )  # fmt: skip

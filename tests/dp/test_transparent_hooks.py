@@ -13,6 +13,7 @@ from torch.optim.optimizer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
+from dp.optimizer import _step_hooks
 from dp.optimizer._transparent import TransparentOptimizer
 
 
@@ -118,6 +119,57 @@ def test_a_pre_hook_may_replace_the_arguments(hooked):
     outer.step()
 
     assert inner.received == (4.0, 2.0)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("returned", [False, [], (1,), [(), {}]], ids=str)
+def test_a_pre_hook_returns_a_pair_or_none(depth, returned):
+    """Whatever else it returns is an error, as without a layer."""
+    inner = Scaled([nn.Parameter(torch.zeros(1))])
+    outer = stacked(inner, depth)
+    outer.register_step_pre_hook(lambda *_: returned)
+
+    with pytest.raises(
+        RuntimeError, match=r"None or a tuple of \(new_args, new_kwargs\)"
+    ):
+        outer.step()
+
+
+def test_global_hooks_surround_those_of_the_outer_object(global_hooks):
+    """In torch's order: the first before the step is the last after it."""
+    outer = Layer(sgd())
+    outer.register_step_pre_hook(lambda *_: global_hooks.append(("own pre", outer)))
+    outer.register_step_post_hook(lambda *_: global_hooks.append(("own post", outer)))
+
+    outer.step()
+
+    assert [name for name, _ in global_hooks] == ["pre", "own pre", "own post", "post"]
+
+
+def test_a_hook_may_remove_itself():
+    """As one does that waits for the first step; the others are called all the same."""
+    outer, seen = Layer(sgd()), []
+
+    def once(*_):
+        seen.append("once")
+        handle.remove()
+
+    handle = outer.register_step_pre_hook(once)
+    outer.register_step_pre_hook(lambda *_: seen.append("always"))
+    outer.step()
+    outer.step()
+
+    assert seen == ["once", "always", "always"]
+
+
+def test_no_record_is_opened_while_no_profiler_is_on(monkeypatch):
+    """It takes longer than the hooks of a step."""
+    opened = []
+    monkeypatch.setattr(_step_hooks, "record_function", opened.append)
+
+    Layer(sgd()).step()
+
+    assert not opened
 
 
 @pytest.mark.parametrize("depth", [1, 3])

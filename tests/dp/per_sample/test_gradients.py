@@ -536,6 +536,26 @@ def test_examples_without_a_finite_loss_have_no_part(positions, by_loop, per_exa
     torch.testing.assert_close(norms_B[[0, 3, 4]], true_B[[0, 3, 4]])
 
 
+@pytest.mark.parametrize("positions", [(), (3,)], ids=str)
+def test_an_example_may_be_dropped_from_one_group_alone(positions):
+    """Zero times infinity reaches no sum, and the other group has the example."""
+    first, second = nn.Linear(4, 2), nn.Linear(4, 2)
+    parameters = [*first.parameters(), *second.parameters()]
+    x = torch.randn(B, *positions, 4)
+    bad = x.clone()
+    bad[1] = math.inf
+    losses_B = (first(bad) + second(x)).flatten(1).sum(1)
+    gradients = Engine().gradients(losses_B, parameters)
+    factors_GB = torch.ones(2, B)
+    factors_GB[0, 1] = 0
+    sums = [torch.zeros_like(p) for p in parameters]
+    gradients.add_weighted_sum(factors_GB, [0, 0, 1, 1], sums)
+
+    x_B4 = x.reshape(B, -1, 4).sum(1)
+    torch.testing.assert_close(sums[2][0], x_B4.sum(0))
+    torch.testing.assert_close(sums[0][0], x_B4.sum(0) - x_B4[1])
+
+
 def test_a_batch_without_any_finite_loss_adds_nothing():
     """Nobody contributes."""
     model, engine = nn.Linear(4, 2), Engine()
