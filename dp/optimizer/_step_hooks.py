@@ -14,7 +14,11 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
 from torch.autograd.profiler import record_function
-from torch.optim import Optimizer, optimizer as of_torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 
 __all__ = ("disable_dynamo", "profiled", "step_of_wrapped", "wrap_step_hooks")
@@ -23,8 +27,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNPROFILED: Final = nullcontext()
-_BEFORE: Final = of_torch._global_optimizer_pre_hooks  # noqa: SLF001 -- as torch's own
-_AFTER: Final = of_torch._global_optimizer_post_hooks  # noqa: SLF001
 
 
 def wrap_step_hooks(step: Callable[P, R]) -> Callable[P, R]:
@@ -86,7 +88,9 @@ def step_of_wrapped(
 
 def _hooked(step: Callable[..., Any], args: Any, kwargs: Any, *, is_outer: bool) -> Any:
     """Call *step* of the first of *args* between its hooks, and global ones if outer."""
-    layer, (before, after) = args[0], (_BEFORE, _AFTER) if is_outer else ({}, {})
+    layer = args[0]
+    before = _global_optimizer_pre_hooks if is_outer else {}
+    after = _global_optimizer_post_hooks if is_outer else {}
     with profiled(f"Optimizer.step#{type(layer).__name__}.step"):
         # Copies: one that is called may remove itself.
         for hook in (*before.values(), *layer._optimizer_step_pre_hooks.values()):  # noqa: SLF001 -- as torch's own
