@@ -291,7 +291,8 @@ def main() -> int:
                 f" {verdict.killer or 'SURVIVES'}: {verdict.mutant.breaks}",
                 flush=True,
             )
-    check_that_killers_pass(verdicts, arguments.root)
+    if verdicts:
+        check_that_killers_pass(verdicts, arguments.root)
     return int(any(verdict.killer is None for verdict in verdicts))
 
 
