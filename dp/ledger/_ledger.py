@@ -314,8 +314,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
         self.check_meter()
-        # Read once: another thread may charge while this one saves.
-        segments, remarks = self._segments, self._remarks
+        segments, remarks = self._segments, self._remarks  # Others may charge.
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
@@ -374,8 +373,8 @@ class Ledger:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
-        fork.meter = copy(self.meter)  # First: another thread may charge meanwhile.
-        fork._segments = self._segments  # Replaced as a whole, never written to.
+        # In this order: another thread may charge, and then count, meanwhile.
+        fork.meter, fork._segments = copy(self.meter), self._segments
         fork._failure = self._failure
         fork._remarks = self._remarks
         fork._asked = self._asked
