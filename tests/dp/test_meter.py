@@ -368,6 +368,22 @@ def test_a_charge_is_of_what_it_is_accounted_as(changes, kind):
     assert Kind.of(replace(CHARGE, **changes)) == kind
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"planned_noise_multiplier": 3.0}, {"planned_sampling_probability": 0.1}],
+)
+def test_a_charge_that_is_accounted_as_less_than_was_released_is_missing(changes):
+    """What was used says nothing where another number is composed."""
+    run = make_run()
+    train(run, 2)
+    ledger = run[1].ledger
+    (charge,) = ledger.charges()
+    ledger._segments = {ledger.segment: (replace(charge, **changes),)}
+
+    assert ledger.spent().epsilon == math.inf
+    assert ledger.guarantee().epsilon == math.inf
+
+
 def test_states_of_one_run_count_once():
     """Going back to an older checkpoint, and on from it, is no alarm."""
     run = make_run()
