@@ -42,7 +42,7 @@ ROOTS = (
 
 # What must be believed for one CPU process may not grow beyond this unnoticed. The goal
 # is 3500.
-MOST_LINES = 4052
+MOST_LINES = 4051
 
 _OPTIMIZER, _MANY = "dp/test_optimizer.py::test_", "dp/test_optimizer_many.py::test_"
 _GRADIENTS = "dp/per_sample/test_gradients.py::test_"

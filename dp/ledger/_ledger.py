@@ -314,11 +314,12 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """Return the charges in plain types, as ``torch.load`` reads by default."""
         self.check_meter()
+        segments, remarks = self._segments, self._remarks  # Others may charge.
         state: dict[str, Any] = {
             "version": VERSION,
             "unit_of_privacy": self._plan.unit_of_privacy,
-            "segments": rows(self._segments),
-            **self._remarks.to_dict(),
+            "segments": rows(segments),
+            **remarks.to_dict(),
         }
         if self._failure is not None:
             state["failure"] = self._failure
@@ -326,7 +327,7 @@ class Ledger:
             state["queries"] = self._asked.rows()
         # What could not be read again is not written, so that reading and writing need
         # not be believed.
-        if read(state) != (self._segments, self._remarks):
+        if read(state) != (segments, remarks):
             raise LedgerError(f"the state of {self!r} says other charges: {_BUG}")
         return state
 
@@ -372,9 +373,9 @@ class Ledger:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Ledger":
         fork = Ledger(self._plan)
-        fork._segments = self._segments  # Replaced as a whole, never written to.
+        # In this order: another thread may charge, and then count, meanwhile.
+        fork.meter, fork._segments = copy(self.meter), self._segments
         fork._failure = self._failure
-        fork.meter = copy(self.meter)
         fork._remarks = self._remarks
         fork._asked = self._asked
         return fork

@@ -42,11 +42,10 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, charge: Charge) -> Self:
-        """Return what a charge is accounted as: what was planned, where that costs more."""
-        used, q = charge.noise_multiplier, charge.sampling_probability
-        sigma = min(used, charge.planned_noise_multiplier or used)
-        q = max(q, charge.planned_sampling_probability or q)
-        return cls(sigma, q, charge.truncation)
+        """Return what a charge is accounted as, be that more noise than was used."""
+        composed = charge.to_release()
+        sigma, q = composed.noise_multiplier, composed.sampling_probability
+        return cls(sigma, q, composed.truncation)
 
 
 @final

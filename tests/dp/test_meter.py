@@ -6,6 +6,7 @@ beside it: a charge that is lost, or too small, shows before an epsilon is state
 
 import copy
 import math
+import pickle
 from collections import Counter
 from dataclasses import replace
 from unittest.mock import patch
@@ -259,6 +260,54 @@ def test_a_ledger_that_says_it_knows_another_one_is_not_believed():
         train((run[0], again, run[2]), 1)
 
 
+def pickled(ledger):
+    return pickle.loads(pickle.dumps(ledger))  # noqa: S301 -- our own bytes
+
+
+# What reads the charges of a ledger, and its count of releases beside them.
+READS = {
+    "a copy": lambda optimizer: copy.deepcopy(optimizer.ledger).guarantee(),
+    "a pickle": lambda optimizer: pickled(optimizer.ledger).spent(),
+    "a guarantee": DPOptimizer.guarantee,
+    "what is spent": DPOptimizer.spent,
+    "a certificate": DPOptimizer.certificate,
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_release_of_another_thread_is_no_alarm(name):
+    """It may come at any moment of a read: before the meter is copied, or after."""
+    run = make_run()
+    ledger, right_copy, right_rows = run[1].ledger, Meter.__copy__, _ledger.rows
+
+    def release():
+        ledger.reserve(
+            sampling_probability=0.5, noise_multiplier=1.0, max_grad_norm=0.5
+        )
+        ledger.meter.count(ledger.segment, Kind(1.0, 0.5, None))
+
+    def late_copy(meter):
+        if meter is ledger.meter:
+            release()
+        return right_copy(meter)
+
+    def early_rows(segments):
+        rows = right_rows(segments)
+        if segments == ledger.segments():
+            release()
+        return rows
+
+    with (
+        patch.object(Meter, "__copy__", late_copy),
+        patch.object(_ledger, "rows", early_rows),
+    ):
+        read = READS[name](run[1])
+
+    assert ledger.steps
+    assert read.epsilon < math.inf
+    assert ledger.failure is None
+
+
 CHARGE = Charge(
     sampling_probability=0.5, noise_multiplier=1.0, max_grad_norm=2.0, count=3
 )
@@ -317,6 +366,22 @@ def test_rounding_of_many_noise_multipliers_is_no_alarm():
 def test_a_charge_is_of_what_it_is_accounted_as(changes, kind):
     """Whichever costs more of what was planned and what was done."""
     assert Kind.of(replace(CHARGE, **changes)) == kind
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"planned_noise_multiplier": 3.0}, {"planned_sampling_probability": 0.1}],
+)
+def test_a_charge_that_is_accounted_as_less_than_was_released_is_missing(changes):
+    """What was used says nothing where another number is composed."""
+    run = make_run()
+    train(run, 2)
+    ledger = run[1].ledger
+    (charge,) = ledger.charges()
+    ledger._segments = {ledger.segment: (replace(charge, **changes),)}
+
+    assert ledger.spent().epsilon == math.inf
+    assert ledger.guarantee().epsilon == math.inf
 
 
 def test_states_of_one_run_count_once():
