@@ -63,7 +63,7 @@ class Ledger:
         self._budget = Budget(plan)
         self._terms = TermsOfSteps(plan, self._budget)
         self._totals = Totals(self._segments, steps=0, as_planned=True)
-        self.meter = Meter(plan.unit_of_privacy)  # Counted where noise is added.
+        self.meter: Meter = Meter(plan.unit_of_privacy)  # Counted where noise is added.
         self._lock = threading.RLock()  # What an interrupt leaves held is re-entered.
 
     @property
