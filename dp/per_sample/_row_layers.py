@@ -206,9 +206,6 @@ class RowLayers:
         Args:
             grads: None for a layer that no loss depends on: its gradients are zero.
         """
-        given = [grad for grad in grads if grad is not None]
-        if len(given) == len(self.layers):  # As a rule.
-            return OuterProducts(self.layers, [*self.inputs], given)
         reached = [
             (layer, data, grad)
             for layer, data, grad in zip(self.layers, self.inputs, grads, strict=True)

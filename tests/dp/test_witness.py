@@ -722,9 +722,35 @@ def test_what_cannot_be_compared_is_admitted(make_plan):
     ledger = Ledger(plan)
     witness = ReleaseWitness(plan, FlatClipping(max_grad_norm=1.0), ledger, Engine())
 
-    witness.admit([{"params": [torch.zeros(2, dtype=torch.complex64)]}])
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    parameter.grad = torch.ones_like(parameter)
+
+    witness.admit([{"params": [parameter]}])
 
     assert ledger.failure is None
+
+
+def test_a_batch_is_admitted_where_torch_has_no_sums_of_a_part():
+    """What cannot be compared of its first part is not asked for of the next."""
+    run = make_run()
+    with patch.object(Engine, "own_sums", lambda *_: None):
+        train(run, num_steps=2, num_parts=2)
+
+    assert run[1].ledger.steps == 2
+
+
+def test_a_run_that_goes_on_within_a_pass_owes_nothing_for_it():
+    """Its first step has paid for all of it, before a state was loaded."""
+    sampling = dp.RandomAllocation(steps_per_pass=4)
+    model, optimizer, loader = make_run(sampling=sampling, steps=8)
+    for step, (x,) in zip(range(3), loader, strict=False):
+        optimizer.backward(lambda batch: losses(model, batch), x)
+        optimizer.step()
+        if step == 0:
+            optimizer.load_state_dict(optimizer.state_dict())
+
+    assert optimizer.ledger.segments().keys() - {optimizer.ledger.segment}
+    assert optimizer.ledger.failure is None
 
 
 def test_an_interrupt_leaves_no_witness_behind():
