@@ -766,7 +766,7 @@ MUTANTS = (
     Mutant("_mechanism/metering", "    if column_of_units(plan.unit_of_privacy) and loader.units_digest is None:", "    if False:", "rows are drawn where units have several", "test_witness.py"),
     Mutant("_mechanism/witness", "        if not (may_be_more or accounted <= planned(ledger.steps - 1)):", "        if False:", "more noise than planned is accounted as what it was", "test_meter.py"),
     Mutant("_mechanism/witness", "        if counted.misses(ledger.segments(), failure=ledger.failure):", "        if False:", "a run goes on whose earlier charges are lost", "test_meter.py"),
-    Mutant("optimizer/_guard", "    if parameters and not _protected.owners_of(parameters):", "    if False:", "nobody asks whether a private optimizer is protected", "test_witness.py"),
+    Mutant("optimizer/_guard", "    if parameters and not _protected.owners_of(parameters[:1]):", "    if False:", "nobody asks whether a private optimizer is protected", "test_witness.py"),
     Mutant("per_sample/_engine", "        check_flags(passes.known.graph.nodes)", "        pass", "flags are looked at in one place alone", "per_sample/test_verified_files.py"),
     Mutant("optimizer/_step_hooks", "    before = _global_optimizer_pre_hooks if is_outer else {}", "    before = {}", "what watches the steps of all optimizers does not see private ones", "test_transparent_hooks.py"),
     Mutant("per_sample/_gradients", "    if all(are_kept):", "    if any(are_kept):", "who is dropped from one group of parameters alone is not", "per_sample/test_gradients.py"),
