@@ -357,6 +357,7 @@ def test_composing_rounds_no_more_than_is_taken_off(count, q, sigma, width):
     assert too_small <= _composition.most_rounded((release,))
 
 
+@pytest.mark.slow
 def test_many_releases_at_a_small_delta_cost_what_they_cost():
     """By exponential tilting, 3.9872 keeps 1.135 times this delta: it was claimed."""
     releases = [

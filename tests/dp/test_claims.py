@@ -567,6 +567,7 @@ def cut(document, *places):
     return replace(document, runs=tuple(runs))
 
 
+@pytest.mark.slow
 def test_leaving_out_the_rest_of_one_of_several_runs_is_found():
     """Of other plans, of the same plan, and of forks."""
     ledger = charged(5)
@@ -595,6 +596,7 @@ def test_leaving_out_the_rest_of_one_of_several_runs_is_found():
     assert "run 2: remaining steps" in refuted(altered)
 
 
+@pytest.mark.slow
 def test_a_public_end_in_a_composition_leaves_nothing():
     """By the word of the last certificate of the run, whichever comes first."""
     ledger = charged(5)

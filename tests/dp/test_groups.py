@@ -209,6 +209,7 @@ def test_a_run_beyond_its_target_for_the_group_is_found():
     assert "run 1: target epsilon" in fails(dataclasses.replace(statement, runs=(run,)))
 
 
+@pytest.mark.slow
 def test_certificates_of_other_groups_are_not_composed():
     """Their epsilons are about other people."""
     statement = certificate(charged(12, steps=12))

@@ -391,6 +391,7 @@ def test_a_composition_keeps_runs_that_only_answered(make_plan):
     assert dp.compose(one, trained_too).epsilon == pytest.approx(whole, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_only_answered_is_no_part_of_another(make_plan):
     """Its answers may have decided that it took no step, so that its plan counts, too."""
     plan = make_plan(queries=ASKED, steps=4)
