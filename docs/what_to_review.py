@@ -31,7 +31,7 @@ from source_tree import ROOT, code_lines, files, reachable
 PAGE = ROOT / "docs/explanation/what-to-review.md"
 MUTANTS = ROOT / "tests/benchmarks/mutant_table.py"
 BEYOND: dict[str, Mapping[str, Claim]] = {
-    "Releases that are not compared add": UNCOMPARED,
+    "Releases that are not compared, and passes and rounds, add": UNCOMPARED,
     "Refusals of losses that depend on other examples' data add": REFUSALS,
     "Units of several rows, or along no axis, add": UNITS,
     "Compiled models, own rules and other options add": OPTIONS,

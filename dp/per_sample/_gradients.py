@@ -360,13 +360,11 @@ def _by_group(values_LB: Tensor, groups: Sequence[int]) -> Iterator[tuple[int, T
 
 def _dropped(factors_GB: Tensor) -> list[Tensor | None]:
     """Return who has a factor of zero, [B] of each group; None where nobody has."""
-    are_kept = factors_GB.all(1).tolist()
-    if all(are_kept):
-        return [None] * len(are_kept)
-    masks = (factors_GB == 0).unbind()
     return [
-        None if is_kept else mask_B
-        for mask_B, is_kept in zip(masks, are_kept, strict=True)
+        None if is_kept else factors_B == 0
+        for is_kept, factors_B in zip(
+            factors_GB.all(1).tolist(), factors_GB.unbind(), strict=True
+        )
     ]
 
 

@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant("per_sample", "if torch.is_autocast_enabled(device_type):", "if False:", "an autocast around backward rounds clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", 'backend.fp32_precision = "ieee"', "pass", "TF32 reaches norms and clipped sums", "per_sample/test_precision.py"),
     Mutant("per_sample", "        if self._rounds:", "        if False:", "clipped sums are rounded to 16 bits by a parametrization", "per_sample/test_precision.py"),
-    Mutant("per_sample", "are_kept = factors_GB.all(1).tolist()", "are_kept = [True] * len(factors_GB)", "zero times infinity reaches the sum", ENGINE),
+    Mutant("per_sample/_gradients", "factors_GB.all(1).tolist(), factors_GB.unbind()", "[True] * len(factors_GB), factors_GB.unbind()", "zero times infinity reaches the sum", ENGINE),
     Mutant("per_sample", "torch.where(low == high, high, MIXED))", "high)", "where units meet, the last one owns the row", ISOLATION),
     Mutant("per_sample", "if bool((written.gather(axis, index) == rows).all()):", "if True:", "a row that two units take is the last one's", ISOLATION),
     Mutant("per_sample", "        if not is_static:", "        if False:", "an index that changes is not looked at again", ISOLATION),
@@ -769,6 +769,6 @@ MUTANTS = (
     Mutant("optimizer/_guard", "    if parameters and not _protected.owners_of(parameters[:1]):", "    if False:", "nobody asks whether a private optimizer is protected", "test_witness.py"),
     Mutant("per_sample/_engine", "        check_flags(passes.known.graph.nodes)", "        pass", "flags are looked at in one place alone", "per_sample/test_verified_files.py"),
     Mutant("optimizer/_step_hooks", "    before = _global_optimizer_pre_hooks if is_outer else {}", "    before = {}", "what watches the steps of all optimizers does not see private ones", "test_transparent_hooks.py"),
-    Mutant("per_sample/_gradients", "    if all(are_kept):", "    if any(are_kept):", "who is dropped from one group of parameters alone is not", "per_sample/test_gradients.py"),
+    Mutant("per_sample/_gradients", "None if is_kept else factors_B == 0", "None if is_kept or len(factors_GB) > 1 else factors_B == 0", "who is dropped from one group of parameters alone is not", "per_sample/test_gradients.py"),
     Mutant("per_sample/_engine", "if float(nonfinite_U.min()) > 0:", "if float(nonfinite_U.max()) > 0:", "one loss that is not finite takes everybody's gradient along", "per_sample/test_gradients.py"),
 )  # fmt: skip
